@@ -1,0 +1,799 @@
+//! `ResiliencePolicy`: how workloads call what they depend on, how their health is judged, and how they are healed.
+
+use crate::{
+    bounded::{ByteSize, Duration, IntOrPercent},
+    schema::{FLAG_KEY_PATTERN, NAME_PATTERN, OBJECT_NAME_PATTERN},
+    status::ResiliencePolicyStatus,
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Time of a call: 1 ms to 5 minutes.
+pub type CallTime = Duration<1, 300_000>;
+/// A wait that may be none: up to 5 minutes.
+pub type Wait = Duration<0, 300_000>;
+/// A break, interval or period: 100 ms to 1 hour.
+pub type Period = Duration<100, 3_600_000>;
+/// A span that may be none: up to 1 hour.
+pub type Span = Duration<0, 3_600_000>;
+/// Time of a rung: 1 second to 1 hour.
+pub type RungTime = Duration<1_000, 3_600_000>;
+/// A long span: 1 second to 7 days.
+pub type LongPeriod = Duration<1_000, 604_800_000>;
+
+/// A ResiliencePolicy says how the named workloads call what they depend on (timeouts, retries, circuit breakers, bulkheads, fallbacks), how their health is judged, and what is done, within which limits, when a check fails.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "resilience.ticketwave.io",
+    version = "v1alpha1",
+    kind = "ResiliencePolicy",
+    doc = "A ResiliencePolicy says how workloads call what they depend on, how their health is judged, and how they are healed.",
+    plural = "resiliencepolicies",
+    shortname = "rpol",
+    category = "ticketwave",
+    namespaced,
+    status = "ResiliencePolicyStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.programmed", description = "Ready pods that run this policy, of all ready pods"),
+    printcolumn(name = "Open", type_ = "string", json_path = ".status.open", description = "Circuits that are open, and in how many pods"),
+    printcolumn(name = "Degraded", type_ = "boolean", json_path = ".status.degraded"),
+    printcolumn(name = "Recovery", type_ = "string", json_path = ".status.recovery.summary", description = "What is being done, or why nothing is"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    validation = Rule::new("self.metadata.name.size() <= 63").message("a policy's name must have at most 63 characters"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.dependencies.all(d, !has(d.bulkheadRef) || self.bulkheads.exists(b, b.name == d.bulkheadRef.name))")
+        .message("every dependencies[].bulkheadRef must name an entry of bulkheads").field_path(".dependencies").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.dependencies.all(d, d.fallback.all(f, !has(f.provider) || self.dependencies.exists(o, o.name == f.provider && o.name != d.name)))")
+        .message("every fallback's provider must name another entry of dependencies").field_path(".dependencies").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.recovery) || self.recovery.ladders.all(l, self.healthChecks.exists(c, c.name == l.check))")
+        .message("every recovery.ladders[].check must name an entry of healthChecks").field_path(".recovery").reason(Reason::FieldValueInvalid),
+)]
+pub struct ResiliencePolicySpec {
+    /// The workloads that this policy is for: Deployments of the policy's own namespace, 1 to 16. When two policies name one workload, the older one keeps it.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "kind".into(), "name".into()]))]
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<TargetRef>,
+    /// Enforce (the default) programs the workloads and heals them. DryRun changes nothing outside this resource's status, which says what would be done; it holds no claim on its targets.
+    #[serde(default)]
+    pub mode: Mode,
+    /// true freezes: what is live stays, nothing new is published and nothing is healed, and the claim on the targets stays. Default: false.
+    #[serde(default)]
+    pub suspend: bool,
+    /// One entry for each thing that the workload calls, at most 16. What is not named here runs on the defaults.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
+    pub dependencies: Vec<Dependency>,
+    /// Compartments with a bounded number of calls in them, at most 16; dependencies that name the same one share it.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
+    pub bulkheads: Vec<Bulkhead>,
+    /// Checks that judge the workload's health, at most 16. One without a probe of its own is reported by the pods.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
+    pub health_checks: Vec<HealthCheck>,
+    /// What is done when a check fails, and within which limits. Without it nothing is ever done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+    /// When a pod calls itself degraded under load, and which flags change while it is. Without it: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degradation: Option<Degradation>,
+}
+
+/// A workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetRef {
+    /// API group of the workload. Only apps is known.
+    #[serde(default)]
+    pub group: TargetGroup,
+    /// Kind of the workload. Only Deployment is known.
+    #[serde(default)]
+    pub kind: TargetKind,
+    /// Name of the workload, at most 63 characters; it need not exist yet.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+}
+
+/// API group of a workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TargetGroup {
+    /// The group of Deployments.
+    #[default]
+    #[serde(rename = "apps")]
+    Apps,
+}
+
+/// Kind of a workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A Deployment.
+    #[default]
+    Deployment,
+}
+
+/// Whether a policy acts.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It does.
+    #[default]
+    Enforce,
+    /// It only says what it would do.
+    DryRun,
+}
+
+/// How one thing is called.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    // The waits of the first `numRetries` retries: base * factor^i, each at most maxInterval, all in milliseconds.
+    validation = Rule::new(
+        "[double(self.retry.backOff.factor)].all(f, [[1.0, f, f*f, f*f*f, f*f*f*f, f*f*f*f*f, f*f*f*f*f*f, f*f*f*f*f*f*f, f*f*f*f*f*f*f*f, f*f*f*f*f*f*f*f*f]].all(p, \
+         [[double(duration(self.retry.backOff.baseInterval).getMilliseconds()), double(duration(self.retry.backOff.maxInterval).getMilliseconds())]].all(w, \
+         self.retry.numRetries == 0 || [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*w[0] < w[1] ? p[i]*w[0] : w[1]).sum() < double(duration(self.timeout.request).getMilliseconds()))))")
+        .message("the waits between the retries (backOff, numRetries) must together be shorter than timeout.request, or the last retry could never start")
+        .field_path(".retry").reason(Reason::FieldValueInvalid),
+)]
+pub struct Dependency {
+    /// Name of the dependency, as the workload knows it, at most 63 characters.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Deadlines of a call. Default: 15s in all, 10s for each try.
+    #[serde(default)]
+    pub timeout: Timeout,
+    /// Retries within the deadline. Default: 3 retries after 2s, 4s and 8s.
+    #[serde(default)]
+    pub retry: Retry,
+    /// The circuit breaker. Default: it opens after 5 failures in a row, for 30s.
+    #[serde(default)]
+    pub circuit_breaker: CircuitBreaker,
+    /// The bulkhead that calls pass through. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulkhead_ref: Option<BulkheadRef>,
+    /// What to answer with when the call fails: tried in this order, at most 4. Default: nothing, the caller sees the failure.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 4))]
+    pub fallback: Vec<Fallback>,
+}
+
+/// Deadlines of a call.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.perTry) <= duration(self.request)")
+        .message(Message::Expression("'must not be longer than request (' + self.request + '): perTry is ' + self.perTry".into()))
+        .field_path(".perTry").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.connect) || duration(self.connect) <= duration(self.perTry)")
+        .message(Message::Expression("'must not be longer than perTry (' + self.perTry + ')'".into()))
+        .field_path(".connect").reason(Reason::FieldValueInvalid),
+)]
+pub struct Timeout {
+    /// Total time of a call with all its tries and waits, 1ms to 5m. Default: 15s.
+    #[serde(default = "defaults::request")]
+    pub request: CallTime,
+    /// Time of one try, 1ms to 5m, at most request. Default: 10s.
+    #[serde(default = "defaults::per_try")]
+    pub per_try: CallTime,
+    /// Time to open a connection, 1ms to 5m, at most perTry. Default: bounded by perTry alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<CallTime>,
+}
+
+impl Default for Timeout {
+    fn default() -> Self {
+        Self { request: defaults::request(), per_try: defaults::per_try(), connect: None }
+    }
+}
+
+/// Retries of a call.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Tries after the first one, 0 to 10. Default: 3.
+    #[serde(default = "defaults::num_retries")]
+    #[schemars(range(min = 0, max = 10))]
+    pub num_retries: i32,
+    /// Waits between the tries. Default: 2s, doubled each time.
+    #[serde(default)]
+    pub back_off: BackOff,
+    /// Failures that are worth another try. Default: Timeout, ConnectFailure, 5xx. Answers that mean "no" (such as too few tickets left) are never retried.
+    #[serde(default = "defaults::retry_on")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 8))]
+    pub retry_on: Vec<RetryOn>,
+    /// HTTP status codes that are retried besides what retryOn names, 400 to 599, at most 16. Default: none.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 16), inner(range(min = 400, max = 599)))]
+    pub http_status_codes: Vec<i32>,
+    /// HTTP methods that may be sent twice; any other is retried only with an idempotency key. Default: GET, HEAD, OPTIONS, PUT, DELETE.
+    #[serde(default = "defaults::methods")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 8))]
+    pub methods: Vec<Method>,
+    /// Bound on retries as a share of the traffic. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<RetryBudget>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            num_retries: defaults::num_retries(),
+            back_off: BackOff::default(),
+            retry_on: defaults::retry_on(),
+            http_status_codes: Vec::new(),
+            methods: defaults::methods(),
+            budget: None,
+        }
+    }
+}
+
+/// Waits between tries.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.baseInterval) <= duration(self.maxInterval)")
+        .message(Message::Expression("'must not be longer than maxInterval (' + self.maxInterval + ')'".into()))
+        .field_path(".baseInterval").reason(Reason::FieldValueInvalid),
+)]
+pub struct BackOff {
+    /// Wait before the first retry, 0s to 5m. Default: 2s.
+    #[serde(default = "defaults::base_interval")]
+    pub base_interval: Wait,
+    /// Each wait is this many times the one before, 1 to 10. Default: 2.
+    #[serde(default = "defaults::factor")]
+    #[schemars(range(min = 1.0, max = 10.0))]
+    pub factor: f64,
+    /// Longest wait, 0s to 5m. Default: 30s.
+    #[serde(default = "defaults::max_interval")]
+    pub max_interval: Wait,
+    /// A wait is shortened by a random share of up to this many percent, so that callers do not come back in step, 0 to 100. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub jitter_percent: i32,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self {
+            base_interval: defaults::base_interval(),
+            factor: defaults::factor(),
+            max_interval: defaults::max_interval(),
+            jitter_percent: 0,
+        }
+    }
+}
+
+/// Failures that a retry may cure.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryOn {
+    /// No answer within perTry.
+    Timeout,
+    /// No connection, or it broke before an answer.
+    ConnectFailure,
+    /// HTTP status 500 and above.
+    #[serde(rename = "5xx")]
+    ServerError,
+    /// HTTP 429, or 503 with Retry-After.
+    RateLimited,
+    /// A database deadlock or serialization failure.
+    Deadlock,
+    /// Somebody else changed the row first.
+    VersionConflict,
+}
+
+/// HTTP methods.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "they are what HTTP says")]
+pub enum Method {
+    Get,
+    Head,
+    Options,
+    Put,
+    Delete,
+    Post,
+    Patch,
+}
+
+/// Bound on retries as a share of the traffic.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Retries per hundred calls, 0 to 100. Default: 20.
+    #[serde(default = "defaults::budget_percent")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+    /// The time over which calls are counted, 1s to 1h. Default: 10s.
+    #[serde(default = "defaults::ten_seconds")]
+    pub interval: RungTime,
+    /// Retries that are always allowed in each interval, 0 to 1000. Default: 10.
+    #[serde(default = "defaults::min_retries")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub min_retries: i32,
+}
+
+/// A circuit breaker. It opens after consecutiveFailures, or on failureRatioPercent: one of the two.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(has(self.consecutiveFailures) && has(self.failureRatioPercent))")
+        .message("consecutiveFailures and failureRatioPercent exclude each other: keep one of them")
+        .field_path(".consecutiveFailures").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("has(self.failureRatioPercent) || !(has(self.minimumThroughput) || has(self.samplingDuration))")
+        .message("minimumThroughput and samplingDuration belong to failureRatioPercent, which is not set")
+        .reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.maxBreakDuration) || duration(self.breakDuration) <= duration(self.maxBreakDuration)")
+        .message(Message::Expression("'must not be shorter than breakDuration (' + self.breakDuration + ')'".into()))
+        .field_path(".maxBreakDuration").reason(Reason::FieldValueInvalid),
+)]
+pub struct CircuitBreaker {
+    /// Failures in a row that open the circuit, 1 to 1000. Default: 5, unless failureRatioPercent is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub consecutive_failures: Option<i32>,
+    /// Share of failed calls, in percent, that opens the circuit, 1 to 100. Default: not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub failure_ratio_percent: Option<i32>,
+    /// Calls within samplingDuration below which failureRatioPercent is not judged, 2 to 100000. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 100_000))]
+    pub minimum_throughput: Option<i32>,
+    /// Window over which failureRatioPercent is judged, 100ms to 1h. Default: 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling_duration: Option<Period>,
+    /// How long the circuit stays open before trial calls are let through, 100ms to 1h. Default: 30s.
+    #[serde(default = "defaults::break_duration")]
+    pub break_duration: Period,
+    /// Each failed trial doubles the break, up to this, 100ms to 1h. Default: the break does not grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_break_duration: Option<Period>,
+    /// Trial calls at once while half-open, 1 to 100; as many successes in a row close the circuit. Default: 1.
+    #[serde(default = "defaults::half_open_max_requests")]
+    #[schemars(range(min = 1, max = 100))]
+    pub half_open_max_requests: i32,
+    /// Slow calls count too. Default: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_call: Option<SlowCall>,
+    /// Open holds the circuit open, Closed holds it closed, Auto lets it judge for itself. Default: Auto.
+    #[serde(default)]
+    pub manual_state: ManualState,
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: None,
+            failure_ratio_percent: None,
+            minimum_throughput: None,
+            sampling_duration: None,
+            break_duration: defaults::break_duration(),
+            max_break_duration: None,
+            half_open_max_requests: defaults::half_open_max_requests(),
+            slow_call: None,
+            manual_state: ManualState::Auto,
+        }
+    }
+}
+
+/// When a call counts as slow.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SlowCall {
+    /// A call that takes this long or longer is slow, 1ms to 5m.
+    pub duration: CallTime,
+    /// Share of slow calls, in percent, that opens the circuit, 1 to 100. Default: 50.
+    #[serde(default = "defaults::slow_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub percent: i32,
+}
+
+/// A person's word over the breaker.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ManualState {
+    /// It judges for itself.
+    #[default]
+    Auto,
+    /// Held open.
+    Open,
+    /// Held closed.
+    Closed,
+}
+
+/// Reference to a bulkhead of the same policy.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct BulkheadRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+}
+
+/// What to answer with when a call fails.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.type == 'Provider') == has(self.provider)").message("provider must be set for type Provider, and for no other").field_path(".provider").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("(self.type == 'Static') == has(self.response)").message("response must be set for type Static, and for no other").field_path(".response").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.type == 'Cache' || !has(self.cache)").message("cache may be set for type Cache only").field_path(".cache").reason(Reason::FieldValueInvalid),
+)]
+pub struct Fallback {
+    /// Cache: the last good answer. Provider: another dependency that does the same, only when the first is known not to have acted. Queue: taken now, settled later. Static: a fixed answer.
+    #[serde(rename = "type")]
+    pub type_: FallbackType,
+    /// For Cache: how old an answer may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheFallback>,
+    /// For Provider: name of the other dependency.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub provider: Option<String>,
+    /// For Static: the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<StaticResponse>,
+}
+
+/// Kinds of fallback.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "described on Fallback::type_, which is what people see")]
+pub enum FallbackType {
+    Cache,
+    Provider,
+    Queue,
+    Static,
+}
+
+/// How old a cached answer may be.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheFallback {
+    /// How long an answer is fresh, 100ms to 1h. Default: 5m.
+    #[serde(default = "defaults::cache_ttl")]
+    pub ttl: Period,
+    /// How long past ttl it may still be given, 0s to 1h. Default: 0s.
+    #[serde(default = "defaults::zero")]
+    pub max_stale: Span,
+}
+
+/// A fixed answer.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StaticResponse {
+    /// HTTP status, 200 to 599. Default: 503.
+    #[serde(default = "defaults::status_code")]
+    #[schemars(range(min = 200, max = 599))]
+    pub status_code: i32,
+    /// Body, sent as it is, at most 4096 characters. Default: empty.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub body: String,
+}
+
+/// A compartment with a bounded number of calls in it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Bulkhead {
+    /// Name of the bulkhead, at most 63 characters.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Calls at once in each pod, 1 to 10000. Default: 10.
+    #[serde(default = "defaults::max_concurrent")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_concurrent: i32,
+    /// Calls that may wait for a place, 0 to 100000. Default: 100.
+    #[serde(default = "defaults::max_queued")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub max_queued: i32,
+    /// Longest wait for a place, 0s to 5m; it counts against the caller's request timeout. Default: 1s.
+    #[serde(default = "defaults::max_wait")]
+    pub max_wait: Wait,
+}
+
+/// A check that judges the workload's health. At most one of http, tcp and memory; none of them: the pods report it.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.http) ? 1 : 0) + (has(self.tcp) ? 1 : 0) + (has(self.memory) ? 1 : 0) <= 1")
+        .message("at most one of http, tcp and memory may be set").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!(has(self.http) || has(self.tcp)) || self.scope == 'Workload'")
+        .message("http and tcp checks ask a Service, not a pod: their scope must be Workload").field_path(".scope").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("duration(self.timeout) <= duration(self.interval)")
+        .message(Message::Expression("'must not be longer than interval (' + self.interval + ')'".into()))
+        .field_path(".timeout").reason(Reason::FieldValueInvalid),
+)]
+pub struct HealthCheck {
+    /// Name of the check, at most 63 characters; for a reported check, the name that the pods report it under.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Pod: each pod has its own answer and is healed by itself. Workload: one fact that all pods see, healed once. Default: Pod.
+    #[serde(default)]
+    pub scope: CheckScope,
+    /// Ask a Service of the policy's namespace over HTTP; 2xx and 3xx are healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpProbe>,
+    /// Open a TCP connection to a Service of the policy's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpProbe>,
+    /// Compare the pod's memory with a limit; over it the check is Degraded, not Unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryProbe>,
+    /// Time between two runs, 1s to 1h. Default: 5s.
+    #[serde(default = "defaults::interval")]
+    pub interval: RungTime,
+    /// Time of one run, 1ms to 5m, at most interval. Default: 1s.
+    #[serde(default = "defaults::check_timeout")]
+    pub timeout: CallTime,
+    /// Failed runs in a row that make the check unhealthy, 1 to 100. Default: 3.
+    #[serde(default = "defaults::unhealthy_threshold")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_threshold: i32,
+    /// Good runs in a row that make it healthy again, 1 to 100. Default: 1.
+    #[serde(default = "defaults::healthy_threshold")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_threshold: i32,
+}
+
+/// Whether a check is about each pod or about the workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckScope {
+    /// About each pod.
+    #[default]
+    Pod,
+    /// About the workload.
+    Workload,
+}
+
+/// An HTTP probe.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Name of the Service, in the policy's namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub service: String,
+    /// Port of the Service, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// Path, starting with a slash, at most 1024 characters. Default: /.
+    #[serde(default = "defaults::path")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[^\\s]*$"))]
+    pub path: String,
+}
+
+/// A TCP probe.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct TcpProbe {
+    /// Name of the Service, in the policy's namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub service: String,
+    /// Port of the Service, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
+
+/// A memory limit: the lesser of the two counts.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryProbe {
+    /// Memory from which the check is Degraded, such as 1Gi. Default: 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<ByteSize>,
+    /// Percent of the container's memory limit from which the check is Degraded, 1 to 100. Default: 80.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_percent_of_limit: Option<i32>,
+}
+
+/// What is done when a check fails.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovery {
+    /// One ladder for each check that is healed, at most 16.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["check".into()]))]
+    #[schemars(length(max = 16))]
+    pub ladders: Vec<Ladder>,
+    /// How much may be done at once and in a row.
+    #[serde(default)]
+    pub limits: RecoveryLimits,
+    /// A check must stay healthy this long before an action counts as a success, 0s to 1h. Default: 10s.
+    #[serde(default = "defaults::healthy_delay")]
+    pub healthy_delay: Span,
+}
+
+/// The steps for one check, mildest first; each is verified before the next is tried.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Ladder {
+    /// Name of the check.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub check: String,
+    /// The steps, 1 to 6.
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(min = 1, max = 6))]
+    pub steps: Vec<Step>,
+}
+
+/// One rung of a ladder.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.action == 'RunCleanupJob') == has(self.cronJobRef)")
+        .message("cronJobRef must be set for action RunCleanupJob, and for no other").field_path(".cronJobRef").reason(Reason::FieldValueInvalid),
+)]
+pub struct Step {
+    /// TrimMemory and ResetConnections are done by the pod itself. RunCleanupJob runs a Job from a CronJob. RestartPod evicts the pod, so that disruption budgets hold. RolloutRestart restarts the whole workload. Rollback undoes the current rollout if the failure began with it.
+    pub action: StepAction,
+    /// For RunCleanupJob: the CronJob of the policy's namespace to run; it may be suspended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron_job_ref: Option<CronJobRef>,
+    /// How long the step may take until the check is healthy again, 1s to 1h; then the next step is tried. Default: 60s.
+    #[serde(default = "defaults::rung_timeout")]
+    pub timeout: RungTime,
+}
+
+/// What a step does.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "described on Step::action, which is what people see")]
+pub enum StepAction {
+    TrimMemory,
+    ResetConnections,
+    RunCleanupJob,
+    RestartPod,
+    RolloutRestart,
+    Rollback,
+}
+
+/// Reference to a CronJob of the policy's namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct CronJobRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 52), regex(pattern = OBJECT_NAME_PATTERN))]
+    pub name: String,
+}
+
+/// How much may be done at once and in a row.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryLimits {
+    /// Pods that may be under recovery at once, 1 to 100. Default: 1.
+    #[serde(default = "defaults::max_in_flight")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_in_flight: i32,
+    /// No pod is restarted while more than this many, or this share, of the pods are unhealthy or under recovery. Default: 50%.
+    #[serde(default = "defaults::max_unhealthy")]
+    pub max_unhealthy: IntOrPercent,
+    /// Least time between two actions for the same check of the same pod, 0s to 1h. Default: 60s.
+    #[serde(default = "defaults::cooldown")]
+    pub cooldown: Span,
+    /// Most actions of this policy over a time. Default: 5 in 10m.
+    #[serde(default)]
+    pub budget: ActionBudget,
+}
+
+impl Default for RecoveryLimits {
+    fn default() -> Self {
+        Self {
+            max_in_flight: defaults::max_in_flight(),
+            max_unhealthy: defaults::max_unhealthy(),
+            cooldown: defaults::cooldown(),
+            budget: ActionBudget::default(),
+        }
+    }
+}
+
+/// Most actions over a time.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct ActionBudget {
+    /// That many, 0 to 100. 0 allows none. Default: 5.
+    #[serde(default = "defaults::budget_actions")]
+    #[schemars(range(min = 0, max = 100))]
+    pub actions: i32,
+    /// Over this time, 1s to 7 days (168h). Default: 10m.
+    #[serde(default = "defaults::budget_interval")]
+    pub interval: LongPeriod,
+}
+
+impl Default for ActionBudget {
+    fn default() -> Self {
+        Self { actions: defaults::budget_actions(), interval: defaults::budget_interval() }
+    }
+}
+
+/// When a pod calls itself degraded, with hysteresis, and what changes while it is.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.exit.loadPercent < self.enter.loadPercent")
+        .message("exit.loadPercent must be below enter.loadPercent, or the mode would flap").field_path(".exit").reason(Reason::FieldValueInvalid),
+)]
+pub struct Degradation {
+    /// Load at which a pod becomes degraded. Default: 80 percent for 10s.
+    #[serde(default = "defaults::enter")]
+    pub enter: LoadThreshold,
+    /// Load below which it is normal again. Default: 60 percent for 60s.
+    #[serde(default = "defaults::exit")]
+    pub exit: LoadThreshold,
+    /// Flags that take another variant while a pod is degraded, at most 64.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
+    #[schemars(length(max = 64))]
+    pub flag_overrides: Vec<FlagVariant>,
+}
+
+/// A load, and how long it must last.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadThreshold {
+    /// Share of the pod's capacity in use, in percent, 1 to 100.
+    #[schemars(range(min = 1, max = 100))]
+    pub load_percent: i32,
+    /// How long it must last, 0s to 1h. Default: 10s.
+    #[serde(default = "defaults::load_for")]
+    pub r#for: Span,
+}
+
+/// A flag and the variant that it takes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct FlagVariant {
+    /// Key of the flag.
+    #[schemars(length(min = 1, max = 128), regex(pattern = FLAG_KEY_PATTERN))]
+    pub key: String,
+    /// Name of the variant.
+    #[schemars(length(min = 1, max = 128), regex(pattern = FLAG_KEY_PATTERN))]
+    pub variant: String,
+}
+
+/// The defaults, in one place: the HTTP numbers of ADR-007 §1, and the limits of recovery.
+mod defaults {
+    use super::*;
+
+    macro_rules! value {
+        ($($name:ident: $type:ty = $value:expr;)*) => { $(pub(super) fn $name() -> $type { $value })* };
+    }
+
+    value! {
+        request: CallTime = Duration::from_millis(15_000);
+        per_try: CallTime = Duration::from_millis(10_000);
+        num_retries: i32 = 3;
+        base_interval: Wait = Duration::from_millis(2_000);
+        max_interval: Wait = Duration::from_millis(30_000);
+        factor: f64 = 2.0;
+        retry_on: Vec<RetryOn> = vec![RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::ServerError];
+        methods: Vec<Method> = vec![Method::Get, Method::Head, Method::Options, Method::Put, Method::Delete];
+        budget_percent: i32 = 20;
+        ten_seconds: RungTime = Duration::from_millis(10_000);
+        min_retries: i32 = 10;
+        break_duration: Period = Duration::from_millis(30_000);
+        half_open_max_requests: i32 = 1;
+        slow_percent: i32 = 50;
+        cache_ttl: Period = Duration::from_millis(300_000);
+        zero: Span = Duration::from_millis(0);
+        status_code: i32 = 503;
+        max_concurrent: i32 = 10;
+        max_queued: i32 = 100;
+        max_wait: Wait = Duration::from_millis(1_000);
+        interval: RungTime = Duration::from_millis(5_000);
+        check_timeout: CallTime = Duration::from_millis(1_000);
+        unhealthy_threshold: i32 = 3;
+        healthy_threshold: i32 = 1;
+        path: String = "/".to_owned();
+        healthy_delay: Span = Duration::from_millis(10_000);
+        rung_timeout: RungTime = Duration::from_millis(60_000);
+        max_in_flight: i32 = 1;
+        max_unhealthy: IntOrPercent = IntOrPercent::Percent(50);
+        cooldown: Span = Duration::from_millis(60_000);
+        budget_actions: i32 = 5;
+        budget_interval: LongPeriod = Duration::from_millis(600_000);
+        load_for: Span = Duration::from_millis(10_000);
+        enter: LoadThreshold = LoadThreshold { load_percent: 80, r#for: Duration::from_millis(10_000) };
+        exit: LoadThreshold = LoadThreshold { load_percent: 60, r#for: Duration::from_millis(60_000) };
+    }
+}

@@ -1,0 +1,221 @@
+//! Status of a `ResiliencePolicy`.
+
+use crate::{Condition, resilience_policy::StepAction};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Most finished actions that are kept.
+pub const MAX_RECENT: usize = 20;
+
+/// What the operator sees and did. Times stand still while nothing happens, so that a healthy fleet causes no writes.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ResiliencePolicyStatus {
+    /// The generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Reconciling and Stalled as kstatus reads them; Accepted, Programmed, Healthy, Degraded, RecoveryAllowed and RecoveryExhausted.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 16))]
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// Ready pods that run this policy, of all ready pods, such as 4/4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub programmed: Option<String>,
+    /// Circuits that are open, and in how many pods, such as "catalog 2/2".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub open: Option<String>,
+    /// Whether any pod runs in degraded mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<bool>,
+    /// The workloads, in the order of spec.targetRefs.
+    #[schemars(length(max = 16))]
+    #[serde(default)]
+    pub targets: Vec<TargetStatus>,
+    /// Circuits that are not closed somewhere.
+    #[schemars(length(max = 256))]
+    #[serde(default)]
+    pub circuits: Vec<CircuitStatus>,
+    /// Checks that are not healthy somewhere.
+    #[schemars(length(max = 256))]
+    #[serde(default)]
+    pub checks: Vec<CheckFinding>,
+    /// What is being done and was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryStatus>,
+}
+
+/// One workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TargetStatus {
+    /// Kind of the workload.
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Whether this policy is the one that the workload runs by.
+    pub accepted: bool,
+    /// One word: Accepted, TargetNotFound, Conflicted, DryRun or Suspended.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// Ready pods.
+    #[schemars(range(min = 0))]
+    pub pods: i32,
+    /// Ready pods that run this configuration and understood all of it.
+    #[schemars(range(min = 0))]
+    pub pods_in_sync: i32,
+    /// Pods whose admin port does not answer.
+    #[schemars(range(min = 0))]
+    pub pods_unreachable: i32,
+    /// Revision of the published configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<i64>,
+    /// Hash of the published configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub content_hash: Option<String>,
+    /// For a policy that only runs dry: the hash that it would publish.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub would_publish: Option<String>,
+    /// What is wrong, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// One circuit over all pods of a workload.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CircuitStatus {
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
+    pub target: String,
+    /// Name of the dependency.
+    #[schemars(length(max = 63))]
+    pub dependency: String,
+    /// Pods whose circuit is not closed.
+    #[schemars(range(min = 0))]
+    pub open_pods: i32,
+    /// Pods that reported.
+    #[schemars(range(min = 0))]
+    pub total_pods: i32,
+    /// When the first of them opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_since: Option<Time>,
+}
+
+/// One check that is not healthy.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckFinding {
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
+    pub target: String,
+    /// Name of the check.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Pods for which it fails, at most 10 by name.
+    #[schemars(length(max = 10), inner(length(max = 253)))]
+    pub pods: Vec<String>,
+    /// How many pods that is.
+    #[schemars(range(min = 0))]
+    pub unhealthy_pods: i32,
+    /// Since when it fails in the first of them.
+    pub since: Time,
+    /// What the pod said.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+/// What is being done and was done.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RecoveryStatus {
+    /// The state of recovery in a few words, such as "ResetConnections (1 of 2)".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub summary: Option<String>,
+    /// Actions that may still be done before the budget is used up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub remaining_budget: Option<i32>,
+    /// Intents that are not verified yet. They are written before anything is done.
+    #[schemars(length(max = 100))]
+    pub in_flight: Vec<ActionRecord>,
+    /// The last finished actions, newest first, at most 20. With dryRun: what would have been done.
+    #[schemars(length(max = 20))]
+    pub recent: Vec<ActionRecord>,
+}
+
+/// One action, from its intent to its outcome.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionRecord {
+    /// Id of the intent; it is carried to where the action lands, which does each id once.
+    #[schemars(length(min = 1, max = 64))]
+    pub id: String,
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
+    pub target: String,
+    /// Name of the pod, for an action on a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub pod: Option<String>,
+    /// Which pod of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: Option<String>,
+    /// The check that fails.
+    #[schemars(length(max = 63))]
+    pub check: String,
+    /// The action.
+    pub action: StepAction,
+    /// Which step of the ladder, from 1.
+    #[schemars(range(min = 1, max = 6))]
+    pub step: i32,
+    /// How many steps the ladder has.
+    #[schemars(range(min = 1, max = 6))]
+    pub steps: i32,
+    /// When the check began to fail.
+    pub failed_at: Time,
+    /// When the intent was written.
+    pub started_at: Time,
+    /// When the action was carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acted_at: Option<Time>,
+    /// When the outcome was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// What came of it.
+    pub outcome: ActionOutcome,
+    /// true: nothing was done, this is what would have been done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Detail in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// What came of an action.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActionOutcome {
+    /// Intended, not yet known to be carried out.
+    Pending,
+    /// Carried out; the check is watched.
+    Verifying,
+    /// The check was healthy for healthyDelay.
+    Succeeded,
+    /// The check did not become healthy within the step's time, or the action failed.
+    Failed,
+    /// The pod or the need for it went away.
+    Cancelled,
+}

@@ -1,0 +1,108 @@
+//! Calls of a pod's admin port.
+//!
+//! Every call carries [`TOKEN_HEADER`]; a pod without a token refuses them all. The header has a name of its own
+//! because the API server's pod proxy strips `Authorization`.
+
+use crate::Applied;
+use serde::{Deserialize, Serialize};
+
+/// Header that carries the token.
+pub const TOKEN_HEADER: &str = "x-resilience-token";
+/// Name of the container port, and the port when no container names one.
+pub const PORT_NAME: &str = "admin";
+/// Port of the admin server when the pod names none.
+pub const DEFAULT_PORT: u16 = 9901;
+/// `PUT`: a [`crate::RuntimeConfig`]; the answer is a [`PushAnswer`].
+pub const CONFIG_PATH: &str = "/admin/v1/config";
+/// `GET`: the last configurations that went live, newest first, as a list of [`Applied`].
+pub const APPLIED_PATH: &str = "/admin/v1/applied";
+/// `POST`: an [`ActionRequest`]; the answer is an [`ActionAnswer`].
+pub const ACTIONS_PATH: &str = "/admin/v1/actions";
+/// `GET`: a [`crate::HealthReport`].
+pub const HEALTH_PATH: &str = "/health";
+/// Keys of the token Secret: the token in force, and the one before it while pods still learn the new one.
+pub const TOKEN_KEYS: [&str; 2] = ["current", "previous"];
+
+/// Answer to a pushed configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushAnswer {
+    /// What the pod did with it.
+    pub outcome: PushOutcome,
+    /// What the pod runs now.
+    pub applied: Applied,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// What a pod did with a pushed configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PushOutcome {
+    /// It is live.
+    Applied,
+    /// It was live already.
+    Unchanged,
+    /// Older than what runs.
+    RefusedOlder,
+    /// Too far ahead of the pod's clock.
+    RefusedFuture,
+    /// Not a configuration for this workload.
+    RefusedInvalid,
+    /// An outcome that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A recovery action.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionRequest {
+    /// Id of the intent behind it. A pod does each id once, however often it is asked.
+    pub intent_id: String,
+    /// What to do.
+    pub action: Action,
+    /// The check that failed; the action is about what that check looks at.
+    pub check: String,
+}
+
+/// What a pod can do for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Action {
+    /// Gives up every pooled connection, hung ones too; calls open new ones.
+    ResetConnections,
+    /// Gives memory back.
+    TrimMemory,
+    /// An action that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Answer to an action.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionAnswer {
+    /// The id that was asked for.
+    pub intent_id: String,
+    /// What happened.
+    pub outcome: ActionOutcome,
+    /// Detail, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// What became of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActionOutcome {
+    /// Done now.
+    Done,
+    /// This id was done before; nothing was done again.
+    AlreadyDone,
+    /// The workload cannot do this.
+    Unsupported,
+    /// It was tried and failed.
+    Failed,
+    /// An outcome that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}

@@ -1,0 +1,153 @@
+//! What a pod says of itself.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The deep report at `GET /health`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthReport {
+    /// Worst status of all checks.
+    pub status: CheckStatus,
+    /// Name of the pod.
+    pub pod: String,
+    /// Checks by name.
+    #[serde(default)]
+    pub checks: BTreeMap<String, CheckReport>,
+    /// Circuits by dependency.
+    #[serde(default)]
+    pub circuits: BTreeMap<String, CircuitReport>,
+    /// How busy the pod is.
+    #[serde(default)]
+    pub load: LoadReport,
+    /// Whether the pod runs in degraded mode.
+    #[serde(default)]
+    pub degraded: bool,
+    /// The configuration that the pod really runs.
+    #[serde(default)]
+    pub applied: Applied,
+    /// How often each recovery action took effect since the process started, by action.
+    #[serde(default)]
+    pub actions_done: BTreeMap<String, u64>,
+}
+
+/// State of a check, best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CheckStatus {
+    /// All is well.
+    #[default]
+    Healthy,
+    /// It works, but not as it should; nothing is restarted for it.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+    /// A status that this reader does not know; it counts as neither healthy nor unhealthy.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One run of a check.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckReport {
+    /// Outcome.
+    pub status: CheckStatus,
+    /// What was found, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Tags such as `critical` or `database`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// The dependency whose failure makes the check fail, if it is one of the workload's dependencies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency: Option<String>,
+    /// How long the run took, in milliseconds.
+    #[serde(default)]
+    pub duration_ms: u64,
+    /// Failed runs in a row up to this one; 0 after a success.
+    #[serde(default)]
+    pub consecutive_failures: u32,
+    /// Runs since the process started: two reports with the same number tell of the same run.
+    #[serde(default)]
+    pub runs: u64,
+    /// Figures behind the outcome.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, Value>,
+}
+
+/// State of a circuit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CircuitState {
+    /// Calls go through.
+    #[default]
+    Closed,
+    /// Calls are refused at once.
+    Open,
+    /// A few trial calls go through.
+    HalfOpen,
+    /// A state that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One circuit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CircuitReport {
+    /// State.
+    pub state: CircuitState,
+    /// Since when it has not been closed, in milliseconds of age (clocks of pods are not compared).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_for_ms: Option<u64>,
+    /// Times it opened since the process started.
+    #[serde(default)]
+    pub opened_total: u64,
+}
+
+/// How busy a pod is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadReport {
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Share of its capacity that is in use, in percent.
+    pub percent: u32,
+}
+
+/// The configuration that a pod runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Applied {
+    /// Its revision; 0: the pod runs on built-in defaults.
+    pub revision: i64,
+    /// Its hash; empty: built-in defaults.
+    pub content_hash: String,
+    /// Version of the contract that the pod speaks.
+    pub contract_version: u32,
+    /// Paths of the document that the pod does not know and ignores.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unsupported: Vec<String>,
+    /// Dependencies that the document names and the workload does not have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown_dependencies: Vec<String>,
+    /// When it went live, in milliseconds since the Unix epoch by the pod's clock.
+    pub applied_at_ms: i64,
+    /// Which way it came.
+    pub from: AppliedFrom,
+}
+
+/// Which way a configuration came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppliedFrom {
+    /// Built into the workload.
+    #[default]
+    BuiltIn,
+    /// Read from the mounted ConfigMap.
+    Mount,
+    /// Pushed by the operator.
+    Push,
+    /// A way that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}

@@ -1,0 +1,249 @@
+//! The document that the operator publishes for one workload.
+
+use crate::{CONTRACT_VERSION, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, canonical};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Everything that one workload runs by: two independent sections under one revision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeConfig {
+    /// Version of the contract that the writer speaks.
+    pub contract_version: u32,
+    /// Whom the document is for.
+    pub workload: WorkloadId,
+    /// Order among documents of this workload; see [`crate::revision`].
+    pub revision: i64,
+    /// Meaning of both sections; see [`RuntimeConfig::hash`].
+    pub content_hash: String,
+    /// Resilience settings.
+    #[serde(default)]
+    pub policy: Section<PolicySettings>,
+    /// Feature flags.
+    #[serde(default)]
+    pub flags: Section<FlagsSettings>,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkloadId {
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the Deployment.
+    pub name: String,
+}
+
+impl std::fmt::Display for WorkloadId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Settings and where they come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Section<T> {
+    /// The resources that the settings were made from; empty: these are the defaults. Not part of the meaning.
+    pub sources: Vec<Source>,
+    /// The settings.
+    pub settings: T,
+}
+
+/// A resource that a section was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Name, in the workload's namespace.
+    pub name: String,
+    /// Which object of that name.
+    pub uid: String,
+    /// Which edit of that object.
+    pub generation: i64,
+}
+
+/// Why a document cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Larger than [`MAX_CONFIG_BYTES`].
+    #[error("the document has {0} bytes, more than the {MAX_CONFIG_BYTES} that are allowed; target fewer flags at this workload")]
+    TooLarge(usize),
+    /// Not a document of this contract.
+    #[error("not a runtime configuration: {0}")]
+    Malformed(String),
+    /// Its content was changed after it was published.
+    #[error("its content does not match its hash ({stated} stated, {actual} found): it was edited by hand or cut short")]
+    HashMismatch {
+        /// What the document says.
+        stated: String,
+        /// What its content gives.
+        actual: String,
+    },
+}
+
+impl RuntimeConfig {
+    /// A document of the current contract over the two sections; its hash is computed here.
+    pub fn new(
+        workload: WorkloadId,
+        revision: i64,
+        policy: Section<PolicySettings>,
+        flags: Section<FlagsSettings>,
+    ) -> Self {
+        let content_hash = Self::hash(&policy.settings, &flags.settings);
+        Self { contract_version: CONTRACT_VERSION, workload, revision, content_hash, policy, flags }
+    }
+
+    /// Hash over what the two sections mean. Revision and sources have no part in it.
+    pub fn hash(policy: &PolicySettings, flags: &FlagsSettings) -> String {
+        canonical::content_hash(&json!({ "policy": policy, "flags": flags }))
+    }
+
+    /// Reads a document and checks it against its hash.
+    ///
+    /// The second value lists the paths that this reader does not know: they were ignored, and the writer is told.
+    pub fn parse(bytes: &[u8]) -> Result<(Self, Vec<String>), ConfigError> {
+        if bytes.len() > MAX_CONFIG_BYTES {
+            return Err(ConfigError::TooLarge(bytes.len()));
+        }
+        let raw: Value = serde_json::from_slice(bytes).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        let config: Self =
+            serde_json::from_value(raw.clone()).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        // Over the raw value, so that fields this reader does not know count too.
+        let actual = canonical::content_hash(&json!({
+            "policy": raw.pointer("/policy/settings").cloned().unwrap_or_else(|| json!(PolicySettings::default())),
+            "flags": raw.pointer("/flags/settings").cloned().unwrap_or_else(|| json!(FlagsSettings::default())),
+        }));
+        if actual != config.content_hash {
+            return Err(ConfigError::HashMismatch { stated: config.content_hash, actual });
+        }
+        let mut unknown = Vec::new();
+        if let Ok(understood) = serde_json::to_value(&config) {
+            unknown_paths(&raw, &understood, "", &mut unknown);
+        }
+        Ok((config, unknown))
+    }
+
+    /// The document as it is published.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ConfigError> {
+        let bytes = serde_json::to_vec(self).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        if bytes.len() > MAX_CONFIG_BYTES { Err(ConfigError::TooLarge(bytes.len())) } else { Ok(bytes) }
+    }
+}
+
+/// Most paths that are reported back; more than this says nothing new.
+const MAX_UNKNOWN_PATHS: usize = 20;
+
+/// Collects the paths of `raw` that did not survive reading: members that are gone, and values that became another.
+fn unknown_paths(raw: &Value, understood: &Value, path: &str, out: &mut Vec<String>) {
+    if out.len() >= MAX_UNKNOWN_PATHS {
+        return;
+    }
+    match (raw, understood) {
+        (Value::Object(raw), Value::Object(understood)) => {
+            for (key, member) in raw.iter().filter(|(_, member)| !member.is_null()) {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match understood.get(key) {
+                    Some(known) => unknown_paths(member, known, &path, out),
+                    None => out.push(path),
+                }
+            }
+        }
+        (Value::Array(raw), Value::Array(understood)) if raw.len() == understood.len() => {
+            for (index, (item, known)) in raw.iter().zip(understood).enumerate() {
+                unknown_paths(item, known, &format!("{path}[{index}]"), out);
+            }
+        }
+        _ if canonical::content_hash(raw) == canonical::content_hash(understood) => {}
+        _ => out.push(path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DependencySettings, RetryOn, TripRule};
+
+    fn sample() -> RuntimeConfig {
+        let mut policy = PolicySettings::default();
+        policy.dependencies.insert("database".into(), DependencySettings::default());
+        RuntimeConfig::new(
+            WorkloadId { namespace: "ticketing".into(), name: "booking".into() },
+            7,
+            Section { sources: Vec::new(), settings: policy },
+            Section::default(),
+        )
+    }
+
+    /// Publishes `value` as a writer would: with the hash of whatever it holds.
+    fn sealed(mut value: Value) -> Vec<u8> {
+        let hash = canonical::content_hash(&json!({"policy": value["policy"]["settings"], "flags": value["flags"]["settings"]}));
+        value["contentHash"] = json!(hash);
+        value.to_string().into_bytes()
+    }
+
+    #[test]
+    fn reads_back_what_it_wrote() {
+        let config = sample();
+        assert_eq!(RuntimeConfig::parse(&config.to_bytes().unwrap()).unwrap(), (config, vec![]));
+    }
+
+    #[test]
+    fn revision_and_sources_do_not_change_the_hash() {
+        let mut other = sample();
+        other.revision += 1;
+        other.policy.sources.push(Source { name: "p".into(), uid: "u".into(), generation: 2 });
+        assert_eq!(RuntimeConfig::hash(&other.policy.settings, &other.flags.settings), sample().content_hash);
+    }
+
+    #[test]
+    fn an_edit_by_hand_is_noticed() {
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        let edited = text.replace("15000", "15001");
+        assert!(matches!(RuntimeConfig::parse(edited.as_bytes()), Err(ConfigError::HashMismatch { .. })));
+    }
+
+    #[test]
+    fn a_half_written_document_is_refused() {
+        let bytes = sample().to_bytes().unwrap();
+        for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            assert!(matches!(RuntimeConfig::parse(&bytes[..cut]), Err(ConfigError::Malformed(_))), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_newer_writer_is_understood_as_far_as_possible() {
+        let mut value = json!(sample());
+        value["hedging"] = json!({"enabled": true});
+        let database = &mut value["policy"]["settings"]["dependencies"]["database"];
+        database["hedge"] = json!({"after": 10});
+        database["retry"]["retryOn"] = json!(["Timeout", "Sunspots"]);
+        database["circuitBreaker"]["trip"] = json!({"type": "Entropy", "bits": 3});
+        let (config, unknown) = RuntimeConfig::parse(&sealed(value)).unwrap();
+        let database = &config.policy.settings.dependencies["database"];
+        assert!(database.retry.retry_on.contains(&RetryOn::Unknown));
+        assert_eq!(database.circuit_breaker.trip, TripRule::Unknown);
+        let at = |path: &str| unknown.iter().any(|p| p.starts_with(path));
+        assert!(at("hedging"), "{unknown:?}");
+        assert!(at("policy.settings.dependencies.database.hedge"), "{unknown:?}");
+        assert!(at("policy.settings.dependencies.database.retry.retryOn"), "{unknown:?}");
+        assert!(at("policy.settings.dependencies.database.circuitBreaker.trip"), "{unknown:?}");
+    }
+
+    #[test]
+    fn an_older_writer_is_filled_with_defaults() {
+        let value = json!({
+            "contractVersion": 1, "workload": {"namespace": "n", "name": "w"}, "revision": 1, "contentHash": "",
+            "policy": {"settings": {"dependencies": {"database": {"timeout": {"requestMs": 5000}}}}},
+            "flags": {"settings": {}},
+        });
+        let (config, unknown) = RuntimeConfig::parse(&sealed(value)).unwrap();
+        assert_eq!(unknown, Vec::<String>::new());
+        assert_eq!(config.policy.settings.dependencies["database"].timeout.request_ms, 5_000);
+        assert_eq!(config.policy.settings.dependencies["database"].timeout.per_try_ms, 10_000);
+    }
+
+    #[test]
+    fn too_large_is_said_before_it_is_read() {
+        let bytes = vec![b' '; MAX_CONFIG_BYTES + 1];
+        assert_eq!(RuntimeConfig::parse(&bytes), Err(ConfigError::TooLarge(MAX_CONFIG_BYTES + 1)));
+    }
+}

@@ -1,0 +1,340 @@
+//! What a policy means to a running workload, with every default filled in.
+//!
+//! Named things are maps by name and unordered choices are sets, so that two policies that mean the same are equal.
+//! Durations are whole milliseconds. The defaults are the HTTP numbers of ADR-007 §1.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The `policy` section of a document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicySettings {
+    /// How each thing that the workload calls is called. A dependency that is not named here runs on
+    /// [`DependencySettings::default`].
+    pub dependencies: BTreeMap<String, DependencySettings>,
+    /// Compartments that dependencies share.
+    pub bulkheads: BTreeMap<String, BulkheadSettings>,
+    /// Checks that the pod itself runs and reports.
+    pub health_checks: BTreeMap<String, HealthCheckSettings>,
+    /// When the pod calls itself degraded; absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degradation: Option<DegradationSettings>,
+}
+
+/// Settings of one dependency.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DependencySettings {
+    /// Deadlines.
+    pub timeout: TimeoutSettings,
+    /// Retries within the deadline.
+    pub retry: RetrySettings,
+    /// The circuit breaker.
+    pub circuit_breaker: CircuitBreakerSettings,
+    /// Name of the bulkhead that calls pass through; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<String>,
+    /// What to answer with when the call fails, tried in order.
+    pub fallback: Vec<FallbackSettings>,
+}
+
+/// Deadlines of a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TimeoutSettings {
+    /// Total time of a call with all its attempts and waits, in milliseconds.
+    pub request_ms: u64,
+    /// Time of one attempt, in milliseconds.
+    pub per_try_ms: u64,
+    /// Time to open a connection, in milliseconds; absent: bounded by `per_try_ms` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_ms: Option<u64>,
+}
+
+impl Default for TimeoutSettings {
+    fn default() -> Self {
+        Self { request_ms: 15_000, per_try_ms: 10_000, connect_ms: None }
+    }
+}
+
+/// Retries of a call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetrySettings {
+    /// Attempts after the first one.
+    pub num_retries: u32,
+    /// Wait before the first retry, in milliseconds.
+    pub base_interval_ms: u64,
+    /// Each wait is this many times the one before.
+    pub factor: f64,
+    /// Longest wait, in milliseconds.
+    pub max_interval_ms: u64,
+    /// A wait is shortened by a random share of up to this many percent, so that callers do not come back in step.
+    pub jitter_percent: u32,
+    /// Which failures are worth another attempt.
+    pub retry_on: BTreeSet<RetryOn>,
+    /// HTTP status codes that are retried besides what `retry_on` names.
+    pub http_status_codes: BTreeSet<u16>,
+    /// HTTP methods that may be sent twice; any other needs an idempotency key.
+    pub methods: BTreeSet<String>,
+    /// Bound on retries as a share of the traffic; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<RetryBudgetSettings>,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self {
+            num_retries: 3,
+            base_interval_ms: 2_000,
+            factor: 2.0,
+            max_interval_ms: 30_000,
+            jitter_percent: 0,
+            retry_on: BTreeSet::from([RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::ServerError]),
+            http_status_codes: BTreeSet::new(),
+            methods: ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].map(String::from).into(),
+            budget: None,
+        }
+    }
+}
+
+impl RetrySettings {
+    /// The wait before retry number `retry` (from 1), in milliseconds and before jitter.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "waits are bounded by max_interval_ms, far below 2^53; `as` saturates"
+    )]
+    pub fn wait_ms(&self, retry: u32) -> u64 {
+        let exponent = i32::try_from(retry.saturating_sub(1)).unwrap_or(i32::MAX);
+        let wait = self.base_interval_ms as f64 * self.factor.max(1.0).powi(exponent);
+        (wait as u64).min(self.max_interval_ms)
+    }
+
+    /// All waits together, in milliseconds and before jitter.
+    pub fn total_wait_ms(&self) -> u64 {
+        (1..=self.num_retries).fold(0, |sum, retry| sum.saturating_add(self.wait_ms(retry)))
+    }
+}
+
+/// Failures that a retry may cure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum RetryOn {
+    /// No answer within the attempt's time.
+    Timeout,
+    /// No connection could be had, or it broke before an answer.
+    ConnectFailure,
+    /// HTTP status 500 and above.
+    #[serde(rename = "5xx")]
+    ServerError,
+    /// HTTP 429 or 503 with `Retry-After`.
+    RateLimited,
+    /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
+    Deadlock,
+    /// Somebody else changed the row first (optimistic locking).
+    VersionConflict,
+    /// A value that a newer operator knows and this reader does not.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Bound on retries as a share of calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudgetSettings {
+    /// Retries per hundred calls.
+    pub percent: u32,
+    /// Over this time, in milliseconds.
+    pub interval_ms: u64,
+    /// Retries that are always allowed per interval, so that a quiet service may retry too.
+    pub min_retries: u32,
+}
+
+/// A circuit breaker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CircuitBreakerSettings {
+    /// When it opens.
+    pub trip: TripRule,
+    /// How long it stays open before it lets trial calls through, in milliseconds.
+    pub break_ms: u64,
+    /// Failed trials double the break up to this, in milliseconds; absent: the break does not grow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_break_ms: Option<u64>,
+    /// Trial calls that may be under way at once while half-open; as many successes in a row close the circuit.
+    pub half_open_max_requests: u32,
+    /// Calls that are slow count as failures; absent: they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_call: Option<SlowCallSettings>,
+    /// A person's word over the breaker's own judgement.
+    pub manual_state: ManualState,
+}
+
+impl Default for CircuitBreakerSettings {
+    fn default() -> Self {
+        Self {
+            trip: TripRule::ConsecutiveFailures { failures: 5 },
+            break_ms: 30_000,
+            max_break_ms: None,
+            half_open_max_requests: 1,
+            slow_call: None,
+            manual_state: ManualState::Auto,
+        }
+    }
+}
+
+/// When a circuit opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all_fields = "camelCase")]
+pub enum TripRule {
+    /// After this many failures without a success between them.
+    ConsecutiveFailures {
+        /// How many.
+        failures: u32,
+    },
+    /// When the share of failures within a window reaches a limit.
+    FailureRatio {
+        /// Failures per hundred calls.
+        percent: u32,
+        /// Calls that the window must hold before the share counts.
+        minimum_throughput: u32,
+        /// Length of the window, in milliseconds.
+        sampling_ms: u64,
+    },
+    /// A rule that a newer operator knows and this reader does not; the reader keeps to its default rule.
+    #[serde(other)]
+    Unknown,
+}
+
+/// When a call counts as slow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlowCallSettings {
+    /// From this duration on, in milliseconds.
+    pub duration_ms: u64,
+    /// Slow calls per hundred at which the circuit opens.
+    pub percent: u32,
+}
+
+/// A person's word over the breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ManualState {
+    /// The breaker judges for itself.
+    #[default]
+    Auto,
+    /// Held open: no call goes through.
+    Open,
+    /// Held closed: every call goes through.
+    Closed,
+    /// A state that this reader does not know; it behaves as `Auto`.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A compartment with a bounded number of calls in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BulkheadSettings {
+    /// Calls at once.
+    pub max_concurrent: u32,
+    /// Calls that may wait for a place.
+    pub max_queued: u32,
+    /// Longest wait for a place, in milliseconds.
+    pub max_wait_ms: u64,
+}
+
+impl Default for BulkheadSettings {
+    fn default() -> Self {
+        Self { max_concurrent: 10, max_queued: 100, max_wait_ms: 1_000 }
+    }
+}
+
+/// What to answer with when a call fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all_fields = "camelCase")]
+pub enum FallbackSettings {
+    /// The last good answer.
+    Cache {
+        /// How long an answer is fresh, in milliseconds.
+        ttl_ms: u64,
+        /// How long past that it may still be given, in milliseconds.
+        max_stale_ms: u64,
+    },
+    /// Another dependency that does the same.
+    Provider {
+        /// Its name.
+        provider: String,
+    },
+    /// Taken now, settled later.
+    Queue,
+    /// A fixed answer.
+    Static {
+        /// HTTP status.
+        status_code: u16,
+        /// Body, as it is sent.
+        body: String,
+    },
+    /// A kind that this reader does not know; it is passed over.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A check that the pod runs itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HealthCheckSettings {
+    /// Time between two runs, in milliseconds.
+    pub interval_ms: u64,
+    /// Time of one run, in milliseconds.
+    pub timeout_ms: u64,
+    /// For a memory check: bytes from which the check is degraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
+    /// For a memory check: percent of the container's limit from which the check is degraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max_percent: Option<u32>,
+}
+
+impl Default for HealthCheckSettings {
+    fn default() -> Self {
+        Self { interval_ms: 5_000, timeout_ms: 1_000, memory_max_bytes: None, memory_max_percent: None }
+    }
+}
+
+/// When a pod calls itself degraded, with hysteresis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DegradationSettings {
+    /// Load from which it is degraded, in percent.
+    pub enter_load_percent: u32,
+    /// The load must stay there this long, in milliseconds.
+    pub enter_for_ms: u64,
+    /// Load below which it is normal again, in percent.
+    pub exit_load_percent: u32,
+    /// The load must stay there this long, in milliseconds.
+    pub exit_for_ms: u64,
+    /// Flags that take another variant while degraded: flag to variant.
+    pub flag_overrides: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_waits_are_the_adrs() {
+        let retry = RetrySettings::default();
+        assert_eq!([1, 2, 3].map(|n| retry.wait_ms(n)), [2_000, 4_000, 8_000]);
+        assert_eq!(retry.total_wait_ms(), 14_000);
+        assert!(retry.total_wait_ms() < TimeoutSettings::default().request_ms);
+    }
+
+    #[test]
+    fn waits_never_overflow() {
+        let retry = RetrySettings { num_retries: u32::MAX.min(64), factor: f64::MAX, ..Default::default() };
+        assert_eq!(retry.wait_ms(u32::MAX), retry.max_interval_ms);
+        assert_eq!(retry.total_wait_ms(), 2_000 + 63 * retry.max_interval_ms);
+    }
+}
