@@ -59,6 +59,9 @@ pub struct Source {
     pub uid: String,
     /// Which edit of that object.
     pub generation: i64,
+    /// For flags: the keys that were taken from this object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
 }
 
 /// Why a document cannot be used.
@@ -190,7 +193,7 @@ mod tests {
     fn revision_and_sources_do_not_change_the_hash() {
         let mut other = sample();
         other.revision += 1;
-        other.policy.sources.push(Source { name: "p".into(), uid: "u".into(), generation: 2 });
+        other.policy.sources.push(Source { name: "p".into(), uid: "u".into(), generation: 2, keys: vec![] });
         assert_eq!(RuntimeConfig::hash(&other.policy.settings, &other.flags.settings), sample().content_hash);
     }
 

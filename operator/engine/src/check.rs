@@ -1,0 +1,120 @@
+//! From single runs of a check to a judgement that does not flap.
+
+use contract::{CheckReport, CheckStatus};
+use jiff::Timestamp;
+
+/// Runs in a row that change the judgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Failed runs that make a check unhealthy.
+    pub unhealthy: u32,
+    /// Good runs that make it healthy again.
+    pub healthy: u32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { unhealthy: 3, healthy: 1 }
+    }
+}
+
+/// The judgement of one check of one pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// Whether it counts as healthy.
+    pub healthy: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// What the last failed run said.
+    pub message: String,
+    /// The dependency behind the check, if the pod names one.
+    pub dependency: Option<String>,
+    good_runs: u32,
+    last_run: u64,
+}
+
+/// Folds one more report into the judgement. Degraded and unknown results are neither good nor bad: they leave the
+/// judgement as it is. A report of a run that was seen already changes nothing.
+pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thresholds, now: Timestamp) -> Judgement {
+    let mut after = before.cloned().unwrap_or(Judgement {
+        healthy: true,
+        since: now,
+        message: String::new(),
+        dependency: None,
+        good_runs: 0,
+        last_run: 0,
+    });
+    after.dependency.clone_from(&report.dependency);
+    // A process that started again counts its runs from the beginning.
+    let restarted = report.runs < after.last_run;
+    let new_runs = if restarted { report.runs } else { report.runs - after.last_run };
+    after.last_run = report.runs;
+    match report.status {
+        CheckStatus::Unhealthy => {
+            after.good_runs = 0;
+            after.message.clone_from(&report.message);
+            if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
+                after.healthy = false;
+                after.since = now;
+            }
+        }
+        CheckStatus::Healthy => {
+            after.good_runs = after.good_runs.saturating_add(u32::try_from(new_runs).unwrap_or(u32::MAX));
+            if !after.healthy && after.good_runs >= thresholds.healthy.max(1) {
+                after.healthy = true;
+                after.since = now;
+                after.message.clear();
+            }
+        }
+        CheckStatus::Degraded | CheckStatus::Unknown => {}
+    }
+    after
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn report(status: CheckStatus, failures: u32, runs: u64) -> CheckReport {
+        CheckReport {
+            status,
+            message: "m".into(),
+            tags: vec![],
+            dependency: None,
+            duration_ms: 1,
+            consecutive_failures: failures,
+            runs,
+            data: BTreeMap::new(),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn run(reports: &[(CheckStatus, u32, u64)], thresholds: Thresholds) -> Judgement {
+        let mut judgement = None;
+        for (second, (status, failures, runs)) in (1i64..).zip(reports) {
+            judgement = Some(judge(judgement.as_ref(), &report(*status, *failures, *runs), thresholds, at(second)));
+        }
+        judgement.unwrap()
+    }
+
+    use CheckStatus::{Degraded as D, Healthy as H, Unhealthy as U};
+
+    #[rstest::rstest]
+    #[case::below_threshold(&[(H, 0, 1), (U, 1, 2), (U, 2, 3)], true, 1)]
+    #[case::at_threshold(&[(H, 0, 1), (U, 1, 2), (U, 2, 3), (U, 3, 4)], false, 4)]
+    #[case::reports_were_missed(&[(H, 0, 1), (U, 7, 8)], false, 2)]
+    #[case::one_good_run_is_not_enough(&[(U, 3, 3), (H, 0, 4)], false, 1)]
+    #[case::seeing_it_twice_is_still_one_run(&[(U, 3, 3), (H, 0, 4), (H, 0, 4)], false, 1)]
+    #[case::two_good_runs(&[(U, 3, 3), (H, 0, 4), (H, 0, 5)], true, 3)]
+    #[case::a_failure_between_starts_over(&[(U, 3, 3), (H, 0, 4), (U, 1, 5), (H, 0, 6)], false, 1)]
+    #[case::degraded_changes_nothing(&[(U, 3, 3), (D, 0, 4), (D, 0, 5)], false, 1)]
+    #[case::process_restarted(&[(U, 3, 30), (H, 0, 1), (H, 0, 2)], true, 3)]
+    fn thresholds(#[case] reports: &[(CheckStatus, u32, u64)], #[case] healthy: bool, #[case] since: i64) {
+        let judgement = run(reports, Thresholds { unhealthy: 3, healthy: 2 });
+        assert_eq!((judgement.healthy, judgement.since), (healthy, at(since)));
+    }
+}

@@ -1,0 +1,238 @@
+//! Policy and flag sets of one workload, compiled into what its pods run by.
+
+use contract::{
+    ConfigError, FlagSettings, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
+};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// What a resource contributes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input<T> {
+    /// It is valid: this is what it says.
+    Valid(T),
+    /// It is invalid or suspended: what is live from it stays.
+    KeepLive,
+}
+
+/// A policy that has the workload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyInput {
+    /// The resource.
+    pub source: Source,
+    /// What it says.
+    pub settings: Input<PolicySettings>,
+}
+
+/// A flag set that names the workload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlagSetInput {
+    /// The resource; `keys` is ignored.
+    pub source: Source,
+    /// Higher wins.
+    pub priority: i32,
+    /// Among equals, the older wins.
+    pub created_at: Timestamp,
+    /// What it says.
+    pub settings: Input<FlagsSettings>,
+}
+
+/// Both sections of a document, and their meaning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// Resilience settings.
+    pub policy: Section<PolicySettings>,
+    /// Flags.
+    pub flags: Section<FlagsSettings>,
+    /// Hash of what both mean.
+    pub content_hash: String,
+}
+
+/// Why nothing could be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// Everything together is too much for one document.
+    #[error("policy and flags together have {0} bytes, more than the {MAX_CONFIG_BYTES} that a ConfigMap can carry: target fewer or smaller flag sets at this workload. What was live before stays live")]
+    TooLarge(usize),
+    /// The document cannot be written.
+    #[error("the configuration cannot be written: {0}")]
+    Unwritable(String),
+}
+
+/// Compiles. `live` is the document that is published now; it supplies what an invalid or suspended resource last gave.
+pub fn compile(
+    policy: Option<PolicyInput>,
+    flag_sets: Vec<FlagSetInput>,
+    live: Option<&RuntimeConfig>,
+) -> Result<Compiled, CompileError> {
+    let policy = match policy {
+        None => Section::default(),
+        Some(PolicyInput { source, settings: Input::Valid(settings) }) => Section { sources: vec![source], settings },
+        Some(PolicyInput { settings: Input::KeepLive, .. }) => live.map(|live| live.policy.clone()).unwrap_or_default(),
+    };
+    let flags = merge_flags(flag_sets, live.map(|live| &live.flags));
+    let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
+    let compiled = Compiled { policy, flags, content_hash };
+    // The size is judged on a whole document, at the longest spelling of a revision.
+    match compiled.document(contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) }, i64::MIN).to_bytes() {
+        Ok(_) => Ok(compiled),
+        Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
+        Err(other) => Err(CompileError::Unwritable(other.to_string())),
+    }
+}
+
+impl Compiled {
+    /// The document of these sections under a revision.
+    pub fn document(&self, workload: contract::WorkloadId, revision: i64) -> RuntimeConfig {
+        RuntimeConfig {
+            contract_version: contract::CONTRACT_VERSION,
+            workload,
+            revision,
+            content_hash: self.content_hash.clone(),
+            policy: self.policy.clone(),
+            flags: self.flags.clone(),
+        }
+    }
+}
+
+/// Merges flag sets key by key: the higher priority wins, then the older set, then the name.
+fn merge_flags(mut sets: Vec<FlagSetInput>, live: Option<&Section<FlagsSettings>>) -> Section<FlagsSettings> {
+    sets.sort_by(|a, b| {
+        (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name))
+    });
+    let mut merged = Section::<FlagsSettings>::default();
+    for set in sets {
+        let (flags, evaluators) = match set.settings {
+            Input::Valid(settings) => (settings.flags, settings.evaluators),
+            Input::KeepLive => live_part(live, &set.source),
+        };
+        let mut keys = Vec::new();
+        for (key, flag) in flags {
+            merged.settings.flags.entry(key.clone()).or_insert_with(|| {
+                keys.push(key);
+                flag
+            });
+        }
+        for (name, rule) in evaluators {
+            merged.settings.evaluators.entry(name).or_insert(rule);
+        }
+        merged.sources.push(Source { keys, ..set.source });
+    }
+    merged
+}
+
+type FlagsAndEvaluators = (BTreeMap<String, FlagSettings>, BTreeMap<String, serde_json::Value>);
+
+/// What is live from one set.
+fn live_part(live: Option<&Section<FlagsSettings>>, source: &Source) -> FlagsAndEvaluators {
+    let Some(live) = live else { return FlagsAndEvaluators::default() };
+    let keys = live.sources.iter().find(|old| old.uid == source.uid).map(|old| old.keys.as_slice()).unwrap_or_default();
+    let flags = keys.iter().filter_map(|key| live.settings.flags.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone()));
+    (flags.collect(), live.settings.evaluators.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::{DependencySettings, FlagState};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn source(name: &str) -> Source {
+        Source { name: name.into(), uid: format!("uid-{name}"), generation: 1, keys: vec![] }
+    }
+
+    fn policy(request_ms: u64) -> PolicySettings {
+        let mut dependency = DependencySettings::default();
+        dependency.timeout.request_ms = request_ms;
+        PolicySettings { dependencies: BTreeMap::from([("database".into(), dependency)]), ..Default::default() }
+    }
+
+    fn flag(value: bool) -> FlagSettings {
+        FlagSettings {
+            state: FlagState::Enabled,
+            variants: BTreeMap::from([("v".into(), json!(value))]),
+            default_variant: Some("v".into()),
+            targeting: None,
+            kill_switch: None,
+        }
+    }
+
+    fn set(name: &str, priority: i32, created: i64, keys: &[(&str, bool)]) -> FlagSetInput {
+        FlagSetInput {
+            source: source(name),
+            priority,
+            created_at: Timestamp::from_second(created).unwrap(),
+            settings: Input::Valid(FlagsSettings {
+                flags: keys.iter().map(|(key, value)| ((*key).to_owned(), flag(*value))).collect(),
+                evaluators: BTreeMap::new(),
+            }),
+        }
+    }
+
+    fn valid(settings: PolicySettings) -> Option<PolicyInput> {
+        Some(PolicyInput { source: source("p"), settings: Input::Valid(settings) })
+    }
+
+    fn live(compiled: &Compiled) -> RuntimeConfig {
+        compiled.document(contract::WorkloadId { namespace: "n".into(), name: "w".into() }, 5)
+    }
+
+    #[test]
+    fn no_policy_means_the_defaults() {
+        let compiled = compile(None, vec![], None).unwrap();
+        assert_eq!(compiled.policy.settings, PolicySettings::default());
+        assert!(compiled.policy.sources.is_empty());
+    }
+
+    #[test]
+    fn an_invalid_policy_keeps_what_is_live_and_does_not_hold_flags_back() {
+        let before = live(&compile(valid(policy(5_000)), vec![set("f", 0, 1, &[("a", true)])], None).unwrap());
+        let broken = PolicyInput { source: source("p"), settings: Input::KeepLive };
+        let after = compile(Some(broken), vec![set("f", 0, 1, &[("a", false)])], Some(&before)).unwrap();
+        assert_eq!(after.policy, before.policy);
+        assert_eq!(after.flags.settings.flags["a"], flag(false));
+        assert_ne!(after.content_hash, before.content_hash);
+    }
+
+    #[test]
+    fn an_invalid_flag_set_keeps_its_own_flags_only() {
+        let first = compile(valid(policy(1)), vec![set("f", 0, 1, &[("a", true)]), set("g", 0, 2, &[("b", true)])], None);
+        let before = live(&first.unwrap());
+        let broken = FlagSetInput { settings: Input::KeepLive, ..set("f", 0, 1, &[]) };
+        let after = compile(valid(policy(1)), vec![broken, set("g", 0, 2, &[("b", false)])], Some(&before)).unwrap();
+        assert_eq!(after.flags.settings.flags, BTreeMap::from([("a".into(), flag(true)), ("b".into(), flag(false))]));
+        assert_eq!(after.flags.sources[0].keys, ["a"], "it must still be known whose flag it is");
+    }
+
+    #[rstest::rstest]
+    #[case::priority(set("x", 1, 9, &[("a", true)]), set("y", 0, 1, &[("a", false)]), true)]
+    #[case::age(set("x", 0, 1, &[("a", true)]), set("y", 0, 2, &[("a", false)]), true)]
+    #[case::name(set("y", 0, 1, &[("a", false)]), set("x", 0, 1, &[("a", true)]), true)]
+    fn one_set_wins_a_key(#[case] one: FlagSetInput, #[case] other: FlagSetInput, #[case] expected: bool) {
+        for sets in [vec![one.clone(), other.clone()], vec![other.clone(), one.clone()]] {
+            let compiled = compile(None, sets, None).unwrap();
+            assert_eq!(compiled.flags.settings.flags["a"], flag(expected));
+        }
+    }
+
+    #[test]
+    fn too_much_is_refused() {
+        let mut huge = flag(true);
+        huge.variants.insert("v".into(), json!("x".repeat(MAX_CONFIG_BYTES)));
+        let mut input = set("f", 0, 1, &[]);
+        input.settings = Input::Valid(FlagsSettings { flags: BTreeMap::from([("a".into(), huge)]), ..Default::default() });
+        assert!(matches!(compile(None, vec![input], None), Err(CompileError::TooLarge(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn the_hash_changes_exactly_when_the_meaning_does(a in 1u64..4, b in 1u64..4, x in any::<bool>(), y in any::<bool>(), generation in 1i64..9) {
+            let one = compile(valid(policy(a)), vec![set("f", 0, 1, &[("k", x)])], None).unwrap();
+            let mut other_policy = valid(policy(b)).unwrap();
+            other_policy.source.generation = generation;
+            let other = compile(Some(other_policy), vec![set("f", 0, 1, &[("k", y)])], None).unwrap();
+            prop_assert_eq!(one.content_hash == other.content_hash, a == b && x == y);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Every decision of the operator, as pure functions.
+//!
+//! Nothing here knows Kubernetes, reads a clock, draws a random number or does I/O: callers pass what they observed and
+//! `now`, and get back what to do. So every rule is table-tested, and the same input always gives the same answer.
+
+pub mod ack;
+pub mod check;
+pub mod claim;
+pub mod compile;
+pub mod fleet;
+pub mod publish;
+pub mod recovery;

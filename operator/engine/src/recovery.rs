@@ -1,0 +1,100 @@
+//! Automatic recovery: which action to take for which failing check, and when not to.
+//!
+//! [`decide`] is the whole protocol. Its caller writes the returned history to the policy's status *before* it carries
+//! out anything in [`Decision::act`]; the id of each record travels to where the action lands, which does each id once.
+//! So a crash at any point neither loses an action nor repeats one: what is recorded as pending is carried out again
+//! under the same id.
+
+mod gates;
+mod ladder;
+mod model;
+
+pub use gates::Gate;
+pub use model::{
+    Action, CheckState, Decision, Exhausted, History, Limits, Observed, Outcome, Pod, Record, Settings, Step, Subject,
+    Withheld,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use ladder::Next;
+
+/// Decides what to do now. `policy_uid` makes ids unique among policies.
+pub fn decide(settings: &Settings, observed: &Observed, history: &History, policy_uid: &str, now: Timestamp) -> Decision {
+    let mut decision = Decision { history: history.clone(), ..Decision::default() };
+    settle(settings, observed, &mut decision, now);
+
+    for check in observed.checks.iter().filter(|check| !check.healthy) {
+        let Some(steps) = settings.ladders.get(&check.subject.check) else { continue };
+        if decision.history.in_flight.iter().any(|record| record.subject == check.subject) {
+            continue;
+        }
+        let (step, escalates) = match ladder::next(steps, check, &decision.history, settings.dry_run) {
+            Next::Step { index, escalates } => (index, escalates),
+            Next::Exhausted => {
+                decision.exhausted.push(Exhausted { subject: check.subject.clone(), since: check.since });
+                continue;
+            }
+        };
+        let proposal = gates::Proposal { check, step: &steps[step], escalates };
+        if let Some(held) = gates::first_closed(settings, observed, &decision.history, &proposal, now) {
+            decision.wake_at(held.until);
+            decision.withheld.push(held);
+            continue;
+        }
+        let record = Record {
+            id: ladder::intent_id(policy_uid, &check.subject, check.since, step, settings.dry_run),
+            subject: check.subject.clone(),
+            step: steps[step].clone(),
+            index: step,
+            steps: steps.len(),
+            failed_at: check.since,
+            started_at: now,
+            acted_at: None,
+            finished_at: None,
+            outcome: Outcome::Pending,
+            dry_run: settings.dry_run,
+            message: None,
+        };
+        decision.history.in_flight.push(record);
+    }
+
+    // What is pending is carried out: the new ones, and those whose carrying out nobody can vouch for.
+    decision.act = decision.history.in_flight.iter().filter(|r| r.outcome == Outcome::Pending && !r.dry_run).cloned().collect();
+    for record in &mut decision.history.in_flight {
+        if record.dry_run && record.outcome == Outcome::Pending {
+            record.outcome = Outcome::Verifying;
+            record.acted_at = Some(now);
+            record.message = Some("dry run: nothing was done".to_owned());
+        }
+    }
+    let deadlines: Vec<_> = decision.history.in_flight.iter().map(|record| ladder::deadline(record, settings)).collect();
+    for deadline in deadlines {
+        decision.wake_at(Some(deadline));
+    }
+    decision.remaining_budget = gates::remaining_budget(settings, &decision.history, now);
+    decision.next_check = decision.next_check.map(|at| at.max(now + SignedDuration::from_millis(1)));
+    decision
+}
+
+/// Brings every action in flight to its outcome where that is known.
+fn settle(settings: &Settings, observed: &Observed, decision: &mut Decision, now: Timestamp) {
+    for mut record in std::mem::take(&mut decision.history.in_flight) {
+        match ladder::outcome(&record, settings, observed, now) {
+            ladder::Verdict::Wait(until) => {
+                decision.wake_at(until);
+                decision.history.in_flight.push(record);
+            }
+            ladder::Verdict::Over(outcome, message) => {
+                record.outcome = outcome;
+                record.finished_at = Some(now);
+                record.message = Some(message);
+                decision.finished.push(record.clone());
+                decision.history.recent.insert(0, record);
+            }
+        }
+    }
+    decision.history.trim();
+}
+
+#[cfg(test)]
+mod tests;

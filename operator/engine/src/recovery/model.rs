@@ -1,0 +1,238 @@
+//! What a decision about recovery is made from, and what it consists of.
+
+use super::Gate;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most finished actions that are remembered.
+const MAX_RECENT: usize = 20;
+
+/// Recovery of one policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Steps by check, mildest first.
+    pub ladders: BTreeMap<String, Vec<Step>>,
+    /// How much may be done.
+    pub limits: Limits,
+    /// A check must stay healthy this long, in milliseconds, before an action counts as a success.
+    pub healthy_delay_ms: u64,
+    /// The policy is suspended: nothing is begun.
+    pub suspended: bool,
+    /// Nothing is carried out; decisions are recorded as if it were.
+    pub dry_run: bool,
+}
+
+/// How much may be done at once and in a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Actions at once.
+    pub max_in_flight: usize,
+    /// Least time between two ladders for one subject, in milliseconds.
+    pub cooldown_ms: u64,
+    /// Most actions over `budget_interval_ms`.
+    pub budget_actions: usize,
+    /// See `budget_actions`; in milliseconds.
+    pub budget_interval_ms: u64,
+}
+
+/// One rung of a ladder.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// What is done.
+    pub action: Action,
+    /// How long it may take until the check is healthy again, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What can be done, mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// The pod gives memory back.
+    TrimMemory,
+    /// The pod gives up its pooled connections.
+    ResetConnections,
+    /// A Job is made from a CronJob.
+    RunCleanupJob,
+    /// The pod is evicted.
+    RestartPod,
+    /// All pods are replaced, one after the other.
+    RolloutRestart,
+    /// The current rollout is undone.
+    Rollback,
+}
+
+/// What is being healed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subject {
+    /// Name of the workload.
+    pub target: String,
+    /// The pod, for a check that each pod answers for itself.
+    pub pod: Option<Pod>,
+    /// Name of the check.
+    pub check: String,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pod {
+    /// Name.
+    pub name: String,
+    /// Which pod of that name.
+    pub uid: String,
+}
+
+impl Subject {
+    /// As a person would name it.
+    pub fn display_name(&self) -> &str {
+        self.pod.as_ref().map_or(&self.target, |pod| &pod.name)
+    }
+}
+
+/// State of one check of one subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckState {
+    /// Whose check.
+    pub subject: Subject,
+    /// Its judgement, after thresholds.
+    pub healthy: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// What the check said.
+    pub message: String,
+    /// The dependency behind the check.
+    pub dependency: Option<String>,
+}
+
+/// Everything that is known of the policy's workloads now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Checks of all subjects. A check that nobody reports now is absent: absence is neither health nor sickness.
+    pub checks: Vec<CheckState>,
+    /// Uids of the pods that exist and are not going away.
+    pub pods: BTreeSet<String>,
+    /// Dependencies, by workload, whose circuit is open on a quorum of pods, with a text such as "4 of 4 pods".
+    pub open_on_quorum: BTreeMap<(String, String), String>,
+    /// Workloads that are being rolled out.
+    pub rolling_out: BTreeSet<String>,
+    /// Actions that this operator can carry out.
+    pub supported: BTreeSet<Action>,
+}
+
+/// One action, from its intent to its outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Id of the intent; equal intents have equal ids.
+    pub id: String,
+    /// What is healed.
+    pub subject: Subject,
+    /// The rung.
+    pub step: Step,
+    /// Its place in the ladder, from 0.
+    pub index: usize,
+    /// Rungs of the ladder.
+    pub steps: usize,
+    /// When the check began to fail.
+    pub failed_at: Timestamp,
+    /// When the intent was decided.
+    pub started_at: Timestamp,
+    /// When it was carried out.
+    pub acted_at: Option<Timestamp>,
+    /// When its outcome was known.
+    pub finished_at: Option<Timestamp>,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Nothing was carried out.
+    pub dry_run: bool,
+    /// Detail in words.
+    pub message: Option<String>,
+}
+
+/// What came of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Intended; whether it was carried out is not known.
+    Pending,
+    /// Carried out; the check is watched.
+    Verifying,
+    /// The check was healthy for the healthy delay.
+    Succeeded,
+    /// It did not help in time, or could not be done.
+    Failed,
+    /// Its subject went away.
+    Cancelled,
+}
+
+/// What was done so far, as it stands in the policy's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Not settled yet.
+    pub in_flight: Vec<Record>,
+    /// Settled, newest first.
+    pub recent: Vec<Record>,
+}
+
+impl History {
+    /// Every record of a run of the same kind, dry or not.
+    pub(super) fn of_kind(&self, dry_run: bool) -> impl Iterator<Item = &Record> {
+        self.in_flight.iter().chain(&self.recent).filter(move |record| record.dry_run == dry_run)
+    }
+
+    /// Keeps the newest; what was only rehearsed is forgotten before what was done, because the budget is counted from it.
+    pub(super) fn trim(&mut self) {
+        while self.recent.len() > MAX_RECENT {
+            let index = self.recent.iter().rposition(|record| record.dry_run).unwrap_or(self.recent.len() - 1);
+            self.recent.remove(index);
+        }
+    }
+}
+
+/// An action that is needed and held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// What is not healed.
+    pub subject: Subject,
+    /// The action that waits.
+    pub action: Action,
+    /// What holds it.
+    pub gate: Gate,
+    /// Why, for people.
+    pub message: String,
+    /// When the gate opens by itself, if it does.
+    pub until: Option<Timestamp>,
+}
+
+/// A ladder with no rung left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exhausted {
+    /// What still fails.
+    pub subject: Subject,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// To be written before anything is carried out.
+    pub history: History,
+    /// To be carried out, in this order.
+    pub act: Vec<Record>,
+    /// Settled by this decision.
+    pub finished: Vec<Record>,
+    /// Needed and held back.
+    pub withheld: Vec<Withheld>,
+    /// Ladders with no rung left.
+    pub exhausted: Vec<Exhausted>,
+    /// Actions that may still be begun now.
+    pub remaining_budget: usize,
+    /// When to decide again if nothing happens before.
+    pub next_check: Option<Timestamp>,
+}
+
+impl Decision {
+    pub(super) fn wake_at(&mut self, at: Option<Timestamp>) {
+        if let Some(at) = at {
+            self.next_check = Some(self.next_check.map_or(at, |old| old.min(at)));
+        }
+    }
+}
