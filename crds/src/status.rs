@@ -1,7 +1,7 @@
 //! Status of a `ResiliencePolicy`.
 
 use crate::{Condition, resilience_policy::StepAction};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,7 @@ pub struct CircuitStatus {
     pub total_pods: i32,
     /// When the first of them opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub open_since: Option<Time>,
+    pub open_since: Option<MicroTime>,
 }
 
 /// One check that is not healthy.
@@ -128,7 +128,7 @@ pub struct CheckFinding {
     #[schemars(range(min = 0))]
     pub unhealthy_pods: i32,
     /// Since when it fails in the first of them.
-    pub since: Time,
+    pub since: MicroTime,
     /// What the pod said.
     #[serde(default)]
     #[schemars(length(max = 1024))]
@@ -185,15 +185,15 @@ pub struct ActionRecord {
     #[schemars(range(min = 1, max = 6))]
     pub steps: i32,
     /// When the check began to fail.
-    pub failed_at: Time,
+    pub failed_at: MicroTime,
     /// When the intent was written.
-    pub started_at: Time,
+    pub started_at: MicroTime,
     /// When the action was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub acted_at: Option<Time>,
+    pub acted_at: Option<MicroTime>,
     /// When the outcome was known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
+    pub finished_at: Option<MicroTime>,
     /// What came of it.
     pub outcome: ActionOutcome,
     /// true: nothing was done, this is what would have been done.

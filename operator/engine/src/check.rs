@@ -29,6 +29,8 @@ pub struct Judgement {
     pub message: String,
     /// The dependency behind the check, if the pod names one.
     pub dependency: Option<String>,
+    /// It was unhealthy in the first report that this process saw: the failure is older than `since`.
+    pub began_before: bool,
     good_runs: u32,
     last_run: u64,
 }
@@ -41,6 +43,7 @@ pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thres
         since: now,
         message: String::new(),
         dependency: None,
+        began_before: false,
         good_runs: 0,
         last_run: 0,
     });
@@ -56,6 +59,7 @@ pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thres
             if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
                 after.healthy = false;
                 after.since = now;
+                after.began_before = before.is_none();
             }
         }
         CheckStatus::Healthy => {
@@ -63,6 +67,7 @@ pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thres
             if !after.healthy && after.good_runs >= thresholds.healthy.max(1) {
                 after.healthy = true;
                 after.since = now;
+                after.began_before = false;
                 after.message.clear();
             }
         }

@@ -1,0 +1,64 @@
+{{- define "resilience-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "resilience-operator.fullname" -}}
+{{- $name := include "resilience-operator.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "resilience-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "resilience-operator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{- define "resilience-operator.labels" -}}
+{{ include "resilience-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "._-" | quote }}
+app.kubernetes.io/part-of: ticketwave
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimAll "._-" }}
+{{- end }}
+
+{{/* The rights in every namespace that is looked after; one list for both shapes of RBAC. */}}
+{{- define "resilience-operator.watchedRules" -}}
+- apiGroups: [resilience.ticketwave.io]
+  resources: [resiliencepolicies, featureflags]
+  verbs: [get, list, watch]
+- apiGroups: [resilience.ticketwave.io]
+  resources: [resiliencepolicies/status, featureflags/status]
+  verbs: [patch]
+- apiGroups: [apps]
+  resources: [deployments, replicasets]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# Annotating a pod makes its kubelet refresh the pod's optional mounts at once, and the status
+# subresource carries annotations too; so the operator cannot touch the spec of any pod.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch]
+# The admin tokens are written, never read back.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- if eq .Values.podTransport "apiserver-proxy" }}
+# Health is read with GET, a configuration pushed with PUT, an action asked for with POST.
+- apiGroups: [""]
+  resources: [pods/proxy]
+  verbs: [get, create, update]
+{{- end }}
+{{- end }}

@@ -1,0 +1,52 @@
+{{/* Labels of an object; call with (dict "root" $ "component" <name>). */}}
+{{- define "ticketing.selectorLabels" -}}
+app.kubernetes.io/name: {{ .component | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+{{- end }}
+
+{{- define "ticketing.labels" -}}
+{{ include "ticketing.selectorLabels" . }}
+app.kubernetes.io/part-of: ticketing
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimAll "._-" }}
+{{- end }}
+
+{{/* The services with their defaults filled in, as JSON by name; those that are switched off are left out. */}}
+{{- define "ticketing.services" -}}
+{{- $services := dict }}
+{{- range $name, $own := .Values.services }}
+{{- $service := mergeOverwrite (deepCopy $.Values.serviceDefaults) (deepCopy ($own | default dict)) }}
+{{- if $service.enabled }}
+{{- $_ := set $services $name $service }}
+{{- end }}
+{{- end }}
+{{- toJson $services }}
+{{- end }}
+
+{{/* Where the database is, as environment variables. */}}
+{{- define "ticketing.databaseEnv" -}}
+{{- $db := .Values.database }}
+{{- if .Values.postgresql.enabled -}}
+- name: DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: postgres-auth
+      key: url
+{{- else if not $db.existingSecret -}}
+{{- fail "no database: with postgresql.enabled=false set database.existingSecret (a Secret with the connection URL under the key `url`), or switch off the services that need one" }}
+{{- else if $db.host -}}
+- name: PGPASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $db.existingSecret | quote }}
+      key: {{ $db.passwordKey | quote }}
+- name: DATABASE_URL
+  value: {{ printf "postgres://%s:$(PGPASSWORD)@%s:%d/%s%s" $db.user $db.host (int $db.port) $db.name (empty $db.parameters | ternary "" (printf "?%s" $db.parameters)) | quote }}
+{{- else -}}
+- name: DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ $db.existingSecret | quote }}
+      key: {{ $db.urlKey | quote }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,110 @@
+//! Command line and environment.
+
+use clap::{Parser, ValueEnum};
+use std::{net::SocketAddr, time::Duration};
+
+/// Makes ticketing workloads resilient: programs them with ResiliencePolicies and FeatureFlags, watches their health,
+/// and heals them.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "resilience-operator", version, about, long_about = None)]
+pub struct Args {
+    /// Namespaces to watch, separated by commas; empty: all of them
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMES", hide_env_values = true)]
+    pub watch_namespaces: Vec<String>,
+
+    /// How pods are reached: straight at their address, or through the API server (works from anywhere, slower)
+    #[arg(long, env = "POD_TRANSPORT", value_enum, default_value_t = PodTransport::Direct)]
+    pub pod_transport: PodTransport,
+
+    /// Change nothing but the status of policies and flags, which says what would be done
+    #[arg(long, env = "DRY_RUN", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub dry_run: bool,
+
+    /// Namespace of the operator itself: its lease and its master key are kept there
+    #[arg(long, env = "POD_NAMESPACE", default_value = "resilience-system")]
+    pub namespace: String,
+
+    /// Name of this replica among the operator's replicas [default: the host's name]
+    #[arg(long, env = "POD_NAME")]
+    pub identity: Option<String>,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// How long a leader that is not heard of keeps the lead; a standby takes over that long after its last sign of life
+    #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = parse_lease)]
+    pub lease_duration: Duration,
+
+    /// Shape of the log lines
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,operator=debug
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// How pods are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PodTransport {
+    /// Straight at the pod's address
+    Direct,
+    /// Through the API server's pod proxy
+    ApiserverProxy,
+}
+
+/// Shape of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// key=value, for people
+    Text,
+    /// One JSON object a line, for machines
+    Json,
+}
+
+impl Args {
+    /// Namespaces to watch, without empty names; no namespace: all.
+    pub fn namespaces(&self) -> Vec<Option<String>> {
+        let named: Vec<_> =
+            self.watch_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(|name| Some(name.to_owned())).collect();
+        if named.is_empty() { vec![None] } else { named }
+    }
+}
+
+fn parse_lease(text: &str) -> Result<Duration, String> {
+    text.parse::<crds::Duration<2_000, 300_000>>().map(Duration::from).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[rstest::rstest]
+    #[case(&["op"], vec![None])]
+    #[case(&["op", "--watch-namespaces", ""], vec![None])]
+    #[case(&["op", "--watch-namespaces", "a, b"], vec![Some("a".into()), Some("b".into())])]
+    fn namespaces(#[case] line: &[&str], #[case] expected: Vec<Option<String>>) {
+        assert_eq!(Args::parse_from(line).namespaces(), expected);
+    }
+
+    #[rstest::rstest]
+    #[case(&["op", "--dry-run"], true)]
+    #[case(&["op", "--dry-run=false"], false)]
+    #[case(&["op"], false)]
+    fn dry_run(#[case] line: &[&str], #[case] expected: bool) {
+        assert_eq!(Args::parse_from(line).dry_run, expected);
+    }
+
+    #[test]
+    fn a_bad_lease_is_refused_with_its_bounds() {
+        let error = Args::try_parse_from(["op", "--lease-duration", "1s"]).unwrap_err().to_string();
+        assert!(error.contains("between 2s and 5m"), "{error}");
+    }
+}

@@ -1,0 +1,191 @@
+//! What this process knows of the running workloads beyond what the API server tells: what was published, and what each
+//! pod last said. It is rebuilt after a restart by asking the pods again.
+
+use contract::{Applied, CheckStatus, CircuitState, HealthReport, WorkloadId};
+use engine::{
+    ack::PodView,
+    check::{Judgement, Thresholds, judge},
+    fleet::{CircuitView, circuits},
+};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// All workloads.
+#[derive(Default)]
+pub struct Board(Mutex<HashMap<WorkloadId, Workload>>);
+
+/// One workload.
+#[derive(Default)]
+pub struct Workload {
+    /// Which Deployment of that name.
+    pub uid: String,
+    /// The published document.
+    pub published: Option<Published>,
+    /// Why nothing could be published.
+    pub problem: Option<Problem>,
+    /// In a dry run: the hash that would be published.
+    pub would_publish: Option<String>,
+    /// Pods by uid.
+    pub pods: BTreeMap<String, PodState>,
+    /// Since when some pod's circuit is not closed, by dependency.
+    pub open_since: BTreeMap<String, Timestamp>,
+    /// When the token Secret was last written.
+    pub token_written_at: Option<Instant>,
+    /// Time between two questions for a pod's health.
+    pub probe_every: Option<Duration>,
+    /// When a check counts as failed.
+    pub thresholds: BTreeMap<String, Thresholds>,
+}
+
+/// A published document.
+#[derive(Clone)]
+pub struct Published {
+    /// Its revision.
+    pub revision: i64,
+    /// Its meaning.
+    pub content_hash: String,
+    /// Its bytes, as they are pushed.
+    pub bytes: Arc<Vec<u8>>,
+    /// When this process published or found it.
+    pub at: Instant,
+}
+
+/// Why nothing could be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One word.
+    pub reason: &'static str,
+    /// What, and what to do.
+    pub message: String,
+    /// A person has to do something first.
+    pub stalled: bool,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Default)]
+pub struct PodState {
+    /// Its name.
+    pub name: String,
+    /// What it last said that it runs.
+    pub applied: Option<Applied>,
+    /// Why its admin port does not answer.
+    pub unreachable: Option<String>,
+    /// Checks.
+    pub judgements: BTreeMap<String, Judgement>,
+    /// Checks that are degraded now.
+    pub degraded_checks: BTreeSet<String>,
+    /// Circuits.
+    pub circuits: BTreeMap<String, CircuitState>,
+    /// Whether it runs in degraded mode.
+    pub degraded: bool,
+    /// Revision of the push that is under way.
+    pub pushing: Option<i64>,
+    /// Pushes that failed in a row.
+    pub push_failures: u32,
+    /// Not to be pushed to before.
+    pub push_after: Option<Instant>,
+    /// When its kubelet was last asked to refresh its mounts.
+    pub nudged_at: Option<Instant>,
+    /// When it is asked for its health next.
+    pub probe_at: Option<Instant>,
+    /// A question for its health is under way.
+    pub probing: bool,
+}
+
+impl Board {
+    /// All workloads, locked. Never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, HashMap<WorkloadId, Workload>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads one workload.
+    pub fn read<T>(&self, id: &WorkloadId, read: impl FnOnce(&Workload) -> T) -> Option<T> {
+        self.lock().get(id).map(read)
+    }
+
+    /// Changes one pod, if it is known.
+    pub fn with_pod<T>(&self, id: &WorkloadId, uid: &str, change: impl FnOnce(&mut PodState) -> T) -> Option<T> {
+        self.lock().get_mut(id)?.pods.get_mut(uid).map(change)
+    }
+}
+
+impl Workload {
+    /// Keeps exactly the pods that exist. What another Deployment of the same name left behind is forgotten.
+    pub fn keep(&mut self, uid: &str, pods: impl Iterator<Item = (String, String)>) {
+        if self.uid != uid {
+            *self = Self { uid: uid.to_owned(), ..Self::default() };
+        }
+        let existing: BTreeMap<_, _> = pods.collect();
+        self.pods.retain(|uid, _| existing.contains_key(uid));
+        for (uid, name) in existing {
+            self.pods.entry(uid).or_default().name = name;
+        }
+    }
+
+    /// The circuits over all pods.
+    pub fn circuits(&self) -> BTreeMap<String, CircuitView> {
+        circuits(self.pods.values().flat_map(|pod| pod.circuits.iter().map(|(name, state)| (name.as_str(), *state))))
+    }
+
+    /// Notes since when circuits are open.
+    pub fn note_circuits(&mut self, now: Timestamp) {
+        let open: BTreeSet<_> = self.circuits().into_iter().filter(|(_, view)| view.open > 0).map(|(name, _)| name).collect();
+        self.open_since.retain(|name, _| open.contains(name));
+        for name in open {
+            self.open_since.entry(name).or_insert(now);
+        }
+    }
+}
+
+impl PodState {
+    /// Takes in a health report. Says whether anything changed that a person or a decision would look at.
+    pub fn take(&mut self, report: &HealthReport, thresholds: &BTreeMap<String, Thresholds>, now: Timestamp) -> bool {
+        let before = self.essence();
+        self.applied = Some(report.applied.clone());
+        self.unreachable = None;
+        self.degraded = report.degraded;
+        self.circuits = report.circuits.iter().map(|(name, circuit)| (name.clone(), circuit.state)).collect();
+        self.degraded_checks = report
+            .checks
+            .iter()
+            .filter(|(_, check)| check.status == CheckStatus::Degraded)
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.judgements.retain(|name, _| report.checks.contains_key(name));
+        for (name, check) in &report.checks {
+            let limits = thresholds.get(name).copied().unwrap_or_default();
+            let judgement = judge(self.judgements.get(name), check, limits, now);
+            self.judgements.insert(name.clone(), judgement);
+        }
+        before != self.essence()
+    }
+
+    /// Notes that the pod did not answer. Says whether that is news.
+    pub fn miss(&mut self, why: String) -> bool {
+        let news = self.unreachable.is_none();
+        self.unreachable = Some(why);
+        news
+    }
+
+    /// What matters of the state, without counters and durations that change with every report.
+    fn essence(&self) -> impl PartialEq + use<> {
+        (
+            self.applied.as_ref().map(|applied| (applied.content_hash.clone(), applied.unsupported.clone(), applied.unknown_dependencies.clone())),
+            self.unreachable.is_some(),
+            self.degraded,
+            self.circuits.clone(),
+            self.degraded_checks.clone(),
+            self.judgements.iter().map(|(name, j)| (name.clone(), j.healthy, j.since)).collect::<Vec<_>>(),
+        )
+    }
+
+    /// The pod as the count of acknowledgements sees it.
+    pub fn view(&self, ready: bool) -> PodView {
+        PodView { name: self.name.clone(), ready, applied: self.applied.clone(), unreachable: self.unreachable.clone() }
+    }
+}

@@ -1,0 +1,164 @@
+//! The flag set controller: says in the status what became of a set. Publishing is the workload controller's work.
+
+use crate::{
+    caches::FlagSet,
+    conditions::{self, Verdict},
+    error::ReconcileError,
+    events::Story,
+    metrics::PassLabels,
+    policy::{object_reference, write_status},
+    shard::Shard,
+    target::{self, Target},
+    translate,
+};
+use contract::FlagsSettings;
+use crds::{
+    FeatureFlag, FeatureFlagStatus,
+    condition::types::{ACCEPTED, EXPIRED, OVERRIDDEN, PROGRAMMED},
+    feature_flag::FlagFinding,
+};
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt, runtime::controller::Action};
+use std::{sync::Arc, time::Duration};
+
+/// One pass.
+pub async fn reconcile(set: Arc<FlagSet>, shard: Arc<Shard>) -> Result<Action, ReconcileError> {
+    if !shard.shared.fence.holds() {
+        return Ok(Action::await_change());
+    }
+    let result = pass(&set, &shard).await;
+    let label = if result.is_ok() { "ok" } else { "error" };
+    shard.shared.metrics.passes.get_or_create(&PassLabels { kind: "flag", result: label }).inc();
+    if result.is_ok() {
+        shard.backoffs.forget(&set.meta().uid.clone().unwrap_or_default());
+    }
+    result
+}
+
+async fn pass(set: &FlagSet, shard: &Shard) -> Result<Action, ReconcileError> {
+    let now = Timestamp::now();
+    let (old, new, next) = match &set.0 {
+        Err(unreadable) => {
+            let verdicts = conditions::invalid("InvalidFlagSet", format!("it cannot be read: {unreadable}"));
+            (None, refused(FeatureFlagStatus::default(), verdicts, set.meta().generation, now), None)
+        }
+        Ok(set) => {
+            let (status, next) = status(set, shard, now);
+            (set.status.clone(), status, next)
+        }
+    };
+    if old.as_ref() != Some(&new) {
+        write_status::<FeatureFlag>(shard, set.meta(), &new).await?;
+        tell(shard, set, old.as_ref(), &new);
+    }
+    let wait = next.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    Ok(wait.map_or_else(Action::await_change, |wait| Action::requeue(wait + Duration::from_millis(1))))
+}
+
+fn refused(old: FeatureFlagStatus, (accepted, programmed): (Verdict, Verdict), generation: Option<i64>, now: Timestamp) -> FeatureFlagStatus {
+    let mut verdicts = conditions::summarize(&accepted, &programmed, true, false).to_vec();
+    verdicts.extend([accepted, programmed]);
+    let conditions = conditions::settle(&old.conditions, verdicts, generation, now);
+    FeatureFlagStatus { observed_generation: generation, conditions, ..old }
+}
+
+/// The status of a readable set, and when it changes by itself.
+fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatus, Option<Timestamp>) {
+    let old = set.status.clone().unwrap_or_default();
+    let generation = set.metadata.generation;
+    let settings = match translate::flags(&set.spec) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let verdicts = conditions::invalid("InvalidFlagSet", error.to_string());
+            return (refused(old, verdicts, generation, now), None);
+        }
+    };
+    let namespace = set.namespace().unwrap_or_default();
+    let targets: Vec<Target> =
+        set.spec.target_refs.iter().map(|reference| target::look_up(shard, &namespace, &reference.name)).collect();
+    let held: Vec<&Target> = targets.iter().filter(|target| target.found).collect();
+    let missing: Vec<_> = targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    let accepted = if held.is_empty() && !targets.is_empty() {
+        Verdict::new(ACCEPTED, false, "TargetNotFound", format!("no Deployment named {}; waits for one", missing.join(", ")))
+    } else if missing.is_empty() {
+        Verdict::new(ACCEPTED, true, "Accepted", "valid")
+    } else {
+        Verdict::new(ACCEPTED, true, "Accepted", format!("valid; waits for {}, which do not exist yet", missing.join(", ")))
+    };
+    let dry_run = shard.shared.args.dry_run;
+    let (programmed, stalled) = if dry_run {
+        (Verdict::new(PROGRAMMED, false, "DryRun", "the operator runs dry: nothing is published"), false)
+    } else {
+        target::programmed(&held)
+    };
+    let now_ms = now.as_millisecond();
+    let overridden = overridden(&settings, now_ms);
+    let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
+    verdicts.extend([accepted, programmed]);
+    verdicts.push(match overridden.as_slice() {
+        [] => Verdict::new(OVERRIDDEN, false, "NoOverride", ""),
+        some => Verdict::new(OVERRIDDEN, true, "Overridden", some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", ")),
+    });
+    if let Some(expires) = &set.spec.expires_at {
+        let over = expires.0 <= now;
+        let message = format!("the set {} {}", if over { "should have been removed by" } else { "should be removed by" }, expires.0);
+        verdicts.push(Verdict::new(EXPIRED, over, if over { "Expired" } else { "NotExpired" }, message));
+    }
+    let ends = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
+    let ends = ends.filter_map(|until| Timestamp::from_millisecond(until).ok());
+    let expiry = set.spec.expires_at.as_ref().map(|expires| expires.0).filter(|at| *at > now);
+    let status = FeatureFlagStatus {
+        observed_generation: generation,
+        conditions: conditions::settle(&old.conditions, verdicts, generation, now),
+        programmed: Some(target::ratio(&held)),
+        flag_count: i32::try_from(settings.flags.len()).ok(),
+        overridden: i32::try_from(overridden.len()).ok(),
+        targets: targets
+            .iter()
+            .map(|target| {
+                let reason = if target.found { "Accepted" } else { "TargetNotFound" };
+                let message = target.problem.as_ref().map(|problem| problem.message.clone());
+                target::status(target, target.found, reason, message)
+            })
+            .collect(),
+        flags: overridden,
+    };
+    (status, ends.chain(expiry).min())
+}
+
+/// The flags that a person has overridden and that are still so.
+fn overridden(settings: &FlagsSettings, now_ms: i64) -> Vec<FlagFinding> {
+    let finding = |(key, flag): (&String, &contract::FlagSettings)| {
+        let over = flag.active_override(now_ms)?;
+        let until = over.until_ms.and_then(|until| Timestamp::from_millisecond(until).ok());
+        let until = until.map_or_else(|| "until a person takes it back".to_owned(), |until| format!("until {until}"));
+        let why = if over.reason.is_empty() { String::new() } else { format!(": {}", over.reason) };
+        Some(FlagFinding {
+            key: key.clone(),
+            source: "Override".to_owned(),
+            effective_variant: Some(over.variant.clone()),
+            message: Some(format!("{until}{why}")),
+        })
+    };
+    settings.flags.iter().filter_map(finding).take(100).collect()
+}
+
+fn tell(shard: &Shard, set: &FlagSet, old: Option<&FeatureFlagStatus>, new: &FeatureFlagStatus) {
+    let old_conditions = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
+    let reference = object_reference::<FeatureFlag>(set.meta());
+    for type_ in [ACCEPTED, PROGRAMMED] {
+        let (before, after) = (conditions::find(old_conditions, type_), conditions::find(&new.conditions, type_));
+        let Some(after) = after.filter(|after| before.map(|before| &before.reason) != Some(&after.reason)) else { continue };
+        let story = match after.reason.as_str() {
+            "Programmed" => Some(Story::normal("Programmed", "Publish", after.message.clone())),
+            "InvalidFlagSet" if type_ == ACCEPTED => Some(Story::warning("InvalidFlagSet", "Keep", after.message.clone())),
+            "TargetNotFound" => Some(Story::warning("TargetNotFound", "Wait", after.message.clone())),
+            "ConfigMapNotOurs" => Some(Story::warning("ConfigMapNotOurs", "Wait", after.message.clone())),
+            "ConfigTooLarge" => Some(Story::warning("ConfigTooLarge", "Keep", after.message.clone())),
+            _ => None,
+        };
+        if let Some(story) = story {
+            shard.shared.events.tell(&reference, story);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Brings published documents to pods, each pod by itself: a slow one delays no other.
+
+use crate::{
+    caches::Caches,
+    clients::call,
+    metrics::PodCallLabels,
+    pod_client::{Endpoint, PodError},
+    shard::Shard,
+};
+use contract::{PushAnswer, WorkloadId};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+    runtime::reflector::ObjectRef,
+};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// Annotation that makes a pod's kubelet look at the pod at once, and so refresh its optional mounts.
+const NUDGE_ANNOTATION: &str = "resilience.ticketwave.io/mounts-wanted-at";
+/// A pod is nudged, and its Secret written again, at most this often.
+const NUDGE_EVERY: Duration = Duration::from_secs(30);
+
+/// Writes the token Secret of a workload once in the life of this process, and again when pods do not take the token.
+pub async fn ensure_token(shard: &Shard, id: &WorkloadId, uid: &str) {
+    let written = shard.board.read(id, |workload| workload.token_written_at).flatten();
+    if written.is_some() {
+        return;
+    }
+    write_token(shard, id, uid).await;
+}
+
+async fn write_token(shard: &Shard, id: &WorkloadId, uid: &str) {
+    if !shard.shared.fence.holds() || shard.shared.args.dry_run {
+        return;
+    }
+    match shard.shared.tokens.write(&shard.shared.clients, id, uid).await {
+        Ok(()) => {
+            if let Some(workload) = shard.board.lock().get_mut(id) {
+                workload.token_written_at = Some(Instant::now());
+            }
+        }
+        Err(error) => warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is"),
+    }
+}
+
+/// The pod of that name and uid, if the cluster still has it.
+pub fn find_pod(caches: &Caches, namespace: &str, name: &str, uid: &str) -> Option<Arc<Pod>> {
+    caches.pods.get(&ObjectRef::new(name).within(namespace)).filter(|pod| pod.metadata.uid.as_deref() == Some(uid))
+}
+
+/// Pushes what is published to every pod that does not run it and is not being pushed to.
+pub fn push_to_all(shard: &Arc<Shard>, id: &WorkloadId) {
+    let now = Instant::now();
+    let mut due = Vec::new();
+    {
+        let mut board = shard.board.lock();
+        let Some(workload) = board.get_mut(id) else { return };
+        let Some(published) = workload.published.clone() else { return };
+        for (uid, pod) in &mut workload.pods {
+            let in_sync = pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash);
+            let busy = pod.pushing.is_some_and(|revision| revision >= published.revision);
+            if in_sync || busy || pod.push_after.is_some_and(|after| now < after) {
+                continue;
+            }
+            let endpoint = find_pod(&shard.caches, &id.namespace, &pod.name, uid).and_then(|pod| Endpoint::admin(&pod));
+            if let Some(endpoint) = endpoint {
+                pod.pushing = Some(published.revision);
+                due.push((uid.clone(), endpoint, published.clone()));
+            }
+        }
+    }
+    for (uid, endpoint, published) in due {
+        let (shard, id) = (Arc::clone(shard), id.clone());
+        tokio::spawn(async move { push(&shard, &id, &uid, &endpoint, &published).await });
+    }
+}
+
+async fn push(shard: &Arc<Shard>, id: &WorkloadId, uid: &str, endpoint: &Endpoint, published: &crate::board::Published) {
+    let workload_uid = shard.board.read(id, |workload| workload.uid.clone()).unwrap_or_default();
+    let token = shard.shared.tokens.current(&workload_uid);
+    let result = {
+        let Ok(_permit) = shard.shared.pod_calls.acquire().await else { return };
+        shard.shared.pods.push(endpoint, &token, published.bytes.as_ref().clone()).await
+    };
+    let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
+    shard.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: label }).inc();
+    let unauthorized = result == Err(PodError::Unauthorized);
+    let retry = settle(shard, id, uid, published, result);
+    if unauthorized {
+        refresh_token(shard, id, uid, &workload_uid, endpoint).await;
+    }
+    shard.touch_status(&id.namespace, &id.name);
+    if let Some(after) = retry {
+        shard.touch_workload_later(id.clone(), after);
+    }
+}
+
+/// Notes the outcome of a push. The value says when to try again.
+fn settle(
+    shard: &Shard,
+    id: &WorkloadId,
+    uid: &str,
+    published: &crate::board::Published,
+    result: Result<PushAnswer, PodError>,
+) -> Option<Duration> {
+    shard
+        .board
+        .with_pod(id, uid, |pod| {
+            // A newer push may have begun meanwhile; it settles for itself.
+            if pod.pushing == Some(published.revision) {
+                pod.pushing = None;
+            }
+            let mut quick = false;
+            match result {
+                Ok(answer) => {
+                    if !answer.message.is_empty() {
+                        warn!(workload = %id, pod = %pod.name, outcome = ?answer.outcome, message = %crate::events::cut(&answer.message, 200), "a pod did not take the configuration");
+                    }
+                    pod.unreachable = None;
+                    pod.applied = Some(answer.applied);
+                    if pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash) {
+                        if pod.push_failures == 0 {
+                            shard.shared.metrics.acknowledge_seconds.observe(published.at.elapsed().as_secs_f64());
+                        }
+                        pod.push_failures = 0;
+                        pod.push_after = None;
+                        return None;
+                    }
+                }
+                Err(error) => {
+                    debug!(workload = %id, pod = %pod.name, %error, "push failed");
+                    quick = error == PodError::Unauthorized;
+                    pod.unreachable = Some(error.to_string());
+                }
+            }
+            pod.push_failures = pod.push_failures.saturating_add(1);
+            let (first, most) = if quick { (100, 5_000) } else { (250, 15_000) };
+            let wait = Duration::from_millis((first * 2u64.pow((pod.push_failures - 1).min(10))).min(most));
+            pod.push_after = Some(Instant::now() + wait);
+            Some(wait + Duration::from_millis(1))
+        })
+        .flatten()
+}
+
+/// A pod does not take the token: it has most likely not mounted the Secret yet, because it started before the Secret
+/// was there. A kubelet refreshes such a mount within a minute or two by itself, and at once when the pod is touched.
+pub async fn refresh_token(shard: &Shard, id: &WorkloadId, uid: &str, workload_uid: &str, endpoint: &Endpoint) {
+    let due = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() >= NUDGE_EVERY);
+    let nudge = shard.board.with_pod(id, uid, |pod| {
+        let nudge = due(pod.nudged_at);
+        if nudge {
+            pod.nudged_at = Some(Instant::now());
+        }
+        nudge
+    });
+    if nudge != Some(true) || !shard.shared.fence.holds() || shard.shared.args.dry_run {
+        return;
+    }
+    if due(shard.board.read(id, |workload| workload.token_written_at).flatten()) {
+        write_token(shard, id, workload_uid).await;
+    }
+    let api: Api<Pod> = Api::namespaced(shard.shared.clients.act.clone(), &id.namespace);
+    let patch = json!({
+        "metadata": { "uid": uid, "annotations": { NUDGE_ANNOTATION: jiff::Timestamp::now().to_string() } },
+    });
+    // By way of the status, which cannot touch what the pod runs.
+    if let Err(error) = call(api.patch_status(&endpoint.pod, &PatchParams::default(), &Patch::Merge(&patch))).await {
+        warn!(workload = %id, pod = %endpoint.pod, %error, "the pod's kubelet could not be asked to refresh its mounts; it does so by itself within two minutes");
+    }
+}

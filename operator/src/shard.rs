@@ -1,0 +1,203 @@
+//! One watched namespace, or all of them: its caches, its queues of work, and what turns a change into work.
+//!
+//! Everything that belongs together lives in one namespace, so shards share nothing but the process.
+
+use crate::{
+    args::Args,
+    board::Board,
+    caches::{Caches, Change, FlagSet, Policy, controller, flag_set_targets, policy_targets},
+    clients::Clients,
+    error::Backoffs,
+    events::Events,
+    lease::Fence,
+    metrics::Metrics,
+    pod_client::PodClient,
+    tokens::Tokens,
+};
+use contract::WorkloadId;
+use futures::channel::mpsc::UnboundedSender;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{sync::Semaphore, time::Instant};
+
+/// What all shards share.
+pub struct Shared {
+    /// Command line.
+    pub args: Args,
+    /// Connections to the API server.
+    pub clients: Clients,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Events.
+    pub events: Events,
+    /// Whether this replica may act.
+    pub fence: Fence,
+    /// Tokens of the pods' admin ports.
+    pub tokens: Tokens,
+    /// Connections to pods.
+    pub pods: PodClient,
+    /// Bounds the calls to pods that are under way at once.
+    pub pod_calls: Semaphore,
+}
+
+/// Queues of work.
+pub struct Queues {
+    /// Workloads to publish and push.
+    pub workloads: UnboundedSender<ObjectRef<Deployment>>,
+    /// Policies whose status and recovery to look at.
+    pub policies: UnboundedSender<ObjectRef<Policy>>,
+    /// Flag sets whose status to look at.
+    pub flag_sets: UnboundedSender<ObjectRef<FlagSet>>,
+}
+
+/// When the generation of an object was first seen, and which workloads it named.
+struct Seen {
+    generation: i64,
+    at: Instant,
+    targets: BTreeSet<String>,
+}
+
+/// One watched namespace, or all of them.
+pub struct Shard {
+    /// What all shards share.
+    pub shared: Arc<Shared>,
+    /// The cluster.
+    pub caches: Caches,
+    /// The pods.
+    pub board: Board,
+    /// Waits after failures.
+    pub backoffs: Backoffs,
+    /// Resource versions from before this process's last write of a status: a cache that still shows one is stale.
+    pub written: Mutex<HashMap<String, String>>,
+    queues: Queues,
+    seen: Mutex<HashMap<String, Seen>>,
+}
+
+impl Shard {
+    /// A shard over `caches`.
+    pub fn new(shared: Arc<Shared>, caches: Caches, queues: Queues) -> Self {
+        let (board, backoffs, written, seen) = Default::default();
+        Self { shared, caches, board, backoffs, written, queues, seen }
+    }
+
+    /// Turns a change into work.
+    pub fn on_change(&self, change: &Change) {
+        match change {
+            Change::Everything => self.touch_everything(),
+            Change::Deployment(deployment) => self.touch(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref()),
+            Change::ReplicaSet(set) => {
+                let owner = controller(set.owner_references(), "Deployment");
+                self.touch(set.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));
+            }
+            Change::Pod(pod) => {
+                if let Some(owner) = self.caches.owner_of(pod) {
+                    self.touch(pod.metadata.namespace.as_deref(), owner.metadata.name.as_deref());
+                }
+            }
+            Change::ConfigMap(map) => {
+                let owner = controller(map.owner_references(), "Deployment");
+                self.touch(map.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));
+            }
+            Change::Policy(policy, gone) => {
+                self.touch_targets(&**policy, policy_targets(policy).map(str::to_owned).collect(), *gone);
+                let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
+            }
+            Change::FlagSet(set, gone) => {
+                self.touch_targets(&**set, flag_set_targets(set).map(str::to_owned).collect(), *gone);
+                let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
+            }
+        }
+    }
+
+    /// Looks at a workload, and at every policy and flag set that names it.
+    fn touch(&self, namespace: Option<&str>, name: Option<&str>) {
+        if let (Some(namespace), Some(name)) = (namespace, name) {
+            self.touch_workload(namespace, name);
+            self.touch_status(namespace, name);
+        }
+    }
+
+    /// Looks at a workload.
+    pub fn touch_workload(&self, namespace: &str, name: &str) {
+        if self.caches.deployment(namespace, name).is_some() {
+            // The receiver is gone only at shutdown.
+            let _ = self.queues.workloads.unbounded_send(ObjectRef::new(name).within(namespace));
+        } else {
+            self.board.lock().remove(&WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() });
+            self.shared.metrics.forget(namespace, name);
+        }
+    }
+
+    /// Looks at every policy and flag set that names a workload.
+    pub fn touch_status(&self, namespace: &str, name: &str) {
+        for policy in self.caches.policies_for(namespace, name) {
+            let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
+        }
+        for set in self.caches.flag_sets_for(namespace, name) {
+            let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
+        }
+    }
+
+    /// Looks at all there is: at the start, when this replica comes to lead, and after a watch began anew.
+    pub fn touch_everything(&self) {
+        for deployment in self.caches.deployments.state() {
+            let _ = self.queues.workloads.unbounded_send(ObjectRef::from_obj(deployment.as_ref()));
+        }
+        for policy in self.caches.policies.state() {
+            let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
+        }
+        for set in self.caches.flag_sets.state() {
+            let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
+        }
+    }
+
+    /// Looks at the workloads that an object names, and at those that it named before.
+    fn touch_targets<K: Resource<DynamicType = ()>>(&self, object: &K, targets: BTreeSet<String>, gone: bool) {
+        let Some(namespace) = object.meta().namespace.clone() else { return };
+        let uid = object.meta().uid.clone().unwrap_or_default();
+        let generation = object.meta().generation.unwrap_or_default();
+        let before = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if gone {
+                seen.remove(&uid).map(|seen| seen.targets)
+            } else {
+                let new = |targets| Seen { generation, at: Instant::now(), targets };
+                match seen.get_mut(&uid) {
+                    // Only its status changed.
+                    Some(old) if old.generation == generation => return,
+                    Some(old) => Some(std::mem::replace(old, new(targets.clone())).targets),
+                    None => {
+                        seen.insert(uid.clone(), new(targets.clone()));
+                        None
+                    }
+                }
+            }
+        };
+        if gone {
+            self.backoffs.forget(&uid);
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        }
+        for name in targets.into_iter().chain(before.into_iter().flatten()).collect::<BTreeSet<_>>() {
+            self.touch(Some(&namespace), Some(&name));
+        }
+    }
+
+    /// When the present generation of an object was first seen by this process.
+    pub fn seen_at(&self, uid: &str, generation: i64) -> Option<Instant> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(uid).filter(|seen| seen.generation == generation).map(|seen| seen.at)
+    }
+
+    /// Looks at a workload again after a while.
+    pub fn touch_workload_later(self: &Arc<Self>, id: WorkloadId, after: std::time::Duration) {
+        let shard = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            shard.touch_workload(&id.namespace, &id.name);
+        });
+    }
+}

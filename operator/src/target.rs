@@ -1,0 +1,154 @@
+//! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
+
+use crate::{
+    board::Problem,
+    caches::is_ready,
+    conditions::Verdict,
+    shard::Shard,
+    workload::short,
+};
+use contract::WorkloadId;
+use crds::{condition::types::PROGRAMMED, status::TargetStatus};
+use engine::{
+    ack::{self, Acknowledged},
+    check::Judgement,
+    fleet::CircuitView,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::time::Instant;
+
+/// A workload, as far as this process knows it.
+#[derive(Clone, Default)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// It exists.
+    pub found: bool,
+    /// It is being rolled out.
+    pub rolling_out: bool,
+    /// Revision, hash and moment of what is published.
+    pub published: Option<(i64, String, Instant)>,
+    /// Why nothing could be published.
+    pub problem: Option<Problem>,
+    /// In a dry run of the operator: what would be published.
+    pub would_publish: Option<String>,
+    /// Who runs what is published.
+    pub acknowledged: Acknowledged,
+    /// Pods: uid, name, judgements.
+    pub pods: Vec<(String, String, BTreeMap<String, Judgement>)>,
+    /// Circuits over all pods.
+    pub circuits: BTreeMap<String, CircuitView>,
+    /// Since when they are open.
+    pub open_since: BTreeMap<String, Timestamp>,
+    /// Names of the pods in degraded mode.
+    pub degraded: Vec<String>,
+    /// Checks that are degraded somewhere.
+    pub degraded_checks: BTreeSet<String>,
+}
+
+/// Looks a workload up.
+pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
+    let Some(deployment) = shard.caches.deployment(namespace, name) else {
+        return Target { name: name.to_owned(), ..Target::default() };
+    };
+    let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
+    let ready: BTreeMap<_, _> =
+        shard.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
+    let base = Target { name: name.to_owned(), found: true, rolling_out: rolling_out(&deployment), ..Target::default() };
+    let uid = deployment.uid().unwrap_or_default();
+    shard
+        .board
+        .read(&id, |workload| {
+            // What is known of another Deployment of that name says nothing of this one.
+            if workload.uid != uid {
+                return base.clone();
+            }
+            // A pod that the board does not know yet counts too: it has not answered.
+            let views: Vec<_> = ready
+                .iter()
+                .map(|(uid, ready)| workload.pods.get(uid).cloned().unwrap_or_default().view(*ready))
+                .collect();
+            let published = workload.published.as_ref();
+            Target {
+                acknowledged: ack::count(&views, published.map_or("", |published| &published.content_hash)),
+                published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
+                problem: workload.problem.clone(),
+                would_publish: workload.would_publish.clone(),
+                pods: workload.pods.iter().map(|(uid, pod)| (uid.clone(), pod.name.clone(), pod.judgements.clone())).collect(),
+                circuits: workload.circuits(),
+                open_since: workload.open_since.clone(),
+                degraded: workload.pods.values().filter(|pod| pod.degraded).map(|pod| pod.name.clone()).collect(),
+                degraded_checks: workload.pods.values().flat_map(|pod| pod.degraded_checks.iter().cloned()).collect(),
+                ..base.clone()
+            }
+        })
+        .unwrap_or(base)
+}
+
+/// Whether pods of an old template are still being replaced.
+fn rolling_out(deployment: &Deployment) -> bool {
+    let Some(status) = &deployment.status else { return false };
+    let wanted = deployment.spec.replicas.unwrap_or(1);
+    let updated = status.updated_replicas.unwrap_or(0);
+    status.observed_generation < deployment.metadata.generation || updated < wanted || status.replicas.unwrap_or(0) > updated
+}
+
+/// Status of a target that is accepted, or would be.
+pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<String>) -> TargetStatus {
+    let count = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
+    let shown = accepted && target.published.is_some();
+    TargetStatus {
+        kind: "Deployment".to_owned(),
+        name: target.name.clone(),
+        accepted,
+        reason: reason.to_owned(),
+        pods: count(target.acknowledged.ready),
+        pods_in_sync: if shown { count(target.acknowledged.in_sync) } else { 0 },
+        pods_unreachable: count(target.acknowledged.unreachable),
+        revision: target.published.as_ref().filter(|_| shown).map(|(revision, ..)| *revision),
+        content_hash: target.published.as_ref().filter(|_| shown).map(|(_, hash, _)| hash.clone()),
+        would_publish: None,
+        message: message.map(|message| crate::events::cut(&message, 1000).to_owned()),
+    }
+}
+
+/// Programmed over the targets that a resource holds. The second value says that a person is needed.
+pub fn programmed(held: &[&Target]) -> (Verdict, bool) {
+    if let Some((target, problem)) = held.iter().find_map(|target| Some((target, target.problem.as_ref()?))) {
+        return (Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)), problem.stalled);
+    }
+    if let Some(target) = held.iter().find(|target| target.published.is_none()) {
+        return (Verdict::new(PROGRAMMED, false, "Publishing", format!("{}: the configuration is being published", target.name)), false);
+    }
+    let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
+    let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
+    let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(3).cloned().collect();
+    let verdict = if ready == 0 {
+        Verdict::new(PROGRAMMED, true, "NoPods", "published; there is no ready pod to run it")
+    } else if in_sync == ready {
+        Verdict::new(PROGRAMMED, true, "Programmed", format!("live in {in_sync} of {ready} pods"))
+    } else {
+        let message = format!("live in {in_sync} of {ready} pods; {}; the push is repeated", lagging.join("; "));
+        Verdict::new(PROGRAMMED, false, "PartiallyProgrammed", message)
+    };
+    (verdict, false)
+}
+
+/// `in sync/ready` over the targets that a resource holds.
+pub fn ratio(held: &[&Target]) -> String {
+    let sum = |part: fn(&Acknowledged) -> usize| held.iter().map(|target| part(&target.acknowledged)).sum::<usize>();
+    let shown = held.iter().all(|target| target.published.is_some());
+    format!("{}/{}", if shown { sum(|a| a.in_sync) } else { 0 }, sum(|a| a.ready))
+}
+
+/// How the news that a configuration is live reads: "9f2c41 live in 4 of 4 pods, 212 ms after the change".
+pub fn live_story(held: &[&Target], changed_at: Option<Instant>) -> String {
+    let hashes: BTreeSet<_> = held.iter().filter_map(|target| target.published.as_ref()).map(|(_, hash, _)| short(hash)).collect();
+    let hashes: Vec<_> = hashes.into_iter().collect();
+    let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
+    let after = changed_at.map(|at| format!(", {} ms after the change", at.elapsed().as_millis())).unwrap_or_default();
+    format!("{} live in {ready} of {ready} pods{after}", hashes.join(", "))
+}

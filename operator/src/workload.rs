@@ -1,0 +1,290 @@
+//! The workload controller: one workload, one document, one writer.
+//!
+//! Gather what names the workload, compile it (pure), decide whether to publish (pure), write the ConfigMap, and only
+//! then push the same bytes to the pods. Pushing happens beside this pass, so a slow pod holds nothing up.
+
+use crate::{
+    board::{Problem, Published},
+    caches::{FlagSet, Policy, is_ready},
+    error::ReconcileError,
+    metrics::{PassLabels, WorkloadLabels},
+    publisher::{self, PublishError},
+    pusher,
+    shard::Shard,
+    translate,
+};
+use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, config_map_name};
+use crds::{ResiliencePolicy, resilience_policy::Mode};
+use engine::{
+    ack,
+    claim::{Claimant, winner},
+    compile::{self, Compiled, FlagSetInput, Input, PolicyInput},
+    publish::{self, Publication},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Resource, ResourceExt,
+    runtime::{controller::Action, reflector::ObjectRef},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Time between two questions for a pod's health when no policy says otherwise.
+const DEFAULT_PROBE: Duration = Duration::from_secs(5);
+
+/// Everything that names a workload.
+struct Gathered {
+    policies: Vec<Arc<Policy>>,
+    flag_sets: Vec<Arc<FlagSet>>,
+    live: publish::Published,
+}
+
+/// One pass.
+pub async fn reconcile(deployment: Arc<Deployment>, shard: Arc<Shard>) -> Result<Action, ReconcileError> {
+    if !shard.shared.fence.holds() {
+        return Ok(Action::await_change());
+    }
+    let started = Instant::now();
+    let result = pass(&deployment, &shard).await;
+    shard.shared.metrics.pass_seconds.observe(started.elapsed().as_secs_f64());
+    let label = if result.is_ok() { "ok" } else { "error" };
+    shard.shared.metrics.passes.get_or_create(&PassLabels { kind: "workload", result: label }).inc();
+    if result.is_ok() {
+        shard.backoffs.forget(&deployment.uid().unwrap_or_default());
+    }
+    result
+}
+
+async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, ReconcileError> {
+    let id = WorkloadId { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
+    let uid = deployment.uid().unwrap_or_default();
+    let shared = &shard.shared;
+    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let map = shard.caches.config_maps.get(&map_ref);
+    let gathered = Gathered {
+        policies: shard.caches.policies_for(&id.namespace, &id.name),
+        flag_sets: shard.caches.flag_sets_for(&id.namespace, &id.name),
+        live: publisher::read(map.as_deref(), &id),
+    };
+    let winner = effective_policy(shard, &id, &gathered);
+    let sets = effective_flag_sets(shard, &id, &gathered);
+    let named = winner.is_some() || !sets.is_empty();
+    observe(shard, deployment, &id, &uid, &gathered);
+    if !named && gathered.live == publish::Published::Nothing {
+        shard.board.lock().entry(id).or_default().published = None;
+        return Ok(Action::await_change());
+    }
+
+    let live = match &gathered.live {
+        publish::Published::Document(document) => Some(document.as_ref()),
+        _ => None,
+    };
+    let compiled = match compile::compile(winner, sets, live) {
+        Ok(compiled) => compiled,
+        Err(error) => {
+            warn!(workload = %id, %error, "nothing can be published");
+            note_problem(shard, &id, Some(Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true }));
+            return Ok(Action::await_change());
+        }
+    };
+    let defaults = RuntimeConfig::hash(&PolicySettings::default(), &FlagsSettings::default());
+    let wanted = named.then_some(compiled.content_hash.as_str());
+    let now = Timestamp::now().as_millisecond();
+    match publish::decide(&gathered.live, wanted, &defaults, last_known(shard, &id, &gathered), now) {
+        Publication::None => {}
+        publication if shared.args.dry_run => {
+            let would = matches!(publication, Publication::Write { .. }).then(|| compiled.content_hash.clone());
+            shard.board.lock().entry(id.clone()).or_default().would_publish = would;
+            shard.touch_status(&id.namespace, &id.name);
+            return Ok(Action::await_change());
+        }
+        Publication::InSync { revision } => {
+            if let Some(bytes) = map.as_ref().and_then(|map| map.data.as_ref()?.get(contract::CONFIG_KEY)) {
+                adopt(shard, &id, revision, &compiled, bytes.clone().into_bytes());
+            }
+        }
+        Publication::Write { revision } => {
+            if !shared.fence.holds() {
+                return Err(ReconcileError::NotLeading);
+            }
+            let document = compiled.document(id.clone(), revision);
+            match publisher::write(&shared.clients, &document, &uid, map.as_deref()).await {
+                Ok(bytes) => {
+                    info!(workload = %id, revision, hash = %short(&compiled.content_hash), "published");
+                    shared.metrics.publications.inc();
+                    adopt(shard, &id, revision, &compiled, bytes);
+                }
+                Err(error @ PublishError::NotOurs(_)) => {
+                    note_problem(shard, &id, Some(Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true }));
+                    return Ok(Action::requeue(Duration::from_secs(30)));
+                }
+                Err(error) => {
+                    let conflict = matches!(&error, PublishError::Api(api) if api.is_conflict());
+                    if !conflict {
+                        note_problem(shard, &id, Some(Problem { reason: "PublishFailed", message: error.to_string(), stalled: false }));
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+    pusher::ensure_token(shard, &id, &uid).await;
+    pusher::push_to_all(shard, &id);
+    Ok(Action::await_change())
+}
+
+/// The policy that the workload runs by, and what it contributes.
+fn effective_policy(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<PolicyInput> {
+    let mut candidates: Vec<(Claimant, Source, Input<PolicySettings>)> = Vec::new();
+    for policy in gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+        let settings = match translate::policy(&policy.spec) {
+            Ok(settings) if !policy.spec.suspend => Input::Valid(settings),
+            _ => Input::KeepLive,
+        };
+        candidates.push((claimant(policy), source(policy), settings));
+    }
+    // A policy that cannot be read any more still holds what it held: what is live from it stays.
+    if let publish::Published::Document(live) = &gathered.live {
+        for source in &live.policy.sources {
+            let held = shard.caches.policies.get(&ObjectRef::new(&source.name).within(&id.namespace));
+            if let Some(guard) = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str())) {
+                let claimant = Claimant { name: source.name.clone(), created_at: created_at(&*guard), holds_claim: true };
+                candidates.push((claimant, source.clone(), Input::KeepLive));
+            }
+        }
+    }
+    let claimants: Vec<_> = candidates.iter().map(|(claimant, ..)| claimant.clone()).collect();
+    let name = winner(&claimants)?.to_owned();
+    let (_, source, settings) = candidates.into_iter().find(|(claimant, ..)| claimant.name == name)?;
+    Some(PolicyInput { source, settings })
+}
+
+/// The flag sets of the workload, and what each contributes.
+fn effective_flag_sets(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Vec<FlagSetInput> {
+    let mut inputs = Vec::new();
+    for set in gathered.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+        let settings = translate::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
+        inputs.push(FlagSetInput { source: source(set), priority: set.spec.priority, created_at: created_at(set), settings });
+    }
+    if let publish::Published::Document(live) = &gathered.live {
+        for source in &live.flags.sources {
+            let held = shard.caches.flag_sets.get(&ObjectRef::new(&source.name).within(&id.namespace));
+            if let Some(guard) = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str())) {
+                // Its priority cannot be read; the keys that it had, it keeps.
+                let created_at = created_at(&*guard);
+                inputs.push(FlagSetInput { source: source.clone(), priority: i32::MAX, created_at, settings: Input::KeepLive });
+            }
+        }
+    }
+    inputs
+}
+
+/// A policy's claim on its targets.
+pub fn claimant(policy: &ResiliencePolicy) -> Claimant {
+    Claimant { name: policy.name_any(), created_at: created_at(policy), holds_claim: policy.spec.mode == Mode::Enforce }
+}
+
+/// When an object was created.
+pub fn created_at<K: Resource>(object: &K) -> Timestamp {
+    object.meta().creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
+fn source<K: Resource>(object: &K) -> Source {
+    let meta = object.meta();
+    Source {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        generation: meta.generation.unwrap_or_default(),
+        keys: Vec::new(),
+    }
+}
+
+/// The highest revision that is known from elsewhere than the ConfigMap.
+fn last_known(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<i64> {
+    let in_memory = shard.board.read(id, |workload| workload.published.as_ref().map(|published| published.revision)).flatten();
+    let policies = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref()).map(|status| &status.targets);
+    let flags = gathered.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref()).map(|status| &status.targets);
+    let in_status = policies.chain(flags).flatten().filter(|target| target.name == id.name).filter_map(|target| target.revision);
+    in_status.chain(in_memory).max()
+}
+
+/// Keeps the board's pods and settings up to date with the cluster.
+fn observe(shard: &Shard, deployment: &Deployment, id: &WorkloadId, uid: &str, gathered: &Gathered) {
+    let pods = shard.caches.pods_of(deployment);
+    let ready: BTreeMap<_, _> = pods.iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
+    let specs: Vec<_> = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).map(|policy| &policy.spec).collect();
+    let intervals = specs.iter().flat_map(|spec| &spec.health_checks).map(|check| Duration::from(check.interval));
+    let named = !gathered.policies.is_empty() || !gathered.flag_sets.is_empty();
+    let mut board = shard.board.lock();
+    let workload = board.entry(id.clone()).or_default();
+    workload.keep(uid, pods.iter().map(|pod| (pod.uid().unwrap_or_default(), pod.name_any())));
+    workload.probe_every = named.then(|| intervals.min().unwrap_or(DEFAULT_PROBE));
+    workload.thresholds = specs.iter().flat_map(|spec| translate::thresholds(spec)).collect();
+    let Some(published) = &workload.published else { return };
+    let views: Vec<_> = workload.pods.iter().map(|(uid, pod)| pod.view(ready.get(uid).copied().unwrap_or(false))).collect();
+    let count = ack::count(&views, &published.content_hash);
+    let labels = WorkloadLabels { namespace: id.namespace.clone(), workload: id.name.clone() };
+    let set = |gauge: &prometheus_client::metrics::family::Family<WorkloadLabels, prometheus_client::metrics::gauge::Gauge>, value: usize| {
+        gauge.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+    };
+    set(&shard.shared.metrics.pods, count.ready);
+    set(&shard.shared.metrics.pods_in_sync, count.in_sync);
+    set(&shard.shared.metrics.pods_unreachable, count.unreachable);
+}
+
+/// Notes what is published now.
+fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, bytes: Vec<u8>) {
+    let changed = {
+        let mut board = shard.board.lock();
+        let workload = board.entry(id.clone()).or_default();
+        let had_problem = workload.problem.take().is_some();
+        let same = workload.published.as_ref().is_some_and(|old| old.revision == revision);
+        if !same {
+            let content_hash = compiled.content_hash.clone();
+            workload.published = Some(Published { revision, content_hash, bytes: Arc::new(bytes), at: Instant::now() });
+            for pod in workload.pods.values_mut() {
+                pod.push_after = None;
+            }
+        }
+        had_problem || !same
+    };
+    if changed {
+        shard.touch_status(&id.namespace, &id.name);
+    }
+}
+
+fn note_problem(shard: &Shard, id: &WorkloadId, problem: Option<Problem>) {
+    let changed = {
+        let mut board = shard.board.lock();
+        let workload = board.entry(id.clone()).or_default();
+        std::mem::replace(&mut workload.problem, problem.clone()) != problem
+    };
+    if changed {
+        shard.touch_status(&id.namespace, &id.name);
+    }
+}
+
+/// A hash, cut to what a person compares.
+pub fn short(hash: &str) -> &str {
+    hash.get(..6).unwrap_or(hash)
+}
+
+/// The hash that a policy alone, with the flag sets of the workload, would have published.
+pub fn preview(shard: &Shard, id: &WorkloadId, policy: &ResiliencePolicy) -> Option<String> {
+    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let gathered = Gathered {
+        policies: Vec::new(),
+        flag_sets: shard.caches.flag_sets_for(&id.namespace, &id.name),
+        live: publisher::read(shard.caches.config_maps.get(&map_ref).as_deref(), id),
+    };
+    let settings = translate::policy(&policy.spec).ok()?;
+    let input = PolicyInput { source: source(policy), settings: Input::Valid(settings) };
+    let live = match &gathered.live {
+        publish::Published::Document(document) => Some(document.as_ref()),
+        _ => None,
+    };
+    compile::compile(Some(input), effective_flag_sets(shard, id, &gathered), live).ok().map(|compiled| compiled.content_hash)
+}
+
