@@ -9,7 +9,9 @@ use std::{borrow::Cow, fmt, str::FromStr};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     /// Not of the grammar of GEP-2257.
-    #[error("{0:?} is not a duration: write one to four numbers of at most five digits, each with h, m, s or ms, as in 1m30s or 500ms")]
+    #[error(
+        "{0:?} is not a duration: write one to four numbers of at most five digits, each with h, m, s or ms, as in 1m30s or 500ms"
+    )]
     DurationGrammar(String),
     /// Outside the field's bounds.
     #[error("{value} is out of bounds: it must be between {min} and {max}")]
@@ -22,7 +24,9 @@ pub enum ValueError {
         max: String,
     },
     /// Not a size.
-    #[error("{0:?} is not a size: write a whole number of bytes, or one with Ki, Mi, Gi, Ti, k, M, G or T, as in 512Mi")]
+    #[error(
+        "{0:?} is not a size: write a whole number of bytes, or one with Ki, Mi, Gi, Ti, k, M, G or T, as in 512Mi"
+    )]
     Size(String),
     /// Neither a count nor a percentage.
     #[error("{0:?} is neither a whole number from 0 to 1000 nor a percentage from 0% to 100%")]

@@ -38,11 +38,11 @@ pub struct ResiliencePolicyStatus {
     pub targets: Vec<TargetStatus>,
     /// Circuits that are not closed somewhere.
     #[schemars(length(max = 256))]
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub circuits: Vec<CircuitStatus>,
     /// Checks that are not healthy somewhere.
     #[schemars(length(max = 256))]
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckFinding>,
     /// What is being done and was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,9 +148,11 @@ pub struct RecoveryStatus {
     #[schemars(range(min = 0))]
     pub remaining_budget: Option<i32>,
     /// Intents that are not verified yet. They are written before anything is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub in_flight: Vec<ActionRecord>,
     /// The last finished actions, newest first, at most 20. With dryRun: what would have been done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub recent: Vec<ActionRecord>,
 }

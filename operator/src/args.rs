@@ -66,8 +66,13 @@ pub enum LogFormat {
 impl Args {
     /// Namespaces to watch, without empty names; no namespace: all.
     pub fn namespaces(&self) -> Vec<Option<String>> {
-        let named: Vec<_> =
-            self.watch_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(|name| Some(name.to_owned())).collect();
+        let named: Vec<_> = self
+            .watch_namespaces
+            .iter()
+            .map(|name| name.trim())
+            .filter(|name| !name.is_empty())
+            .map(|name| Some(name.to_owned()))
+            .collect();
         if named.is_empty() { vec![None] } else { named }
     }
 }

@@ -134,7 +134,8 @@ impl Workload {
 
     /// Notes since when circuits are open.
     pub fn note_circuits(&mut self, now: Timestamp) {
-        let open: BTreeSet<_> = self.circuits().into_iter().filter(|(_, view)| view.open > 0).map(|(name, _)| name).collect();
+        let open: BTreeSet<_> =
+            self.circuits().into_iter().filter(|(_, view)| view.open > 0).map(|(name, _)| name).collect();
         self.open_since.retain(|name, _| open.contains(name));
         for name in open {
             self.open_since.entry(name).or_insert(now);
@@ -175,7 +176,9 @@ impl PodState {
     /// What matters of the state, without counters and durations that change with every report.
     fn essence(&self) -> impl PartialEq + use<> {
         (
-            self.applied.as_ref().map(|applied| (applied.content_hash.clone(), applied.unsupported.clone(), applied.unknown_dependencies.clone())),
+            self.applied.as_ref().map(|applied| {
+                (applied.content_hash.clone(), applied.unsupported.clone(), applied.unknown_dependencies.clone())
+            }),
             self.unreachable.is_some(),
             self.degraded,
             self.circuits.clone(),

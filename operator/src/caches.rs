@@ -72,16 +72,16 @@ impl Caches {
         let deployment_changes = changes(watcher(api(clients, namespace), config()), writer, strip_deployment)
             .map(|change| change.map_or(Change::Everything, |(object, _)| Change::Deployment(object)));
         let (replica_sets, writer) = reflector::store();
-        let replica_set_changes = changes(watcher(api::<PartialObjectMeta<ReplicaSet>>(clients, namespace), config()), writer, strip)
-            .map(|change| change.map_or(Change::Everything, |(set, _)| Change::ReplicaSet(set)));
+        let replica_set_changes =
+            changes(watcher(api::<PartialObjectMeta<ReplicaSet>>(clients, namespace), config()), writer, strip)
+                .map(|change| change.map_or(Change::Everything, |(set, _)| Change::ReplicaSet(set)));
         let (pods, writer) = reflector::store();
         let pod_changes = changes(watcher(api(clients, namespace), config()), writer, strip_pod)
             .map(|change| change.map_or(Change::Everything, |(pod, _)| Change::Pod(pod)));
         let (config_maps, writer) = reflector::store();
         let ours = config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-        let config_map_changes =
-            changes(watcher(api(clients, namespace), ours), writer, strip)
-                .map(|change| change.map_or(Change::Everything, |(map, _)| Change::ConfigMap(map)));
+        let config_map_changes = changes(watcher(api(clients, namespace), ours), writer, strip)
+            .map(|change| change.map_or(Change::Everything, |(map, _)| Change::ConfigMap(map)));
         let (policies, writer) = reflector::store();
         let policy_changes = changes(watcher(api(clients, namespace), config()), writer, strip)
             .map(|change| change.map_or(Change::Everything, |(policy, gone)| Change::Policy(policy, gone)));
@@ -138,7 +138,9 @@ impl Caches {
             .pods
             .state()
             .into_iter()
-            .filter(|pod| pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none())
+            .filter(|pod| {
+                pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none()
+            })
             .filter(|pod| !matches!(phase(pod), Some("Succeeded" | "Failed")))
             .filter(|pod| self.owner_of(pod).is_some_and(|owner| owner.metadata.uid.as_deref() == uid))
             .collect();

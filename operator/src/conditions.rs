@@ -21,7 +21,12 @@ pub struct Verdict {
 
 impl Verdict {
     /// A condition of `type_`.
-    pub fn new(type_: &'static str, status: impl Into<ConditionStatus>, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(
+        type_: &'static str,
+        status: impl Into<ConditionStatus>,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         Self { type_, status: status.into(), reason, message: message.into() }
     }
 
@@ -62,8 +67,18 @@ pub fn summarize(accepted: &Verdict, programmed: &Verdict, stalled: bool, rests:
     let working = !done && !stalled;
     [
         Verdict::new(READY, done, reason, message.clone()),
-        Verdict::new(RECONCILING, working, if working { reason } else { "Settled" }, if working { message.clone() } else { String::new() }),
-        Verdict::new(STALLED, stalled, if stalled { reason } else { "NotStalled" }, if stalled { message } else { String::new() }),
+        Verdict::new(
+            RECONCILING,
+            working,
+            if working { reason } else { "Settled" },
+            if working { message.clone() } else { String::new() },
+        ),
+        Verdict::new(
+            STALLED,
+            stalled,
+            if stalled { reason } else { "NotStalled" },
+            if stalled { message } else { String::new() },
+        ),
     ]
 }
 
@@ -107,7 +122,13 @@ mod tests {
     #[case::a_person_is_needed(true, false, true, false, [false, false, true])]
     #[case::refused(false, true, true, false, [false, false, true])]
     #[case::waits_for_its_target(false, false, false, false, [false, true, false])]
-    fn kstatus(#[case] accepted: bool, #[case] programmed: bool, #[case] stalled: bool, #[case] rests: bool, #[case] expected: [bool; 3]) {
+    fn kstatus(
+        #[case] accepted: bool,
+        #[case] programmed: bool,
+        #[case] stalled: bool,
+        #[case] rests: bool,
+        #[case] expected: [bool; 3],
+    ) {
         let verdicts = summarize(
             &Verdict::new(ACCEPTED, accepted, "A", ""),
             &Verdict::new(PROGRAMMED, programmed, "P", ""),

@@ -35,7 +35,9 @@ impl ReconcileError {
     /// The object changed meanwhile: nothing is wrong, look again soon.
     pub fn is_conflict(&self) -> bool {
         match self {
-            Self::Api { source, .. } | Self::Publish(PublishError::Api(source)) => source.is_conflict() || source.is_not_found(),
+            Self::Api { source, .. } | Self::Publish(PublishError::Api(source)) => {
+                source.is_conflict() || source.is_not_found()
+            }
             _ => false,
         }
     }

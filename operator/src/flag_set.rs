@@ -55,7 +55,12 @@ async fn pass(set: &FlagSet, shard: &Shard) -> Result<Action, ReconcileError> {
     Ok(wait.map_or_else(Action::await_change, |wait| Action::requeue(wait + Duration::from_millis(1))))
 }
 
-fn refused(old: FeatureFlagStatus, (accepted, programmed): (Verdict, Verdict), generation: Option<i64>, now: Timestamp) -> FeatureFlagStatus {
+fn refused(
+    old: FeatureFlagStatus,
+    (accepted, programmed): (Verdict, Verdict),
+    generation: Option<i64>,
+    now: Timestamp,
+) -> FeatureFlagStatus {
     let mut verdicts = conditions::summarize(&accepted, &programmed, true, false).to_vec();
     verdicts.extend([accepted, programmed]);
     let conditions = conditions::settle(&old.conditions, verdicts, generation, now);
@@ -79,11 +84,21 @@ fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatu
     let held: Vec<&Target> = targets.iter().filter(|target| target.found).collect();
     let missing: Vec<_> = targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
     let accepted = if held.is_empty() && !targets.is_empty() {
-        Verdict::new(ACCEPTED, false, "TargetNotFound", format!("no Deployment named {}; waits for one", missing.join(", ")))
+        Verdict::new(
+            ACCEPTED,
+            false,
+            "TargetNotFound",
+            format!("no Deployment named {}; waits for one", missing.join(", ")),
+        )
     } else if missing.is_empty() {
         Verdict::new(ACCEPTED, true, "Accepted", "valid")
     } else {
-        Verdict::new(ACCEPTED, true, "Accepted", format!("valid; waits for {}, which do not exist yet", missing.join(", ")))
+        Verdict::new(
+            ACCEPTED,
+            true,
+            "Accepted",
+            format!("valid; waits for {}, which do not exist yet", missing.join(", ")),
+        )
     };
     let dry_run = shard.shared.args.dry_run;
     let (programmed, stalled) = if dry_run {
@@ -97,14 +112,24 @@ fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatu
     verdicts.extend([accepted, programmed]);
     verdicts.push(match overridden.as_slice() {
         [] => Verdict::new(OVERRIDDEN, false, "NoOverride", ""),
-        some => Verdict::new(OVERRIDDEN, true, "Overridden", some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", ")),
+        some => Verdict::new(
+            OVERRIDDEN,
+            true,
+            "Overridden",
+            some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
+        ),
     });
     if let Some(expires) = &set.spec.expires_at {
         let over = expires.0 <= now;
-        let message = format!("the set {} {}", if over { "should have been removed by" } else { "should be removed by" }, expires.0);
+        let message = format!(
+            "the set {} {}",
+            if over { "should have been removed by" } else { "should be removed by" },
+            expires.0
+        );
         verdicts.push(Verdict::new(EXPIRED, over, if over { "Expired" } else { "NotExpired" }, message));
     }
-    let ends = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
+    let ends =
+        settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
     let ends = ends.filter_map(|until| Timestamp::from_millisecond(until).ok());
     let expiry = set.spec.expires_at.as_ref().map(|expires| expires.0).filter(|at| *at > now);
     let status = FeatureFlagStatus {
@@ -148,10 +173,14 @@ fn tell(shard: &Shard, set: &FlagSet, old: Option<&FeatureFlagStatus>, new: &Fea
     let reference = object_reference::<FeatureFlag>(set.meta());
     for type_ in [ACCEPTED, PROGRAMMED] {
         let (before, after) = (conditions::find(old_conditions, type_), conditions::find(&new.conditions, type_));
-        let Some(after) = after.filter(|after| before.map(|before| &before.reason) != Some(&after.reason)) else { continue };
+        let Some(after) = after.filter(|after| before.map(|before| &before.reason) != Some(&after.reason)) else {
+            continue;
+        };
         let story = match after.reason.as_str() {
             "Programmed" => Some(Story::normal("Programmed", "Publish", after.message.clone())),
-            "InvalidFlagSet" if type_ == ACCEPTED => Some(Story::warning("InvalidFlagSet", "Keep", after.message.clone())),
+            "InvalidFlagSet" if type_ == ACCEPTED => {
+                Some(Story::warning("InvalidFlagSet", "Keep", after.message.clone()))
+            }
             "TargetNotFound" => Some(Story::warning("TargetNotFound", "Wait", after.message.clone())),
             "ConfigMapNotOurs" => Some(Story::warning("ConfigMapNotOurs", "Wait", after.message.clone())),
             "ConfigTooLarge" => Some(Story::warning("ConfigTooLarge", "Keep", after.message.clone())),

@@ -25,7 +25,10 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
     let place = |value: i32| usize::try_from(value.saturating_sub(1)).unwrap_or(0);
     let index = place(from.step);
     let ladders = spec.recovery.iter().flat_map(|recovery| &recovery.ladders);
-    let timeout = ladders.filter(|ladder| ladder.check == from.check).find_map(|ladder| ladder.steps.get(index)).map(|step| step.timeout.millis());
+    let timeout = ladders
+        .filter(|ladder| ladder.check == from.check)
+        .find_map(|ladder| ladder.steps.get(index))
+        .map(|step| step.timeout.millis());
     Record {
         id: from.id.clone(),
         subject: Subject {

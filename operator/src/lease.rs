@@ -128,7 +128,8 @@ impl<S: LeaseStore> Election<S> {
 
     async fn try_acquire(&self, seen: &mut Option<(String, Instant)>) -> Result<bool, ApiError> {
         let Some(lease) = self.store.get().await? else {
-            let lease = Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
+            let lease =
+                Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
             self.store.create(self.claim(lease)).await?;
             return Ok(true);
         };
@@ -189,7 +190,8 @@ impl<S: LeaseStore> Election<S> {
                 _ => self.store.replace(self.claim(lease)).await.map(|_| None),
             },
             None => {
-                let lease = Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
+                let lease =
+                    Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
                 self.store.create(self.claim(lease)).await.map(|_| None)
             }
         }

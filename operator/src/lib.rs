@@ -113,7 +113,8 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         info!(%identity, dry_run = args.dry_run, "the caches are filled");
     }
 
-    let election = Election::new(ApiLeaseStore::new(&clients, &args.namespace), identity, args.lease_duration, fence.clone());
+    let election =
+        Election::new(ApiLeaseStore::new(&clients, &args.namespace), identity, args.lease_duration, fence.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         lost = lead(&election, &shards, &shared) => Err(RunError::Lost(lost)),
@@ -144,7 +145,12 @@ async fn lead(election: &Election<ApiLeaseStore>, shards: &[Arc<Shard>], shared:
     lost
 }
 
-fn start_shard(shared: &Arc<Shared>, namespace: Option<&str>, tracker: &TaskTracker, shutdown: &CancellationToken) -> Arc<Shard> {
+fn start_shard(
+    shared: &Arc<Shared>,
+    namespace: Option<&str>,
+    tracker: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Arc<Shard> {
     let (caches, changes) = caches::Caches::start(&shared.clients, namespace);
     let (workloads, workload_queue) = mpsc::unbounded();
     let (policies, policy_queue) = mpsc::unbounded();
@@ -159,9 +165,30 @@ fn start_shard(shared: &Arc<Shared>, namespace: Option<&str>, tracker: &TaskTrac
             }
         }
     });
-    tracker.spawn(control("workload", shard.caches.deployments.clone(), workload_queue, workload::reconcile, Arc::clone(&shard), shutdown.clone()));
-    tracker.spawn(control("policy", shard.caches.policies.clone(), policy_queue, policy::reconcile, Arc::clone(&shard), shutdown.clone()));
-    tracker.spawn(control("flag", shard.caches.flag_sets.clone(), flag_set_queue, flag_set::reconcile, Arc::clone(&shard), shutdown.clone()));
+    tracker.spawn(control(
+        "workload",
+        shard.caches.deployments.clone(),
+        workload_queue,
+        workload::reconcile,
+        Arc::clone(&shard),
+        shutdown.clone(),
+    ));
+    tracker.spawn(control(
+        "policy",
+        shard.caches.policies.clone(),
+        policy_queue,
+        policy::reconcile,
+        Arc::clone(&shard),
+        shutdown.clone(),
+    ));
+    tracker.spawn(control(
+        "flag",
+        shard.caches.flag_sets.clone(),
+        flag_set_queue,
+        flag_set::reconcile,
+        Arc::clone(&shard),
+        shutdown.clone(),
+    ));
     tracker.spawn(prober::run(Arc::clone(&shard), shutdown.clone()));
     shard
 }
@@ -180,7 +207,9 @@ async fn control<K, F, Fut>(
     F: Fn(Arc<K>, Arc<Shard>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
 {
-    let requests = queue.map(|reference| Ok::<_, Infallible>(ReconcileRequest::from(reference))).take_until(shutdown.cancelled_owned());
+    let requests = queue
+        .map(|reference| Ok::<_, Infallible>(ReconcileRequest::from(reference)))
+        .take_until(shutdown.cancelled_owned());
     let pass = move |object: Arc<K>, shard: Arc<Shard>| {
         let span = info_span!(
             "pass",
@@ -208,5 +237,6 @@ async fn control<K, F, Fut>(
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "resilience-operator".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "resilience-operator".to_owned(), |name| name.trim().to_owned())
 }

@@ -117,7 +117,11 @@ impl Default for Metrics {
         r.register("circuit_open_pods", "Pods whose circuit is not closed", metrics.circuit_open_pods.clone());
         r.register("publications", "Configurations published", metrics.publications.clone());
         r.register("pod_calls", "Calls to pods, by call and result", metrics.pod_calls.clone());
-        r.register("acknowledge_duration_seconds", "From publishing to a pod's acknowledgement", metrics.acknowledge_seconds.clone());
+        r.register(
+            "acknowledge_duration_seconds",
+            "From publishing to a pod's acknowledgement",
+            metrics.acknowledge_seconds.clone(),
+        );
         r.register("recovery_actions", "Recovery actions, by outcome", metrics.recovery_actions.clone());
         r.register("leader", "1 while this replica leads", metrics.leader.clone());
         drop(registry);
@@ -129,7 +133,10 @@ impl Metrics {
     /// The metrics as OpenMetrics text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        prometheus_client::encoding::text::encode(
+            &mut text,
+            &self.registry.lock().unwrap_or_else(PoisonError::into_inner),
+        )?;
         Ok(text)
     }
 

@@ -42,7 +42,12 @@ impl Endpoint {
 
     fn named(pod: &Pod, name: &str, otherwise: u16) -> Option<Self> {
         let ip = pod.status.as_ref()?.pod_ip.clone().filter(|ip| !ip.is_empty())?;
-        let ports = pod.spec.iter().flat_map(|spec| &spec.containers).filter_map(|container| container.ports.as_ref()).flatten();
+        let ports = pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .filter_map(|container| container.ports.as_ref())
+            .flatten();
         let port = ports
             .filter(|port| port.name.as_deref() == Some(name))
             .find_map(|port| u16::try_from(port.container_port).ok())
@@ -122,7 +127,12 @@ impl PodClient {
     }
 
     /// Asks for an action.
-    pub async fn act(&self, endpoint: &Endpoint, token: &str, request: &ActionRequest) -> Result<ActionAnswer, PodError> {
+    pub async fn act(
+        &self,
+        endpoint: &Endpoint,
+        token: &str,
+        request: &ActionRequest,
+    ) -> Result<ActionAnswer, PodError> {
         let body = serde_json::to_vec(request).map_err(|error| PodError::Garbage(error.to_string()))?;
         self.call(endpoint, "POST", admin::ACTIONS_PATH, token, body, ACTION_DEADLINE, &[409, 422, 500, 501]).await
     }
@@ -144,11 +154,14 @@ impl PodClient {
                 Self::Proxy(client) => proxied(client, endpoint, method, path, token, body).await,
             }
         };
-        let (status, answer) = tokio::time::timeout(deadline, exchange).await.map_err(|_| PodError::Deadline(deadline))??;
+        let (status, answer) =
+            tokio::time::timeout(deadline, exchange).await.map_err(|_| PodError::Deadline(deadline))??;
         match status {
             401 | 403 => Err(PodError::Unauthorized),
             200..=299 => serde_json::from_slice(&answer).map_err(|error| PodError::Garbage(error.to_string())),
-            other if also_answers.contains(&other) => serde_json::from_slice(&answer).map_err(|_| PodError::Status(other)),
+            other if also_answers.contains(&other) => {
+                serde_json::from_slice(&answer).map_err(|_| PodError::Status(other))
+            }
             other => Err(PodError::Status(other)),
         }
     }
@@ -156,7 +169,14 @@ impl PodClient {
 
 type Answer = Result<(u16, Vec<u8>), PodError>;
 
-async fn direct(client: &reqwest::Client, to: &Endpoint, method: &str, path: &str, token: &str, body: Vec<u8>) -> Answer {
+async fn direct(
+    client: &reqwest::Client,
+    to: &Endpoint,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: Vec<u8>,
+) -> Answer {
     let unreachable = |error: reqwest::Error| PodError::Unreachable(root_cause(&error));
     let host = if to.ip.contains(':') { format!("[{}]", to.ip) } else { to.ip.clone() };
     let method = method.parse::<reqwest::Method>().map_err(|error| PodError::Garbage(error.to_string()))?;

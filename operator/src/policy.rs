@@ -26,7 +26,9 @@ use crds::{
 };
 use engine::{
     claim::winner,
-    recovery::{self, Action as RecoveryAction, CheckState, Decision, History, Observed, Outcome, Pod, Record, Subject},
+    recovery::{
+        self, Action as RecoveryAction, CheckState, Decision, History, Observed, Outcome, Pod, Record, Subject,
+    },
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -110,7 +112,8 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
     let new = policy_status::build(&inputs, &decision, &old);
     if new != old {
         let version = write_status::<ResiliencePolicy>(shard, policy.meta(), &new).await?;
-        let changed_at = shard.seen_at(&policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or_default());
+        let changed_at =
+            shard.seen_at(&policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or_default());
         let reference = object_reference::<ResiliencePolicy>(policy.meta());
         for story in policy_stories::tell(&old, &new, &decision, target::live_story(&held, changed_at)) {
             shard.shared.events.tell(&reference, story);
@@ -124,7 +127,11 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
                 let meta = ObjectMeta { resource_version: version, ..policy.metadata.clone() };
                 write_status::<ResiliencePolicy>(shard, &meta, &after).await?;
             }
-            return Ok(Action::requeue(if acted.act.is_empty() { Duration::from_millis(200) } else { Duration::from_secs(1) }));
+            return Ok(Action::requeue(if acted.act.is_empty() {
+                Duration::from_millis(200)
+            } else {
+                Duration::from_secs(1)
+            }));
         }
     } else if !decision.act.is_empty() {
         // Pending from before, and nobody can vouch for it: it is carried out again under its id.
@@ -151,7 +158,11 @@ async fn unreadable_pass(meta: &ObjectMeta, why: &str, shard: &Shard) -> Result<
     if first {
         warn!(policy = %meta.name.clone().unwrap_or_default(), why, "a policy cannot be read; what was live before stays live");
         write_status::<ResiliencePolicy>(shard, meta, &new).await?;
-        let story = Story::warning("InvalidPolicy", "Keep", format!("it cannot be read: {why}; what was live before stays live"));
+        let story = Story::warning(
+            "InvalidPolicy",
+            "Keep",
+            format!("it cannot be read: {why}; what was live before stays live"),
+        );
         shard.shared.events.tell(&object_reference::<ResiliencePolicy>(meta), story);
     }
     Ok(Action::await_change())
@@ -166,7 +177,8 @@ fn lost_claims(policy: &ResiliencePolicy, shard: &Shard, namespace: &str) -> BTr
     let mut lost = BTreeMap::new();
     for reference in &policy.spec.target_refs {
         let rivals = shard.caches.policies_for(namespace, &reference.name);
-        let claimants: Vec<_> = rivals.iter().filter_map(|guard| guard.0.as_ref().ok()).map(workload::claimant).collect();
+        let claimants: Vec<_> =
+            rivals.iter().filter_map(|guard| guard.0.as_ref().ok()).map(workload::claimant).collect();
         if let Some(other) = winner(&claimants).filter(|other| *other != name) {
             lost.insert(reference.name.clone(), other.to_owned());
         }
@@ -175,7 +187,12 @@ fn lost_claims(policy: &ResiliencePolicy, shard: &Shard, namespace: &str) -> BTr
 }
 
 /// In a dry run: the hash that each target would get.
-fn would_publish(policy: &ResiliencePolicy, shard: &Shard, namespace: &str, held: &[&Target]) -> BTreeMap<String, String> {
+fn would_publish(
+    policy: &ResiliencePolicy,
+    shard: &Shard,
+    namespace: &str,
+    held: &[&Target],
+) -> BTreeMap<String, String> {
     if policy.spec.mode != Mode::DryRun && !shard.shared.args.dry_run {
         return BTreeMap::new();
     }
@@ -217,7 +234,9 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
         // A failure that began before this process did: the history knows since when, so that its ladder goes on.
         let known = || history.in_flight.iter().chain(&history.recent).find(|record| record.subject == subject);
         let since = match judgement.began_before.then(known).flatten() {
-            Some(record) if matches!(record.outcome, Outcome::Failed | Outcome::Pending | Outcome::Verifying) => record.failed_at,
+            Some(record) if matches!(record.outcome, Outcome::Failed | Outcome::Pending | Outcome::Verifying) => {
+                record.failed_at
+            }
             _ => judgement.since,
         };
         Some(CheckState {
@@ -234,17 +253,27 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
 /// One fact that all pods see: it is what most of them say.
 fn workload_check(target: &Target, check: &str) -> Option<CheckState> {
     let reports: Vec<_> = target.pods.iter().filter_map(|(_, _, judgements)| judgements.get(check)).collect();
-    let bad: BTreeSet<_> = reports.iter().filter(|judgement| !judgement.healthy).map(|judgement| judgement.since).collect();
+    let bad: BTreeSet<_> =
+        reports.iter().filter(|judgement| !judgement.healthy).map(|judgement| judgement.since).collect();
     let failing = reports.iter().filter(|judgement| !judgement.healthy).count();
     let healthy = failing * 2 <= reports.len();
     let since = if healthy { reports.iter().map(|judgement| judgement.since).max()? } else { bad.first().copied()? };
-    let message = reports.iter().find(|judgement| !judgement.healthy).map(|judgement| judgement.message.clone()).unwrap_or_default();
+    let message = reports
+        .iter()
+        .find(|judgement| !judgement.healthy)
+        .map(|judgement| judgement.message.clone())
+        .unwrap_or_default();
     let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
     Some(CheckState { subject, healthy, since, message, dependency: None })
 }
 
 /// Carries out what is pending, and says what is known of it then.
-async fn act(policy: &ResiliencePolicy, shard: &Shard, namespace: &str, decision: &Decision) -> Result<Decision, ReconcileError> {
+async fn act(
+    policy: &ResiliencePolicy,
+    shard: &Shard,
+    namespace: &str,
+    decision: &Decision,
+) -> Result<Decision, ReconcileError> {
     let mut after = decision.clone();
     after.act.clear();
     after.finished.clear();
@@ -283,8 +312,11 @@ async fn carry_out(shard: &Shard, namespace: &str, record: &Record) -> Result<Op
     let workload_uid = shard.board.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
     let found = find_pod(&shard.caches, namespace, &pod.name, &pod.uid).ok_or("the pod is gone")?;
     let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
-    let request =
-        ActionRequest { intent_id: record.id.clone(), action: contract::Action::ResetConnections, check: record.subject.check.clone() };
+    let request = ActionRequest {
+        intent_id: record.id.clone(),
+        action: contract::Action::ResetConnections,
+        check: record.subject.check.clone(),
+    };
     let token = shard.shared.tokens.current(&workload_uid);
     let answer = shard.shared.pods.act(&endpoint, &token, &request).await.map_err(|error| error.to_string())?;
     match answer.outcome {
@@ -317,8 +349,17 @@ fn count(shard: &Shard, policy: &ResiliencePolicy, decision: &Decision) {
 fn gauge_circuits(shard: &Shard, namespace: &str, held: &[&Target]) {
     for target in held {
         for (dependency, view) in &target.circuits {
-            let labels = CircuitLabels { namespace: namespace.to_owned(), workload: target.name.clone(), dependency: dependency.clone() };
-            shard.shared.metrics.circuit_open_pods.get_or_create(&labels).set(i64::try_from(view.open).unwrap_or(i64::MAX));
+            let labels = CircuitLabels {
+                namespace: namespace.to_owned(),
+                workload: target.name.clone(),
+                dependency: dependency.clone(),
+            };
+            shard
+                .shared
+                .metrics
+                .circuit_open_pods
+                .get_or_create(&labels)
+                .set(i64::try_from(view.open).unwrap_or(i64::MAX));
         }
     }
 }
@@ -337,7 +378,11 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Obj
 }
 
 /// Writes a status, in exactly the version of the object that it was made from. The answer is the new version.
-pub async fn write_status<K>(shard: &Shard, meta: &ObjectMeta, status: &impl Serialize) -> Result<Option<String>, ReconcileError>
+pub async fn write_status<K>(
+    shard: &Shard,
+    meta: &ObjectMeta,
+    status: &impl Serialize,
+) -> Result<Option<String>, ReconcileError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
@@ -352,7 +397,8 @@ where
         "status": status,
     });
     // Untyped, because the answer may not be readable as the type: that is one of the things a status tells.
-    let api: Api<DynamicObject> = Api::namespaced_with(shard.shared.clients.act.clone(), &namespace, &ApiResource::erase::<K>(&()));
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(shard.shared.clients.act.clone(), &namespace, &ApiResource::erase::<K>(&()));
     let answer = call(api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)))
         .await
         .map_err(ReconcileError::api("writing the status"))?;
@@ -364,4 +410,3 @@ where
     }
     Ok(answer.metadata.resource_version)
 }
-

@@ -81,7 +81,11 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     ResiliencePolicyStatus {
         observed_generation: generation,
         conditions: conditions::settle(&old.conditions, verdicts, generation, inputs.now),
-        programmed: Some(if rests { format!("0/{}", held.iter().map(|t| t.acknowledged.ready).sum::<usize>()) } else { target::ratio(&held) }),
+        programmed: Some(if rests {
+            format!("0/{}", held.iter().map(|t| t.acknowledged.ready).sum::<usize>())
+        } else {
+            target::ratio(&held)
+        }),
         open: open(&held),
         degraded: Some(!degraded.is_empty()),
         targets: inputs.targets.iter().map(|target| target_status(inputs, target)).collect(),
@@ -100,12 +104,24 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     if held.is_empty() && !inputs.lost.is_empty() {
         let others: BTreeSet<_> = inputs.lost.values().map(String::as_str).collect();
         let others: Vec<_> = others.into_iter().collect();
-        let message = format!("an older policy has every target: {}; delete one of the policies, or let them name different targets", others.join(", "));
+        let message = format!(
+            "an older policy has every target: {}; delete one of the policies, or let them name different targets",
+            others.join(", ")
+        );
         return (Verdict::new(ACCEPTED, false, "Conflicted", message), true);
     }
-    let missing: Vec<_> = inputs.targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    let missing: Vec<_> =
+        inputs.targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
     if held.is_empty() {
-        return (Verdict::new(ACCEPTED, false, "TargetNotFound", format!("no Deployment named {}; waits for one", missing.join(", "))), false);
+        return (
+            Verdict::new(
+                ACCEPTED,
+                false,
+                "TargetNotFound",
+                format!("no Deployment named {}; waits for one", missing.join(", ")),
+            ),
+            false,
+        );
     }
     let mut message = vec!["valid".to_owned()];
     if !missing.is_empty() {
@@ -118,13 +134,19 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
 
 fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Verdict, bool) {
     if inputs.dry_run() {
-        let hashes: Vec<_> =
-            inputs.would_publish.iter().map(|(target, hash)| format!("{} for {target}", crate::workload::short(hash))).collect();
+        let hashes: Vec<_> = inputs
+            .would_publish
+            .iter()
+            .map(|(target, hash)| format!("{} for {target}", crate::workload::short(hash)))
+            .collect();
         let message = format!("dry run: nothing is published; it would be {}", hashes.join(", "));
         return (Verdict::new(PROGRAMMED, false, "DryRun", message), false);
     }
     if accepted.status != ConditionStatus::True {
-        return (Verdict::new(PROGRAMMED, ConditionStatus::Unknown, accepted.reason, "what was live before stays live"), false);
+        return (
+            Verdict::new(PROGRAMMED, ConditionStatus::Unknown, accepted.reason, "what was live before stays live"),
+            false,
+        );
     }
     let (verdict, stuck) = target::programmed(held);
     if inputs.policy.spec.suspend {
@@ -178,12 +200,22 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
     if findings.is_empty() {
         let degraded: BTreeSet<_> = held.iter().flat_map(|target| &target.degraded_checks).cloned().collect();
         let degraded: Vec<_> = degraded.into_iter().collect();
-        let message = if degraded.is_empty() { String::new() } else { format!("degraded, but working: {}", degraded.join(", ")) };
+        let message =
+            if degraded.is_empty() { String::new() } else { format!("degraded, but working: {}", degraded.join(", ")) };
         return Verdict::new(HEALTHY, true, "AllChecksPass", message);
     }
     let parts: Vec<_> = findings
         .iter()
-        .map(|finding| format!("{} fails in {} ({}) since {}: {}", finding.name, finding.pods.len(), finding.pods.join(", "), finding.since.0, finding.message))
+        .map(|finding| {
+            format!(
+                "{} fails in {} ({}) since {}: {}",
+                finding.name,
+                finding.pods.len(),
+                finding.pods.join(", "),
+                finding.since.0,
+                finding.message
+            )
+        })
         .collect();
     Verdict::new(HEALTHY, false, "CheckUnhealthy", parts.join("; "))
 }
@@ -192,7 +224,12 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
     if let Some(held) = decision.withheld.first() {
         let until = held.until.map(|until| format!("; it goes on at {until}")).unwrap_or_default();
         let subject = held.subject.display_name();
-        let message = format!("{subject}: {} for {} is held back: {}{until}", action_name(held.action), held.subject.check, held.message);
+        let message = format!(
+            "{subject}: {} for {} is held back: {}{until}",
+            action_name(held.action),
+            held.subject.check,
+            held.message
+        );
         return Verdict::new(RECOVERY_ALLOWED, false, held.gate.reason(), message);
     }
     if inputs.recovery.ladders.is_empty() {
@@ -202,7 +239,12 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
         return Verdict::new(RECOVERY_ALLOWED, false, "Suspended", "the policy is suspended");
     }
     if inputs.recovery.dry_run {
-        return Verdict::new(RECOVERY_ALLOWED, false, "DryRun", "decisions are recorded in recovery.recent and not carried out");
+        return Verdict::new(
+            RECOVERY_ALLOWED,
+            false,
+            "DryRun",
+            "decisions are recorded in recovery.recent and not carried out",
+        );
     }
     Verdict::new(RECOVERY_ALLOWED, true, "Allowed", "")
 }
@@ -254,7 +296,8 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
 }
 
 fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> {
-    if inputs.recovery.ladders.is_empty() && decision.history.in_flight.is_empty() && decision.history.recent.is_empty() {
+    if inputs.recovery.ladders.is_empty() && decision.history.in_flight.is_empty() && decision.history.recent.is_empty()
+    {
         return None;
     }
     let summary = decision

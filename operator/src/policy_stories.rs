@@ -8,7 +8,12 @@ use crds::{
 use engine::recovery::{Decision, Outcome};
 
 /// The stories, in the order in which they happened.
-pub fn tell(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus, decision: &Decision, live: String) -> Vec<Story> {
+pub fn tell(
+    old: &ResiliencePolicyStatus,
+    new: &ResiliencePolicyStatus,
+    decision: &Decision,
+    live: String,
+) -> Vec<Story> {
     let mut stories = Vec::new();
     stories.extend(accepted(old, new));
     stories.extend(programmed(old, new, live));
@@ -39,7 +44,9 @@ fn accepted(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Optio
 
 fn programmed(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus, live: String) -> Option<Story> {
     let condition = find(&new.conditions, PROGRAMMED)?;
-    let hashes = |status: &ResiliencePolicyStatus| status.targets.iter().map(|target| target.content_hash.clone()).collect::<Vec<_>>();
+    let hashes = |status: &ResiliencePolicyStatus| {
+        status.targets.iter().map(|target| target.content_hash.clone()).collect::<Vec<_>>()
+    };
     match condition.reason.as_str() {
         "Programmed" if news(old, new, PROGRAMMED).is_some() || hashes(old) != hashes(new) => {
             Some(Story::normal("Programmed", "Publish", live))
@@ -59,11 +66,18 @@ fn circuits(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<S
         status.circuits.iter().any(|circuit| circuit.target == target && circuit.dependency == dependency)
     };
     let opened = new.circuits.iter().filter(|circuit| !has(old, &circuit.target, &circuit.dependency)).map(|circuit| {
-        let note = format!("{}: the circuit of {} is open in {} of {} pods", circuit.target, circuit.dependency, circuit.open_pods, circuit.total_pods);
+        let note = format!(
+            "{}: the circuit of {} is open in {} of {} pods",
+            circuit.target, circuit.dependency, circuit.open_pods, circuit.total_pods
+        );
         Story::warning("CircuitOpened", "Observe", note)
     });
     let closed = old.circuits.iter().filter(|circuit| !has(new, &circuit.target, &circuit.dependency)).map(|circuit| {
-        Story::normal("CircuitClosed", "Observe", format!("{}: the circuit of {} is closed in all pods", circuit.target, circuit.dependency))
+        Story::normal(
+            "CircuitClosed",
+            "Observe",
+            format!("{}: the circuit of {} is closed in all pods", circuit.target, circuit.dependency),
+        )
     });
     opened.chain(closed).collect()
 }
@@ -73,22 +87,31 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
     for finding in &new.checks {
         let before = old.checks.iter().find(|old| old.target == finding.target && old.name == finding.name);
         for pod in finding.pods.iter().filter(|pod| before.is_none_or(|before| !before.pods.contains(pod))) {
-            stories.push(Story::warning("CheckUnhealthy", "Observe", format!("{pod}: {} fails: {}", finding.name, finding.message)));
+            stories.push(Story::warning(
+                "CheckUnhealthy",
+                "Observe",
+                format!("{pod}: {} fails: {}", finding.name, finding.message),
+            ));
         }
     }
     stories
 }
 
 fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Story> {
-    let known = old.recovery.iter().flat_map(|recovery| &recovery.in_flight).map(|record| &record.id).collect::<Vec<_>>();
-    let records = new.recovery.iter().flat_map(|recovery| &recovery.in_flight).filter(|record| !known.contains(&&record.id));
+    let known =
+        old.recovery.iter().flat_map(|recovery| &recovery.in_flight).map(|record| &record.id).collect::<Vec<_>>();
+    let records =
+        new.recovery.iter().flat_map(|recovery| &recovery.in_flight).filter(|record| !known.contains(&&record.id));
     records
         .map(|record| {
             let subject = record.pod.as_deref().unwrap_or(&record.target);
             let dry = if record.dry_run { " (dry run: nothing is done)" } else { "" };
             let action = action_name(crate::translate::action(record.action));
             let id = record.id.get(..4).unwrap_or(&record.id);
-            let note = format!("{subject}: {action} for {} (step {} of {}, intent {id}){dry}", record.check, record.step, record.steps);
+            let note = format!(
+                "{subject}: {action} for {} (step {} of {}, intent {id}){dry}",
+                record.check, record.step, record.steps
+            );
             Story::normal("RecoveryStarted", action, note)
         })
         .collect()
@@ -98,7 +121,11 @@ fn finished(decision: &Decision) -> Vec<Story> {
     let story = |record: &engine::recovery::Record| {
         let subject = record.subject.display_name();
         let action = action_name(record.step.action);
-        let note = format!("{subject}: {action} for {}: {}", record.subject.check, record.message.as_deref().unwrap_or_default());
+        let note = format!(
+            "{subject}: {action} for {}: {}",
+            record.subject.check,
+            record.message.as_deref().unwrap_or_default()
+        );
         match record.outcome {
             Outcome::Succeeded => Story::normal("RecoverySucceeded", action, note),
             Outcome::Cancelled => Story::normal("RecoveryCancelled", action, note),
@@ -117,7 +144,9 @@ fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<S
     {
         stories.push(Story::warning("RecoveryWithheld", "Wait", condition.message.clone()));
     }
-    if let Some(condition) = news(old, new, RECOVERY_EXHAUSTED).filter(|condition| condition.status == ConditionStatus::True) {
+    if let Some(condition) =
+        news(old, new, RECOVERY_EXHAUSTED).filter(|condition| condition.status == ConditionStatus::True)
+    {
         stories.push(Story::warning("RecoveryExhausted", "GiveUp", condition.message.clone()));
     }
     stories

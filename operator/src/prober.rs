@@ -61,7 +61,13 @@ fn due(shard: &Shard, now: Instant) -> Vec<Due> {
             if let Some(endpoint) = endpoint {
                 pod.probing = true;
                 pod.probe_at = Some(now + every);
-                all.push(Due { id: id.clone(), uid: uid.clone(), workload_uid: workload.uid.clone(), endpoint, with_token });
+                all.push(Due {
+                    id: id.clone(),
+                    uid: uid.clone(),
+                    workload_uid: workload.uid.clone(),
+                    endpoint,
+                    with_token,
+                });
             }
         }
     }
@@ -97,7 +103,8 @@ async fn probe(shard: &Arc<Shard>, due: Due) {
             Ok(report) => pod.take(&report, &workload.thresholds, now),
             Err(error) => pod.miss(error.to_string()),
         };
-        let behind = published.is_some() && published.as_ref() != pod.applied.as_ref().map(|applied| &applied.content_hash);
+        let behind =
+            published.is_some() && published.as_ref() != pod.applied.as_ref().map(|applied| &applied.content_hash);
         workload.note_circuits(now);
         (changed, behind)
     };

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// A ConfigMap of that name belongs to somebody else.
-    #[error("a ConfigMap named {0} exists and was not made by this operator: rename or delete it; until then the pods keep what they run")]
+    #[error(
+        "a ConfigMap named {0} exists and was not made by this operator: rename or delete it; until then the pods keep what they run"
+    )]
     NotOurs(String),
     /// The document cannot be written.
     #[error(transparent)]
@@ -58,7 +60,12 @@ pub async fn write(
     let api: Api<ConfigMap> = Api::namespaced(clients.act.clone(), &document.workload.namespace);
     match read {
         Some(map) => apply(&api, &name, document, &bytes, workload_uid, map).await?,
-        None => match call(api.create(&PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() }, &new(document, &bytes, workload_uid)?)).await {
+        None => match call(api.create(
+            &PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() },
+            &new(document, &bytes, workload_uid)?,
+        ))
+        .await
+        {
             Ok(_) => {}
             // It exists, but without our label: either it never was ours, or somebody took the label away.
             Err(error) if error.is_conflict() => {

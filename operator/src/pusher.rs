@@ -43,7 +43,9 @@ async fn write_token(shard: &Shard, id: &WorkloadId, uid: &str) {
                 workload.token_written_at = Some(Instant::now());
             }
         }
-        Err(error) => warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is"),
+        Err(error) => {
+            warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is")
+        }
     }
 }
 
@@ -79,7 +81,13 @@ pub fn push_to_all(shard: &Arc<Shard>, id: &WorkloadId) {
     }
 }
 
-async fn push(shard: &Arc<Shard>, id: &WorkloadId, uid: &str, endpoint: &Endpoint, published: &crate::board::Published) {
+async fn push(
+    shard: &Arc<Shard>,
+    id: &WorkloadId,
+    uid: &str,
+    endpoint: &Endpoint,
+    published: &crate::board::Published,
+) {
     let workload_uid = shard.board.read(id, |workload| workload.uid.clone()).unwrap_or_default();
     let token = shard.shared.tokens.current(&workload_uid);
     let result = {

@@ -8,7 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use std::{net::SocketAddr, sync::Arc, sync::atomic::{AtomicBool, Ordering}};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +55,8 @@ async fn readyz(State(status): State<Status>) -> Response {
 
 async fn render(State(status): State<Status>) -> Response {
     match status.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

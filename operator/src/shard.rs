@@ -88,7 +88,9 @@ impl Shard {
     pub fn on_change(&self, change: &Change) {
         match change {
             Change::Everything => self.touch_everything(),
-            Change::Deployment(deployment) => self.touch(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref()),
+            Change::Deployment(deployment) => {
+                self.touch(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref())
+            }
             Change::ReplicaSet(set) => {
                 let owner = controller(set.owner_references(), "Deployment");
                 self.touch(set.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));

@@ -1,12 +1,6 @@
 //! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
 
-use crate::{
-    board::Problem,
-    caches::is_ready,
-    conditions::Verdict,
-    shard::Shard,
-    workload::short,
-};
+use crate::{board::Problem, caches::is_ready, conditions::Verdict, shard::Shard, workload::short};
 use contract::WorkloadId;
 use crds::{condition::types::PROGRAMMED, status::TargetStatus};
 use engine::{
@@ -57,7 +51,8 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
     let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
     let ready: BTreeMap<_, _> =
         shard.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
-    let base = Target { name: name.to_owned(), found: true, rolling_out: rolling_out(&deployment), ..Target::default() };
+    let base =
+        Target { name: name.to_owned(), found: true, rolling_out: rolling_out(&deployment), ..Target::default() };
     let uid = deployment.uid().unwrap_or_default();
     shard
         .board
@@ -77,7 +72,11 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
                 published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
                 problem: workload.problem.clone(),
                 would_publish: workload.would_publish.clone(),
-                pods: workload.pods.iter().map(|(uid, pod)| (uid.clone(), pod.name.clone(), pod.judgements.clone())).collect(),
+                pods: workload
+                    .pods
+                    .iter()
+                    .map(|(uid, pod)| (uid.clone(), pod.name.clone(), pod.judgements.clone()))
+                    .collect(),
                 circuits: workload.circuits(),
                 open_since: workload.open_since.clone(),
                 degraded: workload.pods.values().filter(|pod| pod.degraded).map(|pod| pod.name.clone()).collect(),
@@ -93,7 +92,9 @@ fn rolling_out(deployment: &Deployment) -> bool {
     let Some(status) = &deployment.status else { return false };
     let wanted = deployment.spec.replicas.unwrap_or(1);
     let updated = status.updated_replicas.unwrap_or(0);
-    status.observed_generation < deployment.metadata.generation || updated < wanted || status.replicas.unwrap_or(0) > updated
+    status.observed_generation < deployment.metadata.generation
+        || updated < wanted
+        || status.replicas.unwrap_or(0) > updated
 }
 
 /// Status of a target that is accepted, or would be.
@@ -118,10 +119,21 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
 /// Programmed over the targets that a resource holds. The second value says that a person is needed.
 pub fn programmed(held: &[&Target]) -> (Verdict, bool) {
     if let Some((target, problem)) = held.iter().find_map(|target| Some((target, target.problem.as_ref()?))) {
-        return (Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)), problem.stalled);
+        return (
+            Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)),
+            problem.stalled,
+        );
     }
     if let Some(target) = held.iter().find(|target| target.published.is_none()) {
-        return (Verdict::new(PROGRAMMED, false, "Publishing", format!("{}: the configuration is being published", target.name)), false);
+        return (
+            Verdict::new(
+                PROGRAMMED,
+                false,
+                "Publishing",
+                format!("{}: the configuration is being published", target.name),
+            ),
+            false,
+        );
     }
     let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
     let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
@@ -146,7 +158,8 @@ pub fn ratio(held: &[&Target]) -> String {
 
 /// How the news that a configuration is live reads: "9f2c41 live in 4 of 4 pods, 212 ms after the change".
 pub fn live_story(held: &[&Target], changed_at: Option<Instant>) -> String {
-    let hashes: BTreeSet<_> = held.iter().filter_map(|target| target.published.as_ref()).map(|(_, hash, _)| short(hash)).collect();
+    let hashes: BTreeSet<_> =
+        held.iter().filter_map(|target| target.published.as_ref()).map(|(_, hash, _)| short(hash)).collect();
     let hashes: Vec<_> = hashes.into_iter().collect();
     let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
     let after = changed_at.map(|at| format!(", {} ms after the change", at.elapsed().as_millis())).unwrap_or_default();

@@ -13,13 +13,17 @@ pub struct LogLevelError {
 
 /// Sends log lines to standard error.
 pub fn init(level: &str, format: LogFormat) -> Result<(), LogLevelError> {
-    let filter = EnvFilter::try_new(level)
+    // A bare level is meant for the operator's own lines; the library's spans would repeat each object's name.
+    let directives = if level.contains(['=', ',']) { level.to_owned() } else { format!("{level},kube_runtime=warn") };
+    let filter = EnvFilter::try_new(directives)
         .map_err(|error| LogLevelError { level: level.to_owned(), message: error.to_string() })?;
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr).with_target(false);
     // A second set-up in one process (as in tests) keeps the first.
     let _ = match format {
-        LogFormat::Text => registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init(),
+        LogFormat::Text => {
+            registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init()
+        }
         LogFormat::Json => registry.with(layer.json().flatten_event(true).with_current_span(true)).try_init(),
     };
     Ok(())

@@ -21,7 +21,9 @@ pub const FIELD_MANAGER: &str = "resilience-operator";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The Secret cannot be read or made.
-    #[error("the Secret {KEY_SECRET} in namespace {namespace} cannot be read or made: {source}; check the operator's Role there")]
+    #[error(
+        "the Secret {KEY_SECRET} in namespace {namespace} cannot be read or made: {source}; check the operator's Role there"
+    )]
     Api {
         /// The operator's namespace.
         namespace: String,
@@ -29,7 +31,9 @@ pub enum KeyError {
         source: ApiError,
     },
     /// The Secret holds no usable key.
-    #[error("the Secret {KEY_SECRET} in namespace {namespace} has no key of at least 32 bytes under `key`: delete it, and a new one is made; pods then get new tokens")]
+    #[error(
+        "the Secret {KEY_SECRET} in namespace {namespace} has no key of at least 32 bytes under `key`: delete it, and a new one is made; pods then get new tokens"
+    )]
     Unusable {
         /// The operator's namespace.
         namespace: String,
@@ -59,7 +63,10 @@ impl Tokens {
                 let key: [u8; 32] = rand::random();
                 let mut secret = Secret::default();
                 secret.metadata.name = Some(KEY_SECRET.to_owned());
-                secret.data = Some(BTreeMap::from([("key".into(), ByteString(key.to_vec())), ("epoch".into(), ByteString(b"1".to_vec()))]));
+                secret.data = Some(BTreeMap::from([
+                    ("key".into(), ByteString(key.to_vec())),
+                    ("epoch".into(), ByteString(b"1".to_vec())),
+                ]));
                 match call(api.create(&PostParams::default(), &secret)).await {
                     Ok(secret) => secret,
                     // Another replica was faster: its key counts.
@@ -70,7 +77,8 @@ impl Tokens {
             Err(error) => return Err(failed(error)),
         };
         let data = secret.data.unwrap_or_default();
-        let epoch = data.get("epoch").and_then(|value| std::str::from_utf8(&value.0).ok()?.trim().parse().ok()).unwrap_or(1);
+        let epoch =
+            data.get("epoch").and_then(|value| std::str::from_utf8(&value.0).ok()?.trim().parse().ok()).unwrap_or(1);
         match data.get("key") {
             Some(key) if key.0.len() >= 32 => Ok(Self::new(key.0.clone(), epoch)),
             _ => Err(KeyError::Unusable { namespace: namespace.to_owned() }),

@@ -44,7 +44,8 @@ fn status_code(value: i32) -> u16 {
 
 /// The settings of the pods under a policy.
 pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
-    let bulkheads: BTreeMap<_, _> = spec.bulkheads.iter().map(|bulkhead| (bulkhead.name.clone(), self::bulkhead(bulkhead))).collect();
+    let bulkheads: BTreeMap<_, _> =
+        spec.bulkheads.iter().map(|bulkhead| (bulkhead.name.clone(), self::bulkhead(bulkhead))).collect();
     let mut dependencies = BTreeMap::new();
     for (index, dependency) in spec.dependencies.iter().enumerate() {
         let path = format!("spec.dependencies[{index}]");
@@ -68,7 +69,10 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
         .collect();
     let degradation = spec.degradation.as_ref().map(degradation);
     if degradation.as_ref().is_some_and(|d| d.exit_load_percent >= d.enter_load_percent) {
-        return Err(invalid("spec.degradation.exit.loadPercent", "must be below enter.loadPercent, or the mode would flap"));
+        return Err(invalid(
+            "spec.degradation.exit.loadPercent",
+            "must be below enter.loadPercent, or the mode would flap",
+        ));
     }
     Ok(PolicySettings { dependencies, bulkheads, health_checks, degradation })
 }
@@ -76,23 +80,42 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
 fn judge_dependency(settings: &DependencySettings, path: &str) -> Result<(), Invalid> {
     let TimeoutSettings { request_ms, per_try_ms, connect_ms } = settings.timeout;
     if per_try_ms > request_ms {
-        return Err(invalid(format!("{path}.timeout.perTry"), format!("must not be longer than request ({})", spell(request_ms))));
+        return Err(invalid(
+            format!("{path}.timeout.perTry"),
+            format!("must not be longer than request ({})", spell(request_ms)),
+        ));
     }
     if connect_ms.is_some_and(|connect| connect > per_try_ms) {
-        return Err(invalid(format!("{path}.timeout.connect"), format!("must not be longer than perTry ({})", spell(per_try_ms))));
+        return Err(invalid(
+            format!("{path}.timeout.connect"),
+            format!("must not be longer than perTry ({})", spell(per_try_ms)),
+        ));
     }
     let waits = settings.retry.total_wait_ms();
     if settings.retry.num_retries > 0 && waits >= request_ms {
-        let message = format!("the waits between the retries ({}) must together be shorter than timeout.request ({})", spell(waits), spell(request_ms));
+        let message = format!(
+            "the waits between the retries ({}) must together be shorter than timeout.request ({})",
+            spell(waits),
+            spell(request_ms)
+        );
         return Err(invalid(format!("{path}.retry"), message));
     }
     Ok(())
 }
 
-fn judge_fallback(fallback: &api::Fallback, owner: &api::Dependency, all: &[api::Dependency], path: &str) -> Result<(), Invalid> {
+fn judge_fallback(
+    fallback: &api::Fallback,
+    owner: &api::Dependency,
+    all: &[api::Dependency],
+    path: &str,
+) -> Result<(), Invalid> {
     match (fallback.type_, &fallback.provider, &fallback.response) {
-        (api::FallbackType::Provider, Some(name), _) if all.iter().any(|d| d.name == *name) && *name != owner.name => Ok(()),
-        (api::FallbackType::Provider, _, _) => Err(invalid(format!("{path}.provider"), "must name another entry of spec.dependencies")),
+        (api::FallbackType::Provider, Some(name), _) if all.iter().any(|d| d.name == *name) && *name != owner.name => {
+            Ok(())
+        }
+        (api::FallbackType::Provider, _, _) => {
+            Err(invalid(format!("{path}.provider"), "must name another entry of spec.dependencies"))
+        }
         (api::FallbackType::Static, _, None) => Err(invalid(format!("{path}.response"), "must be set for type Static")),
         _ => Ok(()),
     }
@@ -201,7 +224,9 @@ fn fallback(spec: &api::Fallback) -> FallbackSettings {
             ttl_ms: spec.cache.as_ref().map_or(300_000, |cache| cache.ttl.millis()),
             max_stale_ms: spec.cache.as_ref().map_or(0, |cache| cache.max_stale.millis()),
         },
-        api::FallbackType::Provider => FallbackSettings::Provider { provider: spec.provider.clone().unwrap_or_default() },
+        api::FallbackType::Provider => {
+            FallbackSettings::Provider { provider: spec.provider.clone().unwrap_or_default() }
+        }
         api::FallbackType::Queue => FallbackSettings::Queue,
         api::FallbackType::Static => FallbackSettings::Static {
             status_code: spec.response.as_ref().map_or(503, |response| status_code(response.status_code)),
@@ -239,7 +264,10 @@ fn degradation(spec: &api::Degradation) -> DegradationSettings {
 
 /// When a check of the policy counts as failed.
 pub fn thresholds(spec: &ResiliencePolicySpec) -> BTreeMap<String, Thresholds> {
-    let of = |check: &api::HealthCheck| Thresholds { unhealthy: count(check.unhealthy_threshold), healthy: count(check.healthy_threshold) };
+    let of = |check: &api::HealthCheck| Thresholds {
+        unhealthy: count(check.unhealthy_threshold),
+        healthy: count(check.healthy_threshold),
+    };
     spec.health_checks.iter().map(|check| (check.name.clone(), of(check))).collect()
 }
 
@@ -251,7 +279,11 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
     };
     let step = |step: &api::Step| Step { action: action(step.action), timeout_ms: step.timeout.millis() };
     Settings {
-        ladders: recovery.ladders.iter().map(|ladder| (ladder.check.clone(), ladder.steps.iter().map(step).collect())).collect(),
+        ladders: recovery
+            .ladders
+            .iter()
+            .map(|ladder| (ladder.check.clone(), ladder.steps.iter().map(step).collect()))
+            .collect(),
         limits: Limits {
             max_in_flight: usize::try_from(recovery.limits.max_in_flight).unwrap_or(1),
             cooldown_ms: recovery.limits.cooldown.millis(),
@@ -307,7 +339,10 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
         };
         if !flag.variants.contains_key(&over.variant) {
             let known: Vec<_> = flag.variants.keys().map(String::as_str).collect();
-            return Err(invalid(format!("{path}.variant"), format!("{} has no variant {} (it has {})", over.key, over.variant, known.join(", "))));
+            return Err(invalid(
+                format!("{path}.variant"),
+                format!("{} has no variant {} (it has {})", over.key, over.variant, known.join(", ")),
+            ));
         }
         flag.kill_switch = Some(FlagOverride {
             variant: over.variant.clone(),
@@ -342,7 +377,8 @@ fn judge_flag(definition: &FlagDefinition, path: &str) -> Result<(), Invalid> {
     }
     if kinds.len() > 1 || kinds.contains("null") || kinds.contains("array") {
         let kinds: Vec<_> = kinds.into_iter().collect();
-        let message = format!("must all be of one type, boolean, string, number or object; found {}", kinds.join(" and "));
+        let message =
+            format!("must all be of one type, boolean, string, number or object; found {}", kinds.join(" and "));
         return Err(invalid(format!("{path}.variants"), message));
     }
     if let Some(name) = definition.default_variant.as_ref().filter(|name| !definition.variants.contains_key(*name)) {
@@ -405,14 +441,35 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case("dependencies: [{name: a, timeout: {perTry: 20s}}]", "spec.dependencies[0].timeout.perTry: must not be longer than request (15s)")]
-    #[case("dependencies: [{name: a, timeout: {connect: 11s}}]", "spec.dependencies[0].timeout.connect: must not be longer than perTry (10s)")]
-    #[case("dependencies: [{name: a, timeout: {request: 14s}}]", "spec.dependencies[0].retry: the waits between the retries (14s) must together be shorter than timeout.request (14s)")]
-    #[case("dependencies: [{name: a, bulkheadRef: {name: x}}]", "spec.dependencies[0].bulkheadRef.name: x is not among spec.bulkheads")]
+    #[case(
+        "dependencies: [{name: a, timeout: {perTry: 20s}}]",
+        "spec.dependencies[0].timeout.perTry: must not be longer than request (15s)"
+    )]
+    #[case(
+        "dependencies: [{name: a, timeout: {connect: 11s}}]",
+        "spec.dependencies[0].timeout.connect: must not be longer than perTry (10s)"
+    )]
+    #[case(
+        "dependencies: [{name: a, timeout: {request: 14s}}]",
+        "spec.dependencies[0].retry: the waits between the retries (14s) must together be shorter than timeout.request (14s)"
+    )]
+    #[case(
+        "dependencies: [{name: a, bulkheadRef: {name: x}}]",
+        "spec.dependencies[0].bulkheadRef.name: x is not among spec.bulkheads"
+    )]
     #[case("dependencies: [{name: a}, {name: a}]", "spec.dependencies[1].name: a is there twice")]
-    #[case("dependencies: [{name: a, fallback: [{type: Provider, provider: a}]}]", "spec.dependencies[0].fallback[0].provider: must name another entry of spec.dependencies")]
-    #[case("dependencies: [{name: a, fallback: [{type: Static}]}]", "spec.dependencies[0].fallback[0].response: must be set for type Static")]
-    #[case("degradation: {enter: {loadPercent: 50}, exit: {loadPercent: 50}}", "spec.degradation.exit.loadPercent: must be below enter.loadPercent, or the mode would flap")]
+    #[case(
+        "dependencies: [{name: a, fallback: [{type: Provider, provider: a}]}]",
+        "spec.dependencies[0].fallback[0].provider: must name another entry of spec.dependencies"
+    )]
+    #[case(
+        "dependencies: [{name: a, fallback: [{type: Static}]}]",
+        "spec.dependencies[0].fallback[0].response: must be set for type Static"
+    )]
+    #[case(
+        "degradation: {enter: {loadPercent: 50}, exit: {loadPercent: 50}}",
+        "spec.degradation.exit.loadPercent: must be below enter.loadPercent, or the mode would flap"
+    )]
     fn what_an_older_schema_let_through_is_refused(#[case] body: &str, #[case] expected: &str) {
         assert_eq!(policy(&spec(body)).unwrap_err().to_string(), expected);
     }
@@ -422,7 +479,10 @@ mod tests {
         let settings = policy(&spec("dependencies: [{name: a}, {name: b, retry: {numRetries: 0}}]")).unwrap();
         let warnings = policy_warnings(&settings);
         assert_eq!(warnings.len(), 1);
-        assert!(warnings[0].starts_with("a: 4 tries with their waits can take 54s, longer than request (15s)"), "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("a: 4 tries with their waits can take 54s, longer than request (15s)"),
+            "{warnings:?}"
+        );
     }
 
     fn flag_spec(body: &str) -> FeatureFlagSpec {
@@ -430,11 +490,26 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case("flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, y: 'no'}}}}", "spec.flagSpec.flags.a.variants: must all be of one type")]
-    #[case("flagSpec: {flags: {a: {state: ENABLED, variants: {}}}}", "spec.flagSpec.flags.a.variants: must not be empty")]
-    #[case("flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, defaultVariant: z}}}", "spec.flagSpec.flags.a.defaultVariant: z is not among the variants")]
-    #[case("{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: a, variant: z}]}", "spec.overrides[0].variant: a has no variant z (it has x)")]
-    #[case("{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: b, variant: x}]}", "spec.overrides[0].key: b is not a flag of this set")]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, y: 'no'}}}}",
+        "spec.flagSpec.flags.a.variants: must all be of one type"
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {}}}}",
+        "spec.flagSpec.flags.a.variants: must not be empty"
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, defaultVariant: z}}}",
+        "spec.flagSpec.flags.a.defaultVariant: z is not among the variants"
+    )]
+    #[case(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: a, variant: z}]}",
+        "spec.overrides[0].variant: a has no variant z (it has x)"
+    )]
+    #[case(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: b, variant: x}]}",
+        "spec.overrides[0].key: b is not a flag of this set"
+    )]
     fn bad_flags_are_refused_with_their_path(#[case] body: &str, #[case] expected: &str) {
         let error = flags(&flag_spec(body)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
@@ -475,18 +550,26 @@ mod tests {
 
     #[test]
     fn the_samples_carry_the_numbers_of_the_adr() {
-        let booking: ResiliencePolicy = serde_saphyr::from_str(include_str!("../../crds/samples/booking.yaml")).unwrap();
+        let booking: ResiliencePolicy =
+            serde_saphyr::from_str(include_str!("../../crds/samples/booking.yaml")).unwrap();
         let settings = policy(&booking.spec).unwrap();
         let database = &settings.dependencies["database"];
         assert_eq!([1, 2, 3].map(|retry| database.retry.wait_ms(retry)), [200, 400, 800]);
         let memory = &settings.health_checks["memory"];
         assert_eq!((memory.memory_max_bytes, memory.memory_max_percent), (Some(1 << 30), Some(80)));
-        let payment: ResiliencePolicy = serde_saphyr::from_str(include_str!("../../crds/samples/payment.yaml")).unwrap();
+        let payment: ResiliencePolicy =
+            serde_saphyr::from_str(include_str!("../../crds/samples/payment.yaml")).unwrap();
         let settings = policy(&payment.spec).unwrap();
         let stripe = &settings.dependencies["stripe"];
         assert_eq!(stripe.circuit_breaker.trip, TripRule::ConsecutiveFailures { failures: 3 });
-        assert_eq!((stripe.circuit_breaker.break_ms, stripe.retry.num_retries, stripe.retry.wait_ms(2)), (120_000, 2, 1_000));
+        assert_eq!(
+            (stripe.circuit_breaker.break_ms, stripe.retry.num_retries, stripe.retry.wait_ms(2)),
+            (120_000, 2, 1_000)
+        );
         assert_eq!(stripe.retry.retry_on, BTreeSet::from([RetryOn::ServerError]));
-        assert_eq!((settings.bulkheads["external-api"].max_concurrent, settings.bulkheads["external-api"].max_wait_ms), (20, 30_000));
+        assert_eq!(
+            (settings.bulkheads["external-api"].max_concurrent, settings.bulkheads["external-api"].max_wait_ms),
+            (20, 30_000)
+        );
     }
 }

@@ -85,7 +85,11 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
         Ok(compiled) => compiled,
         Err(error) => {
             warn!(workload = %id, %error, "nothing can be published");
-            note_problem(shard, &id, Some(Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true }));
+            note_problem(
+                shard,
+                &id,
+                Some(Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true }),
+            );
             return Ok(Action::await_change());
         }
     };
@@ -117,13 +121,21 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
                     adopt(shard, &id, revision, &compiled, bytes);
                 }
                 Err(error @ PublishError::NotOurs(_)) => {
-                    note_problem(shard, &id, Some(Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true }));
+                    note_problem(
+                        shard,
+                        &id,
+                        Some(Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true }),
+                    );
                     return Ok(Action::requeue(Duration::from_secs(30)));
                 }
                 Err(error) => {
                     let conflict = matches!(&error, PublishError::Api(api) if api.is_conflict());
                     if !conflict {
-                        note_problem(shard, &id, Some(Problem { reason: "PublishFailed", message: error.to_string(), stalled: false }));
+                        note_problem(
+                            shard,
+                            &id,
+                            Some(Problem { reason: "PublishFailed", message: error.to_string(), stalled: false }),
+                        );
                     }
                     return Err(error.into());
                 }
@@ -149,8 +161,11 @@ fn effective_policy(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Opti
     if let publish::Published::Document(live) = &gathered.live {
         for source in &live.policy.sources {
             let held = shard.caches.policies.get(&ObjectRef::new(&source.name).within(&id.namespace));
-            if let Some(guard) = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str())) {
-                let claimant = Claimant { name: source.name.clone(), created_at: created_at(&*guard), holds_claim: true };
+            if let Some(guard) =
+                held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()))
+            {
+                let claimant =
+                    Claimant { name: source.name.clone(), created_at: created_at(&*guard), holds_claim: true };
                 candidates.push((claimant, source.clone(), Input::KeepLive));
             }
         }
@@ -166,15 +181,27 @@ fn effective_flag_sets(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> V
     let mut inputs = Vec::new();
     for set in gathered.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()) {
         let settings = translate::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
-        inputs.push(FlagSetInput { source: source(set), priority: set.spec.priority, created_at: created_at(set), settings });
+        inputs.push(FlagSetInput {
+            source: source(set),
+            priority: set.spec.priority,
+            created_at: created_at(set),
+            settings,
+        });
     }
     if let publish::Published::Document(live) = &gathered.live {
         for source in &live.flags.sources {
             let held = shard.caches.flag_sets.get(&ObjectRef::new(&source.name).within(&id.namespace));
-            if let Some(guard) = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str())) {
+            if let Some(guard) =
+                held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()))
+            {
                 // Its priority cannot be read; the keys that it had, it keeps.
                 let created_at = created_at(&*guard);
-                inputs.push(FlagSetInput { source: source.clone(), priority: i32::MAX, created_at, settings: Input::KeepLive });
+                inputs.push(FlagSetInput {
+                    source: source.clone(),
+                    priority: i32::MAX,
+                    created_at,
+                    settings: Input::KeepLive,
+                });
             }
         }
     }
@@ -203,10 +230,20 @@ fn source<K: Resource>(object: &K) -> Source {
 
 /// The highest revision that is known from elsewhere than the ConfigMap.
 fn last_known(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<i64> {
-    let in_memory = shard.board.read(id, |workload| workload.published.as_ref().map(|published| published.revision)).flatten();
-    let policies = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref()).map(|status| &status.targets);
-    let flags = gathered.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref()).map(|status| &status.targets);
-    let in_status = policies.chain(flags).flatten().filter(|target| target.name == id.name).filter_map(|target| target.revision);
+    let in_memory =
+        shard.board.read(id, |workload| workload.published.as_ref().map(|published| published.revision)).flatten();
+    let policies = gathered
+        .policies
+        .iter()
+        .filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref())
+        .map(|status| &status.targets);
+    let flags = gathered
+        .flag_sets
+        .iter()
+        .filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref())
+        .map(|status| &status.targets);
+    let in_status =
+        policies.chain(flags).flatten().filter(|target| target.name == id.name).filter_map(|target| target.revision);
     in_status.chain(in_memory).max()
 }
 
@@ -214,7 +251,8 @@ fn last_known(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<i64
 fn observe(shard: &Shard, deployment: &Deployment, id: &WorkloadId, uid: &str, gathered: &Gathered) {
     let pods = shard.caches.pods_of(deployment);
     let ready: BTreeMap<_, _> = pods.iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
-    let specs: Vec<_> = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).map(|policy| &policy.spec).collect();
+    let specs: Vec<_> =
+        gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).map(|policy| &policy.spec).collect();
     let intervals = specs.iter().flat_map(|spec| &spec.health_checks).map(|check| Duration::from(check.interval));
     let named = !gathered.policies.is_empty() || !gathered.flag_sets.is_empty();
     let mut board = shard.board.lock();
@@ -223,10 +261,15 @@ fn observe(shard: &Shard, deployment: &Deployment, id: &WorkloadId, uid: &str, g
     workload.probe_every = named.then(|| intervals.min().unwrap_or(DEFAULT_PROBE));
     workload.thresholds = specs.iter().flat_map(|spec| translate::thresholds(spec)).collect();
     let Some(published) = &workload.published else { return };
-    let views: Vec<_> = workload.pods.iter().map(|(uid, pod)| pod.view(ready.get(uid).copied().unwrap_or(false))).collect();
+    let views: Vec<_> =
+        workload.pods.iter().map(|(uid, pod)| pod.view(ready.get(uid).copied().unwrap_or(false))).collect();
     let count = ack::count(&views, &published.content_hash);
     let labels = WorkloadLabels { namespace: id.namespace.clone(), workload: id.name.clone() };
-    let set = |gauge: &prometheus_client::metrics::family::Family<WorkloadLabels, prometheus_client::metrics::gauge::Gauge>, value: usize| {
+    let set = |gauge: &prometheus_client::metrics::family::Family<
+        WorkloadLabels,
+        prometheus_client::metrics::gauge::Gauge,
+    >,
+               value: usize| {
         gauge.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
     };
     set(&shard.shared.metrics.pods, count.ready);
@@ -285,6 +328,7 @@ pub fn preview(shard: &Shard, id: &WorkloadId, policy: &ResiliencePolicy) -> Opt
         publish::Published::Document(document) => Some(document.as_ref()),
         _ => None,
     };
-    compile::compile(Some(input), effective_flag_sets(shard, id, &gathered), live).ok().map(|compiled| compiled.content_hash)
+    compile::compile(Some(input), effective_flag_sets(shard, id, &gathered), live)
+        .ok()
+        .map(|compiled| compiled.content_hash)
 }
-

@@ -52,7 +52,9 @@ pub struct Compiled {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// Everything together is too much for one document.
-    #[error("policy and flags together have {0} bytes, more than the {MAX_CONFIG_BYTES} that a ConfigMap can carry: target fewer or smaller flag sets at this workload. What was live before stays live")]
+    #[error(
+        "policy and flags together have {0} bytes, more than the {MAX_CONFIG_BYTES} that a ConfigMap can carry: target fewer or smaller flag sets at this workload. What was live before stays live"
+    )]
     TooLarge(usize),
     /// The document cannot be written.
     #[error("the configuration cannot be written: {0}")]
@@ -74,7 +76,10 @@ pub fn compile(
     let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
     let compiled = Compiled { policy, flags, content_hash };
     // The size is judged on a whole document, at the longest spelling of a revision.
-    match compiled.document(contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) }, i64::MIN).to_bytes() {
+    match compiled
+        .document(contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) }, i64::MIN)
+        .to_bytes()
+    {
         Ok(_) => Ok(compiled),
         Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
         Err(other) => Err(CompileError::Unwritable(other.to_string())),
@@ -97,9 +102,7 @@ impl Compiled {
 
 /// Merges flag sets key by key: the higher priority wins, then the older set, then the name.
 fn merge_flags(mut sets: Vec<FlagSetInput>, live: Option<&Section<FlagsSettings>>) -> Section<FlagsSettings> {
-    sets.sort_by(|a, b| {
-        (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name))
-    });
+    sets.sort_by(|a, b| (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name)));
     let mut merged = Section::<FlagsSettings>::default();
     for set in sets {
         let (flags, evaluators) = match set.settings {
@@ -127,7 +130,8 @@ type FlagsAndEvaluators = (BTreeMap<String, FlagSettings>, BTreeMap<String, serd
 fn live_part(live: Option<&Section<FlagsSettings>>, source: &Source) -> FlagsAndEvaluators {
     let Some(live) = live else { return FlagsAndEvaluators::default() };
     let keys = live.sources.iter().find(|old| old.uid == source.uid).map(|old| old.keys.as_slice()).unwrap_or_default();
-    let flags = keys.iter().filter_map(|key| live.settings.flags.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone()));
+    let flags =
+        keys.iter().filter_map(|key| live.settings.flags.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone()));
     (flags.collect(), live.settings.evaluators.clone())
 }
 
@@ -197,7 +201,8 @@ mod tests {
 
     #[test]
     fn an_invalid_flag_set_keeps_its_own_flags_only() {
-        let first = compile(valid(policy(1)), vec![set("f", 0, 1, &[("a", true)]), set("g", 0, 2, &[("b", true)])], None);
+        let first =
+            compile(valid(policy(1)), vec![set("f", 0, 1, &[("a", true)]), set("g", 0, 2, &[("b", true)])], None);
         let before = live(&first.unwrap());
         let broken = FlagSetInput { settings: Input::KeepLive, ..set("f", 0, 1, &[]) };
         let after = compile(valid(policy(1)), vec![broken, set("g", 0, 2, &[("b", false)])], Some(&before)).unwrap();
@@ -221,7 +226,8 @@ mod tests {
         let mut huge = flag(true);
         huge.variants.insert("v".into(), json!("x".repeat(MAX_CONFIG_BYTES)));
         let mut input = set("f", 0, 1, &[]);
-        input.settings = Input::Valid(FlagsSettings { flags: BTreeMap::from([("a".into(), huge)]), ..Default::default() });
+        input.settings =
+            Input::Valid(FlagsSettings { flags: BTreeMap::from([("a".into(), huge)]), ..Default::default() });
         assert!(matches!(compile(None, vec![input], None), Err(CompileError::TooLarge(_))));
     }
 

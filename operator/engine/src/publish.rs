@@ -32,7 +32,13 @@ pub enum Publication {
 
 /// Decides. `wanted` is the hash of what was compiled, absent when no resource names the workload; `last_known` is the
 /// highest revision known from elsewhere (status, memory), which counts when the ConfigMap was damaged or deleted.
-pub fn decide(published: &Published, wanted: Option<&str>, defaults: &str, last_known: Option<i64>, now_ms: i64) -> Publication {
+pub fn decide(
+    published: &Published,
+    wanted: Option<&str>,
+    defaults: &str,
+    last_known: Option<i64>,
+    now_ms: i64,
+) -> Publication {
     let target = match (published, wanted) {
         (Published::Nothing, None) => return Publication::None,
         (_, Some(hash)) => hash,

@@ -19,7 +19,13 @@ use jiff::{SignedDuration, Timestamp};
 use ladder::Next;
 
 /// Decides what to do now. `policy_uid` makes ids unique among policies.
-pub fn decide(settings: &Settings, observed: &Observed, history: &History, policy_uid: &str, now: Timestamp) -> Decision {
+pub fn decide(
+    settings: &Settings,
+    observed: &Observed,
+    history: &History,
+    policy_uid: &str,
+    now: Timestamp,
+) -> Decision {
     let mut decision = Decision { history: history.clone(), ..Decision::default() };
     settle(settings, observed, &mut decision, now);
 
@@ -59,7 +65,8 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
     }
 
     // What is pending is carried out: the new ones, and those whose carrying out nobody can vouch for.
-    decision.act = decision.history.in_flight.iter().filter(|r| r.outcome == Outcome::Pending && !r.dry_run).cloned().collect();
+    decision.act =
+        decision.history.in_flight.iter().filter(|r| r.outcome == Outcome::Pending && !r.dry_run).cloned().collect();
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
@@ -67,7 +74,8 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
             record.message = Some("dry run: nothing was done".to_owned());
         }
     }
-    let deadlines: Vec<_> = decision.history.in_flight.iter().map(|record| ladder::deadline(record, settings)).collect();
+    let deadlines: Vec<_> =
+        decision.history.in_flight.iter().map(|record| ladder::deadline(record, settings)).collect();
     for deadline in deadlines {
         decision.wake_at(Some(deadline));
     }

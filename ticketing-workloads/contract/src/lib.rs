@@ -17,7 +17,9 @@ pub mod settings;
 
 pub use admin::{Action, ActionAnswer, ActionOutcome, ActionRequest, PushAnswer, PushOutcome};
 pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
-pub use health::{Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport};
+pub use health::{
+    Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,
+};
 pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source, WorkloadId};
 pub use settings::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,

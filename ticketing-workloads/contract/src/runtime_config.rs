@@ -68,13 +68,17 @@ pub struct Source {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Larger than [`MAX_CONFIG_BYTES`].
-    #[error("the document has {0} bytes, more than the {MAX_CONFIG_BYTES} that are allowed; target fewer flags at this workload")]
+    #[error(
+        "the document has {0} bytes, more than the {MAX_CONFIG_BYTES} that are allowed; target fewer flags at this workload"
+    )]
     TooLarge(usize),
     /// Not a document of this contract.
     #[error("not a runtime configuration: {0}")]
     Malformed(String),
     /// Its content was changed after it was published.
-    #[error("its content does not match its hash ({stated} stated, {actual} found): it was edited by hand or cut short")]
+    #[error(
+        "its content does not match its hash ({stated} stated, {actual} found): it was edited by hand or cut short"
+    )]
     HashMismatch {
         /// What the document says.
         stated: String,
@@ -178,7 +182,9 @@ mod tests {
 
     /// Publishes `value` as a writer would: with the hash of whatever it holds.
     fn sealed(mut value: Value) -> Vec<u8> {
-        let hash = canonical::content_hash(&json!({"policy": value["policy"]["settings"], "flags": value["flags"]["settings"]}));
+        let hash = canonical::content_hash(
+            &json!({"policy": value["policy"]["settings"], "flags": value["flags"]["settings"]}),
+        );
         value["contentHash"] = json!(hash);
         value.to_string().into_bytes()
     }

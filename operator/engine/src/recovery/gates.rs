@@ -81,19 +81,29 @@ pub(super) fn first_closed(
 }
 
 fn suspended(settings: &Settings) -> Closed {
-    settings.suspended.then(|| ("the policy is suspended; it waits for a person to set spec.suspend to false".to_owned(), None))
+    settings
+        .suspended
+        .then(|| ("the policy is suspended; it waits for a person to set spec.suspend to false".to_owned(), None))
 }
 
 fn rollout(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     let target = &proposal.check.subject.target;
-    observed.rolling_out.contains(target).then(|| (format!("{target} is being rolled out; recovery goes on when that is over"), None))
+    observed
+        .rolling_out
+        .contains(target)
+        .then(|| (format!("{target} is being rolled out; recovery goes on when that is over"), None))
 }
 
 fn dependency(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     let subject = &proposal.check.subject;
     let dependency = proposal.check.dependency.clone()?;
     let pods = observed.open_on_quorum.get(&(subject.target.clone(), dependency.clone()))?;
-    Some((format!("the circuit of {dependency} is open in {pods}, so the pods are not the cause; nothing is done to them"), None))
+    Some((
+        format!(
+            "the circuit of {dependency} is open in {pods}, so the pods are not the cause; nothing is done to them"
+        ),
+        None,
+    ))
 }
 
 fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
@@ -102,8 +112,9 @@ fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     if !observed.supported.contains(&action) {
         return Some((format!("this version of the operator cannot do {action:?}; it waits for a person"), None));
     }
-    (pod_action && proposal.check.subject.pod.is_none())
-        .then(|| (format!("{action:?} is done by a pod, but this check is of scope Workload; it waits for a person"), None))
+    (pod_action && proposal.check.subject.pod.is_none()).then(|| {
+        (format!("{action:?} is done by a pod, but this check is of scope Workload; it waits for a person"), None)
+    })
 }
 
 fn cooldown(settings: &Settings, history: &History, proposal: &Proposal<'_>, now: Timestamp) -> Closed {
@@ -116,7 +127,9 @@ fn cooldown(settings: &Settings, history: &History, proposal: &Proposal<'_>, now
         .map(|record| record.finished_at.unwrap_or(record.started_at))
         .max()?;
     let until = last + millis(settings.limits.cooldown_ms);
-    (now < until).then(|| ("the last recovery of this check ended a moment ago; it waits for the cooldown".to_owned(), Some(until)))
+    (now < until).then(|| {
+        ("the last recovery of this check ended a moment ago; it waits for the cooldown".to_owned(), Some(until))
+    })
 }
 
 /// When each action of the budget's interval leaves it, soonest first.
@@ -143,5 +156,6 @@ fn budget(settings: &Settings, history: &History, now: Timestamp) -> Closed {
 
 fn one_at_a_time(settings: &Settings, history: &History) -> Closed {
     let busy: Vec<_> = history.in_flight.iter().map(|record| record.subject.display_name()).collect();
-    (busy.len() >= settings.limits.max_in_flight.max(1)).then(|| (format!("recovery of {} is under way", busy.join(", ")), None))
+    (busy.len() >= settings.limits.max_in_flight.max(1))
+        .then(|| (format!("recovery of {} is under way", busy.join(", ")), None))
 }

@@ -63,7 +63,10 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             if now >= proven_at {
                 let took = seconds_between(record.failed_at, check.since.max(record.failed_at));
                 let stood = seconds(settings.healthy_delay_ms);
-                Verdict::Over(Outcome::Succeeded, format!("healthy again {took} s after it failed, and for {stood} s since"))
+                Verdict::Over(
+                    Outcome::Succeeded,
+                    format!("healthy again {took} s after it failed, and for {stood} s since"),
+                )
             } else {
                 Verdict::Wait(Some(proven_at))
             }
@@ -73,7 +76,10 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
                 Some(check) => format!("the check still fails: {}", check.message),
                 None => "the check is not reported".to_owned(),
             };
-            Verdict::Over(Outcome::Failed, format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms)))
+            Verdict::Over(
+                Outcome::Failed,
+                format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms)),
+            )
         }
         _ => Verdict::Wait(Some(deadline)),
     }
@@ -86,9 +92,16 @@ pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
 }
 
 /// Id of an intent: the same failure at the same rung gives the same id, whoever decides it.
-pub(super) fn intent_id(policy_uid: &str, subject: &Subject, failed_at: Timestamp, index: usize, dry_run: bool) -> String {
+pub(super) fn intent_id(
+    policy_uid: &str,
+    subject: &Subject,
+    failed_at: Timestamp,
+    index: usize,
+    dry_run: bool,
+) -> String {
     let pod = subject.pod.as_ref().map_or("", |pod| pod.uid.as_str());
-    let parts = serde_json::json!([policy_uid, subject.target, pod, subject.check, failed_at.as_millisecond(), index, dry_run]);
+    let parts =
+        serde_json::json!([policy_uid, subject.target, pod, subject.check, failed_at.as_millisecond(), index, dry_run]);
     canonical::content_hash(&parts)[..16].to_owned()
 }
 

@@ -9,7 +9,11 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn subject(uid: &str) -> Subject {
-    Subject { target: "booking".into(), pod: Some(Pod { name: format!("name-{uid}"), uid: uid.into() }), check: "database".into() }
+    Subject {
+        target: "booking".into(),
+        pod: Some(Pod { name: format!("name-{uid}"), uid: uid.into() }),
+        check: "database".into(),
+    }
 }
 
 fn settings() -> Settings {
@@ -24,7 +28,13 @@ fn settings() -> Settings {
 }
 
 fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
-    CheckState { subject: subject(uid), healthy, since: at(since), message: "no answer".into(), dependency: Some("database".into()) }
+    CheckState {
+        subject: subject(uid),
+        healthy,
+        since: at(since),
+        message: "no answer".into(),
+        dependency: Some("database".into()),
+    }
 }
 
 fn observed(checks: Vec<CheckState>) -> Observed {
@@ -135,7 +145,8 @@ fn a_closed_gate_holds_the_action() {
         }),
     ];
     for (gate, change) in cases {
-        let (mut settings, mut observed, mut history) = (settings(), observed(vec![check(POD, false, 0)]), History::default());
+        let (mut settings, mut observed, mut history) =
+            (settings(), observed(vec![check(POD, false, 0)]), History::default());
         change(&mut settings, &mut observed, &mut history);
         let decision = run(&settings, &observed, &history, 1);
         assert!(decision.act.is_empty(), "{gate:?}");
@@ -173,7 +184,8 @@ fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
 fn the_budget_frees_itself_as_actions_grow_old() {
     let mut settings = settings();
     settings.limits.cooldown_ms = 0;
-    let history = History { in_flight: vec![], recent: (0..5).map(|n| record(POD, 10 * n, Outcome::Succeeded)).rev().collect() };
+    let history =
+        History { in_flight: vec![], recent: (0..5).map(|n| record(POD, 10 * n, Outcome::Succeeded)).rev().collect() };
     let broken = observed(vec![check(POD, false, 100)]);
     let held = run(&settings, &broken, &history, 101);
     assert_eq!((held.withheld[0].gate, held.withheld[0].until), (Gate::BudgetExhausted, Some(at(600))));

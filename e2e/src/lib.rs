@@ -1,0 +1,22 @@
+//! A real Kubernetes for tests and demos, and what runs on it.
+//!
+//! Three things are here: [`provider`] brings clusters up and down, [`image`] writes the container
+//! images that run on them, and [`apiserver`] starts a bare API server for tests that need no nodes.
+//! Programs come from [`binaries`] (Kubernetes, Helm, CoreDNS) and [`packages`] (Debian).
+
+pub mod apiserver;
+pub mod binaries;
+pub mod checkout;
+pub mod command;
+pub mod filelock;
+pub mod image;
+pub mod kubectl;
+pub mod packages;
+pub mod progress;
+pub mod provider;
+
+mod audit;
+mod kubeconfig;
+mod pki;
+mod process;
+mod token;

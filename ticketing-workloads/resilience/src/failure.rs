@@ -1,0 +1,185 @@
+//! What can go wrong with a call, and what each kind means to the patterns.
+
+use crate::clock::in_words;
+use contract::{RetryOn, RetrySettings};
+use std::time::Duration;
+
+/// How an error of a call is to be taken. Implemented by the error type of whatever makes the call.
+pub trait Failure: std::error::Error {
+    /// Its kind.
+    fn kind(&self) -> FailureKind;
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The call worked; the answer is a "no" that the caller asked for, such as too few tickets. Never retried.
+    Business,
+    /// No answer in time.
+    Timeout,
+    /// No connection, or it broke before an answer.
+    ConnectFailure,
+    /// This side gave the connection up, as a recovery action does; retried as [`FailureKind::ConnectFailure`].
+    GivenUp,
+    /// An HTTP status that is not a success.
+    Status(u16),
+    /// HTTP 429, or 503 with `Retry-After`.
+    RateLimited,
+    /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
+    Deadlock,
+    /// Somebody else changed the row first (optimistic locking).
+    VersionConflict,
+    /// Anything else that went wrong on the other side.
+    Other,
+}
+
+/// What a result tells about the health of the dependency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Success,
+    /// It does not.
+    Failure,
+    /// Nothing.
+    Neutral,
+}
+
+impl FailureKind {
+    /// What it tells the circuit breaker. A conflict or a deadlock is the answer of a dependency that works, so a
+    /// popular event must not open the circuit to the database.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::Business | Self::Deadlock | Self::VersionConflict => Verdict::Success,
+            // What this side did itself says nothing, or a reset of connections would open the circuit that it is to heal.
+            Self::RateLimited | Self::GivenUp => Verdict::Neutral,
+            Self::Status(status) if status < 500 => Verdict::Success,
+            Self::Timeout | Self::ConnectFailure | Self::Status(_) | Self::Other => Verdict::Failure,
+        }
+    }
+
+    /// Whether the settings ask for another attempt after it.
+    pub fn is_retried(self, settings: &RetrySettings) -> bool {
+        let on = |kind| settings.retry_on.contains(&kind);
+        match self {
+            Self::Business | Self::Other => false,
+            Self::Timeout => on(RetryOn::Timeout),
+            Self::ConnectFailure | Self::GivenUp => on(RetryOn::ConnectFailure),
+            Self::RateLimited => on(RetryOn::RateLimited),
+            Self::Deadlock => on(RetryOn::Deadlock),
+            Self::VersionConflict => on(RetryOn::VersionConflict),
+            Self::Status(status) => {
+                settings.http_status_codes.contains(&status)
+                    || (status >= 500 && on(RetryOn::ServerError))
+                    || (status == 429 && on(RetryOn::RateLimited))
+            }
+        }
+    }
+}
+
+/// A call that was not let through. It is never retried, and tells the breaker nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The circuit is open.
+    #[error("its circuit is open; next trial in {}", in_words(*.retry_in))]
+    CircuitOpen {
+        /// Time until a trial call may go through.
+        retry_in: Duration,
+    },
+    /// The circuit is half-open and its trial calls are under way.
+    #[error("its circuit is half-open and {trials} trial call(s) are under way")]
+    TrialsUnderWay {
+        /// How many.
+        trials: u32,
+    },
+    /// A person holds the circuit open.
+    #[error("its circuit is held open by manualState: Open")]
+    HeldOpen,
+    /// The bulkhead and its queue are full.
+    #[error("its bulkhead is full ({in_use} calls under way, {queued} waiting)")]
+    BulkheadFull {
+        /// Calls under way.
+        in_use: u32,
+        /// Calls waiting.
+        queued: u32,
+    },
+    /// No place in the bulkhead came free in time.
+    #[error("no place in its bulkhead came free within {}", in_words(*.waited))]
+    BulkheadWait {
+        /// How long the call waited.
+        waited: Duration,
+    },
+}
+
+/// Why a call through a [`crate::Dependency`] gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError<E> {
+    /// It was not let through.
+    #[error("{dependency}: not called: {rejection}")]
+    Rejected {
+        /// The dependency.
+        dependency: String,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// The last attempt had no answer within its time, or the total time ran out.
+    #[error("{dependency}: no answer within {}, after {attempts} attempt(s)", in_words(*.after))]
+    Timeout {
+        /// The dependency.
+        dependency: String,
+        /// The time that ran out: of the attempt, or of the whole call.
+        after: Duration,
+        /// Attempts that were made.
+        attempts: u32,
+    },
+    /// The last attempt failed.
+    #[error("{dependency}: failed after {attempts} attempt(s): {source}")]
+    Failed {
+        /// The dependency.
+        dependency: String,
+        /// Attempts that were made.
+        attempts: u32,
+        /// The last failure.
+        source: E,
+    },
+}
+
+impl<E> CallError<E> {
+    /// How long the caller should wait before it asks again, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Rejected { rejection: Rejection::CircuitOpen { retry_in }, .. } => Some(*retry_in),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(on: &[RetryOn], codes: &[u16]) -> RetrySettings {
+        RetrySettings {
+            retry_on: on.iter().copied().collect(),
+            http_status_codes: codes.iter().copied().collect(),
+            ..Default::default()
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::listed(FailureKind::Timeout, &[RetryOn::Timeout], true)]
+    #[case::not_listed(FailureKind::Timeout, &[RetryOn::Deadlock], false)]
+    #[case::deadlock(FailureKind::Deadlock, &[RetryOn::Deadlock], true)]
+    #[case::business(FailureKind::Business, &[RetryOn::Timeout, RetryOn::VersionConflict], false)]
+    #[case::server_error(FailureKind::Status(502), &[RetryOn::ServerError], true)]
+    #[case::client_error(FailureKind::Status(404), &[RetryOn::ServerError], false)]
+    #[case::too_many(FailureKind::Status(429), &[RetryOn::RateLimited], true)]
+    #[case::unknown_word(FailureKind::Other, &[RetryOn::Unknown], false)]
+    fn retried(#[case] kind: FailureKind, #[case] on: &[RetryOn], #[case] expected: bool) {
+        assert_eq!(kind.is_retried(&settings(on, &[])), expected);
+    }
+
+    #[test]
+    fn a_listed_status_is_retried_whatever_its_class() {
+        assert!(FailureKind::Status(409).is_retried(&settings(&[], &[409])));
+    }
+}

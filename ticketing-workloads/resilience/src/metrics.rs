@@ -1,0 +1,223 @@
+//! The metrics of ADR-007, and those of the control loop, in OpenMetrics text.
+
+use crate::lock;
+use contract::{ActionOutcome, CircuitState, PushOutcome};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+/// Content type of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds; a fallback from memory is quick, one to another provider is not.
+const FALLBACK_BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 20.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    service: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    service: String,
+    attempt: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabel {
+    check_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabels {
+    action: String,
+    outcome: &'static str,
+}
+
+type FallbackDuration = Family<ServiceLabel, Histogram, fn() -> Histogram>;
+
+/// All metrics of a workload. `service` is the dependency in the metrics of the patterns, as in the ADR.
+pub struct Metrics {
+    workload: String,
+    registry: Mutex<Registry>,
+    circuit_opened: Family<ServiceLabel, Counter>,
+    circuit_state: Family<StateLabels, Gauge>,
+    retries: Family<RetryLabels, Counter>,
+    fallback: OnceLock<FallbackDuration>,
+    degraded: Family<ServiceLabel, Gauge>,
+    check_failures: Family<CheckLabel, Counter>,
+    config_received: Family<OutcomeLabel, Counter>,
+    config_revision: Gauge,
+    actions: Family<ActionLabels, Counter>,
+}
+
+impl Metrics {
+    /// Metrics of a workload, registered.
+    pub fn new(workload: &str) -> Self {
+        let metrics = Self {
+            workload: workload.to_owned(),
+            registry: Mutex::default(),
+            circuit_opened: Family::default(),
+            circuit_state: Family::default(),
+            retries: Family::default(),
+            fallback: OnceLock::new(),
+            degraded: Family::default(),
+            check_failures: Family::default(),
+            config_received: Family::default(),
+            config_revision: Gauge::default(),
+            actions: Family::default(),
+        };
+        // The encoder appends _total to the names of counters.
+        metrics.register(|registry| {
+            registry.register("circuit_breaker_opened", "Circuit breakers opened", metrics.circuit_opened.clone());
+            registry.register(
+                "circuit_breaker_state",
+                "1 for the state that the circuit is in, 0 for the others",
+                metrics.circuit_state.clone(),
+            );
+            registry.register("retry_attempts", "Retries, by the attempt that failed", metrics.retries.clone());
+            registry.register("degraded_mode_active", "Services in degraded mode", metrics.degraded.clone());
+            registry.register(
+                "health_check_failures",
+                "Runs of health checks that found something wrong",
+                metrics.check_failures.clone(),
+            );
+            registry.register(
+                "resilience_config_received",
+                "Configurations received, by what became of them",
+                metrics.config_received.clone(),
+            );
+            registry.register(
+                "resilience_config_revision",
+                "Revision that is live; 0: built-in defaults",
+                metrics.config_revision.clone(),
+            );
+            registry.register("resilience_actions", "Recovery actions asked for, by outcome", metrics.actions.clone());
+        });
+        metrics.degraded(false);
+        metrics
+    }
+
+    /// Lets the workload register metrics of its own.
+    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
+        add(&mut lock(&self.registry));
+    }
+
+    /// The text; send it as [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        if encode(&mut text, &lock(&self.registry)).is_err() {
+            tracing::error!("metrics could not be written");
+        }
+        text
+    }
+
+    pub(crate) fn circuit_opened(&self, dependency: &str) {
+        self.circuit_opened.get_or_create(&service(dependency)).inc();
+    }
+
+    pub(crate) fn circuit_state(&self, dependency: &str, now: CircuitState) {
+        let states =
+            [("closed", CircuitState::Closed), ("open", CircuitState::Open), ("half_open", CircuitState::HalfOpen)];
+        for (name, state) in states {
+            let labels = StateLabels { service: dependency.to_owned(), state: name };
+            self.circuit_state.get_or_create(&labels).set(i64::from(state == now));
+        }
+    }
+
+    pub(crate) fn retry(&self, dependency: &str, attempt: u32) {
+        self.retries.get_or_create(&RetryLabels { service: dependency.to_owned(), attempt }).inc();
+    }
+
+    pub(crate) fn fallback(&self, dependency: &str, took: Duration) {
+        let family = self.fallback.get_or_init(|| {
+            let family = FallbackDuration::new_with_constructor(|| Histogram::new(FALLBACK_BUCKETS));
+            self.register(|registry| {
+                registry.register("fallback_duration_seconds", "Time spent in fallback mode", family.clone());
+            });
+            family
+        });
+        family.get_or_create(&service(dependency)).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn degraded(&self, active: bool) {
+        self.degraded.get_or_create(&service(&self.workload)).set(active.into());
+    }
+
+    pub(crate) fn check_failed(&self, check: &str) {
+        self.check_failures.get_or_create(&CheckLabel { check_name: check.to_owned() }).inc();
+    }
+
+    pub(crate) fn config(&self, outcome: PushOutcome, revision: i64) {
+        let outcome = match outcome {
+            PushOutcome::Applied => "applied",
+            PushOutcome::Unchanged => "unchanged",
+            PushOutcome::RefusedOlder => "refused_older",
+            PushOutcome::RefusedFuture => "refused_future",
+            PushOutcome::RefusedInvalid => "refused_invalid",
+            PushOutcome::Unknown => "unknown",
+        };
+        self.config_received.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.config_revision.set(revision);
+    }
+
+    pub(crate) fn action(&self, action: &str, outcome: ActionOutcome) {
+        let outcome = match outcome {
+            ActionOutcome::Done => "done",
+            ActionOutcome::AlreadyDone => "already_done",
+            ActionOutcome::Unsupported => "unsupported",
+            ActionOutcome::Failed => "failed",
+            ActionOutcome::Unknown => "unknown",
+        };
+        self.actions.get_or_create(&ActionLabels { action: action.to_owned(), outcome }).inc();
+    }
+}
+
+fn service(name: &str) -> ServiceLabel {
+    ServiceLabel { service: name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_adrs_names_and_labels() {
+        let metrics = Metrics::new("booking");
+        metrics.circuit_opened("database");
+        metrics.circuit_state("database", CircuitState::Open);
+        metrics.retry("database", 2);
+        metrics.check_failed("memory");
+        let text = metrics.encode();
+        for line in [
+            r#"circuit_breaker_opened_total{service="database"} 1"#,
+            r#"circuit_breaker_state{service="database",state="open"} 1"#,
+            r#"circuit_breaker_state{service="database",state="closed"} 0"#,
+            r#"retry_attempts_total{service="database",attempt="2"} 1"#,
+            r#"degraded_mode_active{service="booking"} 0"#,
+            r#"health_check_failures_total{check_name="memory"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nis missing in\n{text}");
+        }
+        assert!(!text.contains("fallback_duration_seconds"), "there was no fallback yet");
+        metrics.fallback("catalog", Duration::from_millis(3));
+        assert!(metrics.encode().contains(r#"fallback_duration_seconds_count{service="catalog"} 1"#));
+    }
+}

@@ -1,0 +1,161 @@
+//! An HTTP/1 server that no client can hold up: connections, headers, bodies and the end of the process are bounded.
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Wait after a failed accept, such as one for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bounds of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// Time to send the head of a request; also the longest pause between two requests of a connection.
+    pub head_timeout: Duration,
+    /// Headers of a request.
+    pub headers: usize,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 1_024, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 }
+    }
+}
+
+/// Serves `app` until `stop`; then takes no more connections, lets requests under way end for up to `drain`, and
+/// returns whether all of them did.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    stop: CancellationToken,
+    drain: Duration,
+) -> bool {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let tracker = TaskTracker::new();
+    let abort = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let (app, stop) = (app.clone(), stop.clone());
+        let connection = async move {
+            let _place = place;
+            serve_connection(stream, app, limits, stop).await;
+        };
+        let abort = abort.clone();
+        tracker.spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    tracker.close();
+    let drained = tokio::time::timeout(drain, tracker.wait()).await.is_ok();
+    if !drained {
+        tracing::warn!(connections = tracker.len(), "requests did not end in time and are cut off");
+        abort.cancel();
+        tracker.wait().await;
+    }
+    drained
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            tracing::debug!(%error, "accept failed");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: CancellationToken) {
+    // Answers are small; waiting to fill a packet only delays them.
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(app);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.headers)
+        .max_buf_size(limits.head_bytes)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "connection ended");
+    }
+}
+
+/// Why a body could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// It has more bytes than are allowed.
+    #[error("the body has more than {0} bytes")]
+    TooLarge(usize),
+    /// It did not arrive in time.
+    #[error("the body did not arrive within {} s", .0.as_secs())]
+    TooSlow(Duration),
+    /// The connection broke.
+    #[error("the body broke off")]
+    Broken,
+}
+
+impl BodyError {
+    /// The status that says so.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Broken => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl IntoResponse for BodyError {
+    fn into_response(self) -> Response {
+        (self.status(), Json(json!({ "message": self.to_string() }))).into_response()
+    }
+}
+
+/// Reads a body of at most `max_bytes` within `time`.
+pub async fn read_body(body: Body, max_bytes: usize, time: Duration) -> Result<Vec<u8>, BodyError> {
+    match tokio::time::timeout(time, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge(max_bytes)),
+        Ok(Err(_)) => Err(BodyError::Broken),
+        Err(_) => Err(BodyError::TooSlow(time)),
+    }
+}

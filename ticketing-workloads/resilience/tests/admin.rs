@@ -1,0 +1,211 @@
+//! The admin port over a real socket.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::{
+    Action, ActionAnswer, ActionOutcome, Applied, CheckStatus, HealthReport, MAX_CONFIG_BYTES, PushAnswer, PushOutcome,
+    RuntimeConfig, Section, WorkloadId,
+};
+use reqwest::{Client, Method, Response, StatusCode};
+use resilience::admin::Admin;
+use resilience::server::{Limits, serve};
+use resilience::{Actions, Check, CheckOutcome, Checks, ConfigStore, Resilience, Tokens, clock};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const TOKEN: &str = "the token in force";
+
+struct Pod {
+    base: String,
+    admin: Arc<Admin>,
+    runs: Arc<AtomicU32>,
+    client: Client,
+    _stop: DropGuard,
+}
+
+impl Pod {
+    async fn start() -> Self {
+        Self::start_with(Limits { head_timeout: Duration::from_secs(30), ..resilience::admin::LIMITS }).await
+    }
+
+    async fn start_with(limits: Limits) -> Self {
+        let resilience = Resilience::builder(id()).dependency("database").build();
+        let runs = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&runs);
+        let reset = move || {
+            let counter = Arc::clone(&counter);
+            async move {
+                tokio::task::yield_now().await;
+                counter.fetch_add(1, Ordering::SeqCst);
+                Ok("done".to_owned())
+            }
+        };
+        let check =
+            Check::new("database", &["critical"], |_| async { CheckOutcome::new(CheckStatus::Healthy, "fine") });
+        let admin = Arc::new(Admin {
+            store: ConfigStore::new(Arc::clone(&resilience)),
+            checks: Checks::new(Arc::clone(&resilience), [check]),
+            actions: Arc::new(Actions::new(Arc::clone(resilience.metrics())).on(
+                Action::ResetConnections,
+                "database",
+                reset,
+            )),
+            tokens: Arc::default(),
+            pod: "booking-1".into(),
+            resilience,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, admin.router(), limits, stop.clone(), Duration::from_secs(1)));
+        Self { base, admin, runs, client: Client::new(), _stop: stop.drop_guard() }
+    }
+
+    async fn with_token() -> Self {
+        let pod = Self::start().await;
+        pod.tokens().set(TOKEN.as_bytes(), b"the token before");
+        pod
+    }
+
+    fn tokens(&self) -> &Tokens {
+        &self.admin.tokens
+    }
+
+    async fn call(&self, method: Method, path: &str, token: Option<&str>, body: Vec<u8>) -> Response {
+        let mut request = self.client.request(method, format!("{}{path}", self.base)).body(body);
+        if let Some(token) = token {
+            request = request.header(TOKEN_HEADER, token);
+        }
+        request.send().await.unwrap()
+    }
+
+    async fn push(&self, body: Vec<u8>) -> PushAnswer {
+        let answer = self.call(Method::PUT, CONFIG_PATH, Some(TOKEN), body).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.unwrap()
+    }
+
+    async fn act(&self, intent: &str, check: &str) -> ActionAnswer {
+        let body = json!({"intentId": intent, "action": "ResetConnections", "check": check}).to_string();
+        let answer = self.call(Method::POST, ACTIONS_PATH, Some(TOKEN), body.into_bytes()).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.unwrap()
+    }
+}
+
+fn id() -> WorkloadId {
+    WorkloadId { namespace: "ticketing".into(), name: "booking".into() }
+}
+
+fn document(revision: i64) -> Vec<u8> {
+    RuntimeConfig::new(id(), revision, Section::default(), Section::default()).to_bytes().unwrap()
+}
+
+#[tokio::test]
+async fn without_a_mounted_token_everything_is_refused_and_says_so() {
+    let pod = Pod::start().await;
+    for (method, path) in [
+        (Method::PUT, CONFIG_PATH),
+        (Method::GET, APPLIED_PATH),
+        (Method::POST, ACTIONS_PATH),
+        (Method::GET, HEALTH_PATH),
+        (Method::GET, "/no/such/call"),
+    ] {
+        for token in [None, Some(""), Some(TOKEN)] {
+            let answer = pod.call(method.clone(), path, token, Vec::new()).await;
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+            assert_eq!(answer.json::<Value>().await.unwrap()["reason"], "NoToken", "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_current_and_the_previous_token_are_let_in() {
+    let pod = Pod::with_token().await;
+    for token in [None, Some(""), Some("the token"), Some("the token in force!")] {
+        let answer = pod.call(Method::GET, HEALTH_PATH, token, Vec::new()).await;
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["reason"], "WrongToken");
+        assert!(!body.to_string().contains(TOKEN), "a refusal never tells a token");
+    }
+    for token in [TOKEN, "the token before"] {
+        assert_eq!(pod.call(Method::GET, HEALTH_PATH, Some(token), Vec::new()).await.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn tells_of_checks_circuits_and_configuration() {
+    let pod = Pod::with_token().await;
+    let report: HealthReport = pod.call(Method::GET, HEALTH_PATH, Some(TOKEN), Vec::new()).await.json().await.unwrap();
+    assert_eq!((report.pod.as_str(), report.applied.revision), ("booking-1", 0));
+    assert!(report.checks.contains_key("database") && report.circuits.contains_key("database"));
+}
+
+#[tokio::test]
+async fn takes_configurations_and_lists_them() {
+    let pod = Pod::with_token().await;
+    let now = clock::now_ms();
+    assert_eq!(pod.push(document(now)).await.outcome, PushOutcome::Applied);
+    assert_eq!(pod.push(document(now)).await.outcome, PushOutcome::Unchanged);
+    assert_eq!(pod.push(document(now - 1)).await.outcome, PushOutcome::RefusedOlder);
+    assert_eq!(pod.push(document(i64::MAX)).await.outcome, PushOutcome::RefusedFuture);
+    assert_eq!(pod.push(b"garbage".to_vec()).await.outcome, PushOutcome::RefusedInvalid);
+    let applied: Vec<Applied> =
+        pod.call(Method::GET, APPLIED_PATH, Some(TOKEN), Vec::new()).await.json().await.unwrap();
+    assert_eq!(applied.iter().map(|one| one.revision).collect::<Vec<_>>(), [now]);
+}
+
+#[tokio::test]
+async fn a_huge_body_is_refused_and_a_strangers_is_not_even_read() {
+    let pod = Pod::with_token().await;
+    let answer = pod.call(Method::PUT, CONFIG_PATH, Some(TOKEN), vec![b' '; MAX_CONFIG_BYTES + 1]).await;
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), vec![b' '; 5_000]).await;
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+
+    let mut stranger = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
+    let head = format!("PUT {CONFIG_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n");
+    stranger.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stranger.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+}
+
+#[tokio::test]
+async fn a_client_that_dawdles_over_its_head_is_cut_off() {
+    let pod = Pod::start_with(Limits { head_timeout: Duration::from_millis(50), ..resilience::admin::LIMITS }).await;
+    let mut slow = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nhost:").await.unwrap();
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), slow.read_to_end(&mut rest)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_intent_acts_once_also_when_it_arrives_many_times_at_once() {
+    let pod = Pod::with_token().await;
+    let answers = futures::future::join_all((0..16).map(|_| pod.act("intent-1", "database"))).await;
+    assert_eq!(pod.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(answers.iter().filter(|answer| answer.outcome == ActionOutcome::Done).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| answer.outcome == ActionOutcome::AlreadyDone).count(), 15);
+    assert_eq!(pod.act("intent-2", "memory").await.outcome, ActionOutcome::Unsupported);
+}
+
+#[tokio::test]
+async fn a_malformed_action_is_refused_and_one_of_tomorrow_is_unsupported() {
+    let pod = Pod::with_token().await;
+    for body in ["", "[]", r#"{"intentId": "", "action": "ResetConnections", "check": "database"}"#] {
+        let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), body.into()).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{body}");
+    }
+    let body = json!({"intentId": "i", "action": "Levitate", "check": "database"}).to_string();
+    let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), body.into_bytes()).await;
+    assert_eq!(answer.json::<ActionAnswer>().await.unwrap().outcome, ActionOutcome::Unsupported);
+    assert_eq!(pod.runs.load(Ordering::SeqCst), 0);
+}

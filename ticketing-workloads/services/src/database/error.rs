@@ -1,0 +1,104 @@
+//! What can go wrong with the database, and what kind of failure it is.
+
+use deadpool::managed::{PoolError, TimeoutType};
+use resilience::{Failure, FailureKind};
+use tokio_postgres::error::SqlState;
+
+/// A failure of the database or of the way to it.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// No connection could be opened.
+    #[error("no connection: {}", in_full(.0))]
+    Connect(#[source] tokio_postgres::Error),
+    /// No connection could be opened in time.
+    #[error("no connection could be opened in time")]
+    ConnectTimeout,
+    /// The pool handed none out.
+    #[error("no pooled connection: {0}")]
+    Pool(String),
+    /// The connections were given up while the statement was under way.
+    #[error("the connections were reset")]
+    GivenUp,
+    /// A statement failed.
+    #[error("{}", in_full(.0))]
+    Statement(#[from] tokio_postgres::Error),
+}
+
+impl DatabaseError {
+    /// The SQL state, if the server gave one.
+    pub fn sql_state(&self) -> Option<&SqlState> {
+        match self {
+            Self::Connect(error) | Self::Statement(error) => error.code(),
+            _ => None,
+        }
+    }
+}
+
+/// The driver's own text of a server error is only "db error".
+fn in_full(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(server), _) => format!("{} (SQL state {})", server.message(), server.code().code()),
+        (None, Some(cause)) => format!("{error}: {cause}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+impl From<PoolError<tokio_postgres::Error>> for DatabaseError {
+    fn from(error: PoolError<tokio_postgres::Error>) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::Connect(error),
+            PoolError::Timeout(TimeoutType::Create) => Self::ConnectTimeout,
+            // A pool is only ever closed by a reset.
+            PoolError::Closed => Self::GivenUp,
+            other => Self::Pool(other.to_string()),
+        }
+    }
+}
+
+impl Failure for DatabaseError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::GivenUp => FailureKind::GivenUp,
+            Self::Connect(_) | Self::ConnectTimeout | Self::Pool(_) => FailureKind::ConnectFailure,
+            Self::Statement(error) => match error.code() {
+                Some(state) => kind_of(state),
+                // Without a state the server did not say it: the connection broke.
+                None => FailureKind::ConnectFailure,
+            },
+        }
+    }
+}
+
+fn kind_of(state: &SqlState) -> FailureKind {
+    let contention =
+        [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::LOCK_NOT_AVAILABLE];
+    if contention.contains(state) {
+        // A row that many want is no failure of the database and must not open its circuit.
+        FailureKind::Deadlock
+    } else if *state == SqlState::QUERY_CANCELED {
+        FailureKind::Timeout
+    } else if matches!(state.code(), "57P01" | "57P02" | "57P03" | "53300") || state.code().starts_with("08") {
+        // The server shuts down, starts up or has no room; or the connection is broken.
+        FailureKind::ConnectFailure
+    } else {
+        FailureKind::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("40001", FailureKind::Deadlock)]
+    #[case("40P01", FailureKind::Deadlock)]
+    #[case("55P03", FailureKind::Deadlock)]
+    #[case("57014", FailureKind::Timeout)]
+    #[case("57P01", FailureKind::ConnectFailure)]
+    #[case("08006", FailureKind::ConnectFailure)]
+    #[case("53300", FailureKind::ConnectFailure)]
+    #[case("42P01", FailureKind::Other)]
+    fn kinds(#[case] code: &str, #[case] expected: FailureKind) {
+        assert_eq!(kind_of(&SqlState::from_code(code)), expected);
+    }
+}

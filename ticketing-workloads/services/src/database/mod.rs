@@ -1,0 +1,12 @@
+//! PostgreSQL: a pool that can be given up as a whole, classified errors, the health of pooled connections.
+
+mod error;
+pub mod migrations;
+mod pool;
+mod settings;
+mod tracking;
+
+pub use error::DatabaseError;
+pub use pool::{Database, PoolHealth};
+pub use settings::DatabaseSettings;
+pub use tracking::Connection;

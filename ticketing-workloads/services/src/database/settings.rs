@@ -1,0 +1,111 @@
+//! Where the database is, and how to log in.
+
+use crate::host::StartError;
+use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
+
+/// Bounds that the server itself keeps, for statements that nobody waits for any more. The wait for a lock is shorter
+/// than a health check: a connection that waits for a row must not look like one that hangs.
+const SERVER_BOUNDS: &str = "-c lock_timeout=500ms -c statement_timeout=15s -c idle_in_transaction_session_timeout=10s";
+
+/// Settings of the database.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DatabaseSettings {
+    /// Whole address, `postgres://user:password@host:5432/database`; stands above the single parts.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Host of the database.
+    #[arg(long, env = "PGHOST", default_value = "localhost")]
+    pub pghost: String,
+    /// Port of the database.
+    #[arg(long, env = "PGPORT", default_value_t = 5432)]
+    pub pgport: u16,
+    /// Role to log in as.
+    #[arg(long, env = "PGUSER", default_value = "postgres")]
+    pub pguser: String,
+    /// Password of the role; needs no escaping, unlike one inside `DATABASE_URL`.
+    #[arg(long, env = "PGPASSWORD", hide_env_values = true)]
+    pub pgpassword: Option<String>,
+    /// Name of the database.
+    #[arg(long, env = "PGDATABASE", default_value = "postgres")]
+    pub pgdatabase: String,
+    /// Most connections in the pool.
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub database_pool_size: u16,
+}
+
+impl DatabaseSettings {
+    /// How to connect. `application` is how the connections call themselves in `pg_stat_activity`.
+    pub fn config(&self, application: &str) -> Result<Config, StartError> {
+        let mut config = if let Some(url) = self.database_url.as_ref().filter(|url| !url.is_empty()) {
+            // The parser's own words are not shown: they may hold a password.
+            url.parse::<Config>().map_err(|_| {
+                let message = "DATABASE_URL is not of the form postgres://user:password@host:5432/database";
+                StartError::Setting(message.into())
+            })?
+        } else {
+            let mut config = Config::new();
+            config.host(&self.pghost).port(self.pgport).user(&self.pguser).dbname(&self.pgdatabase);
+            config
+        };
+        // Beside an address without one, too: inside an address, a password would have to be escaped.
+        if let Some(password) = self.pgpassword.as_ref().filter(|_| config.get_password().is_none()) {
+            config.password(password);
+        }
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(StartError::Setting("sslmode=require is not supported; use a private network".into()));
+        }
+        config.application_name(application);
+        Ok(config)
+    }
+
+    /// How the connections of the pool are opened.
+    pub(super) fn pooled(mut config: Config) -> Config {
+        let options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
+        config.options(format!("{options}{SERVER_BOUNDS}"));
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: Option<&str>) -> DatabaseSettings {
+        DatabaseSettings {
+            database_url: url.map(String::from),
+            pghost: "db".into(),
+            pgport: 5432,
+            pguser: "booking".into(),
+            pgpassword: Some("from parts".into()),
+            pgdatabase: "tickets".into(),
+            database_pool_size: 8,
+        }
+    }
+
+    #[test]
+    fn takes_an_address_or_its_parts() {
+        let parts = settings(None).config("pod-1").unwrap();
+        assert_eq!((parts.get_user(), parts.get_dbname()), (Some("booking"), Some("tickets")));
+        let whole = settings(Some("postgres://me:secret@elsewhere:1/other")).config("pod-1").unwrap();
+        assert_eq!((whole.get_user(), whole.get_dbname()), (Some("me"), Some("other")));
+        assert_eq!((whole.get_application_name(), whole.get_password()), (Some("pod-1"), Some(&b"secret"[..])));
+        let without = settings(Some("postgres://me@elsewhere/other")).config("pod-1").unwrap();
+        assert_eq!(without.get_password(), Some(&b"from parts"[..]));
+    }
+
+    #[rstest::rstest]
+    #[case::malformed("postgres://me:secret@host:not-a-port/x")]
+    #[case::tls("postgres://me:secret@host/x?sslmode=require")]
+    fn says_what_is_wrong_without_the_password(#[case] url: &str) {
+        let error = settings(Some(url)).config("pod-1").unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn keeps_options_of_the_address() {
+        let config = settings(Some("postgres://me@host/x?options=-c%20geqo%3Doff")).config("pod-1").unwrap();
+        let options = DatabaseSettings::pooled(config).get_options().unwrap().to_owned();
+        assert!(options.starts_with("-c geqo=off -c lock_timeout"), "{options}");
+    }
+}

@@ -1,0 +1,236 @@
+//! What every service has: two ports, probes, metrics, hot reload, background tasks, and an orderly end.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, middleware};
+use contract::admin::HEALTH_PATH;
+use resilience::admin::{self, Admin};
+use resilience::metrics;
+use resilience::mount::ConfigMount;
+use resilience::server::{Limits, serve};
+use resilience::token::TokenMount;
+use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Time that requests under way get at the end.
+const DRAIN: Duration = Duration::from_secs(20);
+/// Time that admin calls under way get after that.
+const ADMIN_DRAIN: Duration = Duration::from_secs(2);
+/// No request takes longer, whatever its policy allows.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Settings of the pod that a service runs in.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PodSettings {
+    /// Address to listen on.
+    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port for everybody; 0 takes any free one.
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Port for the operator; 0 takes any free one.
+    #[arg(long, env = "ADMIN_PORT", default_value_t = contract::admin::DEFAULT_PORT)]
+    pub admin_port: u16,
+    /// Name of the pod.
+    #[arg(long, env = "POD_NAME", default_value = "local")]
+    pub pod_name: String,
+    /// Namespace of the pod.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub pod_namespace: String,
+    /// Name of the Deployment, if it is not the service's own.
+    #[arg(long, env = "WORKLOAD_NAME")]
+    pub workload_name: Option<String>,
+    /// Where the ConfigMap is mounted; it may appear later.
+    #[arg(long, env = "RESILIENCE_CONFIG_DIR", default_value = "/etc/resilience/config")]
+    pub resilience_config_dir: PathBuf,
+    /// Where the Secret with the admin token is mounted; it may appear later.
+    #[arg(long, env = "RESILIENCE_TOKEN_DIR", default_value = "/etc/resilience/token")]
+    pub resilience_token_dir: PathBuf,
+    /// Seconds to go on serving after SIGTERM, while the Service still sends requests here.
+    #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(..=60))]
+    pub shutdown_delay_seconds: u64,
+}
+
+/// Why a service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A setting is wrong.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// A service with its ports open.
+pub struct Host {
+    pod: PodSettings,
+    admin: Arc<Admin>,
+    public: TcpListener,
+    private: TcpListener,
+    ready: Arc<AtomicBool>,
+}
+
+impl Host {
+    /// Opens both ports.
+    pub async fn open(pod: PodSettings, admin: Arc<Admin>) -> Result<Self, StartError> {
+        let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
+        let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
+        Ok(Self { pod, admin, public, private, ready: Arc::default() })
+    }
+
+    /// Address of the port for everybody.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Address of the admin port.
+    pub fn admin_address(&self) -> std::io::Result<SocketAddr> {
+        self.private.local_addr()
+    }
+
+    /// Serves `api` until `stop` is over; then ends what is under way.
+    pub async fn run(self, api: Router, stop: impl Future<Output = ()>) {
+        let Self { pod, admin, public, private, ready } = self;
+        let background = Background::start(&pod, &admin).await;
+        let (stop_public, stop_private) = (CancellationToken::new(), CancellationToken::new());
+        let app = api.merge(probes(Arc::clone(&admin), Arc::clone(&ready))).layer(middleware::from_fn(bound_request));
+        let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
+        let private = tokio::spawn(serve(private, admin.router(), admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
+        ready.store(true, Ordering::Release);
+        tracing::info!(workload = %admin.resilience.id(), pod = %pod.pod_name, "started");
+
+        stop.await;
+        ready.store(false, Ordering::Release);
+        tracing::info!("stopping: no longer ready, then no new connections, then the end of what is under way");
+        tokio::time::sleep(Duration::from_secs(pod.shutdown_delay_seconds)).await;
+        stop_public.cancel();
+        let drained = public.await.unwrap_or(false);
+        stop_private.cancel();
+        let _ = private.await;
+        background.stop().await;
+        tracing::info!(drained, "stopped");
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Tasks that run beside the requests.
+struct Background {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Background {
+    /// What is mounted is read before the first request is served.
+    async fn start(pod: &PodSettings, admin: &Arc<Admin>) -> Self {
+        let background = Self { tasks: TaskTracker::new(), stop: CancellationToken::new() };
+        let mut config = ConfigMount::new(&pod.resilience_config_dir, Arc::clone(&admin.store));
+        config.refresh().await;
+        background.add(config.watch());
+        let mut tokens = TokenMount::new(&pod.resilience_token_dir, Arc::clone(&admin.tokens));
+        tokens.refresh().await;
+        background.add(tokens.watch());
+        let checks = Arc::clone(&admin.checks);
+        background.add(async move { checks.run().await });
+        let resilience = Arc::clone(&admin.resilience);
+        background.add(async move { resilience.watch_load().await });
+        background
+    }
+
+    fn add(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+#[derive(Clone)]
+struct Probes {
+    admin: Arc<Admin>,
+    ready: Arc<AtomicBool>,
+}
+
+/// Probes, the deep report and the metrics. `/livez` and `/readyz` depend on nothing outside the process: a database
+/// in trouble must not take every pod out of its Service.
+fn probes(admin: Arc<Admin>, ready: Arc<AtomicBool>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route(HEALTH_PATH, get(|State(probes): State<Probes>| async move { Json(probes.admin.report()) }))
+        .route("/metrics", get(metrics_text))
+        .with_state(Probes { admin, ready })
+}
+
+async fn readyz(State(probes): State<Probes>) -> Response {
+    if probes.ready.load(Ordering::Acquire) {
+        "ok".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping").into_response()
+    }
+}
+
+async fn metrics_text(State(probes): State<Probes>) -> Response {
+    // Brings the circuits up to date: the end of a break is noticed when somebody looks.
+    for dependency in probes.admin.resilience.dependencies() {
+        dependency.circuit();
+    }
+    let text = probes.admin.resilience.metrics().encode();
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn bound_request(request: axum::extract::Request, next: middleware::Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request took too long and was given up"),
+    }
+}
+
+/// An answer that says what went wrong.
+pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, Json(json!({ "success": false, "errorCode": code, "message": message }))).into_response()
+}
+
+/// Ends with the first SIGTERM or SIGINT. As process 1 of a container there is no default for them.
+pub async fn until_terminated() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals cannot be received; only SIGKILL ends this process");
+            std::future::pending::<()>().await;
+        }
+    }
+}

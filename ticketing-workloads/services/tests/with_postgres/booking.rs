@@ -1,0 +1,155 @@
+//! Booking over HTTP, against a real PostgreSQL.
+
+use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
+use crate::support::postgres::Postgres;
+use contract::{CheckReport, CheckStatus, FlagsSettings};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Makes an event with as many seats.
+async fn event(postgres: &Postgres, seats: i32) -> String {
+    let statement = "INSERT INTO events (id, name, capacity, available)
+                     VALUES (gen_random_uuid(), 'Test', $1, $1) RETURNING id::text";
+    postgres.connect().await.query_one(statement, &[&seats]).await.unwrap().get(0)
+}
+
+/// Free seats and sold seats.
+async fn seats(postgres: &Postgres, event: &str) -> (i64, i64) {
+    let query =
+        "SELECT available::bigint, (SELECT COALESCE(sum(ticket_count), 0) FROM bookings b WHERE b.event_id = e.id)
+                 FROM events e WHERE id::text = $1";
+    let row = postgres.connect().await.query_one(query, &[&event]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_is_made_and_found_again() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let answer = app.post(&order(OPENING_NIGHT, 2)).await;
+    assert_eq!(answer.status(), 201);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!((&answer["success"], &answer["status"]), (&json!(true), &json!("Confirmed")));
+    let id = answer["bookingId"].as_str().unwrap();
+    let found: Value = app.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert_eq!(
+        found,
+        json!({"bookingId": id, "eventId": OPENING_NIGHT, "userId": "ann", "ticketCount": 2, "status": "Confirmed"})
+    );
+    let events: Value = app.get("/api/events").await.json().await.unwrap();
+    assert_eq!(
+        events,
+        json!({"events": [{"eventId": OPENING_NIGHT, "name": "Opening Night", "capacity": 100_000, "available": 99_998}]})
+    );
+    let metrics = app.get("/metrics").await;
+    assert_eq!(metrics.headers()["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(metrics.text().await.unwrap().contains(r#"bookings_total{outcome="confirmed"} 1"#));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_no_is_told_as_such_and_never_retried() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let event = event(&postgres, 3).await;
+    let cases = [
+        (order(&event, 4), 409, "INSUFFICIENT_TICKETS"),
+        (order("22222222-2222-4222-8222-222222222222", 1), 404, "EVENT_NOT_FOUND"),
+        (order(&event, 11), 422, "INVALID_REQUEST"),
+        (json!([]), 400, "INVALID_REQUEST"),
+        (json!({"eventId": event, "userId": "x".repeat(70_000), "ticketCount": 1}), 413, "INVALID_REQUEST"),
+    ];
+    for (body, status, code) in cases {
+        let answer = app.post(&body).await;
+        assert_eq!(answer.status(), status, "{code}");
+        let answer: Value = answer.json().await.unwrap();
+        assert_eq!((&answer["success"], &answer["errorCode"]), (&json!(false), &json!(code)));
+    }
+    let invalid: Value = app.post(&order(&event, 11)).await.json().await.unwrap();
+    assert_eq!(invalid["field"], "ticketCount");
+    for (path, status) in [
+        ("/api/bookings/x", 400),
+        (&format!("/api/bookings/{OPENING_NIGHT}"), 404),
+        ("/none", 404),
+        ("/api/bookings", 405),
+    ] {
+        assert_eq!(app.get(path).await.status(), status, "{path}");
+    }
+    let metrics = app.get("/metrics").await.text().await.unwrap();
+    assert!(!metrics.contains("retry_attempts_total{"), "{metrics}");
+    assert_eq!(seats(&postgres, &event).await, (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_one_booking_also_when_it_arrives_many_times_at_once() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    app.push(quick_policy(), FlagsSettings::default()).await;
+    let event = event(&postgres, 100).await;
+    let body = json!({"eventId": event, "userId": "ann", "ticketCount": 2, "idempotencyKey": "k1"});
+    let answers = join_all((0..20).map(|_| app.post(&body))).await;
+    let mut ids = BTreeSet::new();
+    let mut first = 0;
+    for answer in answers {
+        assert_eq!(answer.status(), 201);
+        first += u32::from(!answer.headers().contains_key("idempotent-replayed"));
+        ids.insert(answer.json::<Value>().await.unwrap()["bookingId"].to_string());
+    }
+    assert_eq!((ids.len(), first), (1, 1));
+    assert_eq!(seats(&postgres, &event).await, (98, 2));
+    let mut other = body.clone();
+    other["ticketCount"] = json!(3);
+    let answer = app.post(&other).await;
+    assert_eq!(answer.status(), 409);
+    assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "IDEMPOTENCY_KEY_REUSED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_buyers_of_a_hundred_seats_in_two_pods_get_exactly_a_hundred() {
+    let postgres = Postgres::start().await;
+    let (one, two) = (App::start(&postgres, "pod-1").await, App::start(&postgres, "pod-2").await);
+    for pod in [&one, &two] {
+        pod.push(quick_policy(), FlagsSettings::default()).await;
+    }
+    let event = event(&postgres, 100).await;
+    let body = order(&event, 1);
+    let buyers = (0..200).map(|buyer| {
+        let (pod, body) = (if buyer % 2 == 0 { &one } else { &two }, &body);
+        async move {
+            loop {
+                match pod.post(body).await.status().as_u16() {
+                    201 => return true,
+                    409 => return false,
+                    503 => tokio::task::yield_now().await,
+                    other => panic!("status {other}"),
+                }
+            }
+        }
+    });
+    let bought = join_all(buyers).await.into_iter().filter(|bought| *bought).count();
+    assert_eq!(bought, 100);
+    assert_eq!(seats(&postgres, &event).await, (0, 100));
+    one.check("booking-consistency", "the books add up", |check| check.status == CheckStatus::Healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn books_that_do_not_add_up_and_expired_holds_are_noticed() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    app.push(quick_policy(), FlagsSettings::default()).await;
+    let client = postgres.connect().await;
+    app.check("booking-consistency", "all is well", |check| check.status == CheckStatus::Healthy).await;
+    client.batch_execute("UPDATE events SET available = available - 1").await.unwrap();
+    let is_unhealthy = |check: &CheckReport| check.status == CheckStatus::Unhealthy;
+    let check = app.check("booking-consistency", "a seat is lost", is_unhealthy).await;
+    assert_eq!(check.data["wrongEvents"], 1);
+    let hold = format!(
+        "INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, held_until)
+         VALUES (gen_random_uuid(), '{OPENING_NIGHT}', 'ann', 1, 'Held', 'k', now() - interval '2 minutes')"
+    );
+    client.batch_execute(&hold).await.unwrap();
+    let check = app
+        .check("booking-consistency", "a hold ran out", |check| check.data.get("expiredHolds") == Some(&json!(1)))
+        .await;
+    assert_eq!((check.status, &check.data["wrongEvents"]), (CheckStatus::Unhealthy, &json!(0)));
+}

@@ -1,0 +1,6 @@
+//! The services over their real ports, against a real PostgreSQL that the tests start themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod booking;
+mod recovery;
+mod support;

@@ -1,0 +1,293 @@
+//! What breaks and what heals: hung connections, a database that is away, hot reload, an orderly end.
+
+use crate::support::app::{App, OPENING_NIGHT, document, now_ms, order, quick_policy};
+use crate::support::eventually;
+use crate::support::postgres::{Postgres, Stopped};
+use contract::{
+    ActionOutcome, AppliedFrom, CheckReport, CheckStatus, CircuitState, DependencySettings, FlagsSettings,
+    PolicySettings, PushOutcome,
+};
+use futures::FutureExt;
+use futures::future::join_all;
+use serde_json::{Value, json};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn is(status: CheckStatus) -> impl Fn(&CheckReport) -> bool {
+    move |check| check.status == status
+}
+
+/// A pod with a full pool.
+async fn warm_pod(postgres: &Postgres) -> App {
+    let app = App::start(postgres, "pod-1").await;
+    app.push(quick_policy(), FlagsSettings::default()).await;
+    eventually("the pool is full", async || {
+        app.book_at_once(24).await;
+        (postgres.back_ends("pod-1").await.len() == 8).then_some(())
+    })
+    .await;
+    app.check("database", "all is well", is(CheckStatus::Healthy)).await;
+    app
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hung_connections_are_seen_and_a_reset_heals_them() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let old = postgres.back_ends("pod-1").await;
+    let stopped = Stopped::new(&old);
+    let broken = Instant::now();
+
+    let check = app.check("database", "the hang is seen", is(CheckStatus::Unhealthy)).await;
+    assert!(check.message.contains("gave no answer"), "{}", check.message);
+    assert!(broken.elapsed() < Duration::from_secs(3), "seen after {:?}", broken.elapsed());
+    assert_eq!(check.dependency.as_deref(), Some("database"));
+    assert_ne!(app.health().await.checks["booking-consistency"].status, CheckStatus::Unhealthy);
+    let failed = app.post(&order(OPENING_NIGHT, 1)).await;
+    assert_eq!(failed.status(), 503);
+    assert!(failed.headers().contains_key("retry-after"));
+    assert_eq!(failed.json::<Value>().await.unwrap()["errorCode"], "BOOKING_FAILED");
+    assert_eq!(app.get("/readyz").await.status(), 200, "the pod itself is ready");
+
+    let answer = app.reset_connections("intent-1").await;
+    assert_eq!(answer.outcome, ActionOutcome::Done, "{}", answer.message);
+    assert_eq!(app.book_at_once(8).await, [201; 8], "at once, circuit or not");
+    app.check("database", "healed", is(CheckStatus::Healthy)).await;
+    assert_eq!(app.reset_connections("intent-1").await.outcome, ActionOutcome::AlreadyDone);
+    let report = app.health().await;
+    assert_eq!(report.actions_done["ResetConnections"], 1);
+    assert_eq!(report.circuits["database"].state, CircuitState::Closed);
+    let new = postgres.back_ends("pod-1").await;
+    assert!(new.iter().any(|pid| !old.contains(pid)));
+
+    drop(stopped);
+    eventually("the old connections are gone", async || {
+        let now = postgres.back_ends("pod-1").await;
+        old.iter().all(|pid| !now.contains(pid)).then_some(())
+    })
+    .await;
+    app.check("booking-consistency", "nothing was booked twice", is(CheckStatus::Healthy)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_hung_connections_are_enough_also_under_traffic() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let _stopped = Stopped::new(&postgres.back_ends("pod-1").await[..2]);
+    let traffic = async {
+        loop {
+            app.book_at_once(4).await;
+        }
+    };
+    let seen = async {
+        app.check("database", "the hang is seen", is(CheckStatus::Unhealthy)).await;
+        // And it stays seen, run after run.
+        let first = app.health().await.checks["database"].runs;
+        for run in 1..=5 {
+            let check = app.check("database", "another run", |check| check.runs >= first + run).await;
+            assert_eq!(check.status, CheckStatus::Unhealthy, "run {run}: {}", check.message);
+        }
+    };
+    tokio::select! {
+        () = traffic => {}
+        () = seen => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_holds_is_no_failure_of_the_database() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let mut policy = quick_policy();
+    let database = policy.dependencies.get_mut("database").unwrap();
+    // Long enough that no attempt is cut off: the server ends each after half a second.
+    (database.timeout.request_ms, database.timeout.per_try_ms) = (60_000, 50_000);
+    policy.health_checks.get_mut("database").unwrap().timeout_ms = 2_000;
+    app.push(policy, FlagsSettings::default()).await;
+    let mut client = postgres.connect().await;
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute("SELECT * FROM events FOR UPDATE").await.unwrap();
+    let first = app.health().await.checks["database"].runs;
+    let bookings = app.book_at_once(12);
+    let check = app.check("database", "it ran meanwhile", |check| check.runs >= first + 3);
+    let (statuses, check) = tokio::join!(bookings, check);
+    assert_eq!(statuses, [503; 12]);
+    assert_eq!(check.status, CheckStatus::Healthy, "{}", check.message);
+    assert_eq!(app.health().await.circuits["database"].opened_total, 0);
+    lock.rollback().await.unwrap();
+    assert_eq!(app.book().await, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bookings_under_way_during_a_reset_succeed_on_new_connections() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let mut policy = quick_policy();
+    let database = policy.dependencies.get_mut("database").unwrap();
+    // Long enough that only the reset can end the attempts.
+    (database.timeout.request_ms, database.timeout.per_try_ms) = (60_000, 50_000);
+    assert_eq!(app.push(policy, FlagsSettings::default()).await.outcome, PushOutcome::Applied);
+    let _stopped = Stopped::new(&postgres.back_ends("pod-1").await);
+    let bookings = join_all((0..6).map(|_| app.book()));
+    let reset = async {
+        eventually("they are under way", async || (app.health().await.load.in_flight == 6).then_some(())).await;
+        app.reset_connections("intent-1").await
+    };
+    let (statuses, _) = tokio::join!(bookings, reset);
+    assert_eq!(statuses, [201; 6]);
+    assert_eq!(app.health().await.circuits["database"].opened_total, 0, "a reset is no failure of the database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_an_open_circuit_open() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let mut policy = quick_policy();
+    policy.dependencies.get_mut("database").unwrap().circuit_breaker.break_ms = 30_000;
+    app.push(policy.clone(), FlagsSettings::default()).await;
+    let _stopped = Stopped::new(&postgres.back_ends("pod-1").await);
+    let circuit = async || app.health().await.circuits["database"].clone();
+    eventually("the circuit opens", async || {
+        app.book().await;
+        (circuit().await.state == CircuitState::Open).then_some(())
+    })
+    .await;
+    policy.dependencies.get_mut("database").unwrap().retry.num_retries = 1;
+    assert_eq!(app.push(policy, FlagsSettings::default()).await.outcome, PushOutcome::Applied);
+    let after = circuit().await;
+    assert_eq!((after.state, after.opened_total), (CircuitState::Open, 1));
+    let started = Instant::now();
+    let refused = app.post(&order(OPENING_NIGHT, 1)).await;
+    assert_eq!(refused.status(), 503);
+    assert!(started.elapsed() < Duration::from_millis(250), "refused at once, not after an attempt");
+    let seconds: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((20..=30).contains(&seconds), "the rest of the break: {seconds}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_without_its_database_and_works_when_it_comes() {
+    let postgres = Postgres::start_without_database().await;
+    let app = App::start_bare(&postgres, "pod-1").await;
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(app.get(probe).await.status(), 200, "{probe}");
+    }
+    app.check("database", "it is away", is(CheckStatus::Unhealthy)).await;
+    let mut policy = quick_policy();
+    policy.dependencies.get_mut("database").unwrap().circuit_breaker.break_ms = 60_000;
+    let document = document(now_ms(), policy, FlagsSettings::default());
+    app.mount("config/runtime-config.json", std::str::from_utf8(&document).unwrap());
+    eventually("the policy is read", async || (app.health().await.applied.revision > 0).then_some(())).await;
+    assert_eq!(app.book().await, 503);
+    postgres.create_database().await;
+    eventually("bookings work", async || (app.book().await == 201).then_some(())).await;
+    app.check("database", "it is there", is(CheckStatus::Healthy)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_start_together_migrate_once() {
+    let postgres = Postgres::start().await;
+    let pods = ["pod-1", "pod-2", "pod-3", "pod-4"];
+    let apps = join_all(pods.map(|pod| App::start(&postgres, pod))).await;
+    let client = postgres.connect().await;
+    let count = async |query: &str| client.query_one(query, &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(count("SELECT count(*) FROM schema_migrations").await, 2);
+    assert_eq!(count("SELECT count(*) FROM events").await, 1);
+    drop(apps);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_mounted_is_followed_and_garbage_is_not() {
+    let postgres = Postgres::start().await;
+    let app = App::start_bare(&postgres, "pod-1").await;
+    assert!(app.admin_health().await.is_none(), "no token yet");
+    app.mount("token/current", "0123456789abcdef\n");
+    eventually("the token is read", async || app.admin_health().await).await;
+
+    let now = now_ms();
+    let text = |revision, policy| String::from_utf8(document(revision, policy, FlagsSettings::default())).unwrap();
+    app.mount("config/runtime-config.json", &text(now, quick_policy()));
+    let report = eventually("the document is read", async || {
+        Some(app.health().await).filter(|report| report.applied.revision == now)
+    })
+    .await;
+    assert_eq!(report.applied.from, AppliedFrom::Mount);
+
+    let refused = async |outcome: &str| {
+        let line = format!(r#"resilience_config_received_total{{outcome="{outcome}"}}"#);
+        eventually(outcome, async || app.get("/metrics").await.text().await.unwrap().contains(&line).then_some(()))
+            .await;
+    };
+    app.mount("config/runtime-config.json", "{ half");
+    refused("refused_invalid").await;
+    app.mount("config/runtime-config.json", &text(now - 1, PolicySettings::default()));
+    refused("refused_older").await;
+    assert_eq!(app.health().await.applied, report.applied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_on_bookings_under_way_is_a_flag() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let flags = |limit: u32| {
+        let flags = json!({"flags": {"MaxConcurrentBookings": {
+            "state": "ENABLED", "variants": {"normal": limit}, "defaultVariant": "normal",
+        }}});
+        serde_json::from_value::<FlagsSettings>(flags).unwrap()
+    };
+    app.push(quick_policy(), flags(0)).await;
+    let answer = app.post(&order(OPENING_NIGHT, 1)).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "1");
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["errorCode"], "TOO_MANY_BOOKINGS");
+    assert!(answer["message"].as_str().unwrap().contains("MaxConcurrentBookings"));
+    app.push(quick_policy(), flags(20)).await;
+    assert_eq!(app.book().await, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_for_something_else_is_named() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let mut policy = quick_policy();
+    policy.dependencies.insert("payment".into(), DependencySettings::default());
+    let answer = app.push(policy, FlagsSettings::default()).await;
+    assert_eq!(answer.applied.unknown_dependencies, ["payment"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_ends_before_the_pod_does() {
+    let postgres = Postgres::start().await;
+    let mut app = App::start(&postgres, "pod-1").await;
+    let mut client = postgres.connect().await;
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute("SELECT * FROM events FOR UPDATE").await.unwrap();
+    let url = format!("http://{}/api/bookings", app.address);
+    let booking = tokio::spawn(app.client.post(url).body(order(OPENING_NIGHT, 1).to_string()).send());
+    eventually("it waits for the row", async || (app.health().await.load.in_flight == 1).then_some(())).await;
+    drop(app.stop.take());
+    let readyz = format!("http://{}/readyz", app.address);
+    eventually("no new connections", async || app.client.get(&readyz).send().await.is_err().then_some(())).await;
+    assert!((&mut app.run).now_or_never().is_none(), "it waits for the booking");
+    lock.rollback().await.unwrap();
+    assert_eq!(booking.await.unwrap().unwrap().status(), 201);
+    tokio::time::timeout(Duration::from_secs(20), app.run).await.unwrap().unwrap();
+}
+
+#[test]
+fn the_process_ends_well_on_sigterm() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_ticketing"))
+        .arg("booking")
+        .env_clear()
+        .envs([("BIND_ADDRESS", "127.0.0.1"), ("PORT", "0"), ("ADMIN_PORT", "0"), ("SHUTDOWN_DELAY_SECONDS", "0")])
+        .envs([("PGHOST", "127.0.0.1"), ("PGPORT", "1"), ("LOG_FORMAT", "json")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(process.stdout.take().unwrap()));
+    assert!(lines.any(|line| line.unwrap().contains(r#""message":"started""#)));
+    let kill = format!("kill -TERM {}", process.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    assert!(lines.any(|line| line.unwrap().contains(r#""message":"stopped""#)));
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,170 @@
+//! A pod of the booking service inside the test's process, with everything mounted that a pod has.
+
+use super::eventually;
+use super::postgres::Postgres;
+use clap::Parser;
+use contract::admin::{ACTIONS_PATH, CONFIG_PATH, TOKEN_HEADER};
+use contract::{
+    ActionAnswer, CheckReport, DependencySettings, FlagsSettings, HealthCheckSettings, HealthReport, PolicySettings,
+    PushAnswer, RetryOn, RuntimeConfig, Section, WorkloadId,
+};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use tempfile::TempDir;
+use ticketing_services::booking::{Service, Settings};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// The event that the first migration brings.
+pub const OPENING_NIGHT: &str = "11111111-1111-4111-8111-111111111111";
+const TOKEN: &str = "0123456789abcdef";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// A running pod.
+pub struct App {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub client: Client,
+    pub mounts: TempDir,
+    /// Ends the pod when sent to or dropped.
+    pub stop: Option<oneshot::Sender<()>>,
+    pub run: JoinHandle<()>,
+    revision: AtomicI64,
+}
+
+impl App {
+    /// A pod with a token and a migrated database.
+    pub async fn start(postgres: &Postgres, pod: &str) -> Self {
+        let app = Self::start_bare(postgres, pod).await;
+        app.mount("token/current", TOKEN);
+        eventually("the token is mounted", async || app.admin_health().await).await;
+        eventually("the schema is there", async || {
+            let events = app.get("/api/events").await;
+            events.status().is_success().then_some(())
+        })
+        .await;
+        app
+    }
+
+    /// A pod with nothing mounted, whatever the state of its database.
+    pub async fn start_bare(postgres: &Postgres, pod: &str) -> Self {
+        let mounts = tempfile::tempdir().unwrap();
+        for name in ["token", "config"] {
+            std::fs::create_dir(mounts.path().join(name)).unwrap();
+        }
+        let directory = |name: &str| mounts.path().join(name).display().to_string();
+        let arguments = [
+            ("--bind-address", "127.0.0.1".to_owned()),
+            ("--port", "0".to_owned()),
+            ("--admin-port", "0".to_owned()),
+            ("--pod-name", pod.to_owned()),
+            ("--pod-namespace", "ticketing".to_owned()),
+            ("--resilience-config-dir", directory("config")),
+            ("--resilience-token-dir", directory("token")),
+            ("--shutdown-delay-seconds", "0".to_owned()),
+            ("--database-url", postgres.url()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let cli = Cli::parse_from(std::iter::once("booking".to_owned()).chain(arguments));
+        let service = Service::start(cli.settings).await.unwrap();
+        let (address, admin) = (service.address().unwrap(), service.admin_address().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let run = tokio::spawn(async move { service.run(async { drop(stopped.await) }).await.unwrap() });
+        let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        Self { address, admin, client, mounts, stop: Some(stop), run, revision: AtomicI64::new(now_ms()) }
+    }
+
+    pub fn mount(&self, file: &str, content: &str) {
+        std::fs::write(self.mounts.path().join(file), content).unwrap();
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.client.get(format!("http://{}{path}", self.address)).send().await.unwrap()
+    }
+
+    pub async fn post(&self, body: &Value) -> Response {
+        let url = format!("http://{}/api/bookings", self.address);
+        self.client.post(url).body(body.to_string()).send().await.unwrap()
+    }
+
+    /// Books one ticket of the first event; the answer is the status.
+    pub async fn book(&self) -> u16 {
+        self.post(&order(OPENING_NIGHT, 1)).await.status().as_u16()
+    }
+
+    /// Several bookings at once, so that the pool fills.
+    pub async fn book_at_once(&self, count: usize) -> Vec<u16> {
+        futures::future::join_all((0..count).map(|_| self.book())).await
+    }
+
+    pub async fn health(&self) -> HealthReport {
+        self.get("/health").await.json().await.unwrap()
+    }
+
+    pub async fn admin_health(&self) -> Option<HealthReport> {
+        let request = self.client.get(format!("http://{}/health", self.admin)).header(TOKEN_HEADER, TOKEN);
+        let answer = request.send().await.unwrap();
+        if answer.status().is_success() { Some(answer.json().await.unwrap()) } else { None }
+    }
+
+    /// Waits until the check is as `wanted` says.
+    pub async fn check(&self, name: &str, what: &str, wanted: impl Fn(&CheckReport) -> bool) -> CheckReport {
+        eventually(what, async || self.health().await.checks.remove(name).filter(&wanted)).await
+    }
+
+    /// Pushes a configuration that is newer than the ones before.
+    pub async fn push(&self, policy: PolicySettings, flags: FlagsSettings) -> PushAnswer {
+        let document = document(self.revision.fetch_add(1, Ordering::SeqCst), policy, flags);
+        let request = self.client.put(format!("http://{}{CONFIG_PATH}", self.admin)).header(TOKEN_HEADER, TOKEN);
+        request.body(document).send().await.unwrap().json().await.unwrap()
+    }
+
+    pub async fn reset_connections(&self, intent: &str) -> ActionAnswer {
+        let body = json!({"intentId": intent, "action": "ResetConnections", "check": "database"});
+        let request = self.client.post(format!("http://{}{ACTIONS_PATH}", self.admin)).header(TOKEN_HEADER, TOKEN);
+        request.body(body.to_string()).send().await.unwrap().json().await.unwrap()
+    }
+}
+
+pub fn order(event: &str, tickets: u32) -> Value {
+    json!({"eventId": event, "userId": "ann", "ticketCount": tickets})
+}
+
+/// A document as the operator publishes it.
+pub fn document(revision: i64, policy: PolicySettings, flags: FlagsSettings) -> Vec<u8> {
+    let id = WorkloadId { namespace: "ticketing".into(), name: "booking".into() };
+    let section = Section { sources: Vec::new(), settings: policy };
+    let flags = Section { sources: Vec::new(), settings: flags };
+    RuntimeConfig::new(id, revision, section, flags).to_bytes().unwrap()
+}
+
+/// The ADR's shape of a policy for the database, with shorter times, and checks every 200 ms.
+pub fn quick_policy() -> PolicySettings {
+    let mut database = DependencySettings::default();
+    database.timeout.request_ms = 3_000;
+    database.timeout.per_try_ms = 300;
+    database.circuit_breaker.break_ms = 1_000;
+    database.retry.base_interval_ms = 20;
+    database.retry.jitter_percent = 50;
+    database.retry.retry_on =
+        [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into();
+    let check = HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
+    let checks = ["database", "memory", "booking-consistency"].map(|name| (name.to_owned(), check.clone()));
+    PolicySettings {
+        dependencies: [("database".to_owned(), database)].into(),
+        health_checks: checks.into(),
+        ..Default::default()
+    }
+}
+
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}

@@ -1,0 +1,22 @@
+//! What the tests of the services share.
+
+pub mod app;
+pub mod postgres;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` gives something; fails with `what` after 30 s.
+pub async fn eventually<T, F, Fut>(what: &str, mut condition: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

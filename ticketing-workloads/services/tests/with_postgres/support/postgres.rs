@@ -1,0 +1,208 @@
+//! A real PostgreSQL in a temporary directory. Tests that run at the same time share one server and have a database
+//! each; the server ends with the last of them.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+/// `nobody` and its group on Debian: the server refuses to run as root.
+const NOBODY: (u32, u32) = (65_534, 65_534);
+
+static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A database of a test's own.
+pub struct Postgres {
+    server: Arc<Server>,
+    /// Its name.
+    pub database: String,
+}
+
+struct Server {
+    process: Child,
+    port: u16,
+    directory: TempDir,
+}
+
+impl Postgres {
+    /// An empty database.
+    pub async fn start() -> Self {
+        let postgres = Self::start_without_database().await;
+        postgres.create_database().await;
+        postgres
+    }
+
+    /// A database that does not exist until [`Postgres::create_database`].
+    pub async fn start_without_database() -> Self {
+        let server = tokio::task::spawn_blocking(shared_server).await.unwrap();
+        let database = format!("test_{}", DATABASES.fetch_add(1, Ordering::SeqCst));
+        Self { server, database }
+    }
+
+    pub async fn create_database(&self) {
+        let statement = format!("CREATE DATABASE {}", self.database);
+        connect(&self.url_of("postgres")).await.unwrap().batch_execute(&statement).await.unwrap();
+    }
+
+    /// Address of the database.
+    pub fn url(&self) -> String {
+        self.url_of(&self.database)
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        self.server.url_of(database)
+    }
+
+    /// A connection of the test's own.
+    pub async fn connect(&self) -> Client {
+        connect(&self.url()).await.unwrap()
+    }
+
+    /// Process ids of the back ends that serve `application`.
+    pub async fn back_ends(&self, application: &str) -> Vec<i32> {
+        let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = $2 ORDER BY pid";
+        let rows = self.connect().await.query(query, &[&self.database, &application]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+}
+
+/// Back ends that are stopped; they go on when this is dropped.
+pub struct Stopped(Vec<i32>);
+
+impl Stopped {
+    /// Stops back ends as a hung machine or a broken network would: their connections stay open and silent.
+    pub fn new(pids: &[i32]) -> Self {
+        for pid in pids {
+            signal("STOP", *pid);
+        }
+        Self(pids.to_vec())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            signal("CONT", *pid);
+        }
+    }
+}
+
+/// Sends a signal, and waits until a stop has taken hold.
+fn signal(name: &str, pid: i32) {
+    // A back end may have ended meanwhile.
+    let _ = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).stderr(Stdio::null()).status();
+    let is_stopped = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T') || rest.is_empty())
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while name == "STOP" && !is_stopped() {
+        assert!(Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::yield_now();
+    }
+}
+
+async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn shared_server() -> Arc<Server> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(Server::start());
+        *shared = Arc::downgrade(&server);
+        server
+    })
+}
+
+impl Server {
+    fn start() -> Self {
+        let binaries = binaries();
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        if is_root() {
+            chown(directory.path(), Some(NOBODY.0), Some(NOBODY.1)).unwrap();
+        }
+        let data = directory.path().join("data");
+        let initdb = command(&binaries.join("initdb"), directory.path())
+            .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
+            .arg("--pgdata")
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let log = fs::File::create(directory.path().join("log")).unwrap();
+        let process = command(&binaries.join("postgres"), directory.path())
+            .arg("-D")
+            .arg(&data)
+            .arg("-k")
+            .arg(directory.path())
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
+            .args(["-c", "fsync=off", "-c", "shared_buffers=16MB"])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = Self { process, port, directory };
+        server.wait_until_it_answers();
+        server
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while runtime.block_on(connect(&self.url_of("postgres"))).is_err() {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+                panic!("PostgreSQL ended with {status}:\n{log}");
+            }
+            assert!(Instant::now() < deadline, "PostgreSQL does not answer within 60 s");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SIGQUIT: at once, without a checkpoint; the data go with the directory.
+        signal("QUIT", self.process.id().cast_signed());
+        let _ = self.process.wait();
+    }
+}
+
+fn binaries() -> PathBuf {
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<_> = installed.map(|entry| entry.path().join("bin")).collect();
+    found.retain(|directory| directory.join("initdb").exists() && directory.join("postgres").exists());
+    found.sort();
+    found.pop().expect("these tests need PostgreSQL's server binaries: apt-get install postgresql-15")
+}
+
+/// A command that runs as `nobody` if we are root.
+fn command(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(directory).stdin(Stdio::null());
+    if is_root() {
+        command.uid(NOBODY.0).gid(NOBODY.1);
+    }
+    command
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
