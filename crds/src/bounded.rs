@@ -102,7 +102,7 @@ pub fn spell(mut millis: u64) -> String {
     let mut text = String::new();
     for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
         if millis >= size {
-            text.push_str(&format!("{}{unit}", millis / size));
+            text = format!("{text}{}{unit}", millis / size);
             millis %= size;
         }
     }

@@ -670,7 +670,7 @@ pub struct RecoveryLimits {
     /// No pod is restarted while more than this many, or this share, of the pods are unhealthy or under recovery. Default: 50%.
     #[serde(default = "defaults::max_unhealthy")]
     pub max_unhealthy: IntOrPercent,
-    /// Least time between two actions for the same check of the same pod, 0s to 1h. Default: 60s.
+    /// Least time between the end of one ladder and the start of the next for the same check of the same pod, 0s to 1h; the steps of one ladder follow each other without it. Default: 60s.
     #[serde(default = "defaults::cooldown")]
     pub cooldown: Span,
     /// Most actions of this policy over a time. Default: 5 in 10m.
@@ -753,7 +753,9 @@ pub struct FlagVariant {
 
 /// The defaults, in one place: the HTTP numbers of ADR-007 §1, and the limits of recovery.
 mod defaults {
-    use super::*;
+    use super::{
+        CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Method, Period, RetryOn, RungTime, Span, Wait,
+    };
 
     macro_rules! value {
         ($($name:ident: $type:ty = $value:expr;)*) => { $(pub(super) fn $name() -> $type { $value })* };

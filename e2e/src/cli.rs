@@ -4,8 +4,11 @@ use clap::{Parser, Subcommand, ValueEnum};
 use e2e::binaries::{Binaries, BinaryError, Tool};
 use e2e::checkout;
 use e2e::image::{ImageError, build_workspace_images, postgres_image};
+use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
+use e2e::stage::StageError;
+use e2e::{bench, demo, packages};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Real Kubernetes clusters for tests and demos, the images that run on them, and the tools to talk to them.
@@ -38,6 +41,21 @@ enum Command {
         #[arg(long, value_enum, value_delimiter = ',')]
         only: Vec<ImageSet>,
     },
+    /// Show the whole loop on a real cluster: program, break, detect, heal, verify
+    Demo {
+        #[command(flatten)]
+        which: Which,
+        /// How many nodes, 1 to 3
+        #[arg(long, env = "NODES", default_value_t = 1)]
+        nodes: u32,
+    },
+    /// Measure how long a change of a policy takes to reach 20 running pods
+    Bench {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Install the Debian packages that tests need, and say which; needs root only if one is missing
+    Packages,
     /// Print the path of kubectl or helm; built first if this machine has none that fits
     ToolPath {
         /// Which program
@@ -109,6 +127,10 @@ pub enum CliError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Binary(#[from] BinaryError),
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error(transparent)]
+    Package(#[from] PackageError),
     #[error("interrupted; what had been started is taken down")]
     Interrupted,
     #[error("cannot listen for signals: {0}")]
@@ -126,6 +148,14 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Images { which, only } => {
             let cluster = provider::open(which.provider, which.name.as_deref(), &progress)?;
             build_images(cluster.as_ref(), &only, &progress).await
+        }
+        Command::Demo { which, nodes } => Ok(demo::run(which.provider, which.name.as_deref(), nodes, &progress).await?),
+        Command::Bench { which } => Ok(bench::run(which.provider, which.name.as_deref(), &progress).await?),
+        Command::Packages => {
+            for set in [packages::LOCAL_CLUSTER, packages::POSTGRES_IMAGE] {
+                packages::ensure(set, &progress).await?;
+            }
+            Ok(())
         }
         Command::ToolPath { tool } => {
             let tool = match tool {

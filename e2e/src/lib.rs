@@ -5,15 +5,21 @@
 //! Programs come from [`binaries`] (Kubernetes, Helm, CoreDNS) and [`packages`] (Debian).
 
 pub mod apiserver;
+pub mod bench;
 pub mod binaries;
 pub mod checkout;
 pub mod command;
+pub mod demo;
 pub mod filelock;
 pub mod image;
 pub mod kubectl;
 pub mod packages;
+pub mod pod_admin;
 pub mod progress;
 pub mod provider;
+pub mod sabotage;
+pub mod stage;
+pub mod traffic;
 
 mod audit;
 mod kubeconfig;

@@ -28,8 +28,8 @@ pub struct Workload {
     pub published: Option<Published>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
-    /// In a dry run: the hash that would be published.
-    pub would_publish: Option<String>,
+    /// Flag sets that do not fit into the document beside the others.
+    pub left_out: Vec<String>,
     /// Pods by uid.
     pub pods: BTreeMap<String, PodState>,
     /// Since when some pod's circuit is not closed, by dependency.
@@ -75,6 +75,8 @@ pub struct PodState {
     pub applied: Option<Applied>,
     /// Why its admin port does not answer.
     pub unreachable: Option<String>,
+    /// Why it refused what was last pushed.
+    pub refused: Option<String>,
     /// Checks.
     pub judgements: BTreeMap<String, Judgement>,
     /// Checks that are degraded now.
@@ -129,7 +131,9 @@ impl Workload {
 
     /// The circuits over all pods.
     pub fn circuits(&self) -> BTreeMap<String, CircuitView> {
-        circuits(self.pods.values().flat_map(|pod| pod.circuits.iter().map(|(name, state)| (name.as_str(), *state))))
+        // What an unreachable pod said last says nothing of now.
+        let heard = self.pods.values().filter(|pod| pod.unreachable.is_none());
+        circuits(heard.flat_map(|pod| pod.circuits.iter().map(|(name, state)| (name.as_str(), *state))))
     }
 
     /// Notes since when circuits are open.
@@ -189,6 +193,12 @@ impl PodState {
 
     /// The pod as the count of acknowledgements sees it.
     pub fn view(&self, ready: bool) -> PodView {
-        PodView { name: self.name.clone(), ready, applied: self.applied.clone(), unreachable: self.unreachable.clone() }
+        PodView {
+            name: self.name.clone(),
+            ready,
+            applied: self.applied.clone(),
+            unreachable: self.unreachable.clone(),
+            refused: self.refused.clone(),
+        }
     }
 }

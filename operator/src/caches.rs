@@ -2,19 +2,19 @@
 //!
 //! Objects are stripped to what decisions need before they are kept: ten thousand pods have to fit into memory.
 
-use crate::{clients::Clients, tokens::FIELD_MANAGER};
+use crate::{clients::Clients, guard::Guard, tokens::FIELD_MANAGER};
 use crds::{FeatureFlag, ResiliencePolicy};
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
-        core::v1::{ConfigMap, Pod},
+        core::v1::{ConfigMap, Pod, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Resource, ResourceExt,
-    core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta},
+    core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store},
@@ -26,9 +26,9 @@ use std::{fmt::Debug, sync::Arc};
 use tracing::warn;
 
 /// A policy, or the reason why it cannot be read. One unreadable object must not hide all others.
-pub type Policy = DeserializeGuard<ResiliencePolicy>;
+pub type Policy = Guard<ResiliencePolicy>;
 /// A flag set, or the reason why it cannot be read.
-pub type FlagSet = DeserializeGuard<FeatureFlag>;
+pub type FlagSet = Guard<FeatureFlag>;
 
 /// The caches of one watched namespace, or of all.
 pub struct Caches {
@@ -236,7 +236,7 @@ fn strip<K: Resource>(object: &mut K) {
 fn strip_deployment(deployment: &mut Deployment) {
     strip(deployment);
     deployment.metadata.annotations = None;
-    deployment.spec.template = Default::default();
+    deployment.spec.template = PodTemplateSpec::default();
 }
 
 fn strip_pod(pod: &mut Pod) {

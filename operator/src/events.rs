@@ -76,7 +76,7 @@ impl Events {
     }
 
     /// Tells in the background.
-    pub fn tell(&self, regarding: &ObjectReference, story: Story) {
+    pub fn tell(&self, regarding: &ObjectReference, story: &Story) {
         if !self.within_limits(regarding.uid.as_deref().unwrap_or_default()) {
             return;
         }

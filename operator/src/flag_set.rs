@@ -6,12 +6,12 @@ use crate::{
     error::ReconcileError,
     events::Story,
     metrics::PassLabels,
-    policy::{object_reference, write_status},
+    policy::{note_written, object_reference, write_status, written_before},
     shard::Shard,
     target::{self, Target},
     translate,
 };
-use contract::FlagsSettings;
+use contract::{FlagsSettings, MAX_CONFIG_BYTES};
 use crds::{
     FeatureFlag, FeatureFlagStatus,
     condition::types::{ACCEPTED, EXPIRED, OVERRIDDEN, PROGRAMMED},
@@ -38,6 +38,8 @@ pub async fn reconcile(set: Arc<FlagSet>, shard: Arc<Shard>) -> Result<Action, R
 async fn pass(set: &FlagSet, shard: &Shard) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let (old, new, next) = match &set.0 {
+        // Its status cannot be read, so the write is remembered by generation: once for each edit.
+        Err(_) if written_before(shard, set.meta()) => return Ok(Action::await_change()),
         Err(unreadable) => {
             let verdicts = conditions::invalid("InvalidFlagSet", format!("it cannot be read: {unreadable}"));
             (None, refused(FeatureFlagStatus::default(), verdicts, set.meta().generation, now), None)
@@ -49,6 +51,9 @@ async fn pass(set: &FlagSet, shard: &Shard) -> Result<Action, ReconcileError> {
     };
     if old.as_ref() != Some(&new) {
         write_status::<FeatureFlag>(shard, set.meta(), &new).await?;
+        if set.0.is_err() {
+            note_written(shard, set.meta());
+        }
         tell(shard, set, old.as_ref(), &new);
     }
     let wait = next.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
@@ -103,6 +108,12 @@ fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatu
     let dry_run = shard.shared.args.dry_run;
     let (programmed, stalled) = if dry_run {
         (Verdict::new(PROGRAMMED, false, "DryRun", "the operator runs dry: nothing is published"), false)
+    } else if let Some(full) = held.iter().find(|target| target.left_out.contains(&set.name_any())) {
+        let message = format!(
+            "{}: this set does not fit beside the others into the {MAX_CONFIG_BYTES} bytes of one document; what was live from it stays: target fewer or smaller flag sets at this workload",
+            full.name
+        );
+        (Verdict::new(PROGRAMMED, false, "ConfigTooLarge", message), true)
     } else {
         target::programmed(&held)
     };
@@ -187,7 +198,7 @@ fn tell(shard: &Shard, set: &FlagSet, old: Option<&FeatureFlagStatus>, new: &Fea
             _ => None,
         };
         if let Some(story) = story {
-            shard.shared.events.tell(&reference, story);
+            shard.shared.events.tell(&reference, &story);
         }
     }
 }

@@ -128,9 +128,7 @@ impl<S: LeaseStore> Election<S> {
 
     async fn try_acquire(&self, seen: &mut Option<(String, Instant)>) -> Result<bool, ApiError> {
         let Some(lease) = self.store.get().await? else {
-            let lease =
-                Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
-            self.store.create(self.claim(lease)).await?;
+            self.store.create(self.claim(unclaimed())).await?;
             return Ok(true);
         };
         let holder = holder(&lease);
@@ -184,16 +182,12 @@ impl<S: LeaseStore> Election<S> {
 
     /// Renews once. The value names another holder, if there is one.
     async fn renew(&self) -> Result<Option<String>, ApiError> {
-        match self.store.get().await? {
-            Some(lease) => match holder(&lease) {
-                Some(other) if other != self.identity => Ok(Some(other.to_owned())),
-                _ => self.store.replace(self.claim(lease)).await.map(|_| None),
-            },
-            None => {
-                let lease =
-                    Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None };
-                self.store.create(self.claim(lease)).await.map(|_| None)
-            }
+        let Some(lease) = self.store.get().await? else {
+            return self.store.create(self.claim(unclaimed())).await.map(|_| None);
+        };
+        match holder(&lease) {
+            Some(other) if other != self.identity => Ok(Some(other.to_owned())),
+            _ => self.store.replace(self.claim(lease)).await.map(|_| None),
         }
     }
 
@@ -230,6 +224,11 @@ impl<S: LeaseStore> Election<S> {
         spec.lease_duration_seconds = Some(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX));
         lease
     }
+}
+
+/// A Lease that nobody holds yet.
+fn unclaimed() -> Lease {
+    Lease { metadata: ObjectMeta { name: Some(LEASE_NAME.into()), ..Default::default() }, spec: None }
 }
 
 fn holder(lease: &Lease) -> Option<&str> {

@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod error;
 pub mod events;
 pub mod flag_set;
+pub mod guard;
 pub mod history;
 pub mod lease;
 pub mod metrics;
@@ -87,7 +88,9 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     let tracker = TaskTracker::new();
     let serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
 
-    let tokens = tokens::Tokens::load(&clients, &args.namespace).await?;
+    let Some(tokens) = shutdown.run_until_cancelled(load_tokens(&clients, &args.namespace)).await.transpose()? else {
+        return Ok(());
+    };
     let fence = Fence::default();
     let shared = Arc::new(Shared {
         pods: pod_client::PodClient::new(args.pod_transport, &clients)?,
@@ -132,6 +135,19 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         election.release().await;
     }
     outcome
+}
+
+/// The master key. An API server that is away is waited for; anything else is said.
+async fn load_tokens(clients: &Clients, namespace: &str) -> Result<tokens::Tokens, tokens::KeyError> {
+    loop {
+        match tokens::Tokens::load(clients, namespace).await {
+            Err(tokens::KeyError::Api { source, .. }) if source.code().is_none() => {
+                warn!(error = %source, "the API server cannot be reached; trying again");
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 async fn lead(election: &Election<ApiLeaseStore>, shards: &[Arc<Shard>], shared: &Shared) -> LostLead {

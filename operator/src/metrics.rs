@@ -45,7 +45,7 @@ pub struct RecoveryLabels {
     pub policy: String,
     /// The action.
     pub action: &'static str,
-    /// Outcome, or the gate that held it.
+    /// `started`, `succeeded`, `failed` or `cancelled`.
     pub outcome: &'static str,
 }
 
@@ -141,7 +141,11 @@ impl Metrics {
     }
 
     /// Forgets the series of a workload that is gone.
-    pub fn forget(&self, namespace: &str, workload: &str) {
+    pub fn forget<'a>(&self, namespace: &str, workload: &str, dependencies: impl Iterator<Item = &'a String>) {
+        for dependency in dependencies {
+            let (namespace, workload) = (namespace.to_owned(), workload.to_owned());
+            self.circuit_open_pods.remove(&CircuitLabels { namespace, workload, dependency: dependency.clone() });
+        }
         let labels = WorkloadLabels { namespace: namespace.to_owned(), workload: workload.to_owned() };
         self.pods.remove(&labels);
         self.pods_in_sync.remove(&labels);

@@ -157,7 +157,7 @@ impl PodClient {
         let (status, answer) =
             tokio::time::timeout(deadline, exchange).await.map_err(|_| PodError::Deadline(deadline))??;
         match status {
-            401 | 403 => Err(PodError::Unauthorized),
+            401 => Err(PodError::Unauthorized),
             200..=299 => serde_json::from_slice(&answer).map_err(|error| PodError::Garbage(error.to_string())),
             other if also_answers.contains(&other) => {
                 serde_json::from_slice(&answer).map_err(|_| PodError::Status(other))

@@ -8,8 +8,9 @@ use crate::{
     clients::call,
     error::ReconcileError,
     events::Story,
+    guard::Guard,
     history,
-    metrics::{CircuitLabels, PassLabels, RecoveryLabels},
+    metrics::{PassLabels, RecoveryLabels},
     pod_client::Endpoint,
     policy_status::{self, Inputs},
     policy_stories,
@@ -34,11 +35,11 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams},
-    core::{ApiResource, NamespaceResourceScope},
+    api::{Patch, PatchParams},
+    core::NamespaceResourceScope,
     runtime::controller::Action,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,10 +117,9 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
             shard.seen_at(&policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or_default());
         let reference = object_reference::<ResiliencePolicy>(policy.meta());
         for story in policy_stories::tell(&old, &new, &decision, target::live_story(&held, changed_at)) {
-            shard.shared.events.tell(&reference, story);
+            shard.shared.events.tell(&reference, &story);
         }
         count(shard, policy, &decision);
-        gauge_circuits(shard, &namespace, &held);
         if !decision.act.is_empty() {
             let acted = act(policy, shard, &namespace, &decision).await?;
             let after = policy_status::build(&inputs, &acted, &new);
@@ -147,25 +147,34 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
 }
 
 async fn unreadable_pass(meta: &ObjectMeta, why: &str, shard: &Shard) -> Result<Action, ReconcileError> {
-    let new = policy_status::unreadable(meta, why, Timestamp::now());
-    let uid = meta.uid.clone().unwrap_or_default();
     // Its status cannot be read, so the write is remembered by generation: once for each edit.
-    let mark = format!("unreadable-{}", meta.generation.unwrap_or_default());
-    let first = {
-        let mut written = shard.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.insert(format!("{uid}/unreadable"), mark.clone()) != Some(mark)
-    };
-    if first {
-        warn!(policy = %meta.name.clone().unwrap_or_default(), why, "a policy cannot be read; what was live before stays live");
-        write_status::<ResiliencePolicy>(shard, meta, &new).await?;
-        let story = Story::warning(
-            "InvalidPolicy",
-            "Keep",
-            format!("it cannot be read: {why}; what was live before stays live"),
-        );
-        shard.shared.events.tell(&object_reference::<ResiliencePolicy>(meta), story);
+    if written_before(shard, meta) {
+        return Ok(Action::await_change());
     }
+    warn!(policy = %meta.name.clone().unwrap_or_default(), why, "a policy cannot be read; what was live before stays live");
+    let new = policy_status::unreadable(meta, why, Timestamp::now());
+    write_status::<ResiliencePolicy>(shard, meta, &new).await?;
+    note_written(shard, meta);
+    let note = format!("it cannot be read: {why}; what was live before stays live");
+    let story = Story::warning("InvalidPolicy", "Keep", note);
+    shard.shared.events.tell(&object_reference::<ResiliencePolicy>(meta), &story);
     Ok(Action::await_change())
+}
+
+/// Whether this process has written the status of an unreadable object in its present generation.
+pub fn written_before(shard: &Shard, meta: &ObjectMeta) -> bool {
+    let written = shard.written.lock().unwrap_or_else(PoisonError::into_inner);
+    written.get(&unreadable_key(meta)) == meta.generation.map(|generation| generation.to_string()).as_ref()
+}
+
+/// Notes that it has.
+pub fn note_written(shard: &Shard, meta: &ObjectMeta) {
+    let mut written = shard.written.lock().unwrap_or_else(PoisonError::into_inner);
+    written.insert(unreadable_key(meta), meta.generation.unwrap_or_default().to_string());
+}
+
+fn unreadable_key(meta: &ObjectMeta) -> String {
+    format!("{}/unreadable", meta.uid.as_deref().unwrap_or_default())
 }
 
 /// The targets that an older policy has, with that policy's name.
@@ -341,26 +350,8 @@ fn count(shard: &Shard, policy: &ResiliencePolicy, decision: &Decision) {
         };
         shard.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, outcome)).inc();
     }
-    for record in decision.act.iter() {
+    for record in &decision.act {
         shard.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, "started")).inc();
-    }
-}
-
-fn gauge_circuits(shard: &Shard, namespace: &str, held: &[&Target]) {
-    for target in held {
-        for (dependency, view) in &target.circuits {
-            let labels = CircuitLabels {
-                namespace: namespace.to_owned(),
-                workload: target.name.clone(),
-                dependency: dependency.clone(),
-            };
-            shard
-                .shared
-                .metrics
-                .circuit_open_pods
-                .get_or_create(&labels)
-                .set(i64::try_from(view.open).unwrap_or(i64::MAX));
-        }
     }
 }
 
@@ -384,7 +375,7 @@ pub async fn write_status<K>(
     status: &impl Serialize,
 ) -> Result<Option<String>, ReconcileError>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
     if !shard.shared.fence.holds() {
         return Err(ReconcileError::NotLeading);
@@ -396,17 +387,16 @@ where
         "metadata": { "name": name, "namespace": namespace, "uid": meta.uid, "resourceVersion": meta.resource_version },
         "status": status,
     });
-    // Untyped, because the answer may not be readable as the type: that is one of the things a status tells.
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(shard.shared.clients.act.clone(), &namespace, &ApiResource::erase::<K>(&()));
+    // Guarded, because the answer may not be readable as the type: that is one of the things a status tells.
+    let api: Api<Guard<K>> = Api::namespaced(shard.shared.clients.act.clone(), &namespace);
     let answer = call(api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)))
         .await
         .map_err(ReconcileError::api("writing the status"))?;
     let mut written = shard.written.lock().unwrap_or_else(PoisonError::into_inner);
     if let (Some(uid), Some(before)) = (meta.uid.clone(), meta.resource_version.clone())
-        && answer.metadata.resource_version != meta.resource_version
+        && answer.meta().resource_version != meta.resource_version
     {
         written.insert(uid, before);
     }
-    Ok(answer.metadata.resource_version)
+    Ok(answer.meta().resource_version.clone())
 }

@@ -67,6 +67,13 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     let (accepted, refused) = accepted(inputs, &held);
     let (programmed, stuck) = programmed(inputs, &held, &accepted);
     let rests = inputs.dry_run();
+    let usable = accepted.status == ConditionStatus::True;
+    let not_allowed = Verdict::new(
+        RECOVERY_ALLOWED,
+        false,
+        accepted.reason,
+        "the policy is not in force, so nothing is healed by it",
+    );
     let mut verdicts = conditions::summarize(&accepted, &programmed, refused || stuck, rests).to_vec();
     verdicts.extend([accepted, programmed]);
     let checks = findings(inputs, &held);
@@ -76,7 +83,7 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
         [] => Verdict::new(DEGRADED, false, "NotDegraded", ""),
         pods => Verdict::new(DEGRADED, true, "Degraded", format!("degraded under load: {}", first(pods, 5))),
     });
-    verdicts.push(allowed(inputs, decision));
+    verdicts.push(if usable { allowed(inputs, decision) } else { not_allowed });
     verdicts.push(exhausted(decision));
     ResiliencePolicyStatus {
         observed_generation: generation,
@@ -210,7 +217,7 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
             format!(
                 "{} fails in {} ({}) since {}: {}",
                 finding.name,
-                finding.pods.len(),
+                finding.unhealthy_pods,
                 finding.pods.join(", "),
                 finding.since.0,
                 finding.message

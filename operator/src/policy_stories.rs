@@ -136,7 +136,9 @@ fn finished(decision: &Decision) -> Vec<Story> {
 }
 
 fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Story> {
-    const QUIET: [&str; 4] = ["NoLadders", "Suspended", "DryRun", "OneStepAtATime"];
+    // What other Events tell, or what a person did on purpose.
+    const QUIET: [&str; 7] =
+        ["NoLadders", "Suspended", "DryRun", "OneStepAtATime", "InvalidPolicy", "Conflicted", "TargetNotFound"];
     let mut stories = Vec::new();
     if let Some(condition) = news(old, new, RECOVERY_ALLOWED)
         && condition.status == ConditionStatus::False

@@ -113,6 +113,7 @@ async fn probe(shard: &Arc<Shard>, due: Due) {
     }
     let (changed, behind) = news;
     if changed {
+        crate::target::gauge(shard, &due.id);
         shard.touch_status(&due.id.namespace, &due.id.name);
     }
     if changed || behind {

@@ -44,7 +44,7 @@ async fn write_token(shard: &Shard, id: &WorkloadId, uid: &str) {
             }
         }
         Err(error) => {
-            warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is")
+            warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is");
         }
     }
 }
@@ -92,6 +92,10 @@ async fn push(
     let token = shard.shared.tokens.current(&workload_uid);
     let result = {
         let Ok(_permit) = shard.shared.pod_calls.acquire().await else { return };
+        if !shard.shared.fence.holds() {
+            shard.board.with_pod(id, uid, |pod| pod.pushing = None);
+            return;
+        }
         shard.shared.pods.push(endpoint, &token, published.bytes.as_ref().clone()).await
     };
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
@@ -101,6 +105,7 @@ async fn push(
     if unauthorized {
         refresh_token(shard, id, uid, &workload_uid, endpoint).await;
     }
+    crate::target::gauge(shard, id);
     shard.touch_status(&id.namespace, &id.name);
     if let Some(after) = retry {
         shard.touch_workload_later(id.clone(), after);
@@ -129,6 +134,7 @@ fn settle(
                         warn!(workload = %id, pod = %pod.name, outcome = ?answer.outcome, message = %crate::events::cut(&answer.message, 200), "a pod did not take the configuration");
                     }
                     pod.unreachable = None;
+                    pod.refused = (!answer.message.is_empty()).then(|| crate::events::cut(&answer.message, 200).to_owned());
                     pod.applied = Some(answer.applied);
                     if pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash) {
                         if pod.push_failures == 0 {

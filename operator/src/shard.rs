@@ -89,7 +89,7 @@ impl Shard {
         match change {
             Change::Everything => self.touch_everything(),
             Change::Deployment(deployment) => {
-                self.touch(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref())
+                self.touch(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref());
             }
             Change::ReplicaSet(set) => {
                 let owner = controller(set.owner_references(), "Deployment");
@@ -129,8 +129,9 @@ impl Shard {
             // The receiver is gone only at shutdown.
             let _ = self.queues.workloads.unbounded_send(ObjectRef::new(name).within(namespace));
         } else {
-            self.board.lock().remove(&WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() });
-            self.shared.metrics.forget(namespace, name);
+            let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
+            let gone = self.board.lock().remove(&id).unwrap_or_default();
+            self.shared.metrics.forget(namespace, name, gone.circuits().keys());
         }
     }
 
@@ -181,7 +182,7 @@ impl Shard {
         };
         if gone {
             self.backoffs.forget(&uid);
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| !key.starts_with(&uid));
         }
         for name in targets.into_iter().chain(before.into_iter().flatten()).collect::<BTreeSet<_>>() {
             self.touch(Some(&namespace), Some(&name));

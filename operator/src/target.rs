@@ -1,6 +1,13 @@
 //! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
 
-use crate::{board::Problem, caches::is_ready, conditions::Verdict, shard::Shard, workload::short};
+use crate::{
+    board::Problem,
+    caches::is_ready,
+    conditions::Verdict,
+    metrics::{CircuitLabels, WorkloadLabels},
+    shard::Shard,
+    workload::short,
+};
 use contract::WorkloadId;
 use crds::{condition::types::PROGRAMMED, status::TargetStatus};
 use engine::{
@@ -27,8 +34,8 @@ pub struct Target {
     pub published: Option<(i64, String, Instant)>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
-    /// In a dry run of the operator: what would be published.
-    pub would_publish: Option<String>,
+    /// Flag sets that do not fit into its document beside the others.
+    pub left_out: Vec<String>,
     /// Who runs what is published.
     pub acknowledged: Acknowledged,
     /// Pods: uid, name, judgements.
@@ -71,11 +78,15 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
                 acknowledged: ack::count(&views, published.map_or("", |published| &published.content_hash)),
                 published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
                 problem: workload.problem.clone(),
-                would_publish: workload.would_publish.clone(),
+                left_out: workload.left_out.clone(),
+                // What an unreachable pod said last says nothing of now: silence is neither health nor sickness.
                 pods: workload
                     .pods
                     .iter()
-                    .map(|(uid, pod)| (uid.clone(), pod.name.clone(), pod.judgements.clone()))
+                    .map(|(uid, pod)| {
+                        let heard = if pod.unreachable.is_none() { pod.judgements.clone() } else { BTreeMap::new() };
+                        (uid.clone(), pod.name.clone(), heard)
+                    })
                     .collect(),
                 circuits: workload.circuits(),
                 open_since: workload.open_since.clone(),
@@ -85,6 +96,24 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
             }
         })
         .unwrap_or(base)
+}
+
+/// Sets the gauges of a workload to what is known now.
+pub fn gauge(shard: &Shard, id: &WorkloadId) {
+    let target = look_up(shard, &id.namespace, &id.name);
+    let metrics = &shard.shared.metrics;
+    let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    if target.published.is_some() {
+        let labels = WorkloadLabels { namespace: id.namespace.clone(), workload: id.name.clone() };
+        metrics.pods.get_or_create(&labels).set(value(target.acknowledged.ready));
+        metrics.pods_in_sync.get_or_create(&labels).set(value(target.acknowledged.in_sync));
+        metrics.pods_unreachable.get_or_create(&labels).set(value(target.acknowledged.unreachable));
+    }
+    for (dependency, view) in &target.circuits {
+        let (namespace, workload) = (id.namespace.clone(), id.name.clone());
+        let labels = CircuitLabels { namespace, workload, dependency: dependency.clone() };
+        metrics.circuit_open_pods.get_or_create(&labels).set(value(view.open));
+    }
 }
 
 /// Whether pods of an old template are still being replaced.
@@ -138,12 +167,14 @@ pub fn programmed(held: &[&Target]) -> (Verdict, bool) {
     let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
     let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
     let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(3).cloned().collect();
-    let verdict = if ready == 0 {
+    let verdict = if held.is_empty() {
+        Verdict::new(PROGRAMMED, true, "NoTargets", "no workload is named, so there is nothing to publish")
+    } else if ready == 0 {
         Verdict::new(PROGRAMMED, true, "NoPods", "published; there is no ready pod to run it")
     } else if in_sync == ready {
         Verdict::new(PROGRAMMED, true, "Programmed", format!("live in {in_sync} of {ready} pods"))
     } else {
-        let message = format!("live in {in_sync} of {ready} pods; {}; the push is repeated", lagging.join("; "));
+        let message = format!("live in {in_sync} of {ready} pods; {}", lagging.join("; "));
         Verdict::new(PROGRAMMED, false, "PartiallyProgrammed", message)
     };
     (verdict, false)

@@ -117,8 +117,20 @@ impl Tokens {
             },
         });
         let api: Api<Secret> = Api::namespaced(clients.act.clone(), &workload.namespace);
-        // Not forced: a Secret of this name that belongs to somebody else is a conflict, not ours to overwrite.
-        call(api.patch(&name, &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&secret))).await.map(drop)
+        let data = secret["data"].clone();
+        let unreadable = |error: serde_json::Error| ApiError::Kube(kube::Error::SerdeError(error));
+        let secret: Secret = serde_json::from_value(secret).map_err(unreadable)?;
+        match call(api.create(&PostParams::default(), &secret)).await {
+            Err(error) if error.is_conflict() => {}
+            result => return result.map(drop),
+        }
+        // It exists. It may not be read, but it may be asked to change only if this very workload owns it.
+        let fenced = json!([
+            { "op": "test", "path": "/metadata/ownerReferences/0/uid", "value": uid },
+            { "op": "replace", "path": "/data", "value": data },
+        ]);
+        let patch: json_patch::Patch = serde_json::from_value(fenced).map_err(unreadable)?;
+        call(api.patch(&name, &PatchParams::default(), &Patch::Json::<()>(patch))).await.map(drop)
     }
 }
 

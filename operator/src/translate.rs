@@ -158,9 +158,9 @@ fn retry(spec: &api::Retry) -> RetrySettings {
         factor: spec.back_off.factor,
         max_interval_ms: spec.back_off.max_interval.millis(),
         jitter_percent: count(spec.back_off.jitter_percent),
-        retry_on: spec.retry_on.iter().map(retry_on).collect(),
+        retry_on: spec.retry_on.iter().copied().map(retry_on).collect(),
         http_status_codes: spec.http_status_codes.iter().copied().map(status_code).collect(),
-        methods: spec.methods.iter().map(method).map(str::to_owned).collect::<BTreeSet<_>>(),
+        methods: spec.methods.iter().copied().map(method).map(str::to_owned).collect::<BTreeSet<_>>(),
         budget: spec.budget.as_ref().map(|budget| RetryBudgetSettings {
             percent: count(budget.percent),
             interval_ms: budget.interval.millis(),
@@ -169,7 +169,7 @@ fn retry(spec: &api::Retry) -> RetrySettings {
     }
 }
 
-const fn retry_on(spec: &api::RetryOn) -> RetryOn {
+const fn retry_on(spec: api::RetryOn) -> RetryOn {
     match spec {
         api::RetryOn::Timeout => RetryOn::Timeout,
         api::RetryOn::ConnectFailure => RetryOn::ConnectFailure,
@@ -180,7 +180,7 @@ const fn retry_on(spec: &api::RetryOn) -> RetryOn {
     }
 }
 
-const fn method(spec: &api::Method) -> &'static str {
+const fn method(spec: api::Method) -> &'static str {
     match spec {
         api::Method::Get => "GET",
         api::Method::Head => "HEAD",

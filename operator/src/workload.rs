@@ -5,18 +5,17 @@
 
 use crate::{
     board::{Problem, Published},
-    caches::{FlagSet, Policy, is_ready},
+    caches::{FlagSet, Policy},
     error::ReconcileError,
-    metrics::{PassLabels, WorkloadLabels},
+    metrics::PassLabels,
     publisher::{self, PublishError},
     pusher,
     shard::Shard,
-    translate,
+    target, translate,
 };
 use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, config_map_name};
 use crds::{ResiliencePolicy, resilience_policy::Mode};
 use engine::{
-    ack,
     claim::{Claimant, winner},
     compile::{self, Compiled, FlagSetInput, Input, PolicyInput},
     publish::{self, Publication},
@@ -27,7 +26,7 @@ use kube::{
     Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -39,6 +38,8 @@ struct Gathered {
     policies: Vec<Arc<Policy>>,
     flag_sets: Vec<Arc<FlagSet>>,
     live: publish::Published,
+    /// The last sound document; it outlives a ConfigMap that somebody damages or deletes.
+    last_good: Option<RuntimeConfig>,
 }
 
 /// One pass.
@@ -63,10 +64,12 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
     let shared = &shard.shared;
     let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
     let map = shard.caches.config_maps.get(&map_ref);
+    let live = publisher::read(map.as_deref(), &id);
     let gathered = Gathered {
         policies: shard.caches.policies_for(&id.namespace, &id.name),
         flag_sets: shard.caches.flag_sets_for(&id.namespace, &id.name),
-        live: publisher::read(map.as_deref(), &id),
+        last_good: last_good(shard, &id, &uid, &live),
+        live,
     };
     let winner = effective_policy(shard, &id, &gathered);
     let sets = effective_flag_sets(shard, &id, &gathered);
@@ -77,19 +80,11 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
         return Ok(Action::await_change());
     }
 
-    let live = match &gathered.live {
-        publish::Published::Document(document) => Some(document.as_ref()),
-        _ => None,
-    };
-    let compiled = match compile::compile(winner, sets, live) {
+    let compiled = match compile::compile(winner, &sets, gathered.last_good.as_ref()) {
         Ok(compiled) => compiled,
         Err(error) => {
             warn!(workload = %id, %error, "nothing can be published");
-            note_problem(
-                shard,
-                &id,
-                Some(Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true }),
-            );
+            note_problem(shard, &id, Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true });
             return Ok(Action::await_change());
         }
     };
@@ -98,12 +93,8 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
     let now = Timestamp::now().as_millisecond();
     match publish::decide(&gathered.live, wanted, &defaults, last_known(shard, &id, &gathered), now) {
         Publication::None => {}
-        publication if shared.args.dry_run => {
-            let would = matches!(publication, Publication::Write { .. }).then(|| compiled.content_hash.clone());
-            shard.board.lock().entry(id.clone()).or_default().would_publish = would;
-            shard.touch_status(&id.namespace, &id.name);
-            return Ok(Action::await_change());
-        }
+        // What would be published is said by each policy for itself.
+        _ if shared.args.dry_run => return Ok(Action::await_change()),
         Publication::InSync { revision } => {
             if let Some(bytes) = map.as_ref().and_then(|map| map.data.as_ref()?.get(contract::CONFIG_KEY)) {
                 adopt(shard, &id, revision, &compiled, bytes.clone().into_bytes());
@@ -124,7 +115,7 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
                     note_problem(
                         shard,
                         &id,
-                        Some(Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true }),
+                        Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true },
                     );
                     return Ok(Action::requeue(Duration::from_secs(30)));
                 }
@@ -134,7 +125,7 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
                         note_problem(
                             shard,
                             &id,
-                            Some(Problem { reason: "PublishFailed", message: error.to_string(), stalled: false }),
+                            Problem { reason: "PublishFailed", message: error.to_string(), stalled: false },
                         );
                     }
                     return Err(error.into());
@@ -145,6 +136,22 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
     pusher::ensure_token(shard, &id, &uid).await;
     pusher::push_to_all(shard, &id);
     Ok(Action::await_change())
+}
+
+/// What this process published or found last; else what the ConfigMap holds. This process is the only writer, so its own
+/// memory is never older than the ConfigMap, and an edit by hand does not reach it.
+fn last_good(shard: &Shard, id: &WorkloadId, uid: &str, live: &publish::Published) -> Option<RuntimeConfig> {
+    let found = match live {
+        publish::Published::Document(document) => Some(document.as_ref()),
+        publish::Published::Nothing | publish::Published::Damaged => None,
+    };
+    let remembered = shard.board.read(id, |workload| workload.published.clone().filter(|_| workload.uid == uid));
+    match remembered.flatten() {
+        Some(published) if found.is_none_or(|found| found.content_hash != published.content_hash) => {
+            RuntimeConfig::parse(&published.bytes).ok().map(|(document, _)| document)
+        }
+        _ => found.cloned(),
+    }
 }
 
 /// The policy that the workload runs by, and what it contributes.
@@ -158,7 +165,7 @@ fn effective_policy(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Opti
         candidates.push((claimant(policy), source(policy), settings));
     }
     // A policy that cannot be read any more still holds what it held: what is live from it stays.
-    if let publish::Published::Document(live) = &gathered.live {
+    if let Some(live) = &gathered.last_good {
         for source in &live.policy.sources {
             let held = shard.caches.policies.get(&ObjectRef::new(&source.name).within(&id.namespace));
             if let Some(guard) =
@@ -188,7 +195,7 @@ fn effective_flag_sets(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> V
             settings,
         });
     }
-    if let publish::Published::Document(live) = &gathered.live {
+    if let Some(live) = &gathered.last_good {
         for source in &live.flags.sources {
             let held = shard.caches.flag_sets.get(&ObjectRef::new(&source.name).within(&id.namespace));
             if let Some(guard) =
@@ -250,31 +257,22 @@ fn last_known(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<i64
 /// Keeps the board's pods and settings up to date with the cluster.
 fn observe(shard: &Shard, deployment: &Deployment, id: &WorkloadId, uid: &str, gathered: &Gathered) {
     let pods = shard.caches.pods_of(deployment);
-    let ready: BTreeMap<_, _> = pods.iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
-    let specs: Vec<_> =
-        gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).map(|policy| &policy.spec).collect();
-    let intervals = specs.iter().flat_map(|spec| &spec.health_checks).map(|check| Duration::from(check.interval));
+    // The policy that the workload runs by says how its health is judged; a rehearsal only where there is none.
+    let readable: Vec<_> = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).collect();
+    let claimants: Vec<_> = readable.iter().map(|policy| claimant(policy)).collect();
+    let winner = winner(&claimants).and_then(|name| readable.iter().find(|policy| policy.name_any() == name));
+    let judge = winner.or_else(|| readable.iter().min_by_key(|policy| (created_at(**policy), policy.name_any())));
+    let intervals =
+        judge.iter().flat_map(|policy| &policy.spec.health_checks).map(|check| Duration::from(check.interval));
     let named = !gathered.policies.is_empty() || !gathered.flag_sets.is_empty();
-    let mut board = shard.board.lock();
-    let workload = board.entry(id.clone()).or_default();
-    workload.keep(uid, pods.iter().map(|pod| (pod.uid().unwrap_or_default(), pod.name_any())));
-    workload.probe_every = named.then(|| intervals.min().unwrap_or(DEFAULT_PROBE));
-    workload.thresholds = specs.iter().flat_map(|spec| translate::thresholds(spec)).collect();
-    let Some(published) = &workload.published else { return };
-    let views: Vec<_> =
-        workload.pods.iter().map(|(uid, pod)| pod.view(ready.get(uid).copied().unwrap_or(false))).collect();
-    let count = ack::count(&views, &published.content_hash);
-    let labels = WorkloadLabels { namespace: id.namespace.clone(), workload: id.name.clone() };
-    let set = |gauge: &prometheus_client::metrics::family::Family<
-        WorkloadLabels,
-        prometheus_client::metrics::gauge::Gauge,
-    >,
-               value: usize| {
-        gauge.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-    };
-    set(&shard.shared.metrics.pods, count.ready);
-    set(&shard.shared.metrics.pods_in_sync, count.in_sync);
-    set(&shard.shared.metrics.pods_unreachable, count.unreachable);
+    {
+        let mut board = shard.board.lock();
+        let workload = board.entry(id.clone()).or_default();
+        workload.keep(uid, pods.iter().map(|pod| (pod.uid().unwrap_or_default(), pod.name_any())));
+        workload.probe_every = named.then(|| intervals.min().unwrap_or(DEFAULT_PROBE));
+        workload.thresholds = judge.map(|policy| translate::thresholds(&policy.spec)).unwrap_or_default();
+    }
+    target::gauge(shard, id);
 }
 
 /// Notes what is published now.
@@ -282,7 +280,8 @@ fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, byt
     let changed = {
         let mut board = shard.board.lock();
         let workload = board.entry(id.clone()).or_default();
-        let had_problem = workload.problem.take().is_some();
+        let had_problem = workload.problem.take().is_some() || workload.left_out != compiled.left_out;
+        workload.left_out.clone_from(&compiled.left_out);
         let same = workload.published.as_ref().is_some_and(|old| old.revision == revision);
         if !same {
             let content_hash = compiled.content_hash.clone();
@@ -298,11 +297,13 @@ fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, byt
     }
 }
 
-fn note_problem(shard: &Shard, id: &WorkloadId, problem: Option<Problem>) {
+fn note_problem(shard: &Shard, id: &WorkloadId, problem: Problem) {
     let changed = {
         let mut board = shard.board.lock();
         let workload = board.entry(id.clone()).or_default();
-        std::mem::replace(&mut workload.problem, problem.clone()) != problem
+        let known = workload.problem.as_ref() == Some(&problem);
+        workload.problem = Some(problem);
+        !known
     };
     if changed {
         shard.touch_status(&id.namespace, &id.name);
@@ -317,18 +318,13 @@ pub fn short(hash: &str) -> &str {
 /// The hash that a policy alone, with the flag sets of the workload, would have published.
 pub fn preview(shard: &Shard, id: &WorkloadId, policy: &ResiliencePolicy) -> Option<String> {
     let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
-    let gathered = Gathered {
-        policies: Vec::new(),
-        flag_sets: shard.caches.flag_sets_for(&id.namespace, &id.name),
-        live: publisher::read(shard.caches.config_maps.get(&map_ref).as_deref(), id),
-    };
+    let live = publisher::read(shard.caches.config_maps.get(&map_ref).as_deref(), id);
+    let uid = shard.board.read(id, |workload| workload.uid.clone()).unwrap_or_default();
+    let last_good = last_good(shard, id, &uid, &live);
+    let flag_sets = shard.caches.flag_sets_for(&id.namespace, &id.name);
+    let gathered = Gathered { policies: Vec::new(), flag_sets, live, last_good };
     let settings = translate::policy(&policy.spec).ok()?;
     let input = PolicyInput { source: source(policy), settings: Input::Valid(settings) };
-    let live = match &gathered.live {
-        publish::Published::Document(document) => Some(document.as_ref()),
-        _ => None,
-    };
-    compile::compile(Some(input), effective_flag_sets(shard, id, &gathered), live)
-        .ok()
-        .map(|compiled| compiled.content_hash)
+    let sets = effective_flag_sets(shard, id, &gathered);
+    compile::compile(Some(input), &sets, gathered.last_good.as_ref()).ok().map(|compiled| compiled.content_hash)
 }

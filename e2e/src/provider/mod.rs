@@ -73,6 +73,11 @@ pub trait ClusterProvider: Send + Sync {
     /// Joins a node that was cut off.
     async fn join_node(&self, node: u32) -> Result<(), ProviderError>;
 
+    /// The log of every write to the API server, if the provider keeps one.
+    fn audit_log(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// The kubeconfig to use; `None` means the user's own.
     fn kubeconfig(&self) -> Option<PathBuf>;
 }

@@ -13,6 +13,8 @@ pub struct PodView {
     pub applied: Option<Applied>,
     /// Why its admin port does not answer, if it does not.
     pub unreachable: Option<String>,
+    /// Why it refused what was last pushed, if it did.
+    pub refused: Option<String>,
 }
 
 /// Count over the pods of one workload.
@@ -68,9 +70,9 @@ fn lag(pod: &PodView, content_hash: &str) -> Option<String> {
             Some(hash) => format!("still runs {hash}"),
             None => "still runs its built-in defaults".to_owned(),
         };
-        return Some(match &pod.unreachable {
-            Some(why) => format!("{runs}; {why}"),
-            None => runs,
+        return Some(match pod.unreachable.as_ref().or(pod.refused.as_ref()) {
+            Some(why) => format!("{runs}; {why}; the push is repeated"),
+            None => format!("{runs}; the push is repeated"),
         });
     }
     if !applied.unsupported.is_empty() {
@@ -92,7 +94,7 @@ mod tests {
 
     fn pod(ready: bool, hash: Option<&str>) -> PodView {
         let applied = hash.map(|hash| Applied { content_hash: hash.into(), ..Applied::default() });
-        PodView { name: "p".into(), ready, applied, unreachable: None }
+        PodView { name: "p".into(), ready, applied, unreachable: None, refused: None }
     }
 
     #[rstest::rstest]

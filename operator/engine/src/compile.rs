@@ -46,6 +46,8 @@ pub struct Compiled {
     pub flags: Section<FlagsSettings>,
     /// Hash of what both mean.
     pub content_hash: String,
+    /// Flag sets that do not fit beside the others: only what was live from them is here.
+    pub left_out: Vec<String>,
 }
 
 /// Why nothing could be compiled.
@@ -62,9 +64,12 @@ pub enum CompileError {
 }
 
 /// Compiles. `live` is the document that is published now; it supplies what an invalid or suspended resource last gave.
+///
+/// When everything together is too much, the youngest flag sets stay as they are live, and policy and older sets go on:
+/// nobody's flags may block somebody else's policy or kill switch.
 pub fn compile(
     policy: Option<PolicyInput>,
-    flag_sets: Vec<FlagSetInput>,
+    flag_sets: &[FlagSetInput],
     live: Option<&RuntimeConfig>,
 ) -> Result<Compiled, CompileError> {
     let policy = match policy {
@@ -72,9 +77,20 @@ pub fn compile(
         Some(PolicyInput { source, settings: Input::Valid(settings) }) => Section { sources: vec![source], settings },
         Some(PolicyInput { settings: Input::KeepLive, .. }) => live.map(|live| live.policy.clone()).unwrap_or_default(),
     };
+    match put_together(&policy, flag_sets.to_vec(), live) {
+        Err(CompileError::TooLarge(_)) => fit(&policy, flag_sets, live),
+        result => result,
+    }
+}
+
+fn put_together(
+    policy: &Section<PolicySettings>,
+    flag_sets: Vec<FlagSetInput>,
+    live: Option<&RuntimeConfig>,
+) -> Result<Compiled, CompileError> {
     let flags = merge_flags(flag_sets, live.map(|live| &live.flags));
     let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
-    let compiled = Compiled { policy, flags, content_hash };
+    let compiled = Compiled { policy: policy.clone(), flags, content_hash, left_out: Vec::new() };
     // The size is judged on a whole document, at the longest spelling of a revision.
     match compiled
         .document(contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) }, i64::MIN)
@@ -84,6 +100,31 @@ pub fn compile(
         Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
         Err(other) => Err(CompileError::Unwritable(other.to_string())),
     }
+}
+
+/// Starts from what is live, and takes in set after set, the oldest first, as long as everything fits.
+fn fit(
+    policy: &Section<PolicySettings>,
+    wanted: &[FlagSetInput],
+    live: Option<&RuntimeConfig>,
+) -> Result<Compiled, CompileError> {
+    let mut sets: Vec<_> = wanted.iter().map(|set| FlagSetInput { settings: Input::KeepLive, ..set.clone() }).collect();
+    let mut compiled = put_together(policy, sets.clone(), live)?;
+    let mut by_age: Vec<_> = (0..sets.len()).collect();
+    by_age.sort_by_key(|index| (wanted[*index].created_at, &wanted[*index].source.name));
+    let mut left_out = Vec::new();
+    for index in by_age {
+        sets[index].settings = wanted[index].settings.clone();
+        match put_together(policy, sets.clone(), live) {
+            Ok(larger) => compiled = larger,
+            Err(CompileError::TooLarge(_)) => {
+                sets[index].settings = Input::KeepLive;
+                left_out.push(wanted[index].source.name.clone());
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(Compiled { left_out, ..compiled })
 }
 
 impl Compiled {
@@ -184,16 +225,16 @@ mod tests {
 
     #[test]
     fn no_policy_means_the_defaults() {
-        let compiled = compile(None, vec![], None).unwrap();
+        let compiled = compile(None, &[], None).unwrap();
         assert_eq!(compiled.policy.settings, PolicySettings::default());
         assert!(compiled.policy.sources.is_empty());
     }
 
     #[test]
     fn an_invalid_policy_keeps_what_is_live_and_does_not_hold_flags_back() {
-        let before = live(&compile(valid(policy(5_000)), vec![set("f", 0, 1, &[("a", true)])], None).unwrap());
+        let before = live(&compile(valid(policy(5_000)), &[set("f", 0, 1, &[("a", true)])], None).unwrap());
         let broken = PolicyInput { source: source("p"), settings: Input::KeepLive };
-        let after = compile(Some(broken), vec![set("f", 0, 1, &[("a", false)])], Some(&before)).unwrap();
+        let after = compile(Some(broken), &[set("f", 0, 1, &[("a", false)])], Some(&before)).unwrap();
         assert_eq!(after.policy, before.policy);
         assert_eq!(after.flags.settings.flags["a"], flag(false));
         assert_ne!(after.content_hash, before.content_hash);
@@ -201,11 +242,10 @@ mod tests {
 
     #[test]
     fn an_invalid_flag_set_keeps_its_own_flags_only() {
-        let first =
-            compile(valid(policy(1)), vec![set("f", 0, 1, &[("a", true)]), set("g", 0, 2, &[("b", true)])], None);
+        let first = compile(valid(policy(1)), &[set("f", 0, 1, &[("a", true)]), set("g", 0, 2, &[("b", true)])], None);
         let before = live(&first.unwrap());
         let broken = FlagSetInput { settings: Input::KeepLive, ..set("f", 0, 1, &[]) };
-        let after = compile(valid(policy(1)), vec![broken, set("g", 0, 2, &[("b", false)])], Some(&before)).unwrap();
+        let after = compile(valid(policy(1)), &[broken, set("g", 0, 2, &[("b", false)])], Some(&before)).unwrap();
         assert_eq!(after.flags.settings.flags, BTreeMap::from([("a".into(), flag(true)), ("b".into(), flag(false))]));
         assert_eq!(after.flags.sources[0].keys, ["a"], "it must still be known whose flag it is");
     }
@@ -216,28 +256,52 @@ mod tests {
     #[case::name(set("y", 0, 1, &[("a", false)]), set("x", 0, 1, &[("a", true)]), true)]
     fn one_set_wins_a_key(#[case] one: FlagSetInput, #[case] other: FlagSetInput, #[case] expected: bool) {
         for sets in [vec![one.clone(), other.clone()], vec![other.clone(), one.clone()]] {
-            let compiled = compile(None, sets, None).unwrap();
+            let compiled = compile(None, &sets, None).unwrap();
             assert_eq!(compiled.flags.settings.flags["a"], flag(expected));
         }
     }
 
+    fn big(name: &str, created: i64, bytes: usize) -> FlagSetInput {
+        let mut big = flag(true);
+        big.variants.insert("v".into(), json!("x".repeat(bytes)));
+        let flags = FlagsSettings { flags: BTreeMap::from([(name.into(), big)]), ..Default::default() };
+        FlagSetInput { settings: Input::Valid(flags), ..set(name, 0, created, &[]) }
+    }
+
     #[test]
-    fn too_much_is_refused() {
-        let mut huge = flag(true);
-        huge.variants.insert("v".into(), json!("x".repeat(MAX_CONFIG_BYTES)));
-        let mut input = set("f", 0, 1, &[]);
-        input.settings =
-            Input::Valid(FlagsSettings { flags: BTreeMap::from([("a".into(), huge)]), ..Default::default() });
-        assert!(matches!(compile(None, vec![input], None), Err(CompileError::TooLarge(_))));
+    fn what_does_not_fit_is_left_out_and_holds_nobody_up() {
+        let sets = |a: bool| {
+            vec![
+                big("young", 3, MAX_CONFIG_BYTES / 2),
+                set("f", 0, 4, &[("a", a)]),
+                big("old", 2, MAX_CONFIG_BYTES / 2),
+            ]
+        };
+        let first = compile(valid(policy(1)), &sets(true), None).unwrap();
+        assert_eq!(first.left_out, ["young"]);
+        assert_eq!(first.flags.settings.flags.keys().collect::<Vec<_>>(), ["a", "old"]);
+        let second = compile(valid(policy(2)), &sets(false), Some(&live(&first))).unwrap();
+        assert_eq!((second.policy.settings, second.flags.settings.flags["a"].clone()), (policy(2), flag(false)));
+    }
+
+    #[test]
+    fn a_set_that_grows_too_large_keeps_what_was_live() {
+        let before = live(&compile(valid(policy(1)), &[set("f", 0, 1, &[("a", true)])], None).unwrap());
+        let grown = FlagSetInput { source: source("f"), ..big("a", 1, MAX_CONFIG_BYTES) };
+        let after = compile(valid(policy(1)), &[grown], Some(&before)).unwrap();
+        assert_eq!(
+            (after.left_out.as_slice(), &after.flags.settings),
+            (["f".to_owned()].as_slice(), &before.flags.settings)
+        );
     }
 
     proptest! {
         #[test]
         fn the_hash_changes_exactly_when_the_meaning_does(a in 1u64..4, b in 1u64..4, x in any::<bool>(), y in any::<bool>(), generation in 1i64..9) {
-            let one = compile(valid(policy(a)), vec![set("f", 0, 1, &[("k", x)])], None).unwrap();
+            let one = compile(valid(policy(a)), &[set("f", 0, 1, &[("k", x)])], None).unwrap();
             let mut other_policy = valid(policy(b)).unwrap();
             other_policy.source.generation = generation;
-            let other = compile(Some(other_policy), vec![set("f", 0, 1, &[("k", y)])], None).unwrap();
+            let other = compile(Some(other_policy), &[set("f", 0, 1, &[("k", y)])], None).unwrap();
             prop_assert_eq!(one.content_hash == other.content_hash, a == b && x == y);
         }
     }

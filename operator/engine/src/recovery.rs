@@ -65,8 +65,11 @@ pub fn decide(
     }
 
     // What is pending is carried out: the new ones, and those whose carrying out nobody can vouch for.
-    decision.act =
-        decision.history.in_flight.iter().filter(|r| r.outcome == Outcome::Pending && !r.dry_run).cloned().collect();
+    // Not while the policy is suspended or runs dry, though: then what is pending waits, and fails when its time is over.
+    if !settings.suspended && !settings.dry_run {
+        let pending = |record: &&Record| record.outcome == Outcome::Pending && !record.dry_run;
+        decision.act = decision.history.in_flight.iter().filter(pending).cloned().collect();
+    }
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;

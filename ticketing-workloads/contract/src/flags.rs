@@ -86,6 +86,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Stands for an override without an end.
+    const FOR_EVER: i64 = i64::MAX;
+
     fn flag(over: Option<FlagOverride>, state: FlagState) -> FlagSettings {
         FlagSettings {
             state,
@@ -99,12 +102,16 @@ mod tests {
     #[rstest::rstest]
     #[case::spec(None, FlagState::Enabled, Some(json!(true)))]
     #[case::disabled(None, FlagState::Disabled, None)]
-    #[case::override_in_force(Some(Some(1_001)), FlagState::Enabled, Some(json!(false)))]
-    #[case::override_without_end(Some(None), FlagState::Enabled, Some(json!(false)))]
-    #[case::override_is_over(Some(Some(1_000)), FlagState::Enabled, Some(json!(true)))]
-    #[case::override_beats_disabled(Some(None), FlagState::Disabled, Some(json!(false)))]
-    fn precedence(#[case] until: Option<Option<i64>>, #[case] state: FlagState, #[case] expected: Option<Value>) {
-        let over = until.map(|until_ms| FlagOverride { variant: "off".into(), until_ms, reason: String::new() });
+    #[case::override_in_force(Some(1_001), FlagState::Enabled, Some(json!(false)))]
+    #[case::override_without_end(Some(FOR_EVER), FlagState::Enabled, Some(json!(false)))]
+    #[case::override_is_over(Some(1_000), FlagState::Enabled, Some(json!(true)))]
+    #[case::override_beats_disabled(Some(FOR_EVER), FlagState::Disabled, Some(json!(false)))]
+    fn precedence(#[case] until: Option<i64>, #[case] state: FlagState, #[case] expected: Option<Value>) {
+        let over = until.map(|until| (until != FOR_EVER).then_some(until)).map(|until_ms| FlagOverride {
+            variant: "off".into(),
+            until_ms,
+            reason: String::new(),
+        });
         assert_eq!(flag(over, state).value(1_000), expected.as_ref());
     }
 }

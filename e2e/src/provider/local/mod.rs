@@ -179,6 +179,10 @@ impl ClusterProvider for LocalCluster {
         Ok(self.set_cut(node, false).await?)
     }
 
+    fn audit_log(&self) -> Option<PathBuf> {
+        Some(self.dir.join("log/audit.log"))
+    }
+
     fn kubeconfig(&self) -> Option<PathBuf> {
         Some(self.kubeconfig_file())
     }

@@ -93,6 +93,22 @@ fn an_intent_that_nobody_can_vouch_for_is_carried_out_again_under_its_id() {
 }
 
 #[test]
+fn a_pending_intent_is_not_carried_out_once_the_policy_is_suspended_or_runs_dry() {
+    let broken = observed(vec![check(POD, false, 0)]);
+    let pending = run(&settings(), &broken, &History::default(), 1).history;
+    for change in [|s: &mut Settings| s.suspended = true, |s: &mut Settings| s.dry_run = true] {
+        let mut settings = settings();
+        change(&mut settings);
+        assert!(run(&settings, &broken, &pending, 2).act.is_empty());
+        assert_eq!(
+            run(&settings, &broken, &pending, 16).finished[0].outcome,
+            Outcome::Failed,
+            "nothing pends for ever"
+        );
+    }
+}
+
+#[test]
 fn a_rung_that_does_not_help_leads_to_the_next_and_then_to_giving_up() {
     let settings = settings();
     let broken = observed(vec![check(POD, false, 0)]);

@@ -1,0 +1,92 @@
+# Every task that a person runs. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PROVIDER ?= local
+# One node is enough to look around; the tests cut a second one off.
+NODES ?=
+export PROVIDER
+
+E2E := cargo run --quiet --package e2e --bin ticketwave-e2e --
+# A shell with Rust on its PATH, also right after rustup was installed.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help
+help: ## List the tasks
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: prerequisites ## Show the whole loop on a real cluster, with what is missing installed first
+	$(E2E) demo --nodes $(or $(NODES),1)
+
+.PHONY: demo-down
+demo-down: cluster-down ## Remove what the demo left running
+
+.PHONY: check
+check: prerequisites ## The inner loop: format, lints, unit and property tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo test --workspace --lib --bins --test generated
+
+.PHONY: test
+test: check ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
+	$(E2E) packages
+	cargo test --package resilience --package ticketing-services --tests
+	cargo test --package e2e --lib -- --include-ignored
+	cargo test --package e2e --test controllers
+	$(MAKE) e2e NODES=$(or $(NODES),2)
+
+.PHONY: e2e
+e2e: prerequisites ## The scenarios on a real cluster: PROVIDER=local|existing NODES=1..3
+	$(E2E) cluster down
+	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --package e2e --test scenarios -- --test-threads=1 --nocapture
+
+.PHONY: bench
+bench: prerequisites ## How long a change of a policy takes to reach 20 pods, beside the mount alone
+	cargo build --quiet --package e2e
+	$(E2E) bench
+
+.PHONY: cluster-up
+cluster-up: prerequisites ## Bring up a real Kubernetes without Docker: NODES=1..3
+	$(E2E) cluster up --nodes $(or $(NODES),1)
+
+.PHONY: cluster-down
+cluster-down: prerequisites ## Take it down; nothing is left behind
+	$(E2E) cluster down
+
+.PHONY: cluster-status
+cluster-status: prerequisites ## Show the cluster, and where its logs and its kubeconfig are
+	$(E2E) cluster status
+
+.PHONY: dev
+dev: prerequisites ## Run the operator from the working tree against the running cluster
+	KUBECONFIG=$$($(E2E) cluster kubeconfig) && export KUBECONFIG && \
+	kubectl=$$($(E2E) tool-path kubectl) && \
+	"$$kubectl" apply --server-side --force-conflicts -f crds/yaml && \
+	if "$$kubectl" get -n resilience-system deployment/resilience-operator >/dev/null 2>&1; then \
+	  echo "scaling the installed operator to 0, so that this one leads" >&2; \
+	  "$$kubectl" scale -n resilience-system deployment/resilience-operator --replicas=0; \
+	else "$$kubectl" create namespace resilience-system --dry-run=client -o yaml | "$$kubectl" apply -f -; fi && \
+	cargo run --package resilience-operator -- --listen 127.0.0.1:8080 --identity dev
+
+.PHONY: images
+images: prerequisites ## Build the images without Docker, and load them into the cluster if it is up
+	$(E2E) images
+
+.PHONY: generate
+generate: ## Write crds/yaml and the chart's copy from the Rust types
+	cargo run --quiet --package crds --bin crdgen
+
+.PHONY: audit
+audit: ## Licences, advisories and bans (installs cargo-deny; needs a public network)
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check
+
+# What is missing is installed, and said.
+.PHONY: prerequisites
+prerequisites:
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs, then run make again" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "installing gcc, which Rust links with" >&2; \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; \
+	  else echo "not root: run  sudo apt-get install gcc libc6-dev" >&2; exit 1; fi; }

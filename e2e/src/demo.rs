@@ -1,0 +1,213 @@
+//! The demo: the whole loop on a real cluster, told as a timeline while it happens.
+
+use crate::{
+    progress::Progress,
+    provider::ProviderKind,
+    sabotage::StoppedBackends,
+    stage::{Images, SYSTEM, Stage, StageError, TICKETING, is_true},
+    traffic::Traffic,
+};
+use crds::{ResiliencePolicy, condition::types::PROGRAMMED, status::ActionOutcome};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+/// Pods of the booking service.
+const REPLICAS: u32 = 3;
+/// Each buyer books this often.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Bookings that a healthy start must show before anything is broken.
+const WARM_UP: u64 = 40;
+
+/// The lines of the story, each with the time since its beginning.
+struct Timeline {
+    start: Instant,
+    colour: bool,
+}
+
+impl Timeline {
+    fn begin() -> Self {
+        Self { start: Instant::now(), colour: std::io::stdout().is_terminal() }
+    }
+
+    fn tell(&self, tone: Tone, what: &str, text: &str) {
+        let time = self.start.elapsed().as_secs_f64();
+        let (on, off) = match (self.colour, tone) {
+            (false, _) | (true, Tone::Plain) => ("", ""),
+            (true, Tone::Good) => ("\x1b[32m", "\x1b[0m"),
+            (true, Tone::Bad) => ("\x1b[31m", "\x1b[0m"),
+        };
+        println!("{time:>7.2} s  {on}{what:<11}{off} {text}");
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Tone {
+    Plain,
+    Good,
+    Bad,
+}
+
+/// Shows it. An error means that something did not happen.
+pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), StageError> {
+    let images = Images::build(progress).await?;
+    let stage = Stage::open(kind, name, nodes, progress).await?;
+    stage.install_operator(&images, &[]).await?;
+    stage.install_ticketing(&images, REPLICAS).await?;
+    // From an earlier run: the story begins with nothing programmed.
+    stage.delete_resources().await?;
+    println!();
+    let story = story(&stage).await;
+    println!();
+    if story.is_ok() {
+        farewell(&stage);
+    } else {
+        eprintln!("The operator's log:  kubectl logs -n {SYSTEM} deployment/resilience-operator");
+        eprintln!("The policy's story:  kubectl describe rpol booking -n {TICKETING}");
+    }
+    story
+}
+
+async fn story(stage: &Stage) -> Result<(), StageError> {
+    let time = Timeline::begin();
+    let traffic = Traffic::start(stage, PAUSE).await?;
+
+    let applied = Instant::now();
+    stage.apply_file("crds/samples/quickstart.yaml").await?;
+    stage.apply_file("crds/samples/flags.yaml").await?;
+    time.tell(Tone::Plain, "applied", "ResiliencePolicy booking and FeatureFlag ticketing (crds/samples)");
+    let programmed = stage
+        .policy_until("booking", Duration::from_secs(120), "the policy live in every pod", |policy| {
+            is_true(policy, PROGRAMMED) && ratio(policy) == format!("{REPLICAS}/{REPLICAS}")
+        })
+        .await?;
+    let hash =
+        programmed.status.iter().flat_map(|s| &s.targets).find_map(|t| t.content_hash.clone()).unwrap_or_default();
+    let text = format!(
+        "{} live in {} pods, {} ms after the apply",
+        hash.get(..6).unwrap_or_default(),
+        ratio(&programmed),
+        applied.elapsed().as_millis()
+    );
+    time.tell(Tone::Good, "programmed", &text);
+
+    wait_for_bookings(&traffic, WARM_UP).await?;
+    tell_bookings(&time, &traffic, "so far");
+
+    let victim = traffic.by_pod.first().map(|(name, _)| name.clone()).unwrap_or_default();
+    let stopped = StoppedBackends::of(stage, &victim).await?;
+    let broken_at = Instant::now();
+    let before = traffic.count.now();
+    let text = format!(
+        "{victim}: the {} processes that serve its database connections are stopped (SIGSTOP); new connections would work",
+        stopped.pids.len()
+    );
+    time.tell(Tone::Bad, "broken", &text);
+    let healed = follow_recovery(stage, &time, &victim, broken_at).await;
+    // Whatever came of it, the database is left as it was found.
+    stopped.resume(stage).await?;
+    healed?;
+
+    let after = traffic.count.now();
+    let text = format!("{} succeeded, {} failed between the break and now", after.0 - before.0, after.1 - before.1);
+    time.tell(Tone::Plain, "bookings", &text);
+    let own = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
+    let again = |now: u64| now >= own + 5;
+    crate::stage::until(Duration::from_secs(30), "the healed pod taking bookings again", || async {
+        let now = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
+        Ok(if again(now) { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
+    })
+    .await?;
+    time.tell(Tone::Good, "done", &format!("{victim} takes bookings again; it was never restarted"));
+    Ok(())
+}
+
+/// Tells detection, action and verification as the policy's status shows them.
+async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at: Instant) -> Result<(), StageError> {
+    let limit = Duration::from_secs(90);
+    let since = |at: Instant| format!("{:.1} s after the break", at.elapsed().as_secs_f64());
+    let found = stage
+        .policy_until("booking", limit, "the check database failing in the broken pod", |policy| {
+            let findings = policy.status.iter().flat_map(|status| &status.checks);
+            findings
+                .into_iter()
+                .any(|finding| finding.name == "database" && finding.pods.iter().any(|pod| pod == victim))
+        })
+        .await?;
+    let message = found.status.iter().flat_map(|s| &s.checks).find(|f| f.name == "database").map(|f| f.message.clone());
+    time.tell(
+        Tone::Bad,
+        "detected",
+        &format!("{victim}: database: {}, {}", message.unwrap_or_default(), since(broken_at)),
+    );
+
+    let acting = stage
+        .policy_until("booking", limit, "an action for the broken pod", |policy| record(policy, victim).is_some())
+        .await?;
+    if let Some(record) = record(&acting, victim) {
+        let id = record.id.get(..4).unwrap_or_default();
+        let text = format!("{victim}: {:?} (step {} of {}, intent {id})", record.action, record.step, record.steps);
+        time.tell(Tone::Plain, "action", &text);
+    }
+
+    let over = stage
+        .policy_until("booking", limit, "the outcome of the action", |policy| {
+            record(policy, victim).is_some_and(|record| record.finished_at.is_some())
+        })
+        .await?;
+    let record = record(&over, victim).cloned();
+    let message = record.as_ref().and_then(|record| record.message.clone()).unwrap_or_default();
+    if record.is_none_or(|record| record.outcome != ActionOutcome::Succeeded) {
+        return Err(StageError::Expected {
+            expected: "a recovery that succeeds".into(),
+            seen: message,
+            waited: broken_at.elapsed(),
+        });
+    }
+    time.tell(Tone::Good, "verified", &format!("{victim}: database {message}"));
+    Ok(())
+}
+
+/// The latest action for a pod.
+fn record<'a>(policy: &'a ResiliencePolicy, pod: &str) -> Option<&'a crds::status::ActionRecord> {
+    let recovery = policy.status.as_ref()?.recovery.as_ref()?;
+    recovery.in_flight.iter().chain(&recovery.recent).find(|record| record.pod.as_deref() == Some(pod))
+}
+
+fn ratio(policy: &ResiliencePolicy) -> String {
+    policy.status.as_ref().and_then(|status| status.programmed.clone()).unwrap_or_default()
+}
+
+async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), StageError> {
+    crate::stage::until(Duration::from_secs(60), "bookings that succeed in every pod", || async {
+        let slowest = traffic.by_pod.iter().map(|(_, count)| count.now().0).min().unwrap_or_default();
+        let (succeeded, failed) = traffic.count.now();
+        let enough = succeeded >= wanted && slowest >= 4;
+        Ok(if enough {
+            Ok(())
+        } else {
+            Err(format!("{succeeded} succeeded, {failed} failed, {slowest} in the slowest pod"))
+        })
+    })
+    .await
+}
+
+fn tell_bookings(time: &Timeline, traffic: &Traffic, when: &str) {
+    let (succeeded, failed) = traffic.count.now();
+    time.tell(Tone::Plain, "bookings", &format!("{succeeded} succeeded, {failed} failed {when}"));
+}
+
+fn farewell(stage: &Stage) {
+    let kubectl = stage.kubectl.program().display();
+    if let Some(kubeconfig) = stage.cluster.kubeconfig() {
+        println!("The cluster is still up:  export KUBECONFIG={}", kubeconfig.display());
+    }
+    println!("Try next:");
+    println!("  {kubectl} describe rpol booking -n {TICKETING}        # what just happened, as a story");
+    println!(
+        "  {kubectl} edit rpol booking -n {TICKETING}            # change a timeout; watch `get rpol -w` in another window"
+    );
+    println!("  {kubectl} explain rpol.spec.recovery                 # what every field means");
+    println!("Remove it all with: make demo-down");
+}

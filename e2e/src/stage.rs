@@ -1,0 +1,331 @@
+//! A cluster with the operator and the ticketing workloads on it, installed as users do: with Helm.
+//!
+//! The demo, the scenarios and the benchmark all stand on it, whatever the provider.
+
+use crate::{
+    binaries::{Binaries, BinaryError, Tool},
+    checkout,
+    command::{CommandError, Run},
+    image::{Archive, ImageError, build_workspace_images, postgres_image},
+    kubectl::Kubectl,
+    progress::Progress,
+    provider::{self, ClusterProvider, ProviderError, ProviderKind},
+};
+use crds::{FeatureFlag, ResiliencePolicy};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::{Value, json};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// Namespace of the ticketing workloads.
+pub const TICKETING: &str = "ticketing";
+/// Namespace of the operator.
+pub const SYSTEM: &str = "resilience-system";
+/// Longest wait for a Helm release to be ready.
+const HELM_TIMEOUT: &str = "180s";
+
+/// What went wrong on the stage.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The cluster.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A program.
+    #[error(transparent)]
+    Binary(#[from] BinaryError),
+    /// A program said no.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The API server said no.
+    #[error("the API server: {0}")]
+    Kube(#[from] Box<kube::Error>),
+    /// The kubeconfig is of no use.
+    #[error("the kubeconfig cannot be used: {0}")]
+    Kubeconfig(String),
+    /// Something that was expected did not happen.
+    #[error("expected: {expected}\n    seen: {seen}\n    after: {} s", .waited.as_secs())]
+    Expected {
+        /// What was expected.
+        expected: String,
+        /// What was seen instead.
+        seen: String,
+        /// For how long.
+        waited: Duration,
+    },
+}
+
+impl StageError {
+    /// Something else than `expected` was seen.
+    pub fn unexpected(expected: &str, seen: &str) -> Self {
+        Self::Expected { expected: expected.to_owned(), seen: seen.to_owned(), waited: Duration::ZERO }
+    }
+}
+
+impl From<kube::Error> for StageError {
+    fn from(error: kube::Error) -> Self {
+        Self::Kube(Box::new(error))
+    }
+}
+
+/// A cluster with everything on it.
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Box<dyn ClusterProvider>,
+    /// kubectl, pointed at it.
+    pub kubectl: Kubectl,
+    /// A client of its API server.
+    pub client: Client,
+    helm: PathBuf,
+    progress: Progress,
+}
+
+/// The images of one build.
+pub struct Images {
+    operator: Archive,
+    workloads: Archive,
+    postgres: Archive,
+}
+
+impl Images {
+    /// Builds what has changed.
+    pub async fn build(progress: &Progress) -> Result<Self, StageError> {
+        let dir = checkout::root().join("target/images");
+        let mut built = build_workspace_images(&dir, progress).await?;
+        let named = |all: &mut Vec<Archive>, name: &str| {
+            let position = all.iter().position(|archive| archive.pinned().contains(name));
+            position.map(|position| all.remove(position)).ok_or_else(|| StageError::Expected {
+                expected: format!("an image named {name}"),
+                seen: "none".to_owned(),
+                waited: Duration::ZERO,
+            })
+        };
+        Ok(Self {
+            operator: named(&mut built, "resilience-operator")?,
+            workloads: named(&mut built, "workloads")?,
+            postgres: postgres_image(&dir, progress).await?,
+        })
+    }
+}
+
+impl Stage {
+    /// Brings up a cluster (or finds the one that is up) and connects to it.
+    pub async fn open(
+        kind: ProviderKind,
+        name: Option<&str>,
+        nodes: u32,
+        progress: &Progress,
+    ) -> Result<Self, StageError> {
+        let cluster = provider::open(kind, name, progress)?;
+        cluster.up(nodes).await?;
+        Self::connect(cluster, progress).await
+    }
+
+    /// Connects to a cluster that is up.
+    pub async fn connect(cluster: Box<dyn ClusterProvider>, progress: &Progress) -> Result<Self, StageError> {
+        let binaries = Binaries::new(progress.clone());
+        let helm = binaries.path(Tool::Helm).await?;
+        let kubectl = Kubectl::new(binaries.path(Tool::Kubectl).await?, cluster.kubeconfig());
+        let unusable = |error: kube::config::KubeconfigError| StageError::Kubeconfig(error.to_string());
+        let config = match cluster.kubeconfig() {
+            None => Config::infer().await.map_err(|error| StageError::Kubeconfig(error.to_string()))?,
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(unusable)?;
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)?
+            }
+        };
+        let client = Client::try_from(config)?;
+        Ok(Self { cluster, kubectl, client, helm, progress: progress.clone() })
+    }
+
+    /// Installs or upgrades the operator. `extra` are further `--set` values.
+    pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), StageError> {
+        self.cluster.load_image(&images.operator.path).await?;
+        let image = image_values("image", images.operator.pinned());
+        let values = image.iter().map(String::as_str).chain(extra.iter().copied()).collect::<Vec<_>>();
+        self.progress
+            .during("helm install resilience-operator", self.helm("resilience-operator", SYSTEM, &values))
+            .await
+    }
+
+    /// Installs or upgrades the booking service and its database.
+    pub async fn install_ticketing(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+        self.cluster.load_image(&images.workloads.path).await?;
+        self.cluster.load_image(&images.postgres.path).await?;
+        let mut values: Vec<String> = image_values("image", images.workloads.pinned()).into();
+        values.extend(image_values("postgresql.image", images.postgres.pinned()));
+        values.push(format!("services.booking.replicas={replicas}"));
+        let values: Vec<_> = values.iter().map(String::as_str).collect();
+        self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
+    }
+
+    async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), StageError> {
+        let chart = checkout::root().join("charts").join(release);
+        let mut run = Run::new(&self.helm).args(["upgrade", "--install", release]).arg(chart).args([
+            "--namespace",
+            namespace,
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            HELM_TIMEOUT,
+        ]);
+        for value in values {
+            run = run.args(["--set", value]);
+        }
+        if let Some(kubeconfig) = self.cluster.kubeconfig() {
+            run = run.arg("--kubeconfig").arg(kubeconfig);
+        }
+        Ok(run.output().await.map(drop)?)
+    }
+
+    /// Removes both releases and their namespaces.
+    pub async fn uninstall(&self) -> Result<(), StageError> {
+        for (release, namespace) in [("ticketing", TICKETING), ("resilience-operator", SYSTEM)] {
+            let mut run =
+                Run::new(&self.helm).args(["uninstall", release, "--namespace", namespace, "--ignore-not-found"]);
+            if let Some(kubeconfig) = self.cluster.kubeconfig() {
+                run = run.arg("--kubeconfig").arg(kubeconfig);
+            }
+            run.output().await?;
+            self.kubectl
+                .run(&format!("delete namespace {namespace} --ignore-not-found --wait=true --timeout=60s"))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Applies a file of the checkout, as `kubectl apply -f` does.
+    pub async fn apply_file(&self, file: &str) -> Result<(), StageError> {
+        let path = checkout::root().join(file);
+        let path = path.to_string_lossy();
+        Ok(self.kubectl.args(&["apply", "-f", &path]).await.map(drop)?)
+    }
+
+    /// Policies in the ticketing namespace.
+    pub fn policies(&self) -> Api<ResiliencePolicy> {
+        Api::namespaced(self.client.clone(), TICKETING)
+    }
+
+    /// Flag sets in the ticketing namespace.
+    pub fn flag_sets(&self) -> Api<FeatureFlag> {
+        Api::namespaced(self.client.clone(), TICKETING)
+    }
+
+    /// Deployments in the ticketing namespace.
+    pub fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), TICKETING)
+    }
+
+    /// The running pods of the booking service, by name.
+    pub async fn booking_pods(&self) -> Result<Vec<Pod>, StageError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), TICKETING);
+        let list = pods.list(&ListParams::default().labels("app.kubernetes.io/name=booking")).await?;
+        let mut pods: Vec<_> = list.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
+        pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        Ok(pods)
+    }
+
+    /// Changes a policy with a merge patch of its spec.
+    pub async fn patch_policy(&self, name: &str, spec: &Value) -> Result<ResiliencePolicy, StageError> {
+        Ok(self.policies().patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?)
+    }
+
+    /// Deletes every policy and flag set.
+    pub async fn delete_resources(&self) -> Result<(), StageError> {
+        self.policies().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        self.flag_sets().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        Ok(())
+    }
+
+    /// Sends the operator away, or brings it back, and waits until that is so.
+    pub async fn scale_operator(&self, replicas: i32) -> Result<(), StageError> {
+        let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        operators.patch("resilience-operator", &PatchParams::default(), &patch).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
+        until(Duration::from_secs(90), "the operator scaled", || async {
+            let ready = operators
+                .get("resilience-operator")
+                .await?
+                .status
+                .and_then(|status| status.ready_replicas)
+                .unwrap_or(0);
+            let all = pods.list(&ListParams::default()).await?.items.len();
+            let there = usize::try_from(replicas).unwrap_or(0);
+            Ok(if ready == replicas && all == there { Ok(()) } else { Err(format!("{ready} of {all} pods are ready")) })
+        })
+        .await
+    }
+
+    /// Waits until a policy is as `check` wants it; `expected` says that in words.
+    pub async fn policy_until(
+        &self,
+        name: &str,
+        limit: Duration,
+        expected: &str,
+        check: impl Fn(&ResiliencePolicy) -> bool,
+    ) -> Result<ResiliencePolicy, StageError> {
+        let api = self.policies();
+        until(limit, expected, || async {
+            let policy = api.get_opt(name).await?;
+            Ok(match policy {
+                Some(policy) if check(&policy) => Ok(policy),
+                Some(policy) => Err(serde_json::to_string(&policy.status).unwrap_or_default()),
+                None => Err("there is no such policy".to_owned()),
+            })
+        })
+        .await
+    }
+}
+
+/// Asks again and again until the answer is good. The inner error says what was seen.
+pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, StageError>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<Result<T, String>, StageError>>,
+{
+    let begin = Instant::now();
+    loop {
+        let seen = match ask().await {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(seen)) => seen,
+            Err(error) => error.to_string(),
+        };
+        if begin.elapsed() >= limit {
+            return Err(StageError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Helm values that name an image: repository and tag.
+fn image_values(key: &str, reference: &str) -> [String; 2] {
+    let (repository, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
+    [format!("{key}.repository={repository}"), format!("{key}.tag={tag}")]
+}
+
+/// Whether a condition of a policy is True.
+pub fn is_true(policy: &ResiliencePolicy, type_: &str) -> bool {
+    let generation = policy.metadata.generation;
+    policy
+        .status
+        .iter()
+        .filter(|status| status.observed_generation == generation)
+        .flat_map(|status| &status.conditions)
+        .any(|condition| condition.type_ == type_ && condition.status == crds::ConditionStatus::True)
+}
+
+/// The reason of a condition of a policy.
+pub fn reason<'a>(policy: &'a ResiliencePolicy, type_: &str) -> Option<&'a str> {
+    let conditions = &policy.status.as_ref()?.conditions;
+    conditions.iter().find(|condition| condition.type_ == type_).map(|condition| condition.reason.as_str())
+}

@@ -1,0 +1,307 @@
+//! What the API server takes, and what it refuses and in which words.
+
+use crate::support::{World, flag_set, healing_policy, policy};
+use axum::http::Request;
+use e2e::checkout;
+use serde_json::{Value, json};
+
+/// Creates `manifest` as `kubectl apply` does, but only for show: it must be refused. The answer is what the API server
+/// says to the person.
+async fn refusal(world: &World, manifest: &Value) -> String {
+    let plural = if manifest["kind"] == "FeatureFlag" { "featureflags" } else { "resiliencepolicies" };
+    let base = format!("/apis/resilience.ticketwave.io/v1alpha1/namespaces/{}/{plural}", world.namespace);
+    let request = Request::post(format!("{base}?dryRun=All&fieldValidation=Strict"))
+        .header("content-type", "application/json")
+        .body(manifest.to_string().into_bytes())
+        .unwrap();
+    match world.client.request::<Value>(request).await {
+        Ok(_) => panic!("this was taken: {manifest}"),
+        Err(kube::Error::Api(status)) => status.message.clone(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// `manifest` with the value at `pointer` replaced.
+fn with(mut manifest: Value, pointer: &str, value: Value) -> Value {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = manifest.pointer_mut(parent).unwrap_or_else(|| panic!("no {parent}"));
+    match parent {
+        Value::Array(items) if key == "-" => items.push(value),
+        Value::Array(items) => items[key.parse::<usize>().unwrap()] = value,
+        other => other[key] = value,
+    }
+    manifest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_samples_are_taken() {
+    let world = World::new().await;
+    let mut seen = 0;
+    for file in std::fs::read_dir(checkout::root().join("crds/samples")).unwrap() {
+        let file = file.unwrap().path();
+        let text = std::fs::read_to_string(&file).unwrap();
+        for document in text.split("\n---") {
+            let mut manifest: Value = serde_saphyr::from_str(document).unwrap();
+            manifest["metadata"].as_object_mut().unwrap().remove("namespace");
+            let taken = world.try_apply(&manifest).await;
+            taken.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
+    let world = World::new().await;
+    let plain = || policy("p", "w");
+    let dependency = "/spec/dependencies/0";
+    let at = |rest: &str| format!("{dependency}{rest}");
+    let healing = || healing_policy("p", "w");
+    let targets: Vec<_> =
+        (0..17).map(|n| json!({ "group": "apps", "kind": "Deployment", "name": format!("w{n}") })).collect();
+    let two_of = |item: Value| json!([item.clone(), item]);
+    let long_name = "n".repeat(64);
+
+    // Name of the case, the manifest, the field that must be named, and what must be said of it.
+    let cases: Vec<(&str, Value, &str, &str)> = vec![
+        (
+            "a try longer than the whole call",
+            with(plain(), &at("/timeout/perTry"), json!("6s")),
+            "spec.dependencies[0].timeout.perTry",
+            "must not be longer than request (5s): perTry is 6s",
+        ),
+        (
+            "waits longer than the whole call",
+            with(plain(), &at("/retry/backOff/baseInterval"), json!("2s")),
+            "spec.dependencies[0].retry",
+            "must together be shorter than timeout.request",
+        ),
+        (
+            "waits exactly as long as the whole call",
+            with(with(plain(), &at("/timeout/request"), json!("1400ms")), &at("/timeout/perTry"), json!("100ms")),
+            "spec.dependencies[0].retry",
+            "must together be shorter than timeout.request",
+        ),
+        (
+            "a duration of very many hours",
+            with(plain(), &at("/timeout/request"), json!("99999999999999999999h")),
+            "spec.dependencies[0].timeout.request",
+            "should match",
+        ),
+        (
+            "a duration out of bounds",
+            with(plain(), &at("/timeout/request"), json!("2h")),
+            "spec.dependencies[0].timeout.request",
+            "must be between 1ms and 5m",
+        ),
+        (
+            "a duration that is a number",
+            with(plain(), &at("/timeout/request"), json!(15)),
+            "spec.dependencies[0].timeout.request",
+            "must be of type string",
+        ),
+        (
+            "both modes of a breaker",
+            with(plain(), &at("/circuitBreaker"), json!({ "consecutiveFailures": 5, "failureRatioPercent": 50 })),
+            "spec.dependencies[0].circuitBreaker.consecutiveFailures",
+            "exclude each other",
+        ),
+        (
+            "a throughput without a ratio",
+            with(plain(), &at("/circuitBreaker"), json!({ "minimumThroughput": 10 })),
+            "spec.dependencies[0].circuitBreaker",
+            "belong to failureRatioPercent",
+        ),
+        (
+            "a bulkhead that is not there",
+            with(plain(), &at("/bulkheadRef"), json!({ "name": "critical" })),
+            "spec.dependencies",
+            "must name an entry of bulkheads",
+        ),
+        (
+            "a provider that is not there",
+            with(plain(), &at("/fallback"), json!([{ "type": "Provider", "provider": "paypal" }])),
+            "spec.dependencies",
+            "must name another entry of dependencies",
+        ),
+        (
+            "a provider that is the dependency itself",
+            with(plain(), &at("/fallback"), json!([{ "type": "Provider", "provider": "database" }])),
+            "spec.dependencies",
+            "must name another entry of dependencies",
+        ),
+        (
+            "a fallback to a provider without its name",
+            with(plain(), &at("/fallback"), json!([{ "type": "Provider" }])),
+            "spec.dependencies[0].fallback[0].provider",
+            "must be set for type Provider",
+        ),
+        (
+            "a ladder for a check that is not there",
+            with(healing(), "/spec/recovery/ladders/0/check", json!("memory")),
+            "spec.recovery",
+            "must name an entry of healthChecks",
+        ),
+        (
+            "a cleanup job without a CronJob",
+            with(healing(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "RunCleanupJob" })),
+            "spec.recovery.ladders[0].steps[0].cronJobRef",
+            "must be set for action RunCleanupJob",
+        ),
+        (
+            "an action that does not exist",
+            with(healing(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "TurnItOffAndOn" })),
+            "spec.recovery.ladders[0].steps[0].action",
+            "supported values",
+        ),
+        (
+            "a rung without time",
+            with(healing(), "/spec/recovery/ladders/0/steps/0/timeout", json!("999ms")),
+            "spec.recovery.ladders[0].steps[0].timeout",
+            "must be between 1s and",
+        ),
+        (
+            "two checks of one name",
+            with(healing(), "/spec/healthChecks", two_of(json!({ "name": "database" }))),
+            "spec.healthChecks",
+            "Duplicate value",
+        ),
+        (
+            "two dependencies of one name",
+            with(plain(), "/spec/dependencies/-", json!({ "name": "database" })),
+            "spec.dependencies",
+            "Duplicate value",
+        ),
+        (
+            "a degradation that would flap",
+            with(
+                plain(),
+                "/spec/degradation",
+                json!({ "enter": { "loadPercent": 60 }, "exit": { "loadPercent": 60 } }),
+            ),
+            "spec.degradation.exit",
+            "must be below enter.loadPercent",
+        ),
+        (
+            "an HTTP check of each pod",
+            with(
+                plain(),
+                "/spec/healthChecks",
+                json!([{ "name": "site", "scope": "Pod", "http": { "service": "web", "port": 80 } }]),
+            ),
+            "spec.healthChecks[0].scope",
+            "must be Workload",
+        ),
+        (
+            "a check with two probes",
+            with(
+                plain(),
+                "/spec/healthChecks",
+                json!([{ "name": "site", "scope": "Workload", "http": { "service": "web", "port": 80 }, "tcp": { "service": "web", "port": 80 } }]),
+            ),
+            "spec.healthChecks[0]",
+            "at most one of http, tcp and memory",
+        ),
+        ("no target", with(plain(), "/spec/targetRefs", json!([])), "spec.targetRefs", "at least 1"),
+        ("seventeen targets", with(plain(), "/spec/targetRefs", json!(targets)), "spec.targetRefs", "at most 16"),
+        (
+            "one target twice",
+            with(plain(), "/spec/targetRefs", two_of(json!({ "group": "apps", "kind": "Deployment", "name": "w" }))),
+            "spec.targetRefs",
+            "Duplicate value",
+        ),
+        (
+            "a target of another kind",
+            with(plain(), "/spec/targetRefs/0/kind", json!("StatefulSet")),
+            "spec.targetRefs[0].kind",
+            "supported values: \"Deployment\"",
+        ),
+        ("a field that does not exist", with(plain(), "/spec/timeouts", json!("5s")), "spec.timeouts", "unknown field"),
+        (
+            "a field that does not exist, deep inside",
+            with(plain(), &at("/retry/attempts"), json!(3)),
+            "spec.dependencies[0].retry.attempts",
+            "unknown field",
+        ),
+        (
+            "too many retries",
+            with(plain(), &at("/retry/numRetries"), json!(11)),
+            "spec.dependencies[0].retry.numRetries",
+            "less than or equal to 10",
+        ),
+        ("a name that is too long", policy(&long_name, "w"), "", "a policy's name must have at most 63 characters"),
+        (
+            "a flag set's name that is too long",
+            flag_set(&long_name, "w"),
+            "",
+            "a flag set's name must have at most 63 characters",
+        ),
+        (
+            "an override of a flag that is not there",
+            with(flag_set("f", "w"), "/spec/overrides", json!([{ "key": "EnableMail", "variant": "off" }])),
+            "spec.overrides",
+            "must name a flag of flagSpec.flags",
+        ),
+        (
+            "a flag in a state of its own",
+            with(flag_set("f", "w"), "/spec/flagSpec/flags/EnablePdf/state", json!("MAYBE")),
+            "spec.flagSpec.flags.EnablePdf.state",
+            "supported values: \"ENABLED\", \"DISABLED\"",
+        ),
+        (
+            "a priority out of bounds",
+            with(flag_set("f", "w"), "/spec/priority", json!(1001)),
+            "spec.priority",
+            "less than or equal to 1000",
+        ),
+        (
+            "an override until some day",
+            with(
+                flag_set("f", "w"),
+                "/spec/overrides",
+                json!([{ "key": "EnablePdf", "variant": "off", "until": "some day" }]),
+            ),
+            "spec.overrides[0].until",
+            "date-time",
+        ),
+    ];
+    for (case, manifest, field, words) in cases {
+        let said = refusal(&world, &manifest).await;
+        assert!(said.contains(field) && said.contains(words), "{case}: {field:?} and {words:?} should be in:\n{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_unusual_but_right_is_taken() {
+    let world = World::new().await;
+    let base = || policy("p", "w");
+    let retry = "/spec/dependencies/0/retry";
+    let cases = [
+        (
+            "no retries, whatever the waits",
+            with(base(), retry, json!({ "numRetries": 0, "backOff": { "baseInterval": "30s" } })),
+        ),
+        (
+            "ten retries without a wait",
+            with(base(), retry, json!({ "numRetries": 10, "backOff": { "baseInterval": "0s" } })),
+        ),
+        (
+            "the ADR's minute between checks",
+            with(base(), "/spec/healthChecks", json!([{ "name": "database", "interval": "1m" }])),
+        ),
+        (
+            "a breaker on a ratio",
+            with(
+                base(),
+                "/spec/dependencies/0/circuitBreaker",
+                json!({ "failureRatioPercent": 50, "minimumThroughput": 10 }),
+            ),
+        ),
+        ("no dependencies", with(base(), "/spec/dependencies", json!([]))),
+        ("a duration in parts", with(base(), "/spec/dependencies/0/timeout/request", json!("1m30s500ms"))),
+    ];
+    for (case, manifest) in cases {
+        world.try_apply(&manifest).await.unwrap_or_else(|error| panic!("{case}: {error}"));
+    }
+}

@@ -1,0 +1,29 @@
+//! The operator's controllers against a real API server.
+//!
+//! There are no nodes: a pod is an object that the test makes, and behind its address the test itself speaks the
+//! contract, as obligingly or as badly as it is told to. The operator runs in the test's process, as a user that may do
+//! exactly what the chart allows it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "tests say what is wrong by panicking"
+)]
+
+mod admission;
+mod claims;
+mod config_maps;
+mod deletion;
+mod flags;
+mod invalid;
+mod leadership;
+mod older_and_newer;
+mod pods;
+mod programming;
+mod recovery;
+mod recovery_gates;
+mod rest;
+mod support;

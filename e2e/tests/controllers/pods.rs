@@ -1,0 +1,114 @@
+//! Pods of all kinds: not ready, not owned, not authorised yet, slow, senseless, gone.
+
+use crate::support::StandIn;
+use crate::support::{
+    Manners, World, eventually, healing_policy, policy, says,
+    stand_in::annotations,
+    workload::owned_by,
+    world::{condition, policy_conditions, request_ms},
+};
+use std::time::{Duration, Instant};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_not_ready_is_pushed_to_and_does_not_count() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let starting = workload.new_pod(&world, false).await;
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    starting.until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
+    let done = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    assert_eq!(done.status.unwrap().programmed.as_deref(), Some("1/1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_only_looks_like_one_of_ours_is_never_contacted() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let labelled = workload.impostor(&world).await;
+    // It names our ReplicaSet, but another one than there is; or an owner of another kind.
+    let unreal = "00000000-0000-0000-0000-000000000000";
+    let wrong_uid = StandIn::start(&world, "booking", owned_by("ReplicaSet", "booking-1", unreal), true).await;
+    let direct = StandIn::start(&world, "booking", owned_by("Deployment", "booking", &workload.uid), true).await;
+    let _operator = world.operator().await;
+    world.apply(&healing_policy("booking", "booking")).await;
+    let done = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    assert_eq!(done.status.unwrap().programmed.as_deref(), Some("1/1"), "they do not count");
+    workload.pods[0].after_more_reports(2).await;
+    for pod in [&labelled, &wrong_uid, &direct] {
+        let script = pod.script();
+        assert_eq!((script.requests, script.reports), (0, 0), "{} was contacted", pod.name);
+        assert!(script.tokens_seen.is_empty(), "{} was shown a token", pod.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_its_token_is_nudged_and_then_succeeds() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    workload.pods[0].script().manners = Manners::NoTokenYet;
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    let wanted = "resilience.ticketwave.io/mounts-wanted-at";
+    eventually("the pod is annotated", async || {
+        let found = annotations(&world, &workload.pods[0]).await;
+        if found.contains_key(wanted) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let partial = world.until_policy_says("booking", "Programmed", "False", "PartiallyProgrammed").await;
+    assert!(condition(&partial, "Programmed").message.contains("does not take the operator's token"));
+    assert!(!annotations(&world, &workload.pods[1]).await.contains_key(wanted), "the other one needs none");
+
+    workload.pods[0].script().manners = Manners::Obliging;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_answer_is_named_and_nothing_is_done_to_it() {
+    let world = World::new().await;
+    let mut workload = world.workload("booking", 2).await;
+    workload.pods[0].go_silent();
+    workload.pods[0].script().failing = true;
+    let _operator = world.operator().await;
+    world.apply(&healing_policy("booking", "booking")).await;
+    let partial = world
+        .until_policy("booking", "it is named as unreachable", |policy| {
+            condition(policy, "Programmed").message.contains("cannot be reached")
+                && policy.status.as_ref().unwrap().programmed.as_deref() == Some("1/2")
+        })
+        .await;
+    assert!(says(policy_conditions(&partial), "Programmed", "False", "PartiallyProgrammed"));
+    assert!(condition(&partial, "Programmed").message.contains(&workload.pods[0].name));
+    workload.pods[1].after_more_reports(3).await;
+    let status = world.policy("booking").await.status.unwrap();
+    assert_eq!(status.targets[0].pods_unreachable, 1);
+    let recovery = status.recovery.unwrap();
+    assert!(recovery.in_flight.is_empty() && recovery.recent.is_empty(), "{recovery:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_and_senseless_pods_hold_nobody_up() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 3).await;
+    workload.pods[0].script().manners = Manners::Slow;
+    workload.pods[1].script().manners = Manners::Garbage;
+    let _operator = world.operator().await;
+    world.apply(&policy("warm-up", "booking")).await;
+    workload.pods[2].until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
+    let begin = Instant::now();
+    world.apply(&crate::support::manifests::policy_with_request("warm-up", "booking", "6s")).await;
+    workload.pods[2].until_it_runs("the edit", |running| request_ms(running) == Some(6_000)).await;
+    assert!(begin.elapsed() < Duration::from_secs(2), "it waited for the slow one: {:?}", begin.elapsed());
+    let partial = world
+        .until_policy("warm-up", "both are named", |policy| {
+            let words = &condition(policy, "Programmed").message;
+            words.contains("no answer from its admin port within") && words.contains("makes no sense")
+        })
+        .await;
+    assert_eq!(partial.status.unwrap().programmed.as_deref(), Some("1/3"));
+
+    workload.pods[0].script().manners = Manners::Obliging;
+    workload.pods[1].script().manners = Manners::Obliging;
+    let done = world.until_policy_says("warm-up", "Ready", "True", "Programmed").await;
+    assert_eq!(done.status.unwrap().programmed.as_deref(), Some("3/3"));
+}

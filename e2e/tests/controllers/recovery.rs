@@ -1,0 +1,116 @@
+//! A check fails, connections are reset, and the check says whether it helped.
+
+use crate::support::{
+    World, healing_policy, says,
+    world::{condition, policy_conditions},
+};
+use crds::{resilience_policy::StepAction, status::ActionOutcome};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_check_is_healed_once_and_the_intent_is_written_before_the_act() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    let _operator = world.operator().await;
+    world.apply(&healing_policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    workload.pods[0].script().failing = true;
+
+    let asked = workload.pods[0].until_asked(1).await;
+    let intent = asked[0].in_status.clone().expect("the intent was in the status before the pod was asked");
+    assert_eq!(intent.outcome, ActionOutcome::Pending);
+    assert_eq!((intent.action, intent.check.as_str()), (StepAction::ResetConnections, "database"));
+    assert_eq!(intent.pod.as_deref(), Some(workload.pods[0].name.as_str()));
+
+    let healed = world
+        .until_policy("booking", "it succeeded", |policy| {
+            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
+            recovery.recent.first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+        })
+        .await;
+    let recovery = healed.status.clone().unwrap().recovery.unwrap();
+    let record = &recovery.recent[0];
+    assert_eq!((record.id.as_str(), record.dry_run), (asked[0].intent_id.as_str(), false));
+    assert!(record.acted_at.is_some() && record.finished_at.is_some());
+    assert!(recovery.in_flight.is_empty());
+    assert_eq!(recovery.remaining_budget, Some(19));
+    assert!(says(policy_conditions(&healed), "Healthy", "True", "AllChecksPass"));
+    assert!(
+        says(policy_conditions(&healed), "Ready", "True", "Programmed"),
+        "an incident never makes a policy unready"
+    );
+
+    workload.pods[0].after_more_reports(3).await;
+    assert_eq!(workload.pods[0].script().asked.len(), 1, "exactly once");
+    assert!(workload.pods[1].script().asked.is_empty(), "the healthy pod is left alone");
+    world.until_events("booking", &["CheckUnhealthy", "RecoveryStarted", "RecoverySucceeded"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_no_step_helps_the_ladder_ends_and_a_person_is_called() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    {
+        let mut script = workload.pods[0].script();
+        (script.failing, script.curable) = (true, false);
+    }
+    let _operator = world.operator().await;
+    let mut policy = healing_policy("booking", "booking");
+    let step = json!({ "action": "ResetConnections", "timeout": "1s" });
+    policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([step, step]);
+    // Within one ladder the next step need not wait for the cooldown.
+    policy["spec"]["recovery"]["limits"]["cooldown"] = json!("10m");
+    world.apply(&policy).await;
+
+    let given_up = world.until_policy_says("booking", "RecoveryExhausted", "True", "RecoveryExhausted").await;
+    let conditions = policy_conditions(&given_up);
+    assert!(
+        says(conditions, "Ready", "True", "Programmed") && says(conditions, "Stalled", "False", ""),
+        "{conditions:?}"
+    );
+    assert!(says(conditions, "Healthy", "False", "CheckUnhealthy"));
+    assert!(condition(&given_up, "RecoveryExhausted").message.contains(&workload.pods[0].name));
+    let recent = given_up.status.unwrap().recovery.unwrap().recent;
+    assert_eq!(
+        recent.iter().map(|record| (record.step, record.outcome)).collect::<Vec<_>>(),
+        [(2, ActionOutcome::Failed), (1, ActionOutcome::Failed)]
+    );
+    workload.pods[0].after_more_reports(3).await;
+    let asked: Vec<_> = workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();
+    assert!(asked.len() == 2 && asked[0] != asked[1], "each step once: {asked:?}");
+    world.until_events("booking", &["RecoveryStarted", "RecoveryFailed", "RecoveryExhausted"]).await;
+
+    // It is well again by itself: nothing is left of it.
+    workload.pods[0].script().failing = false;
+    world.until_policy_says("booking", "RecoveryExhausted", "False", "NotExhausted").await;
+    world.until_policy_says("booking", "Healthy", "True", "AllChecksPass").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_starts_again_neither_repeats_nor_forgets() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    {
+        let mut script = workload.pods[0].script();
+        (script.failing, script.curable) = (true, false);
+    }
+    let operator = world.operator().await;
+    let mut policy = healing_policy("booking", "booking");
+    policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([{ "action": "ResetConnections", "timeout": "20s" }]);
+    world.apply(&policy).await;
+    workload.pods[0].until_asked(1).await;
+    operator.crash().await;
+
+    let _operator = world.operator().await;
+    workload.pods[0].after_more_reports(3).await;
+    let ids: std::collections::BTreeSet<_> =
+        workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();
+    assert_eq!(ids.len(), 1, "it goes on with the intent that it finds");
+    workload.pods[0].script().failing = false;
+    world
+        .until_policy("booking", "and brings it to its end", |policy| {
+            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
+            recovery.recent.len() == 1 && recovery.recent[0].outcome == ActionOutcome::Succeeded
+        })
+        .await;
+}

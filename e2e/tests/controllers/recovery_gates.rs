@@ -1,0 +1,196 @@
+//! What holds recovery back, and that nothing is done to a pod meanwhile.
+
+use crate::support::{
+    World,
+    audit::operator_writes,
+    eventually, flag_set, healing_policy,
+    manifests::policy_with_request,
+    operator::Operator,
+    says,
+    workload::Workload,
+    world::{condition, policy_conditions},
+};
+use contract::CircuitState;
+use crds::{ResiliencePolicy, status::ActionOutcome};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Secret},
+};
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+/// A workload under a policy, both in order so far.
+async fn in_order(pods: usize, policy: &Value) -> (World, Workload, Operator) {
+    let world = World::new().await;
+    let workload = world.workload("booking", pods).await;
+    let operator = world.operator().await;
+    world.apply(policy).await;
+    world.until_policy_says("booking", "Ready", "True", "").await;
+    (world, workload, operator)
+}
+
+/// The first pod fails, and the policy says which gate holds recovery back. Nothing is done meanwhile.
+async fn held_back(world: &World, workload: &Workload, reason: &str) -> ResiliencePolicy {
+    let before = workload.pods[0].script().asked.len();
+    workload.pods[0].script().failing = true;
+    let held = world.until_policy_says("booking", "RecoveryAllowed", "False", reason).await;
+    assert!(says(policy_conditions(&held), "Ready", "True", ""), "it is no fault of the policy");
+    workload.pods[0].after_more_reports(3).await;
+    assert_eq!(workload.pods[0].script().asked.len(), before, "nothing is done");
+    world
+        .until_policy("booking", "the failure is seen all the same", |p| {
+            says(policy_conditions(p), "Healthy", "False", "CheckUnhealthy")
+        })
+        .await
+}
+
+/// The first pod fails once, is healed, and the policy says so.
+async fn healed_once(world: &World, workload: &Workload) {
+    workload.pods[0].script().failing = true;
+    workload.pods[0].until_asked(1).await;
+    world
+        .until_policy("booking", "the first recovery succeeded", |policy| {
+            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
+            recovery.recent.first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_policy_heals_nothing_until_it_is_not() {
+    let mut policy = healing_policy("booking", "booking");
+    let (world, workload, _operator) = in_order(1, &policy).await;
+    policy["spec"]["suspend"] = json!(true);
+    world.apply(&policy).await;
+    let held = held_back(&world, &workload, "Suspended").await;
+    assert!(says(policy_conditions(&held), "Programmed", "True", "Suspended"));
+    policy["spec"]["suspend"] = json!(false);
+    world.apply(&policy).await;
+    workload.pods[0].until_asked(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_failure_waits_for_the_cooldown() {
+    let mut policy = healing_policy("booking", "booking");
+    policy["spec"]["recovery"]["limits"]["cooldown"] = json!("10m");
+    let (world, workload, _operator) = in_order(1, &policy).await;
+    healed_once(&world, &workload).await;
+    let held = held_back(&world, &workload, "Cooldown").await;
+    assert!(condition(&held, "RecoveryAllowed").message.contains("it goes on at"), "it says until when");
+    world.until_events("booking", &["RecoveryWithheld"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_failure_finds_the_budget_used_up() {
+    let mut policy = healing_policy("booking", "booking");
+    policy["spec"]["recovery"]["limits"]["budget"]["actions"] = json!(1);
+    let (world, workload, _operator) = in_order(1, &policy).await;
+    healed_once(&world, &workload).await;
+    let held = held_back(&world, &workload, "BudgetExhausted").await;
+    assert_eq!(held.status.unwrap().recovery.unwrap().remaining_budget, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_pod_is_healed_at_a_time() {
+    let mut policy = healing_policy("booking", "booking");
+    policy["spec"]["recovery"]["ladders"][0]["steps"][0]["timeout"] = json!("20s");
+    let (world, workload, _operator) = in_order(2, &policy).await;
+    for pod in &workload.pods {
+        let mut script = pod.script();
+        (script.failing, script.curable) = (true, false);
+    }
+    let asked = || workload.pods.iter().map(|pod| pod.script().asked.len()).sum::<usize>();
+    eventually("one is asked", async || if asked() > 0 { Ok(()) } else { Err(String::new()) }).await;
+    world.until_policy_says("booking", "RecoveryAllowed", "False", "OneStepAtATime").await;
+    workload.pods[0].after_more_reports(3).await;
+    workload.pods[1].after_more_reports(1).await;
+    assert_eq!(asked(), 1);
+    workload.pods.iter().for_each(|pod| pod.script().failing = false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_while_pods_are_being_replaced() {
+    let (world, workload, _operator) = in_order(1, &healing_policy("booking", "booking")).await;
+    let deployments = world.api::<Deployment>();
+    let status = |updated: i32| Patch::Merge(json!({ "status": { "updatedReplicas": updated } }));
+    deployments.patch_status("booking", &PatchParams::default(), &status(0)).await.unwrap();
+    held_back(&world, &workload, "RolloutInProgress").await;
+    deployments.patch_status("booking", &PatchParams::default(), &status(1)).await.unwrap();
+    workload.pods[0].until_asked(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_left_alone_when_their_dependency_is_the_cause() {
+    let (world, workload, _operator) = in_order(3, &healing_policy("booking", "booking")).await;
+    for pod in &workload.pods[..2] {
+        pod.script().circuits.insert("database".to_owned(), CircuitState::Open);
+    }
+    workload.pods[2].script().circuits.insert("database".to_owned(), CircuitState::Closed);
+    world
+        .until_policy("booking", "the circuit is seen", |p| {
+            p.status.as_ref().unwrap().open.as_deref() == Some("database 2/3")
+        })
+        .await;
+    let held = held_back(&world, &workload, "DependencyIsTheCause").await;
+    assert!(condition(&held, "RecoveryAllowed").message.contains("database"), "it names the root cause");
+    let circuit = held.status.unwrap().circuits.remove(0);
+    assert_eq!((circuit.open_pods, circuit.total_pods), (2, 3));
+    assert!(circuit.open_since.is_some());
+
+    // One open circuit alone is that pod's own problem.
+    workload.pods[1].script().circuits.insert("database".to_owned(), CircuitState::Closed);
+    workload.pods[0].until_asked(1).await;
+    world.until_events("booking", &["CircuitOpened", "RecoveryWithheld"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_policy_only_says_what_it_would_do() {
+    let mut policy = healing_policy("booking", "booking");
+    policy["spec"]["mode"] = json!("DryRun");
+    let (world, workload, _operator) = in_order(1, &policy).await;
+    let status = world.policy("booking").await.status.unwrap();
+    assert!(says(&status.conditions, "Programmed", "False", "DryRun"));
+    assert!(status.targets[0].would_publish.is_some());
+    workload.pods[0].script().failing = true;
+    let rehearsed = world
+        .until_policy("booking", "what would have been done", |policy| {
+            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
+            recovery.recent.first().is_some_and(|record| record.dry_run)
+        })
+        .await;
+    workload.pods[0].after_more_reports(3).await;
+    let recent = rehearsed.status.unwrap().recovery.unwrap().recent;
+    assert_eq!(recent.len(), 1, "once: {recent:?}");
+    assert_eq!(workload.pods[0].script().requests, 0, "its admin port is never asked anything");
+    assert!(world.config_map("booking").await.is_none());
+
+    // It holds no claim: a younger policy that acts has the workload.
+    world.apply(&policy_with_request("acting", "booking", "6s")).await;
+    world.until_policy_says("acting", "Ready", "True", "Programmed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_operator_writes_nothing_but_statuses() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    workload.pods[0].script().failing = true;
+    let _operator = Operator::start(&world, &["--dry-run"]).await;
+    world.apply(&healing_policy("booking", "booking")).await;
+    world.apply(&flag_set("flags", "booking")).await;
+    world.until_flags_say("flags", "Programmed", "False", "DryRun").await;
+    let status = world
+        .until_policy("booking", "what would be published and done", |policy| {
+            let status = policy.status.as_ref().unwrap();
+            status.targets.first().is_some_and(|target| target.would_publish.is_some())
+                && status.recovery.as_ref().is_some_and(|recovery| recovery.recent.iter().any(|record| record.dry_run))
+        })
+        .await;
+    assert!(says(policy_conditions(&status), "Ready", "True", "DryRun"));
+    workload.pods[0].after_more_reports(2).await;
+    assert_eq!(workload.pods[0].script().requests, 0);
+    assert!(world.api::<ConfigMap>().list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert!(world.api::<Secret>().list(&ListParams::default()).await.unwrap().items.is_empty());
+    let writes = operator_writes(&world.cluster, &[&world.namespace]);
+    let allowed = ["resiliencepolicies/status", "featureflags/status", "events"];
+    assert!(writes.iter().all(|write| allowed.contains(&write.resource.as_str())), "{writes:?}");
+}

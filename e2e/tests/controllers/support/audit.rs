@@ -1,0 +1,37 @@
+//! The API server's audit log: who wrote what.
+
+use super::cluster::{Cluster, OPERATOR};
+use serde_json::Value;
+
+/// A write that somebody asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub verb: String,
+    pub resource: String,
+    pub namespace: String,
+    pub name: String,
+    pub code: u64,
+}
+
+/// All writes that the operator asked for in one of `namespaces`, oldest first.
+pub fn operator_writes(cluster: &Cluster, namespaces: &[&str]) -> Vec<Write> {
+    let log = std::fs::read_to_string(cluster.server.audit_log()).unwrap();
+    // The last line may be in the middle of being written.
+    let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    entries
+        .filter(|entry| entry["user"]["username"] == OPERATOR && entry["stage"] == "ResponseComplete")
+        .map(|entry| {
+            let object = &entry["objectRef"];
+            let sub = object["subresource"].as_str().map(|sub| format!("/{sub}")).unwrap_or_default();
+            Write {
+                verb: text(&entry["verb"]),
+                resource: text(&object["resource"]) + &sub,
+                namespace: text(&object["namespace"]),
+                name: text(&object["name"]),
+                code: entry["responseStatus"]["code"].as_u64().unwrap_or(0),
+            }
+        })
+        .filter(|write| namespaces.contains(&write.namespace.as_str()))
+        .collect()
+}

@@ -1,0 +1,133 @@
+//! The API server that all tests share while at least one of them runs.
+
+use e2e::{
+    apiserver::TestApiServer,
+    binaries::{Binaries, Tool},
+    checkout,
+    command::Run,
+    progress::Progress,
+};
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::{Value, json};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+};
+use tokio::sync::Mutex;
+
+/// The user that the operator runs as. It may do nothing but what a test grants it.
+pub const OPERATOR: &str = "operator";
+
+/// An API server with our definitions.
+pub struct Cluster {
+    pub server: TestApiServer,
+    helm: PathBuf,
+}
+
+/// Weak, so that the last test that ends takes the server and its files with it.
+static SHARED: Mutex<Weak<Cluster>> = Mutex::const_new(Weak::new());
+
+/// The shared API server; the first to ask starts it.
+pub async fn shared() -> Arc<Cluster> {
+    let mut shared = SHARED.lock().await;
+    if let Some(running) = shared.upgrade() {
+        return running;
+    }
+    let started = Arc::new(Cluster::start().await);
+    *shared = Arc::downgrade(&started);
+    started
+}
+
+impl Cluster {
+    /// Starts one and installs the definitions that are made from the types.
+    pub async fn start() -> Self {
+        let cluster = Self::without_definitions().await;
+        let definitions = crds::manifests::definitions().map(|crd| serde_json::to_value(crd).unwrap());
+        cluster.define(&definitions).await;
+        cluster
+    }
+
+    /// Starts one on which a test installs definitions of its own.
+    pub async fn without_definitions() -> Self {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let helm = Binaries::new(Progress::quiet()).path(Tool::Helm).await.unwrap();
+        Self { server: TestApiServer::start().await.unwrap(), helm }
+    }
+
+    /// Installs definitions and waits until they are served.
+    pub async fn define(&self, definitions: &[Value]) {
+        let client = Client::try_from(self.config("admin").await).unwrap();
+        for definition in definitions {
+            apply(&client, "", definition).await.unwrap();
+            let name = definition["metadata"]["name"].as_str().unwrap();
+            super::eventually("the definition is served", async || {
+                let found = object(&client, "", definition).get(name).await.map_err(|error| error.to_string())?;
+                let established = found.data["status"]["conditions"].as_array().is_some_and(|all| {
+                    all.iter().any(|condition| condition["type"] == "Established" && condition["status"] == "True")
+                });
+                if established { Ok(()) } else { Err(found.data["status"].to_string()) }
+            })
+            .await;
+        }
+    }
+
+    /// How `user` connects.
+    pub async fn config(&self, user: &str) -> Config {
+        let token = if user == "admin" { Some(self.server.token()) } else { self.server.user_token(user) };
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": self.server.url(),
+                "certificate-authority": self.server.kubeconfig().with_file_name("ca.crt"),
+            }}],
+            "users": [{ "name": user, "user": { "token": token.unwrap() } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user } }],
+            "current-context": "test",
+        });
+        let kubeconfig = Kubeconfig::from_yaml(&kubeconfig.to_string()).unwrap();
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
+    }
+
+    /// The rights that the chart gives the operator when it lives in `home` and watches `watched`, given to the user
+    /// that it runs as here.
+    pub async fn rights(&self, home: &str, watched: &str) -> Vec<Value> {
+        let chart = checkout::root().join("charts/resilience-operator");
+        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
+        let run = run.args(["--namespace", home, "--set", &format!("watchNamespaces={{{watched}}}")]);
+        let text = run.output().await.unwrap();
+        let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
+        let mut rights: Vec<_> =
+            documents.filter(|document| document["apiVersion"] == "rbac.authorization.k8s.io/v1").collect();
+        assert_eq!(rights.len(), 4, "a Role and a RoleBinding for each of the two namespaces");
+        for binding in rights.iter_mut().filter(|document| document["subjects"].is_array()) {
+            binding["subjects"] =
+                json!([{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR }]);
+        }
+        rights
+    }
+}
+
+/// The API of whatever `manifest` is.
+pub fn object(client: &Client, namespace: &str, manifest: &Value) -> Api<DynamicObject> {
+    let text = |field: &str| manifest[field].as_str().unwrap_or_else(|| panic!("no {field} in {manifest}"));
+    let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("kind")));
+    if namespace.is_empty() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    }
+}
+
+/// Applies a manifest as a strict `kubectl apply --server-side` does.
+pub async fn apply(client: &Client, namespace: &str, manifest: &Value) -> kube::Result<DynamicObject> {
+    let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+    let how = PatchParams::apply("test").force().validation_strict();
+    object(client, namespace, manifest).patch(name, &how, &Patch::Apply(manifest)).await
+}

@@ -1,0 +1,82 @@
+//! A Deployment, its ReplicaSet and its pods: what the controllers of a whole cluster would have made.
+
+use super::{StandIn, World};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+/// A workload.
+pub struct Workload {
+    pub name: String,
+    pub uid: String,
+    set_name: String,
+    set_uid: String,
+    pub pods: Vec<StandIn>,
+}
+
+/// The owner reference of a controller.
+pub fn owned_by(kind: &str, name: &str, uid: &str) -> Value {
+    json!([{ "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": true }])
+}
+
+impl World {
+    /// A workload of `count` obliging pods that are ready.
+    pub async fn workload(&self, name: &str, count: usize) -> Workload {
+        let template = json!({
+            "metadata": { "labels": { "app": name } },
+            "spec": { "containers": [{ "name": "main", "image": "none" }] },
+        });
+        let spec = json!({ "replicas": count, "selector": { "matchLabels": { "app": name } }, "template": template });
+        let deployment =
+            json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": spec });
+        let made: Deployment =
+            self.api().create(&PostParams::default(), &serde_json::from_value(deployment).unwrap()).await.unwrap();
+        let uid = made.uid().unwrap();
+        let status = json!({ "status": {
+            "observedGeneration": made.metadata.generation,
+            "replicas": count, "updatedReplicas": count, "readyReplicas": count,
+        }});
+        let how = PatchParams::default();
+        self.api::<Deployment>().patch_status(name, &how, &Patch::Merge(&status)).await.unwrap();
+
+        let set_name = format!("{name}-1");
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": { "name": set_name, "ownerReferences": owned_by("Deployment", name, &uid) },
+            "spec": spec,
+        });
+        let set: ReplicaSet =
+            self.api().create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+        let set_uid = set.uid().unwrap();
+        let mut workload = Workload { name: name.to_owned(), uid, set_name, set_uid, pods: Vec::new() };
+        for _ in 0..count {
+            let pod = workload.new_pod(self, true).await;
+            workload.pods.push(pod);
+        }
+        workload
+    }
+}
+
+impl Workload {
+    /// One more pod of this workload.
+    pub async fn new_pod(&self, world: &World, ready: bool) -> StandIn {
+        let owners = owned_by("ReplicaSet", &self.set_name, &self.set_uid);
+        StandIn::start(world, &self.name, owners, ready).await
+    }
+
+    /// A pod with the workload's labels that nobody owns.
+    pub async fn impostor(&self, world: &World) -> StandIn {
+        StandIn::start(world, &self.name, json!([]), true).await
+    }
+
+    /// The revisions that went live in a pod, in order, must have grown.
+    pub fn assert_revisions_grow(&self) {
+        for pod in &self.pods {
+            let revisions = pod.applied_revisions();
+            assert!(revisions.windows(2).all(|pair| pair[0] < pair[1]), "{}: {revisions:?}", pod.name);
+        }
+    }
+}
