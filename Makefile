@@ -33,8 +33,7 @@ check: prerequisites ## The inner loop: format, lints, unit and property tests
 test: check ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
 	$(E2E) packages
 	cargo test --package resilience --package ticketing-services --tests
-	cargo test --package e2e --lib -- --include-ignored
-	cargo test --package e2e --test controllers
+	cargo test --package e2e --test bare_api_server --test controllers
 	$(MAKE) e2e NODES=$(or $(NODES),2)
 
 .PHONY: e2e

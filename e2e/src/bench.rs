@@ -21,7 +21,7 @@ const MOUNT_CHANGES: u64 = 3;
 
 /// Runs it and prints the table.
 pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) -> Result<(), StageError> {
-    let images = Images::build(progress).await?;
+    let images = Images::find(kind, progress).await?;
     let stage = Stage::open(kind, name, 1, progress).await?;
     stage.install_operator(&images, &[]).await?;
     stage.install_ticketing(&images, PODS).await?;

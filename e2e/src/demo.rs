@@ -51,7 +51,7 @@ enum Tone {
 
 /// Shows it. An error means that something did not happen.
 pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), StageError> {
-    let images = Images::build(progress).await?;
+    let images = Images::find(kind, progress).await?;
     let stage = Stage::open(kind, name, nodes, progress).await?;
     stage.install_operator(&images, &[]).await?;
     stage.install_ticketing(&images, REPLICAS).await?;

@@ -89,30 +89,68 @@ pub struct Stage {
     progress: Progress,
 }
 
-/// The images of one build.
+/// The images to install.
 pub struct Images {
-    operator: Archive,
-    workloads: Archive,
-    postgres: Archive,
+    operator: Image,
+    workloads: Image,
+    postgres: Image,
 }
 
+/// One image: its reference, and its archive if it was built here.
+struct Image {
+    reference: String,
+    archive: Option<PathBuf>,
+}
+
+impl From<Archive> for Image {
+    fn from(archive: Archive) -> Self {
+        Self { reference: archive.pinned().to_owned(), archive: Some(archive.path) }
+    }
+}
+
+/// Names the images that a cluster of somebody else pulls by itself.
+const IMAGES_VARIABLE: &str = "E2E_IMAGES";
+
 impl Images {
-    /// Builds what has changed.
-    pub async fn build(progress: &Progress) -> Result<Self, StageError> {
+    /// The images for a provider: built here and loaded into a cluster of ours; named by `E2E_IMAGES` for another one,
+    /// which pulls them by itself.
+    pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
+        match kind {
+            ProviderKind::Local => Self::build(progress).await,
+            ProviderKind::Existing => Self::named(&std::env::var(IMAGES_VARIABLE).unwrap_or_default()),
+        }
+    }
+
+    async fn build(progress: &Progress) -> Result<Self, StageError> {
         let dir = checkout::root().join("target/images");
         let mut built = build_workspace_images(&dir, progress).await?;
-        let named = |all: &mut Vec<Archive>, name: &str| {
-            let position = all.iter().position(|archive| archive.pinned().contains(name));
-            position.map(|position| all.remove(position)).ok_or_else(|| StageError::Expected {
-                expected: format!("an image named {name}"),
-                seen: "none".to_owned(),
-                waited: Duration::ZERO,
-            })
+        let mut take = |name: &str| {
+            let position = built.iter().position(|archive| archive.pinned().contains(name));
+            let archive = position.map(|position| built.remove(position));
+            archive.map(Image::from).ok_or_else(|| StageError::unexpected(&format!("an image named {name}"), "none"))
+        };
+        let (operator, workloads) = (take("resilience-operator")?, take("workloads")?);
+        Ok(Self { operator, workloads, postgres: postgres_image(&dir, progress).await?.into() })
+    }
+
+    /// `operator=REFERENCE,workloads=REFERENCE`, and `postgres=REFERENCE` if it is not the official one.
+    fn named(text: &str) -> Result<Self, StageError> {
+        let entries: Vec<_> = text.split(',').filter_map(|entry| entry.split_once('=')).collect();
+        let find = |name: &str| {
+            let found = entries.iter().find(|(key, _)| key.trim() == name);
+            found.map(|(_, reference)| Image { reference: reference.trim().to_owned(), archive: None })
+        };
+        let missing = |name: &str| {
+            let expected = format!(
+                "{IMAGES_VARIABLE}=operator=REFERENCE,workloads=REFERENCE, of images that the cluster can pull"
+            );
+            StageError::unexpected(&expected, &format!("no {name} in {text:?}"))
         };
         Ok(Self {
-            operator: named(&mut built, "resilience-operator")?,
-            workloads: named(&mut built, "workloads")?,
-            postgres: postgres_image(&dir, progress).await?,
+            operator: find("operator").ok_or_else(|| missing("operator"))?,
+            workloads: find("workloads").ok_or_else(|| missing("workloads"))?,
+            postgres: find("postgres")
+                .unwrap_or_else(|| Image { reference: "docker.io/library/postgres:17".to_owned(), archive: None }),
         })
     }
 }
@@ -149,8 +187,8 @@ impl Stage {
 
     /// Installs or upgrades the operator. `extra` are further `--set` values.
     pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), StageError> {
-        self.cluster.load_image(&images.operator.path).await?;
-        let image = image_values("image", images.operator.pinned());
+        self.load(&images.operator).await?;
+        let image = image_values("image", &images.operator.reference);
         let values = image.iter().map(String::as_str).chain(extra.iter().copied()).collect::<Vec<_>>();
         self.progress
             .during("helm install resilience-operator", self.helm("resilience-operator", SYSTEM, &values))
@@ -159,13 +197,20 @@ impl Stage {
 
     /// Installs or upgrades the booking service and its database.
     pub async fn install_ticketing(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
-        self.cluster.load_image(&images.workloads.path).await?;
-        self.cluster.load_image(&images.postgres.path).await?;
-        let mut values: Vec<String> = image_values("image", images.workloads.pinned()).into();
-        values.extend(image_values("postgresql.image", images.postgres.pinned()));
+        self.load(&images.workloads).await?;
+        self.load(&images.postgres).await?;
+        let mut values: Vec<String> = image_values("image", &images.workloads.reference).into();
+        values.extend(image_values("postgresql.image", &images.postgres.reference));
         values.push(format!("services.booking.replicas={replicas}"));
         let values: Vec<_> = values.iter().map(String::as_str).collect();
         self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
+    }
+
+    async fn load(&self, image: &Image) -> Result<(), StageError> {
+        match &image.archive {
+            Some(archive) => Ok(self.cluster.load_image(archive).await?),
+            None => Ok(()),
+        }
     }
 
     async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), StageError> {
@@ -328,4 +373,23 @@ pub fn is_true(policy: &ResiliencePolicy, type_: &str) -> bool {
 pub fn reason<'a>(policy: &'a ResiliencePolicy, type_: &str) -> Option<&'a str> {
     let conditions = &policy.status.as_ref()?.conditions;
     conditions.iter().find(|condition| condition.type_ == type_).map(|condition| condition.reason.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_somebody_elses_cluster_are_named() {
+        let images = Images::named("operator=r.example/op:1, workloads=r.example/w:2").unwrap();
+        assert_eq!(images.operator.reference, "r.example/op:1");
+        assert_eq!(images.postgres.reference, "docker.io/library/postgres:17");
+        let error = Images::named("operator=x:1").err().unwrap().to_string();
+        assert!(error.contains("no workloads"), "{error}");
+    }
+
+    #[test]
+    fn a_reference_becomes_helm_values() {
+        assert_eq!(image_values("image", "r.example:5000/op:1"), ["image.repository=r.example:5000/op", "image.tag=1"]);
+    }
 }

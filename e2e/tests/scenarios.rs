@@ -32,8 +32,8 @@ const POLICY: &str = "crds/samples/quickstart.yaml";
 const FLAGS: &str = "crds/samples/flags.yaml";
 const SOON: Duration = Duration::from_secs(60);
 
-/// One scenario at a time; the value says whether the stage is set.
-static TURN: Mutex<bool> = Mutex::const_new(false);
+/// One scenario at a time; the value holds what the stage was set with, once it is set.
+static TURN: Mutex<Option<Images>> = Mutex::const_new(None);
 
 fn nodes() -> u32 {
     std::env::var("NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(2)
@@ -45,15 +45,15 @@ fn provider() -> ProviderKind {
 }
 
 /// The stage, set once, with nothing programmed; the guard keeps the other scenarios waiting.
-async fn stage() -> (Stage, MutexGuard<'static, bool>) {
+async fn stage() -> (Stage, MutexGuard<'static, Option<Images>>) {
     let mut set = TURN.lock().await;
     let progress = Progress::new();
     let stage = Stage::open(provider(), None, nodes(), &progress).await.unwrap();
-    if !*set {
-        let images = Images::build(&progress).await.unwrap();
+    if set.is_none() {
+        let images = Images::find(provider(), &progress).await.unwrap();
         stage.install_operator(&images, &on_the_first_node()).await.unwrap();
         stage.install_ticketing(&images, REPLICAS).await.unwrap();
-        *set = true;
+        *set = Some(images);
     }
     stage.scale_operator(1).await.unwrap();
     stage.delete_resources().await.unwrap();
@@ -232,9 +232,8 @@ async fn a_pod_that_starts_while_the_operator_is_away_has_its_configuration() {
     let victim = stage.booking_pods().await.unwrap()[0].name_any();
     stage.kubectl.run(&format!("delete pod -n {TICKETING} {victim}")).await.unwrap();
     stage.kubectl.run(&format!("rollout status -n {TICKETING} deployment/booking --timeout=90s")).await.unwrap();
-    until(SOON, "every pod on the published configuration", || in_every_pod(&stage, |h, r| h == hash && r == revision))
-        .await
-        .unwrap();
+    let expected = format!("every pod on {hash} at revision {revision}");
+    until(SOON, &expected, || in_every_pod(&stage, |h, r| h == hash && r == revision)).await.unwrap();
     stage.scale_operator(1).await.unwrap();
     assert_eq!(published(&programmed(&stage).await), (revision, hash), "coming back changes nothing");
 }
@@ -274,14 +273,14 @@ async fn a_configuration_that_somebody_edits_or_deletes_is_put_right() {
 
 #[tokio::test]
 async fn pods_are_reached_through_the_api_server_too() {
-    let (stage, _turn) = stage().await;
-    let images = Images::build(&Progress::new()).await.unwrap();
+    let (stage, turn) = stage().await;
+    let images = turn.as_ref().unwrap();
     let proxied = [on_the_first_node(), vec!["podTransport=apiserver-proxy", "watchNamespaces={ticketing}"]].concat();
-    stage.install_operator(&images, &proxied).await.unwrap();
+    stage.install_operator(images, &proxied).await.unwrap();
     stage.apply_file(POLICY).await.unwrap();
     let live = programmed(&stage).await;
     assert!(is_true(&live, HEALTHY));
-    stage.install_operator(&images, &on_the_first_node()).await.unwrap();
+    stage.install_operator(images, &on_the_first_node()).await.unwrap();
 }
 
 #[tokio::test]

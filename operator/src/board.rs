@@ -26,6 +26,9 @@ pub struct Workload {
     pub uid: String,
     /// The published document.
     pub published: Option<Published>,
+    /// The generations, by uid, of the policies and flag sets that the last pass took into account. What is published
+    /// says nothing of an edit that is not among them yet.
+    pub considered: BTreeMap<String, i64>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
     /// Flag sets that do not fit into the document beside the others.

@@ -10,6 +10,7 @@ use crate::{
     shard::Shard,
     target::{self, Target},
     translate,
+    workload::created_at,
 };
 use contract::{FlagsSettings, MAX_CONFIG_BYTES};
 use crds::{
@@ -19,7 +20,7 @@ use crds::{
 };
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
 /// One pass.
 pub async fn reconcile(set: Arc<FlagSet>, shard: Arc<Shard>) -> Result<Action, ReconcileError> {
@@ -115,7 +116,7 @@ fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatu
         );
         (Verdict::new(PROGRAMMED, false, "ConfigTooLarge", message), true)
     } else {
-        target::programmed(&held)
+        target::programmed(&held, &set.metadata)
     };
     let now_ms = now.as_millisecond();
     let overridden = overridden(&settings, now_ms);
@@ -157,9 +158,31 @@ fn status(set: &FeatureFlag, shard: &Shard, now: Timestamp) -> (FeatureFlagStatu
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags: overridden,
+        flags: overridden.into_iter().chain(lost_keys(set, shard, &held)).take(100).collect(),
     };
     (status, ends.chain(expiry).min())
+}
+
+/// The flags that another set with more say defines for the same workload.
+fn lost_keys(set: &FeatureFlag, shard: &Shard, held: &[&Target]) -> Vec<FlagFinding> {
+    let rank = |set: &FeatureFlag| (Reverse(set.spec.priority), created_at(set), set.name_any());
+    let mut lost = BTreeMap::new();
+    for target in held {
+        let others = shard.caches.flag_sets_for(&set.namespace().unwrap_or_default(), &target.name);
+        for other in others.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|other| rank(other) < rank(set)) {
+            for key in set.spec.flag_spec.flags.keys().filter(|key| other.spec.flag_spec.flags.contains_key(*key)) {
+                lost.entry(key.clone())
+                    .or_insert_with(|| format!("{} runs by the set {}", target.name, other.name_any()));
+            }
+        }
+    }
+    let finding = |(key, message)| FlagFinding {
+        key,
+        source: "OtherSet".to_owned(),
+        effective_variant: None,
+        message: Some(message),
+    };
+    lost.into_iter().map(finding).collect()
 }
 
 /// The flags that a person has overridden and that are still so.

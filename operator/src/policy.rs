@@ -25,11 +25,8 @@ use crds::{
     ResiliencePolicy,
     resilience_policy::{CheckScope, Mode},
 };
-use engine::{
-    claim::winner,
-    recovery::{
-        self, Action as RecoveryAction, CheckState, Decision, History, Observed, Outcome, Pod, Record, Subject,
-    },
+use engine::recovery::{
+    self, Action as RecoveryAction, CheckState, Decision, History, Observed, Outcome, Pod, Record, Subject,
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -49,7 +46,7 @@ use std::{
 use tracing::{info, warn};
 
 /// What this version can carry out.
-const SUPPORTED: [RecoveryAction; 1] = [RecoveryAction::ResetConnections];
+pub const SUPPORTED: [RecoveryAction; 1] = [RecoveryAction::ResetConnections];
 
 /// One pass.
 pub async fn reconcile(policy: Arc<Policy>, shard: Arc<Shard>) -> Result<Action, ReconcileError> {
@@ -152,8 +149,10 @@ async fn unreadable_pass(meta: &ObjectMeta, why: &str, shard: &Shard) -> Result<
         return Ok(Action::await_change());
     }
     warn!(policy = %meta.name.clone().unwrap_or_default(), why, "a policy cannot be read; what was live before stays live");
+    // Merged, not applied: history and budget must outlive an edit that cannot be read.
     let new = policy_status::unreadable(meta, why, Timestamp::now());
-    write_status::<ResiliencePolicy>(shard, meta, &new).await?;
+    let status = json!({ "observedGeneration": new.observed_generation, "conditions": new.conditions });
+    patch_status::<ResiliencePolicy>(shard, meta, &status, false).await?;
     note_written(shard, meta);
     let note = format!("it cannot be read: {why}; what was live before stays live");
     let story = Story::warning("InvalidPolicy", "Keep", note);
@@ -183,16 +182,13 @@ fn lost_claims(policy: &ResiliencePolicy, shard: &Shard, namespace: &str) -> BTr
         return BTreeMap::new();
     }
     let name = policy.name_any();
-    let mut lost = BTreeMap::new();
-    for reference in &policy.spec.target_refs {
-        let rivals = shard.caches.policies_for(namespace, &reference.name);
-        let claimants: Vec<_> =
-            rivals.iter().filter_map(|guard| guard.0.as_ref().ok()).map(workload::claimant).collect();
-        if let Some(other) = winner(&claimants).filter(|other| *other != name) {
-            lost.insert(reference.name.clone(), other.to_owned());
-        }
-    }
-    lost
+    let targets = policy.spec.target_refs.iter().map(|reference| reference.name.clone());
+    let other = |target: String| {
+        let id = WorkloadId { namespace: namespace.to_owned(), name: target };
+        let holder = workload::holder(shard, &id).filter(|holder| *holder != name)?;
+        Some((id.name, holder))
+    };
+    targets.filter_map(other).collect()
 }
 
 /// In a dry run: the hash that each target would get.
@@ -217,7 +213,7 @@ fn would_publish(
 fn observe(policy: &ResiliencePolicy, held: &[&Target], history: &History) -> Observed {
     let mut observed = Observed { supported: SUPPORTED.into(), ..Observed::default() };
     for target in held {
-        observed.pods.extend(target.pods.iter().map(|(uid, ..)| uid.clone()));
+        observed.pods.extend(target.existing.iter().cloned());
         if target.rolling_out {
             observed.rolling_out.insert(target.name.clone());
         }
@@ -377,6 +373,19 @@ pub async fn write_status<K>(
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
+    patch_status::<K>(shard, meta, status, true).await
+}
+
+/// `whole`: what the status does not have is removed; otherwise it stays.
+async fn patch_status<K>(
+    shard: &Shard,
+    meta: &ObjectMeta,
+    status: &impl Serialize,
+    whole: bool,
+) -> Result<Option<String>, ReconcileError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+{
     if !shard.shared.fence.holds() {
         return Err(ReconcileError::NotLeading);
     }
@@ -389,9 +398,13 @@ where
     });
     // Guarded, because the answer may not be readable as the type: that is one of the things a status tells.
     let api: Api<Guard<K>> = Api::namespaced(shard.shared.clients.act.clone(), &namespace);
-    let answer = call(api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)))
-        .await
-        .map_err(ReconcileError::api("writing the status"))?;
+    let (params, patch) = if whole {
+        (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&patch))
+    } else {
+        (PatchParams::default(), Patch::Merge(&patch))
+    };
+    let answer =
+        call(api.patch_status(&name, &params, &patch)).await.map_err(ReconcileError::api("writing the status"))?;
     let mut written = shard.written.lock().unwrap_or_else(PoisonError::into_inner);
     if let (Some(uid), Some(before)) = (meta.uid.clone(), meta.resource_version.clone())
         && answer.meta().resource_version != meta.resource_version

@@ -135,6 +135,8 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
         message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
+    let notes = translate::not_done_yet(&inputs.policy.spec, &crate::policy::SUPPORTED);
+    message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
     message.extend(translate::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
     (Verdict::new(ACCEPTED, true, "Accepted", message.join("; ")), false)
 }
@@ -155,7 +157,7 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
             false,
         );
     }
-    let (verdict, stuck) = target::programmed(held);
+    let (verdict, stuck) = target::programmed(held, &inputs.policy.metadata);
     if inputs.policy.spec.suspend {
         // Nothing is under way, whoever runs what.
         let message = format!("suspended: changes are not published; {}", verdict.message);

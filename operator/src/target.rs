@@ -16,7 +16,7 @@ use engine::{
     fleet::CircuitView,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
@@ -32,12 +32,16 @@ pub struct Target {
     pub rolling_out: bool,
     /// Revision, hash and moment of what is published.
     pub published: Option<(i64, String, Instant)>,
+    /// The generations, by uid, of the policies and flag sets that are taken into account in it.
+    pub considered: BTreeMap<String, i64>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
     /// Flag sets that do not fit into its document beside the others.
     pub left_out: Vec<String>,
     /// Who runs what is published.
     pub acknowledged: Acknowledged,
+    /// Uids of the pods that the cluster has, also of those that this process knows nothing else of yet.
+    pub existing: BTreeSet<String>,
     /// Pods: uid, name, judgements.
     pub pods: Vec<(String, String, BTreeMap<String, Judgement>)>,
     /// Circuits over all pods.
@@ -58,8 +62,13 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
     let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
     let ready: BTreeMap<_, _> =
         shard.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
-    let base =
-        Target { name: name.to_owned(), found: true, rolling_out: rolling_out(&deployment), ..Target::default() };
+    let base = Target {
+        name: name.to_owned(),
+        found: true,
+        rolling_out: rolling_out(&deployment),
+        existing: ready.keys().cloned().collect(),
+        ..Target::default()
+    };
     let uid = deployment.uid().unwrap_or_default();
     shard
         .board
@@ -77,6 +86,7 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
             Target {
                 acknowledged: ack::count(&views, published.map_or("", |published| &published.content_hash)),
                 published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
+                considered: workload.considered.clone(),
                 problem: workload.problem.clone(),
                 left_out: workload.left_out.clone(),
                 // What an unreachable pod said last says nothing of now: silence is neither health nor sickness.
@@ -146,14 +156,17 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
 }
 
 /// Programmed over the targets that a resource holds. The second value says that a person is needed.
-pub fn programmed(held: &[&Target]) -> (Verdict, bool) {
+pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     if let Some((target, problem)) = held.iter().find_map(|target| Some((target, target.problem.as_ref()?))) {
         return (
             Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)),
             problem.stalled,
         );
     }
-    if let Some(target) = held.iter().find(|target| target.published.is_none()) {
+    let considered = |target: &&&Target| {
+        resource.uid.as_ref().and_then(|uid| target.considered.get(uid)).copied() == resource.generation
+    };
+    if let Some(target) = held.iter().find(|target| target.published.is_none() || !considered(target)) {
         return (
             Verdict::new(
                 PROGRAMMED,
@@ -195,4 +208,36 @@ pub fn live_story(held: &[&Target], changed_at: Option<Instant>) -> String {
     let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
     let after = changed_at.map(|at| format!(", {} ms after the change", at.elapsed().as_millis())).unwrap_or_default();
     format!("{} live in {ready} of {ready} pods{after}", hashes.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crds::ConditionStatus;
+
+    /// A workload whose one ready pod runs what is published, which took generation `considered` of the resource into account.
+    fn target(considered: Option<i64>) -> Target {
+        Target {
+            name: "booking".into(),
+            found: true,
+            published: Some((1, "hash".into(), Instant::now())),
+            considered: considered.map(|generation| ("uid".to_owned(), generation)).into_iter().collect(),
+            acknowledged: Acknowledged { ready: 1, in_sync: 1, ..Acknowledged::default() },
+            ..Target::default()
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::this_edit(Some(2), ConditionStatus::True, "Programmed")]
+    #[case::an_earlier_edit(Some(1), ConditionStatus::False, "Publishing")]
+    #[case::before_it_existed(None, ConditionStatus::False, "Publishing")]
+    fn what_is_live_counts_only_if_this_edit_is_in_it(
+        #[case] considered: Option<i64>,
+        #[case] status: ConditionStatus,
+        #[case] reason: &str,
+    ) {
+        let resource = ObjectMeta { uid: Some("uid".into()), generation: Some(2), ..ObjectMeta::default() };
+        let (verdict, stuck) = programmed(&[&target(considered)], &resource);
+        assert_eq!((verdict.status, verdict.reason, stuck), (status, reason, false));
+    }
 }

@@ -137,6 +137,18 @@ pub fn policy_warnings(settings: &PolicySettings) -> Vec<String> {
     warnings
 }
 
+/// Sentences about what a policy asks for and this version does not do.
+pub fn not_done_yet(spec: &ResiliencePolicySpec, supported: &[Action]) -> Vec<String> {
+    let asked = spec.health_checks.iter().filter(|check| check.http.is_some() || check.tcp.is_some());
+    let mut notes: Vec<_> =
+        asked.map(|check| format!("{}: this version does not ask http and tcp checks itself", check.name)).collect();
+    for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
+        let steps = ladder.steps.iter().filter(|step| !supported.contains(&action(step.action)));
+        notes.extend(steps.map(|step| format!("{}: this version cannot do {:?}", ladder.check, step.action)));
+    }
+    notes
+}
+
 fn dependency(spec: &api::Dependency) -> DependencySettings {
     DependencySettings {
         timeout: TimeoutSettings {

@@ -26,7 +26,7 @@ use kube::{
     Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -40,6 +40,15 @@ struct Gathered {
     live: publish::Published,
     /// The last sound document; it outlives a ConfigMap that somebody damages or deletes.
     last_good: Option<RuntimeConfig>,
+}
+
+impl Gathered {
+    /// Which edits of which resources are taken into account, by uid.
+    fn generations(&self) -> BTreeMap<String, i64> {
+        let policies = self.policies.iter().map(|policy| policy.meta());
+        let all = policies.chain(self.flag_sets.iter().map(|set| set.meta()));
+        all.filter_map(|meta| Some((meta.uid.clone()?, meta.generation?))).collect()
+    }
 }
 
 /// One pass.
@@ -97,7 +106,7 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
         _ if shared.args.dry_run => return Ok(Action::await_change()),
         Publication::InSync { revision } => {
             if let Some(bytes) = map.as_ref().and_then(|map| map.data.as_ref()?.get(contract::CONFIG_KEY)) {
-                adopt(shard, &id, revision, &compiled, bytes.clone().into_bytes());
+                adopt(shard, &id, revision, &compiled, &gathered, bytes.clone().into_bytes());
             }
         }
         Publication::Write { revision } => {
@@ -109,7 +118,7 @@ async fn pass(deployment: &Deployment, shard: &Arc<Shard>) -> Result<Action, Rec
                 Ok(bytes) => {
                     info!(workload = %id, revision, hash = %short(&compiled.content_hash), "published");
                     shared.metrics.publications.inc();
-                    adopt(shard, &id, revision, &compiled, bytes);
+                    adopt(shard, &id, revision, &compiled, &gathered, bytes);
                 }
                 Err(error @ PublishError::NotOurs(_)) => {
                     note_problem(
@@ -154,6 +163,34 @@ fn last_good(shard: &Shard, id: &WorkloadId, uid: &str, live: &publish::Publishe
     }
 }
 
+/// Policies that cannot be read any more and still hold what they held: what is live from them stays.
+fn unreadable_holders(shard: &Shard, namespace: &str, live: Option<&RuntimeConfig>) -> Vec<(Claimant, Source)> {
+    let mut holders = Vec::new();
+    for source in live.iter().flat_map(|live| &live.policy.sources) {
+        let Some(guard) = shard.caches.policies.get(&ObjectRef::new(&source.name).within(namespace)) else { continue };
+        if guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()) {
+            let name = source.name.clone();
+            holders.push((Claimant { name, created_at: created_at(&*guard), holds_claim: true }, source.clone()));
+        }
+    }
+    holders
+}
+
+/// The name of the policy that a workload runs by.
+pub fn holder(shard: &Shard, id: &WorkloadId) -> Option<String> {
+    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let map = shard.caches.config_maps.get(&map_ref);
+    let live = match publisher::read(map.as_deref(), id) {
+        publish::Published::Document(document) => Some(document),
+        publish::Published::Nothing | publish::Published::Damaged => None,
+    };
+    let rivals = shard.caches.policies_for(&id.namespace, &id.name);
+    let mut claimants: Vec<_> = rivals.iter().filter_map(|guard| guard.0.as_ref().ok()).map(claimant).collect();
+    claimants
+        .extend(unreadable_holders(shard, &id.namespace, live.as_deref()).into_iter().map(|(claimant, _)| claimant));
+    winner(&claimants).map(str::to_owned)
+}
+
 /// The policy that the workload runs by, and what it contributes.
 fn effective_policy(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Option<PolicyInput> {
     let mut candidates: Vec<(Claimant, Source, Input<PolicySettings>)> = Vec::new();
@@ -164,19 +201,8 @@ fn effective_policy(shard: &Shard, id: &WorkloadId, gathered: &Gathered) -> Opti
         };
         candidates.push((claimant(policy), source(policy), settings));
     }
-    // A policy that cannot be read any more still holds what it held: what is live from it stays.
-    if let Some(live) = &gathered.last_good {
-        for source in &live.policy.sources {
-            let held = shard.caches.policies.get(&ObjectRef::new(&source.name).within(&id.namespace));
-            if let Some(guard) =
-                held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()))
-            {
-                let claimant =
-                    Claimant { name: source.name.clone(), created_at: created_at(&*guard), holds_claim: true };
-                candidates.push((claimant, source.clone(), Input::KeepLive));
-            }
-        }
-    }
+    let held = unreadable_holders(shard, &id.namespace, gathered.last_good.as_ref());
+    candidates.extend(held.into_iter().map(|(claimant, source)| (claimant, source, Input::KeepLive)));
     let claimants: Vec<_> = candidates.iter().map(|(claimant, ..)| claimant.clone()).collect();
     let name = winner(&claimants)?.to_owned();
     let (_, source, settings) = candidates.into_iter().find(|(claimant, ..)| claimant.name == name)?;
@@ -276,7 +302,8 @@ fn observe(shard: &Shard, deployment: &Deployment, id: &WorkloadId, uid: &str, g
 }
 
 /// Notes what is published now.
-fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, bytes: Vec<u8>) {
+fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, gathered: &Gathered, bytes: Vec<u8>) {
+    let considered = gathered.generations();
     let changed = {
         let mut board = shard.board.lock();
         let workload = board.entry(id.clone()).or_default();
@@ -290,7 +317,9 @@ fn adopt(shard: &Shard, id: &WorkloadId, revision: i64, compiled: &Compiled, byt
                 pod.push_after = None;
             }
         }
-        had_problem || !same
+        let edits = workload.considered != considered;
+        workload.considered = considered;
+        had_problem || !same || edits
     };
     if changed {
         shard.touch_status(&id.namespace, &id.name);

@@ -1,7 +1,14 @@
 //! Policies that go, and come again: what is published always moves forward.
 
-use crate::support::{World, manifests::policy_with_request, policy, world::request_ms};
+use crate::support::{
+    World,
+    manifests::policy_with_request,
+    policy, says,
+    world::{policy_conditions, request_ms},
+};
 use contract::PolicySettings;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::DeleteParams;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_policy_means_the_defaults_under_a_higher_revision() {
@@ -80,4 +87,27 @@ async fn a_target_that_is_taken_out_of_a_policy_goes_back_to_the_defaults() {
     world.apply(&policy("tickets", "catalog")).await;
     catalog.pods[0].until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
     booking.pods[0].until_it_runs("the defaults", |running| running.policy.settings == PolicySettings::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_deleted_and_created_again_is_programmed_anew() {
+    let world = World::new().await;
+    let first = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    let before = world.document("booking").await;
+
+    first.delete(&world).await;
+    world.until_policy_says("booking", "Accepted", "False", "TargetNotFound").await;
+    let second = world.workload("booking", 1).await;
+    // What the old one owned is still there when the new one comes; then the garbage collector comes by.
+    world
+        .until_policy("booking", "it is found", |policy| !says(policy_conditions(policy), "Accepted", "False", ""))
+        .await;
+    world.api::<ConfigMap>().delete("booking-resilience", &DeleteParams::default()).await.unwrap();
+    world.api::<Secret>().delete("booking-resilience-token", &DeleteParams::default()).await.unwrap();
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    second.pods[0].until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
+    assert!(world.document("booking").await.revision > before.revision);
 }

@@ -55,8 +55,12 @@ async fn a_pod_without_its_token_is_nudged_and_then_succeeds() {
         if found.contains_key(wanted) { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
-    let partial = world.until_policy_says("booking", "Programmed", "False", "PartiallyProgrammed").await;
-    assert!(condition(&partial, "Programmed").message.contains("does not take the operator's token"));
+    let partial = world
+        .until_policy("booking", "it says why", |policy| {
+            condition(policy, "Programmed").message.contains("does not take the operator's token")
+        })
+        .await;
+    assert!(says(policy_conditions(&partial), "Programmed", "False", "PartiallyProgrammed"));
     assert!(!annotations(&world, &workload.pods[1]).await.contains_key(wanted), "the other one needs none");
 
     workload.pods[0].script().manners = Manners::Obliging;

@@ -51,16 +51,13 @@ impl ConfigStore {
         from: AppliedFrom,
         now_ms: i64,
     ) -> (PushOutcome, String) {
-        let (config, unsupported) = match RuntimeConfig::parse(bytes) {
+        let (config, mut unsupported) = match RuntimeConfig::parse(bytes) {
             Ok(parsed) => parsed,
             Err(error) => return (PushOutcome::RefusedInvalid, error.to_string()),
         };
         if config.contract_version > CONTRACT_VERSION {
-            let message = format!(
-                "it speaks version {} of the contract and this pod only {CONTRACT_VERSION}: update the workload",
-                config.contract_version
-            );
-            return (PushOutcome::RefusedInvalid, message);
+            // What is understood of it is better than what is older; the operator is told that this is not all of it.
+            unsupported.push(format!("contractVersion {}", config.contract_version));
         }
         if &config.workload != self.resilience.id() {
             let message = format!("it is for {}, and this is {}", config.workload, self.resilience.id());

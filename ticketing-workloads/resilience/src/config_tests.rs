@@ -82,11 +82,6 @@ fn the_same_meaning_at_a_newer_revision_changes_only_the_order() {
 )]
 #[case::older(document(NOW - 1, 9), PushOutcome::RefusedOlder, "is older than")]
 #[case::far_future(document(NOW + MAX_AHEAD_MS + 1, 9), PushOutcome::RefusedFuture, "60 min ahead")]
-#[case::newer_contract(
-    edited(|value| value["contractVersion"] = json!(CONTRACT_VERSION + 1)),
-    PushOutcome::RefusedInvalid,
-    "update the workload"
-)]
 #[case::wrong_workload(
     edited(|value| value["workload"]["name"] = json!("catalog")),
     PushOutcome::RefusedInvalid,
@@ -118,6 +113,14 @@ fn what_a_newer_operator_adds_is_ignored_and_reported() {
     let answer = push(&store, &edited(|value| value["policy"]["settings"]["hedging"] = json!({"after": 10})));
     assert_eq!(answer.outcome, PushOutcome::Applied);
     assert_eq!(answer.applied.unsupported, ["policy.settings.hedging"]);
+}
+
+#[test]
+fn a_newer_contract_is_taken_as_far_as_it_is_understood_and_that_is_reported() {
+    let store = store();
+    let answer = push(&store, &edited(|value| value["contractVersion"] = json!(CONTRACT_VERSION + 1)));
+    assert_eq!(answer.outcome, PushOutcome::Applied);
+    assert_eq!(answer.applied.unsupported, [format!("contractVersion {}", CONTRACT_VERSION + 1)]);
 }
 
 #[test]

@@ -94,17 +94,17 @@ impl Cluster {
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
     }
 
-    /// The rights that the chart gives the operator when it lives in `home` and watches `watched`, given to the user
-    /// that it runs as here.
+    /// The rights that the chart gives the operator when it lives in `home` and watches `watched` (empty: every
+    /// namespace), given to the user that it runs as here.
     pub async fn rights(&self, home: &str, watched: &str) -> Vec<Value> {
         let chart = checkout::root().join("charts/resilience-operator");
-        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
-        let run = run.args(["--namespace", home, "--set", &format!("watchNamespaces={{{watched}}}")]);
+        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart).args(["--namespace", home]);
+        let run = if watched.is_empty() { run } else { run.args(["--set", &format!("watchNamespaces={{{watched}}}")]) };
         let text = run.output().await.unwrap();
         let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
         let mut rights: Vec<_> =
             documents.filter(|document| document["apiVersion"] == "rbac.authorization.k8s.io/v1").collect();
-        assert_eq!(rights.len(), 4, "a Role and a RoleBinding for each of the two namespaces");
+        assert_eq!(rights.len(), 4, "a role and a binding at home, and the same for what is watched");
         for binding in rights.iter_mut().filter(|document| document["subjects"].is_array()) {
             binding["subjects"] =
                 json!([{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR }]);

@@ -3,6 +3,7 @@
 use super::{cluster::OPERATOR, world::World};
 use clap::Parser;
 use operator::{RunError, args::Args};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ impl Operator {
         let usual = [
             "resilience-operator",
             "--watch-namespaces",
-            &world.namespace,
+            &world.watched,
             "--namespace",
             &world.home,
             "--listen",
@@ -37,6 +38,11 @@ impl Operator {
     pub async fn stop(mut self) {
         self.shutdown.cancel();
         self.task.take().unwrap().await.unwrap().unwrap();
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(mut self) -> Result<(), RunError> {
+        tokio::time::timeout(Duration::from_secs(30), self.task.take().unwrap()).await.unwrap().unwrap()
     }
 
     /// Ends it at once, as a crash does: nothing is released and nothing is finished.

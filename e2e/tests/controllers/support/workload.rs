@@ -4,7 +4,7 @@ use super::{StandIn, World};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use kube::{
     ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy},
 };
 use serde_json::{Value, json};
 
@@ -65,6 +65,17 @@ impl Workload {
     pub async fn new_pod(&self, world: &World, ready: bool) -> StandIn {
         let owners = owned_by("ReplicaSet", &self.set_name, &self.set_uid);
         StandIn::start(world, &self.name, owners, ready).await
+    }
+
+    /// Deletes the Deployment, its ReplicaSet and its pods, and leaves what else they own.
+    pub async fn delete(&self, world: &World) {
+        let background =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+        world.api::<Deployment>().delete(&self.name, &background).await.unwrap();
+        world.api::<ReplicaSet>().delete(&self.set_name, &background).await.unwrap();
+        for pod in &self.pods {
+            pod.delete(world).await;
+        }
     }
 
     /// A pod with the workload's labels that nobody owns.

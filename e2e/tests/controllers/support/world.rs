@@ -29,6 +29,8 @@ pub struct World {
     pub namespace: String,
     /// Namespace of the operator itself.
     pub home: String,
+    /// What the operator is told to watch; empty: every namespace.
+    pub watched: String,
 }
 
 impl World {
@@ -39,6 +41,15 @@ impl World {
 
     /// A world on `cluster`.
     pub async fn on(cluster: Arc<Cluster>) -> Self {
+        Self::with_rights(cluster, true).await
+    }
+
+    /// A world on `cluster` in which the operator may look after every namespace.
+    pub async fn watched_from_everywhere(cluster: Arc<Cluster>) -> Self {
+        Self::with_rights(cluster, false).await
+    }
+
+    async fn with_rights(cluster: Arc<Cluster>, this_namespace_only: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (namespace, home) = (format!("tickets-{number}"), format!("operator-{number}"));
@@ -47,11 +58,12 @@ impl World {
             let manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
             apply(&client, "", &manifest).await.unwrap();
         }
-        for right in cluster.rights(&home, &namespace).await {
-            let namespace = right["metadata"]["namespace"].as_str().unwrap().to_owned();
-            apply(&client, &namespace, &right).await.unwrap();
+        let watched = if this_namespace_only { namespace.clone() } else { String::new() };
+        for right in cluster.rights(&home, &watched).await {
+            let namespace = right["metadata"]["namespace"].as_str().unwrap_or_default();
+            apply(&client, namespace, &right).await.unwrap();
         }
-        Self { cluster, client, namespace, home }
+        Self { cluster, client, namespace, home, watched }
     }
 
     /// Starts an operator.
@@ -164,7 +176,7 @@ impl World {
             let map = self.config_map(workload).await.ok_or("no ConfigMap")?;
             let text = map.data.and_then(|mut data| data.remove(contract::CONFIG_KEY)).ok_or("no document")?;
             let (document, _) = RuntimeConfig::parse(text.as_bytes()).map_err(|error| error.to_string())?;
-            if wanted(&document) { Ok(document) } else { Err(text.chars().take(2000).collect()) }
+            if wanted(&document) { Ok(document) } else { Err(text.chars().take(1000).collect()) }
         })
         .await
     }
