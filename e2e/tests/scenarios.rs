@@ -3,6 +3,8 @@
 //! `PROVIDER` and `NODES` choose the cluster, as for `make e2e`. The scenarios share one installation, so they run one
 //! after the other; each begins with nothing programmed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use crds::{
     condition::types::{ACCEPTED, HEALTHY, PROGRAMMED, READY, RECOVERY_ALLOWED},
     status::ActionOutcome,

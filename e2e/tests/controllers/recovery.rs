@@ -1,7 +1,9 @@
 //! A check fails, connections are reset, and the check says whether it helped.
 
 use crate::support::{
-    World, healing_policy, says,
+    World, healing_policy,
+    operator::Operator,
+    says,
     world::{condition, policy_conditions},
 };
 use crds::{resilience_policy::StepAction, status::ActionOutcome};
@@ -94,14 +96,14 @@ async fn an_operator_that_starts_again_neither_repeats_nor_forgets() {
         let mut script = workload.pods[0].script();
         (script.failing, script.curable) = (true, false);
     }
-    let operator = world.operator().await;
+    let operator = Operator::start_mortal(&world, "first").await;
     let mut policy = healing_policy("booking", "booking");
     policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([{ "action": "ResetConnections", "timeout": "20s" }]);
     world.apply(&policy).await;
     workload.pods[0].until_asked(1).await;
     operator.crash().await;
 
-    let _operator = world.operator().await;
+    let _operator = Operator::start_mortal(&world, "second").await;
     workload.pods[0].after_more_reports(3).await;
     let ids: std::collections::BTreeSet<_> =
         workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();

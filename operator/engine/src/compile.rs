@@ -77,46 +77,48 @@ pub fn compile(
         Some(PolicyInput { source, settings: Input::Valid(settings) }) => Section { sources: vec![source], settings },
         Some(PolicyInput { settings: Input::KeepLive, .. }) => live.map(|live| live.policy.clone()).unwrap_or_default(),
     };
-    match put_together(&policy, flag_sets.to_vec(), live) {
-        Err(CompileError::TooLarge(_)) => fit(&policy, flag_sets, live),
-        result => result,
-    }
+    let (flags, left_out) = match merge(&policy, flag_sets.to_vec(), live) {
+        Ok(flags) => (flags, Vec::new()),
+        Err(CompileError::TooLarge(_)) => fit(&policy, flag_sets, live)?,
+        Err(other) => return Err(other),
+    };
+    let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
+    Ok(Compiled { policy, flags, content_hash, left_out })
 }
 
-fn put_together(
+/// Merges the sets, if the result fits into a document together with the policy.
+fn merge(
     policy: &Section<PolicySettings>,
     flag_sets: Vec<FlagSetInput>,
     live: Option<&RuntimeConfig>,
-) -> Result<Compiled, CompileError> {
+) -> Result<Section<FlagsSettings>, CompileError> {
     let flags = merge_flags(flag_sets, live.map(|live| &live.flags));
-    let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
-    let compiled = Compiled { policy: policy.clone(), flags, content_hash, left_out: Vec::new() };
-    // The size is judged on a whole document, at the longest spelling of a revision.
-    match compiled
-        .document(contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) }, i64::MIN)
-        .to_bytes()
-    {
-        Ok(_) => Ok(compiled),
+    // The size is judged on a whole document, with the longest revision and workload and a hash of the right length.
+    let compiled = Compiled { policy: policy.clone(), flags, content_hash: "0".repeat(64), left_out: Vec::new() };
+    let longest = contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) };
+    match compiled.document(longest, i64::MIN).to_bytes() {
+        Ok(_) => Ok(compiled.flags),
         Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
         Err(other) => Err(CompileError::Unwritable(other.to_string())),
     }
 }
 
-/// Starts from what is live, and takes in set after set, the oldest first, as long as everything fits.
+/// Starts from what is live, and takes in set after set, the oldest first, as long as everything fits. The second value
+/// names the sets that did not.
 fn fit(
     policy: &Section<PolicySettings>,
     wanted: &[FlagSetInput],
     live: Option<&RuntimeConfig>,
-) -> Result<Compiled, CompileError> {
+) -> Result<(Section<FlagsSettings>, Vec<String>), CompileError> {
     let mut sets: Vec<_> = wanted.iter().map(|set| FlagSetInput { settings: Input::KeepLive, ..set.clone() }).collect();
-    let mut compiled = put_together(policy, sets.clone(), live)?;
+    let mut merged = merge(policy, sets.clone(), live)?;
     let mut by_age: Vec<_> = (0..sets.len()).collect();
     by_age.sort_by_key(|index| (wanted[*index].created_at, &wanted[*index].source.name));
     let mut left_out = Vec::new();
     for index in by_age {
         sets[index].settings = wanted[index].settings.clone();
-        match put_together(policy, sets.clone(), live) {
-            Ok(larger) => compiled = larger,
+        match merge(policy, sets.clone(), live) {
+            Ok(larger) => merged = larger,
             Err(CompileError::TooLarge(_)) => {
                 sets[index].settings = Input::KeepLive;
                 left_out.push(wanted[index].source.name.clone());
@@ -124,7 +126,7 @@ fn fit(
             Err(other) => return Err(other),
         }
     }
-    Ok(Compiled { left_out, ..compiled })
+    Ok((merged, left_out))
 }
 
 impl Compiled {
@@ -215,6 +217,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands where an optional policy is expected")]
     fn valid(settings: PolicySettings) -> Option<PolicyInput> {
         Some(PolicyInput { source: source("p"), settings: Input::Valid(settings) })
     }

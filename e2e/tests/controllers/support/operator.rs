@@ -24,14 +24,19 @@ impl Operator {
             &world.home,
             "--listen",
             "127.0.0.1:0",
-            "--lease-duration",
-            "2s",
         ];
-        let args = Args::parse_from(usual.iter().chain(extra));
+        // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
+        let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
+        let args = Args::parse_from(usual.iter().chain(lease).chain(extra));
         let config = world.cluster.config(OPERATOR).await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
         Self { shutdown, task: Some(task) }
+    }
+
+    /// Starts one whose Lease runs out soon after it has died.
+    pub async fn start_mortal(world: &World, identity: &str) -> Self {
+        Self::start(world, &["--identity", identity, "--lease-duration", "3s"]).await
     }
 
     /// Asks it to end, and waits until it has.
