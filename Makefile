@@ -8,7 +8,8 @@ PROVIDER ?= local
 NODES ?=
 export PROVIDER
 
-E2E := cargo run --quiet --package e2e --bin ticketwave-e2e --
+# Built with the features of the whole workspace, as the tests are: then one build serves all.
+E2E := $(or $(CARGO_TARGET_DIR),target)/debug/ticketwave-e2e
 # A shell with Rust on its PATH, also right after rustup was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -17,7 +18,7 @@ help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: prerequisites ## Show the whole loop on a real cluster, with what is missing installed first
+demo: e2e-tool ## Show the whole loop on a real cluster, with what is missing installed first
 	$(E2E) demo --nodes $(or $(NODES),1)
 
 .PHONY: demo-down
@@ -30,36 +31,35 @@ check: prerequisites ## The inner loop: format, lints, unit and property tests
 	cargo test --workspace --lib --bins --test generated
 
 .PHONY: test
-test: check ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
+test: check e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
 	$(E2E) packages
-	cargo test --package resilience --package ticketing-services --tests
-	cargo test --package e2e --test bare_api_server --test controllers
+	cargo test --workspace --test admin --test with_postgres
+	cargo test --workspace --test bare_api_server --test controllers
 	$(MAKE) e2e NODES=$(or $(NODES),2)
 
 .PHONY: e2e
-e2e: prerequisites ## The scenarios on a real cluster: PROVIDER=local|existing NODES=1..3
+e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|existing NODES=1..3
 	$(E2E) cluster down
-	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --package e2e --test scenarios -- --test-threads=1 --nocapture
+	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture
 
 .PHONY: bench
-bench: prerequisites ## How long a change of a policy takes to reach 20 pods, beside the mount alone
-	cargo build --quiet --package e2e
+bench: e2e-tool ## How long a change of a policy takes to reach 20 pods, beside the mount alone
 	$(E2E) bench
 
 .PHONY: cluster-up
-cluster-up: prerequisites ## Bring up a real Kubernetes without Docker: NODES=1..3
+cluster-up: e2e-tool ## Bring up a real Kubernetes without Docker: NODES=1..3
 	$(E2E) cluster up --nodes $(or $(NODES),1)
 
 .PHONY: cluster-down
-cluster-down: prerequisites ## Take it down; nothing is left behind
+cluster-down: e2e-tool ## Take it down; nothing is left behind
 	$(E2E) cluster down
 
 .PHONY: cluster-status
-cluster-status: prerequisites ## Show the cluster, and where its logs and its kubeconfig are
+cluster-status: e2e-tool ## Show the cluster, and where its logs and its kubeconfig are
 	$(E2E) cluster status
 
 .PHONY: dev
-dev: prerequisites ## Run the operator from the working tree against the running cluster
+dev: e2e-tool ## Run the operator from the working tree against the running cluster
 	KUBECONFIG=$$($(E2E) cluster kubeconfig) && export KUBECONFIG && \
 	kubectl=$$($(E2E) tool-path kubectl) && \
 	"$$kubectl" apply --server-side --force-conflicts -f crds/yaml && \
@@ -70,7 +70,7 @@ dev: prerequisites ## Run the operator from the working tree against the running
 	cargo run --package resilience-operator -- --listen 127.0.0.1:8080 --identity dev
 
 .PHONY: images
-images: prerequisites ## Build the images without Docker, and load them into the cluster if it is up
+images: e2e-tool ## Build the images without Docker, and load them into the cluster if it is up
 	$(E2E) images
 
 .PHONY: generate
@@ -81,6 +81,10 @@ generate: ## Write crds/yaml and the chart's copy from the Rust types
 audit: ## Licences, advisories and bans (installs cargo-deny; needs a public network)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo deny check
+
+.PHONY: e2e-tool
+e2e-tool: prerequisites
+	cargo build --workspace --bin ticketwave-e2e
 
 # What is missing is installed, and said.
 .PHONY: prerequisites
