@@ -45,6 +45,7 @@ pub struct Run {
     program: OsString,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
+    without: &'static [&'static str],
     dir: Option<PathBuf>,
     input: Option<Vec<u8>>,
 }
@@ -52,7 +53,14 @@ pub struct Run {
 impl Run {
     /// A command without arguments so far.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { program: program.as_ref().to_owned(), args: Vec::new(), env: Vec::new(), dir: None, input: None }
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            without: &[],
+            dir: None,
+            input: None,
+        }
     }
 
     /// Adds one argument.
@@ -79,6 +87,13 @@ impl Run {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Does not pass on the environment variables whose names begin so.
+    #[must_use]
+    pub fn without_env(mut self, prefixes: &'static [&'static str]) -> Self {
+        self.without = prefixes;
         self
     }
 
@@ -111,6 +126,10 @@ impl Run {
         let line = self.line();
         let io = |source: std::io::Error| CommandError::Io { line: line.clone(), source };
         let mut command = Command::new(&self.program);
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(|name| self.without.iter().any(|prefix| name.to_string_lossy().starts_with(prefix))) {
+            command.env_remove(name);
+        }
         command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });

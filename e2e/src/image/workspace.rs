@@ -32,6 +32,9 @@ pub async fn build_workspace_images(dir: &Path, progress: &Progress) -> Result<V
     // With a target triple cargo keeps these flags away from build scripts and the host's own builds.
     let mut build = Run::new(cargo).words("build --release --quiet --target").arg(&triple).dir(&root);
     build = build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // What cargo tells a program that it runs about that program's package would make build scripts run again, and
+    // with them half of the dependencies be built again, whenever this is called another way.
+    build = build.without_env(&["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "LD_LIBRARY_PATH"]);
     for (_, package, _) in IMAGE_BINARIES {
         build = build.args(["-p", package]);
     }
