@@ -60,6 +60,7 @@ cluster-status: e2e-tool ## Show the cluster, and where its logs and its kubecon
 
 .PHONY: dev
 dev: e2e-tool ## Run the operator from the working tree against the running cluster
+	cargo build --workspace --bin resilience-operator
 	KUBECONFIG=$$($(E2E) cluster kubeconfig) && export KUBECONFIG && \
 	kubectl=$$($(E2E) tool-path kubectl) && \
 	"$$kubectl" apply --server-side --force-conflicts -f crds/yaml && \
@@ -67,7 +68,7 @@ dev: e2e-tool ## Run the operator from the working tree against the running clus
 	  echo "scaling the installed operator to 0, so that this one leads" >&2; \
 	  "$$kubectl" scale -n resilience-system deployment/resilience-operator --replicas=0; \
 	else "$$kubectl" create namespace resilience-system --dry-run=client -o yaml | "$$kubectl" apply -f -; fi && \
-	cargo run --package resilience-operator -- --listen 127.0.0.1:8080 --identity dev
+	exec $(or $(CARGO_TARGET_DIR),target)/debug/resilience-operator --namespace resilience-system --listen 127.0.0.1:8080 --identity dev
 
 .PHONY: images
 images: e2e-tool ## Build the images without Docker, and load them into the cluster if it is up
