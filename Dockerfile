@@ -1,4 +1,4 @@
-# syntax=docker/dockerfile:1
+# Two images:
 #
 #   docker build --target operator  -t resilience-operator:dev .
 #   docker build --target workloads -t ticketing:dev .

@@ -73,6 +73,7 @@ async fn story(stage: &Stage) -> Result<(), StageError> {
     let traffic = Traffic::start(stage, PAUSE).await?;
     // The services may have started before their database: the story begins when each of them sells.
     wait_for_bookings(&traffic, WARM_UP).await?;
+    wait_for_calm(&traffic).await?;
     let time = Timeline::begin();
     let first = traffic.count.now();
 
@@ -192,6 +193,20 @@ async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), StageEr
         } else {
             Err(format!("{succeeded} succeeded, {failed} failed, {slowest} in the slowest pod"))
         })
+    })
+    .await
+}
+
+/// Bookings that were begun before the database was up fail late; they are no part of the story.
+async fn wait_for_calm(traffic: &Traffic) -> Result<(), StageError> {
+    let last = std::sync::Mutex::new((traffic.count.now().1, Instant::now()));
+    crate::stage::until(Duration::from_secs(60), "two seconds without a failed booking", || async {
+        let failed = traffic.count.now().1;
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.0 != failed {
+            *last = (failed, Instant::now());
+        }
+        Ok(if last.1.elapsed() >= Duration::from_secs(2) { Ok(()) } else { Err(format!("{failed} failed")) })
     })
     .await
 }

@@ -7,6 +7,9 @@ use crate::support::{
     workload::owned_by,
     world::{condition, policy_conditions, request_ms},
 };
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::PostParams;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,6 +68,29 @@ async fn a_pod_without_its_token_is_nudged_and_then_succeeds() {
 
     workload.pods[0].script().manners = Manners::Obliging;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_our_name_that_somebody_else_made_is_left_as_it_is() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let name = contract::token_secret_name("booking");
+    let theirs = json!({ "metadata": { "name": name }, "stringData": { "current": "a secret of somebody else" } });
+    let secrets = world.api::<Secret>();
+    let made = secrets.create(&PostParams::default(), &serde_json::from_value(theirs).unwrap()).await.unwrap();
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    world.document("booking").await;
+    eventually("the pod is asked, and shown no token of theirs", async || {
+        let script = workload.pods[0].script();
+        if script.requests >= 3 { Ok(script.tokens_seen.clone()) } else { Err(script.requests.to_string()) }
+    })
+    .await;
+    assert!(!workload.pods[0].script().tokens_seen.contains("a secret of somebody else"));
+    let now = secrets.get(&name).await.unwrap();
+    assert_eq!((now.data, now.metadata.resource_version), (made.data, made.metadata.resource_version), "not touched");
+    let partial = world.until_policy_says("booking", "Programmed", "False", "PartiallyProgrammed").await;
+    assert!(condition(&partial, "Programmed").message.contains("token"), "{partial:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

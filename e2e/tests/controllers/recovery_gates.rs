@@ -170,6 +170,26 @@ async fn a_dry_run_policy_only_says_what_it_would_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_has_no_say_in_how_the_acting_policy_judges_health() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    // It would call a check unhealthy only after a hundred failures, and among equals the one first by name counts.
+    let mut rehearsal = healing_policy("a-rehearsal", "booking");
+    rehearsal["spec"]["mode"] = json!("DryRun");
+    rehearsal["spec"]["healthChecks"][0]["unhealthyThreshold"] = json!(100);
+    world.apply(&rehearsal).await;
+    world.apply(&healing_policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "").await;
+    world
+        .until_policy("a-rehearsal", "it rehearses", |policy| {
+            policy.status.as_ref().unwrap().targets.first().is_some_and(|target| target.would_publish.is_some())
+        })
+        .await;
+    healed_once(&world, &workload).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_operator_writes_nothing_but_statuses() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
