@@ -175,6 +175,10 @@ pub struct ActionRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
+    /// Which process in the pod, for an action that the pod does itself: one that was started since must not do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_instance: Option<String>,
     /// The check that fails.
     #[schemars(length(max = 63))]
     pub check: String,
@@ -212,6 +216,8 @@ pub struct ActionRecord {
 pub enum ActionOutcome {
     /// Intended, not yet known to be carried out.
     Pending,
+    /// Refused for now, by a disruption budget for example; it is asked for again.
+    Waiting,
     /// Carried out; the check is watched.
     Verifying,
     /// The check was healthy for healthyDelay.

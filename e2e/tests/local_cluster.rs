@@ -80,7 +80,8 @@ impl Cluster {
 
     /// The process of a component, once it is written down.
     fn component(&self, name: &str) -> Option<ProcessId> {
-        let record: serde_json::Value = serde_json::from_slice(&fs::read(self.dir().join("cluster.json")).ok()?).ok()?;
+        let record: serde_json::Value =
+            serde_json::from_slice(&fs::read(self.dir().join("cluster.json")).ok()?).ok()?;
         let found = record["processes"].as_array()?.iter().find(|one| one["component"] == name)?.clone();
         serde_json::from_value(found["process"].clone()).ok()
     }

@@ -1,5 +1,6 @@
 //! Command line and environment.
 
+use crate::crash_point::CrashPoint;
 use clap::{Parser, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
 
@@ -35,6 +36,10 @@ pub struct Args {
     /// How long a leader that is not heard of keeps the lead; a standby takes over that long after its last sign of life
     #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = parse_lease)]
     pub lease_duration: Duration,
+
+    /// Ends the process where a test wants it to; no release takes it
+    #[arg(long, hide = true, value_parser = crate::crash_point::parse)]
+    pub crash_at: Option<CrashPoint>,
 
     /// Shape of the log lines
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]

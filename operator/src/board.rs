@@ -1,6 +1,7 @@
 //! What this process knows of the running workloads beyond what the API server tells: what was published, and what each
 //! pod last said. It is rebuilt after a restart by asking the pods again.
 
+use crate::pod_client::PodError;
 use contract::{Applied, CheckStatus, CircuitState, HealthReport, WorkloadId};
 use engine::{
     ack::PodView,
@@ -35,6 +36,8 @@ pub struct Workload {
     pub left_out: Vec<String>,
     /// Pods by uid.
     pub pods: BTreeMap<String, PodState>,
+    /// What most pods say of each check: one fact that all of them see.
+    pub opinions: BTreeMap<String, Opinion>,
     /// Since when some pod's circuit is not closed, by dependency.
     pub open_since: BTreeMap<String, Timestamp>,
     /// When the token Secret was last written.
@@ -43,6 +46,19 @@ pub struct Workload {
     pub probe_every: Option<Duration>,
     /// When a check counts as failed.
     pub thresholds: BTreeMap<String, Thresholds>,
+}
+
+/// What most pods of a workload say of a check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opinion {
+    /// Not more than half of the pods call it unhealthy.
+    pub healthy: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// It was unhealthy when this process first heard enough pods: the failure is older than `since`.
+    pub began_before: bool,
+    /// What one of the pods that fail says.
+    pub message: String,
 }
 
 /// A published document.
@@ -74,10 +90,16 @@ pub struct Problem {
 pub struct PodState {
     /// Its name.
     pub name: String,
+    /// Which process answers in it.
+    pub instance: Option<String>,
     /// What it last said that it runs.
     pub applied: Option<Applied>,
     /// Why its admin port does not answer.
     pub unreachable: Option<String>,
+    /// Why nothing that it says is believed: its last health report cannot be true, or it is not what was acknowledged.
+    pub distrusted: Option<String>,
+    /// What it last acknowledged: revision, hash, and when.
+    pub acknowledged: Option<(i64, String, Instant)>,
     /// Why it refused what was last pushed.
     pub refused: Option<String>,
     /// Checks.
@@ -135,8 +157,42 @@ impl Workload {
     /// The circuits over all pods.
     pub fn circuits(&self) -> BTreeMap<String, CircuitView> {
         // What an unreachable pod said last says nothing of now.
-        let heard = self.pods.values().filter(|pod| pod.unreachable.is_none());
+        let heard = self.pods.values().filter(|pod| pod.is_heard());
         circuits(heard.flat_map(|pod| pod.circuits.iter().map(|(name, state)| (name.as_str(), *state))))
+    }
+
+    /// Notes what most pods say of each check. Pods that have not reported yet count as heard: one pod's word at the
+    /// start is not that of most.
+    pub fn note_opinions(&mut self, now: Timestamp) {
+        let heard: Vec<_> = self.pods.values().filter(|pod| pod.is_heard()).collect();
+        let names: BTreeSet<_> = heard.iter().flat_map(|pod| pod.judgements.keys()).cloned().collect();
+        for name in names {
+            let failing: Vec<_> =
+                heard.iter().filter_map(|pod| pod.judgements.get(&name)).filter(|one| !one.healthy).collect();
+            let healthy = failing.len() * 2 <= heard.len();
+            let before = self.opinions.get(&name);
+            let same = before.filter(|before| before.healthy == healthy);
+            let began_before =
+                same.map_or_else(|| failing.iter().all(|one| one.began_before), |before| before.began_before);
+            let opinion = Opinion {
+                healthy,
+                since: same.map_or(now, |before| before.since),
+                began_before: began_before && !healthy,
+                message: failing.first().map(|one| one.message.clone()).unwrap_or_default(),
+            };
+            self.opinions.insert(name, opinion);
+        }
+    }
+
+    /// What most pods say of the checks that some pod reports now. What nobody reports for a while is remembered.
+    pub fn current_opinions(&self) -> BTreeMap<String, Opinion> {
+        let heard = || self.pods.values().filter(|pod| pod.is_heard());
+        let reported = |name: &str| heard().any(|pod| pod.judgements.contains_key(name));
+        self.opinions
+            .iter()
+            .filter(|(name, _)| reported(name))
+            .map(|(name, opinion)| (name.clone(), opinion.clone()))
+            .collect()
     }
 
     /// Notes since when circuits are open.
@@ -151,9 +207,34 @@ impl Workload {
 }
 
 impl PodState {
-    /// Takes in a health report. Says whether anything changed that a person or a decision would look at.
-    pub fn take(&mut self, report: &HealthReport, thresholds: &BTreeMap<String, Thresholds>, now: Timestamp) -> bool {
+    /// Whether what it says counts: silence and lies are neither health nor sickness.
+    pub fn is_heard(&self) -> bool {
+        self.unreachable.is_none() && self.distrusted.is_none()
+    }
+
+    /// Takes in a health report that was asked for at `asked`. Says whether anything changed that a person or a decision
+    /// would look at.
+    pub fn take(
+        &mut self,
+        report: &HealthReport,
+        thresholds: &BTreeMap<String, Thresholds>,
+        asked: Instant,
+        now: Timestamp,
+    ) -> bool {
         let before = self.essence();
+        let instance = (!report.instance.is_empty()).then(|| report.instance.clone());
+        if self.instance != instance {
+            // Another process: what the one before it failed at, it has yet to show.
+            self.judgements.clear();
+            self.acknowledged = None;
+            self.instance = instance;
+        }
+        let broken_word = self.acknowledged.as_ref().filter(|(revision, hash, at)| {
+            *at < asked && report.applied.revision < *revision && report.applied.content_hash != *hash
+        });
+        self.distrusted = broken_word.map(|(revision, ..)| {
+            format!("it acknowledged revision {revision} and says now that it runs {}", report.applied.revision)
+        });
         self.applied = Some(report.applied.clone());
         self.unreachable = None;
         self.degraded = report.degraded;
@@ -173,11 +254,14 @@ impl PodState {
         before != self.essence()
     }
 
-    /// Notes that the pod did not answer. Says whether that is news.
-    pub fn miss(&mut self, why: String) -> bool {
-        let news = self.unreachable.is_none();
-        self.unreachable = Some(why);
-        news
+    /// Notes that the pod did not answer, or not in a way that can be believed. Says whether that is news.
+    pub fn miss(&mut self, error: &PodError) -> bool {
+        let before = (self.unreachable.is_some(), self.distrusted.is_some());
+        self.unreachable = Some(error.to_string());
+        if matches!(error, PodError::Garbage(_)) {
+            self.distrusted = Some(error.to_string());
+        }
+        before != (self.unreachable.is_some(), self.distrusted.is_some())
     }
 
     /// What matters of the state, without counters and durations that change with every report.
@@ -186,7 +270,7 @@ impl PodState {
             self.applied.as_ref().map(|applied| {
                 (applied.content_hash.clone(), applied.unsupported.clone(), applied.unknown_dependencies.clone())
             }),
-            self.unreachable.is_some(),
+            (self.unreachable.is_some(), self.distrusted.is_some(), self.instance.clone()),
             self.degraded,
             self.circuits.clone(),
             self.degraded_checks.clone(),
@@ -201,6 +285,7 @@ impl PodState {
             ready,
             applied: self.applied.clone(),
             unreachable: self.unreachable.clone(),
+            distrusted: self.distrusted.clone(),
             refused: self.refused.clone(),
         }
     }

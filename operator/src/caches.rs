@@ -2,12 +2,13 @@
 //!
 //! Objects are stripped to what decisions need before they are kept: ten thousand pods have to fit into memory.
 
-use crate::{clients::Clients, guard::Guard, tokens::FIELD_MANAGER};
+use crate::{clients::Clients, guard::Guard, jobs::INTENT_LABEL, tokens::FIELD_MANAGER};
 use crds::{FeatureFlag, ResiliencePolicy};
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
+        batch::v1::{Job, JobSpec},
         core::v1::{ConfigMap, Pod, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -40,6 +41,8 @@ pub struct Caches {
     pub pods: Store<Pod>,
     /// ConfigMaps that carry our label.
     pub config_maps: Store<ConfigMap>,
+    /// Jobs that were made for an intent.
+    pub jobs: Store<Job>,
     /// Policies.
     pub policies: Store<Policy>,
     /// Flag sets.
@@ -57,6 +60,8 @@ pub enum Change {
     Pod(Arc<Pod>),
     /// A ConfigMap of ours.
     ConfigMap(Arc<ConfigMap>),
+    /// A Job of ours.
+    Job(Arc<Job>),
     /// A policy; the flag says that it is gone.
     Policy(Arc<Policy>, bool),
     /// A flag set; the flag says that it is gone.
@@ -82,6 +87,10 @@ impl Caches {
         let ours = config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
         let config_map_changes = changes(watcher(api(clients, namespace), ours), writer, strip)
             .map(|change| change.map_or(Change::Everything, |(map, _)| Change::ConfigMap(map)));
+        let (jobs, writer) = reflector::store();
+        let for_intents = config().labels(INTENT_LABEL);
+        let job_changes = changes(watcher(api(clients, namespace), for_intents), writer, strip_job)
+            .map(|change| change.map_or(Change::Everything, |(job, _)| Change::Job(job)));
         let (policies, writer) = reflector::store();
         let policy_changes = changes(watcher(api(clients, namespace), config()), writer, strip)
             .map(|change| change.map_or(Change::Everything, |(policy, gone)| Change::Policy(policy, gone)));
@@ -93,10 +102,11 @@ impl Caches {
             replica_set_changes.boxed(),
             pod_changes.boxed(),
             config_map_changes.boxed(),
+            job_changes.boxed(),
             policy_changes.boxed(),
             flag_changes.boxed(),
         ]);
-        (Self { deployments, replica_sets, pods, config_maps, policies, flag_sets }, streams)
+        (Self { deployments, replica_sets, pods, config_maps, jobs, policies, flag_sets }, streams)
     }
 
     /// Waits until every cache has been filled once.
@@ -106,6 +116,7 @@ impl Caches {
             self.replica_sets.wait_until_ready(),
             self.pods.wait_until_ready(),
             self.config_maps.wait_until_ready(),
+            self.jobs.wait_until_ready(),
             self.policies.wait_until_ready(),
             self.flag_sets.wait_until_ready(),
         );
@@ -145,6 +156,47 @@ impl Caches {
             .filter(|pod| self.owner_of(pod).is_some_and(|owner| owner.metadata.uid.as_deref() == uid))
             .collect();
         pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        pods
+    }
+
+    /// Names of pods that carry the labels of a workload and do not belong to it.
+    pub fn strangers(&self, deployment: &Deployment) -> Vec<String> {
+        let Some(wanted) = deployment.spec.selector.match_labels.as_ref().filter(|labels| !labels.is_empty()) else {
+            return Vec::new();
+        };
+        let uid = deployment.metadata.uid.as_deref();
+        let mut names: Vec<_> = self
+            .pods
+            .state()
+            .into_iter()
+            .filter(|pod| {
+                pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none()
+            })
+            .filter(|pod| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
+            .filter(|pod| self.owner_of(pod).is_none_or(|owner| owner.metadata.uid.as_deref() != uid))
+            .map(|pod| pod.name_any())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The Jobs that were made for intents about a workload.
+    pub fn jobs_of(&self, deployment: &Deployment) -> Vec<Arc<Job>> {
+        let (namespace, uid) = (&deployment.metadata.namespace, deployment.metadata.uid.as_deref());
+        self.jobs.state_filter(|job| {
+            job.metadata.namespace == *namespace
+                && controller(job.owner_references(), "Deployment").is_some_and(|owner| Some(owner.uid.as_str()) == uid)
+        })
+    }
+
+    /// The pods that a Job started, the newest first.
+    pub fn pods_of_job(&self, job: &Job) -> Vec<Arc<Pod>> {
+        let (namespace, uid) = (&job.metadata.namespace, job.metadata.uid.as_deref());
+        let mut pods = self.pods.state_filter(|pod| {
+            pod.metadata.namespace == *namespace
+                && controller(pod.owner_references(), "Job").is_some_and(|owner| Some(owner.uid.as_str()) == uid)
+        });
+        pods.sort_by_key(|pod| std::cmp::Reverse(pod.creation_timestamp().map(|time| time.0)));
         pods
     }
 
@@ -239,10 +291,15 @@ fn strip_deployment(deployment: &mut Deployment) {
     deployment.spec.template = PodTemplateSpec::default();
 }
 
+fn strip_job(job: &mut Job) {
+    strip(job);
+    job.metadata.annotations = None;
+    job.spec = job.spec.as_ref().map(|_| JobSpec::default());
+}
+
 fn strip_pod(pod: &mut Pod) {
     strip(pod);
     pod.metadata.annotations = None;
-    pod.metadata.labels = None;
     if let Some(spec) = &mut pod.spec {
         let ports = spec
             .containers

@@ -51,6 +51,14 @@ impl ApiError {
         }
     }
 
+    /// What the server said, or why it said nothing.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => status.message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// Somebody else changed the object first.
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)

@@ -25,10 +25,11 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
     let place = |value: i32| usize::try_from(value.saturating_sub(1)).unwrap_or(0);
     let index = place(from.step);
     let ladders = spec.recovery.iter().flat_map(|recovery| &recovery.ladders);
-    let timeout = ladders
+    // Only while it is still the same rung: an edit may have put another one in its place.
+    let step = ladders
         .filter(|ladder| ladder.check == from.check)
         .find_map(|ladder| ladder.steps.get(index))
-        .map(|step| step.timeout.millis());
+        .filter(|step| step.action == from.action);
     Record {
         id: from.id.clone(),
         subject: Subject {
@@ -36,7 +37,12 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
             pod: from.pod.clone().zip(from.pod_uid.clone()).map(|(name, uid)| Pod { name, uid }),
             check: from.check.clone(),
         },
-        step: Step { action: action(from.action), timeout_ms: timeout.unwrap_or(FORGOTTEN_TIMEOUT_MS) },
+        instance: from.pod_instance.clone(),
+        step: Step {
+            action: action(from.action),
+            cron_job: step.and_then(|step| step.cron_job_ref.as_ref()).map(|reference| reference.name.clone()),
+            timeout_ms: step.map_or(FORGOTTEN_TIMEOUT_MS, |step| step.timeout.millis()),
+        },
         index,
         steps: place(from.steps) + 1,
         failed_at: from.failed_at.0,
@@ -45,6 +51,7 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
         finished_at: from.finished_at.as_ref().map(|at| at.0),
         outcome: match from.outcome {
             ActionOutcome::Pending => Outcome::Pending,
+            ActionOutcome::Waiting => Outcome::Waiting,
             ActionOutcome::Verifying => Outcome::Verifying,
             ActionOutcome::Succeeded => Outcome::Succeeded,
             ActionOutcome::Failed => Outcome::Failed,
@@ -64,6 +71,7 @@ pub fn write(from: &Record) -> ActionRecord {
         target: from.subject.target.clone(),
         pod: from.subject.pod.as_ref().map(|pod| pod.name.clone()),
         pod_uid: from.subject.pod.as_ref().map(|pod| pod.uid.clone()),
+        pod_instance: from.instance.clone(),
         check: from.subject.check.clone(),
         action: step_action(from.step.action),
         step: place(from.index + 1),
@@ -74,6 +82,7 @@ pub fn write(from: &Record) -> ActionRecord {
         finished_at: from.finished_at.map(time),
         outcome: match from.outcome {
             Outcome::Pending => ActionOutcome::Pending,
+            Outcome::Waiting => ActionOutcome::Waiting,
             Outcome::Verifying => ActionOutcome::Verifying,
             Outcome::Succeeded => ActionOutcome::Succeeded,
             Outcome::Failed => ActionOutcome::Failed,
@@ -102,7 +111,8 @@ mod tests {
                 pod: Some(Pod { name: "p".into(), uid: "u".into() }),
                 check: "database".into(),
             },
-            step: Step { action: engine::recovery::Action::ResetConnections, timeout_ms: 15_000 },
+            instance: Some("i".into()),
+            step: Step { action: engine::recovery::Action::ResetConnections, cron_job: None, timeout_ms: 15_000 },
             index: 0,
             steps: 1,
             failed_at: at(1_234),

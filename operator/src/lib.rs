@@ -2,18 +2,22 @@
 //!
 //! Decisions are in `engine`; here is the I/O around them. [`run`] is the whole process but for the command line.
 
+pub mod acts;
 pub mod args;
 pub mod board;
 pub mod caches;
 pub mod clients;
 pub mod conditions;
+pub mod crash_point;
 pub mod error;
 pub mod events;
 pub mod flag_set;
 pub mod guard;
 pub mod history;
+pub mod jobs;
 pub mod lease;
 pub mod metrics;
+pub mod observe;
 pub mod pod_client;
 pub mod policy;
 pub mod policy_status;

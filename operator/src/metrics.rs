@@ -72,6 +72,10 @@ pub struct Metrics {
     pub pods_in_sync: Family<WorkloadLabels, Gauge>,
     /// Pods whose admin port does not answer.
     pub pods_unreachable: Family<WorkloadLabels, Gauge>,
+    /// Pods whose answers cannot be true.
+    pub pods_distrusted: Family<WorkloadLabels, Gauge>,
+    /// Pods with the workload's labels that are not its own.
+    pub pods_foreign: Family<WorkloadLabels, Gauge>,
     /// Pods whose circuit is not closed.
     pub circuit_open_pods: Family<CircuitLabels, Gauge>,
     /// Documents published.
@@ -100,6 +104,8 @@ impl Default for Metrics {
             pods: Family::default(),
             pods_in_sync: Family::default(),
             pods_unreachable: Family::default(),
+            pods_distrusted: Family::default(),
+            pods_foreign: Family::default(),
             circuit_open_pods: Family::default(),
             publications: Counter::default(),
             pod_calls: Family::default(),
@@ -114,6 +120,8 @@ impl Default for Metrics {
         r.register("pods", "Ready pods of a workload", metrics.pods.clone());
         r.register("pods_in_sync", "Ready pods that run what is published", metrics.pods_in_sync.clone());
         r.register("pods_unreachable", "Pods whose admin port does not answer", metrics.pods_unreachable.clone());
+        r.register("pods_distrusted", "Pods whose answers cannot be true", metrics.pods_distrusted.clone());
+        r.register("pods_foreign", "Pods with a workload's labels that are not its own", metrics.pods_foreign.clone());
         r.register("circuit_open_pods", "Pods whose circuit is not closed", metrics.circuit_open_pods.clone());
         r.register("publications", "Configurations published", metrics.publications.clone());
         r.register("pod_calls", "Calls to pods, by call and result", metrics.pod_calls.clone());
@@ -150,5 +158,7 @@ impl Metrics {
         self.pods.remove(&labels);
         self.pods_in_sync.remove(&labels);
         self.pods_unreachable.remove(&labels);
+        self.pods_distrusted.remove(&labels);
+        self.pods_foreign.remove(&labels);
     }
 }

@@ -4,30 +4,26 @@
 //! write what came of it. The intent is always written before the act.
 
 use crate::{
+    acts::act,
     caches::Policy,
     clients::call,
+    crash_point::CrashPoint,
     error::ReconcileError,
     events::Story,
     guard::Guard,
-    history,
+    history, jobs,
     metrics::{PassLabels, RecoveryLabels},
-    pod_client::Endpoint,
+    observe::observe,
     policy_status::{self, Inputs},
     policy_stories,
-    pusher::find_pod,
     shard::Shard,
     target::{self, Target},
     tokens::FIELD_MANAGER,
     translate, workload,
 };
-use contract::{ActionOutcome, ActionRequest, WorkloadId};
-use crds::{
-    ResiliencePolicy,
-    resilience_policy::{CheckScope, Mode},
-};
-use engine::recovery::{
-    self, Action as RecoveryAction, CheckState, Decision, History, Observed, Outcome, Pod, Record, Subject,
-};
+use contract::WorkloadId;
+use crds::{ResiliencePolicy, resilience_policy::Mode};
+use engine::recovery::{self, Action as RecoveryAction, Decision, Outcome, Record};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
@@ -39,14 +35,11 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError},
     time::Duration,
 };
-use tracing::{info, warn};
-
-/// What this version can carry out.
-pub const SUPPORTED: [RecoveryAction; 1] = [RecoveryAction::ResetConnections];
+use tracing::warn;
 
 /// One pass.
 pub async fn reconcile(policy: Arc<Policy>, shard: Arc<Shard>) -> Result<Action, ReconcileError> {
@@ -91,7 +84,8 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
     let history = history::read(old.recovery.as_ref(), &policy.spec);
 
     let decision = if settings.is_ok() {
-        let observed = observe(policy, &held, &history);
+        let jobs = jobs::gather(shard, &namespace, &history).await;
+        let observed = observe(policy, &held, &history, jobs);
         recovery::decide(&recovery, &observed, &history, &policy.uid().unwrap_or_default(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }
@@ -108,36 +102,40 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
         now,
     };
     let new = policy_status::build(&inputs, &decision, &old);
+    let reference = object_reference::<ResiliencePolicy>(policy.meta());
+    let mut meta = policy.metadata.clone();
     if new != old {
-        let version = write_status::<ResiliencePolicy>(shard, policy.meta(), &new).await?;
+        let begun: Vec<_> =
+            decision.act.iter().filter(|act| !history.in_flight.iter().any(|known| known.id == act.id)).collect();
+        if !begun.is_empty() {
+            shard.shared.crash(CrashPoint::BeforeIntent);
+        }
+        if !decision.finished.is_empty() {
+            shard.shared.crash(CrashPoint::BeforeStatus);
+        }
+        meta.resource_version = write_status::<ResiliencePolicy>(shard, &meta, &new).await?;
+        if !begun.is_empty() {
+            shard.shared.crash(CrashPoint::AfterIntent);
+        }
         let changed_at =
             shard.seen_at(&policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or_default());
-        let reference = object_reference::<ResiliencePolicy>(policy.meta());
         for story in policy_stories::tell(&old, &new, &decision, target::live_story(&held, changed_at)) {
             shard.shared.events.tell(&reference, &story);
         }
-        count(shard, policy, &decision);
-        if !decision.act.is_empty() {
-            let acted = act(policy, shard, &namespace, &decision).await?;
-            let after = policy_status::build(&inputs, &acted, &new);
-            if after != new {
-                let meta = ObjectMeta { resource_version: version, ..policy.metadata.clone() };
-                write_status::<ResiliencePolicy>(shard, &meta, &after).await?;
-            }
-            return Ok(Action::requeue(if acted.act.is_empty() {
-                Duration::from_millis(200)
-            } else {
-                Duration::from_secs(1)
-            }));
-        }
-    } else if !decision.act.is_empty() {
-        // Pending from before, and nobody can vouch for it: it is carried out again under its id.
+        count(shard, policy, &begun, &decision);
+    }
+    if !decision.act.is_empty() {
+        // Also what was pending before, if nobody can vouch for it: it is carried out again under its id.
         let acted = act(policy, shard, &namespace, &decision).await?;
-        let after = policy_status::build(&inputs, &acted, &old);
-        if after != old {
-            write_status::<ResiliencePolicy>(shard, policy.meta(), &after).await?;
+        let after = policy_status::build(&inputs, &acted, &new);
+        if after != new {
+            write_status::<ResiliencePolicy>(shard, &meta, &after).await?;
+            for story in policy_stories::refused(&new, &after) {
+                shard.shared.events.tell(&reference, &story);
+            }
         }
-        return Ok(Action::requeue(Duration::from_secs(1)));
+        let pause = if acted.act.is_empty() { Duration::from_millis(200) } else { Duration::from_secs(1) };
+        return Ok(Action::requeue(pause));
     }
     let wait = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     Ok(wait.map_or_else(Action::await_change, |wait| Action::requeue(wait.max(Duration::from_millis(20)))))
@@ -209,128 +207,7 @@ fn would_publish(
         .collect()
 }
 
-/// What recovery decides from.
-fn observe(policy: &ResiliencePolicy, held: &[&Target], history: &History) -> Observed {
-    let mut observed = Observed { supported: SUPPORTED.into(), ..Observed::default() };
-    for target in held {
-        observed.pods.extend(target.existing.iter().cloned());
-        if target.rolling_out {
-            observed.rolling_out.insert(target.name.clone());
-        }
-        for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.quorum()) {
-            let pods = format!("{} of {} pods", view.open, view.total);
-            observed.open_on_quorum.insert((target.name.clone(), dependency.clone()), pods);
-        }
-        for check in &policy.spec.health_checks {
-            match check.scope {
-                CheckScope::Pod => observed.checks.extend(pod_checks(target, &check.name, history)),
-                CheckScope::Workload => observed.checks.extend(workload_check(target, &check.name)),
-            }
-        }
-    }
-    observed
-}
-
-fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState> {
-    let state = |(uid, name, judgements): &(String, String, BTreeMap<_, engine::check::Judgement>)| {
-        let judgement = judgements.get(check)?;
-        let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
-        let subject = Subject { target: target.name.clone(), pod, check: check.to_owned() };
-        // A failure that began before this process did: the history knows since when, so that its ladder goes on.
-        let known = || history.in_flight.iter().chain(&history.recent).find(|record| record.subject == subject);
-        let since = match judgement.began_before.then(known).flatten() {
-            Some(record) if matches!(record.outcome, Outcome::Failed | Outcome::Pending | Outcome::Verifying) => {
-                record.failed_at
-            }
-            _ => judgement.since,
-        };
-        Some(CheckState {
-            since,
-            subject,
-            healthy: judgement.healthy,
-            message: judgement.message.clone(),
-            dependency: judgement.dependency.clone(),
-        })
-    };
-    target.pods.iter().filter_map(state).collect()
-}
-
-/// One fact that all pods see: it is what most of them say.
-fn workload_check(target: &Target, check: &str) -> Option<CheckState> {
-    let reports: Vec<_> = target.pods.iter().filter_map(|(_, _, judgements)| judgements.get(check)).collect();
-    let bad: BTreeSet<_> =
-        reports.iter().filter(|judgement| !judgement.healthy).map(|judgement| judgement.since).collect();
-    let failing = reports.iter().filter(|judgement| !judgement.healthy).count();
-    let healthy = failing * 2 <= reports.len();
-    let since = if healthy { reports.iter().map(|judgement| judgement.since).max()? } else { bad.first().copied()? };
-    let message = reports
-        .iter()
-        .find(|judgement| !judgement.healthy)
-        .map(|judgement| judgement.message.clone())
-        .unwrap_or_default();
-    let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
-    Some(CheckState { subject, healthy, since, message, dependency: None })
-}
-
-/// Carries out what is pending, and says what is known of it then.
-async fn act(
-    policy: &ResiliencePolicy,
-    shard: &Shard,
-    namespace: &str,
-    decision: &Decision,
-) -> Result<Decision, ReconcileError> {
-    let mut after = decision.clone();
-    after.act.clear();
-    after.finished.clear();
-    for record in &decision.act {
-        if !shard.shared.fence.holds() {
-            return Err(ReconcileError::NotLeading);
-        }
-        let result = carry_out(shard, namespace, record).await;
-        let now = Timestamp::now();
-        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-        let Some(position) = after.history.in_flight.iter().position(|other| other.id == record.id) else { continue };
-        let known = &mut after.history.in_flight[position];
-        match result {
-            Ok(message) => {
-                info!(policy = %policy.name_any(), intent = %record.id, subject = record.subject.display_name(), action = ?record.step.action, "carried out");
-                known.outcome = Outcome::Verifying;
-                known.acted_at = Some(now);
-                known.message = message;
-            }
-            Err(why) => {
-                warn!(policy = %policy.name_any(), intent = %record.id, subject = record.subject.display_name(), why, "not carried out yet");
-                known.message = Some(why);
-                after.act.push(record.clone());
-            }
-        }
-    }
-    Ok(after)
-}
-
-/// Carries one intent out. An error means that it is not known to be done; it is asked for again under the same id.
-async fn carry_out(shard: &Shard, namespace: &str, record: &Record) -> Result<Option<String>, String> {
-    let (Some(pod), RecoveryAction::ResetConnections) = (&record.subject.pod, record.step.action) else {
-        return Err(format!("this version cannot do {:?}", record.step.action));
-    };
-    let id = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
-    let workload_uid = shard.board.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
-    let found = find_pod(&shard.caches, namespace, &pod.name, &pod.uid).ok_or("the pod is gone")?;
-    let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
-    let request = ActionRequest {
-        intent_id: record.id.clone(),
-        action: contract::Action::ResetConnections,
-        check: record.subject.check.clone(),
-    };
-    let token = shard.shared.tokens.current(&workload_uid);
-    let answer = shard.shared.pods.act(&endpoint, &token, &request).await.map_err(|error| error.to_string())?;
-    match answer.outcome {
-        ActionOutcome::Done | ActionOutcome::AlreadyDone => Ok((!answer.message.is_empty()).then_some(answer.message)),
-        outcome => Err(format!("the pod answered {outcome:?}: {}", answer.message)),
-    }
-}
-
-fn count(shard: &Shard, policy: &ResiliencePolicy, decision: &Decision) {
+fn count(shard: &Shard, policy: &ResiliencePolicy, begun: &[&Record], decision: &Decision) {
     let labels = |action: RecoveryAction, outcome| RecoveryLabels {
         namespace: policy.namespace().unwrap_or_default(),
         policy: policy.name_any(),
@@ -342,11 +219,11 @@ fn count(shard: &Shard, policy: &ResiliencePolicy, decision: &Decision) {
             Outcome::Succeeded => "succeeded",
             Outcome::Failed => "failed",
             Outcome::Cancelled => "cancelled",
-            Outcome::Pending | Outcome::Verifying => continue,
+            Outcome::Pending | Outcome::Waiting | Outcome::Verifying => continue,
         };
         shard.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, outcome)).inc();
     }
-    for record in &decision.act {
+    for record in begun {
         shard.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, "started")).inc();
     }
 }

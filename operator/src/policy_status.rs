@@ -135,7 +135,7 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
         message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
-    let notes = translate::not_done_yet(&inputs.policy.spec, &crate::policy::SUPPORTED);
+    let notes = translate::not_done_yet(&inputs.policy.spec, &crate::acts::SUPPORTED);
     message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
     message.extend(translate::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
     (Verdict::new(ACCEPTED, true, "Accepted", message.join("; ")), false)

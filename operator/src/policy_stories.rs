@@ -4,6 +4,7 @@ use crate::{conditions::find, events::Story, policy_status::action_name};
 use crds::{
     ConditionStatus, ResiliencePolicyStatus,
     condition::types::{ACCEPTED, PROGRAMMED, RECOVERY_ALLOWED, RECOVERY_EXHAUSTED},
+    status::ActionOutcome,
 };
 use engine::recovery::{Decision, Outcome};
 
@@ -113,6 +114,24 @@ fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<St
                 record.check, record.step, record.steps
             );
             Story::normal("RecoveryStarted", action, note)
+        })
+        .collect()
+}
+
+/// What was refused for now, when that is news.
+pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Story> {
+    let waiting = |status: &ResiliencePolicyStatus| -> Vec<_> {
+        let all = status.recovery.iter().flat_map(|recovery| &recovery.in_flight);
+        all.filter(|record| record.outcome == ActionOutcome::Waiting).cloned().collect()
+    };
+    let before = waiting(old);
+    let fresh = waiting(new).into_iter().filter(|record| !before.iter().any(|known| known.id == record.id));
+    fresh
+        .map(|record| {
+            let subject = record.pod.as_deref().unwrap_or(&record.target);
+            let action = action_name(crate::translate::action(record.action));
+            let note = format!("{subject}: {action} waits: {}", record.message.as_deref().unwrap_or_default());
+            Story::warning("RecoveryRefused", "Wait", note)
         })
         .collect()
 }

@@ -8,6 +8,7 @@ use crate::{
     shard::Shard,
 };
 use contract::WorkloadId;
+use engine::plausible;
 use jiff::Timestamp;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -83,10 +84,16 @@ fn offset(uid: &str, every: Duration) -> Duration {
 
 async fn probe(shard: &Arc<Shard>, due: Due) {
     let token = if due.with_token { shard.shared.tokens.current(&due.workload_uid) } else { String::new() };
+    let asked = Instant::now();
     let result = {
         let Ok(_permit) = shard.shared.pod_calls.acquire().await else { return };
         shard.shared.pods.health(&due.endpoint, &token).await
     };
+    let newest = shard.board.read(&due.id, |workload| workload.published.as_ref().map(|one| one.revision)).flatten();
+    let result = result.and_then(|report| {
+        plausible::report(&report, &due.endpoint.pod, newest).map_err(PodError::Garbage)?;
+        Ok(report)
+    });
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     shard.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "health", result: label }).inc();
     // Whole milliseconds, as status keeps them.
@@ -100,12 +107,13 @@ async fn probe(shard: &Arc<Shard>, due: Due) {
         let Some(pod) = workload.pods.get_mut(&due.uid) else { return };
         pod.probing = false;
         let changed = match result {
-            Ok(report) => pod.take(&report, &workload.thresholds, now),
-            Err(error) => pod.miss(error.to_string()),
+            Ok(report) => pod.take(&report, &workload.thresholds, asked, now),
+            Err(error) => pod.miss(&error),
         };
         let behind =
             published.is_some() && published.as_ref() != pod.applied.as_ref().map(|applied| &applied.content_hash);
         workload.note_circuits(now);
+        workload.note_opinions(now);
         (changed, behind)
     };
     if unauthorized {

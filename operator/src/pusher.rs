@@ -8,6 +8,7 @@ use crate::{
     shard::Shard,
 };
 use contract::{PushAnswer, WorkloadId};
+use engine::plausible;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -120,6 +121,12 @@ fn settle(
     published: &crate::board::Published,
     result: Result<PushAnswer, PodError>,
 ) -> Option<Duration> {
+    // It may run something newer by now than what this push brought.
+    let newest = shard.board.read(id, |workload| workload.published.as_ref().map(|one| one.revision)).flatten();
+    let result = result.and_then(|answer| {
+        plausible::applied(&answer.applied, newest).map_err(PodError::Garbage)?;
+        Ok(answer)
+    });
     shard
         .board
         .with_pod(id, uid, |pod| {
@@ -137,6 +144,8 @@ fn settle(
                     pod.refused = (!answer.message.is_empty()).then(|| crate::events::cut(&answer.message, 200).to_owned());
                     pod.applied = Some(answer.applied);
                     if pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash) {
+                        pod.acknowledged =
+                            Some((published.revision, published.content_hash.clone(), Instant::now()));
                         if pod.push_failures == 0 {
                             shard.shared.metrics.acknowledge_seconds.observe(published.at.elapsed().as_secs_f64());
                         }
@@ -148,7 +157,7 @@ fn settle(
                 Err(error) => {
                     debug!(workload = %id, pod = %pod.name, %error, "push failed");
                     quick = error == PodError::Unauthorized;
-                    pod.unreachable = Some(error.to_string());
+                    pod.miss(&error);
                 }
             }
             pod.push_failures = pod.push_failures.saturating_add(1);

@@ -7,6 +7,7 @@ use crate::{
     board::Board,
     caches::{Caches, Change, FlagSet, Policy, controller, flag_set_targets, policy_targets},
     clients::Clients,
+    crash_point::CrashPoint,
     error::Backoffs,
     events::Events,
     lease::Fence,
@@ -44,6 +45,13 @@ pub struct Shared {
     pub pod_calls: Semaphore,
 }
 
+impl Shared {
+    /// Ends the process if a test told it to end here.
+    pub fn crash(&self, point: CrashPoint) {
+        point.reached(self.args.crash_at);
+    }
+}
+
 /// Queues of work.
 pub struct Queues {
     /// Workloads to publish and push.
@@ -71,6 +79,8 @@ pub struct Shard {
     pub board: Board,
     /// Waits after failures.
     pub backoffs: Backoffs,
+    /// When what was refused for now was last asked for, by intent.
+    pub refused: Mutex<HashMap<String, (Instant, String)>>,
     /// Resource versions from before this process's last write of a status: a cache that still shows one is stale.
     pub written: Mutex<HashMap<String, String>>,
     queues: Queues,
@@ -80,8 +90,8 @@ pub struct Shard {
 impl Shard {
     /// A shard over `caches`.
     pub fn new(shared: Arc<Shared>, caches: Caches, queues: Queues) -> Self {
-        let (board, backoffs, written, seen) = Default::default();
-        Self { shared, caches, board, backoffs, written, queues, seen }
+        let (board, backoffs, refused, written, seen) = Default::default();
+        Self { shared, caches, board, backoffs, refused, written, queues, seen }
     }
 
     /// Turns a change into work.
@@ -103,6 +113,12 @@ impl Shard {
             Change::ConfigMap(map) => {
                 let owner = controller(map.owner_references(), "Deployment");
                 self.touch(map.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));
+            }
+            Change::Job(job) => {
+                let owner = controller(job.owner_references(), "Deployment");
+                if let (Some(namespace), Some(owner)) = (&job.metadata.namespace, owner) {
+                    self.touch_status(namespace, &owner.name);
+                }
             }
             Change::Policy(policy, gone) => {
                 self.touch_targets(&**policy, policy_targets(policy).map(str::to_owned).collect(), *gone);

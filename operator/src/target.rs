@@ -1,12 +1,12 @@
 //! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
 
 use crate::{
-    board::Problem,
+    board::{Opinion, Problem},
     caches::is_ready,
     conditions::Verdict,
     metrics::{CircuitLabels, WorkloadLabels},
     shard::Shard,
-    workload::short,
+    workload::{self, short},
 };
 use contract::WorkloadId;
 use crds::{condition::types::PROGRAMMED, status::TargetStatus};
@@ -14,9 +14,13 @@ use engine::{
     ack::{self, Acknowledged},
     check::Judgement,
     fleet::CircuitView,
+    recovery::PodFacts,
 };
 use jiff::Timestamp;
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
@@ -40,14 +44,22 @@ pub struct Target {
     pub left_out: Vec<String>,
     /// Who runs what is published.
     pub acknowledged: Acknowledged,
-    /// Uids of the pods that the cluster has, also of those that this process knows nothing else of yet.
-    pub existing: BTreeSet<String>,
+    /// The pods that the cluster has, by uid, also those that this process knows nothing else of yet.
+    pub existing: BTreeMap<String, PodFacts>,
+    /// Pods that it is to have.
+    pub wanted: usize,
+    /// Names of pods that carry its labels and are not its own.
+    pub strangers: Vec<String>,
     /// Pods: uid, name, judgements.
     pub pods: Vec<(String, String, BTreeMap<String, Judgement>)>,
+    /// What most pods say of each check.
+    pub opinions: BTreeMap<String, Opinion>,
     /// Circuits over all pods.
     pub circuits: BTreeMap<String, CircuitView>,
     /// Since when they are open.
     pub open_since: BTreeMap<String, Timestamp>,
+    /// Pods whose answers cannot be true.
+    pub distrusted: usize,
     /// Names of the pods in degraded mode.
     pub degraded: Vec<String>,
     /// Checks that are degraded somewhere.
@@ -60,13 +72,21 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
         return Target { name: name.to_owned(), ..Target::default() };
     };
     let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
-    let ready: BTreeMap<_, _> =
-        shard.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), is_ready(pod))).collect();
+    let facts = |pod: &Pod| PodFacts {
+        target: name.to_owned(),
+        created_at: workload::created_at(pod),
+        ready: is_ready(pod),
+        instance: None,
+    };
+    let existing: BTreeMap<_, _> =
+        shard.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), facts(pod))).collect();
     let base = Target {
         name: name.to_owned(),
         found: true,
         rolling_out: rolling_out(&deployment),
-        existing: ready.keys().cloned().collect(),
+        existing,
+        strangers: shard.caches.strangers(&deployment),
+        wanted: deployment.spec.replicas.map_or(1, |wanted| usize::try_from(wanted).unwrap_or(0)),
         ..Target::default()
     };
     let uid = deployment.uid().unwrap_or_default();
@@ -78,12 +98,16 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
                 return base.clone();
             }
             // A pod that the board does not know yet counts too: it has not answered.
-            let views: Vec<_> = ready
-                .iter()
-                .map(|(uid, ready)| workload.pods.get(uid).cloned().unwrap_or_default().view(*ready))
-                .collect();
+            let mut existing = base.existing.clone();
+            let mut views = Vec::new();
+            for (uid, facts) in &mut existing {
+                let pod = workload.pods.get(uid).cloned().unwrap_or_default();
+                facts.instance.clone_from(&pod.instance);
+                views.push(pod.view(facts.ready));
+            }
             let published = workload.published.as_ref();
             Target {
+                existing,
                 acknowledged: ack::count(&views, published.map_or("", |published| &published.content_hash)),
                 published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
                 considered: workload.considered.clone(),
@@ -94,12 +118,14 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
                     .pods
                     .iter()
                     .map(|(uid, pod)| {
-                        let heard = if pod.unreachable.is_none() { pod.judgements.clone() } else { BTreeMap::new() };
+                        let heard = if pod.is_heard() { pod.judgements.clone() } else { BTreeMap::new() };
                         (uid.clone(), pod.name.clone(), heard)
                     })
                     .collect(),
+                opinions: workload.current_opinions(),
                 circuits: workload.circuits(),
                 open_since: workload.open_since.clone(),
+                distrusted: workload.pods.values().filter(|pod| pod.distrusted.is_some()).count(),
                 degraded: workload.pods.values().filter(|pod| pod.degraded).map(|pod| pod.name.clone()).collect(),
                 degraded_checks: workload.pods.values().flat_map(|pod| pod.degraded_checks.iter().cloned()).collect(),
                 ..base.clone()
@@ -118,6 +144,8 @@ pub fn gauge(shard: &Shard, id: &WorkloadId) {
         metrics.pods.get_or_create(&labels).set(value(target.acknowledged.ready));
         metrics.pods_in_sync.get_or_create(&labels).set(value(target.acknowledged.in_sync));
         metrics.pods_unreachable.get_or_create(&labels).set(value(target.acknowledged.unreachable));
+        metrics.pods_distrusted.get_or_create(&labels).set(value(target.distrusted));
+        metrics.pods_foreign.get_or_create(&labels).set(value(target.strangers.len()));
     }
     for (dependency, view) in &target.circuits {
         let (namespace, workload) = (id.namespace.clone(), id.name.clone());
@@ -140,6 +168,7 @@ fn rolling_out(deployment: &Deployment) -> bool {
 pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<String>) -> TargetStatus {
     let count = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
     let shown = accepted && target.published.is_some();
+    let message = message.or_else(|| foreign(target));
     TargetStatus {
         kind: "Deployment".to_owned(),
         name: target.name.clone(),
@@ -153,6 +182,14 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
         would_publish: None,
         message: message.map(|message| crate::events::cut(&message, 1000).to_owned()),
     }
+}
+
+/// What there is to say of pods that only look like the workload's.
+fn foreign(target: &Target) -> Option<String> {
+    let names = target.strangers.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+    (!target.strangers.is_empty()).then(|| {
+        format!("{} pods carry its labels and are not its own; they get nothing: {names}", target.strangers.len())
+    })
 }
 
 /// Programmed over the targets that a resource holds. The second value says that a person is needed.
@@ -179,7 +216,7 @@ pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     }
     let ready: usize = held.iter().map(|target| target.acknowledged.ready).sum();
     let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
-    let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(3).cloned().collect();
+    let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(10).cloned().collect();
     let verdict = if held.is_empty() {
         Verdict::new(PROGRAMMED, true, "NoTargets", "no workload is named, so there is nothing to publish")
     } else if ready == 0 {

@@ -9,13 +9,13 @@ use contract::{
 };
 use crds::{
     FeatureFlagSpec, ResiliencePolicySpec,
-    bounded::spell,
+    bounded::{IntOrPercent, spell},
     feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
     resilience_policy as api,
 };
 use engine::{
     check::Thresholds,
-    recovery::{Action, Limits, Settings, Step},
+    recovery::{Action, Limits, MaxUnhealthy, Settings, Step},
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -289,7 +289,11 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
     let Some(recovery) = &spec.recovery else {
         return Settings { suspended: spec.suspend, dry_run, ..Settings::default() };
     };
-    let step = |step: &api::Step| Step { action: action(step.action), timeout_ms: step.timeout.millis() };
+    let step = |step: &api::Step| Step {
+        action: action(step.action),
+        cron_job: step.cron_job_ref.as_ref().map(|reference| reference.name.clone()),
+        timeout_ms: step.timeout.millis(),
+    };
     Settings {
         ladders: recovery
             .ladders
@@ -301,6 +305,10 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
             cooldown_ms: recovery.limits.cooldown.millis(),
             budget_actions: usize::try_from(recovery.limits.budget.actions).unwrap_or(0),
             budget_interval_ms: recovery.limits.budget.interval.millis(),
+            max_unhealthy: match recovery.limits.max_unhealthy {
+                IntOrPercent::Count(count) => MaxUnhealthy::Count(count as usize),
+                IntOrPercent::Percent(percent) => MaxUnhealthy::Percent(percent as usize),
+            },
         },
         healthy_delay_ms: recovery.healthy_delay.millis(),
         suspended: spec.suspend,

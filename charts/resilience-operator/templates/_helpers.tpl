@@ -45,6 +45,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
+# Evicting is deleting within the limits of the disruption budgets; there is no right to delete a pod.
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
+# How the log of a failed cleanup Job ends is told in an Event.
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+# A cleanup Job is made from a CronJob that somebody else put there, and never changed or deleted.
+- apiGroups: [batch]
+  resources: [cronjobs]
+  verbs: [get]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch]

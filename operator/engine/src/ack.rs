@@ -13,6 +13,8 @@ pub struct PodView {
     pub applied: Option<Applied>,
     /// Why its admin port does not answer, if it does not.
     pub unreachable: Option<String>,
+    /// Why nothing that it says is believed, if so.
+    pub distrusted: Option<String>,
     /// Why it refused what was last pushed, if it did.
     pub refused: Option<String>,
 }
@@ -30,8 +32,8 @@ pub struct Acknowledged {
     pub lagging: Vec<String>,
 }
 
-/// Most reasons that are kept; a person reads one or two.
-const MAX_REASONS: usize = 3;
+/// Most reasons that are kept: what fits into a condition's message.
+const MAX_REASONS: usize = 10;
 
 impl Acknowledged {
     /// Whether every ready pod is in sync (so too when there is none).
@@ -44,7 +46,7 @@ impl Acknowledged {
 pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
     let mut result = Acknowledged::default();
     for pod in pods {
-        result.unreachable += usize::from(pod.unreachable.is_some());
+        result.unreachable += usize::from(pod.unreachable.is_some() || pod.distrusted.is_some());
         if !pod.ready {
             continue;
         }
@@ -62,6 +64,9 @@ pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
 
 /// Why a pod is not in sync.
 fn lag(pod: &PodView, content_hash: &str) -> Option<String> {
+    if pod.distrusted.is_some() {
+        return pod.distrusted.clone();
+    }
     let Some(applied) = &pod.applied else {
         return Some(pod.unreachable.clone().unwrap_or_else(|| "has not answered yet".to_owned()));
     };
@@ -94,7 +99,7 @@ mod tests {
 
     fn pod(ready: bool, hash: Option<&str>) -> PodView {
         let applied = hash.map(|hash| Applied { content_hash: hash.into(), ..Applied::default() });
-        PodView { name: "p".into(), ready, applied, unreachable: None, refused: None }
+        PodView { name: "p".into(), ready, applied, unreachable: None, distrusted: None, refused: None }
     }
 
     #[rstest::rstest]
@@ -119,6 +124,14 @@ mod tests {
         let result = count(&[older, other], "abcdef1");
         assert_eq!(result.in_sync, 0);
         assert!(result.lagging[0].contains("policy.settings.hedging") && result.lagging[1].contains("paymnet"));
+    }
+
+    #[test]
+    fn a_pod_that_is_not_believed_does_not_count() {
+        let pod = PodView { distrusted: Some("it makes no sense".into()), ..pod(true, Some("abcdef1")) };
+        let result = count(&[pod], "abcdef1");
+        assert_eq!((result.in_sync, result.unreachable), (0, 1));
+        assert_eq!(result.lagging, ["p: it makes no sense"]);
     }
 
     #[test]

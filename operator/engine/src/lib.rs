@@ -8,5 +8,6 @@ pub mod check;
 pub mod claim;
 pub mod compile;
 pub mod fleet;
+pub mod plausible;
 pub mod publish;
 pub mod recovery;

@@ -11,8 +11,8 @@ mod model;
 
 pub use gates::Gate;
 pub use model::{
-    Action, CheckState, Decision, Exhausted, History, Limits, Observed, Outcome, Pod, Record, Settings, Step, Subject,
-    Withheld,
+    Action, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed, Outcome, Pod,
+    PodFacts, Record, Settings, Step, Subject, Withheld,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -34,7 +34,7 @@ pub fn decide(
         if decision.history.in_flight.iter().any(|record| record.subject == check.subject) {
             continue;
         }
-        let (step, escalates) = match ladder::next(steps, check, &decision.history, settings.dry_run) {
+        let (step, escalates) = match ladder::next(steps, check, observed, &decision.history, settings.dry_run) {
             Next::Step { index, escalates } => (index, escalates),
             Next::Exhausted => {
                 decision.exhausted.push(Exhausted { subject: check.subject.clone(), since: check.since });
@@ -50,6 +50,7 @@ pub fn decide(
         let record = Record {
             id: ladder::intent_id(policy_uid, &check.subject, check.since, step, settings.dry_run),
             subject: check.subject.clone(),
+            instance: instance(observed, &check.subject, steps[step].action),
             step: steps[step].clone(),
             index: step,
             steps: steps.len(),
@@ -70,6 +71,7 @@ pub fn decide(
         let pending = |record: &&Record| record.outcome == Outcome::Pending && !record.dry_run;
         decision.act = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
+    ask_again(settings, observed, &mut decision);
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
@@ -77,8 +79,9 @@ pub fn decide(
             record.message = Some("dry run: nothing was done".to_owned());
         }
     }
+    let settled = |record: &&Record| record.outcome != Outcome::Waiting;
     let deadlines: Vec<_> =
-        decision.history.in_flight.iter().map(|record| ladder::deadline(record, settings)).collect();
+        decision.history.in_flight.iter().filter(settled).map(|record| ladder::deadline(record, settings)).collect();
     for deadline in deadlines {
         decision.wake_at(Some(deadline));
     }
@@ -87,9 +90,39 @@ pub fn decide(
     decision
 }
 
+/// What was refused for now is asked for again, as long as the gates would let it begin.
+fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision) {
+    if settings.dry_run {
+        return;
+    }
+    let waiting: Vec<_> =
+        decision.history.in_flight.iter().filter(|record| record.outcome == Outcome::Waiting).cloned().collect();
+    for record in waiting {
+        let Some(check) = observed.checks.iter().find(|check| check.subject == record.subject) else { continue };
+        let proposal = gates::Proposal { check, step: &record.step, escalates: true };
+        // Those that are asked for now count as busy, too.
+        let mut busy = decision.history.clone();
+        for asked in busy.in_flight.iter_mut().filter(|other| decision.act.iter().any(|act| act.id == other.id)) {
+            asked.outcome = Outcome::Pending;
+        }
+        busy.in_flight.retain(|other| other.id != record.id);
+        match gates::first_closed_again(settings, observed, &busy, &proposal) {
+            Some(held) => decision.withheld.push(held),
+            None => decision.act.push(record),
+        }
+    }
+}
+
+/// The process that is to do what a pod does itself.
+fn instance(observed: &Observed, subject: &Subject, action: Action) -> Option<String> {
+    let pod = subject.pod.as_ref().filter(|_| action.done_by_pod())?;
+    observed.pods.get(&pod.uid)?.instance.clone()
+}
+
 /// Brings every action in flight to its outcome where that is known.
 fn settle(settings: &Settings, observed: &Observed, decision: &mut Decision, now: Timestamp) {
     for mut record in std::mem::take(&mut decision.history.in_flight) {
+        ladder::catch_up(&mut record, observed);
         match ladder::outcome(&record, settings, observed, now) {
             ladder::Verdict::Wait(until) => {
                 decision.wake_at(until);

@@ -64,6 +64,10 @@ pub struct ActionRequest {
     pub action: Action,
     /// The check that failed; the action is about what that check looks at.
     pub check: String,
+    /// The process that is meant, as [`crate::HealthReport::instance`] names it. A process that was started since does
+    /// not know which intents the one before it has done, so it must not act on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// What a pod can do for itself.
@@ -98,6 +102,8 @@ pub enum ActionOutcome {
     Done,
     /// This id was done before; nothing was done again.
     AlreadyDone,
+    /// Another process was meant; nothing was done.
+    OtherInstance,
     /// The workload cannot do this.
     Unsupported,
     /// It was tried and failed.

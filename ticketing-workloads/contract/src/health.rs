@@ -12,6 +12,9 @@ pub struct HealthReport {
     pub status: CheckStatus,
     /// Name of the pod.
     pub pod: String,
+    /// Which process answers: another one in the same pod has another value. Empty if the workload is too old to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
     /// Checks by name.
     #[serde(default)]
     pub checks: BTreeMap<String, CheckReport>,

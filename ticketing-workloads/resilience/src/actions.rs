@@ -26,12 +26,20 @@ pub struct Actions {
     done: tokio::sync::Mutex<VecDeque<String>>,
     counts: Mutex<BTreeMap<String, u64>>,
     metrics: Arc<Metrics>,
+    instance: String,
 }
 
 impl Actions {
     /// A workload that can do nothing yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { handlers: HashMap::new(), done: tokio::sync::Mutex::default(), counts: Mutex::default(), metrics }
+        let instance = format!("{:016x}", rand::random::<u64>());
+        let (done, counts) = Default::default();
+        Self { handlers: HashMap::new(), done, counts, metrics, instance }
+    }
+
+    /// Which process this is: what it has done is forgotten when it ends.
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Registers what to do when `action` is asked for because of `check`.
@@ -62,7 +70,9 @@ impl Actions {
     async fn act_once(&self, request: &ActionRequest) -> (ActionOutcome, String) {
         let name = format!("{:?}", request.action);
         let mut done = self.done.lock().await;
-        let (outcome, message) = if done.contains(&request.intent_id) {
+        let (outcome, message) = if request.instance.as_ref().is_some_and(|meant| *meant != self.instance) {
+            (ActionOutcome::OtherInstance, "this process was started since; nothing was done".to_owned())
+        } else if done.contains(&request.intent_id) {
             (ActionOutcome::AlreadyDone, "this intent is done; nothing was done again".to_owned())
         } else if let Some(handler) = self.handlers.get(&(request.action, request.check.clone())) {
             match run(handler).await {
@@ -100,7 +110,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     fn request(id: &str, check: &str) -> ActionRequest {
-        ActionRequest { intent_id: id.into(), action: Action::ResetConnections, check: check.into() }
+        ActionRequest { intent_id: id.into(), action: Action::ResetConnections, check: check.into(), instance: None }
     }
 
     fn counting() -> (Arc<Actions>, Arc<AtomicU32>) {
@@ -128,6 +138,16 @@ mod tests {
         assert_eq!(answers.iter().filter(|answer| answer.outcome == ActionOutcome::AlreadyDone).count(), 19);
         assert_eq!(actions.act(request("b", "database")).await.outcome, ActionOutcome::Done);
         assert_eq!(actions.counts(), BTreeMap::from([("ResetConnections".to_owned(), 2)]));
+    }
+
+    #[tokio::test]
+    async fn an_action_for_another_process_is_not_done() {
+        let (actions, runs) = counting();
+        let meant = |instance: &str| ActionRequest { instance: Some(instance.into()), ..request("a", "database") };
+        assert_eq!(actions.act(meant("the one before")).await.outcome, ActionOutcome::OtherInstance);
+        assert_eq!(runs.load(Ordering::SeqCst), 0);
+        assert_eq!(actions.act(meant(actions.instance())).await.outcome, ActionOutcome::Done);
+        assert_ne!(actions.instance(), counting().0.instance());
     }
 
     #[tokio::test]

@@ -53,6 +53,7 @@ impl Admin {
         HealthReport {
             status,
             pod: self.pod.clone(),
+            instance: self.actions.instance().to_owned(),
             checks,
             circuits: self.resilience.dependencies().map(|one| (one.name().to_owned(), one.circuit())).collect(),
             load: self.resilience.load().report(),

@@ -184,6 +184,7 @@ impl Metrics {
             ActionOutcome::AlreadyDone => "already_done",
             ActionOutcome::Unsupported => "unsupported",
             ActionOutcome::Failed => "failed",
+            ActionOutcome::OtherInstance => "other_instance",
             ActionOutcome::Unknown => "unknown",
         };
         self.actions.get_or_create(&ActionLabels { action: action.to_owned(), outcome }).inc();

@@ -1,8 +1,8 @@
-//! `ticketing <service>`: runs one of the ticketing services until SIGTERM.
+//! `ticketing <service>`: runs one of the ticketing services until SIGTERM, or one of their jobs to its end.
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use ticketing_services::{booking, host, logging};
+use ticketing_services::{booking, database::DatabaseSettings, host, logging};
 
 /// TicketWave's services; one process runs one of them.
 #[derive(Parser)]
@@ -19,6 +19,8 @@ struct Cli {
 enum Service {
     /// Takes bookings.
     Booking(booking::Settings),
+    /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
+    BookingCleanup(DatabaseSettings),
 }
 
 #[tokio::main]
@@ -27,9 +29,12 @@ async fn main() -> ExitCode {
     logging::init(cli.log_format);
     let result = match cli.service {
         Service::Booking(settings) => match booking::Service::start(settings).await {
-            Ok(service) => service.run(host::until_terminated()).await,
-            Err(error) => Err(error),
+            Ok(service) => service.run(host::until_terminated()).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         },
+        Service::BookingCleanup(database) => {
+            booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

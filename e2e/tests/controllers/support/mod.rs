@@ -11,5 +11,5 @@ pub mod world;
 
 pub use manifests::{flag_set, healing_policy, policy};
 pub use stand_in::{Manners, StandIn};
-pub use wait::eventually;
+pub use wait::{eventually, within};
 pub use world::{World, says};

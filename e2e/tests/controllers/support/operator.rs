@@ -3,7 +3,10 @@
 use super::{cluster::OPERATOR, world::World};
 use clap::Parser;
 use operator::{RunError, args::Args};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -11,11 +14,16 @@ use tokio_util::sync::CancellationToken;
 pub struct Operator {
     shutdown: CancellationToken,
     task: Option<JoinHandle<Result<(), RunError>>>,
+    listen: String,
 }
 
 impl Operator {
     /// Starts one for the world's namespace, with `extra` on its command line.
     pub async fn start(world: &World, extra: &[&str]) -> Self {
+        static NUMBER: AtomicU16 = AtomicU16::new(1);
+        // An address of its own for each, so that no two want the same port.
+        let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let listen = format!("127.84.{high}.{low}:8080");
         let usual = [
             "resilience-operator",
             "--watch-namespaces",
@@ -23,7 +31,7 @@ impl Operator {
             "--namespace",
             &world.home,
             "--listen",
-            "127.0.0.1:0",
+            &listen,
         ];
         // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
         let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
@@ -31,7 +39,14 @@ impl Operator {
         let config = world.cluster.config(OPERATOR).await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
-        Self { shutdown, task: Some(task) }
+        Self { shutdown, task: Some(task), listen }
+    }
+
+    /// Its metrics as it serves them.
+    pub async fn metrics(&self) -> String {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.get(format!("http://{}/metrics", self.listen)).send().await.unwrap();
+        answer.error_for_status().unwrap().text().await.unwrap()
     }
 
     /// Starts one whose Lease runs out soon after it has died.

@@ -4,7 +4,7 @@
 use super::{World, eventually};
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
@@ -44,6 +44,18 @@ pub enum Manners {
     Slow,
     /// It answers with what is no answer.
     Garbage,
+    /// Its answers never end.
+    Endless,
+    /// Its answers are far too big.
+    Huge,
+    /// It says that it runs what was never published.
+    FromTheFuture,
+    /// Its figures cannot be.
+    Impossible,
+    /// It says that it is another pod.
+    SomebodyElse,
+    /// It acknowledges what is pushed, and runs nothing a moment later.
+    Forgetful,
 }
 
 /// A configuration that was pushed.
@@ -77,6 +89,12 @@ pub struct Script {
     pub running: Option<RuntimeConfig>,
     pub pushes: Vec<Push>,
     pub asked: Vec<Asked>,
+    /// Which process it is; another one has forgotten what the one before did.
+    pub instance: String,
+    /// Actions that took effect, by intent, over all processes.
+    pub effects: BTreeMap<String, u32>,
+    /// Whether its check `booking-consistency` fails.
+    pub inconsistent: bool,
     /// Requests of any kind, also those that were refused.
     pub requests: usize,
     /// Requests for health that were answered.
@@ -163,6 +181,16 @@ impl StandIn {
         self.behind.script()
     }
 
+    /// Its process ends, and another one starts that knows nothing.
+    pub fn restart_process(&self) {
+        let mut script = self.script();
+        script.instance.push('1');
+        script.running = None;
+        script.asked.clear();
+        script.consecutive_failures = 0;
+        script.reports = 0;
+    }
+
     /// Nothing listens at its address any more.
     pub fn go_silent(&mut self) {
         self.servers.drain(..).for_each(|server| server.abort());
@@ -230,6 +258,9 @@ impl Default for Script {
             running: None,
             pushes: Vec::new(),
             asked: Vec::new(),
+            instance: "1".to_owned(),
+            effects: BTreeMap::new(),
+            inconsistent: false,
             requests: 0,
             reports: 0,
             tokens_seen: HashSet::new(),
@@ -301,10 +332,18 @@ impl Script {
             data: BTreeMap::new(),
         };
         let circuit = |state: &CircuitState| CircuitReport { state: *state, ..CircuitReport::default() };
+        let books = CheckReport {
+            status: if self.inconsistent { CheckStatus::Unhealthy } else { CheckStatus::Healthy },
+            message: if self.inconsistent { "1 events do not add up".to_owned() } else { String::new() },
+            consecutive_failures: u32::from(self.inconsistent),
+            dependency: None,
+            ..check.clone()
+        };
         HealthReport {
             status,
             pod: pod.to_owned(),
-            checks: BTreeMap::from([("database".to_owned(), check)]),
+            instance: self.instance.clone(),
+            checks: BTreeMap::from([("database".to_owned(), check), ("booking-consistency".to_owned(), books)]),
             circuits: self.circuits.iter().map(|(name, state)| (name.clone(), circuit(state))).collect(),
             load: contract::LoadReport::default(),
             degraded: false,
@@ -332,7 +371,13 @@ impl Behind {
             Manners::NoTokenYet => return Err(StatusCode::UNAUTHORIZED.into_response()),
             Manners::Slow => tokio::time::sleep(Duration::from_secs(60)).await,
             Manners::Garbage => return Err("<html>welcome</html>".into_response()),
-            Manners::Obliging => {}
+            Manners::Endless => return Err(endless(Duration::from_millis(10))),
+            Manners::Huge => return Err(Body::from(vec![b' '; 64 << 20]).into_response()),
+            Manners::Obliging
+            | Manners::FromTheFuture
+            | Manners::Impossible
+            | Manners::SomebodyElse
+            | Manners::Forgetful => {}
         }
         let secrets: Api<Secret> = Api::namespaced(self.world_client.clone(), &self.namespace);
         let secret = secrets.get_opt(&contract::token_secret_name(&self.workload)).await.ok().flatten();
@@ -359,12 +404,18 @@ async fn take_config(State(behind): State<Arc<Behind>>, headers: HeaderMap, body
     }
     let mut script = behind.script();
     let (outcome, message) = script.take(&body);
+    let mut applied = script.applied();
+    match script.manners {
+        Manners::Forgetful => script.running = None,
+        Manners::FromTheFuture => applied.revision += 1_000,
+        _ => {}
+    }
     let status = match outcome {
         PushOutcome::Applied | PushOutcome::Unchanged => StatusCode::OK,
         PushOutcome::RefusedInvalid => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::CONFLICT,
     };
-    (status, Json(PushAnswer { outcome, applied: script.applied(), message })).into_response()
+    (status, Json(PushAnswer { outcome, applied, message })).into_response()
 }
 
 async fn take_action(
@@ -379,18 +430,40 @@ async fn take_action(
     let mut script = behind.script();
     let done_before = script.asked.iter().any(|asked| asked.intent_id == request.intent_id);
     script.asked.push(Asked { intent_id: request.intent_id.clone(), in_status });
-    if script.curable {
-        script.failing = false;
-    }
-    let outcome = if done_before { ActionOutcome::AlreadyDone } else { ActionOutcome::Done };
+    let outcome = if request.instance.as_ref().is_some_and(|meant| *meant != script.instance) {
+        ActionOutcome::OtherInstance
+    } else if done_before {
+        ActionOutcome::AlreadyDone
+    } else {
+        *script.effects.entry(request.intent_id.clone()).or_default() += 1;
+        script.failing = script.failing && !script.curable;
+        ActionOutcome::Done
+    };
     Json(ActionAnswer { intent_id: request.intent_id, outcome, message: String::new() }).into_response()
 }
 
 async fn report_to_operator(State(behind): State<Arc<Behind>>, headers: HeaderMap) -> Response {
-    match behind.receive(&headers).await {
-        Ok(()) => Json(behind.script().report(&behind.pod)).into_response(),
-        Err(answer) => answer,
+    if let Err(answer) = behind.receive(&headers).await {
+        return answer;
     }
+    let mut script = behind.script();
+    let mut report = script.report(&behind.pod);
+    match script.manners {
+        Manners::FromTheFuture => report.applied.revision += 1_000,
+        Manners::Impossible => report.checks.values_mut().for_each(|check| check.consecutive_failures = u32::MAX),
+        Manners::SomebodyElse => report.pod.push_str("-not"),
+        _ => {}
+    }
+    Json(report).into_response()
+}
+
+/// An answer that goes on for ever.
+fn endless(pause: Duration) -> Response {
+    let crumbs = futures::stream::unfold((), move |()| async move {
+        tokio::time::sleep(pause).await;
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from_static(b" ")), ()))
+    });
+    Body::from_stream(crumbs).into_response()
 }
 
 async fn report_to_public(State(behind): State<Arc<Behind>>) -> Json<HealthReport> {

@@ -2,7 +2,7 @@
 
 use super::{
     ladder::millis,
-    model::{CheckState, History, Observed, Settings, Step, Withheld},
+    model::{CheckState, History, Observed, Outcome, Settings, Step, Withheld},
 };
 use jiff::Timestamp;
 
@@ -17,6 +17,10 @@ pub enum Gate {
     DependencyIsTheCause,
     /// The last ladder for this subject ended a moment ago.
     Cooldown,
+    /// All pods look broken: then whoever looks is the likelier culprit.
+    AllPodsUnhealthy,
+    /// More pods are unwell than may be for one of them to be restarted.
+    TooManyUnhealthy,
     /// The policy's actions are used up.
     BudgetExhausted,
     /// As many actions as are allowed at once are under way.
@@ -33,6 +37,8 @@ impl Gate {
             Self::RolloutInProgress => "RolloutInProgress",
             Self::DependencyIsTheCause => "DependencyIsTheCause",
             Self::Cooldown => "Cooldown",
+            Self::AllPodsUnhealthy => "AllPodsUnhealthy",
+            Self::TooManyUnhealthy => "TooManyUnhealthy",
             Self::BudgetExhausted => "BudgetExhausted",
             Self::OneStepAtATime => "OneStepAtATime",
             Self::ActionNotSupported => "ActionNotSupported",
@@ -51,8 +57,8 @@ pub(super) struct Proposal<'a> {
 /// A gate's answer when it is closed: why, and until when.
 type Closed = Option<(String, Option<Timestamp>)>;
 
-/// The first gate that is closed. Dry-run is not among them: it comes after all of them, where the action is recorded
-/// and not carried out.
+/// The first gate that is closed for a new action. Dry-run is not among them: it comes after all of them, where the
+/// action is recorded and not carried out.
 pub(super) fn first_closed(
     settings: &Settings,
     observed: &Observed,
@@ -60,15 +66,30 @@ pub(super) fn first_closed(
     proposal: &Proposal<'_>,
     now: Timestamp,
 ) -> Option<Withheld> {
-    let gates: [(Gate, Closed); 7] = [
-        (Gate::Suspended, suspended(settings)),
-        (Gate::RolloutInProgress, rollout(observed, proposal)),
-        (Gate::DependencyIsTheCause, dependency(observed, proposal)),
-        (Gate::ActionNotSupported, supported(observed, proposal)),
+    let once = [
         (Gate::Cooldown, cooldown(settings, history, proposal, now)),
         (Gate::BudgetExhausted, budget(settings, history, now)),
         (Gate::OneStepAtATime, one_at_a_time(settings, history)),
     ];
+    let [cooldown, budget, one] = once;
+    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
+    named([suspended, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
+}
+
+/// The first gate that is closed for an action that was begun, was refused, and is to be asked for again. It has its
+/// share of the budget already.
+pub(super) fn first_closed_again(
+    settings: &Settings,
+    observed: &Observed,
+    history: &History,
+    proposal: &Proposal<'_>,
+) -> Option<Withheld> {
+    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
+    let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
+    named([suspended, rollout, dependency, supported, all, many, one], proposal)
+}
+
+fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
     gates.into_iter().find_map(|(gate, closed)| {
         closed.map(|(message, until)| Withheld {
             subject: proposal.check.subject.clone(),
@@ -78,6 +99,67 @@ pub(super) fn first_closed(
             until,
         })
     })
+}
+
+/// The gates that hold whenever an action is about to be carried out.
+fn always(settings: &Settings, observed: &Observed, history: &History, proposal: &Proposal<'_>) -> [(Gate, Closed); 6] {
+    let disrupts = proposal.step.action.disrupts();
+    let unwell = disrupts.then(|| Unwell::count(observed, history, proposal));
+    [
+        (Gate::Suspended, suspended(settings)),
+        (Gate::RolloutInProgress, rollout(observed, proposal)),
+        (Gate::DependencyIsTheCause, dependency(observed, proposal)),
+        (Gate::ActionNotSupported, supported(observed, proposal)),
+        (Gate::AllPodsUnhealthy, unwell.as_ref().and_then(Unwell::all)),
+        (Gate::TooManyUnhealthy, unwell.as_ref().and_then(|unwell| unwell.too_many(settings))),
+    ]
+}
+
+/// How the pods of a workload are, before one of them is taken away.
+struct Unwell {
+    pods: usize,
+    /// A check of theirs fails, or the kubelet does not call them ready.
+    broken: usize,
+    /// Those, and the ones that are being healed.
+    broken_or_healed: usize,
+}
+
+impl Unwell {
+    fn count(observed: &Observed, history: &History, proposal: &Proposal<'_>) -> Self {
+        let target = &proposal.check.subject.target;
+        let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
+        let concerns = |subject: &super::Subject, uid: &str| subject.pod.as_ref().is_some_and(|pod| pod.uid == uid);
+        let broken = |uid: &str, ready: bool| {
+            !ready || observed.checks.iter().any(|check| !check.healthy && concerns(&check.subject, uid))
+        };
+        let healed = |uid: &str| history.in_flight.iter().any(|record| concerns(&record.subject, uid));
+        Self {
+            pods: pods.len(),
+            broken: pods.iter().filter(|(uid, facts)| broken(uid, facts.ready)).count(),
+            broken_or_healed: pods.iter().filter(|(uid, facts)| broken(uid, facts.ready) || healed(uid)).count(),
+        }
+    }
+
+    fn all(&self) -> Closed {
+        (self.pods >= 3 && self.broken == self.pods).then(|| {
+            let message = format!(
+                "all {} pods look broken, so whoever looks is the likelier culprit; no pod is restarted for it",
+                self.pods
+            );
+            (message, None)
+        })
+    }
+
+    fn too_many(&self, settings: &Settings) -> Closed {
+        let allowed = settings.limits.max_unhealthy.of(self.pods);
+        (self.broken_or_healed > allowed).then(|| {
+            let message = format!(
+                "{} of {} pods are unhealthy or being healed, and maxUnhealthy allows {allowed}; no pod is restarted",
+                self.broken_or_healed, self.pods
+            );
+            (message, None)
+        })
+    }
 }
 
 fn suspended(settings: &Settings) -> Closed {
@@ -108,12 +190,11 @@ fn dependency(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
 
 fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     let action = proposal.step.action;
-    let pod_action = matches!(action, super::Action::TrimMemory | super::Action::ResetConnections);
     if !observed.supported.contains(&action) {
         return Some((format!("this version of the operator cannot do {action:?}; it waits for a person"), None));
     }
-    (pod_action && proposal.check.subject.pod.is_none()).then(|| {
-        (format!("{action:?} is done by a pod, but this check is of scope Workload; it waits for a person"), None)
+    (action.needs_pod() && proposal.check.subject.pod.is_none()).then(|| {
+        (format!("{action:?} is done to a pod, but this check is of scope Workload; it waits for a person"), None)
     })
 }
 
@@ -155,7 +236,9 @@ fn budget(settings: &Settings, history: &History, now: Timestamp) -> Closed {
 }
 
 fn one_at_a_time(settings: &Settings, history: &History) -> Closed {
-    let busy: Vec<_> = history.in_flight.iter().map(|record| record.subject.display_name()).collect();
+    // What waits for leave to begin does nothing meanwhile, and must not keep milder help from others.
+    let busy = history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting);
+    let busy: Vec<_> = busy.map(|record| record.subject.display_name()).collect();
     (busy.len() >= settings.limits.max_in_flight.max(1))
         .then(|| (format!("recovery of {} is under way", busy.join(", ")), None))
 }

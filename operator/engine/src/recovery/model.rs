@@ -33,6 +33,34 @@ pub struct Limits {
     pub budget_actions: usize,
     /// See `budget_actions`; in milliseconds.
     pub budget_interval_ms: u64,
+    /// Most pods of a workload that may be unwell for one of them to be restarted.
+    pub max_unhealthy: MaxUnhealthy,
+}
+
+/// A number or a share of a workload's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxUnhealthy {
+    /// That many.
+    Count(usize),
+    /// That share in percent, rounded down; one pod at least, unless it is 0.
+    Percent(usize),
+}
+
+impl Default for MaxUnhealthy {
+    fn default() -> Self {
+        Self::Percent(50)
+    }
+}
+
+impl MaxUnhealthy {
+    /// How many of `pods` that is.
+    pub(super) fn of(self, pods: usize) -> usize {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(0) => 0,
+            Self::Percent(percent) => (pods * percent / 100).max(1),
+        }
+    }
 }
 
 /// One rung of a ladder.
@@ -40,6 +68,8 @@ pub struct Limits {
 pub struct Step {
     /// What is done.
     pub action: Action,
+    /// For [`Action::RunCleanupJob`]: the CronJob that the Job is made from.
+    pub cron_job: Option<String>,
     /// How long it may take until the check is healthy again, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -59,6 +89,23 @@ pub enum Action {
     RolloutRestart,
     /// The current rollout is undone.
     Rollback,
+}
+
+impl Action {
+    /// It is done to one pod, so it needs one.
+    pub(super) const fn needs_pod(self) -> bool {
+        matches!(self, Self::TrimMemory | Self::ResetConnections | Self::RestartPod)
+    }
+
+    /// The pod does it itself, in its running process.
+    pub(super) const fn done_by_pod(self) -> bool {
+        matches!(self, Self::TrimMemory | Self::ResetConnections)
+    }
+
+    /// It takes pods away for a while.
+    pub(super) const fn disrupts(self) -> bool {
+        matches!(self, Self::RestartPod | Self::RolloutRestart | Self::Rollback)
+    }
 }
 
 /// What is being healed.
@@ -108,14 +155,51 @@ pub struct CheckState {
 pub struct Observed {
     /// Checks of all subjects. A check that nobody reports now is absent: absence is neither health nor sickness.
     pub checks: Vec<CheckState>,
-    /// Uids of the pods that exist and are not going away.
-    pub pods: BTreeSet<String>,
+    /// The pods that exist and are not going away, by uid.
+    pub pods: BTreeMap<String, PodFacts>,
+    /// Pods that each workload is to have.
+    pub wanted: BTreeMap<String, usize>,
+    /// Jobs that were made for an intent, by its id.
+    pub jobs: BTreeMap<String, Job>,
     /// Dependencies, by workload, whose circuit is open on a quorum of pods, with a text such as "4 of 4 pods".
     pub open_on_quorum: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
     /// Actions that this operator can carry out.
     pub supported: BTreeSet<Action>,
+}
+
+/// A pod that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Its workload.
+    pub target: String,
+    /// When it was created, in whole seconds.
+    pub created_at: Timestamp,
+    /// Whether the kubelet calls it ready.
+    pub ready: bool,
+    /// Which process answers in it, as far as is known.
+    pub instance: Option<String>,
+}
+
+/// A Job that was made for an intent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// When it was created, in whole seconds.
+    pub created_at: Timestamp,
+    /// What became of it.
+    pub state: JobState,
+}
+
+/// What became of a Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobState {
+    /// It is not over.
+    Running,
+    /// Its pod ended well.
+    Complete,
+    /// It failed; why, and how its log ends.
+    Failed(String),
 }
 
 /// One action, from its intent to its outcome.
@@ -125,6 +209,8 @@ pub struct Record {
     pub id: String,
     /// What is healed.
     pub subject: Subject,
+    /// For an action that a pod does itself: the process that is meant. Another one in that pod must not do it.
+    pub instance: Option<String>,
     /// The rung.
     pub step: Step,
     /// Its place in the ladder, from 0.
@@ -152,6 +238,8 @@ pub struct Record {
 pub enum Outcome {
     /// Intended; whether it was carried out is not known.
     Pending,
+    /// Refused for now by what protects the workload, a disruption budget for one; it is asked for again.
+    Waiting,
     /// Carried out; the check is watched.
     Verifying,
     /// The check was healthy for the healthy delay.

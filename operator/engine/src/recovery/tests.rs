@@ -16,11 +16,22 @@ fn subject(uid: &str) -> Subject {
     }
 }
 
+fn step(action: Action, timeout_ms: u64) -> Step {
+    let cron_job = (action == Action::RunCleanupJob).then(|| "cleanup".to_owned());
+    Step { action, cron_job, timeout_ms }
+}
+
 fn settings() -> Settings {
-    let step = |timeout_ms| Step { action: Action::ResetConnections, timeout_ms };
+    let step = |timeout_ms| step(Action::ResetConnections, timeout_ms);
     Settings {
         ladders: BTreeMap::from([("database".into(), vec![step(15_000), step(60_000)])]),
-        limits: Limits { max_in_flight: 1, cooldown_ms: 60_000, budget_actions: 5, budget_interval_ms: 600_000 },
+        limits: Limits {
+            max_in_flight: 1,
+            cooldown_ms: 60_000,
+            budget_actions: 5,
+            budget_interval_ms: 600_000,
+            max_unhealthy: MaxUnhealthy::Percent(50),
+        },
         healthy_delay_ms: 10_000,
         suspended: false,
         dry_run: false,
@@ -37,11 +48,19 @@ fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
     }
 }
 
+/// A pod that is as old as the story, and ready.
+fn facts() -> PodFacts {
+    PodFacts { target: "booking".into(), created_at: at(-100), ready: true, instance: None }
+}
+
 fn observed(checks: Vec<CheckState>) -> Observed {
+    let pods: BTreeMap<_, _> =
+        checks.iter().filter_map(|c| c.subject.pod.as_ref().map(|pod| (pod.uid.clone(), facts()))).collect();
     Observed {
-        pods: checks.iter().filter_map(|c| c.subject.pod.as_ref().map(|pod| pod.uid.clone())).collect(),
+        wanted: BTreeMap::from([("booking".into(), pods.len())]),
+        pods,
         checks,
-        supported: BTreeSet::from([Action::ResetConnections]),
+        supported: BTreeSet::from([Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod]),
         ..Observed::default()
     }
 }
@@ -156,7 +175,7 @@ fn a_closed_gate_holds_the_action() {
         (Gate::BudgetExhausted, |s, _, _| s.limits.budget_actions = 0),
         (Gate::OneStepAtATime, |_, o, h| {
             o.checks.push(check("other", true, 0));
-            o.pods.insert("other".into());
+            o.pods.insert("other".into(), facts());
             h.in_flight.push(record("other", 0, Outcome::Verifying));
         }),
     ];
@@ -183,7 +202,8 @@ fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
     Record {
         id: format!("{uid}-{started}"),
         subject: subject(uid),
-        step: Step { action: Action::ResetConnections, timeout_ms: 15_000 },
+        instance: None,
+        step: step(Action::ResetConnections, 15_000),
         index: 0,
         steps: 2,
         failed_at: at(started),
@@ -239,10 +259,214 @@ fn a_pod_that_is_gone_ends_its_recovery() {
 fn silence_is_not_health() {
     let settings = settings();
     let mut silent = observed(vec![]);
-    silent.pods.insert(POD.into());
+    silent.pods.insert(POD.into(), facts());
     let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
     assert!(run(&settings, &silent, &history, 14).finished.is_empty());
     assert_eq!(run(&settings, &silent, &history, 15).finished[0].outcome, Outcome::Failed);
+}
+
+#[test]
+fn an_action_is_for_the_process_that_was_meant() {
+    let settings = settings();
+    let mut broken = observed(vec![check(POD, false, 0)]);
+    let pod = |o: &mut Observed, instance: &str| {
+        o.pods.get_mut(POD).unwrap().instance = Some(instance.to_owned());
+    };
+    pod(&mut broken, "one");
+    let first = run(&settings, &broken, &History::default(), 1);
+    assert_eq!(first.act[0].instance.as_deref(), Some("one"));
+    pod(&mut broken, "two");
+    let after = run(&settings, &broken, &first.history, 2);
+    assert_eq!(after.finished[0].outcome, Outcome::Cancelled, "nobody knows whether the first process did it");
+    let verifying = carry_out(&first, at(1));
+    assert!(run(&settings, &broken, &verifying, 2).finished.is_empty(), "it was done; only the check counts now");
+}
+
+/// A ladder with one rung for the check `database`.
+fn ladder(action: Action) -> Settings {
+    let mut settings = settings();
+    settings.ladders.insert("database".into(), vec![step(action, 60_000)]);
+    settings
+}
+
+/// Three pods; the first one fails.
+fn three() -> Observed {
+    observed(vec![check(POD, false, 0), check("b", true, -100), check("c", true, -100)])
+}
+
+/// The first pod is gone and another one, with this state, has its place.
+fn replaced(healthy: bool, since: i64, ready: bool) -> Observed {
+    let mut observed = observed(vec![check("new", healthy, since), check("b", true, -100), check("c", true, -100)]);
+    let new = observed.pods.get_mut("new").unwrap();
+    (new.created_at, new.ready) = (at(2), ready);
+    observed
+}
+
+#[test]
+fn a_restart_is_verified_in_the_pod_that_takes_the_place() {
+    let settings = ladder(Action::RestartPod);
+    let first = run(&settings, &three(), &History::default(), 1);
+    assert_eq!(first.act[0].step.action, Action::RestartPod);
+    let history = carry_out(&first, at(2));
+    assert!(run(&settings, &three(), &history, 3).finished.is_empty(), "the old one is still there");
+    assert!(run(&settings, &replaced(true, 5, false), &history, 20).finished.is_empty(), "not ready yet");
+    let waiting = run(&settings, &replaced(true, 5, true), &history, 14);
+    assert_eq!((waiting.finished.len(), waiting.next_check), (0, Some(at(15))));
+    let done = run(&settings, &replaced(true, 5, true), &history, 15);
+    assert_eq!(done.finished[0].outcome, Outcome::Succeeded);
+}
+
+#[test]
+fn a_restart_that_did_not_help_is_not_repeated_in_the_next_pod() {
+    let settings = ladder(Action::RestartPod);
+    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let failed = run(&settings, &replaced(false, 5, true), &history, 62);
+    assert_eq!(failed.finished[0].outcome, Outcome::Failed);
+    assert!(failed.finished[0].message.as_ref().unwrap().contains("no answer"));
+    assert_eq!(failed.exhausted[0].subject, subject("new"), "its successor is at the ladder's end, too");
+    assert!(failed.act.is_empty());
+    // It got well, and fails again hours later: that is another failure.
+    let later = run(&settings, &replaced(false, 9_000, true), &failed.history, 9_001);
+    assert_eq!(later.act.len(), 1);
+}
+
+#[test]
+fn a_pod_that_nothing_replaces_ends_its_recovery() {
+    let settings = ladder(Action::RestartPod);
+    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let mut smaller = observed(vec![check("b", true, -100), check("c", true, -100)]);
+    assert_eq!(run(&settings, &smaller, &history, 3).finished[0].outcome, Outcome::Cancelled);
+    smaller.wanted.clear();
+    assert_eq!(run(&settings, &smaller, &history, 3).finished[0].outcome, Outcome::Cancelled, "no workload either");
+}
+
+#[test]
+fn an_eviction_that_nobody_wrote_down_is_found_and_not_repeated() {
+    let settings = ladder(Action::RestartPod);
+    let pending = run(&settings, &three(), &History::default(), 1).history;
+    let found = run(&settings, &replaced(true, 5, true), &pending, 6);
+    assert!(found.act.is_empty());
+    assert_eq!(found.history.in_flight[0].outcome, Outcome::Verifying);
+    assert_eq!(run(&settings, &replaced(true, 5, true), &found.history, 15).finished[0].outcome, Outcome::Succeeded);
+}
+
+/// Refuses whatever is asked for, as a disruption budget does.
+fn refuse(decision: &Decision) -> History {
+    let mut history = decision.history.clone();
+    for record in history.in_flight.iter_mut().filter(|record| decision.act.iter().any(|act| act.id == record.id)) {
+        record.outcome = Outcome::Waiting;
+        record.message = Some("refused".to_owned());
+    }
+    history
+}
+
+#[test]
+fn a_refused_eviction_waits_as_long_as_it_takes_and_lets_milder_help_through() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.ladders.insert("memory".into(), vec![step(Action::ResetConnections, 15_000)]);
+    settings.limits.max_unhealthy = MaxUnhealthy::Percent(100);
+    let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
+    let hours = run(&settings, &three(), &waiting, 7_200);
+    assert_eq!(hours.act.len(), 1, "it is asked for again");
+    assert_eq!(hours.act[0].id, waiting.in_flight[0].id);
+    assert_eq!(hours.next_check, Some(at(7_205)));
+
+    let mut more = three();
+    more.checks
+        .push(CheckState { subject: Subject { check: "memory".into(), ..subject("b") }, ..check("b", false, 5) });
+    let helped = run(&settings, &more, &waiting, 10);
+    assert_eq!(helped.act.len(), 1);
+    assert_eq!(helped.act[0].subject.check, "memory");
+    assert_eq!(helped.withheld[0].gate, Gate::OneStepAtATime, "meanwhile the eviction is not asked for");
+
+    let mut well = three();
+    well.checks[0] = check(POD, true, 8);
+    let cancelled = run(&settings, &well, &waiting, 9);
+    assert_eq!(cancelled.finished[0].outcome, Outcome::Cancelled);
+    assert!(cancelled.act.is_empty());
+}
+
+#[test]
+fn a_refused_eviction_passes_the_gates_again() {
+    let settings = ladder(Action::RestartPod);
+    let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
+    let mut rolling = three();
+    rolling.rolling_out.insert("booking".into());
+    let held = run(&settings, &rolling, &waiting, 10);
+    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::RolloutInProgress));
+    assert!(held.next_check.is_some(), "and is looked at again");
+}
+
+#[rstest::rstest]
+#[case::one_pod(1, 1, MaxUnhealthy::Percent(50), None)]
+#[case::none_allowed(1, 1, MaxUnhealthy::Percent(0), Some(Gate::TooManyUnhealthy))]
+#[case::half_of_two(2, 1, MaxUnhealthy::Percent(50), None)]
+#[case::both_of_two(2, 2, MaxUnhealthy::Percent(50), Some(Gate::TooManyUnhealthy))]
+#[case::both_of_two_allowed(2, 2, MaxUnhealthy::Percent(100), None)]
+#[case::one_of_three(3, 1, MaxUnhealthy::Percent(50), None)]
+#[case::two_of_three(3, 2, MaxUnhealthy::Percent(50), Some(Gate::TooManyUnhealthy))]
+#[case::two_of_three_by_count(3, 2, MaxUnhealthy::Count(2), None)]
+#[case::all_of_three(3, 3, MaxUnhealthy::Percent(100), Some(Gate::AllPodsUnhealthy))]
+fn a_pod_is_restarted_only_while_enough_others_are_well(
+    #[case] pods: usize,
+    #[case] failing: usize,
+    #[case] max_unhealthy: MaxUnhealthy,
+    #[case] gate: Option<Gate>,
+) {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.max_unhealthy = max_unhealthy;
+    let checks = (0..pods).map(|n| check(&format!("pod-{n}"), n >= failing, 0)).collect();
+    let decision = run(&settings, &observed(checks), &History::default(), 1);
+    assert_eq!(decision.act.len(), usize::from(gate.is_none()));
+    assert_eq!(
+        decision.withheld.first().map(|held| held.gate),
+        gate.or_else(|| (failing > 1).then_some(Gate::OneStepAtATime))
+    );
+    settings.ladders.insert("database".into(), vec![step(Action::ResetConnections, 15_000)]);
+    let checks = (0..pods).map(|n| check(&format!("pod-{n}"), n >= failing, 0)).collect();
+    assert_eq!(run(&settings, &observed(checks), &History::default(), 1).act.len(), 1, "a reset takes no pod away");
+}
+
+/// The check of the whole workload fails.
+fn inconsistent(healthy: bool, since: i64) -> Observed {
+    let mut observed = three();
+    observed.checks = vec![check(POD, healthy, since)];
+    observed.checks[0].subject.pod = None;
+    observed
+}
+
+#[test]
+fn a_cleanup_job_is_awaited_and_then_the_check_decides() {
+    let settings = ladder(Action::RunCleanupJob);
+    let first = run(&settings, &inconsistent(false, 0), &History::default(), 1);
+    assert_eq!(first.act[0].step.cron_job.as_deref(), Some("cleanup"));
+    let history = carry_out(&first, at(2));
+    let id = first.act[0].id.clone();
+    let with = |mut observed: Observed, state| {
+        observed.jobs.insert(id.clone(), Job { created_at: at(2), state });
+        observed
+    };
+    let running = with(inconsistent(true, 3), JobState::Running);
+    assert!(run(&settings, &running, &history, 14).finished.is_empty(), "the Job is not over");
+    let complete = with(inconsistent(true, 3), JobState::Complete);
+    assert_eq!(run(&settings, &complete, &history, 14).finished[0].outcome, Outcome::Succeeded);
+    let useless = with(inconsistent(false, 0), JobState::Complete);
+    assert!(run(&settings, &useless, &history, 14).finished.is_empty(), "it may need a moment");
+    assert_eq!(run(&settings, &useless, &history, 62).finished[0].outcome, Outcome::Failed);
+    let failed = run(&settings, &with(inconsistent(false, 0), JobState::Failed("exit code 1".into())), &history, 14);
+    assert_eq!(failed.finished[0].outcome, Outcome::Failed, "at once");
+    assert_eq!(failed.finished[0].message.as_deref(), Some("the Job failed: exit code 1"));
+}
+
+#[test]
+fn a_job_that_nobody_wrote_down_is_found_also_after_its_time() {
+    let settings = ladder(Action::RunCleanupJob);
+    let first = run(&settings, &inconsistent(false, 0), &History::default(), 1);
+    let mut found = inconsistent(true, 5);
+    found.jobs.insert(first.act[0].id.clone(), Job { created_at: at(2), state: JobState::Complete });
+    let decision = run(&settings, &found, &first.history, 3_600);
+    assert!(decision.act.is_empty());
+    assert_eq!(decision.finished[0].outcome, Outcome::Succeeded);
 }
 
 /// A random night: checks flip, time passes, the operator dies between deciding and carrying out.

@@ -2,6 +2,7 @@
 
 mod api;
 mod checks;
+pub mod cleanup;
 mod order;
 mod seats;
 

@@ -6,6 +6,7 @@ use contract::{CheckReport, CheckStatus, FlagsSettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use ticketing_services::booking::cleanup::{self, Cleaned};
 
 /// Makes an event with as many seats.
 async fn event(postgres: &Postgres, seats: i32) -> String {
@@ -152,4 +153,39 @@ async fn books_that_do_not_add_up_and_expired_holds_are_noticed() {
         .check("booking-consistency", "a hold ran out", |check| check.data.get("expiredHolds") == Some(&json!(1)))
         .await;
     assert_eq!((check.status, &check.data["wrongEvents"]), (CheckStatus::Unhealthy, &json!(0)));
+    let cleaned = cleanup::run(&postgres.settings()).await.unwrap();
+    assert_eq!(cleaned, Cleaned { expired_holds: 1, repaired_events: 1 });
+    app.check("booking-consistency", "all is well again", |check| check.status == CheckStatus::Healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleanup_repairs_what_it_can_and_names_what_a_person_must_decide() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let (fine, oversold) = (event(&postgres, 10).await, event(&postgres, 10).await);
+    assert_eq!(app.post(&order(&oversold, 8)).await.status(), 201);
+    let damage = format!(
+        "UPDATE events SET available = 3 WHERE id::text = '{fine}';
+         UPDATE events SET capacity = 5, available = 0 WHERE id::text = '{oversold}'"
+    );
+    postgres.connect().await.batch_execute(&damage).await.unwrap();
+    let error = cleanup::run(&postgres.settings()).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("event {oversold} by 3")) && error.contains("a person must decide"), "{error}");
+    assert_eq!(seats(&postgres, &fine).await, (10, 0), "the other one is repaired all the same");
+    assert_eq!(seats(&postgres, &oversold).await, (0, 8), "no booking is lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleanup_beside_buyers_loses_no_seat() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let event = event(&postgres, 200).await;
+    postgres.connect().await.batch_execute("UPDATE events SET available = available - 50").await.unwrap();
+    let buyers = join_all((0..60).map(|_| async { app.post(&order(&event, 1)).await.status() == 201 }));
+    let settings = postgres.settings();
+    let cleaners = join_all((0..4).map(|_| cleanup::run(&settings)));
+    let (bought, cleaned) = tokio::join!(buyers, cleaners);
+    let bought = i64::try_from(bought.into_iter().filter(|bought| *bought).count()).unwrap();
+    assert!(cleaned.into_iter().all(|result| result.is_ok()));
+    assert_eq!(seats(&postgres, &event).await, (200 - bought, bought));
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use ticketing_services::database::DatabaseSettings;
 use tokio_postgres::{Client, NoTls};
 
 /// `nobody` and its group on Debian: the server refuses to run as root.
@@ -55,6 +56,16 @@ impl Postgres {
     /// Address of the database.
     pub fn url(&self) -> String {
         self.url_of(&self.database)
+    }
+
+    /// As a program is told of it.
+    pub fn settings(&self) -> DatabaseSettings {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            database: DatabaseSettings,
+        }
+        <Line as clap::Parser>::parse_from(["test", "--database-url", &self.url()]).database
     }
 
     fn url_of(&self, database: &str) -> String {

@@ -1,0 +1,80 @@
+//! What recovery decides from: the state of every check, pod and Job of a policy's workloads, in the words of the
+//! decision.
+
+use crate::{acts::SUPPORTED, target::Target};
+use crds::{ResiliencePolicy, resilience_policy::CheckScope};
+use engine::{
+    check::Judgement,
+    recovery::{CheckState, History, Job, Observed, Outcome, Pod, Record, Subject},
+};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// What recovery decides from.
+pub fn observe(
+    policy: &ResiliencePolicy,
+    held: &[&Target],
+    history: &History,
+    jobs: BTreeMap<String, Job>,
+) -> Observed {
+    let mut observed = Observed { supported: SUPPORTED.into(), jobs, ..Observed::default() };
+    for target in held {
+        observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
+        observed.wanted.insert(target.name.clone(), target.wanted);
+        if target.rolling_out {
+            observed.rolling_out.insert(target.name.clone());
+        }
+        for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.quorum()) {
+            let pods = format!("{} of {} pods", view.open, view.total);
+            observed.open_on_quorum.insert((target.name.clone(), dependency.clone()), pods);
+        }
+        for check in &policy.spec.health_checks {
+            match check.scope {
+                CheckScope::Pod => observed.checks.extend(pod_checks(target, &check.name, history)),
+                CheckScope::Workload => observed.checks.extend(workload_check(target, &check.name, history)),
+            }
+        }
+    }
+    observed
+}
+
+fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState> {
+    let state = |(uid, name, judgements): &(String, String, BTreeMap<_, Judgement>)| {
+        let judgement = judgements.get(check)?;
+        let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
+        let subject = Subject { target: target.name.clone(), pod, check: check.to_owned() };
+        let since = since(judgement.since, judgement.began_before, &subject, history);
+        Some(CheckState {
+            since,
+            subject,
+            healthy: judgement.healthy,
+            message: judgement.message.clone(),
+            dependency: judgement.dependency.clone(),
+        })
+    };
+    target.pods.iter().filter_map(state).collect()
+}
+
+/// One fact that all pods see.
+fn workload_check(target: &Target, check: &str, history: &History) -> Option<CheckState> {
+    let opinion = target.opinions.get(check)?;
+    let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
+    Some(CheckState {
+        since: since(opinion.since, opinion.began_before, &subject, history),
+        subject,
+        healthy: opinion.healthy,
+        message: opinion.message.clone(),
+        dependency: None,
+    })
+}
+
+/// Since when something fails. Of a failure that began before this process did, the history knows since when, so that
+/// its ladder goes on.
+fn since(seen: Timestamp, began_before: bool, subject: &Subject, history: &History) -> Timestamp {
+    if !began_before {
+        return seen;
+    }
+    let known = history.in_flight.iter().chain(&history.recent).find(|record| record.subject == *subject);
+    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
+    known.filter(goes_on).map_or(seen, |record| record.failed_at)
+}

@@ -1,0 +1,101 @@
+//! The cleanup Job of booking: ends reservations that ran out, and makes the seats of every event add up again.
+//!
+//! Bookings are the truth; the free seats of an event are derived from them. Safe to run at any time, beside bookings and
+//! beside another run of itself.
+
+use crate::database::{DatabaseError, DatabaseSettings};
+use crate::host::StartError;
+use std::time::Duration;
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+/// Longest time of one run.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Holds that ran out give their seats back.
+const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL
+    WHERE status = 'Held' AND held_until < now()";
+
+/// Seats sold or held, for each event.
+const SOLD: &str = "SELECT e.id, e.capacity - COALESCE(sum(b.ticket_count), 0)::integer AS free
+    FROM events e LEFT JOIN bookings b ON b.event_id = e.id AND b.status <> 'Cancelled'
+    WHERE e.id = ANY($1) GROUP BY e.id";
+
+/// Events that do not add up. Nobody books them while they are being put right.
+const WRONG: &str = "SELECT id FROM events e
+    WHERE e.available <> e.capacity - (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
+                                       WHERE b.event_id = e.id AND b.status <> 'Cancelled')
+    ORDER BY id FOR UPDATE";
+
+/// Why the books could not be put in order.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Setting(#[from] StartError),
+    /// The database failed.
+    #[error("the database: {0}")]
+    Database(#[from] DatabaseError),
+    /// It took too long.
+    #[error("not done within {} s; nothing was changed", TIMEOUT.as_secs())]
+    Timeout,
+    /// More seats are sold than there are. What was repaired elsewhere is kept.
+    #[error(
+        "sold more seats than there are: {}; a person must decide which bookings to cancel",
+        list(.0)
+    )]
+    Oversold(Vec<(Uuid, i32)>),
+}
+
+fn list(events: &[(Uuid, i32)]) -> String {
+    let words: Vec<_> = events.iter().map(|(event, by)| format!("event {event} by {by}")).collect();
+    words.join(", ")
+}
+
+impl From<tokio_postgres::Error> for CleanupError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Reservations that had run out.
+    pub expired_holds: u64,
+    /// Events whose seats add up again.
+    pub repaired_events: u64,
+}
+
+/// Puts the books in order.
+pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
+    let config = settings.config("booking-cleanup")?;
+    let (mut client, connection) = config.connect(NoTls).await.map_err(DatabaseError::Connect)?;
+    let driver = tokio::spawn(connection);
+    let result = tokio::time::timeout(TIMEOUT, clean(&mut client)).await.map_err(|_| CleanupError::Timeout)?;
+    driver.abort();
+    result
+}
+
+async fn clean(client: &mut tokio_postgres::Client) -> Result<Cleaned, CleanupError> {
+    let transaction = client.transaction().await?;
+    let expired_holds = transaction.execute(EXPIRE, &[]).await?;
+    let wrong: Vec<Uuid> =
+        transaction.query(WRONG, &[]).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    // A new statement, so that it sees what was committed before the events were locked.
+    let mut repaired_events = 0;
+    let mut oversold = Vec::new();
+    for row in transaction.query(SOLD, &[&wrong]).await? {
+        let (event, free): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
+        if free < 0 {
+            oversold.push((event, -free));
+            continue;
+        }
+        let repair = "UPDATE events SET available = $2, version = version + 1 WHERE id = $1 AND available <> $2";
+        repaired_events += transaction.execute(repair, &[&event, &free]).await?;
+    }
+    transaction.commit().await?;
+    let cleaned = Cleaned { expired_holds, repaired_events };
+    tracing::info!(expired_holds, repaired_events, oversold = oversold.len(), "the books were looked through");
+    if oversold.is_empty() { Ok(cleaned) } else { Err(CleanupError::Oversold(oversold)) }
+}
