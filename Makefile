@@ -35,20 +35,27 @@ test: check e2e-tool ## Everything: check, services against PostgreSQL, controll
 	$(E2E) packages
 	cargo test --workspace --test admin --test with_postgres
 	cargo test --workspace --test bare_api_server --test controllers
-	cargo test --workspace --test local_cluster -- --test-threads=1
+	if [ "$(PROVIDER)" = local ]; then cargo test --workspace --test local_cluster -- --test-threads=1; fi
 	$(MAKE) e2e NODES=$(or $(NODES),2)
 
 .PHONY: e2e
-e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|existing NODES=1..3
+e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|kind|existing NODES=1..3
+	cargo build --workspace --bins
 	$(E2E) cluster down
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture
+
+.PHONY: soak
+soak: e2e-tool ## Kill the operator 50 times at random, and judge from outside what it did: KILLS=50
+	cargo build --workspace --bins
+	$(E2E) cluster down
+	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) KILLS=$(or $(KILLS),50) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture an_operator_that_is_killed
 
 .PHONY: bench
 bench: e2e-tool ## How long a change of a policy takes to reach 20 pods, beside the mount alone
 	$(E2E) bench
 
 .PHONY: cluster-up
-cluster-up: e2e-tool ## Bring up a real Kubernetes without Docker: NODES=1..3
+cluster-up: e2e-tool ## Bring up a real Kubernetes: PROVIDER=local (no Docker) or kind, NODES=1..3
 	$(E2E) cluster up --nodes $(or $(NODES),1)
 
 .PHONY: cluster-down

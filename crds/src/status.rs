@@ -70,7 +70,7 @@ pub struct TargetStatus {
     /// Ready pods that run this configuration and understood all of it.
     #[schemars(range(min = 0))]
     pub pods_in_sync: i32,
-    /// Pods whose admin port does not answer.
+    /// Pods whose admin port does not answer, or not in a way that can be believed.
     #[schemars(range(min = 0))]
     pub pods_unreachable: i32,
     /// Revision of the published configuration.

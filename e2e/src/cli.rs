@@ -55,7 +55,10 @@ enum Command {
         which: Which,
     },
     /// Install the Debian packages that tests need, and say which; needs root only if one is missing
-    Packages,
+    Packages {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Print the path of kubectl or helm; built first if this machine has none that fits
     ToolPath {
         /// Which program
@@ -151,8 +154,13 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Demo { which, nodes } => Ok(demo::run(which.provider, which.name.as_deref(), nodes, &progress).await?),
         Command::Bench { which } => Ok(bench::run(which.provider, which.name.as_deref(), &progress).await?),
-        Command::Packages => {
-            for set in [packages::LOCAL_CLUSTER, packages::POSTGRES_IMAGE] {
+        Command::Packages { which } => {
+            // A container engine of Debian's would push Docker's own out of the way.
+            let cluster = match which.provider {
+                ProviderKind::Local => packages::LOCAL_CLUSTER,
+                ProviderKind::Kind | ProviderKind::Existing => &[packages::ETCD],
+            };
+            for set in [cluster, packages::POSTGRES_IMAGE] {
                 packages::ensure(set, &progress).await?;
             }
             Ok(())

@@ -48,7 +48,7 @@ pub enum PackageError {
 pub struct Package {
     name: &'static str,
     why: &'static str,
-    /// A path, or a program's name.
+    /// A path, in which one `*` may stand for a directory, or a program's name.
     shows: &'static str,
     /// The systemd units that Debian would start.
     units: &'static [&'static str],
@@ -78,9 +78,10 @@ pub const LOCAL_CLUSTER: &[Package] = &[
 /// What the PostgreSQL image is made of.
 pub const POSTGRES_IMAGE: &[Package] = &[
     Package {
-        name: "postgresql-15",
+        // The distribution's own version: 15 on Debian 12, 16 on Ubuntu 24.04.
+        name: "postgresql",
         why: "goes into the postgres image",
-        shows: "/usr/lib/postgresql/15/bin/postgres",
+        shows: "/usr/lib/postgresql/*/bin/postgres",
         units: &["postgresql"],
     },
     Package { name: "busybox-static", why: "the shell in the postgres image", shows: "busybox", units: &[] },
@@ -89,8 +90,19 @@ pub const POSTGRES_IMAGE: &[Package] = &[
 
 impl Package {
     fn present(&self) -> bool {
-        if self.shows.starts_with('/') { Path::new(self.shows).exists() } else { find_program(self.shows).is_some() }
+        match self.shows.split_once('*') {
+            Some((above, below)) => newest_in(above, below).is_some(),
+            None if self.shows.starts_with('/') => Path::new(self.shows).exists(),
+            None => find_program(self.shows).is_some(),
+        }
     }
+}
+
+/// The directory in `above` with the highest number for a name that holds `below`.
+pub fn newest_in(above: &str, below: &str) -> Option<u32> {
+    let entries = std::fs::read_dir(above).ok()?.flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|number| Path::new(&format!("{above}{number}{below}")).exists()).max()
 }
 
 /// Installs those that are missing.

@@ -108,6 +108,8 @@ impl From<Archive> for Image {
     }
 }
 
+/// PostgreSQL where images can be pulled.
+const OFFICIAL_POSTGRES: &str = "docker.io/library/postgres:17";
 /// Names the images that a cluster of somebody else pulls by itself.
 const IMAGES_VARIABLE: &str = "E2E_IMAGES";
 
@@ -116,12 +118,12 @@ impl Images {
     /// which pulls them by itself.
     pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
         match kind {
-            ProviderKind::Local => Self::build(progress).await,
+            ProviderKind::Local | ProviderKind::Kind => Self::build(kind, progress).await,
             ProviderKind::Existing => Self::named(&std::env::var(IMAGES_VARIABLE).unwrap_or_default()),
         }
     }
 
-    async fn build(progress: &Progress) -> Result<Self, StageError> {
+    async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
         let dir = checkout::root().join("target/images");
         let mut built = build_workspace_images(&dir, progress).await?;
         let mut take = |name: &str| {
@@ -130,7 +132,16 @@ impl Images {
             archive.map(Image::from).ok_or_else(|| StageError::unexpected(&format!("an image named {name}"), "none"))
         };
         let (operator, workloads) = (take("resilience-operator")?, take("workloads")?);
-        Ok(Self { operator, workloads, postgres: postgres_image(&dir, progress).await?.into() })
+        let postgres = match kind {
+            // Docker can pull where there is a registry to pull from.
+            ProviderKind::Kind if pulled(OFFICIAL_POSTGRES, progress).await => {
+                let path = dir.join("postgres-official.tar");
+                Run::new("docker").args(["save", "--output"]).arg(&path).arg(OFFICIAL_POSTGRES).output().await?;
+                Image { reference: OFFICIAL_POSTGRES.to_owned(), archive: Some(path) }
+            }
+            _ => postgres_image(&dir, progress).await?.into(),
+        };
+        Ok(Self { operator, workloads, postgres })
     }
 
     /// `operator=REFERENCE,workloads=REFERENCE`, and `postgres=REFERENCE` if it is not the official one.
@@ -150,9 +161,19 @@ impl Images {
             operator: find("operator").ok_or_else(|| missing("operator"))?,
             workloads: find("workloads").ok_or_else(|| missing("workloads"))?,
             postgres: find("postgres")
-                .unwrap_or_else(|| Image { reference: "docker.io/library/postgres:17".to_owned(), archive: None }),
+                .unwrap_or_else(|| Image { reference: OFFICIAL_POSTGRES.to_owned(), archive: None }),
         })
     }
+}
+
+/// Whether Docker has an image, or can get it.
+async fn pulled(reference: &str, progress: &Progress) -> bool {
+    let docker = |words: &str| Run::new("docker").words(words).arg(reference).run();
+    if docker("image inspect").await.is_ok() {
+        return true;
+    }
+    let pull = tokio::time::timeout(Duration::from_secs(120), docker("pull --quiet"));
+    matches!(progress.during(&format!("docker pull {reference}"), pull).await, Ok(Ok(())))
 }
 
 impl Stage {
@@ -188,6 +209,12 @@ impl Stage {
     /// Installs or upgrades the operator. `extra` are further `--set` values.
     pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), StageError> {
         self.load(&images.operator).await?;
+        // An interrupted run may have left it scaled down, which Helm would take for somebody else's decision.
+        let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
+        if operators.get_opt("resilience-operator").await?.is_some() {
+            let patch = Patch::Merge(json!({ "spec": { "replicas": 1 } }));
+            operators.patch("resilience-operator", &PatchParams::default(), &patch).await?;
+        }
         let image = image_values("image", &images.operator.reference);
         let values = image.iter().map(String::as_str).chain(extra.iter().copied()).collect::<Vec<_>>();
         self.progress

@@ -57,6 +57,8 @@ pub struct Opinion {
     pub since: Timestamp,
     /// It was unhealthy when this process first heard enough pods: the failure is older than `since`.
     pub began_before: bool,
+    /// When a pod last said something of it.
+    pub seen_at: Timestamp,
     /// What one of the pods that fail says.
     pub message: String,
 }
@@ -90,6 +92,8 @@ pub struct Problem {
 pub struct PodState {
     /// Its name.
     pub name: String,
+    /// It has reported its health to this process.
+    pub reported: bool,
     /// Which process answers in it.
     pub instance: Option<String>,
     /// What it last said that it runs.
@@ -161,15 +165,21 @@ impl Workload {
         circuits(heard.flat_map(|pod| pod.circuits.iter().map(|(name, state)| (name.as_str(), *state))))
     }
 
-    /// Notes what most pods say of each check. Pods that have not reported yet count as heard: one pod's word at the
-    /// start is not that of most.
+    /// Notes what most of the pods that report a check say of it. While so many have not reported at all yet that they
+    /// could turn it, there is no new opinion: one pod's word at the start is not that of most.
     pub fn note_opinions(&mut self, now: Timestamp) {
         let heard: Vec<_> = self.pods.values().filter(|pod| pod.is_heard()).collect();
         let names: BTreeSet<_> = heard.iter().flat_map(|pod| pod.judgements.keys()).cloned().collect();
         for name in names {
-            let failing: Vec<_> =
-                heard.iter().filter_map(|pod| pod.judgements.get(&name)).filter(|one| !one.healthy).collect();
-            let healthy = failing.len() * 2 <= heard.len();
+            let said: Vec<_> = heard.iter().filter_map(|pod| pod.judgements.get(&name)).collect();
+            let failing: Vec<_> = said.iter().filter(|one| !one.healthy).collect();
+            let silent = heard.iter().filter(|pod| !pod.reported).count();
+            let all = said.len() + silent;
+            let healthy = match (failing.len() * 2 > all, (failing.len() + silent) * 2 <= all) {
+                (true, _) => false,
+                (false, true) => true,
+                (false, false) => continue,
+            };
             let before = self.opinions.get(&name);
             let same = before.filter(|before| before.healthy == healthy);
             let began_before =
@@ -178,6 +188,7 @@ impl Workload {
                 healthy,
                 since: same.map_or(now, |before| before.since),
                 began_before: began_before && !healthy,
+                seen_at: now,
                 message: failing.first().map(|one| one.message.clone()).unwrap_or_default(),
             };
             self.opinions.insert(name, opinion);
@@ -222,6 +233,7 @@ impl PodState {
         now: Timestamp,
     ) -> bool {
         let before = self.essence();
+        self.reported = true;
         let instance = (!report.instance.is_empty()).then(|| report.instance.clone());
         if self.instance != instance {
             // Another process: what the one before it failed at, it has yet to show.
@@ -288,5 +300,106 @@ impl PodState {
             distrusted: self.distrusted.clone(),
             refused: self.refused.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::{CheckReport, LoadReport};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn report(healthy: bool, instance: &str) -> HealthReport {
+        let status = if healthy { CheckStatus::Healthy } else { CheckStatus::Unhealthy };
+        let check = CheckReport {
+            status,
+            message: String::new(),
+            tags: vec![],
+            dependency: None,
+            duration_ms: 0,
+            consecutive_failures: u32::from(!healthy),
+            runs: 1,
+            data: BTreeMap::new(),
+        };
+        HealthReport {
+            status,
+            pod: "p".into(),
+            instance: instance.into(),
+            checks: BTreeMap::from([("books".into(), check)]),
+            circuits: BTreeMap::new(),
+            load: LoadReport::default(),
+            degraded: false,
+            applied: Applied::default(),
+            actions_done: BTreeMap::new(),
+        }
+    }
+
+    fn thresholds() -> BTreeMap<String, Thresholds> {
+        BTreeMap::from([("books".into(), Thresholds { unhealthy: 1, healthy: 1 })])
+    }
+
+    /// A workload of `pods` pods, of which the first few have reported.
+    fn workload(pods: usize, reports: &[bool]) -> Workload {
+        let mut workload = Workload::default();
+        for number in 0..pods {
+            let pod = workload.pods.entry(number.to_string()).or_default();
+            if let Some(healthy) = reports.get(number) {
+                pod.take(&report(*healthy, "i"), &thresholds(), Instant::now(), at(1));
+            }
+        }
+        workload.note_opinions(at(2));
+        workload
+    }
+
+    #[rstest::rstest]
+    #[case::nobody_yet(3, &[], None)]
+    #[case::one_of_three_so_far(3, &[false], None)]
+    #[case::one_well_of_three_so_far(3, &[true], None)]
+    #[case::two_of_three_say_no(3, &[false, false], Some(false))]
+    #[case::two_of_three_say_yes(3, &[true, true], Some(true))]
+    #[case::most_say_no(3, &[false, true, false], Some(false))]
+    #[case::half_is_not_most(2, &[false, true], Some(true))]
+    #[case::the_only_one(1, &[false], Some(false))]
+    fn an_opinion_waits_for_those_who_could_turn_it(
+        #[case] pods: usize,
+        #[case] reports: &[bool],
+        #[case] expected: Option<bool>,
+    ) {
+        let workload = workload(pods, reports);
+        assert_eq!(workload.current_opinions().get("books").map(|opinion| opinion.healthy), expected);
+    }
+
+    #[test]
+    fn a_failure_that_was_there_from_the_start_is_older_than_this_process() {
+        assert!(workload(3, &[false; 3]).current_opinions()["books"].began_before);
+        let mut well = workload(3, &[true; 3]);
+        for pod in well.pods.values_mut() {
+            pod.take(&report(false, "i"), &thresholds(), Instant::now(), at(6));
+        }
+        well.note_opinions(at(6));
+        let opinion = &well.current_opinions()["books"];
+        assert_eq!((opinion.healthy, opinion.since, opinion.began_before), (false, at(6), false));
+    }
+
+    #[test]
+    fn a_pod_that_breaks_its_word_is_not_believed_until_it_keeps_it() {
+        let mut pod = PodState::default();
+        let told = |revision: i64, instance: &str| HealthReport {
+            applied: Applied { revision, content_hash: format!("hash {revision}"), ..Applied::default() },
+            ..report(true, instance)
+        };
+        let hear = |pod: &mut PodState, report: &HealthReport| {
+            pod.take(report, &BTreeMap::new(), Instant::now() + Duration::from_secs(1), at(1));
+            pod.distrusted.is_some()
+        };
+        hear(&mut pod, &told(1, "i"));
+        pod.acknowledged = Some((2, "hash 2".into(), Instant::now()));
+        assert!(hear(&mut pod, &told(1, "i")), "it acknowledged 2");
+        assert!(!hear(&mut pod, &told(2, "i")));
+        assert!(!hear(&mut pod, &told(3, "i")), "something newer came by its mount");
+        assert!(!hear(&mut pod, &told(0, "j")), "another process has acknowledged nothing");
     }
 }

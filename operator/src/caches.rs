@@ -159,11 +159,15 @@ impl Caches {
         pods
     }
 
+    /// The workloads whose labels a pod carries.
+    pub fn look_alikes(&self, pod: &Pod) -> Vec<Arc<Deployment>> {
+        self.deployments.state_filter(|deployment| {
+            deployment.metadata.namespace == pod.metadata.namespace && has_labels_of(pod, deployment)
+        })
+    }
+
     /// Names of pods that carry the labels of a workload and do not belong to it.
     pub fn strangers(&self, deployment: &Deployment) -> Vec<String> {
-        let Some(wanted) = deployment.spec.selector.match_labels.as_ref().filter(|labels| !labels.is_empty()) else {
-            return Vec::new();
-        };
         let uid = deployment.metadata.uid.as_deref();
         let mut names: Vec<_> = self
             .pods
@@ -172,7 +176,7 @@ impl Caches {
             .filter(|pod| {
                 pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none()
             })
-            .filter(|pod| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
+            .filter(|pod| has_labels_of(pod, deployment))
             .filter(|pod| self.owner_of(pod).is_none_or(|owner| owner.metadata.uid.as_deref() != uid))
             .map(|pod| pod.name_any())
             .collect();
@@ -223,6 +227,12 @@ pub fn policy_targets(policy: &Policy) -> impl Iterator<Item = &str> {
 /// The workloads that a flag set names; none, if it cannot be read.
 pub fn flag_set_targets(set: &FlagSet) -> impl Iterator<Item = &str> {
     set.0.iter().flat_map(|set| &set.spec.target_refs).map(|target| target.name.as_str())
+}
+
+/// Whether a pod carries the labels by which a workload selects its pods.
+fn has_labels_of(pod: &Pod, deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.selector.match_labels.as_ref().filter(|labels| !labels.is_empty());
+    wanted.is_some_and(|wanted| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
 }
 
 /// Phase of a pod.

@@ -5,7 +5,7 @@ use crate::{
     workload::created_at,
 };
 use contract::WorkloadId;
-use engine::recovery::{Action, History, Job as JobFacts, JobState, Outcome, Record};
+use engine::recovery::{Action, History, Job as JobFacts, JobState, Record};
 use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
     core::v1::Pod,
@@ -96,7 +96,6 @@ pub async fn gather(shard: &Shard, namespace: &str, history: &History) -> BTreeM
         let Some(job) = jobs.iter().find(|job| job.labels().get(INTENT_LABEL) == Some(&record.id)) else { continue };
         let mut state = state(job);
         if let JobState::Failed(why) = &mut state
-            && record.outcome != Outcome::Failed
             && let Some(tail) = log_tail(shard, &shard.caches, namespace, job).await
         {
             why.push_str("; its log ends: ");
@@ -143,7 +142,7 @@ async fn log_tail(shard: &Shard, caches: &Caches, namespace: &str, job: &Job) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::recovery::{Step, Subject};
+    use engine::recovery::{Outcome, Step, Subject};
     use jiff::Timestamp;
 
     fn record() -> Record {

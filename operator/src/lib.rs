@@ -48,7 +48,7 @@ use lease::{ApiLeaseStore, Election, Fence, LostLead};
 use shard::{Queues, Shard, Shared};
 use std::{
     convert::Infallible,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -103,6 +103,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         fence: fence.clone(),
         tokens,
         pod_calls: Semaphore::new(POD_CALLS),
+        leading_since: OnceLock::new(),
         clients: clients.clone(),
         args: args.clone(),
     });
@@ -157,6 +158,7 @@ async fn load_tokens(clients: &Clients, namespace: &str) -> Result<tokens::Token
 async fn lead(election: &Election<ApiLeaseStore>, shards: &[Arc<Shard>], shared: &Shared) -> LostLead {
     election.acquire().await;
     shared.metrics.leader.set(1);
+    shared.leading_since(jiff::Timestamp::now());
     for shard in shards {
         shard.touch_everything();
     }

@@ -16,8 +16,9 @@ pub fn observe(
     held: &[&Target],
     history: &History,
     jobs: BTreeMap<String, Job>,
+    watching_since: Timestamp,
 ) -> Observed {
-    let mut observed = Observed { supported: SUPPORTED.into(), jobs, ..Observed::default() };
+    let mut observed = Observed { supported: SUPPORTED.into(), jobs, watching_since, ..Observed::default() };
     for target in held {
         observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
         observed.wanted.insert(target.name.clone(), target.wanted);
@@ -46,6 +47,7 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
         let since = since(judgement.since, judgement.began_before, &subject, history);
         Some(CheckState {
             since,
+            seen_at: judgement.seen_at,
             subject,
             healthy: judgement.healthy,
             message: judgement.message.clone(),
@@ -61,6 +63,7 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
     let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
     Some(CheckState {
         since: since(opinion.since, opinion.began_before, &subject, history),
+        seen_at: opinion.seen_at,
         subject,
         healthy: opinion.healthy,
         message: opinion.message.clone(),

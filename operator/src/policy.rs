@@ -85,7 +85,7 @@ async fn pass(policy: &ResiliencePolicy, shard: &Shard) -> Result<Action, Reconc
 
     let decision = if settings.is_ok() {
         let jobs = jobs::gather(shard, &namespace, &history).await;
-        let observed = observe(policy, &held, &history, jobs);
+        let observed = observe(policy, &held, &history, jobs, shard.shared.leading_since(now));
         recovery::decide(&recovery, &observed, &history, &policy.uid().unwrap_or_default(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }

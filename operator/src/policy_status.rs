@@ -13,7 +13,7 @@ use crds::{
     resilience_policy::Mode,
     status::{CheckFinding, CircuitStatus, RecoveryStatus, TargetStatus},
 };
-use engine::recovery::{Action, Decision, Settings};
+use engine::recovery::{Action, Decision, Outcome, Settings};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use std::collections::{BTreeMap, BTreeSet};
@@ -280,7 +280,7 @@ fn open(held: &[&Target]) -> Option<String> {
         .map(|(dependency, view)| format!("{dependency} {}/{}", view.open, view.total))
         .take(20)
         .collect();
-    (!open.is_empty()).then(|| open.join(", "))
+    (!open.is_empty()).then(|| crate::events::cut(&open.join(", "), 1000).to_owned())
 }
 
 fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus> {
@@ -314,7 +314,11 @@ fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> 
         .in_flight
         .iter()
         .map(|record| {
-            let dry = if record.dry_run { ", dry run" } else { "" };
+            let dry = match (record.dry_run, record.outcome) {
+                (true, _) => ", dry run",
+                (false, Outcome::Waiting) => ", waits",
+                _ => "",
+            };
             format!("{} ({} of {}{dry})", action_name(record.step.action), record.index + 1, record.steps)
         })
         .next()

@@ -17,11 +17,12 @@ use crate::{
 };
 use contract::WorkloadId;
 use futures::channel::mpsc::UnboundedSender;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -43,9 +44,16 @@ pub struct Shared {
     pub pods: PodClient,
     /// Bounds the calls to pods that are under way at once.
     pub pod_calls: Semaphore,
+    /// Since when this replica leads; only a leader asks the pods.
+    pub leading_since: OnceLock<Timestamp>,
 }
 
 impl Shared {
+    /// Since when this replica leads; `now` if it has just begun.
+    pub fn leading_since(&self, now: Timestamp) -> Timestamp {
+        *self.leading_since.get_or_init(|| now)
+    }
+
     /// Ends the process if a test told it to end here.
     pub fn crash(&self, point: CrashPoint) {
         point.reached(self.args.crash_at);
@@ -108,6 +116,10 @@ impl Shard {
             Change::Pod(pod) => {
                 if let Some(owner) = self.caches.owner_of(pod) {
                     self.touch(pod.metadata.namespace.as_deref(), owner.metadata.name.as_deref());
+                } else {
+                    for looks_like in self.caches.look_alikes(pod) {
+                        self.touch(pod.metadata.namespace.as_deref(), looks_like.metadata.name.as_deref());
+                    }
                 }
             }
             Change::ConfigMap(map) => {

@@ -126,8 +126,18 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
                 circuits: workload.circuits(),
                 open_since: workload.open_since.clone(),
                 distrusted: workload.pods.values().filter(|pod| pod.distrusted.is_some()).count(),
-                degraded: workload.pods.values().filter(|pod| pod.degraded).map(|pod| pod.name.clone()).collect(),
-                degraded_checks: workload.pods.values().flat_map(|pod| pod.degraded_checks.iter().cloned()).collect(),
+                degraded: workload
+                    .pods
+                    .values()
+                    .filter(|pod| pod.degraded && pod.is_heard())
+                    .map(|pod| pod.name.clone())
+                    .collect(),
+                degraded_checks: workload
+                    .pods
+                    .values()
+                    .filter(|pod| pod.is_heard())
+                    .flat_map(|pod| pod.degraded_checks.iter().cloned())
+                    .collect(),
                 ..base.clone()
             }
         })
@@ -188,7 +198,7 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
 fn foreign(target: &Target) -> Option<String> {
     let names = target.strangers.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
     (!target.strangers.is_empty()).then(|| {
-        format!("{} pods carry its labels and are not its own; they get nothing: {names}", target.strangers.len())
+        format!("pods with its labels that are not its own, and get nothing: {} ({names})", target.strangers.len())
     })
 }
 

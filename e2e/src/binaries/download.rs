@@ -50,6 +50,10 @@ fn release(tool: Tool) -> Release {
                 member: Some(format!("linux-{arch}/helm")),
             }
         }
+        Tool::Kind => {
+            let url = format!("https://github.com/kubernetes-sigs/kind/releases/download/{version}/kind-linux-{arch}");
+            Release { host: "github.com", checksum_url: format!("{url}.sha256sum"), url, member: None }
+        }
         Tool::CoreDns => {
             let number = version.trim_start_matches('v');
             let url = format!(

@@ -1,6 +1,6 @@
 //! The Go programs that a cluster needs: found, downloaded, or built from the modules under `e2e/tools`.
 //!
-//! In this order: `KUBEBUILDER_ASSETS`, the PATH (kubectl and helm, if they work and fit), the cache
+//! In this order: `KUBEBUILDER_ASSETS`, the PATH (kubectl, helm and kind, if they work and fit), the cache
 //! under `~/.cache/ticketwave/bin`, the official release with its checksum, a build from source.
 
 mod download;
@@ -18,6 +18,7 @@ pub const KUBERNETES_VERSION: &str = "v1.36.3";
 /// Its major and minor number.
 const KUBERNETES_MINOR: (u32, u32) = (1, 36);
 const HELM_VERSION: &str = "v4.3.1";
+const KIND_VERSION: &str = "v0.33.0";
 const COREDNS_VERSION: &str = "v1.15.0";
 
 /// A program could not be had.
@@ -78,6 +79,8 @@ pub enum Tool {
     Helm,
     /// The cluster's DNS server.
     CoreDns,
+    /// Runs Kubernetes in Docker.
+    Kind,
 }
 
 impl Tool {
@@ -92,6 +95,7 @@ impl Tool {
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
             Self::CoreDns => "coredns",
+            Self::Kind => "kind",
         }
     }
 
@@ -100,12 +104,13 @@ impl Tool {
         match self {
             Self::Helm => HELM_VERSION,
             Self::CoreDns => COREDNS_VERSION,
+            Self::Kind => KIND_VERSION,
             _ => KUBERNETES_VERSION,
         }
     }
 
     fn is_kubernetes(self) -> bool {
-        !matches!(self, Self::Helm | Self::CoreDns)
+        !matches!(self, Self::Helm | Self::CoreDns | Self::Kind)
     }
 }
 
@@ -160,7 +165,8 @@ impl Binaries {
     }
 
     async fn installed(&self, tool: Tool) -> Option<PathBuf> {
-        let on_path = matches!(tool, Tool::Kubectl | Tool::Helm).then(|| find_program(tool.program())).flatten();
+        let on_path =
+            matches!(tool, Tool::Kubectl | Tool::Helm | Tool::Kind).then(|| find_program(tool.program())).flatten();
         for candidate in [asset(tool.program()), on_path].into_iter().flatten() {
             if fits(tool, &candidate).await {
                 return Some(candidate);
@@ -194,6 +200,7 @@ async fn fits(tool: Tool, file: &Path) -> bool {
     let args = match tool {
         Tool::Kubectl => "version --client --output=json",
         Tool::Helm => "version --short",
+        Tool::Kind => "version",
         _ => "--version",
     };
     let Ok(text) = Run::new(file).words(args).output().await else {
@@ -205,6 +212,7 @@ async fn fits(tool: Tool, file: &Path) -> bool {
     match tool {
         // kubectl may be one minor version away from the API server.
         Tool::Kubectl => major == KUBERNETES_MINOR.0 && minor.abs_diff(KUBERNETES_MINOR.1) <= 1,
+        Tool::Kind => major == 0 && minor >= 30,
         Tool::Helm => major == 4 || (major == 3 && minor >= 14),
         _ => !tool.is_kubernetes() || (major, minor) == KUBERNETES_MINOR,
     }

@@ -10,6 +10,7 @@ use std::path::Path;
 fn recipe(tool: Tool) -> (&'static str, String, &'static str) {
     match tool {
         Tool::Helm => ("helm", "helm.sh/helm/v4/cmd/helm".into(), "2 min"),
+        Tool::Kind => ("kind", "sigs.k8s.io/kind".into(), "10 s"),
         Tool::CoreDns => ("coredns", ".".into(), "2 min"),
         _ => {
             let duration = if tool == Tool::ApiServer { "4 min" } else { "1 min" };
@@ -40,7 +41,7 @@ fn linker_flags(tool: Tool) -> String {
     let version = tool.version();
     let (major, minor) = KUBERNETES_MINOR;
     match tool {
-        Tool::CoreDns => "-s -w".into(),
+        Tool::CoreDns | Tool::Kind => "-s -w".into(),
         Tool::Helm => format!("-s -w -X helm.sh/helm/v4/internal/version.version={version}"),
         _ => {
             let at = "-X k8s.io/component-base/version";

@@ -1,4 +1,4 @@
-//! `localhost/ticketwave/postgres:15`: Debian's PostgreSQL with a small shell, for any machine without a registry.
+//! `localhost/ticketwave/postgres`: the distribution's PostgreSQL with a small shell, for any machine without a registry.
 
 use super::system::short_digest;
 use super::{Archive, Entry, Image, ImageError, Layer};
@@ -10,10 +10,7 @@ use crate::progress::Progress;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const REFERENCE: &str = "localhost/ticketwave/postgres:15";
-const BIN: &str = "/usr/lib/postgresql/15/bin";
-const LIB: &str = "/usr/lib/postgresql/15/lib";
-const SHARE: &str = "/usr/share/postgresql/15";
+const NAME: &str = "localhost/ticketwave/postgres";
 const PROGRAMS: &[&str] = &["postgres", "initdb", "pg_ctl", "psql", "pg_isready", "pg_dump", "createdb"];
 const UID: u64 = 999;
 /// What a person debugging a pod may want, and what the entrypoint needs.
@@ -22,33 +19,57 @@ const SHELL: &str = "[ ash awk base64 basename cat chmod chown cmp cp cut date d
     pwd readlink realpath rm rmdir sed seq sh sha256sum sleep sort stat tail tar tee test time timeout top touch tr true uname \
     uniq uptime vi wc wget which whoami xargs yes";
 
+/// Where the server is, by its major version.
+struct Server {
+    major: u32,
+    bin: String,
+    lib: String,
+    share: String,
+}
+
+impl Server {
+    /// The newest that is installed.
+    fn find() -> Result<Self, ImageError> {
+        let above = "/usr/lib/postgresql/";
+        let missing = || ImageError::file(above)(std::io::Error::other("there is no PostgreSQL server in it"));
+        let major = packages::newest_in(above, "/bin/postgres").ok_or_else(missing)?;
+        let at = |part: &str| format!("{above}{major}/{part}");
+        Ok(Self { major, bin: at("bin"), lib: at("lib"), share: format!("/usr/share/postgresql/{major}") })
+    }
+
+    fn reference(&self) -> String {
+        format!("{NAME}:{}", self.major)
+    }
+}
+
 /// Makes the image from the installed packages, once per package version, as `postgres.tar` in `dir`.
 pub async fn postgres_image(dir: &Path, progress: &Progress) -> Result<Archive, ImageError> {
     packages::ensure(packages::POSTGRES_IMAGE, progress).await?;
-    let build = |source| ImageError::Build { image: REFERENCE.into(), source };
+    let installed = Server::find()?;
+    let build = |source| ImageError::Build { image: NAME.into(), source };
     let entrypoint_file = checkout::root().join("e2e/tools/postgres/entrypoint.sh");
     let entrypoint = std::fs::read_to_string(&entrypoint_file).map_err(ImageError::file(&entrypoint_file))?;
-    let version = Run::new(format!("{BIN}/postgres")).arg("--version").output().await.map_err(build)?;
+    let version = Run::new(format!("{}/postgres", installed.bin)).arg("--version").output().await.map_err(build)?;
     // Whatever decides the content decides the file's name.
     let key = short_digest(format!("{version}{entrypoint}{SHELL}{PROGRAMS:?}").as_bytes());
     let cache = checkout::cache_dir().join("images");
-    let path = cache.join(format!("postgres-15-{key}.tar"));
+    let path = cache.join(format!("postgres-{}-{key}.tar", installed.major));
     let _lock = FileLock::acquire(&cache.join(".postgres.lock"), || ()).await?;
     if Archive::open(&path).is_ok() {
         return publish(&path, dir);
     }
-    progress.say(format!("writing the image {REFERENCE} ({})", version.trim()));
+    progress.say(format!("writing the image {} ({})", installed.reference(), version.trim()));
     let mut layer = Layer::default();
-    server(&mut layer).await?;
+    server(&mut layer, &installed).await?;
     shell(&mut layer).await?;
     system_files(&mut layer, entrypoint)?;
     let image = Image {
-        reference: REFERENCE.into(),
+        reference: installed.reference(),
         layer,
         entrypoint: vec!["/usr/local/bin/docker-entrypoint.sh".into()],
         command: vec!["postgres".into()],
         env: vec![
-            format!("PATH={BIN}:/usr/local/bin:/usr/bin:/bin"),
+            format!("PATH={}:/usr/local/bin:/usr/bin:/bin", installed.bin),
             "PGDATA=/var/lib/postgresql/data/pgdata".into(),
             "LANG=C.UTF-8".into(),
             "HOME=/tmp".into(),
@@ -71,10 +92,10 @@ fn publish(cached: &Path, dir: &Path) -> Result<Archive, ImageError> {
     Archive::open(&path)
 }
 
-async fn server(layer: &mut Layer) -> Result<(), ImageError> {
+async fn server(layer: &mut Layer, installed: &Server) -> Result<(), ImageError> {
     let mut linked: Vec<PathBuf> = Vec::new();
     for program in PROGRAMS {
-        let file = Path::new(BIN).join(program);
+        let file = Path::new(&installed.bin).join(program);
         layer.copy(&file, &file.to_string_lossy(), 0o755);
         linked.push(file);
     }
@@ -83,15 +104,15 @@ async fn server(layer: &mut Layer) -> Result<(), ImageError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         !name.starts_with("llvmjit") && name != "bitcode" && name != "pgxs" && name != "man"
     };
-    layer.copy_tree(Path::new(LIB), &wanted)?;
-    layer.copy_tree(Path::new(SHARE), &wanted)?;
+    layer.copy_tree(Path::new(&installed.lib), &wanted)?;
+    layer.copy_tree(Path::new(&installed.share), &wanted)?;
     layer.copy_tree(Path::new("/usr/share/zoneinfo"), &|path| !path.ends_with("right") && !path.ends_with("posix"))?;
-    let modules = std::fs::read_dir(LIB).map_err(ImageError::file(LIB))?;
+    let modules = std::fs::read_dir(&installed.lib).map_err(ImageError::file(&installed.lib))?;
     linked
         .extend(modules.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "so") && wanted(p)));
 
     let ldd = Run::new("ldd").args(&linked).output().await;
-    let ldd = ldd.map_err(|source| ImageError::Build { image: REFERENCE.into(), source })?;
+    let ldd = ldd.map_err(|source| ImageError::Build { image: NAME.into(), source })?;
     for library in libraries(&ldd) {
         let real = std::fs::canonicalize(&library).map_err(ImageError::file(&library))?;
         layer.copy(&real, &library, 0o755);
@@ -113,7 +134,7 @@ fn libraries(ldd: &str) -> BTreeSet<String> {
 async fn shell(layer: &mut Layer) -> Result<(), ImageError> {
     let busybox = find_program("busybox").ok_or_else(|| ImageError::NotStatic { path: "/bin/busybox".into() })?;
     let has = Run::new(&busybox).arg("--list").output().await;
-    let has = has.map_err(|source| ImageError::Build { image: REFERENCE.into(), source })?;
+    let has = has.map_err(|source| ImageError::Build { image: NAME.into(), source })?;
     layer.copy(&busybox, "/bin/busybox", 0o755);
     for name in SHELL.split_whitespace().filter(|name| has.lines().any(|line| line == *name)) {
         layer.add(&format!("/bin/{name}"), Entry::Link { to: "busybox".into() });

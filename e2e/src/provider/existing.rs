@@ -75,6 +75,22 @@ impl ClusterProvider for ExistingCluster {
         self.cannot("join nodes")
     }
 
+    async fn pause_api_server(&self) -> Result<(), ProviderError> {
+        self.cannot("pause the API server")
+    }
+
+    async fn resume_api_server(&self) -> Result<(), ProviderError> {
+        self.cannot("resume the API server")
+    }
+
+    async fn audit_log(&self) -> Result<Option<String>, ProviderError> {
+        Ok(None)
+    }
+
+    fn node_name(&self, _node: u32) -> Option<String> {
+        None
+    }
+
     fn kubeconfig(&self) -> Option<PathBuf> {
         None
     }

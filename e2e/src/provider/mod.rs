@@ -1,9 +1,11 @@
 //! Clusters behind one small interface.
 
 mod existing;
+mod kind;
 mod local;
 
 pub use existing::ExistingCluster;
+pub use kind::{KindCluster, KindError};
 pub use local::{LocalCluster, LocalError};
 
 use crate::binaries::BinaryError;
@@ -32,6 +34,9 @@ pub enum ProviderError {
     /// The local cluster.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The kind cluster.
+    #[error(transparent)]
+    Kind(Box<KindError>),
     /// kubectl could not be had.
     #[error(transparent)]
     Binary(#[from] BinaryError),
@@ -41,6 +46,12 @@ pub enum ProviderError {
     /// kubectl said no.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+impl From<KindError> for ProviderError {
+    fn from(error: KindError) -> Self {
+        Self::Kind(Box::new(error))
+    }
 }
 
 /// What the scenarios and the demo need from a cluster. Nodes are numbered from 1.
@@ -73,10 +84,17 @@ pub trait ClusterProvider: Send + Sync {
     /// Joins a node that was cut off.
     async fn join_node(&self, node: u32) -> Result<(), ProviderError>;
 
-    /// The log of every write to the API server, if the provider keeps one.
-    fn audit_log(&self) -> Option<PathBuf> {
-        None
-    }
+    /// Freezes the API server: connections stay open and nothing answers.
+    async fn pause_api_server(&self) -> Result<(), ProviderError>;
+
+    /// Lets it go on.
+    async fn resume_api_server(&self) -> Result<(), ProviderError>;
+
+    /// The log of every write to the API server, one JSON object a line, if the provider keeps one.
+    async fn audit_log(&self) -> Result<Option<String>, ProviderError>;
+
+    /// What Kubernetes calls a node, if the provider knows.
+    fn node_name(&self, node: u32) -> Option<String>;
 
     /// The kubeconfig to use; `None` means the user's own.
     fn kubeconfig(&self) -> Option<PathBuf>;
@@ -88,6 +106,8 @@ pub enum ProviderKind {
     /// Kubernetes on this machine, from binaries, without Docker; needs root
     #[default]
     Local,
+    /// Kubernetes in Docker; KIND_NODE_IMAGE and KIND_API_SERVER_ADDRESS say with which image and where
+    Kind,
     /// The cluster of kubectl's current context
     Existing,
 }
@@ -100,6 +120,7 @@ pub fn open(
 ) -> Result<Box<dyn ClusterProvider>, ProviderError> {
     Ok(match kind {
         ProviderKind::Local => Box::new(LocalCluster::open(name, progress)?),
+        ProviderKind::Kind => Box::new(KindCluster::new(name, progress)),
         ProviderKind::Existing => Box::new(ExistingCluster::new(progress)),
     })
 }

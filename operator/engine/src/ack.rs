@@ -34,6 +34,8 @@ pub struct Acknowledged {
 
 /// Most reasons that are kept: what fits into a condition's message.
 const MAX_REASONS: usize = 10;
+/// Most characters of one.
+const MAX_REASON: usize = 300;
 
 impl Acknowledged {
     /// Whether every ready pod is in sync (so too when there is none).
@@ -54,6 +56,8 @@ pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
         match lag(pod, content_hash) {
             None => result.in_sync += 1,
             Some(reason) if result.lagging.len() < MAX_REASONS => {
+                // Part of it may be the pod's own words.
+                let reason: String = reason.chars().take(MAX_REASON).collect();
                 result.lagging.push(format!("{}: {reason}", pod.name));
             }
             Some(_) => {}

@@ -25,6 +25,8 @@ pub struct Judgement {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
+    /// When the last report came.
+    pub seen_at: Timestamp,
     /// What the last failed run said.
     pub message: String,
     /// The dependency behind the check, if the pod names one.
@@ -41,12 +43,14 @@ pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thres
     let mut after = before.cloned().unwrap_or(Judgement {
         healthy: true,
         since: now,
+        seen_at: now,
         message: String::new(),
         dependency: None,
         began_before: false,
         good_runs: 0,
         last_run: 0,
     });
+    after.seen_at = now;
     after.dependency.clone_from(&report.dependency);
     // A process that started again counts its runs from the beginning.
     let restarted = report.runs < after.last_run;

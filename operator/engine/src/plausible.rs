@@ -7,8 +7,8 @@ use contract::{Applied, CheckReport, HealthReport};
 const MAX_CHECKS: usize = 64;
 /// Most circuits of a pod.
 const MAX_CIRCUITS: usize = 256;
-/// Longest name of anything.
-const MAX_NAME: usize = 128;
+/// Longest name of anything: what a status has room for.
+const MAX_NAME: usize = 63;
 /// Highest load that is not nonsense, in percent.
 const MAX_LOAD: u32 = 100_000;
 

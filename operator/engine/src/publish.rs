@@ -49,16 +49,19 @@ pub fn decide(
         Published::Document(document) => Some(document.revision),
         Published::Nothing | Published::Damaged => None,
     };
+    // A revision from too far ahead is one that no pod took, so it does not count as the last one.
+    let reachable = |revision: &i64| *revision < now_ms.saturating_add(revision::MAX_AHEAD_MS);
+    let newest = last_known.filter(reachable);
     match published {
         Published::Document(document)
             if document.content_hash == target
+                // Somebody may have put an older document of the same meaning back; pods take nothing older than theirs.
+                && newest.is_none_or(|newest| newest <= document.revision)
                 && revision::admit(None, document.revision, now_ms) == revision::Admission::Take =>
         {
             Publication::InSync { revision: document.revision }
         }
-        // A revision from too far ahead is one that no pod took, so it does not count as the last one.
         _ => {
-            let reachable = |revision: &i64| *revision < now_ms.saturating_add(revision::MAX_AHEAD_MS);
             let last = found.into_iter().chain(last_known).filter(reachable).max();
             Publication::Write { revision: revision::mint(last, now_ms) }
         }
@@ -84,6 +87,8 @@ mod tests {
     #[case::unknown_workload(Published::Nothing, None, None, Publication::None)]
     #[case::first(Published::Nothing, Some("x"), None, Publication::Write { revision: NOW })]
     #[case::same_meaning(document(5), Some("live"), None, Publication::InSync { revision: 5 })]
+    #[case::an_older_one_restored(document(5), Some("live"), Some(7), Publication::Write { revision: NOW })]
+    #[case::known_from_far_ahead(document(5), Some("live"), Some(FAR), Publication::InSync { revision: 5 })]
     #[case::new_meaning(document(5), Some("x"), None, Publication::Write { revision: NOW })]
     #[case::clock_behind(document(NOW + 50), Some("x"), None, Publication::Write { revision: NOW + 51 })]
     #[case::policy_gone(document(5), None, None, Publication::Write { revision: NOW })]

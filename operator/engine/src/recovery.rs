@@ -34,6 +34,11 @@ pub fn decide(
         if decision.history.in_flight.iter().any(|record| record.subject == check.subject) {
             continue;
         }
+        // The successor of a pod that is being restarted is what the restart is judged by.
+        let restarting = |record: &Record| ladder::succeeds(record, check, observed);
+        if decision.history.in_flight.iter().any(restarting) {
+            continue;
+        }
         let (step, escalates) = match ladder::next(steps, check, observed, &decision.history, settings.dry_run) {
             Next::Step { index, escalates } => (index, escalates),
             Next::Exhausted => {
@@ -68,7 +73,12 @@ pub fn decide(
     // What is pending is carried out: the new ones, and those whose carrying out nobody can vouch for.
     // Not while the policy is suspended or runs dry, though: then what is pending waits, and fails when its time is over.
     if !settings.suspended && !settings.dry_run {
-        let pending = |record: &&Record| record.outcome == Outcome::Pending && !record.dry_run;
+        // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
+        let fails = |subject: &Subject| observed.checks.iter().any(|check| check.subject == *subject && !check.healthy);
+        let pending = |record: &&Record| {
+            let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
+            record.outcome == Outcome::Pending && !record.dry_run && wanted
+        };
         decision.act = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
     ask_again(settings, observed, &mut decision);
@@ -82,7 +92,7 @@ pub fn decide(
     let settled = |record: &&Record| record.outcome != Outcome::Waiting;
     let deadlines: Vec<_> =
         decision.history.in_flight.iter().filter(settled).map(|record| ladder::deadline(record, settings)).collect();
-    for deadline in deadlines {
+    for deadline in deadlines.into_iter().filter(|deadline| *deadline > now) {
         decision.wake_at(Some(deadline));
     }
     decision.remaining_budget = gates::remaining_budget(settings, &decision.history, now);
@@ -111,6 +121,11 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision) 
             None => decision.act.push(record),
         }
     }
+}
+
+/// Whether the record's check is heard of now.
+fn is_reported(observed: &Observed, record: &Record) -> bool {
+    observed.checks.iter().any(|check| check.subject == record.subject)
 }
 
 /// The process that is to do what a pod does itself.

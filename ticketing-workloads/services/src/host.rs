@@ -30,6 +30,12 @@ const ADMIN_DRAIN: Duration = Duration::from_secs(2);
 /// No request takes longer, whatever its policy allows.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The name of this machine, or of this container.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "local".to_owned() } else { name.trim().to_owned() }
+}
+
 /// Settings of the pod that a service runs in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PodSettings {
@@ -42,8 +48,8 @@ pub struct PodSettings {
     /// Port for the operator; 0 takes any free one.
     #[arg(long, env = "ADMIN_PORT", default_value_t = contract::admin::DEFAULT_PORT)]
     pub admin_port: u16,
-    /// Name of the pod.
-    #[arg(long, env = "POD_NAME", default_value = "local")]
+    /// Name of the pod [default: the host's name, which is the pod's in Kubernetes]
+    #[arg(long, env = "POD_NAME", default_value_t = host_name(), hide_default_value = true)]
     pub pod_name: String,
     /// Namespace of the pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]

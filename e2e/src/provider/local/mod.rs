@@ -27,6 +27,7 @@ use crate::kubectl::Kubectl;
 use crate::progress::Progress;
 use async_trait::async_trait;
 use record::Record;
+use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -96,6 +97,12 @@ impl LocalCluster {
     fn running(&self) -> Result<Record, LocalError> {
         let record = Record::read(&self.dir)?.filter(|r| r.ready);
         record.ok_or_else(|| LocalError::NotUp { name: self.name.clone() })
+    }
+
+    fn signal_api_server(&self, signal: Signal) -> Result<(), LocalError> {
+        let process = self.running()?.process("kube-apiserver");
+        let sent = process.is_some_and(|process| process.signal(signal));
+        sent.then_some(()).ok_or_else(|| LocalError::NotUp { name: self.name.clone() })
     }
 
     async fn set_cut(&self, node: u32, cut: bool) -> Result<(), LocalError> {
@@ -179,8 +186,21 @@ impl ClusterProvider for LocalCluster {
         Ok(self.set_cut(node, false).await?)
     }
 
-    fn audit_log(&self) -> Option<PathBuf> {
-        Some(self.dir.join("log/audit.log"))
+    async fn pause_api_server(&self) -> Result<(), ProviderError> {
+        Ok(self.signal_api_server(Signal::STOP)?)
+    }
+
+    async fn resume_api_server(&self) -> Result<(), ProviderError> {
+        Ok(self.signal_api_server(Signal::CONT)?)
+    }
+
+    async fn audit_log(&self) -> Result<Option<String>, ProviderError> {
+        let file = self.dir.join("log/audit.log");
+        Ok(Some(std::fs::read_to_string(&file).map_err(LocalError::file(&file))?))
+    }
+
+    fn node_name(&self, node: u32) -> Option<String> {
+        Some(plan::node_name(node))
     }
 
     fn kubeconfig(&self) -> Option<PathBuf> {

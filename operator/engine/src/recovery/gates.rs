@@ -67,7 +67,7 @@ pub(super) fn first_closed(
     now: Timestamp,
 ) -> Option<Withheld> {
     let once = [
-        (Gate::Cooldown, cooldown(settings, history, proposal, now)),
+        (Gate::Cooldown, cooldown(settings, observed, history, proposal, now)),
         (Gate::BudgetExhausted, budget(settings, history, now)),
         (Gate::OneStepAtATime, one_at_a_time(settings, history)),
     ];
@@ -198,13 +198,22 @@ fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     })
 }
 
-fn cooldown(settings: &Settings, history: &History, proposal: &Proposal<'_>, now: Timestamp) -> Closed {
+fn cooldown(
+    settings: &Settings,
+    observed: &Observed,
+    history: &History,
+    proposal: &Proposal<'_>,
+    now: Timestamp,
+) -> Closed {
     if proposal.escalates {
         return None;
     }
     let last = history
         .of_kind(settings.dry_run)
-        .filter(|record| record.subject == proposal.check.subject)
+        // A pod that took the place of another has its past, or a pod could be restarted over and over.
+        .filter(|record| {
+            record.subject == proposal.check.subject || super::ladder::succeeds(record, proposal.check, observed)
+        })
         .map(|record| record.finished_at.unwrap_or(record.started_at))
         .max()?;
     let until = last + millis(settings.limits.cooldown_ms);
@@ -235,10 +244,16 @@ fn budget(settings: &Settings, history: &History, now: Timestamp) -> Closed {
     Some((format!("{} of {allowed} actions are used up; look at why so many were needed", spent.len()), until))
 }
 
+/// As many records as status has room for.
+const MAX_IN_FLIGHT: usize = 100;
+
 fn one_at_a_time(settings: &Settings, history: &History) -> Closed {
     // What waits for leave to begin does nothing meanwhile, and must not keep milder help from others.
     let busy = history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting);
     let busy: Vec<_> = busy.map(|record| record.subject.display_name()).collect();
+    if history.in_flight.len() >= MAX_IN_FLIGHT {
+        return Some((format!("{MAX_IN_FLIGHT} actions are in flight, more than status can hold"), None));
+    }
     (busy.len() >= settings.limits.max_in_flight.max(1))
         .then(|| (format!("recovery of {} is under way", busy.join(", ")), None))
 }

@@ -21,14 +21,9 @@ pub(super) enum Next {
 /// The rung after the last one that was tried since the check began to fail. A pod that took the place of one whose
 /// restart did not help goes on where that one was: another restart would help no more.
 pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, history: &History, dry_run: bool) -> Next {
-    let created_at =
-        check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
     let inherited = |record: &Record| {
-        record.step.action == Action::RestartPod
-            && record.outcome == Outcome::Failed
-            && (&record.subject.target, &record.subject.check) == (&check.subject.target, &check.subject.check)
-            && record.subject.pod != check.subject.pod
-            && record.acted_at.zip(created_at).is_some_and(|(acted, created)| created >= whole_second(acted))
+        record.outcome == Outcome::Failed
+            && succeeds(record, check, observed)
             && record.finished_at.is_some_and(|finished| check.since <= finished)
     };
     let own = |record: &Record| record.subject == check.subject && record.failed_at == check.since;
@@ -39,6 +34,17 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, hist
         .max()
         .unwrap_or(0);
     if tried < steps.len() { Next::Step { index: tried, escalates: tried > 0 } } else { Next::Exhausted }
+}
+
+/// Whether a check is that of a pod that took the place of the one that `record` restarted.
+pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &Observed) -> bool {
+    let created_at =
+        check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
+    record.step.action == Action::RestartPod
+        && !record.dry_run
+        && (&record.subject.target, &record.subject.check) == (&check.subject.target, &check.subject.check)
+        && record.subject.pod != check.subject.pod
+        && record.acted_at.zip(created_at).is_some_and(|(acted, created)| created >= acted - CLOCKS_APART)
 }
 
 /// Takes note of what shows that an action was carried out, though nobody could write it down.
@@ -87,8 +93,12 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             _ => {}
         }
     }
-    if !settings.ladders.contains_key(&record.subject.check) {
+    let Some(steps) = settings.ladders.get(&record.subject.check) else {
         return Verdict::Over(Outcome::Cancelled, "the policy no longer heals this check".to_owned());
+    };
+    let is_wanted = steps.get(record.index).is_some_and(|step| step.action == record.step.action);
+    if record.outcome == Outcome::Waiting && !is_wanted {
+        return Verdict::Over(Outcome::Cancelled, "the policy no longer has this step".to_owned());
     }
     let state = observed.checks.iter().find(|check| check.subject == record.subject);
     if record.outcome == Outcome::Waiting {
@@ -99,16 +109,26 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             _ => Verdict::Wait(Some(now + WAITING_RETRY)),
         };
     }
-    let deadline = record.acted_at.unwrap_or(record.started_at) + millis(record.step.timeout_ms);
     let Some(acted_at) = record.acted_at else {
+        if let Some(check) = state.filter(|check| check.healthy)
+            && !record.step.action.done_by_pod()
+        {
+            let took = seconds_between(record.failed_at, check.since.max(record.failed_at));
+            let why = format!("healthy again after {took} s, before this was known to be carried out");
+            return Verdict::Over(Outcome::Cancelled, why);
+        }
+        // A new leader tries for a while, too, however long nobody could.
+        let deadline = (record.started_at + millis(record.step.timeout_ms)).max(observed.watching_since + BLIND);
         if now >= deadline {
             let why = record.message.as_deref().unwrap_or("no answer");
             return Verdict::Over(Outcome::Failed, format!("it could not be carried out in time: {why}"));
         }
         return Verdict::Wait(Some(deadline));
     };
+    let deadline = acted_at + millis(record.step.timeout_ms);
     let progress = match record.step.action {
-        Action::RestartPod => restarted(record, acted_at, observed),
+        _ if record.dry_run => judged(state),
+        Action::RestartPod => restarted(record, acted_at, observed, now),
         Action::RunCleanupJob => cleaned_up(record, state, observed),
         _ => judged(state),
     };
@@ -124,11 +144,17 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             Verdict::Over(Outcome::Succeeded, message)
         }
         Progress::Over(outcome, why) => Verdict::Over(outcome, why),
-        Progress::NotYet(what) if now >= deadline => {
-            let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
-            Verdict::Over(Outcome::Failed, message)
+        Progress::NotYet(..) if now < deadline => Verdict::Wait(Some(deadline)),
+        // What was last heard before the deadline may have changed until then.
+        Progress::NotYet(seen_at, what) => {
+            let patience = deadline.max(observed.watching_since) + BLIND;
+            if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= patience {
+                let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
+                Verdict::Over(Outcome::Failed, message)
+            } else {
+                Verdict::Wait(Some(patience))
+            }
         }
-        Progress::NotYet(_) => Verdict::Wait(Some(deadline)),
     }
 }
 
@@ -138,8 +164,8 @@ enum Progress {
     Healthy(Timestamp),
     /// Nothing more is to be expected.
     Over(Outcome, String),
-    /// Not yet; what is missing.
-    NotYet(String),
+    /// Not yet: when that was seen, and what is missing.
+    NotYet(Option<Timestamp>, String),
 }
 
 fn other_process(record: &Record, now: Option<&String>) -> bool {
@@ -149,25 +175,27 @@ fn other_process(record: &Record, now: Option<&String>) -> bool {
 fn judged(state: Option<&CheckState>) -> Progress {
     match state {
         Some(check) if check.healthy => Progress::Healthy(check.since),
-        Some(check) => Progress::NotYet(format!("the check still fails: {}", check.message)),
-        None => Progress::NotYet("the check is not reported".to_owned()),
+        Some(check) => Progress::NotYet(Some(check.seen_at), format!("the check still fails: {}", check.message)),
+        None => Progress::NotYet(None, "the check is not reported".to_owned()),
     }
 }
 
 fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &Observed) -> Progress {
     match observed.jobs.get(&record.id).map(|job| &job.state) {
         Some(JobState::Failed(why)) => Progress::Over(Outcome::Failed, format!("the Job failed: {why}")),
-        Some(JobState::Running) => Progress::NotYet("the Job is not over".to_owned()),
+        Some(JobState::Running) => Progress::NotYet(state.map(|check| check.seen_at), "the Job is not over".to_owned()),
         // A Job that somebody deleted tells nothing; the check does.
         Some(JobState::Complete) | None => judged(state),
     }
 }
 
 /// The pod's successors must be there, ready, and healthy by the same check.
-fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed) -> Progress {
+fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Timestamp) -> Progress {
+    // What the cluster shows is as of now, once the watches have had the time to show it.
+    let seen_at = (now >= observed.watching_since + WATCHES_CATCH_UP).then_some(now);
     let (target, check) = (&record.subject.target, &record.subject.check);
     if record.subject.pod.as_ref().is_some_and(|pod| observed.pods.contains_key(&pod.uid)) {
-        return Progress::NotYet("the pod is still there".to_owned());
+        return Progress::NotYet(seen_at, "the pod is still there".to_owned());
     }
     let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
     let (ready, wanted) = (
@@ -175,12 +203,12 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed) -> Progr
         observed.wanted.get(target).copied().unwrap_or_default(),
     );
     if ready < wanted {
-        return Progress::NotYet(format!("{ready} of {wanted} pods are ready"));
+        return Progress::NotYet(seen_at, format!("{ready} of {wanted} pods are ready"));
     }
     let successors: Vec<_> =
-        pods.iter().filter(|(_, facts)| facts.created_at >= whole_second(acted_at)).map(|(uid, _)| *uid).collect();
+        pods.iter().filter(|(_, facts)| facts.created_at >= acted_at - CLOCKS_APART).map(|(uid, _)| *uid).collect();
     if successors.is_empty() {
-        return Progress::Over(Outcome::Cancelled, "the pod is gone, and none took its place".to_owned());
+        return Progress::NotYet(seen_at, "no pod took its place".to_owned());
     }
     let state_of = |uid: &String| {
         observed.checks.iter().find(|state| {
@@ -197,11 +225,12 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed) -> Progr
     Progress::Healthy(since)
 }
 
-/// Creation times have whole seconds.
-fn whole_second(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
-}
-
+/// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
+const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(30);
+/// How long an action may still be judged after its deadline, if nobody has looked since.
+const BLIND: SignedDuration = SignedDuration::from_secs(30);
+/// How long after its start an operator may see the cluster as it was.
+const WATCHES_CATCH_UP: SignedDuration = SignedDuration::from_secs(5);
 /// How long until an action that was refused for now is asked for again.
 pub(super) const WAITING_RETRY: SignedDuration = SignedDuration::from_secs(5);
 

@@ -144,6 +144,8 @@ pub struct CheckState {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
+    /// When it was last heard of.
+    pub seen_at: Timestamp,
     /// What the check said.
     pub message: String,
     /// The dependency behind the check.
@@ -167,6 +169,9 @@ pub struct Observed {
     pub rolling_out: BTreeSet<String>,
     /// Actions that this operator can carry out.
     pub supported: BTreeSet<Action>,
+    /// Since when this operator looks. Of the time before, it knows only what was written down: that a deadline passed
+    /// meanwhile says nothing of what came of the action.
+    pub watching_since: Timestamp,
 }
 
 /// A pod that exists.

@@ -43,6 +43,7 @@ fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
         subject: subject(uid),
         healthy,
         since: at(since),
+        seen_at: at(since),
         message: "no answer".into(),
         dependency: Some("database".into()),
     }
@@ -78,7 +79,10 @@ fn carry_out(decision: &Decision, now: Timestamp) -> History {
 }
 
 fn run(settings: &Settings, observed: &Observed, history: &History, second: i64) -> Decision {
-    decide(settings, observed, history, "policy", at(second))
+    // Every check was heard of just now.
+    let mut observed = observed.clone();
+    observed.checks.iter_mut().for_each(|check| check.seen_at = at(second));
+    decide(settings, &observed, history, "policy", at(second))
 }
 
 #[test]
@@ -261,8 +265,53 @@ fn silence_is_not_health() {
     let mut silent = observed(vec![]);
     silent.pods.insert(POD.into(), facts());
     let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
-    assert!(run(&settings, &silent, &history, 14).finished.is_empty());
-    assert_eq!(run(&settings, &silent, &history, 15).finished[0].outcome, Outcome::Failed);
+    let waiting = run(&settings, &silent, &history, 15);
+    assert_eq!((waiting.finished.len(), waiting.next_check), (0, Some(at(45))), "nobody can say what came of it");
+    assert_eq!(run(&settings, &silent, &history, 45).finished[0].outcome, Outcome::Failed);
+}
+
+#[test]
+fn an_operator_that_was_blind_looks_before_it_judges() {
+    let settings = settings();
+    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
+    // The deadline passed at 15. What was heard before says nothing of it.
+    let mut stale = observed(vec![check(POD, false, 0)]);
+    stale.checks[0].seen_at = at(14);
+    let waiting = decide(&settings, &stale, &history, "policy", at(20));
+    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(45)));
+    assert_eq!(run(&settings, &stale, &history, 20).finished[0].outcome, Outcome::Failed, "it was heard again");
+    // A new leader begins to look at 100, and hears at 101 that all is well.
+    let mut new = observed(vec![]);
+    new.pods.insert(POD.into(), facts());
+    new.watching_since = at(100);
+    let waiting = run(&settings, &new, &history, 100);
+    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(130)));
+    new.checks = vec![check(POD, true, 101)];
+    assert_eq!(run(&settings, &new, &history, 111).finished[0].outcome, Outcome::Succeeded);
+}
+
+#[test]
+fn a_pending_intent_is_tried_by_whoever_leads_next_once_the_check_is_heard_to_fail() {
+    let settings = settings();
+    let pending = run(&settings, &observed(vec![check(POD, false, 0)]), &History::default(), 1).history;
+    let mut new = observed(vec![]);
+    new.pods.insert(POD.into(), facts());
+    new.watching_since = at(3_600);
+    let silent = run(&settings, &new, &pending, 3_601);
+    assert!(silent.act.is_empty() && silent.finished.is_empty() && silent.next_check == Some(at(3_630)));
+    new.checks = vec![check(POD, false, 0)];
+    assert_eq!(run(&settings, &new, &pending, 3_602).act, pending.in_flight);
+}
+
+#[test]
+fn a_pod_that_got_well_meanwhile_is_not_evicted_for_what_was_intended_once() {
+    let settings = ladder(Action::RestartPod);
+    let pending = run(&settings, &three(), &History::default(), 1).history;
+    let mut well = three();
+    well.checks[0] = check(POD, true, 5);
+    let decision = run(&settings, &well, &pending, 6);
+    assert!(decision.act.is_empty());
+    assert_eq!(decision.finished[0].outcome, Outcome::Cancelled);
 }
 
 #[test]
@@ -335,7 +384,10 @@ fn a_pod_that_nothing_replaces_ends_its_recovery() {
     let settings = ladder(Action::RestartPod);
     let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
     let mut smaller = observed(vec![check("b", true, -100), check("c", true, -100)]);
-    assert_eq!(run(&settings, &smaller, &history, 3).finished[0].outcome, Outcome::Cancelled);
+    assert!(run(&settings, &smaller, &history, 3).finished.is_empty(), "one may still come");
+    let over = run(&settings, &smaller, &history, 62);
+    assert_eq!(over.finished[0].outcome, Outcome::Failed);
+    assert!(over.finished[0].message.as_ref().unwrap().contains("no pod took its place"));
     smaller.wanted.clear();
     assert_eq!(run(&settings, &smaller, &history, 3).finished[0].outcome, Outcome::Cancelled, "no workload either");
 }
@@ -348,6 +400,38 @@ fn an_eviction_that_nobody_wrote_down_is_found_and_not_repeated() {
     assert!(found.act.is_empty());
     assert_eq!(found.history.in_flight[0].outcome, Outcome::Verifying);
     assert_eq!(run(&settings, &replaced(true, 5, true), &found.history, 15).finished[0].outcome, Outcome::Succeeded);
+}
+
+#[test]
+fn a_clock_ahead_of_the_servers_does_not_hide_the_successor() {
+    let settings = ladder(Action::RestartPod);
+    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let mut behind = replaced(true, 5, true);
+    behind.pods.get_mut("new").unwrap().created_at = at(-10);
+    assert_eq!(run(&settings, &behind, &history, 15).finished[0].outcome, Outcome::Succeeded);
+}
+
+#[test]
+fn a_successor_is_left_alone_while_its_predecessors_restart_is_judged_and_cools_down_after_it() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.max_in_flight = 3;
+    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let judging = run(&settings, &replaced(false, 5, true), &history, 10);
+    assert!(judging.act.is_empty() && judging.withheld.is_empty(), "{judging:?}");
+    let healed = run(&settings, &replaced(true, 11, true), &history, 21);
+    assert_eq!(healed.finished[0].outcome, Outcome::Succeeded);
+    let again = run(&settings, &replaced(false, 25, true), &healed.history, 26);
+    assert_eq!((again.withheld[0].gate, again.withheld[0].until), (Gate::Cooldown, Some(at(81))));
+}
+
+#[test]
+fn a_rehearsed_restart_is_judged_by_the_check() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.dry_run = true;
+    let rehearsed = run(&settings, &three(), &History::default(), 1);
+    let mut well = three();
+    well.checks[0] = check(POD, true, 5);
+    assert_eq!(run(&settings, &well, &rehearsed.history, 15).finished[0].outcome, Outcome::Succeeded);
 }
 
 /// Refuses whatever is asked for, as a disruption budget does.
@@ -384,6 +468,15 @@ fn a_refused_eviction_waits_as_long_as_it_takes_and_lets_milder_help_through() {
     let cancelled = run(&settings, &well, &waiting, 9);
     assert_eq!(cancelled.finished[0].outcome, Outcome::Cancelled);
     assert!(cancelled.act.is_empty());
+}
+
+#[test]
+fn a_refused_eviction_ends_when_the_policy_drops_its_step() {
+    let settings = ladder(Action::RestartPod);
+    let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
+    let decision = run(&ladder(Action::ResetConnections), &three(), &waiting, 10);
+    assert_eq!(decision.finished[0].outcome, Outcome::Cancelled);
+    assert!(decision.act.iter().all(|record| record.step.action == Action::ResetConnections));
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn binaries() -> PathBuf {
     let mut found: Vec<_> = installed.map(|entry| entry.path().join("bin")).collect();
     found.retain(|directory| directory.join("initdb").exists() && directory.join("postgres").exists());
     found.sort();
-    found.pop().expect("these tests need PostgreSQL's server binaries: apt-get install postgresql-15")
+    found.pop().expect("these tests need PostgreSQL's server binaries: apt-get install postgresql")
 }
 
 /// A command that runs as `nobody` if we are root.

@@ -1,0 +1,199 @@
+//! Incidents that recovery heals, and what can be seen of the healing from outside: in the pods' own counters and in the
+//! API server's audit log.
+
+use crate::{SOON, audit_lines};
+use crds::{
+    ResiliencePolicy,
+    condition::types::HEALTHY,
+    status::{ActionOutcome, ActionRecord},
+};
+use e2e::{
+    pod_admin::PodAdmin,
+    sabotage::{StoppedBackends, sql},
+    stage::{Stage, TICKETING, is_true, until},
+};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What goes wrong, and which rung is to heal it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incident {
+    /// A pod's connections hang; the pod gives them up.
+    Reset,
+    /// A pod's connections hang; the pod is evicted.
+    Restart,
+    /// The books do not add up; a Job puts them right.
+    Cleanup,
+}
+
+impl Incident {
+    pub const ALL: [Self; 3] = [Self::Reset, Self::Cleanup, Self::Restart];
+
+    fn ladder(self) -> Value {
+        let (check, step) = match self {
+            Self::Reset => ("database", json!({ "action": "ResetConnections", "timeout": "30s" })),
+            Self::Restart => ("database", json!({ "action": "RestartPod", "timeout": "90s" })),
+            Self::Cleanup => (
+                "booking-consistency",
+                json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" }, "timeout": "60s" }),
+            ),
+        };
+        json!([{ "check": check, "steps": [step] }])
+    }
+}
+
+/// Everything that was seen before an incident.
+pub struct Before {
+    ids: BTreeSet<String>,
+    resets: BTreeMap<String, u64>,
+    evictions: usize,
+    jobs: usize,
+    pods: BTreeSet<String>,
+}
+
+/// An incident that was brought about.
+pub struct Broken {
+    pub incident: Incident,
+    victim: Option<String>,
+    stopped: Option<StoppedBackends>,
+    before: Before,
+}
+
+/// Makes the policy heal this kind of incident, quickly and without limits that would get in the way.
+pub async fn prepare(stage: &Stage, incident: Incident) {
+    let policy = json!({
+        "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
+        "metadata": { "name": "booking", "namespace": TICKETING },
+        "spec": {
+            "targetRefs": [{ "name": "booking" }],
+            "dependencies": [{ "name": "database", "timeout": { "request": "5s", "perTry": "1s" }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
+            "healthChecks": [
+                { "name": "database", "interval": "1s", "unhealthyThreshold": 1 },
+                { "name": "booking-consistency", "scope": "Workload", "interval": "1s", "unhealthyThreshold": 1 },
+            ],
+            "recovery": {
+                "ladders": incident.ladder(),
+                "limits": { "cooldown": "0s", "budget": { "actions": 20, "interval": "1s" } },
+                "healthyDelay": "1s",
+            },
+        },
+    });
+    stage.kubectl.apply(&policy.to_string()).await.unwrap();
+}
+
+impl Broken {
+    /// Brings the incident about in pod number `index`.
+    pub async fn bring_about(stage: &Stage, incident: Incident, index: usize) -> Self {
+        let before = Before::look(stage).await;
+        let pods = stage.booking_pods().await.unwrap();
+        let victim = (incident != Incident::Cleanup).then(|| pods[index % pods.len()].name_any());
+        let stopped = if let Some(pod) = &victim {
+            Some(StoppedBackends::of(stage, pod).await.unwrap())
+        } else {
+            sql(stage, "update events set available = available - 1").await.unwrap();
+            None
+        };
+        Self { incident, victim, stopped, before }
+    }
+
+    /// Waits until an intent for it is in the status.
+    pub async fn intended(&self, stage: &Stage) {
+        let there = |policy: &ResiliencePolicy| {
+            let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
+            recovery.is_some_and(|recovery| !recovery.in_flight.is_empty())
+        };
+        stage.policy_until("booking", SOON, "an intent", there).await.unwrap();
+    }
+
+    /// Waits until it is healed and nothing is in flight, and judges from outside what was done for it.
+    pub async fn healed_once(self, stage: &Stage) {
+        let incident = self.incident;
+        let healed = stage
+            .policy_until("booking", SOON * 3, &format!("{incident:?} healed"), |policy| {
+                let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
+                let over = recovery.is_some_and(|recovery| {
+                    recovery.in_flight.is_empty()
+                        && recovery.recent.iter().any(|one| !self.before.ids.contains(&one.id))
+                });
+                over && is_true(policy, HEALTHY)
+            })
+            .await;
+        if let Some(stopped) = &self.stopped {
+            stopped.resume(stage).await.unwrap();
+        }
+        let healed = healed.unwrap();
+        let records: Vec<ActionRecord> = healed.status.unwrap().recovery.unwrap().recent;
+        let new: Vec<_> = records.iter().filter(|record| !self.before.ids.contains(&record.id)).collect();
+        assert!(new.iter().all(|record| record.outcome == ActionOutcome::Succeeded), "{incident:?}: {new:#?}");
+        assert_eq!(new.len(), 1, "{incident:?}: one incident, one intent: {new:#?}");
+
+        let after = Before::look(stage).await;
+        let resets = |seen: &Before| seen.resets.clone();
+        let gone = self.before.pods.difference(&after.pods).count();
+        let what = format!("{incident:?} of {:?}, {new:?}", self.victim);
+        match incident {
+            Incident::Reset => {
+                let mut expected = resets(&self.before);
+                *expected.entry(self.victim.clone().unwrap()).or_default() += 1;
+                assert_eq!(resets(&after), expected, "{what}");
+                assert_eq!(gone, 0, "{what}");
+            }
+            Incident::Restart => {
+                assert_eq!(gone, 1, "{what}");
+                assert!(!after.resets.contains_key(self.victim.as_ref().unwrap()), "{what}");
+            }
+            Incident::Cleanup => assert_eq!((resets(&after), gone), (resets(&self.before), 0), "{what}"),
+        }
+        let evictions = after.evictions - self.before.evictions;
+        let jobs = after.jobs - self.before.jobs;
+        if stage.cluster.audit_log().await.unwrap().is_some() {
+            assert_eq!(evictions, usize::from(incident == Incident::Restart), "{what}");
+            assert_eq!(jobs, usize::from(incident == Incident::Cleanup), "{what}");
+        }
+    }
+}
+
+impl Before {
+    async fn look(stage: &Stage) -> Self {
+        let policy = stage.policies().get("booking").await.unwrap();
+        let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
+        let ids = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone()).collect();
+        let audit = audit_lines(stage).await;
+        let made = |resource: &str, subresource: Option<&str>| {
+            let of_that = |line: &&Value| {
+                let object = &line["objectRef"];
+                let code = line["responseStatus"]["code"].as_u64().unwrap_or_default();
+                line["verb"] == "create"
+                    && object["namespace"] == TICKETING
+                    && object["resource"] == resource
+                    && object["subresource"].as_str() == subresource
+                    && (200..300).contains(&code)
+            };
+            audit.iter().filter(of_that).count()
+        };
+        let pods = stage.booking_pods().await.unwrap().iter().filter_map(ResourceExt::uid).collect();
+        Self {
+            ids,
+            resets: resets(stage).await,
+            evictions: made("pods", Some("eviction")),
+            jobs: made("jobs", None),
+            pods,
+        }
+    }
+}
+
+/// How often each pod gave its connections up, as the pods themselves count.
+async fn resets(stage: &Stage) -> BTreeMap<String, u64> {
+    until(SOON, "every pod says what it has done", || async {
+        let pods = PodAdmin::find(stage).await?;
+        let mut counts = BTreeMap::new();
+        for name in &pods.names {
+            let done = pods.health(name).await?.actions_done;
+            counts.insert(name.clone(), done.get("ResetConnections").copied().unwrap_or_default());
+        }
+        Ok(Ok(counts))
+    })
+    .await
+    .unwrap()
+}
