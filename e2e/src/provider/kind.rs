@@ -152,7 +152,7 @@ impl KindCluster {
         // YAML is a superset of JSON.
         let config = config(nodes, address.as_deref(), &self.dir.join("audit")).to_string();
         std::fs::write(self.dir.join("kind.yaml"), config).map_err(self.file("kind.yaml"))?;
-        let mut create = self.kind().await?.words("create cluster --quiet --name").arg(&self.name);
+        let mut create = self.kind().await?.words("create cluster --name").arg(&self.name);
         create = create.arg("--config").arg(self.dir.join("kind.yaml"));
         create = create.arg("--kubeconfig").arg(self.kubeconfig_file()).args(["--wait", "180s"]);
         if let Some(image) = setting("KIND_NODE_IMAGE") {
@@ -201,7 +201,7 @@ impl KindCluster {
             self.progress.say(format!("{name} is already loaded"));
             return Ok(());
         }
-        let load = self.kind().await?.words("load image-archive --quiet").arg(archive).args(["--name", &self.name]);
+        let load = self.kind().await?.words("load image-archive").arg(archive).args(["--name", &self.name]);
         load.run().await?;
         known.insert(name.to_owned(), image.digest.clone());
         let bytes = serde_json::to_vec_pretty(&known).unwrap_or_default();
@@ -281,7 +281,8 @@ fn config(nodes: u32, address: Option<&str>, audit: &Path) -> Value {
         "nodes": (1..=nodes).map(node).collect::<Vec<_>>(),
     });
     if let Some(address) = address {
-        config["networking"] = json!({ "apiServerAddress": address });
+        // kind tries a free port here, where that address may not be; -1 leaves the choice to Docker.
+        config["networking"] = json!({ "apiServerAddress": address, "apiServerPort": -1 });
     }
     config
 }
