@@ -56,9 +56,11 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
         let begin = Instant::now();
         times.extend(reached(good, request, begin).await);
     }
+    let samples = times.len();
     let (worst, p99) = (times.iter().max().copied().unwrap(), p99(times));
-    println!("{} samples: p99 {} ms, worst {} ms", GOOD * 12, p99.as_millis(), worst.as_millis());
-    assert!(p99 < Duration::from_secs(1), "p99 {p99:?}, worst {worst:?}");
+    println!("{samples} samples: p99 {} ms, worst {} ms", p99.as_millis(), worst.as_millis());
+    // How fast it is depends on the machine; that nobody waits for a hostile pod's deadline does not.
+    assert!(p99 < operator::pod_client::POD_DEADLINE, "p99 {p99:?}, worst {worst:?}");
 
     // Each is seen for what it is.
     let seen = world
