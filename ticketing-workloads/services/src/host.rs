@@ -225,18 +225,22 @@ pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
     (status, Json(json!({ "success": false, "errorCode": code, "message": message }))).into_response()
 }
 
-/// Ends with the first SIGTERM or SIGINT. As process 1 of a container there is no default for them.
-pub async fn until_terminated() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+/// Ends with the first SIGTERM or SIGINT after this call. As process 1 of a container there is no default for them, and
+/// elsewhere the default is the end on the spot: so they are caught from the call on, not only once this is waited for.
+pub fn until_terminated() -> impl Future<Output = ()> {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        match signals {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
             }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "signals cannot be received; only SIGKILL ends this process");
-            std::future::pending::<()>().await;
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "signals cannot be received; only SIGKILL ends this process");
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
