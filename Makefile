@@ -28,7 +28,7 @@ demo-down: cluster-down ## Remove what the demo left running
 check: prerequisites ## The inner loop: format, lints, unit and property tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo test --workspace --lib --bins --test generated
+	cargo test --workspace --lib --bins --test generated --test protocol_model
 
 .PHONY: test
 test: check e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster

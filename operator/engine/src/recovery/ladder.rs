@@ -40,11 +40,13 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, hist
 pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &Observed) -> bool {
     let created_at =
         check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
+    // An eviction may land though nobody heard so.
+    let asked_at = record.acted_at.unwrap_or(record.started_at);
     record.step.action == Action::RestartPod
         && !record.dry_run
         && (&record.subject.target, &record.subject.check) == (&check.subject.target, &check.subject.check)
         && record.subject.pod != check.subject.pod
-        && record.acted_at.zip(created_at).is_some_and(|(acted, created)| created >= acted - CLOCKS_APART)
+        && created_at.is_some_and(|created| created >= asked_at - CLOCKS_APART)
 }
 
 /// Takes note of what shows that an action was carried out, though nobody could write it down.

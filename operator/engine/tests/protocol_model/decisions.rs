@@ -1,0 +1,401 @@
+//! The real code under test, asked through what an operator would see; and short names for what it answers.
+
+use crate::{
+    properties::{Landmark, Landmarks},
+    search::Map,
+    state::{Leader, PlanId, Scenario, Scope, Seen, StatusId, ViewId},
+    world::{Act, Answer, Flaw, Intent, Intents, Job, JobState, Millis, Place, World},
+};
+use engine::recovery::{
+    Action, CheckState, History, Job as ObservedJob, JobState as ObservedJobState, Limits, MaxUnhealthy, Observed,
+    Outcome, Pod, PodFacts, Record, Settings, Step as Rung, Subject, decide,
+};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
+    rc::Rc,
+};
+
+/// How far time passes in one step.
+pub const TICK: Millis = 15_000;
+/// When time begins. A multiple of a second and a bit: creation times are cut to whole seconds, and a model in which
+/// nothing is cut would hide that.
+const ZERO_MS: i64 = 1_000_000_700;
+const TARGET: &str = "booking";
+
+/// What an operator decides, as far as the model needs it.
+#[derive(Clone, Copy)]
+pub struct Decided {
+    /// The history that it would write.
+    pub status: StatusId,
+    /// What it would ask for.
+    pub plan: PlanId,
+    /// It would ask for something.
+    pub acts: bool,
+    /// When it would look again.
+    pub next_check: Option<Millis>,
+    /// What is remarkable about it.
+    pub landmarks: Landmarks,
+}
+
+/// Which intents a status knows of.
+#[derive(Clone, Copy)]
+pub struct Knows {
+    /// Those in flight.
+    pub in_flight: Intents,
+    /// Those, and the ones that are over.
+    pub all: Intents,
+    /// One that it has two records of.
+    pub twice: Option<Intent>,
+}
+
+/// What an operator can see of the world.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct View {
+    places: [Place; 2],
+    jobs: Vec<Job>,
+    seen: Option<[Seen; 2]>,
+    /// When the pods were last heard.
+    heard_at: Millis,
+    /// Since when the operator leads.
+    leads_since: Millis,
+}
+
+/// A history as a key. Two that differ only in what is not hashed are told apart by their equality.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Status(History);
+
+impl Hash for Status {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let History { in_flight, recent } = &self.0;
+        state.write_usize(in_flight.len());
+        for record in in_flight.iter().chain(recent) {
+            state.write(record.id.as_bytes());
+            record.outcome.hash(state);
+            for at in [Some(record.started_at), record.acted_at, record.finished_at] {
+                state.write_u64(at.map_or(0, |at| at.as_millisecond().cast_unsigned()));
+            }
+        }
+    }
+}
+
+/// Values with a number each, so that a state of the model is small and quick to compare.
+struct Numbered<T> {
+    values: Vec<Rc<T>>,
+    numbers: Map<Rc<T>, u32>,
+}
+
+impl<T: Eq + Hash> Numbered<T> {
+    fn new() -> Self {
+        Self { values: Vec::new(), numbers: Map::default() }
+    }
+
+    fn number(&mut self, value: T) -> u32 {
+        if let Some(number) = self.numbers.get(&value) {
+            return *number;
+        }
+        let (number, value) = (u32::try_from(self.values.len()).expect("few enough"), Rc::new(value));
+        self.values.push(Rc::clone(&value));
+        self.numbers.insert(value, number);
+        number
+    }
+
+    fn get(&self, number: u32) -> Rc<T> {
+        Rc::clone(&self.values[number as usize])
+    }
+}
+
+/// Every decision that was made so far, so that none is made twice.
+pub struct Decisions {
+    scope: Scope,
+    flaw: Option<Flaw>,
+    settings: Settings,
+    intents: Vec<String>,
+    statuses: Numbered<Status>,
+    knows: Vec<Knows>,
+    views: Numbered<View>,
+    plans: Numbered<Vec<Act>>,
+    made: Map<(StatusId, ViewId, Millis), Decided>,
+}
+
+impl Decisions {
+    /// The empty history.
+    pub const NO_HISTORY: StatusId = 0;
+
+    /// None was made yet.
+    pub fn new(scenario: &Scenario) -> Self {
+        let mut decisions = Self {
+            scope: scenario.scope,
+            flaw: scenario.flaw,
+            settings: settings(scenario),
+            intents: Vec::new(),
+            statuses: Numbered::new(),
+            knows: Vec::new(),
+            views: Numbered::new(),
+            plans: Numbered::new(),
+            made: Map::default(),
+        };
+        let empty = decisions.number_status(History::default());
+        assert_eq!(empty, Self::NO_HISTORY);
+        decisions
+    }
+
+    /// How many different decisions were made.
+    pub fn len(&self) -> usize {
+        self.made.len()
+    }
+
+    /// Which intents a status knows of.
+    pub fn knows(&self, status: StatusId) -> Knows {
+        self.knows[status as usize]
+    }
+
+    /// What a plan asks for.
+    pub fn plan(&self, plan: PlanId) -> Rc<Vec<Act>> {
+        self.plans.get(plan)
+    }
+
+    /// Whether something in a status waits for a disruption budget.
+    pub fn waits(&self, status: StatusId) -> bool {
+        self.statuses.get(status).0.in_flight.iter().any(|record| record.outcome == Outcome::Waiting)
+    }
+
+    /// A status in one line.
+    pub fn tell(&self, status: StatusId) -> String {
+        let Status(History { in_flight, recent }) = &*self.statuses.get(status);
+        let intent = |id: &String| self.intents.iter().position(|known| known == id).unwrap_or_default();
+        let list = |records: &[Record]| {
+            let words = records.iter().map(|record| format!("intent {} {:?}", intent(&record.id), record.outcome));
+            if records.is_empty() { "nothing".to_owned() } else { words.collect::<Vec<_>>().join(", ") }
+        };
+        format!("in flight: {}; over: {}", list(in_flight), list(recent))
+    }
+
+    /// What a leader's caches show once they have caught up.
+    pub fn view(&mut self, world: &World, leader: &Leader, now: Millis) -> ViewId {
+        // What a process remembers is for itself.
+        let places = world.places.map(|place| Place { remembers: Intents::default(), ..place });
+        self.views.number(View {
+            places,
+            jobs: world.jobs.clone(),
+            seen: leader.seen,
+            heard_at: now,
+            leads_since: leader.since,
+        })
+    }
+
+    /// The decision of the real code, for what an operator sees.
+    pub fn decide(&mut self, status: StatusId, view: ViewId, now: Millis) -> Decided {
+        if let Some(decided) = self.made.get(&(status, view, now)) {
+            return *decided;
+        }
+        let (mut history, view_seen) = (self.statuses.get(status).0.clone(), self.views.get(view));
+        if self.flaw == Some(Flaw::DropsPending) {
+            history.in_flight.retain(|record| record.outcome != Outcome::Pending);
+        }
+        let observed = self.observe(&view_seen, &history);
+        let decision = decide(&self.settings, &observed, &history, "policy", at(now));
+        let acts: Vec<_> = decision.act.iter().map(|record| self.request(record)).collect();
+        let mut landmarks = landmarks(&history, &decision.history, &decision.finished);
+        if view_seen.seen.is_none() && !history.in_flight.is_empty() {
+            landmarks.insert(Landmark::BlindDecision);
+        }
+        if self.flaw == Some(Flaw::NeverEnds) && !decision.finished.is_empty() {
+            let plan = self.plans.number(Vec::new());
+            return Decided { status, plan, acts: false, next_check: Some(now + TICK), landmarks };
+        }
+        let next_check = decision.next_check.filter(|_| self.flaw != Some(Flaw::NeverLooksAgain));
+        let decided = Decided {
+            status: self.number_status(decision.history),
+            acts: !acts.is_empty(),
+            plan: self.plans.number(acts),
+            next_check: next_check.map(millis),
+            landmarks,
+        };
+        self.made.insert((status, view, now), decided);
+        decided
+    }
+
+    /// The history after an operator heard what came of an action, as the operator notes it.
+    pub fn noted(&mut self, after: StatusId, act: Act, answer: Answer, now: Millis) -> StatusId {
+        let mut history = self.statuses.get(after).0.clone();
+        let id = &self.intents[usize::from(act.intent)];
+        let Some(record) = history.in_flight.iter_mut().find(|record| record.id == *id) else { return after };
+        let words = match answer {
+            Answer::Done => {
+                record.outcome = Outcome::Verifying;
+                record.acted_at = Some(at(now));
+                "done"
+            }
+            Answer::Refused => {
+                record.outcome = Outcome::Waiting;
+                "refused for now"
+            }
+            Answer::OtherProcess => "the pod answered OtherInstance",
+            Answer::NoSuchPod => "the pod is gone",
+            Answer::Nothing => "no answer",
+        };
+        record.message = Some(words.to_owned());
+        self.number_status(history)
+    }
+
+    fn intent(&mut self, id: &str) -> Intent {
+        let known = self.intents.iter().position(|known| known == id).unwrap_or_else(|| {
+            self.intents.push(id.to_owned());
+            self.intents.len() - 1
+        });
+        u8::try_from(known).expect("few intents")
+    }
+
+    fn number_status(&mut self, history: History) -> StatusId {
+        let mut knows = Knows { in_flight: Intents::default(), all: Intents::default(), twice: None };
+        let all = history.in_flight.iter().chain(&history.recent).map(|record| record.id.as_str());
+        for (index, id) in all.enumerate() {
+            let intent = self.intent(id);
+            if knows.all.contains(intent) {
+                knows.twice = Some(intent);
+            }
+            knows.all.insert(intent);
+            if index < history.in_flight.len() {
+                knows.in_flight.insert(intent);
+            }
+        }
+        let number = self.statuses.number(Status(history));
+        if number as usize == self.knows.len() {
+            self.knows.push(knows);
+        }
+        number
+    }
+
+    /// What the operator's caches and probes make of the world.
+    fn observe(&self, view: &View, history: &History) -> Observed {
+        let mut observed = Observed {
+            supported: BTreeSet::from([Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod]),
+            wanted: BTreeMap::from([(TARGET.to_owned(), view.places.len())]),
+            watching_since: at(view.leads_since),
+            ..Observed::default()
+        };
+        for (index, place) in (0u8..).zip(&view.places).filter(|(_, place)| place.there) {
+            let subject = subject(self.scope, index, place.uid);
+            if let Some(pod) = &subject.pod {
+                let facts = PodFacts {
+                    target: TARGET.to_owned(),
+                    created_at: whole_second(place.created),
+                    ready: true,
+                    instance: Some(place.process.to_string()),
+                };
+                observed.pods.insert(pod.uid.clone(), facts);
+            }
+            let Some(seen) = view.seen else { continue };
+            observed.checks.push(CheckState {
+                since: since(place.failing, seen[usize::from(index)], &subject, history),
+                seen_at: at(view.heard_at),
+                subject,
+                healthy: !place.failing,
+                message: "no answer".to_owned(),
+                dependency: None,
+            });
+        }
+        for job in &view.jobs {
+            let id = &self.intents[usize::from(job.intent)];
+            // Only Jobs of what is in flight are looked up.
+            if history.in_flight.iter().any(|record| record.id == *id) {
+                let state = match job.state {
+                    JobState::Running => ObservedJobState::Running,
+                    JobState::Complete => ObservedJobState::Complete,
+                    JobState::Failed => ObservedJobState::Failed("exit code 1".to_owned()),
+                };
+                observed.jobs.insert(id.clone(), ObservedJob { created_at: whole_second(job.created), state });
+            }
+        }
+        observed
+    }
+
+    /// What is sent for a record: everything is addressed by what the record says, as the operator does it.
+    fn request(&mut self, record: &Record) -> Act {
+        let number = |text: &str| text.parse().expect("a number");
+        let (place, uid) = match &record.subject.pod {
+            Some(pod) => pod.uid.split_once('.').map(|(place, uid)| (number(place), number(uid))).expect("two parts"),
+            None => (number(record.subject.check.trim_start_matches("check-")), 0),
+        };
+        let process = record.instance.as_deref().map(number);
+        Act { intent: self.intent(&record.id), action: record.step.action, place, uid, process }
+    }
+}
+
+fn settings(scenario: &Scenario) -> Settings {
+    let rung = |action: &Action| Rung {
+        action: *action,
+        cron_job: (*action == Action::RunCleanupJob).then(|| "cleanup".to_owned()),
+        timeout_ms: u64::from(TICK) * u64::from(scenario.rung_ticks),
+    };
+    let ladder: Vec<_> = scenario.ladder.iter().map(rung).collect();
+    let checks = (0..2).map(|place| subject(scenario.scope, place, 0).check);
+    Settings {
+        ladders: checks.map(|check| (check, ladder.clone())).collect(),
+        limits: Limits {
+            max_in_flight: 2,
+            cooldown_ms: u64::from(TICK) * 4,
+            budget_actions: 20,
+            budget_interval_ms: 600_000,
+            max_unhealthy: MaxUnhealthy::Count(2),
+        },
+        healthy_delay_ms: u64::from(TICK),
+        suspended: false,
+        dry_run: false,
+    }
+}
+
+fn landmarks(before: &History, after: &History, finished: &[Record]) -> Landmarks {
+    let mut landmarks = Landmarks::default();
+    for record in finished {
+        landmarks.insert(match record.outcome {
+            Outcome::Failed => Landmark::Failed,
+            Outcome::Succeeded => Landmark::Succeeded,
+            _ => Landmark::Cancelled,
+        });
+    }
+    for record in &after.in_flight {
+        let was = before.in_flight.iter().find(|old| old.id == record.id).map(|old| old.outcome);
+        if was == Some(Outcome::Pending) && record.outcome == Outcome::Verifying {
+            landmarks.insert(Landmark::FoundDone);
+        }
+        if record.index > 0 {
+            landmarks.insert(Landmark::SecondRung);
+        }
+    }
+    if after.in_flight.len() == 2 {
+        landmarks.insert(Landmark::TwoInFlight);
+    }
+    landmarks
+}
+
+fn subject(scope: Scope, place: u8, uid: u8) -> Subject {
+    let pod = Pod { name: format!("booking-{place}"), uid: format!("{place}.{uid}") };
+    match scope {
+        Scope::Pods => Subject { target: TARGET.to_owned(), pod: Some(pod), check: "database".to_owned() },
+        Scope::Workload => Subject { target: TARGET.to_owned(), pod: None, check: format!("check-{place}") },
+    }
+}
+
+/// Since when a check is as it is. Of a failure that is older than the operator's first look, the history knows since
+/// when: so the operator's own code has it, too.
+fn since(failing: bool, seen: Seen, subject: &Subject, history: &History) -> Timestamp {
+    let known = history.in_flight.iter().chain(&history.recent).find(|record| record.subject == *subject);
+    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
+    let older = known.filter(|_| failing && !seen.witnessed).filter(goes_on);
+    older.map_or(at(seen.since), |record| record.failed_at)
+}
+
+fn at(millis: Millis) -> Timestamp {
+    Timestamp::from_millisecond(ZERO_MS + i64::from(millis)).expect("a time")
+}
+
+fn millis(at: Timestamp) -> Millis {
+    Millis::try_from(at.as_millisecond() - ZERO_MS).expect("not before time begins")
+}
+
+fn whole_second(millis: Millis) -> Timestamp {
+    Timestamp::from_second(at(millis).as_second()).expect("a time")
+}
