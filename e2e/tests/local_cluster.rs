@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 
 const STATE: &str = "/var/lib/ticketwave";
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// How long an `up` may take; what it would download or build first, `make test` has got before.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How far an `up` has come.

@@ -8,6 +8,7 @@ use crate::{
 use contract::{ActionOutcome, ActionRequest, WorkloadId};
 use crds::ResiliencePolicy;
 use engine::recovery::{Action, Decision, Outcome, Pod as SubjectPod, Record};
+use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::PostParams};
@@ -20,6 +21,8 @@ use tracing::{info, warn};
 pub const SUPPORTED: [Action; 3] = [Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
 /// How long until what was refused for now is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Acts of one policy that are under way at once.
+const AT_ONCE: usize = 16;
 
 /// What came of carrying an intent out.
 pub enum Attempt {
@@ -41,12 +44,14 @@ pub async fn act(
     let mut after = decision.clone();
     after.act.clear();
     after.finished.clear();
+    // Side by side: a pod that hangs must not use up the time of those behind it.
+    let mut attempts = Vec::new();
     for record in &decision.act {
-        if !shard.shared.fence.holds() {
-            return Err(ReconcileError::NotLeading);
-        }
-        let attempt = carry_out(shard, namespace, record).await;
-        shard.shared.crash(CrashPoint::AfterAct);
+        attempts.push(fenced(shard, namespace, record));
+    }
+    let attempts: Vec<_> = futures::stream::iter(attempts).buffered(AT_ONCE).collect().await;
+    for attempt in attempts {
+        let (record, attempt) = attempt?;
         let now = Timestamp::now();
         let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         let Some(known) = after.history.in_flight.iter_mut().find(|other| other.id == record.id) else { continue };
@@ -75,6 +80,19 @@ pub async fn act(
         }
     }
     Ok(after)
+}
+
+async fn fenced<'a>(
+    shard: &Shard,
+    namespace: &str,
+    record: &'a Record,
+) -> Result<(&'a Record, Attempt), ReconcileError> {
+    if !shard.shared.fence.holds() {
+        return Err(ReconcileError::NotLeading);
+    }
+    let attempt = carry_out(shard, namespace, record).await;
+    shard.shared.crash(CrashPoint::AfterAct);
+    Ok((record, attempt))
 }
 
 async fn carry_out(shard: &Shard, namespace: &str, record: &Record) -> Attempt {

@@ -64,6 +64,11 @@ impl ApiError {
         self.code() == Some(409)
     }
 
+    /// An object of that name is there.
+    pub fn is_already_there(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists")
+    }
+
     /// There is no such object.
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)

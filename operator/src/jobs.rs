@@ -82,7 +82,7 @@ pub async fn run(shard: &Shard, namespace: &str, record: &Record) -> Result<Opti
     let how = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     match call(jobs.create(&how, &job)).await {
         Ok(_) => Ok(Some(format!("Job {name} was made from CronJob {cron_name}"))),
-        Err(error) if error.is_conflict() => Ok(Some(format!("Job {name} was there already"))),
+        Err(error) if error.is_already_there() => Ok(Some(format!("Job {name} was there already"))),
         Err(error) => Err(format!("the Job {name} cannot be made: {}", error.words())),
     }
 }

@@ -5,7 +5,7 @@ use crate::{acts::SUPPORTED, target::Target};
 use crds::{ResiliencePolicy, resilience_policy::CheckScope};
 use engine::{
     check::Judgement,
-    recovery::{CheckState, History, Job, Observed, Outcome, Pod, Record, Subject},
+    recovery::{CheckState, History, Job, Observed, Pod, Subject, failing_since},
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -44,7 +44,8 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
         let judgement = judgements.get(check)?;
         let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
         let subject = Subject { target: target.name.clone(), pod, check: check.to_owned() };
-        let since = since(judgement.since, judgement.began_before, &subject, history);
+        let created_at = target.existing.get(uid).map(|facts| facts.created_at);
+        let since = failing_since(judgement.since, judgement.began_before, &subject, created_at, history);
         Some(CheckState {
             since,
             seen_at: judgement.seen_at,
@@ -62,22 +63,11 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
     let opinion = target.opinions.get(check)?;
     let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
     Some(CheckState {
-        since: since(opinion.since, opinion.began_before, &subject, history),
+        since: failing_since(opinion.since, opinion.began_before, &subject, None, history),
         seen_at: opinion.seen_at,
         subject,
         healthy: opinion.healthy,
         message: opinion.message.clone(),
         dependency: None,
     })
-}
-
-/// Since when something fails. Of a failure that began before this process did, the history knows since when, so that
-/// its ladder goes on.
-fn since(seen: Timestamp, began_before: bool, subject: &Subject, history: &History) -> Timestamp {
-    if !began_before {
-        return seen;
-    }
-    let known = history.in_flight.iter().chain(&history.recent).find(|record| record.subject == *subject);
-    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
-    known.filter(goes_on).map_or(seen, |record| record.failed_at)
 }

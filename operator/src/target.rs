@@ -76,6 +76,7 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
         target: name.to_owned(),
         created_at: workload::created_at(pod),
         ready: is_ready(pod),
+        reported: false,
         instance: None,
     };
     let existing: BTreeMap<_, _> =
@@ -103,6 +104,7 @@ pub fn look_up(shard: &Shard, namespace: &str, name: &str) -> Target {
             for (uid, facts) in &mut existing {
                 let pod = workload.pods.get(uid).cloned().unwrap_or_default();
                 facts.instance.clone_from(&pod.instance);
+                facts.reported = pod.reported;
                 views.push(pod.view(facts.ready));
             }
             let published = workload.published.as_ref();

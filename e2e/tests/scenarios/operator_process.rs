@@ -33,7 +33,7 @@ impl OperatorProcess {
         let output = std::fs::File::create(&log).unwrap();
         let mut command = Command::new(program);
         command.args(["--namespace", SYSTEM, "--watch-namespaces", TICKETING, "--identity", name]);
-        command.args(["--listen", "127.0.0.1:0", "--lease-duration", "3s", "--pod-transport", "apiserver-proxy"]);
+        command.args(["--listen", "127.0.0.1:0", "--lease-duration", "6s", "--pod-transport", "apiserver-proxy"]);
         command.args(crash_at.iter().flat_map(|point| ["--crash-at", *point]));
         if let Some(kubeconfig) = stage.cluster.kubeconfig() {
             command.env("KUBECONFIG", kubeconfig);

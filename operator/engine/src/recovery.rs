@@ -75,13 +75,15 @@ pub fn decide(
     if !settings.suspended && !settings.dry_run {
         // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
         let fails = |subject: &Subject| observed.checks.iter().any(|check| check.subject == *subject && !check.healthy);
+        // A pod is only taken away through the gates: what was begun in another pass goes through them again, below.
+        let at_once = |record: &Record| record.started_at == now || !record.step.action.disrupts();
         let pending = |record: &&Record| {
             let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
-            record.outcome == Outcome::Pending && !record.dry_run && wanted
+            record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record)
         };
         decision.act = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
-    ask_again(settings, observed, &mut decision);
+    ask_again(settings, observed, &mut decision, now);
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
@@ -100,15 +102,27 @@ pub fn decide(
     decision
 }
 
-/// What was refused for now is asked for again, as long as the gates would let it begin.
-fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision) {
-    if settings.dry_run {
+/// What was refused for now, and what would take a pod away and nobody can vouch for, is asked for again, as long as the
+/// gates would let it begin.
+fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, now: Timestamp) {
+    if settings.dry_run || settings.suspended {
         return;
     }
-    let waiting: Vec<_> =
-        decision.history.in_flight.iter().filter(|record| record.outcome == Outcome::Waiting).cloned().collect();
+    let again = |record: &&Record| match record.outcome {
+        Outcome::Waiting => true,
+        Outcome::Pending => !record.dry_run && record.step.action.disrupts() && record.started_at < now,
+        _ => false,
+    };
+    let mut waiting: Vec<_> = decision.history.in_flight.iter().filter(again).cloned().collect();
+    if !waiting.is_empty() {
+        // Each comes first in its turn: one that is refused for ever must not keep the others from being asked for.
+        let turn = usize::try_from(now.as_second() / ladder::WAITING_RETRY.as_secs()).unwrap_or(0);
+        let turn = turn % waiting.len();
+        waiting.rotate_left(turn);
+    }
     for record in waiting {
-        let Some(check) = observed.checks.iter().find(|check| check.subject == record.subject) else { continue };
+        let failing = |check: &&CheckState| check.subject == record.subject && !check.healthy;
+        let Some(check) = observed.checks.iter().find(failing) else { continue };
         let proposal = gates::Proposal { check, step: &record.step, escalates: true };
         // Those that are asked for now count as busy, too.
         let mut busy = decision.history.clone();
@@ -116,7 +130,7 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision) 
             asked.outcome = Outcome::Pending;
         }
         busy.in_flight.retain(|other| other.id != record.id);
-        match gates::first_closed_again(settings, observed, &busy, &proposal) {
+        match gates::first_closed_again(settings, observed, &busy, &proposal, now) {
             Some(held) => decision.withheld.push(held),
             None => decision.act.push(record),
         }
@@ -126,6 +140,29 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision) 
 /// Whether the record's check is heard of now.
 fn is_reported(observed: &Observed, record: &Record) -> bool {
     observed.checks.iter().any(|check| check.subject == record.subject)
+}
+
+/// Since when something fails. Of a failure that began before this operator looked, the history knows since when, so that
+/// its ladder goes on; a pod that took the place of one whose restart did not help goes on there. `created_at` is when the
+/// pod was created.
+pub fn failing_since(
+    seen: Timestamp,
+    began_before: bool,
+    subject: &Subject,
+    created_at: Option<Timestamp>,
+    history: &History,
+) -> Timestamp {
+    if !began_before {
+        return seen;
+    }
+    let all = || history.in_flight.iter().chain(&history.recent);
+    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
+    if let Some(own) = all().find(|record| record.subject == *subject) {
+        return Some(own).filter(goes_on).map_or(seen, |record| record.failed_at);
+    }
+    let inherited =
+        all().find(|record| record.outcome == Outcome::Failed && ladder::replaces(record, subject, created_at));
+    inherited.and_then(|record| record.finished_at).unwrap_or(seen)
 }
 
 /// The process that is to do what a pod does itself.
@@ -152,7 +189,7 @@ fn settle(settings: &Settings, observed: &Observed, decision: &mut Decision, now
             }
         }
     }
-    decision.history.trim();
+    decision.history.trim(observed);
 }
 
 #[cfg(test)]

@@ -23,7 +23,9 @@ impl Operator {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
         // An address of its own for each, so that no two want the same port.
         let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let listen = format!("127.84.{high}.{low}:8080");
+        let free = std::net::TcpListener::bind((format!("127.84.{high}.{low}"), 0)).unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        drop(free);
         let usual = [
             "resilience-operator",
             "--watch-namespaces",

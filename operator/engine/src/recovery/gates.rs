@@ -1,8 +1,8 @@
 //! The gates that an action has to pass, in the order in which a person would want to hear of them.
 
 use super::{
-    ladder::millis,
-    model::{CheckState, History, Observed, Outcome, Settings, Step, Withheld},
+    ladder::{BLIND, millis},
+    model::{CheckState, History, Observed, Outcome, PodFacts, Settings, Step, Withheld},
 };
 use jiff::Timestamp;
 
@@ -72,21 +72,23 @@ pub(super) fn first_closed(
         (Gate::OneStepAtATime, one_at_a_time(settings, history)),
     ];
     let [cooldown, budget, one] = once;
-    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
+    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
     named([suspended, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
 }
 
 /// The first gate that is closed for an action that was begun, was refused, and is to be asked for again. It has its
-/// share of the budget already.
+/// place in the history already, and comes out of it before this is asked.
 pub(super) fn first_closed_again(
     settings: &Settings,
     observed: &Observed,
     history: &History,
     proposal: &Proposal<'_>,
+    now: Timestamp,
 ) -> Option<Withheld> {
-    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
+    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
+    let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
-    named([suspended, rollout, dependency, supported, all, many, one], proposal)
+    named([suspended, rollout, dependency, supported, all, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
@@ -102,9 +104,15 @@ fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) ->
 }
 
 /// The gates that hold whenever an action is about to be carried out.
-fn always(settings: &Settings, observed: &Observed, history: &History, proposal: &Proposal<'_>) -> [(Gate, Closed); 6] {
+fn always(
+    settings: &Settings,
+    observed: &Observed,
+    history: &History,
+    proposal: &Proposal<'_>,
+    now: Timestamp,
+) -> [(Gate, Closed); 6] {
     let disrupts = proposal.step.action.disrupts();
-    let unwell = disrupts.then(|| Unwell::count(observed, history, proposal));
+    let unwell = disrupts.then(|| Unwell::count(observed, history, proposal, now));
     [
         (Gate::Suspended, suspended(settings)),
         (Gate::RolloutInProgress, rollout(observed, proposal)),
@@ -118,32 +126,36 @@ fn always(settings: &Settings, observed: &Observed, history: &History, proposal:
 /// How the pods of a workload are, before one of them is taken away.
 struct Unwell {
     pods: usize,
-    /// A check of theirs fails, or the kubelet does not call them ready.
+    /// A check of theirs fails, the kubelet does not call them ready, or they were not heard yet.
     broken: usize,
     /// Those, and the ones that are being healed.
     broken_or_healed: usize,
 }
 
 impl Unwell {
-    fn count(observed: &Observed, history: &History, proposal: &Proposal<'_>) -> Self {
+    fn count(observed: &Observed, history: &History, proposal: &Proposal<'_>, now: Timestamp) -> Self {
         let target = &proposal.check.subject.target;
         let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
         let concerns = |subject: &super::Subject, uid: &str| subject.pod.as_ref().is_some_and(|pod| pod.uid == uid);
-        let broken = |uid: &str, ready: bool| {
-            !ready || observed.checks.iter().any(|check| !check.healthy && concerns(&check.subject, uid))
+        // Whoever has just begun to look has not heard all of them; for a while, silence may be sickness.
+        let blind = now < observed.watching_since + BLIND;
+        let broken = |uid: &str, facts: &PodFacts| {
+            !facts.ready
+                || (blind && !facts.reported)
+                || observed.checks.iter().any(|check| !check.healthy && concerns(&check.subject, uid))
         };
         let healed = |uid: &str| history.in_flight.iter().any(|record| concerns(&record.subject, uid));
         Self {
             pods: pods.len(),
-            broken: pods.iter().filter(|(uid, facts)| broken(uid, facts.ready)).count(),
-            broken_or_healed: pods.iter().filter(|(uid, facts)| broken(uid, facts.ready) || healed(uid)).count(),
+            broken: pods.iter().filter(|(uid, facts)| broken(uid, facts)).count(),
+            broken_or_healed: pods.iter().filter(|(uid, facts)| broken(uid, facts) || healed(uid)).count(),
         }
     }
 
     fn all(&self) -> Closed {
         (self.pods >= 3 && self.broken == self.pods).then(|| {
             let message = format!(
-                "all {} pods look broken, so whoever looks is the likelier culprit; no pod is restarted for it",
+                "all {} pods look broken or were not heard yet, so whoever looks is the likelier culprit; no pod is restarted for it",
                 self.pods
             );
             (message, None)
@@ -154,7 +166,7 @@ impl Unwell {
         let allowed = settings.limits.max_unhealthy.of(self.pods);
         (self.broken_or_healed > allowed).then(|| {
             let message = format!(
-                "{} of {} pods are unhealthy or being healed, and maxUnhealthy allows {allowed}; no pod is restarted",
+                "{} of {} pods are unhealthy, being healed or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
                 self.broken_or_healed, self.pods
             );
             (message, None)
@@ -225,8 +237,11 @@ fn cooldown(
 /// When each action of the budget's interval leaves it, soonest first.
 fn spent(settings: &Settings, history: &History, now: Timestamp) -> Vec<Timestamp> {
     let interval = millis(settings.limits.budget_interval_ms);
-    let mut ends: Vec<_> =
-        history.of_kind(settings.dry_run).map(|record| record.started_at + interval).filter(|end| now < *end).collect();
+    let mut ends: Vec<_> = history
+        .of_kind(settings.dry_run)
+        .map(|record| record.acted_at.unwrap_or(record.started_at) + interval)
+        .filter(|end| now < *end)
+        .collect();
     ends.sort_unstable();
     ends
 }

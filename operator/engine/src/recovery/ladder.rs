@@ -40,12 +40,19 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, hist
 pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &Observed) -> bool {
     let created_at =
         check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
+    // Nobody takes the place of a pod that is still there.
+    let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
+    gone && replaces(record, &check.subject, created_at)
+}
+
+/// Whether a pod that was created at that time may have taken the place of the one that `record` restarted.
+pub(super) fn replaces(record: &Record, subject: &Subject, created_at: Option<Timestamp>) -> bool {
     // An eviction may land though nobody heard so.
     let asked_at = record.acted_at.unwrap_or(record.started_at);
     record.step.action == Action::RestartPod
         && !record.dry_run
-        && (&record.subject.target, &record.subject.check) == (&check.subject.target, &check.subject.check)
-        && record.subject.pod != check.subject.pod
+        && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
+        && record.subject.pod != subject.pod
         && created_at.is_some_and(|created| created >= asked_at - CLOCKS_APART)
 }
 
@@ -99,7 +106,7 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
         return Verdict::Over(Outcome::Cancelled, "the policy no longer heals this check".to_owned());
     };
     let is_wanted = steps.get(record.index).is_some_and(|step| step.action == record.step.action);
-    if record.outcome == Outcome::Waiting && !is_wanted {
+    if record.acted_at.is_none() && !is_wanted {
         return Verdict::Over(Outcome::Cancelled, "the policy no longer has this step".to_owned());
     }
     let state = observed.checks.iter().find(|check| check.subject == record.subject);
@@ -154,7 +161,8 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
                 let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
                 Verdict::Over(Outcome::Failed, message)
             } else {
-                Verdict::Wait(Some(patience))
+                // A report that says nothing new wakes nobody.
+                Verdict::Wait(Some(patience.min(now + LISTEN)))
             }
         }
     }
@@ -230,7 +238,9 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Tim
 /// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
 const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(30);
 /// How long an action may still be judged after its deadline, if nobody has looked since.
-const BLIND: SignedDuration = SignedDuration::from_secs(30);
+pub(super) const BLIND: SignedDuration = SignedDuration::from_secs(30);
+/// How long until it is seen whether a report has come.
+const LISTEN: SignedDuration = SignedDuration::from_secs(1);
 /// How long after its start an operator may see the cluster as it was.
 const WATCHES_CATCH_UP: SignedDuration = SignedDuration::from_secs(5);
 /// How long until an action that was refused for now is asked for again.

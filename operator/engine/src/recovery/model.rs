@@ -183,6 +183,8 @@ pub struct PodFacts {
     pub created_at: Timestamp,
     /// Whether the kubelet calls it ready.
     pub ready: bool,
+    /// Whether it has said anything of its health to this operator.
+    pub reported: bool,
     /// Which process answers in it, as far as is known.
     pub instance: Option<String>,
 }
@@ -270,11 +272,21 @@ impl History {
         self.in_flight.iter().chain(&self.recent).filter(move |record| record.dry_run == dry_run)
     }
 
-    /// Keeps the newest; what was only rehearsed is forgotten before what was done, because the budget is counted from it.
-    pub(super) fn trim(&mut self) {
+    /// Keeps the newest. What was only rehearsed is forgotten first, because the budget is counted from what was done;
+    /// what tells how far a ladder has been climbed that is still needed, last.
+    pub(super) fn trim(&mut self, observed: &Observed) {
+        let needed = |record: &Record| {
+            let same = |check: &&CheckState| {
+                (&check.subject.target, &check.subject.check) == (&record.subject.target, &record.subject.check)
+            };
+            let own = |check: &CheckState| check.subject == record.subject || record.step.action == Action::RestartPod;
+            record.outcome == Outcome::Failed
+                && observed.checks.iter().filter(same).any(|check| !check.healthy && own(check))
+        };
         while self.recent.len() > MAX_RECENT {
-            let index = self.recent.iter().rposition(|record| record.dry_run).unwrap_or(self.recent.len() - 1);
-            self.recent.remove(index);
+            let rehearsed = self.recent.iter().rposition(|record| record.dry_run);
+            let index = rehearsed.or_else(|| self.recent.iter().rposition(|record| !needed(record)));
+            self.recent.remove(index.unwrap_or(self.recent.len() - 1));
         }
     }
 }

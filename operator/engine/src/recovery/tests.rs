@@ -51,7 +51,7 @@ fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
 
 /// A pod that is as old as the story, and ready.
 fn facts() -> PodFacts {
-    PodFacts { target: "booking".into(), created_at: at(-100), ready: true, instance: None }
+    PodFacts { target: "booking".into(), created_at: at(-100), ready: true, reported: true, instance: None }
 }
 
 fn observed(checks: Vec<CheckState>) -> Observed {
@@ -266,7 +266,7 @@ fn silence_is_not_health() {
     silent.pods.insert(POD.into(), facts());
     let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
     let waiting = run(&settings, &silent, &history, 15);
-    assert_eq!((waiting.finished.len(), waiting.next_check), (0, Some(at(45))), "nobody can say what came of it");
+    assert_eq!((waiting.finished.len(), waiting.next_check), (0, Some(at(16))), "nobody can say what came of it");
     assert_eq!(run(&settings, &silent, &history, 45).finished[0].outcome, Outcome::Failed);
 }
 
@@ -278,14 +278,14 @@ fn an_operator_that_was_blind_looks_before_it_judges() {
     let mut stale = observed(vec![check(POD, false, 0)]);
     stale.checks[0].seen_at = at(14);
     let waiting = decide(&settings, &stale, &history, "policy", at(20));
-    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(45)));
+    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(21)));
     assert_eq!(run(&settings, &stale, &history, 20).finished[0].outcome, Outcome::Failed, "it was heard again");
     // A new leader begins to look at 100, and hears at 101 that all is well.
     let mut new = observed(vec![]);
     new.pods.insert(POD.into(), facts());
     new.watching_since = at(100);
     let waiting = run(&settings, &new, &history, 100);
-    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(130)));
+    assert!(waiting.finished.is_empty() && waiting.next_check == Some(at(101)));
     new.checks = vec![check(POD, true, 101)];
     assert_eq!(run(&settings, &new, &history, 111).finished[0].outcome, Outcome::Succeeded);
 }
@@ -468,6 +468,88 @@ fn a_refused_eviction_waits_as_long_as_it_takes_and_lets_milder_help_through() {
     let cancelled = run(&settings, &well, &waiting, 9);
     assert_eq!(cancelled.finished[0].outcome, Outcome::Cancelled);
     assert!(cancelled.act.is_empty());
+}
+
+#[test]
+fn a_new_leader_hears_all_pods_before_it_takes_one_away() {
+    let settings = ladder(Action::RestartPod);
+    let mut started = three();
+    started.watching_since = at(0);
+    for uid in ["b", "c"] {
+        started.pods.get_mut(uid).unwrap().reported = false;
+    }
+    started.checks.truncate(1);
+    let held = run(&settings, &started, &History::default(), 1);
+    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::AllPodsUnhealthy));
+    started.pods.get_mut("b").unwrap().reported = true;
+    let held = run(&settings, &started, &History::default(), 1);
+    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::TooManyUnhealthy));
+    assert_eq!(run(&settings, &started, &History::default(), 30).act.len(), 1, "a silent pod holds nobody up for ever");
+}
+
+#[test]
+fn an_eviction_that_another_leader_began_goes_through_the_gates_again() {
+    let settings = ladder(Action::RestartPod);
+    let pending = run(&settings, &three(), &History::default(), 1).history;
+    assert_eq!(run(&settings, &three(), &pending, 2).act.len(), 1);
+    let mut rolling = three();
+    rolling.rolling_out.insert("booking".into());
+    assert!(run(&settings, &rolling, &pending, 2).act.is_empty());
+    let edited = run(&ladder(Action::ResetConnections), &three(), &pending, 2);
+    assert_eq!(edited.finished[0].outcome, Outcome::Cancelled, "the policy no longer has this step");
+}
+
+#[test]
+fn a_waiting_eviction_keeps_no_help_from_younger_pods() {
+    let settings = ladder(Action::RestartPod);
+    let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
+    let mut grown = three();
+    grown.checks.push(check("younger", false, 100));
+    grown.pods.insert("younger".into(), PodFacts { created_at: at(50), ..facts() });
+    grown.pods.insert("fifth".into(), facts());
+    let decision = run(&settings, &grown, &waiting, 102);
+    let younger = decision.history.in_flight.iter().any(|record| record.subject == subject("younger"));
+    assert!(younger, "{decision:?}");
+}
+
+#[test]
+fn each_refused_eviction_is_asked_for_in_its_turn() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.max_unhealthy = MaxUnhealthy::Count(3);
+    let both =
+        observed(vec![check("a", false, 0), check("b", false, 0), check("c", true, -100), check("d", true, -100)]);
+    let mut history = refuse(&run(&settings, &both, &History::default(), 1));
+    history = refuse(&run(&settings, &both, &history, 2));
+    assert_eq!(history.in_flight.len(), 2);
+    let asked: BTreeSet<_> =
+        (10..20).flat_map(|second| run(&settings, &both, &history, second).act).map(|record| record.id).collect();
+    assert_eq!(asked.len(), 2);
+}
+
+#[test]
+fn a_restart_that_did_not_help_is_known_to_the_next_leader_too() {
+    let settings = ladder(Action::RestartPod);
+    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let failed = run(&settings, &replaced(false, 5, true), &history, 62).history;
+    let since = |began_before| failing_since(at(500), began_before, &subject("new"), Some(at(2)), &failed);
+    assert_eq!((since(true), since(false)), (at(62), at(500)));
+    let mut later = replaced(false, 5, true);
+    later.checks[0].since = since(true);
+    let decision = run(&settings, &later, &failed, 501);
+    assert!(decision.act.is_empty() && decision.exhausted.len() == 1, "{decision:?}");
+}
+
+#[test]
+fn how_far_a_needed_ladder_was_climbed_is_remembered_longest() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.budget_actions = 0;
+    let mut history = carry_out(&run(&ladder(Action::RestartPod), &three(), &History::default(), 1), at(2));
+    history = run(&settings, &replaced(false, 5, true), &history, 62).history;
+    let old: Vec<_> = (0..25).map(|n| record("gone", 100 + n, Outcome::Succeeded)).collect();
+    history.recent.splice(0..0, old);
+    let kept = run(&settings, &replaced(false, 5, true), &history, 200).history.recent;
+    assert_eq!(kept.len(), 20);
+    assert!(kept.iter().any(|record| record.step.action == Action::RestartPod));
 }
 
 #[test]

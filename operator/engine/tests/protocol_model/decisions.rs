@@ -8,7 +8,7 @@ use crate::{
 };
 use engine::recovery::{
     Action, CheckState, History, Job as ObservedJob, JobState as ObservedJobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Settings, Step as Rung, Subject, decide,
+    Outcome, Pod, PodFacts, Record, Settings, Step as Rung, Subject, decide, failing_since,
 };
 use jiff::Timestamp;
 use std::{
@@ -283,13 +283,14 @@ impl Decisions {
                     target: TARGET.to_owned(),
                     created_at: whole_second(place.created),
                     ready: true,
+                    reported: view.seen.is_some(),
                     instance: Some(place.process.to_string()),
                 };
                 observed.pods.insert(pod.uid.clone(), facts);
             }
             let Some(seen) = view.seen else { continue };
             observed.checks.push(CheckState {
-                since: since(place.failing, seen[usize::from(index)], &subject, history),
+                since: since(place, seen[usize::from(index)], &subject, history),
                 seen_at: at(view.heard_at),
                 subject,
                 healthy: !place.failing,
@@ -379,13 +380,10 @@ fn subject(scope: Scope, place: u8, uid: u8) -> Subject {
     }
 }
 
-/// Since when a check is as it is. Of a failure that is older than the operator's first look, the history knows since
-/// when: so the operator's own code has it, too.
-fn since(failing: bool, seen: Seen, subject: &Subject, history: &History) -> Timestamp {
-    let known = history.in_flight.iter().chain(&history.recent).find(|record| record.subject == *subject);
-    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
-    let older = known.filter(|_| failing && !seen.witnessed).filter(goes_on);
-    older.map_or(at(seen.since), |record| record.failed_at)
+/// Since when a check is as it is, by the operator's own rule for failures that are older than its first look.
+fn since(place: &Place, seen: Seen, subject: &Subject, history: &History) -> Timestamp {
+    let created_at = subject.pod.is_some().then(|| whole_second(place.created));
+    failing_since(at(seen.since), place.failing && !seen.witnessed, subject, created_at, history)
 }
 
 fn at(millis: Millis) -> Timestamp {

@@ -16,8 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL
     WHERE status = 'Held' AND held_until < now()";
 
-/// Seats sold or held, for each event.
-const SOLD: &str = "SELECT e.id, e.capacity - COALESCE(sum(b.ticket_count), 0)::integer AS free
+/// Seats that are free by the bookings, for each event.
+const FREE: &str = "SELECT e.id, e.capacity - COALESCE(sum(b.ticket_count), 0)::integer AS free
     FROM events e LEFT JOIN bookings b ON b.event_id = e.id AND b.status <> 'Cancelled'
     WHERE e.id = ANY($1) GROUP BY e.id";
 
@@ -37,7 +37,7 @@ pub enum CleanupError {
     #[error("the database: {0}")]
     Database(#[from] DatabaseError),
     /// It took too long.
-    #[error("not done within {} s; nothing was changed", TIMEOUT.as_secs())]
+    #[error("not done within {} s; run it again", TIMEOUT.as_secs())]
     Timeout,
     /// More seats are sold than there are. What was repaired elsewhere is kept.
     #[error(
@@ -70,11 +70,14 @@ pub struct Cleaned {
 /// Puts the books in order.
 pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
     let config = settings.config("booking-cleanup")?;
-    let (mut client, connection) = config.connect(NoTls).await.map_err(DatabaseError::Connect)?;
-    let driver = tokio::spawn(connection);
-    let result = tokio::time::timeout(TIMEOUT, clean(&mut client)).await.map_err(|_| CleanupError::Timeout)?;
-    driver.abort();
-    result
+    let work = async {
+        let (mut client, connection) = config.connect(NoTls).await.map_err(DatabaseError::Connect)?;
+        let driver = tokio::spawn(connection);
+        let result = clean(&mut client).await;
+        driver.abort();
+        result
+    };
+    tokio::time::timeout(TIMEOUT, work).await.map_err(|_| CleanupError::Timeout)?
 }
 
 async fn clean(client: &mut tokio_postgres::Client) -> Result<Cleaned, CleanupError> {
@@ -85,7 +88,7 @@ async fn clean(client: &mut tokio_postgres::Client) -> Result<Cleaned, CleanupEr
     // A new statement, so that it sees what was committed before the events were locked.
     let mut repaired_events = 0;
     let mut oversold = Vec::new();
-    for row in transaction.query(SOLD, &[&wrong]).await? {
+    for row in transaction.query(FREE, &[&wrong]).await? {
         let (event, free): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
         if free < 0 {
             oversold.push((event, -free));
