@@ -130,7 +130,7 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, 
             asked.outcome = Outcome::Pending;
         }
         busy.in_flight.retain(|other| other.id != record.id);
-        match gates::first_closed_again(settings, observed, &busy, &proposal, now) {
+        match gates::first_closed(settings, observed, &busy, &proposal, now) {
             Some(held) => decision.withheld.push(held),
             None => decision.act.push(record),
         }

@@ -57,7 +57,8 @@ pub(super) struct Proposal<'a> {
 /// A gate's answer when it is closed: why, and until when.
 type Closed = Option<(String, Option<Timestamp>)>;
 
-/// The first gate that is closed for a new action. Dry-run is not among them: it comes after all of them, where the
+/// The first gate that is closed for an action, a new one or one that is asked for again (it is part of a ladder that goes
+/// on, and the caller takes it out of the history first). Dry-run is not among them: it comes after all of them, where the
 /// action is recorded and not carried out.
 pub(super) fn first_closed(
     settings: &Settings,
@@ -66,29 +67,11 @@ pub(super) fn first_closed(
     proposal: &Proposal<'_>,
     now: Timestamp,
 ) -> Option<Withheld> {
-    let once = [
-        (Gate::Cooldown, cooldown(settings, observed, history, proposal, now)),
-        (Gate::BudgetExhausted, budget(settings, history, now)),
-        (Gate::OneStepAtATime, one_at_a_time(settings, history)),
-    ];
-    let [cooldown, budget, one] = once;
-    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
-    named([suspended, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
-}
-
-/// The first gate that is closed for an action that was begun, was refused, and is to be asked for again. It has its
-/// place in the history already, and comes out of it before this is asked.
-pub(super) fn first_closed_again(
-    settings: &Settings,
-    observed: &Observed,
-    history: &History,
-    proposal: &Proposal<'_>,
-    now: Timestamp,
-) -> Option<Withheld> {
-    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
+    let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
-    named([suspended, rollout, dependency, supported, all, many, budget, one], proposal)
+    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
+    named([suspended, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
