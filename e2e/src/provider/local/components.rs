@@ -95,14 +95,24 @@ pub fn log_file(dir: &Path, component: &str) -> PathBuf {
     dir.join("log").join(format!("{component}.log"))
 }
 
-/// Waits for `step`, but not longer than all components run: one that ends is the error, with the end of its log.
+/// How long after a failure a component that is about to end may take to do so.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Waits for `step`, but not longer than all components run: one that ends is the error, with the end of its log, also
+/// where `step` is the first to notice.
 pub async fn while_all_run<T>(
     dir: &Path,
     record: &Record,
     step: impl Future<Output = Result<T, LocalError>>,
 ) -> Result<T, LocalError> {
     tokio::select! {
-        done = step => done,
+        done = step => match done {
+            Err(error) => match tokio::time::timeout(ENDING, first_to_end(record)).await {
+                Ok(dead) => Err(explain(dir, &dead, "ended")),
+                Err(_) => Err(error),
+            },
+            done => done,
+        },
         dead = first_to_end(record) => Err(explain(dir, &dead, "ended")),
     }
 }
@@ -137,4 +147,36 @@ fn explain(dir: &Path, component: &str, what: &str) -> LocalError {
     let log = log_file(dir, component);
     let text = std::fs::read(&log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     LocalError::Component { component: component.to_owned(), what: what.to_owned(), tail: last_lines(&text, 12), log }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::provider::local::plan::Plan;
+
+    fn a_failure() -> Result<(), LocalError> {
+        Err(LocalError::NoSuchNode { node: 7, nodes: 1 })
+    }
+
+    #[tokio::test]
+    async fn a_component_that_ends_is_the_cause_of_what_fails_meanwhile() {
+        let mut child = tokio::process::Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+        let process = ProcessId::of(child.id().unwrap()).unwrap();
+        let processes = vec![Started { component: "kube-apiserver".into(), process }];
+        let record = Record { plan: Plan { slot: 0 }, nodes: 1, ready: false, cut: Vec::new(), processes };
+        let dir = tempfile::tempdir().unwrap();
+
+        let failed = while_all_run(dir.path(), &record, async { a_failure() }).await.unwrap_err();
+        assert!(matches!(failed, LocalError::NoSuchNode { .. }), "all run, so it is what it says: {failed}");
+
+        let ends_after = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            child.kill().await.unwrap();
+        };
+        let (failed, ()) = tokio::join!(while_all_run(dir.path(), &record, async { a_failure() }), ends_after);
+        let failed = failed.unwrap_err().to_string();
+        assert!(failed.starts_with("kube-apiserver ended"), "{failed}");
+    }
 }
