@@ -89,8 +89,12 @@ async fn a_secret_of_our_name_that_somebody_else_made_is_left_as_it_is() {
     assert!(!workload.pods[0].script().tokens_seen.contains("a secret of somebody else"));
     let now = secrets.get(&name).await.unwrap();
     assert_eq!((now.data, now.metadata.resource_version), (made.data, made.metadata.resource_version), "not touched");
-    let partial = world.until_policy_says("booking", "Programmed", "False", "PartiallyProgrammed").await;
-    assert!(condition(&partial, "Programmed").message.contains("token"), "{partial:?}");
+    world
+        .until_policy("booking", "it says that the token is missing", |policy| {
+            says(policy_conditions(policy), "Programmed", "False", "PartiallyProgrammed")
+                && condition(policy, "Programmed").message.contains("token")
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
