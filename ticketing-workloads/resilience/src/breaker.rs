@@ -2,13 +2,18 @@
 //!
 //! Every call takes a [`Permit`] and gives its verdict through it. A permit belongs to one generation: each change of
 //! state starts a new one, and what older permits report no longer counts. A permit that is dropped without a verdict
-//! counts as a failure when the attempt's deadline has passed, and as nothing when the caller went away before.
+//! counts for nothing: the caller went away.
+//!
+//! A call that succeeds while the circuit is closed reads a few words that hardly ever change, and writes only to
+//! counters of its own thread. Everything else (failures, trials, changes of state) takes a short lock.
 
 use crate::failure::{Rejection, Verdict};
 use crate::lock;
+use crate::stripes::{Alone, Counters};
 use crate::window::{Counts, Window};
 use contract::{CircuitBreakerSettings, CircuitReport, CircuitState, ManualState, TripRule};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -18,24 +23,69 @@ const DEFAULT_SAMPLING: Duration = Duration::from_secs(30);
 const DEFAULT_MINIMUM_THROUGHPUT: u64 = 10;
 /// A trial that is not heard of this long after its deadline is given up: its future is never polled again.
 const LOST_TRIAL_GRACE: Duration = Duration::from_secs(1);
+/// How long a trial without a deadline may take before it is given up.
+const TRIAL_WITHOUT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Called after each change of state, with the new state and why it changed.
 pub type OnChange = Box<dyn Fn(CircuitState, &str) + Send + Sync>;
 
 /// A circuit breaker.
 pub struct Breaker {
+    fast: Alone<Fast>,
+    calls: Counters<4>,
+    window: Window,
     inner: Mutex<Inner>,
     on_change: OnChange,
 }
+
+/// What a call reads on its way; written on failures and changes only.
+struct Fast {
+    /// The generation, and in its lowest bits how calls are taken.
+    word: AtomicU64,
+    /// Failures since the last success.
+    failures_in_a_row: AtomicU32,
+    /// Whether a rule needs the window.
+    windowed: AtomicBool,
+    /// From which duration on a call is slow, in nanoseconds; `u64::MAX`: none is.
+    slow_ns: AtomicU64,
+}
+
+/// How calls are taken: lowest bits of the word.
+mod mode {
+    /// Closed: calls pass, and their verdicts count.
+    pub const CLOSED: u64 = 0;
+    /// Held closed by a person: calls pass, and nothing counts.
+    pub const HELD_CLOSED: u64 = 1;
+    /// Anything else: ask under the lock.
+    pub const ASK: u64 = 2;
+    /// All bits of a mode.
+    pub const MASK: u64 = 3;
+}
+
+/// What became of the calls that came to a breaker, since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Calls that told of a dependency that works.
+    pub successes: u64,
+    /// Calls that told of one that does not.
+    pub failures: u64,
+    /// Calls that told nothing: given up by this side, or refused by a layer further in.
+    pub ignored: u64,
+    /// Calls that were not let through.
+    pub rejected: u64,
+}
+
+const SUCCESSES: usize = 0;
+const FAILURES: usize = 1;
+const IGNORED: usize = 2;
+const REJECTED: usize = 3;
 
 struct Inner {
     settings: CircuitBreakerSettings,
     state: State,
     generation: u64,
-    consecutive_failures: u32,
     /// Breaks in a row without a close between them; each doubles the next.
     breaks: u32,
-    window: Window,
     not_closed_since: Option<Instant>,
     opened_total: u64,
 }
@@ -44,39 +94,46 @@ struct Inner {
 enum State {
     Closed,
     Open { since: Instant },
-    HalfOpen { under_way: u32, successes: u32, last_deadline: Instant },
+    HalfOpen { under_way: u32, successes: u32, last_deadline: Option<Instant> },
 }
 
 impl Breaker {
     /// A closed breaker.
-    pub fn new(settings: CircuitBreakerSettings, on_change: OnChange) -> Arc<Self> {
-        let now = Instant::now();
-        Arc::new(Self {
+    pub fn new(settings: CircuitBreakerSettings, on_change: OnChange) -> Self {
+        let breaker = Self {
+            fast: Alone(Fast {
+                word: AtomicU64::new(mode::CLOSED),
+                failures_in_a_row: AtomicU32::new(0),
+                windowed: AtomicBool::new(false),
+                slow_ns: AtomicU64::new(u64::MAX),
+            }),
+            calls: Counters::default(),
+            window: Window::new(sampling(&settings), Instant::now()),
             inner: Mutex::new(Inner {
-                window: Window::new(sampling(&settings), now),
                 settings,
                 state: State::Closed,
                 generation: 0,
-                consecutive_failures: 0,
                 breaks: 0,
                 not_closed_since: None,
                 opened_total: 0,
             }),
             on_change,
-        })
+        };
+        breaker.publish(&lock(&breaker.inner));
+        breaker
     }
 
     /// Takes new settings. State, counts and permits under way are kept; a break under way gets its new length.
     pub fn configure(&self, settings: CircuitBreakerSettings) {
         self.with(|inner, now| {
-            inner.window.set_length(sampling(&settings), now);
+            self.window.set_length(sampling(&settings), now);
             let manual_changed = manual(&inner.settings) != manual(&settings);
             inner.settings = settings;
             if !manual_changed {
                 return None;
             }
             // A person's word starts a new page: what was counted before it says nothing about after.
-            inner.close(now);
+            self.close(inner);
             match manual(&inner.settings) {
                 ManualState::Open => {
                     inner.not_closed_since = Some(now);
@@ -88,27 +145,73 @@ impl Breaker {
         });
     }
 
-    /// Asks to make a call that ends at `latest`, with its waits for anything else.
-    pub fn acquire(self: &Arc<Self>, latest: Instant) -> Result<Permit, Rejection> {
-        self.with_result(|inner, now| {
+    /// Asks to make a call of which the caller will hear by `latest`; `None`: there is no such moment.
+    #[inline]
+    pub fn acquire(&self, latest: Option<Instant>) -> Result<Permit<'_>, Rejection> {
+        let word = self.fast.0.word.load(Ordering::Acquire);
+        if word & mode::MASK == mode::ASK { self.ask(latest) } else { Ok(Permit::new(self, word, false)) }
+    }
+
+    #[cold]
+    fn ask(&self, latest: Option<Instant>) -> Result<Permit<'_>, Rejection> {
+        let admitted = self.with_result(|inner, now| {
             let change = inner.advance(now);
-            (inner.admit(now, latest).map(|trial| (inner.generation, trial)), change)
-        })
-        .map(|(generation, trial)| Permit {
-            breaker: Arc::clone(self),
-            generation,
-            trial,
-            started: Instant::now(),
-            deadline: None,
-            reported: false,
-        })
+            // Published here, as the word is part of the permit.
+            self.publish(inner);
+            (
+                inner.admit(now, latest.unwrap_or(now + TRIAL_WITHOUT_DEADLINE)).map(|trial| (inner.word(), trial)),
+                change,
+            )
+        });
+        match admitted {
+            Ok((word, trial)) => Ok(Permit::new(self, word, trial)),
+            Err(rejection) => {
+                self.calls.add(REJECTED);
+                Err(rejection)
+            }
+        }
+    }
+
+    /// From which duration on a call is to be told to [`Breaker::record_slow`].
+    #[inline]
+    pub fn slow_from(&self) -> Option<Duration> {
+        let ns = self.fast.0.slow_ns.load(Ordering::Relaxed);
+        (ns != u64::MAX).then(|| Duration::from_nanos(ns))
+    }
+
+    /// Notes that a call was slow, whatever its answer; `ticket` is that of its permit. Told before the permit is
+    /// finished, by the layer that knows when the call began.
+    pub fn record_slow(&self, ticket: Ticket) {
+        self.with(|inner, now| {
+            if inner.word() != ticket.0 || manual(&inner.settings) != ManualState::Auto {
+                return None;
+            }
+            match inner.state {
+                State::Open { .. } => None,
+                State::HalfOpen { .. } => Some(inner.open(now, "a trial call was slow")),
+                State::Closed => {
+                    self.window.record(Counts { slow: 1, ..Counts::default() }, now);
+                    let sum = self.window.sum(now);
+                    let percent = inner.settings.slow_call.as_ref().map_or(100, |rule| rule.percent);
+                    // This call itself is counted when it is finished.
+                    share_reached(sum.slow, sum.calls + 1, percent, inner.minimum_throughput())
+                        .then(|| inner.open(now, "too large a share of its calls was slow"))
+                }
+            }
+        });
+    }
+
+    /// Notes that the deadline of a call passed while nobody waited any more: a failure, though its permit will tell
+    /// nothing. `ticket` is that of the permit.
+    pub fn record_abandoned(&self, ticket: Ticket) {
+        self.count(ticket.0, Verdict::Failure, false);
     }
 
     /// Ends a break now: the next call is a trial. For when the cause was removed, such as after a reset of
     /// connections. Does nothing while closed or held.
     pub fn end_break(&self) {
-        self.with(|inner, now| match inner.state {
-            State::Open { .. } if manual(&inner.settings) == ManualState::Auto => Some(inner.half_open(now)),
+        self.with(|inner, _| match inner.state {
+            State::Open { .. } if manual(&inner.settings) == ManualState::Auto => Some(inner.half_open()),
             _ => None,
         });
     }
@@ -126,14 +229,123 @@ impl Breaker {
         })
     }
 
+    /// What became of the calls so far.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            successes: self.calls.get(SUCCESSES),
+            failures: self.calls.get(FAILURES),
+            ignored: self.calls.get(IGNORED),
+            rejected: self.calls.get(REJECTED),
+        }
+    }
+
+    /// A verdict of a call that was let through with `word`.
+    #[inline]
+    fn record(&self, word: u64, trial: bool, verdict: Verdict) {
+        self.calls.add(match verdict {
+            Verdict::Success => SUCCESSES,
+            Verdict::Failure => FAILURES,
+            Verdict::Neutral => IGNORED,
+        });
+        let fast = &self.fast.0;
+        if verdict == Verdict::Success && word & mode::MASK == mode::CLOSED && fast.word.load(Ordering::Acquire) == word
+        {
+            if fast.failures_in_a_row.load(Ordering::Relaxed) != 0 {
+                fast.failures_in_a_row.store(0, Ordering::Relaxed);
+            }
+            if fast.windowed.load(Ordering::Relaxed) {
+                self.window.record(Counts { calls: 1, ..Counts::default() }, Instant::now());
+            }
+            return;
+        }
+        if word & mode::MASK != mode::HELD_CLOSED && (verdict != Verdict::Neutral || trial) {
+            self.count(word, verdict, trial);
+        }
+    }
+
+    /// Takes a verdict under the lock, if its generation is still the present one.
+    #[cold]
+    fn count(&self, word: u64, verdict: Verdict, trial: bool) {
+        self.with(|inner, now| {
+            if inner.word() != word || manual(&inner.settings) != ManualState::Auto {
+                return None;
+            }
+            let needed = inner.trials();
+            match &mut inner.state {
+                State::Open { .. } => None,
+                State::Closed => self.count_closed(inner, verdict, now),
+                State::HalfOpen { under_way, successes, .. } => {
+                    *under_way -= u32::from(trial);
+                    match verdict {
+                        Verdict::Neutral => None,
+                        Verdict::Failure => Some(inner.open(now, "a trial call failed")),
+                        Verdict::Success => {
+                            *successes += 1;
+                            (*successes >= needed).then(|| {
+                                self.close(inner);
+                                (CircuitState::Closed, "its trial calls succeeded")
+                            })
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn count_closed(&self, inner: &mut Inner, verdict: Verdict, now: Instant) -> Option<Change> {
+        if verdict != Verdict::Failure {
+            return None;
+        }
+        let in_a_row = self.fast.0.failures_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        self.window.record(Counts { calls: 1, failures: 1, slow: 0 }, now);
+        let why = match inner.settings.trip {
+            TripRule::FailureRatio { percent, minimum_throughput, .. } => {
+                let sum = self.window.sum(now);
+                share_reached(sum.failures, sum.calls, percent, minimum_throughput.into())
+                    .then_some("too large a share of its calls failed")
+            }
+            TripRule::ConsecutiveFailures { failures } => {
+                (in_a_row >= failures.max(1)).then_some("too many calls in a row failed")
+            }
+            TripRule::Unknown => (in_a_row >= default_failures()).then_some("too many calls in a row failed"),
+        };
+        why.map(|why| inner.open(now, why))
+    }
+
+    fn close(&self, inner: &mut Inner) {
+        inner.state = State::Closed;
+        inner.generation += 1;
+        inner.breaks = 0;
+        inner.not_closed_since = None;
+        self.fast.0.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.window.clear();
+    }
+
+    /// Shows calls how things are.
+    fn publish(&self, inner: &Inner) {
+        let fast = &self.fast.0;
+        let ratio = matches!(inner.settings.trip, TripRule::FailureRatio { .. });
+        fast.windowed.store(ratio || inner.settings.slow_call.is_some(), Ordering::Relaxed);
+        let slow_ns = inner.settings.slow_call.as_ref().map(|slow| slow.duration_ms.saturating_mul(1_000_000));
+        fast.slow_ns.store(slow_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+        if fast.word.load(Ordering::Relaxed) != inner.word() {
+            fast.word.store(inner.word(), Ordering::Release);
+        }
+    }
+
     fn with(&self, change: impl FnOnce(&mut Inner, Instant) -> Option<Change>) {
         self.with_result(|inner, now| ((), change(inner, now)));
     }
 
-    /// Runs `f` under the lock, and tells of a change after it is released.
+    /// Runs `f` under the lock, shows what became of it, and tells of a change after the lock is released.
     fn with_result<T>(&self, f: impl FnOnce(&mut Inner, Instant) -> (T, Option<Change>)) -> T {
         let now = Instant::now();
-        let (result, change) = f(&mut lock(&self.inner), now);
+        let (result, change) = {
+            let mut inner = lock(&self.inner);
+            let answer = f(&mut inner, now);
+            self.publish(&inner);
+            answer
+        };
         if let Some((state, why)) = change {
             (self.on_change)(state, why);
         }
@@ -145,11 +357,21 @@ impl Breaker {
 type Change = (CircuitState, &'static str);
 
 impl Inner {
+    /// What calls see of this state.
+    fn word(&self) -> u64 {
+        let mode = match (manual(&self.settings), self.state) {
+            (ManualState::Closed, _) => mode::HELD_CLOSED,
+            (ManualState::Auto, State::Closed) => mode::CLOSED,
+            _ => mode::ASK,
+        };
+        self.generation << 2 | mode
+    }
+
     /// Lets time pass: the end of a break, and trials that got lost.
     fn advance(&mut self, now: Instant) -> Option<Change> {
         match self.state {
-            State::Open { since } if now >= since + self.break_length() => Some(self.half_open(now)),
-            State::HalfOpen { under_way, last_deadline, .. }
+            State::Open { since } if now >= since + self.break_length() => Some(self.half_open()),
+            State::HalfOpen { under_way, last_deadline: Some(last_deadline), .. }
                 if under_way >= self.trials() && now >= last_deadline + LOST_TRIAL_GRACE =>
             {
                 Some(self.open(now, "its trial calls never came back"))
@@ -176,70 +398,10 @@ impl Inner {
             }
             State::HalfOpen { under_way, last_deadline, .. } => {
                 *under_way += 1;
-                *last_deadline = latest.max(*last_deadline);
+                *last_deadline = (*last_deadline).max(Some(latest));
                 Ok(true)
             }
         }
-    }
-
-    fn record(&mut self, verdict: Verdict, took: Duration, now: Instant) -> Option<Change> {
-        if manual(&self.settings) != ManualState::Auto {
-            return None;
-        }
-        let slow = verdict != Verdict::Neutral
-            && self.settings.slow_call.as_ref().is_some_and(|slow| took >= Duration::from_millis(slow.duration_ms));
-        let needed = self.trials();
-        match &mut self.state {
-            State::Open { .. } => None,
-            State::Closed => self.record_closed(verdict, slow, now),
-            State::HalfOpen { under_way, successes, .. } => {
-                *under_way = under_way.saturating_sub(1);
-                match verdict {
-                    Verdict::Neutral => None,
-                    Verdict::Success if !slow => {
-                        *successes += 1;
-                        let enough = *successes >= needed;
-                        enough.then(|| {
-                            self.close(now);
-                            (CircuitState::Closed, "its trial calls succeeded")
-                        })
-                    }
-                    Verdict::Success => Some(self.open(now, "a trial call was slow")),
-                    Verdict::Failure => Some(self.open(now, "a trial call failed")),
-                }
-            }
-        }
-    }
-
-    fn record_closed(&mut self, verdict: Verdict, slow: bool, now: Instant) -> Option<Change> {
-        let failed = match verdict {
-            Verdict::Neutral => return None,
-            Verdict::Success => false,
-            Verdict::Failure => true,
-        };
-        self.consecutive_failures = if failed { self.consecutive_failures.saturating_add(1) } else { 0 };
-        self.window.record(Counts { calls: 1, failures: failed.into(), slow: slow.into() }, now);
-        let sum = self.window.sum(now);
-        let why = match self.settings.trip {
-            TripRule::FailureRatio { percent, minimum_throughput, .. }
-                if failed && share_reached(sum.failures, sum.calls, percent, minimum_throughput.into()) =>
-            {
-                Some("too large a share of its calls failed")
-            }
-            TripRule::ConsecutiveFailures { failures } if failed && self.consecutive_failures >= failures.max(1) => {
-                Some("too many calls in a row failed")
-            }
-            TripRule::Unknown if failed && self.consecutive_failures >= default_failures() => {
-                Some("too many calls in a row failed")
-            }
-            _ => None,
-        };
-        let why = why.or_else(|| {
-            let rule = self.settings.slow_call.as_ref().filter(|_| slow)?;
-            share_reached(sum.slow, sum.calls, rule.percent, self.minimum_throughput())
-                .then_some("too large a share of its calls was slow")
-        });
-        why.map(|why| self.open(now, why))
     }
 
     fn open(&mut self, now: Instant, why: &'static str) -> Change {
@@ -251,19 +413,10 @@ impl Inner {
         (CircuitState::Open, why)
     }
 
-    fn half_open(&mut self, now: Instant) -> Change {
-        self.state = State::HalfOpen { under_way: 0, successes: 0, last_deadline: now };
+    fn half_open(&mut self) -> Change {
+        self.state = State::HalfOpen { under_way: 0, successes: 0, last_deadline: None };
         self.generation += 1;
         (CircuitState::HalfOpen, "its break is over")
-    }
-
-    fn close(&mut self, now: Instant) {
-        self.state = State::Closed;
-        self.generation += 1;
-        self.consecutive_failures = 0;
-        self.breaks = 0;
-        self.not_closed_since = None;
-        self.window.clear(now);
     }
 
     fn break_length(&self) -> Duration {
@@ -319,23 +472,29 @@ fn share_reached(part: u64, whole: u64, percent: u32, minimum: u64) -> bool {
     whole >= minimum.max(1) && part * 100 >= whole * u64::from(percent.clamp(1, 100))
 }
 
+/// The generation that a call was let through in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticket(u64);
+
 /// Leave to make one call.
 #[must_use = "dropping a permit counts as a call that was cancelled"]
-pub struct Permit {
-    breaker: Arc<Breaker>,
-    generation: u64,
+pub struct Permit<'a> {
+    breaker: &'a Breaker,
+    word: u64,
     trial: bool,
-    started: Instant,
-    deadline: Option<Instant>,
     reported: bool,
 }
 
-impl Permit {
-    /// Says that the attempt starts now and ends at `deadline` at the latest. Before that, a dropped permit is a call
-    /// that was never made.
-    pub fn start(&mut self, deadline: Instant) {
-        self.started = Instant::now();
-        self.deadline = Some(deadline);
+impl<'a> Permit<'a> {
+    #[inline]
+    fn new(breaker: &'a Breaker, word: u64, trial: bool) -> Self {
+        Self { breaker, word, trial, reported: false }
+    }
+
+    /// What tells the breaker which call something is about.
+    #[inline]
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.word)
     }
 
     /// Whether the call is a trial of a half-open circuit.
@@ -344,25 +503,20 @@ impl Permit {
     }
 
     /// Reports how the call ended.
+    #[inline]
     pub fn finish(mut self, verdict: Verdict) {
-        self.report(verdict);
-    }
-
-    fn report(&mut self, verdict: Verdict) {
-        if std::mem::replace(&mut self.reported, true) {
-            return;
-        }
-        let (generation, started) = (self.generation, self.started);
-        self.breaker.with(|inner, now| {
-            if inner.generation == generation { inner.record(verdict, now - started, now) } else { None }
-        });
+        self.reported = true;
+        self.breaker.record(self.word, self.trial, verdict);
     }
 }
 
-impl Drop for Permit {
+impl Drop for Permit<'_> {
+    #[inline]
     fn drop(&mut self) {
-        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        self.report(if late || std::thread::panicking() { Verdict::Failure } else { Verdict::Neutral });
+        if !self.reported {
+            let verdict = if std::thread::panicking() { Verdict::Failure } else { Verdict::Neutral };
+            self.breaker.record(self.word, self.trial, verdict);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use contract::SlowCallSettings;
 use proptest::prelude::*;
+use std::sync::Arc;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -13,25 +14,25 @@ fn ratio(percent: u32, minimum_throughput: u32, sampling_ms: u64) -> CircuitBrea
     CircuitBreakerSettings { trip, ..settings() }
 }
 
-fn breaker(settings: CircuitBreakerSettings) -> Arc<Breaker> {
+fn breaker(settings: CircuitBreakerSettings) -> Breaker {
     Breaker::new(settings, Box::new(|_, _| {}))
 }
 
-fn acquire(breaker: &Arc<Breaker>) -> Result<Permit, Rejection> {
-    breaker.acquire(Instant::now() + MINUTE)
+fn acquire(breaker: &Breaker) -> Result<Permit<'_>, Rejection> {
+    breaker.acquire(Some(Instant::now() + MINUTE))
 }
 
-fn call(breaker: &Arc<Breaker>, verdict: Verdict) -> bool {
+fn call(breaker: &Breaker, verdict: Verdict) -> bool {
     acquire(breaker).map(|permit| permit.finish(verdict)).is_ok()
 }
 
-fn fail(breaker: &Arc<Breaker>, times: u32) {
+fn fail(breaker: &Breaker, times: u32) {
     for _ in 0..times {
         assert!(call(breaker, Verdict::Failure));
     }
 }
 
-fn state(breaker: &Arc<Breaker>) -> CircuitState {
+fn state(breaker: &Breaker) -> CircuitState {
     breaker.report().state
 }
 
@@ -141,15 +142,77 @@ async fn a_cancelled_trial_gives_its_place_back_and_a_late_one_is_a_failure() {
     let breaker = breaker(settings());
     fail(&breaker, 5);
     pass(30).await;
-    let mut cancelled = acquire(&breaker).unwrap();
-    cancelled.start(Instant::now() + Duration::from_secs(10));
-    drop(cancelled);
+    drop(acquire(&breaker).unwrap());
     assert_eq!(state(&breaker), CircuitState::HalfOpen);
-    let mut late = acquire(&breaker).unwrap();
-    late.start(Instant::now() + Duration::from_secs(10));
-    pass(10).await;
+    let late = acquire(&breaker).unwrap();
+    breaker.record_abandoned(late.ticket());
     drop(late);
     assert_eq!(state(&breaker), CircuitState::Open);
+    pass(30).await;
+    let late = acquire(&breaker).unwrap();
+    let ticket = late.ticket();
+    drop(late);
+    breaker.record_abandoned(ticket);
+    assert_eq!(state(&breaker), CircuitState::Open, "in whichever order they are told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_which_nobody_hears_is_a_failure_while_closed_too() {
+    let breaker = breaker(settings());
+    for _ in 0..5 {
+        let permit = acquire(&breaker).unwrap();
+        breaker.record_abandoned(permit.ticket());
+    }
+    assert_eq!(state(&breaker), CircuitState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_without_a_deadline_is_given_up_after_a_minute() {
+    let breaker = breaker(settings());
+    fail(&breaker, 5);
+    pass(30).await;
+    std::mem::forget(breaker.acquire(None).unwrap());
+    pass(60).await;
+    assert_eq!(state(&breaker), CircuitState::HalfOpen);
+    pass(1).await;
+    assert_eq!(state(&breaker), CircuitState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn says_what_became_of_every_call() {
+    let breaker = breaker(settings());
+    assert!(call(&breaker, Verdict::Success) && call(&breaker, Verdict::Neutral));
+    fail(&breaker, 5);
+    assert!(!call(&breaker, Verdict::Success));
+    assert_eq!(breaker.totals(), Totals { successes: 1, failures: 5, ignored: 1, rejected: 1 });
+}
+
+/// Threads that fail, succeed and give up at once: afterwards the circuit still works.
+#[test]
+fn survives_many_threads() {
+    let breaker = breaker(CircuitBreakerSettings { break_ms: 1, half_open_max_requests: 2, ..ratio(50, 10, 1_000) });
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let breaker = &breaker;
+            scope.spawn(move || {
+                for call in 0..20_000u64 {
+                    let Ok(permit) = breaker.acquire(None) else { continue };
+                    match (call.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ thread) >> 60 {
+                        0..5 => permit.finish(Verdict::Failure),
+                        5 => drop(permit),
+                        _ => permit.finish(Verdict::Success),
+                    }
+                }
+            });
+        }
+    });
+    breaker.end_break();
+    for _ in 0..2 {
+        assert!(call(&breaker, Verdict::Success));
+    }
+    assert_eq!(state(&breaker), CircuitState::Closed);
+    let Totals { successes, failures, ignored, rejected } = breaker.totals();
+    assert_eq!(successes + failures + ignored + rejected, 80_002);
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,7 +220,7 @@ async fn a_permit_that_is_never_dropped_does_not_wedge_half_open() {
     let breaker = breaker(settings());
     fail(&breaker, 5);
     pass(30).await;
-    std::mem::forget(breaker.acquire(Instant::now() + Duration::from_secs(10)).unwrap());
+    std::mem::forget(breaker.acquire(Some(Instant::now() + Duration::from_secs(10))).unwrap());
     pass(10).await;
     assert!(acquire(&breaker).is_err(), "it may still come back");
     pass(1).await;
@@ -217,21 +280,21 @@ async fn a_persons_word_holds_until_it_is_taken_back() {
 async fn slow_calls_open_it_and_a_slow_trial_keeps_it_open() {
     let slow_call = Some(SlowCallSettings { duration_ms: 1_000, percent: 50 });
     let breaker = breaker(CircuitBreakerSettings { slow_call, ..ratio(90, 4, 60_000) });
-    let slow = async || {
-        let mut permit = acquire(&breaker).unwrap();
-        permit.start(Instant::now() + MINUTE);
-        pass(1).await;
+    assert_eq!(breaker.slow_from(), Some(Duration::from_secs(1)));
+    let slow = || {
+        let permit = acquire(&breaker).unwrap();
+        breaker.record_slow(permit.ticket());
         permit.finish(Verdict::Success);
     };
     for _ in 0..2 {
         call(&breaker, Verdict::Success);
     }
-    slow().await;
+    slow();
     assert_eq!(state(&breaker), CircuitState::Closed, "3 calls are too few");
-    slow().await;
+    slow();
     assert_eq!(state(&breaker), CircuitState::Open);
     pass(30).await;
-    slow().await;
+    slow();
     assert_eq!(state(&breaker), CircuitState::Open);
 }
 
@@ -285,11 +348,11 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let breaker = breaker(settings());
-            let mut permits: Vec<Permit> = Vec::new();
+            let mut permits: Vec<Permit<'_>> = Vec::new();
             let mut most_trials = 1;
             for step in steps {
                 match step {
-                    Step::Acquire => permits.extend(breaker.acquire(Instant::now() + MINUTE * 60 * 24).ok()),
+                    Step::Acquire => permits.extend(breaker.acquire(Some(Instant::now() + MINUTE * 60 * 24)).ok()),
                     Step::Finish(index, verdict) if !permits.is_empty() => {
                         permits.swap_remove(index % permits.len()).finish(verdict);
                     }
@@ -302,8 +365,8 @@ proptest! {
                     _ => {}
                 }
                 let State::HalfOpen { under_way, .. } = lock(&breaker.inner).state else { continue };
-                let generation = lock(&breaker.inner).generation;
-                let trials = permits.iter().filter(|permit| permit.is_trial() && permit.generation == generation).count();
+                let word = lock(&breaker.inner).word();
+                let trials = permits.iter().filter(|permit| permit.is_trial() && permit.word == word).count();
                 assert_eq!(trials, under_way as usize);
                 assert!(under_way <= most_trials.max(1));
             }

@@ -1,60 +1,74 @@
-//! One thing that the workload calls, with all its layers.
+//! One thing that the workload calls: its settings and the state of its patterns.
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Totals};
 use crate::budget::RetryBudget;
-use crate::bulkhead::Bulkhead;
-use crate::clock::in_words;
-use crate::failure::{CallError, Failure, FailureKind, Rejection, Verdict};
+use crate::bulkhead::{Bulkhead, Slots};
+use crate::deadline;
+use crate::failure::{CallError, Failure, Rejection};
+use crate::faults::Faults;
+use crate::layers::{Attempt, Attempts, DependencyLayer};
 use crate::metrics::Metrics;
-use crate::retry;
 use arc_swap::ArcSwap;
 use contract::{CircuitReport, CircuitState, DependencySettings, TimeoutSettings};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
+use tower::service_fn;
 
-/// A dependency. Calls go through [`Dependency::call`].
+/// A dependency. It lives as long as the process, so that a call needs no count of who still uses it: a workload
+/// declares what it calls once, when it starts.
 pub struct Dependency {
     name: String,
-    live: ArcSwap<Live>,
-    breaker: Arc<Breaker>,
+    settings: ArcSwap<DependencySettings>,
+    request_ms: AtomicU64,
+    per_try_ms: AtomicU64,
+    has_fallback: AtomicBool,
+    breaker: Breaker,
     budget: RetryBudget,
+    bulkheads: &'static Slots,
+    /// Number of the bulkhead in `bulkheads`.
+    bulkhead: AtomicUsize,
+    faults: Faults,
+    timeouts: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
-/// What a call runs by; taken once, so that a call never mixes two configurations.
-struct Live {
-    settings: DependencySettings,
-    bulkhead: Option<Arc<Bulkhead>>,
-}
-
-/// How one attempt failed.
-enum AttemptError<E> {
-    Rejected(Rejection),
-    TimedOut(Duration),
-    Failed(E),
-}
-
 impl Dependency {
-    pub(crate) fn new(name: &str, metrics: Arc<Metrics>) -> Self {
+    /// A dependency on built-in defaults.
+    pub fn new(name: &str, bulkheads: &'static Slots, metrics: &Arc<Metrics>) -> &'static Self {
         let settings = DependencySettings::default();
         metrics.circuit_state(name, CircuitState::Closed);
-        let breaker = Breaker::new(settings.circuit_breaker.clone(), Box::new(on_change(name, Arc::clone(&metrics))));
-        Self {
+        let dependency = Self {
             name: name.to_owned(),
-            live: ArcSwap::from_pointee(Live { settings, bulkhead: None }),
-            breaker,
+            request_ms: AtomicU64::new(settings.timeout.request_ms),
+            per_try_ms: AtomicU64::new(settings.timeout.per_try_ms),
+            has_fallback: AtomicBool::new(false),
+            breaker: Breaker::new(settings.circuit_breaker.clone(), Box::new(on_change(name, Arc::clone(metrics)))),
+            settings: ArcSwap::from_pointee(settings),
             budget: RetryBudget::new(),
-            metrics,
-        }
+            bulkheads,
+            bulkhead: AtomicUsize::new(Slots::NONE),
+            faults: Faults::default(),
+            timeouts: AtomicU64::new(0),
+            metrics: Arc::clone(metrics),
+        };
+        let dependency: &'static Self = Box::leak(Box::new(dependency));
+        metrics.watch(dependency);
+        dependency
     }
 
-    /// Takes new settings; the breaker keeps its state, calls under way end by what they started with.
-    pub(crate) fn configure(&self, settings: DependencySettings, bulkhead: Option<Arc<Bulkhead>>) {
+    /// Takes new settings; the breaker keeps its state, calls under way keep their deadlines and places. `bulkhead` is
+    /// the slot of the bulkhead that the settings name.
+    pub fn configure(&self, settings: DependencySettings, bulkhead: usize) {
         self.breaker.configure(settings.circuit_breaker.clone());
         self.budget.configure(settings.retry.budget.as_ref());
-        self.live.store(Arc::new(Live { settings, bulkhead }));
+        self.request_ms.store(settings.timeout.request_ms, Ordering::Relaxed);
+        self.per_try_ms.store(settings.timeout.per_try_ms, Ordering::Relaxed);
+        self.has_fallback.store(!settings.fallback.is_empty(), Ordering::Relaxed);
+        self.bulkhead.store(bulkhead, Ordering::Relaxed);
+        self.settings.store(Arc::new(settings));
     }
 
     /// Its name.
@@ -63,13 +77,13 @@ impl Dependency {
     }
 
     /// The settings in force.
-    pub fn settings(&self) -> DependencySettings {
-        self.live.load().settings.clone()
+    pub fn settings(&self) -> Arc<DependencySettings> {
+        self.settings.load_full()
     }
 
     /// Its deadlines in force.
     pub fn timeouts(&self) -> TimeoutSettings {
-        self.live.load().settings.timeout.clone()
+        self.settings.load().timeout.clone()
     }
 
     /// The state of its circuit.
@@ -82,121 +96,97 @@ impl Dependency {
         self.breaker.end_break();
     }
 
+    /// What drills do to it.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Puts a service behind the layers of this dependency, all but the fallback.
+    pub fn layer(&'static self) -> DependencyLayer {
+        DependencyLayer(self)
+    }
+
     /// Calls it. `call` is made once per attempt, so it must be safe to make more than once.
-    pub async fn call<T, E, F, Fut>(&self, call: F) -> Result<T, CallError<E>>
+    pub async fn call<T, E, F, Fut>(&'static self, call: F) -> Result<T, CallError<E>>
     where
         E: Failure,
-        F: FnMut() -> Fut,
+        F: Fn() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        self.run(None, call).await
+        let rejected = |rejection| CallError::Rejected { dependency: self.name.clone(), rejection };
+        let deadline = self.call_deadline(deadline::current(), Instant::now()).map_err(rejected)?;
+        let service = self.layer().attempt(service_fn(|_: Attempt<()>| call()));
+        Attempts::new(self, service, Attempt::first((), Some(deadline))).await
     }
 
-    /// Calls it for a caller who waits until `deadline` at most, whatever the settings allow.
-    pub async fn call_until<T, E, F, Fut>(&self, deadline: Instant, call: F) -> Result<T, CallError<E>>
-    where
-        E: Failure,
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        self.run(Some(deadline), call).await
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.breaker
     }
 
-    /// Calls it; when no answer can be had, `fallback` answers. A business "no" is an answer.
-    pub async fn call_or_else<T, E, F, Fut, G, Back>(&self, call: F, fallback: G) -> Result<T, CallError<E>>
-    where
-        E: Failure,
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-        G: FnOnce(CallError<E>) -> Back,
-        Back: Future<Output = Result<T, CallError<E>>>,
-    {
-        match self.run(None, call).await {
-            Err(CallError::Failed { source, dependency, attempts }) if source.kind() == FailureKind::Business => {
-                Err(CallError::Failed { dependency, attempts, source })
-            }
-            Err(error) => {
-                tracing::warn!(dependency = %self.name, %error, "falling back");
-                let started = Instant::now();
-                let answer = fallback(error).await;
-                self.metrics.fallback(&self.name, started.elapsed());
-                answer
-            }
-            answer => answer,
+    #[inline]
+    pub(crate) fn bulkhead(&self) -> Option<&'static Bulkhead> {
+        self.bulkheads.get(self.bulkhead.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    #[inline]
+    pub(crate) fn request_time(&self) -> Duration {
+        Duration::from_millis(self.request_ms.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn attempt_time(&self) -> Duration {
+        Duration::from_millis(self.per_try_ms.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn has_fallback(&self) -> bool {
+        self.has_fallback.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_timeout(&self) {
+        self.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one retry from the budget.
+    pub(crate) fn take_retry(&self) -> bool {
+        self.budget.take_retry(self.settings.load().retry.budget.as_ref(), self.attempts())
+    }
+
+    /// Lets the budget know of the calls so far.
+    pub(crate) fn look(&self) {
+        self.budget.look(self.attempts());
+    }
+
+    fn attempts(&self) -> u64 {
+        let Totals { successes, failures, ignored, rejected } = self.breaker.totals();
+        successes + failures + ignored + rejected
+    }
+
+    /// What happened so far, for the metrics.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            calls: self.breaker.totals(),
+            timeouts: self.timeouts.load(Ordering::Relaxed),
+            retries_refused: self.budget.refused(),
         }
     }
+}
 
-    async fn run<T, E, F, Fut>(&self, until: Option<Instant>, mut call: F) -> Result<T, CallError<E>>
-    where
-        E: Failure,
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        let live = self.live.load_full();
-        let retry = &live.settings.retry;
-        let own = Instant::now() + Duration::from_millis(live.settings.timeout.request_ms);
-        let deadline = until.map_or(own, |until| until.min(own));
-        self.budget.record_call();
-        let mut attempts = 0;
-        loop {
-            let error = match self.attempt(&live, deadline, &mut call).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            attempts += 1;
-            let kind = match &error {
-                AttemptError::Rejected(_) => None,
-                AttemptError::TimedOut(_) => Some(FailureKind::Timeout),
-                AttemptError::Failed(error) => Some(error.kind()),
-            };
-            let wait = kind.and_then(|kind| retry::next(retry, kind, attempts, deadline, rand::random()));
-            let Some(wait) = wait.filter(|_| self.budget.take_retry(retry.budget.as_ref())) else {
-                return Err(self.call_error(error, attempts));
-            };
-            self.metrics.retry(&self.name, attempts);
-            tracing::warn!(dependency = %self.name, attempt = attempts, ?kind, wait = %in_words(wait), "retrying");
-            tokio::time::sleep(wait).await;
-        }
-    }
+/// Figures of one dependency since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub calls: Totals,
+    pub timeouts: u64,
+    pub retries_refused: u64,
+}
 
-    async fn attempt<T, E, F, Fut>(&self, live: &Live, deadline: Instant, call: &mut F) -> Result<T, AttemptError<E>>
-    where
-        E: Failure,
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        let mut permit = self.breaker.acquire(deadline).map_err(AttemptError::Rejected)?;
-        // Dropping the permit on a rejection tells the breaker nothing: the call was never made.
-        let _place = match &live.bulkhead {
-            Some(bulkhead) => Some(bulkhead.enter(deadline).await.map_err(AttemptError::Rejected)?),
-            None => None,
-        };
-        let started = Instant::now();
-        let attempt_deadline = deadline.min(started + Duration::from_millis(live.settings.timeout.per_try_ms));
-        permit.start(attempt_deadline);
-        match tokio::time::timeout_at(attempt_deadline, call()).await {
-            Ok(Ok(answer)) => {
-                permit.finish(Verdict::Success);
-                Ok(answer)
-            }
-            Ok(Err(error)) => {
-                permit.finish(error.kind().verdict());
-                Err(AttemptError::Failed(error))
-            }
-            Err(_) => {
-                permit.finish(Verdict::Failure);
-                Err(AttemptError::TimedOut(attempt_deadline - started))
-            }
-        }
-    }
-
-    fn call_error<E>(&self, error: AttemptError<E>, attempts: u32) -> CallError<E> {
-        let dependency = self.name.clone();
-        match error {
-            AttemptError::Rejected(rejection) => CallError::Rejected { dependency, rejection },
-            AttemptError::TimedOut(after) => CallError::Timeout { dependency, after, attempts },
-            AttemptError::Failed(source) => CallError::Failed { dependency, attempts, source },
-        }
+impl Rejection {
+    /// Whether it comes from the circuit.
+    pub fn is_open_circuit(&self) -> bool {
+        matches!(self, Self::CircuitOpen { .. } | Self::TrialsUnderWay { .. } | Self::HeldOpen)
     }
 }
 
@@ -210,7 +200,10 @@ fn on_change(name: &str, metrics: Arc<Metrics>) -> impl Fn(CircuitState, &str) +
                 tracing::warn!(dependency = %name, why, "circuit opened");
             }
             CircuitState::HalfOpen => tracing::info!(dependency = %name, why, "circuit half-open"),
-            _ => tracing::info!(dependency = %name, why, "circuit closed"),
+            _ => {
+                metrics.circuit_reset(&name);
+                tracing::info!(dependency = %name, why, "circuit closed");
+            }
         }
     }
 }

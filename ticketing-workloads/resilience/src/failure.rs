@@ -8,6 +8,16 @@ use std::time::Duration;
 pub trait Failure: std::error::Error {
     /// Its kind.
     fn kind(&self) -> FailureKind;
+
+    /// How long the other side asks to wait before the next attempt (RFC 9110 §10.2.3), if it does.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the other side says that it has made its own retries of this: then nobody above it makes more.
+    fn was_retried(&self) -> bool {
+        false
+    }
 }
 
 /// Kinds of failure.
@@ -17,7 +27,10 @@ pub enum FailureKind {
     Business,
     /// No answer in time.
     Timeout,
-    /// No connection, or it broke before an answer.
+    /// Nothing reached the other side, such as a refused connection. Retried as [`FailureKind::ConnectFailure`], also
+    /// where a request must not be made twice.
+    NotSent,
+    /// The connection broke before an answer.
     ConnectFailure,
     /// This side gave the connection up, as a recovery action does; retried as [`FailureKind::ConnectFailure`].
     GivenUp,
@@ -53,7 +66,7 @@ impl FailureKind {
             // What this side did itself says nothing, or a reset of connections would open the circuit that it is to heal.
             Self::RateLimited | Self::GivenUp => Verdict::Neutral,
             Self::Status(status) if status < 500 => Verdict::Success,
-            Self::Timeout | Self::ConnectFailure | Self::Status(_) | Self::Other => Verdict::Failure,
+            Self::Timeout | Self::NotSent | Self::ConnectFailure | Self::Status(_) | Self::Other => Verdict::Failure,
         }
     }
 
@@ -63,7 +76,7 @@ impl FailureKind {
         match self {
             Self::Business | Self::Other => false,
             Self::Timeout => on(RetryOn::Timeout),
-            Self::ConnectFailure | Self::GivenUp => on(RetryOn::ConnectFailure),
+            Self::NotSent | Self::ConnectFailure | Self::GivenUp => on(RetryOn::ConnectFailure),
             Self::RateLimited => on(RetryOn::RateLimited),
             Self::Deadlock => on(RetryOn::Deadlock),
             Self::VersionConflict => on(RetryOn::VersionConflict),
@@ -79,6 +92,9 @@ impl FailureKind {
 /// A call that was not let through. It is never retried, and tells the breaker nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
+    /// Nobody waits for the answer any more.
+    #[error("its caller's deadline has passed")]
+    TooLate,
     /// The circuit is open.
     #[error("its circuit is open; next trial in {}", in_words(*.retry_in))]
     CircuitOpen {
@@ -131,6 +147,22 @@ pub enum CallError<E> {
         /// Attempts that were made.
         attempts: u32,
     },
+    /// A drill made the last attempt fail.
+    #[error("{dependency}: failed on purpose after {attempts} attempt(s), by a drill")]
+    Injected {
+        /// The dependency.
+        dependency: String,
+        /// Attempts that were made.
+        attempts: u32,
+    },
+    /// It failed, and so did its fallbacks.
+    #[error("{reason}; no fallback had an answer")]
+    Unanswered {
+        /// The dependency.
+        dependency: String,
+        /// How it failed.
+        reason: String,
+    },
     /// The last attempt failed.
     #[error("{dependency}: failed after {attempts} attempt(s): {source}")]
     Failed {
@@ -143,13 +175,19 @@ pub enum CallError<E> {
     },
 }
 
-impl<E> CallError<E> {
+impl<E: Failure> CallError<E> {
     /// How long the caller should wait before it asks again, if that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Rejected { rejection: Rejection::CircuitOpen { retry_in }, .. } => Some(*retry_in),
+            Self::Failed { source, .. } => source.retry_after(),
             _ => None,
         }
+    }
+
+    /// Whether it is an answer that the caller asked for, only not the one hoped for.
+    pub fn is_business(&self) -> bool {
+        matches!(self, Self::Failed { source, .. } if source.kind() == FailureKind::Business)
     }
 }
 

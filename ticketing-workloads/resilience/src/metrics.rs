@@ -1,15 +1,19 @@
 //! The metrics of ADR-007, and those of the control loop, in OpenMetrics text.
 
-use crate::lock;
+use crate::bulkhead::Slots;
+use crate::dependency::Figures;
+use crate::{Dependency, lock};
 use contract::{ActionOutcome, CircuitState, PushOutcome};
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::sync::{Mutex, OnceLock};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// Content type of the text.
@@ -36,6 +40,12 @@ struct RetryLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    service: String,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CheckLabel {
     check_name: String,
 }
@@ -57,10 +67,13 @@ type FallbackDuration = Family<ServiceLabel, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     workload: String,
     registry: Mutex<Registry>,
+    watched: Arc<Watched>,
     circuit_opened: Family<ServiceLabel, Counter>,
+    circuit_reset: Family<ServiceLabel, Counter>,
     circuit_state: Family<StateLabels, Gauge>,
     retries: Family<RetryLabels, Counter>,
     fallback: OnceLock<FallbackDuration>,
+    fallback_answers: Family<SourceLabels, Counter>,
     degraded: Family<ServiceLabel, Gauge>,
     check_failures: Family<CheckLabel, Counter>,
     config_received: Family<OutcomeLabel, Counter>,
@@ -74,10 +87,13 @@ impl Metrics {
         let metrics = Self {
             workload: workload.to_owned(),
             registry: Mutex::default(),
+            watched: Arc::default(),
             circuit_opened: Family::default(),
+            circuit_reset: Family::default(),
             circuit_state: Family::default(),
             retries: Family::default(),
             fallback: OnceLock::new(),
+            fallback_answers: Family::default(),
             degraded: Family::default(),
             check_failures: Family::default(),
             config_received: Family::default(),
@@ -87,12 +103,16 @@ impl Metrics {
         // The encoder appends _total to the names of counters.
         metrics.register(|registry| {
             registry.register("circuit_breaker_opened", "Circuit breakers opened", metrics.circuit_opened.clone());
+            registry.register("circuit_breaker_reset", "Circuit breakers closed again", metrics.circuit_reset.clone());
+            registry.register_collector(Box::new(Collected(Arc::clone(&metrics.watched))));
             registry.register(
                 "circuit_breaker_state",
                 "1 for the state that the circuit is in, 0 for the others",
                 metrics.circuit_state.clone(),
             );
             registry.register("retry_attempts", "Retries, by the attempt that failed", metrics.retries.clone());
+            let help = "Calls that fell back, by who answered";
+            registry.register("fallback_answers", help, metrics.fallback_answers.clone());
             registry.register("degraded_mode_active", "Services in degraded mode", metrics.degraded.clone());
             registry.register(
                 "health_check_failures",
@@ -133,6 +153,20 @@ impl Metrics {
         self.circuit_opened.get_or_create(&service(dependency)).inc();
     }
 
+    pub(crate) fn circuit_reset(&self, dependency: &str) {
+        self.circuit_reset.get_or_create(&service(dependency)).inc();
+    }
+
+    /// Tells of what the dependency counts itself.
+    pub(crate) fn watch(&self, dependency: &'static Dependency) {
+        lock(&self.watched.dependencies).push(dependency);
+    }
+
+    /// Tells of these bulkheads.
+    pub(crate) fn watch_bulkheads(&self, bulkheads: &'static Slots) {
+        lock(&self.watched.bulkheads).push(bulkheads);
+    }
+
     pub(crate) fn circuit_state(&self, dependency: &str, now: CircuitState) {
         let states =
             [("closed", CircuitState::Closed), ("open", CircuitState::Open), ("half_open", CircuitState::HalfOpen)];
@@ -146,7 +180,8 @@ impl Metrics {
         self.retries.get_or_create(&RetryLabels { service: dependency.to_owned(), attempt }).inc();
     }
 
-    pub(crate) fn fallback(&self, dependency: &str, took: Duration) {
+    pub(crate) fn fallback(&self, dependency: &str, source: &'static str, took: Duration) {
+        self.fallback_answers.get_or_create(&SourceLabels { service: dependency.to_owned(), source }).inc();
         let family = self.fallback.get_or_init(|| {
             let family = FallbackDuration::new_with_constructor(|| Histogram::new(FALLBACK_BUCKETS));
             self.register(|registry| {
@@ -191,6 +226,87 @@ impl Metrics {
     }
 }
 
+/// What counts for itself, where no call has to wait for another, and is asked when somebody wants to know.
+#[derive(Default)]
+struct Watched {
+    dependencies: Mutex<Vec<&'static Dependency>>,
+    bulkheads: Mutex<Vec<&'static Slots>>,
+}
+
+struct Collected(Arc<Watched>);
+
+impl fmt::Debug for Collected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Collected")
+    }
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let figures = |dependency: &&'static Dependency| (dependency.name(), dependency.figures());
+        let dependencies: Vec<(&str, Figures)> = lock(&self.0.dependencies).iter().map(figures).collect();
+        let calls = dependencies.iter().flat_map(|(name, figures)| {
+            let results = [
+                ("success", figures.calls.successes),
+                ("failure", figures.calls.failures),
+                ("ignored", figures.calls.ignored),
+                ("rejected", figures.calls.rejected),
+            ];
+            results.map(|(result, count)| ([("service", *name), ("result", result)], count))
+        });
+        let help = "Attempts that came to the circuit breaker, by how they ended";
+        counters(&mut encoder, "circuit_breaker_calls", help, calls)?;
+        let timeouts = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.timeouts));
+        counters(&mut encoder, "attempt_timeouts", "Attempts that had no answer in time", timeouts)?;
+        let refused = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.retries_refused));
+        counters(&mut encoder, "retry_budget_exhausted", "Retries that the budget did not allow", refused)?;
+
+        let bulkheads: Vec<_> = lock(&self.0.bulkheads).iter().flat_map(|slots| slots.usage()).collect();
+        let rejected = bulkheads.iter().flat_map(|(name, usage)| {
+            let reasons = [("full", usage.full), ("waited_in_vain", usage.waited_in_vain)];
+            reasons.map(|(reason, count)| ([("bulkhead", name.as_str()), ("reason", reason)], count))
+        });
+        counters(&mut encoder, "bulkhead_rejected", "Calls that found no place in a bulkhead, by why", rejected)?;
+        let in_use = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.in_use));
+        gauges(&mut encoder, "bulkhead_in_use", "Calls in a bulkhead", in_use)?;
+        let queued = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.queued));
+        gauges(&mut encoder, "bulkhead_queued", "Calls that wait for a place in a bulkhead", queued)
+    }
+}
+
+/// Writes one value per label set.
+fn counters<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let values = values.map(|(labels, value)| (labels, ConstCounter::new(value)));
+    family(encoder, name, help, values)
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, u32)>,
+) -> fmt::Result {
+    let values = values.map(|(labels, value)| (labels, ConstGauge::new(i64::from(value))));
+    family(encoder, name, help, values)
+}
+
+fn family<L: EncodeLabelSet, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, M)>,
+) -> fmt::Result {
+    let mut values = values.peekable();
+    let Some((_, first)) = values.peek() else { return Ok(()) };
+    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+    values.try_for_each(|(labels, value)| value.encode(family.encode_family(&labels)?))
+}
+
 fn service(name: &str) -> ServiceLabel {
     ServiceLabel { service: name.to_owned() }
 }
@@ -218,7 +334,7 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\nis missing in\n{text}");
         }
         assert!(!text.contains("fallback_duration_seconds"), "there was no fallback yet");
-        metrics.fallback("catalog", Duration::from_millis(3));
+        metrics.fallback("catalog", "cache", Duration::from_millis(3));
         assert!(metrics.encode().contains(r#"fallback_duration_seconds_count{service="catalog"} 1"#));
     }
 }

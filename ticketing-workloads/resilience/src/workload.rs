@@ -1,12 +1,12 @@
 //! The workload: what it calls, what it runs by, how busy it is.
 
-use crate::bulkhead::Bulkhead;
+use crate::bulkhead::Slots;
 use crate::degradation::{Degradation, Load};
-use crate::{Dependency, Flags, Metrics, lock};
+use crate::{Dependency, Flags, Metrics};
 use arc_swap::ArcSwap;
 use contract::{PolicySettings, RuntimeConfig, WorkloadId};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -16,8 +16,9 @@ const LOAD_INTERVAL: Duration = Duration::from_millis(500);
 /// Everything that the operator configures in one workload.
 pub struct Resilience {
     id: WorkloadId,
-    dependencies: BTreeMap<String, Arc<Dependency>>,
-    bulkheads: Mutex<BTreeMap<String, Arc<Bulkhead>>>,
+    dependencies: BTreeMap<String, &'static Dependency>,
+    bulkheads: &'static Slots,
+    defaults: PolicySettings,
     policy: ArcSwap<PolicySettings>,
     flags: Flags,
     load: Load,
@@ -30,31 +31,44 @@ pub struct Resilience {
 pub struct Builder {
     id: WorkloadId,
     metrics: Arc<Metrics>,
-    dependencies: BTreeMap<String, Arc<Dependency>>,
+    dependencies: BTreeMap<String, &'static Dependency>,
+    bulkheads: &'static Slots,
+    defaults: PolicySettings,
 }
 
 impl Builder {
+    /// What holds where the policy says nothing: for dependencies and bulkheads that it does not name, and while there
+    /// is none.
+    #[must_use]
+    pub fn defaults(mut self, defaults: PolicySettings) -> Self {
+        self.defaults = defaults;
+        self
+    }
+
     /// Declares a thing that the workload calls.
     #[must_use]
     pub fn dependency(mut self, name: &str) -> Self {
-        let dependency = Dependency::new(name, Arc::clone(&self.metrics));
-        self.dependencies.insert(name.to_owned(), Arc::new(dependency));
+        let dependency = Dependency::new(name, self.bulkheads, &self.metrics);
+        self.dependencies.insert(name.to_owned(), dependency);
         self
     }
 
     /// The workload, running on built-in defaults.
     pub fn build(self) -> Arc<Resilience> {
-        Arc::new(Resilience {
+        let resilience = Arc::new(Resilience {
             id: self.id,
             dependencies: self.dependencies,
-            bulkheads: Mutex::default(),
+            bulkheads: self.bulkheads,
+            defaults: self.defaults,
             policy: ArcSwap::default(),
             flags: Flags::default(),
             load: Load::default(),
             degradation: Degradation::default(),
             metrics: self.metrics,
             changes: watch::Sender::new(0),
-        })
+        });
+        resilience.configure(&PolicySettings::default());
+        resilience
     }
 }
 
@@ -62,7 +76,9 @@ impl Resilience {
     /// Starts a declaration.
     pub fn builder(id: WorkloadId) -> Builder {
         let metrics = Arc::new(Metrics::new(&id.name));
-        Builder { id, metrics, dependencies: BTreeMap::new() }
+        let bulkheads = Slots::new();
+        metrics.watch_bulkheads(bulkheads);
+        Builder { id, metrics, dependencies: BTreeMap::new(), bulkheads, defaults: PolicySettings::default() }
     }
 
     /// Which workload this is.
@@ -71,13 +87,13 @@ impl Resilience {
     }
 
     /// The dependency of that name, if it was declared.
-    pub fn dependency(&self, name: &str) -> Option<Arc<Dependency>> {
-        self.dependencies.get(name).cloned()
+    pub fn dependency(&self, name: &str) -> Option<&'static Dependency> {
+        self.dependencies.get(name).copied()
     }
 
     /// All dependencies, by name.
-    pub fn dependencies(&self) -> impl Iterator<Item = &Arc<Dependency>> {
-        self.dependencies.values()
+    pub fn dependencies(&self) -> impl Iterator<Item = &'static Dependency> {
+        self.dependencies.values().copied()
     }
 
     /// The feature flags.
@@ -113,18 +129,7 @@ impl Resilience {
     /// Puts `config` in force, in place. The answer names the dependencies that the workload does not have.
     pub(crate) fn apply(&self, config: &RuntimeConfig) -> Vec<String> {
         let policy = &config.policy.settings;
-        let bulkheads = self.apply_bulkheads(policy);
-        for (name, dependency) in &self.dependencies {
-            let settings = policy.dependencies.get(name).cloned().unwrap_or_default();
-            let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
-                let found = bulkheads.get(name).cloned();
-                if found.is_none() {
-                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "the policy names no such bulkhead; calls pass without one");
-                }
-                found
-            });
-            dependency.configure(settings, bulkhead);
-        }
+        self.configure(policy);
         self.flags.configure(config.flags.settings.clone());
         self.policy.store(Arc::new(policy.clone()));
         self.observe_load();
@@ -132,17 +137,22 @@ impl Resilience {
         policy.dependencies.keys().filter(|name| !self.dependencies.contains_key(*name)).cloned().collect()
     }
 
-    /// Bulkheads that stay keep their calls; new ones start empty.
-    fn apply_bulkheads(&self, policy: &PolicySettings) -> BTreeMap<String, Arc<Bulkhead>> {
-        let mut bulkheads = lock(&self.bulkheads);
-        bulkheads.retain(|name, _| policy.bulkheads.contains_key(name));
-        for (name, settings) in &policy.bulkheads {
-            bulkheads
-                .entry(name.clone())
-                .and_modify(|bulkhead| bulkhead.configure(settings.clone()))
-                .or_insert_with(|| Bulkhead::new(settings.clone()));
+    fn configure(&self, policy: &PolicySettings) {
+        let bulkheads = self.defaults.bulkheads.iter().chain(&policy.bulkheads);
+        let bulkheads = bulkheads.map(|(name, settings)| (name.clone(), settings.clone())).collect();
+        let bulkheads = self.bulkheads.assign(&bulkheads);
+        for (name, dependency) in &self.dependencies {
+            let settings = policy.dependencies.get(name).or_else(|| self.defaults.dependencies.get(name));
+            let settings = settings.cloned().unwrap_or_default();
+            let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
+                let found = bulkheads.get(name).copied();
+                if found.is_none() {
+                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "the policy names no such bulkhead; calls pass without one");
+                }
+                found
+            });
+            dependency.configure(settings, bulkhead.unwrap_or(Slots::NONE));
         }
-        bulkheads.clone()
     }
 
     /// Reads the load, and enters or leaves degraded mode.
@@ -166,6 +176,7 @@ impl Resilience {
         loop {
             ticks.tick().await;
             self.observe_load();
+            self.dependencies().for_each(Dependency::look);
         }
     }
 }

@@ -1,18 +1,20 @@
 //! What every service has: two ports, probes, metrics, hot reload, background tasks, and an orderly end.
 
+use crate::answers::problem;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, middleware};
+use contract::WorkloadId;
 use contract::admin::HEALTH_PATH;
+use futures::future::BoxFuture;
 use resilience::admin::{self, Admin};
-use resilience::metrics;
 use resilience::mount::ConfigMount;
 use resilience::server::{Limits, serve};
 use resilience::token::TokenMount;
-use serde_json::json;
+use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, Tokens, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -68,6 +71,14 @@ pub struct PodSettings {
     pub shutdown_delay_seconds: u64,
 }
 
+impl PodSettings {
+    /// The workload that the pod belongs to; `service` is the name of its Deployment unless told otherwise.
+    pub fn workload(&self, service: &str) -> WorkloadId {
+        let name = self.workload_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| service.to_owned());
+        WorkloadId { namespace: self.pod_namespace.clone(), name }
+    }
+}
+
 /// Why a service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -84,21 +95,46 @@ pub enum StartError {
     Setting(String),
 }
 
+/// What a service is made of.
+pub struct Parts {
+    /// Its patterns.
+    pub resilience: Arc<Resilience>,
+    /// Its health checks.
+    pub checks: Vec<Check>,
+    /// What the operator may ask it to do for itself.
+    pub actions: Actions,
+    /// Its interface.
+    pub api: Router,
+    /// What it does beside its requests, until it stops.
+    pub tasks: Vec<BoxFuture<'static, ()>>,
+}
+
 /// A service with its ports open.
-pub struct Host {
+pub struct Service {
     pod: PodSettings,
     admin: Arc<Admin>,
+    api: Router,
+    tasks: Vec<BoxFuture<'static, ()>>,
     public: TcpListener,
     private: TcpListener,
     ready: Arc<AtomicBool>,
 }
 
-impl Host {
+impl Service {
     /// Opens both ports.
-    pub async fn open(pod: PodSettings, admin: Arc<Admin>) -> Result<Self, StartError> {
+    pub async fn open(pod: PodSettings, parts: Parts) -> Result<Self, StartError> {
+        let Parts { resilience, checks, actions, api, tasks } = parts;
         let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
         let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
-        Ok(Self { pod, admin, public, private, ready: Arc::default() })
+        let admin = Arc::new(Admin {
+            store: ConfigStore::new(Arc::clone(&resilience)),
+            checks: Checks::new(Arc::clone(&resilience), checks),
+            actions: Arc::new(actions),
+            tokens: Arc::new(Tokens::default()),
+            pod: pod.pod_name.clone(),
+            resilience,
+        });
+        Ok(Self { pod, admin, api, tasks, public, private, ready: Arc::default() })
     }
 
     /// Address of the port for everybody.
@@ -111,10 +147,13 @@ impl Host {
         self.private.local_addr()
     }
 
-    /// Serves `api` until `stop` is over; then ends what is under way.
-    pub async fn run(self, api: Router, stop: impl Future<Output = ()>) {
-        let Self { pod, admin, public, private, ready } = self;
+    /// Serves until `stop` is over; then ends what is under way.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { pod, admin, api, tasks, public, private, ready } = self;
         let background = Background::start(&pod, &admin).await;
+        for task in tasks {
+            background.add(task);
+        }
         let (stop_public, stop_private) = (CancellationToken::new(), CancellationToken::new());
         let app = api.merge(probes(Arc::clone(&admin), Arc::clone(&ready))).layer(middleware::from_fn(bound_request));
         let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
@@ -133,6 +172,12 @@ impl Host {
         background.stop().await;
         tracing::info!(drained, "stopped");
     }
+}
+
+/// The dependency that the service has declared under this name.
+pub fn declared(resilience: &Resilience, name: &str) -> Result<&'static Dependency, StartError> {
+    let missing = || StartError::Setting(format!("the dependency {name} is not declared"));
+    resilience.dependency(name).ok_or_else(missing)
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -213,16 +258,17 @@ async fn metrics_text(State(probes): State<Probes>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
+/// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know.
 async fn bound_request(request: axum::extract::Request, next: middleware::Next) -> Response {
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+    let longest = Instant::now() + REQUEST_TIMEOUT;
+    let until = deadline::of_request(request.headers()).map_or(longest, |given| given.min(longest));
+    if until <= Instant::now() {
+        return problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", "nobody waits for the answer any more");
+    }
+    match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
         Ok(response) => response,
         Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request took too long and was given up"),
     }
-}
-
-/// An answer that says what went wrong.
-pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
-    (status, Json(json!({ "success": false, "errorCode": code, "message": message }))).into_response()
 }
 
 /// Ends with the first SIGTERM or SIGINT after this call. As process 1 of a container there is no default for them, and

@@ -1,6 +1,13 @@
 //! The ticketing services. Each is a module here and a subcommand of the binary `ticketing`.
 
+pub mod answers;
 pub mod booking;
+pub mod catalog;
+pub mod checks;
 pub mod database;
+pub mod events_query;
+pub mod gateway;
 pub mod host;
+pub mod http_client;
 pub mod logging;
+pub mod schema;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use ticketing_services::{booking, database::DatabaseSettings, host, logging};
+use ticketing_services::{booking, catalog, database::DatabaseSettings, gateway, host, logging};
 
 /// TicketWave's services; one process runs one of them.
 #[derive(Parser)]
@@ -17,6 +17,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Service {
+    /// The public interface: passes on to catalog and booking.
+    Gateway(gateway::Settings),
+    /// Shows events and their free seats.
+    Catalog(catalog::Settings),
     /// Takes bookings.
     Booking(booking::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
@@ -28,10 +32,9 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init(cli.log_format);
     let result = match cli.service {
-        Service::Booking(settings) => match booking::Service::start(settings).await {
-            Ok(service) => service.run(host::until_terminated()).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        },
+        Service::Gateway(settings) => run(gateway::start(settings).await).await,
+        Service::Catalog(settings) => run(catalog::start(settings).await).await,
+        Service::Booking(settings) => run(booking::start(settings).await).await,
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }
@@ -43,4 +46,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn run(service: Result<host::Service, host::StartError>) -> Result<(), String> {
+    // Caught from here on, also while the service starts to serve.
+    let terminated = host::until_terminated();
+    service.map_err(|error| error.to_string())?.run(terminated).await;
+    Ok(())
 }

@@ -2,11 +2,11 @@
 
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::seats::{self, Booked, BookingError};
+use crate::answers::{not_found, problem, unavailable};
 use crate::database::{Database, DatabaseError};
-use crate::host::problem;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -70,7 +70,7 @@ pub fn router(bookings: Arc<Bookings>) -> Router {
         .route("/api/bookings", post(create))
         .route("/api/bookings/{id}", get(find))
         .route("/api/events", get(events))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path") })
+        .fallback(not_found)
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method")
         })
@@ -180,14 +180,4 @@ fn unreadable(error: &CallError<DatabaseError>) -> Response {
     tracing::warn!(%error, "reading failed");
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     unavailable("UNAVAILABLE", "Unable to read this at this time", wait)
-}
-
-fn unavailable(code: &str, message: &str, retry_after: Duration) -> Response {
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, code, message);
-    // Rounded up: a client that comes back a moment early only finds the circuit still open.
-    let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
-    if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
-        response.headers_mut().insert(header::RETRY_AFTER, seconds);
-    }
-    response
 }

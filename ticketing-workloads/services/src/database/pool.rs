@@ -22,7 +22,7 @@ pub struct Database {
     config: Config,
     size: usize,
     current: ArcSwap<Generation>,
-    dependency: Arc<Dependency>,
+    dependency: &'static Dependency,
     resets: Counter,
 }
 
@@ -49,7 +49,7 @@ pub struct PoolHealth {
 
 impl Database {
     /// A database that is connected to when it is first called.
-    pub fn new(config: Config, size: u16, dependency: Arc<Dependency>) -> Result<Self, crate::host::StartError> {
+    pub fn new(config: Config, size: u16, dependency: &'static Dependency) -> Result<Self, crate::host::StartError> {
         let config = DatabaseSettings::pooled(config);
         let size = usize::from(size);
         let current = ArcSwap::from_pointee(Generation::new(&config, size)?);

@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod booking;
+mod catalog;
+mod gateway;
 mod recovery;
 mod support;

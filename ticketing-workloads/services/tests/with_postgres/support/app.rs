@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use tempfile::TempDir;
-use ticketing_services::booking::{Service, Settings};
+use ticketing_services::booking::{self, Settings};
+use ticketing_services::host::Service;
+use ticketing_services::{catalog, gateway};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -22,13 +24,40 @@ pub const OPENING_NIGHT: &str = "11111111-1111-4111-8111-111111111111";
 const TOKEN: &str = "0123456789abcdef";
 
 #[derive(Parser)]
-struct Cli {
+struct Cli<S: clap::Args> {
     #[command(flatten)]
-    settings: Settings,
+    settings: S,
+}
+
+/// What a pod has mounted; empty.
+fn mounts() -> TempDir {
+    let mounts = tempfile::tempdir().unwrap();
+    for name in ["token", "config"] {
+        std::fs::create_dir(mounts.path().join(name)).unwrap();
+    }
+    mounts
+}
+
+/// The settings of a service in a pod, with these besides.
+fn settings<S: clap::Args>(mounts: &TempDir, pod: &str, more: &[(&'static str, String)]) -> S {
+    let directory = |name: &str| mounts.path().join(name).display().to_string();
+    let pod = [
+        ("--bind-address", "127.0.0.1".to_owned()),
+        ("--port", "0".to_owned()),
+        ("--admin-port", "0".to_owned()),
+        ("--pod-name", pod.to_owned()),
+        ("--pod-namespace", "ticketing".to_owned()),
+        ("--resilience-config-dir", directory("config")),
+        ("--resilience-token-dir", directory("token")),
+        ("--shutdown-delay-seconds", "0".to_owned()),
+    ];
+    let arguments = pod.into_iter().chain(more.iter().cloned()).flat_map(|(name, value)| [name.to_owned(), value]);
+    Cli::parse_from(std::iter::once("service".to_owned()).chain(arguments)).settings
 }
 
 /// A running pod.
 pub struct App {
+    workload: &'static str,
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub client: Client,
@@ -43,8 +72,7 @@ impl App {
     /// A pod with a token and a migrated database.
     pub async fn start(postgres: &Postgres, pod: &str) -> Self {
         let app = Self::start_bare(postgres, pod).await;
-        app.mount("token/current", TOKEN);
-        eventually("the token is mounted", async || app.admin_health().await).await;
+        app.mount_token().await;
         eventually("the schema is there", async || {
             let events = app.get("/api/events").await;
             events.status().is_success().then_some(())
@@ -55,30 +83,52 @@ impl App {
 
     /// A pod with nothing mounted, whatever the state of its database.
     pub async fn start_bare(postgres: &Postgres, pod: &str) -> Self {
-        let mounts = tempfile::tempdir().unwrap();
-        for name in ["token", "config"] {
-            std::fs::create_dir(mounts.path().join(name)).unwrap();
-        }
-        let directory = |name: &str| mounts.path().join(name).display().to_string();
-        let arguments = [
-            ("--bind-address", "127.0.0.1".to_owned()),
-            ("--port", "0".to_owned()),
-            ("--admin-port", "0".to_owned()),
-            ("--pod-name", pod.to_owned()),
-            ("--pod-namespace", "ticketing".to_owned()),
-            ("--resilience-config-dir", directory("config")),
-            ("--resilience-token-dir", directory("token")),
-            ("--shutdown-delay-seconds", "0".to_owned()),
-            ("--database-url", postgres.url()),
-        ];
-        let arguments = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        let cli = Cli::parse_from(std::iter::once("booking".to_owned()).chain(arguments));
-        let service = Service::start(cli.settings).await.unwrap();
+        let mounts = mounts();
+        let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url())]);
+        Self::run("booking", booking::start(settings).await.unwrap(), mounts)
+    }
+
+    /// A catalog with a token and a migrated database.
+    pub async fn catalog(postgres: &Postgres) -> Self {
+        let mounts = mounts();
+        let settings = settings(&mounts, "catalog-1", &[("--database-url", postgres.url())]);
+        let app = Self::run("catalog", catalog::start(settings).await.unwrap(), mounts);
+        app.mount_token().await;
+        eventually("the schema is there", async || {
+            let events = app.get("/api/events").await;
+            events.status().is_success().then_some(())
+        })
+        .await;
+        app
+    }
+
+    /// A gateway before these, with a token.
+    pub async fn gateway(catalog: SocketAddr, booking: SocketAddr) -> Self {
+        let mounts = mounts();
+        let urls = [("--catalog-url", format!("http://{catalog}")), ("--booking-url", format!("http://{booking}"))];
+        let settings = settings(&mounts, "gateway-1", &urls);
+        let app = Self::run("gateway", gateway::start(settings).await.unwrap(), mounts);
+        app.mount_token().await;
+        app
+    }
+
+    fn run(workload: &'static str, service: Service, mounts: TempDir) -> Self {
         let (address, admin) = (service.address().unwrap(), service.admin_address().unwrap());
         let (stop, stopped) = oneshot::channel();
-        let run = tokio::spawn(async move { service.run(async { drop(stopped.await) }).await.unwrap() });
+        let run = tokio::spawn(service.run(async { drop(stopped.await) }));
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        Self { address, admin, client, mounts, stop: Some(stop), run, revision: AtomicI64::new(now_ms()) }
+        Self { workload, address, admin, client, mounts, stop: Some(stop), run, revision: AtomicI64::new(now_ms()) }
+    }
+
+    async fn mount_token(&self) {
+        self.mount("token/current", TOKEN);
+        eventually("the token is mounted", async || self.admin_health().await).await;
+    }
+
+    /// Ends the pod, and waits until it is gone.
+    pub async fn end(self) {
+        drop(self.stop);
+        self.run.await.unwrap();
     }
 
     pub fn mount(&self, file: &str, content: &str) {
@@ -121,7 +171,7 @@ impl App {
 
     /// Pushes a configuration that is newer than the ones before.
     pub async fn push(&self, policy: PolicySettings, flags: FlagsSettings) -> PushAnswer {
-        let document = document(self.revision.fetch_add(1, Ordering::SeqCst), policy, flags);
+        let document = document(self.workload, self.revision.fetch_add(1, Ordering::SeqCst), policy, flags);
         let request = self.client.put(format!("http://{}{CONFIG_PATH}", self.admin)).header(TOKEN_HEADER, TOKEN);
         request.body(document).send().await.unwrap().json().await.unwrap()
     }
@@ -138,8 +188,8 @@ pub fn order(event: &str, tickets: u32) -> Value {
 }
 
 /// A document as the operator publishes it.
-pub fn document(revision: i64, policy: PolicySettings, flags: FlagsSettings) -> Vec<u8> {
-    let id = WorkloadId { namespace: "ticketing".into(), name: "booking".into() };
+pub fn document(workload: &str, revision: i64, policy: PolicySettings, flags: FlagsSettings) -> Vec<u8> {
+    let id = WorkloadId { namespace: "ticketing".into(), name: workload.into() };
     let section = Section { sources: Vec::new(), settings: policy };
     let flags = Section { sources: Vec::new(), settings: flags };
     RuntimeConfig::new(id, revision, section, flags).to_bytes().unwrap()

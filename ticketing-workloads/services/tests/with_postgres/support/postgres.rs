@@ -53,6 +53,12 @@ impl Postgres {
         connect(&self.url_of("postgres")).await.unwrap().batch_execute(&statement).await.unwrap();
     }
 
+    /// Takes the database away from everybody who is connected.
+    pub async fn drop_database(&self) {
+        let statement = format!("DROP DATABASE {} WITH (FORCE)", self.database);
+        connect(&self.url_of("postgres")).await.unwrap().batch_execute(&statement).await.unwrap();
+    }
+
     /// Address of the database.
     pub fn url(&self) -> String {
         self.url_of(&self.database)

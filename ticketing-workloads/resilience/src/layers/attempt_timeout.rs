@@ -1,0 +1,106 @@
+//! The attempt timeout: how long one attempt may take once it is let through.
+
+use super::{Attempt, AttemptError, dependency_layer};
+use crate::breaker::Ticket;
+use crate::{Dependency, deadline};
+use pin_project_lite::pin_project;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::time::{Instant, Timeout, timeout_at};
+use tower::Service;
+
+dependency_layer! {
+    /// Ends an attempt that takes too long. It also tells the breaker of what only it knows: that an attempt was slow,
+    /// waits in a queue not counted; and that one was given up after its time was over.
+    AttemptTimeoutLayer makes
+    /// A service with a bound on the time of an attempt.
+    AttemptTimeout
+}
+
+impl<S, R, E> Service<Attempt<R>> for AttemptTimeout<S>
+where
+    S: Service<Attempt<R>, Error = AttemptError<E>>,
+{
+    type Response = S::Response;
+    type Error = AttemptError<E>;
+    type Future = Timed<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, mut attempt: Attempt<R>) -> Self::Future {
+        let started = Instant::now();
+        let own = started + self.dependency.attempt_time();
+        let deadline = attempt.deadline.map_or(own, |until| own.min(until));
+        attempt.deadline = Some(deadline);
+        let ticket = attempt.ticket;
+        let watch = Watch { dependency: self.dependency, ticket, started, deadline, under_way: true };
+        Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) }
+    }
+}
+
+/// What is known of an attempt under way.
+struct Watch {
+    dependency: &'static Dependency,
+    ticket: Ticket,
+    started: Instant,
+    deadline: Instant,
+    under_way: bool,
+}
+
+impl Watch {
+    #[inline]
+    fn answered(&mut self) {
+        self.under_way = false;
+        let breaker = self.dependency.breaker();
+        if let Some(slow_from) = breaker.slow_from()
+            && self.started.elapsed() >= slow_from
+        {
+            breaker.record_slow(self.ticket);
+        }
+    }
+}
+
+impl Drop for Watch {
+    #[inline]
+    fn drop(&mut self) {
+        if self.under_way && Instant::now() >= self.deadline {
+            self.dependency.note_timeout();
+            self.dependency.breaker().record_abandoned(self.ticket);
+        }
+    }
+}
+
+pin_project! {
+    /// An attempt with a bound on its time.
+    pub struct Timed<F> {
+        watch: Watch,
+        #[pin]
+        answer: Timeout<F>,
+    }
+}
+
+impl<F, T, E> Future for Timed<F>
+where
+    F: Future<Output = Result<T, AttemptError<E>>>,
+{
+    type Output = Result<T, AttemptError<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // What the attempt calls in turn has no more time than the attempt.
+        let deadline = this.watch.deadline;
+        let answer = ready!(deadline::during(deadline, || this.answer.poll(cx)));
+        if let Ok(result) = answer {
+            this.watch.answered();
+            return Poll::Ready(result);
+        }
+        this.watch.under_way = false;
+        this.watch.dependency.note_timeout();
+        Poll::Ready(Err(AttemptError::TimedOut(deadline - this.watch.started)))
+    }
+}

@@ -1,0 +1,91 @@
+//! The circuit breaker as a layer.
+
+use super::{Attempt, AttemptError, dependency_layer};
+use crate::breaker::Permit;
+use crate::failure::{Failure, Rejection, Verdict};
+use pin_project_lite::pin_project;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tower::Service;
+
+dependency_layer! {
+    /// Refuses attempts while the circuit is open, and tells the breaker how each attempt ended. What a layer further in
+    /// refuses is no verdict about the dependency.
+    CircuitBreakerLayer makes
+    /// A service behind a circuit breaker.
+    CircuitBreaker
+}
+
+impl<S, R, E> Service<Attempt<R>> for CircuitBreaker<S>
+where
+    S: Service<Attempt<R>, Error = AttemptError<E>>,
+    E: Failure,
+{
+    type Response = S::Response;
+    type Error = AttemptError<E>;
+    type Future = Judged<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, mut attempt: Attempt<R>) -> Self::Future {
+        match self.dependency.breaker().acquire(attempt.deadline) {
+            Ok(permit) => {
+                attempt.ticket = permit.ticket();
+                Judged::Calling { answer: self.inner.call(attempt), permit: Some(permit) }
+            }
+            Err(rejection) => Judged::Refused { rejection: Some(rejection) },
+        }
+    }
+}
+
+pin_project! {
+    /// An attempt of which the breaker will hear.
+    #[project = JudgedProjection]
+    pub enum Judged<F> {
+        /// Under way.
+        Calling {
+            #[pin]
+            answer: F,
+            permit: Option<Permit<'static>>,
+        },
+        /// Not let through.
+        Refused { rejection: Option<Rejection> },
+    }
+}
+
+impl<F, T, E> Future for Judged<F>
+where
+    F: Future<Output = Result<T, AttemptError<E>>>,
+    E: Failure,
+{
+    type Output = Result<T, AttemptError<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            JudgedProjection::Calling { answer, permit } => {
+                let result = ready!(answer.poll(cx));
+                if let Some(permit) = permit.take() {
+                    permit.finish(verdict(&result));
+                }
+                Poll::Ready(result)
+            }
+            JudgedProjection::Refused { rejection } => {
+                Poll::Ready(Err(AttemptError::Rejected(rejection.take().unwrap_or(Rejection::HeldOpen))))
+            }
+        }
+    }
+}
+
+fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
+    match result {
+        Ok(_) => Verdict::Success,
+        Err(AttemptError::Rejected(_)) => Verdict::Neutral,
+        Err(AttemptError::TimedOut(_) | AttemptError::Injected) => Verdict::Failure,
+        Err(AttemptError::Failed(error)) => error.kind().verdict(),
+    }
+}

@@ -1,0 +1,28 @@
+//! Answers that say what went wrong.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use std::time::Duration;
+
+/// A failure, by a code for programs and a message for people.
+pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, Json(json!({ "success": false, "errorCode": code, "message": message }))).into_response()
+}
+
+/// A failure that passes, and when to come back.
+pub fn unavailable(code: &str, message: &str, retry_after: Duration) -> Response {
+    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, code, message);
+    // Rounded up: a client that comes back a moment early only finds the circuit still open.
+    let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+    if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    response
+}
+
+/// For every path that there is not.
+pub async fn not_found() -> Response {
+    problem(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
+}

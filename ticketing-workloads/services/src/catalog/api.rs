@@ -1,0 +1,123 @@
+//! The HTTP interface of the catalog.
+
+use super::events::{self, Page, Query};
+use crate::answers::{problem, unavailable};
+use crate::database::{Database, DatabaseError};
+use crate::events_query::EventsQuery;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use resilience::cache::Cache;
+use resilience::layers::fallback::{Answer, Fallbacks, Source};
+use resilience::layers::{Attempt, Repeatable};
+use resilience::{CallError, Dependency, Resilience};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tower::util::BoxCloneSyncService;
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Flag that turns real-time inventory off (ADR-007 §5).
+const REAL_TIME: &str = "EnableRealTimeInventory";
+/// Bytes of pages that are kept, for each of the two reasons to keep one.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// When to come back after a failure of which nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl Repeatable for Query {
+    fn may_repeat(&self, _: &contract::RetrySettings) -> bool {
+        true
+    }
+}
+
+impl From<EventsQuery> for Query {
+    fn from(EventsQuery { category, page, page_size }: EventsQuery) -> Self {
+        Self { category, page, page_size }
+    }
+}
+
+type Pages = BoxCloneSyncService<Query, Answer<Page>, CallError<DatabaseError>>;
+
+/// What the handlers work on.
+pub struct Catalog {
+    resilience: Arc<Resilience>,
+    pages: Pages,
+    /// Pages for while real-time inventory is off.
+    recent: Cache<Page>,
+    recent_for: Duration,
+}
+
+impl Catalog {
+    /// Handlers over `database`, called through `dependency`.
+    pub fn new(
+        resilience: Arc<Resilience>,
+        database: Arc<Database>,
+        dependency: &'static Dependency,
+        recent_for: Duration,
+    ) -> Arc<Self> {
+        let read = service_fn(move |attempt: Attempt<Query>| {
+            let database = Arc::clone(&database);
+            async move { database.attempt(|connection| events::list(connection, attempt.request.clone())).await }
+        });
+        let weight = |page: &Page| Some(page.weight());
+        let fallbacks = Fallbacks::new(dependency).cache(CACHE_BYTES, |query: &Query| Some(key(query)), weight);
+        let pages = BoxCloneSyncService::new(fallbacks.layer().layer(dependency.layer().layer(read)));
+        Arc::new(Self { resilience, pages, recent: Cache::new(CACHE_BYTES, weight), recent_for })
+    }
+
+    /// A page, and how old it is if it is not of this moment.
+    async fn page(&self, query: Query) -> Result<(Page, Option<Duration>), CallError<DatabaseError>> {
+        let key = key(&query);
+        if !self.resilience.flags().bool(REAL_TIME, true)
+            && let Some((page, age)) = self.recent.find(&key)
+            && age < self.recent_for
+        {
+            return Ok((page, Some(age)));
+        }
+        let Answer { value, source } = self.pages.clone().oneshot(query).await?;
+        let age = if let Source::Cache { age, .. } = source { Some(age) } else { None };
+        if age.is_none() {
+            self.recent.keep(key, &value);
+        }
+        Ok((value, age))
+    }
+}
+
+fn key(Query { category, page, page_size }: &Query) -> String {
+    format!("{}_{page}_{page_size}", category.as_deref().unwrap_or_default())
+}
+
+/// The routes.
+pub fn router(catalog: Arc<Catalog>) -> Router {
+    Router::new().route("/api/events", get(list)).fallback(crate::answers::not_found).with_state(catalog)
+}
+
+async fn list(State(catalog): State<Arc<Catalog>>, RawQuery(query): RawQuery) -> Response {
+    let query = match EventsQuery::read(query.as_deref()) {
+        Ok(query) => query,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &error.to_string()),
+    };
+    let (page, page_size) = (query.page, query.page_size);
+    match catalog.page(query.into()).await {
+        Ok((found, age)) => {
+            let mut answer = json!({
+                "events": found.events,
+                "page": page,
+                "pageSize": page_size,
+                "total": found.total,
+                "isFromCache": age.is_some(),
+            });
+            if let Some(age) = age {
+                answer["ageSeconds"] = json!(age.as_secs());
+            }
+            Json(answer).into_response()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "events could not be read");
+            let wait = error.retry_after().unwrap_or(RETRY_AFTER);
+            unavailable("CATALOG_UNAVAILABLE", "Unable to read the events at this time", wait)
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The catalog service: events with their free seats, as they are now or as they were a moment ago.
+
+mod api;
+mod events;
+
+use crate::database::{self, Database, DatabaseSettings};
+use crate::host::{self, Parts, PodSettings, Service, StartError};
+use crate::{checks, schema};
+use contract::{DependencySettings, FallbackSettings, PolicySettings};
+use resilience::Resilience;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Name of the service, and of its Deployment unless told otherwise.
+const NAME: &str = "catalog";
+/// What it calls.
+const DATABASE: &str = "database";
+
+/// Settings of the catalog service.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// The pod.
+    #[command(flatten)]
+    pub pod: PodSettings,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// Seconds for which a page is not read again while EnableRealTimeInventory is off.
+    #[arg(long, env = "INVENTORY_CACHE_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub inventory_cache_seconds: u64,
+}
+
+/// What holds without a policy: a page that cannot be read is given as it was, up to five minutes ago.
+fn defaults() -> PolicySettings {
+    let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
+    let database = DependencySettings { fallback, ..Default::default() };
+    PolicySettings { dependencies: [(DATABASE.to_owned(), database)].into(), ..Default::default() }
+}
+
+/// Opens the ports. The database may be away.
+pub async fn start(settings: Settings) -> Result<Service, StartError> {
+    let pod = settings.pod;
+    let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults()).build();
+    let dependency = host::declared(&resilience, DATABASE)?;
+    let config = settings.database.config(&pod.pod_name)?;
+    let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
+    let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
+    let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
+    let migration = async move {
+        schema::bring_up_to_date(config).await;
+        dependency.end_break();
+    };
+    let parts = Parts {
+        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        actions: database::actions(&resilience, database),
+        api: api::router(catalog),
+        tasks: vec![Box::pin(migration)],
+        resilience,
+    };
+    Service::open(pod, parts).await
+}

@@ -1,0 +1,63 @@
+//! The health check of the pooled connections, and the action that cures it.
+
+use super::Database;
+use contract::{Action, CheckStatus, HealthCheckSettings};
+use resilience::clock::in_words;
+use resilience::{Actions, Check, CheckOutcome, Resilience};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Name of the check.
+const CHECK: &str = "database";
+
+/// `database`: whether every pooled connection answers. `dependency` is the name under which it is called.
+pub fn check(database: &Arc<Database>, dependency: &str) -> Check {
+    let database = Arc::clone(database);
+    let check = Check::new(CHECK, &["critical", "database"], move |settings| {
+        let database = Arc::clone(&database);
+        async move { connections(&database, &settings).await }
+    });
+    check.dependency(dependency)
+}
+
+/// Every pooled connection must answer. A few that hang are enough to fail bookings, so they are enough to fail this.
+async fn connections(database: &Database, settings: &HealthCheckSettings) -> CheckOutcome {
+    // A little less than the check has, so that it can say how many are silent.
+    let time = Duration::from_millis(settings.timeout_ms) * 9 / 10;
+    let health = database.examine(time).await;
+    let (status, message) = match &health.error {
+        _ if health.hung > 0 => {
+            let message = format!(
+                "{} of {} pooled connections gave no answer within {}",
+                health.hung,
+                health.open,
+                in_words(time)
+            );
+            (CheckStatus::Unhealthy, message)
+        }
+        Some(error) => (CheckStatus::Unhealthy, error.clone()),
+        None => (CheckStatus::Healthy, format!("{} of {} pooled connections answered", health.answered, health.open)),
+    };
+    CheckOutcome::new(status, message)
+        .with("open", json!(health.open))
+        .with("answered", json!(health.answered))
+        .with("hung", json!(health.hung))
+        .with("max", json!(health.max))
+        .with("resets", json!(database.resets().get()))
+}
+
+/// ResetConnections for that check.
+pub fn actions(resilience: &Resilience, database: Arc<Database>) -> Actions {
+    let resets = database.resets().clone();
+    resilience.metrics().register(|registry| {
+        registry.register("database_connection_resets", "Times that all pooled connections were given up", resets);
+    });
+    Actions::new(Arc::clone(resilience.metrics())).on(Action::ResetConnections, CHECK, move || {
+        let database = Arc::clone(&database);
+        async move {
+            let given_up = database.reset().map_err(|error| error.to_string())?;
+            Ok(format!("{given_up} pooled connections given up; calls open new ones"))
+        }
+    })
+}

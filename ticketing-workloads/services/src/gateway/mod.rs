@@ -1,0 +1,77 @@
+//! The gateway: the public interface. It keeps its callers apart from what is behind it: each service has a bulkhead, a
+//! circuit and deadlines of its own here, so that a stuck catalog never keeps anybody from booking.
+
+mod bookings;
+mod events;
+
+use crate::host::{self, Parts, PodSettings, Service, StartError};
+use crate::{answers, checks};
+use axum::Router;
+use contract::{
+    BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
+};
+use resilience::{Actions, Resilience};
+use std::sync::Arc;
+
+/// Name of the service, and of its Deployment unless told otherwise.
+const NAME: &str = "gateway";
+const CATALOG: &str = "catalog";
+const BOOKING: &str = "booking";
+/// What is answered when there is neither a catalog nor a memory of it (ADR-007 §2).
+const NO_EVENTS: &str = r#"{"events":[],"message":"Event catalog is temporarily unavailable. Please try again later.","isFromCache":false,"isFallback":true}"#;
+
+/// Settings of the gateway.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// The pod.
+    #[command(flatten)]
+    pub pod: PodSettings,
+    /// Address of the catalog.
+    #[arg(long, env = "CATALOG_URL", default_value = "http://catalog:8080")]
+    pub catalog_url: String,
+    /// Address of booking.
+    #[arg(long, env = "BOOKING_URL", default_value = "http://booking:8080")]
+    pub booking_url: String,
+}
+
+/// What holds without a policy: the ADR's numbers.
+fn defaults() -> PolicySettings {
+    let catalog = DependencySettings {
+        bulkhead: Some(CATALOG.to_owned()),
+        fallback: vec![
+            FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 },
+            FallbackSettings::Static { status_code: 503, body: NO_EVENTS.to_owned() },
+        ],
+        ..Default::default()
+    };
+    // Booking makes the retries that make sense; a second series here would only multiply them.
+    let booking = DependencySettings {
+        timeout: TimeoutSettings { request_ms: 25_000, per_try_ms: 25_000, connect_ms: None },
+        retry: RetrySettings { num_retries: 0, ..Default::default() },
+        bulkhead: Some(BOOKING.to_owned()),
+        ..Default::default()
+    };
+    let room = BulkheadSettings { max_concurrent: 100, max_queued: 200, max_wait_ms: 1_000 };
+    PolicySettings {
+        dependencies: [(CATALOG.to_owned(), catalog), (BOOKING.to_owned(), booking)].into(),
+        bulkheads: [CATALOG, BOOKING].map(|name| (name.to_owned(), room.clone())).into(),
+        ..Default::default()
+    }
+}
+
+/// Opens the ports. The services behind it may be away.
+pub async fn start(settings: Settings) -> Result<Service, StartError> {
+    let Settings { pod, catalog_url, booking_url } = settings;
+    let resilience =
+        Resilience::builder(pod.workload(NAME)).dependency(CATALOG).dependency(BOOKING).defaults(defaults()).build();
+    let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?);
+    let bookings = bookings::router(&booking_url, host::declared(&resilience, BOOKING)?);
+    let parts = Parts {
+        checks: vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()],
+        actions: Actions::new(Arc::clone(resilience.metrics())),
+        api: Router::new().merge(events).merge(bookings).fallback(answers::not_found),
+        tasks: Vec::new(),
+        resilience,
+    };
+    Service::open(pod, parts).await
+}

@@ -1,0 +1,22 @@
+//! The schema of the ticketing database, step by step. Whichever service comes first brings it up to date.
+
+use crate::database::migrations::{self, Migration};
+use tokio_postgres::Config;
+
+/// What the steps are recorded under.
+const OWNER: &str = "booking";
+
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "events and bookings",
+        sql: include_str!("../migrations/booking/0001_events_and_bookings.sql"),
+    },
+    Migration { version: 2, name: "first event", sql: include_str!("../migrations/booking/0002_first_event.sql") },
+    Migration { version: 3, name: "catalog", sql: include_str!("../migrations/booking/0003_catalog.sql") },
+];
+
+/// Brings the schema up to date, however long that takes.
+pub async fn bring_up_to_date(config: Config) {
+    migrations::run_until_done(config, OWNER, MIGRATIONS).await;
+}

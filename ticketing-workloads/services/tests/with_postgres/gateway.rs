@@ -1,0 +1,176 @@
+//! The gateway before real services, and before one that misbehaves.
+
+use crate::support::app::{App, OPENING_NIGHT, order};
+use crate::support::postgres::Postgres;
+use contract::{FallbackSettings, FlagsSettings, PolicySettings};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+
+/// The ADR's shape of a policy for the catalog, with shorter times.
+fn quick() -> PolicySettings {
+    let mut policy = PolicySettings::default();
+    let catalog = policy.dependencies.entry("catalog".to_owned()).or_default();
+    catalog.timeout.request_ms = 1_000;
+    catalog.timeout.per_try_ms = 200;
+    catalog.retry.num_retries = 0;
+    catalog.circuit_breaker.break_ms = 500;
+    catalog.fallback = vec![
+        FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 },
+        FallbackSettings::Static { status_code: 503, body: json!({"events": [], "isFallback": true}).to_string() },
+    ];
+    policy
+}
+
+/// Nobody listens here.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Takes connections and never answers.
+async fn stuck() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    address
+}
+
+fn metric(text: &str, name: &str) -> u64 {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+async fn metrics(app: &App) -> String {
+    app.get("/metrics").await.text().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_come_from_the_catalog_then_from_memory_then_from_nowhere() {
+    let postgres = Postgres::start().await;
+    let catalog = App::catalog(&postgres).await;
+    let gateway = App::gateway(catalog.address, nobody().await).await;
+    gateway.push(quick(), FlagsSettings::default()).await;
+
+    let live = gateway.get("/api/events?pageSize=5").await;
+    assert_eq!((live.status().as_u16(), live.headers().get("x-served-from")), (200, None));
+    let live: Value = live.json().await.unwrap();
+    assert_eq!(live["events"][0]["eventId"], OPENING_NIGHT);
+    assert_eq!(gateway.get("/api/events?page=0").await.status(), 400);
+
+    catalog.end().await;
+    let kept = gateway.get("/api/events?page=1&pageSize=5").await;
+    assert_eq!((kept.status().as_u16(), &kept.headers()["x-served-from"]), (200, &"cache".parse().unwrap()));
+    assert_eq!(kept.json::<Value>().await.unwrap(), live, "however the address spells it");
+    let unseen = gateway.get("/api/events?category=opera").await;
+    assert_eq!((unseen.status().as_u16(), &unseen.headers()["x-served-from"]), (503, &"static".parse().unwrap()));
+    assert_eq!(unseen.json::<Value>().await.unwrap(), json!({"events": [], "isFallback": true}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_policy_the_minimal_answer_is_the_adrs() {
+    let gateway = App::gateway(nobody().await, nobody().await).await;
+    // The ADR waits 2, 4 and 8 s between its attempts; whoever asks waits only for one.
+    let request = gateway.client.get(format!("http://{}/api/events", gateway.address)).header("x-deadline-ms", "900");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(
+        answer.json::<Value>().await.unwrap(),
+        json!({
+            "events": [], "message": "Event catalog is temporarily unavailable. Please try again later.",
+            "isFromCache": false, "isFallback": true,
+        })
+    );
+}
+
+/// The ADR's test `CircuitBreaker_ShouldOpenAfter_ConsecutiveFailures`.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_five_failures_in_a_row_the_sixth_call_is_not_made() {
+    let gateway = App::gateway(nobody().await, nobody().await).await;
+    gateway.push(quick(), FlagsSettings::default()).await;
+    for _ in 0..5 {
+        assert_eq!(gateway.get("/api/events").await.status(), 503);
+    }
+    assert_eq!(gateway.get("/api/events").await.status(), 503);
+    let text = metrics(&gateway).await;
+    assert_eq!(metric(&text, r#"circuit_breaker_opened_total{service="catalog"}"#), 1);
+    let calls =
+        |result: &str| metric(&text, &format!(r#"circuit_breaker_calls_total{{service="catalog",result="{result}"}}"#));
+    assert_eq!((calls("failure"), calls("rejected")), (5, 1), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_catalog_keeps_nobody_from_booking() {
+    let postgres = Postgres::start().await;
+    let booking = App::start(&postgres, "booking-1").await;
+    let gateway = App::gateway(stuck().await, booking.address).await;
+    let mut slow = quick();
+    slow.dependencies.get_mut("catalog").unwrap().timeout.per_try_ms = 1_000;
+    gateway.push(slow, FlagsSettings::default()).await;
+    let looking = join_all((0..300).map(|_| gateway.get("/api/events")));
+    let buying = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let started = Instant::now();
+        let mut statuses = Vec::new();
+        for _ in 0..10 {
+            statuses.push(gateway.book().await);
+        }
+        (statuses, started.elapsed())
+    };
+    let (looked, (bought, took)) = tokio::join!(looking, buying);
+    assert!(looked.iter().all(|answer| answer.status() == 503));
+    assert!(bought.iter().all(|status| *status == 201), "{bought:?}");
+    assert!(took < Duration::from_secs(1), "they waited for the catalog: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_booking_says_is_passed_on() {
+    let postgres = Postgres::start().await;
+    let booking = App::start(&postgres, "booking-1").await;
+    let gateway = App::gateway(nobody().await, booking.address).await;
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    let first = gateway.post(&wanted).await;
+    assert_eq!((first.status().as_u16(), first.headers().get("idempotent-replayed")), (201, None));
+    let id = first.json::<Value>().await.unwrap()["bookingId"].as_str().unwrap().to_owned();
+    let again = gateway.post(&wanted).await;
+    assert_eq!(again.headers()["idempotent-replayed"], "true");
+    let found: Value = gateway.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert_eq!(found["ticketCount"], 2);
+    for (answer, status, code) in [
+        (gateway.post(&order("22222222-2222-4222-8222-222222222222", 1)).await, 404, "EVENT_NOT_FOUND"),
+        (gateway.post(&json!({"eventId": 7})).await, 422, "INVALID_REQUEST"),
+        (gateway.get("/api/bookings/none").await, 400, "INVALID_REQUEST"),
+        (gateway.get("/api/nothing").await, 404, "NOT_FOUND"),
+    ] {
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], code);
+    }
+    let huge = gateway.client.post(format!("http://{}/api/bookings", gateway.address)).body("x".repeat(70_000));
+    assert_eq!(huge.send().await.unwrap().status(), 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_tells_what_may_have_happened_from_what_has_not() {
+    let away = App::gateway(nobody().await, nobody().await).await;
+    let answer = away.post(&order(OPENING_NIGHT, 1)).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "BOOKING_UNAVAILABLE");
+
+    let silent = App::gateway(nobody().await, stuck().await).await;
+    let post = |deadline: &str| {
+        let request = silent.client.post(format!("http://{}/api/bookings", silent.address));
+        request.header("x-deadline-ms", deadline.to_owned()).body(order(OPENING_NIGHT, 1).to_string()).send()
+    };
+    let started = Instant::now();
+    let answer = post("300").await.unwrap();
+    assert_eq!(answer.status(), 504);
+    assert!(started.elapsed() < Duration::from_secs(2), "the caller's deadline holds");
+    let answer = post("0").await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "DEADLINE_PASSED");
+}
