@@ -76,7 +76,7 @@ pub enum HttpError {
     Broken(String),
     /// The answer is a failure: 429, or 500 and above.
     #[error("status {}", .0.status)]
-    Status(HttpAnswer),
+    Status(Box<HttpAnswer>),
     /// The answer is too large.
     #[error("the answer has more than {MAX_ANSWER_BYTES} bytes")]
     TooLarge,
@@ -136,7 +136,7 @@ impl Bare {
         })?;
         let answer = HttpAnswer { status, headers, body: body.to_bytes() };
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(HttpError::Status(answer));
+            return Err(HttpError::Status(Box::new(answer)));
         }
         Ok(answer)
     }

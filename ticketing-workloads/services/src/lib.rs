@@ -10,4 +10,6 @@ pub mod gateway;
 pub mod host;
 pub mod http_client;
 pub mod logging;
+pub mod payment;
+pub mod provider_simulator;
 pub mod schema;

@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use ticketing_services::{booking, catalog, database::DatabaseSettings, gateway, host, logging};
+use ticketing_services::{
+    booking, catalog, database::DatabaseSettings, gateway, host, logging, payment, provider_simulator,
+};
 
 /// TicketWave's services; one process runs one of them.
 #[derive(Parser)]
@@ -23,6 +25,10 @@ enum Service {
     Catalog(catalog::Settings),
     /// Takes bookings.
     Booking(booking::Settings),
+    /// Charges, with the second provider only if the first has not.
+    Payment(payment::Settings),
+    /// Payment providers to try things out with, and an admin port to make them fail.
+    ProviderSimulator(provider_simulator::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
     BookingCleanup(DatabaseSettings),
 }
@@ -35,6 +41,14 @@ async fn main() -> ExitCode {
         Service::Gateway(settings) => run(gateway::start(settings).await).await,
         Service::Catalog(settings) => run(catalog::start(settings).await).await,
         Service::Booking(settings) => run(booking::start(settings).await).await,
+        Service::Payment(settings) => run(payment::start(settings).await).await,
+        Service::ProviderSimulator(settings) => match provider_simulator::Simulator::start(settings).await {
+            Ok(simulator) => {
+                simulator.run(host::until_terminated()).await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        },
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

@@ -52,7 +52,7 @@ fn fail(error: CallError<HttpError>, changes: bool) -> Response {
     };
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     match error {
-        CallError::Failed { source: HttpError::Status(answer), .. } => http_client::pass_on(answer),
+        CallError::Failed { source: HttpError::Status(answer), .. } => http_client::pass_on(*answer),
         CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. } => {
             let message = "More bookings are under way than this gateway takes at once. Please try again.";
             unavailable("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))

@@ -4,5 +4,6 @@
 mod booking;
 mod catalog;
 mod gateway;
+mod payment;
 mod recovery;
 mod support;

@@ -2,6 +2,7 @@
 
 use super::eventually;
 use super::postgres::Postgres;
+use super::providers::Providers;
 use clap::Parser;
 use contract::admin::{ACTIONS_PATH, CONFIG_PATH, TOKEN_HEADER};
 use contract::{
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tempfile::TempDir;
 use ticketing_services::booking::{self, Settings};
 use ticketing_services::host::Service;
-use ticketing_services::{catalog, gateway};
+use ticketing_services::{catalog, gateway, payment};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -109,6 +110,23 @@ impl App {
         let settings = settings(&mounts, "gateway-1", &urls);
         let app = Self::run("gateway", gateway::start(settings).await.unwrap(), mounts);
         app.mount_token().await;
+        app
+    }
+
+    /// A payment service before these providers, with a token and a migrated database.
+    pub async fn payment(postgres: &Postgres, providers: &Providers) -> Self {
+        let mounts = mounts();
+        let more = [
+            ("--database-url", postgres.url()),
+            ("--stripe-url", format!("http://{}", providers.stripe)),
+            ("--paypal-url", format!("http://{}", providers.paypal)),
+            ("--absent-after-seconds", "1".to_owned()),
+        ];
+        let settings = settings(&mounts, "payment-1", &more);
+        let app = Self::run("payment", payment::start(settings).await.unwrap(), mounts);
+        app.mount_token().await;
+        let client = postgres.connect().await;
+        eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
         app
     }
 

@@ -1,0 +1,186 @@
+//! What was asked of payment, and what became of each provider, in the database.
+
+use crate::database::{Connection, Database, DatabaseError};
+use resilience::CallError;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long a claim holds: longer than any request may take.
+const CLAIM: Duration = Duration::from_secs(70);
+
+/// Claims the payment, unless somebody else has it. Somebody who has died loses it in time.
+const CLAIM_SQL: &str = "
+    INSERT INTO payments AS p (key, amount_cents, currency, claim, claimed_until)
+    VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second')
+    ON CONFLICT (key) DO UPDATE SET claim = excluded.claim, claimed_until = excluded.claimed_until
+    WHERE p.claimed_until IS NULL OR p.claimed_until < now()
+    RETURNING p.amount_cents, p.currency";
+
+const FIND: &str = "SELECT amount_cents, currency FROM payments WHERE key = $1";
+const RELEASE: &str = "UPDATE payments SET claim = NULL, claimed_until = NULL WHERE key = $1 AND claim = $2";
+const ATTEMPTS: &str = "
+    SELECT provider, state, charge_id, extract(epoch FROM now() - began_at)::float8
+    FROM payment_attempts WHERE key = $1";
+
+/// Only whoever holds the claim writes.
+const WRITE: &str = "
+    INSERT INTO payment_attempts (key, provider, state, charge_id)
+    SELECT key, $3, $4, $5 FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now()
+    ON CONFLICT (key, provider) DO UPDATE
+    SET state = excluded.state, charge_id = excluded.charge_id,
+        began_at = CASE excluded.state WHEN 'Begun' THEN now() ELSE payment_attempts.began_at END";
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The idempotency key: one key is one payment.
+    pub key: String,
+    /// Hundredths of the currency.
+    pub amount_cents: i32,
+    /// Such as `eur`.
+    pub currency: String,
+}
+
+/// What is known of one provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It was asked, and nobody knows whether it has charged.
+    Begun {
+        /// How long ago it was asked.
+        age: Duration,
+    },
+    /// It has charged.
+    Charged {
+        /// Its id of the charge.
+        charge: String,
+    },
+    /// It has not charged.
+    NotCharged,
+    /// It will not charge.
+    Declined,
+}
+
+impl Known {
+    fn columns(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Begun { .. } => ("Begun", None),
+            Self::Charged { charge } => ("Charged", Some(charge)),
+            Self::NotCharged => ("NotCharged", None),
+            Self::Declined => ("Declined", None),
+        }
+    }
+}
+
+/// How an order was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is ours until the claim ends.
+    Ours(Claim),
+    /// Somebody works on it.
+    UnderWay,
+    /// The key belongs to an order of another amount.
+    KeyReused,
+}
+
+/// The right to work on a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    key: String,
+    id: Uuid,
+}
+
+/// Why something could not be written down.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] CallError<DatabaseError>),
+    /// The claim ran out, and somebody else may work on the payment.
+    #[error("the claim on the payment has run out")]
+    ClaimLost,
+}
+
+/// The ledger.
+pub struct Ledger {
+    database: Arc<Database>,
+}
+
+impl Ledger {
+    /// A ledger in `database`.
+    pub fn new(database: &Arc<Database>) -> Self {
+        Self { database: Arc::clone(database) }
+    }
+
+    /// Takes an order, if nobody else works on it.
+    pub async fn take(&self, order: &Order) -> Result<Taken, LedgerError> {
+        let id = Uuid::new_v4();
+        let work = |connection: Connection| async move {
+            let take = connection.prepare_cached(CLAIM_SQL).await?;
+            let Order { key, amount_cents, currency } = order;
+            let seconds = CLAIM.as_secs_f64();
+            let row = connection.query_opt(&take, &[key, amount_cents, currency, &id, &seconds]).await?;
+            let claimed = row.is_some();
+            let row = match row {
+                Some(row) => row,
+                None => connection.query_one(&connection.prepare_cached(FIND).await?, &[key]).await?,
+            };
+            let same = row.try_get::<_, i32>(0)? == *amount_cents && row.try_get::<_, &str>(1)? == currency;
+            Ok::<_, DatabaseError>((claimed, same))
+        };
+        let claim = Claim { key: order.key.clone(), id };
+        match self.database.call(work).await? {
+            (true, true) => Ok(Taken::Ours(claim)),
+            (true, false) => {
+                self.release(&claim).await;
+                Ok(Taken::KeyReused)
+            }
+            (false, true) => Ok(Taken::UnderWay),
+            (false, false) => Ok(Taken::KeyReused),
+        }
+    }
+
+    /// Gives the payment free for the next request. If that fails, the claim runs out by itself.
+    pub async fn release(&self, claim: &Claim) {
+        let work = |connection: Connection| async move {
+            let release = connection.prepare_cached(RELEASE).await?;
+            connection.execute(&release, &[&claim.key, &claim.id]).await.map_err(DatabaseError::from)
+        };
+        if let Err(error) = self.database.call(work).await {
+            tracing::warn!(key = %claim.key, %error, "a claim could not be given back; it runs out by itself");
+        }
+    }
+
+    /// What is known of each provider that was ever asked.
+    pub async fn known(&self, key: &str) -> Result<HashMap<String, Known>, LedgerError> {
+        let work = |connection: Connection| async move {
+            let attempts = connection.prepare_cached(ATTEMPTS).await?;
+            let mut known = HashMap::new();
+            for row in connection.query(&attempts, &[&key]).await? {
+                let age = Duration::try_from_secs_f64(row.try_get(3)?).unwrap_or_default();
+                let state = match (row.try_get(1)?, row.try_get::<_, Option<String>>(2)?) {
+                    ("Charged", charge) => Known::Charged { charge: charge.unwrap_or_default() },
+                    ("NotCharged", _) => Known::NotCharged,
+                    ("Declined", _) => Known::Declined,
+                    _ => Known::Begun { age },
+                };
+                known.insert(row.try_get(0)?, state);
+            }
+            Ok::<_, DatabaseError>(known)
+        };
+        Ok(self.database.call(work).await?)
+    }
+
+    /// Writes down what is known of a provider. [`Known::Begun`] is written before it is asked.
+    pub async fn write(&self, claim: &Claim, provider: &str, known: &Known) -> Result<(), LedgerError> {
+        let (state, charge) = known.columns();
+        let work = |connection: Connection| async move {
+            let write = connection.prepare_cached(WRITE).await?;
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+                [&claim.key, &claim.id, &provider, &state, &charge];
+            connection.execute(&write, &values).await.map_err(DatabaseError::from)
+        };
+        if self.database.call(work).await? == 0 { Err(LedgerError::ClaimLost) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,123 @@
+//! The payment service: charges with the first provider, and with the second only when it is certain that the first has
+//! not charged.
+//!
+//! ADR-007 §2 asks the second provider after any failure of the first. That charges twice when the first has charged and
+//! its answer got lost: an idempotency key binds one provider only. So what became of each provider is written down
+//! ([`ledger`]) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
+
+mod api;
+mod ledger;
+mod process;
+mod providers;
+
+use crate::database::{self, Database, DatabaseSettings};
+use crate::host::{self, Parts, PodSettings, Service, StartError};
+use crate::{checks, schema};
+use contract::{
+    BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
+    RetrySettings, TimeoutSettings, TripRule,
+};
+use providers::{Paypal, ProviderClient, Stripe};
+use resilience::Resilience;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Name of the service, and of its Deployment unless told otherwise.
+const NAME: &str = "payment";
+const DATABASE: &str = "database";
+const STRIPE: &str = "stripe";
+const PAYPAL: &str = "paypal";
+/// Where calls to providers are apart from everything else (ADR-007 §3).
+const EXTERNAL_API: &str = "external-api";
+
+/// Settings of the payment service.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// The pod.
+    #[command(flatten)]
+    pub pod: PodSettings,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// Address of the provider shaped as Stripe.
+    #[arg(long, env = "STRIPE_URL", default_value = "http://provider-simulator:8081")]
+    pub stripe_url: String,
+    /// Address of the provider shaped as PayPal.
+    #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
+    pub paypal_url: String,
+    /// Seconds after which a request that had no answer can no longer arrive at a provider: from then on, a charge that is
+    /// not found there was never made.
+    #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=3_600))]
+    pub absent_after_seconds: u64,
+}
+
+/// What holds without a policy: the ADR's numbers.
+fn defaults() -> PolicySettings {
+    let external = Some(EXTERNAL_API.to_owned());
+    let stripe = DependencySettings {
+        timeout: TimeoutSettings { request_ms: 12_000, per_try_ms: 3_000, connect_ms: None },
+        retry: RetrySettings {
+            num_retries: 2,
+            base_interval_ms: 1_000,
+            factor: 1.0,
+            retry_on: [RetryOn::ServerError].into(),
+            ..Default::default()
+        },
+        circuit_breaker: CircuitBreakerSettings {
+            trip: TripRule::ConsecutiveFailures { failures: 3 },
+            break_ms: 120_000,
+            ..Default::default()
+        },
+        bulkhead: external.clone(),
+        fallback: vec![FallbackSettings::Provider { provider: PAYPAL.to_owned() }],
+    };
+    let paypal = DependencySettings {
+        timeout: TimeoutSettings { request_ms: 6_000, per_try_ms: 6_000, connect_ms: None },
+        retry: RetrySettings { num_retries: 0, ..Default::default() },
+        circuit_breaker: CircuitBreakerSettings {
+            trip: TripRule::FailureRatio { percent: 50, minimum_throughput: 10, sampling_ms: 30_000 },
+            ..Default::default()
+        },
+        bulkhead: external,
+        ..Default::default()
+    };
+    let room = BulkheadSettings { max_concurrent: 20, max_queued: 100, max_wait_ms: 30_000 };
+    PolicySettings {
+        dependencies: [(STRIPE.to_owned(), stripe), (PAYPAL.to_owned(), paypal)].into(),
+        bulkheads: [(EXTERNAL_API.to_owned(), room)].into(),
+        ..Default::default()
+    }
+}
+
+/// Opens the ports. Database and providers may be away.
+pub async fn start(settings: Settings) -> Result<Service, StartError> {
+    let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
+    let resilience = Resilience::builder(pod.workload(NAME))
+        .dependency(DATABASE)
+        .dependency(STRIPE)
+        .dependency(PAYPAL)
+        .defaults(defaults())
+        .build();
+    let dependency = host::declared(&resilience, DATABASE)?;
+    let config = database.config(&pod.pod_name)?;
+    let database = Arc::new(Database::new(config.clone(), database.database_pool_size, dependency)?);
+    let providers: [Arc<dyn ProviderClient>; 2] = [
+        Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
+        Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
+    ];
+    let absent_after = Duration::from_secs(absent_after_seconds);
+    let payments =
+        process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
+    let migration = async move {
+        schema::bring_up_to_date(config).await;
+        dependency.end_break();
+    };
+    let parts = Parts {
+        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        actions: database::actions(&resilience, database),
+        api: api::router(payments),
+        tasks: vec![Box::pin(migration)],
+        resilience,
+    };
+    Service::open(pod, parts).await
+}

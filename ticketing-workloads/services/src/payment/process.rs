@@ -1,0 +1,315 @@
+//! From an order to a charge: one provider after the other, and never two for one order.
+
+use super::ledger::{Claim, Known, Ledger, LedgerError, Order, Taken};
+use super::providers::{Asked, Doubt, ProviderClient};
+use contract::FallbackSettings;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use resilience::{Resilience, deadline};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Flag that stops all charging (ADR-007 §5).
+const EXTERNAL_PROVIDERS: &str = "EnableExternalPaymentProviders";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+    provider: String,
+}
+
+/// What came of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is paid.
+    Succeeded {
+        /// By whom.
+        provider: String,
+        /// The provider's id of the charge.
+        charge: String,
+        /// Whether it was not the first provider.
+        used_fallback: bool,
+    },
+    /// Every provider that could be asked has declined.
+    Declined,
+    /// Somebody may have charged. It has to be asked for again, with the same key.
+    Unknown,
+    /// Nobody has charged, and nobody could be asked. It may be asked for again.
+    AllFailed {
+        /// For each provider, in the ADR's words, why not.
+        reasons: Vec<(String, &'static str)>,
+    },
+    /// Somebody works on the same order.
+    UnderWay,
+    /// The key belongs to an order of another amount.
+    KeyReused,
+    /// Charging is turned off.
+    TurnedOff,
+}
+
+/// What there is to do for an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// It is paid, by the provider of that number.
+    Paid(usize, String),
+    /// Whether the provider of that number has charged must be found out before anything else.
+    LookUp(usize, Duration),
+    /// The provider of that number may be asked for money.
+    Ask(usize),
+    /// Nobody is left who could be asked.
+    Nobody,
+}
+
+/// Decides by what is known of all providers, in the order in which they are asked; `None`: not asked, or not charged.
+/// `failed` are those that were asked by this request and have not charged; `may_ask` are those that may be asked.
+fn next(known: &[Option<Known>], failed: &[bool], may_ask: &[bool]) -> Next {
+    let find = |wanted: &dyn Fn(usize, &Known) -> Option<Next>| {
+        known.iter().enumerate().find_map(|(index, known)| wanted(index, known.as_ref()?))
+    };
+    let paid = find(&|index, known| match known {
+        Known::Charged { charge } => Some(Next::Paid(index, charge.clone())),
+        _ => None,
+    });
+    let open = find(&|index, known| match known {
+        Known::Begun { age } => Some(Next::LookUp(index, *age)),
+        _ => None,
+    });
+    let ask = || {
+        let free = |index: &usize| {
+            may_ask[*index] && !failed[*index] && matches!(known[*index], None | Some(Known::NotCharged))
+        };
+        (0..known.len()).find(free).map(Next::Ask)
+    };
+    paid.or(open).or_else(ask).unwrap_or(Next::Nobody)
+}
+
+/// A provider, asked for somebody who waits until then.
+struct Bounded<'a> {
+    provider: &'a dyn ProviderClient,
+    until: Option<Instant>,
+}
+
+impl Bounded<'_> {
+    fn name(&self) -> &str {
+        self.provider.name()
+    }
+
+    async fn charge(&self, order: &Order) -> Asked {
+        deadline::within(self.until, self.provider.charge(order)).await
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<String>, String> {
+        deadline::within(self.until, self.provider.find(key)).await
+    }
+}
+
+/// Takes orders.
+pub struct Payments {
+    resilience: Arc<Resilience>,
+    ledger: Ledger,
+    providers: [Arc<dyn ProviderClient>; 2],
+    absent_after: Duration,
+    outcomes: Family<OutcomeLabels, Counter>,
+}
+
+impl Payments {
+    /// Charges with `providers`, the first one first.
+    pub fn new(
+        resilience: Arc<Resilience>,
+        ledger: Ledger,
+        providers: [Arc<dyn ProviderClient>; 2],
+        absent_after: Duration,
+    ) -> Arc<Self> {
+        let outcomes = Family::<OutcomeLabels, Counter>::default();
+        resilience.metrics().register(|registry| {
+            registry.register("payments", "Requests to pay, by outcome and provider", outcomes.clone());
+        });
+        Arc::new(Self { resilience, ledger, providers, absent_after, outcomes })
+    }
+
+    /// Sees to it that the order is paid once, or says why it is not paid. Providers are asked for somebody who waits until
+    /// `until`; what they said is written down in any case.
+    pub async fn pay(&self, order: &Order, until: Option<Instant>) -> Result<Outcome, LedgerError> {
+        let claim = match self.ledger.take(order).await? {
+            Taken::Ours(claim) => claim,
+            Taken::UnderWay => return Ok(self.counted(Outcome::UnderWay)),
+            Taken::KeyReused => return Ok(self.counted(Outcome::KeyReused)),
+        };
+        let outcome = self.ask_all(&claim, order, until).await;
+        self.ledger.release(&claim).await;
+        Ok(self.counted(outcome?))
+    }
+
+    async fn ask_all(&self, claim: &Claim, order: &Order, until: Option<Instant>) -> Result<Outcome, LedgerError> {
+        let mut written = self.ledger.known(&order.key).await?;
+        let mut known = self.providers.each_ref().map(|provider| written.remove(provider.name()));
+        let may_ask = [self.may_charge(), self.may_charge() && self.may_fall_back()];
+        let mut reasons: [Option<&'static str>; 2] = [None, None];
+        loop {
+            let (index, found) = match next(&known, &reasons.map(|reason| reason.is_some()), &may_ask) {
+                Next::Paid(index, charge) => {
+                    let provider = self.providers[index].name().to_owned();
+                    return Ok(Outcome::Succeeded { provider, charge, used_fallback: index > 0 });
+                }
+                Next::LookUp(index, age) => {
+                    // Whoever asked may have died, or had no answer.
+                    let doubt = if age < self.absent_after { Doubt::InFlight } else { Doubt::Answered };
+                    (index, self.look_up(&self.bounded(index, until), order, doubt).await)
+                }
+                Next::Ask(index) => {
+                    let provider = self.bounded(index, until);
+                    let begun = Known::Begun { age: Duration::ZERO };
+                    self.ledger.write(claim, provider.name(), &begun).await?;
+                    let (found, reason) = self.ask(&provider, order).await;
+                    reasons[index] = reason;
+                    (index, found)
+                }
+                Next::Nobody => return Ok(self.nobody(&known, may_ask, reasons)),
+            };
+            // Not known: it stays as it is written, and nobody else is asked.
+            let Some(found) = found else { return Ok(Outcome::Unknown) };
+            self.ledger.write(claim, self.providers[index].name(), &found).await?;
+            known[index] = Some(found);
+        }
+    }
+
+    fn bounded(&self, index: usize, until: Option<Instant>) -> Bounded<'_> {
+        Bounded { provider: self.providers[index].as_ref(), until }
+    }
+
+    /// Asks a provider for money. The answer is what is known then, and why it has not charged.
+    async fn ask(&self, provider: &Bounded<'_>, order: &Order) -> (Option<Known>, Option<&'static str>) {
+        match provider.charge(order).await {
+            Asked::Charged { charge } => (Some(Known::Charged { charge }), None),
+            Asked::Declined => (Some(Known::Declined), None),
+            Asked::Failed { doubt, unavailable, reason } => {
+                let name = provider.name();
+                tracing::warn!(key = %order.key, provider = name, ?doubt, %reason, "a provider did not say that it has charged");
+                let word = if unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
+                let known = if doubt == Doubt::None {
+                    Some(Known::NotCharged)
+                } else {
+                    self.look_up(provider, order, doubt).await
+                };
+                (known, Some(word))
+            }
+        }
+    }
+
+    /// Looks the charge up at the provider; `None`: nobody knows. That it is not there proves something only once nothing
+    /// can arrive any more.
+    async fn look_up(&self, provider: &Bounded<'_>, order: &Order, doubt: Doubt) -> Option<Known> {
+        match provider.find(&order.key).await {
+            Ok(Some(charge)) => Some(Known::Charged { charge }),
+            Ok(None) if doubt == Doubt::Answered => Some(Known::NotCharged),
+            Ok(None) => None,
+            Err(reason) => {
+                let name = provider.name();
+                tracing::warn!(key = %order.key, provider = name, %reason, "nobody knows whether it has charged");
+                None
+            }
+        }
+    }
+
+    /// Why nobody has charged.
+    fn nobody(&self, known: &[Option<Known>; 2], may_ask: [bool; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
+        let declined = known.contains(&Some(Known::Declined));
+        // The last word only if nobody is left who may be asked later.
+        let last = known.iter().zip(may_ask).all(|(known, may_ask)| *known == Some(Known::Declined) || !may_ask);
+        if declined && last {
+            return Outcome::Declined;
+        }
+        if !self.may_charge() {
+            return Outcome::TurnedOff;
+        }
+        let named = self.providers.iter().zip(reasons);
+        Outcome::AllFailed { reasons: named.filter_map(|(one, why)| Some((one.name().to_owned(), why?))).collect() }
+    }
+
+    /// Whether money may be asked for at all.
+    fn may_charge(&self) -> bool {
+        self.resilience.flags().bool(EXTERNAL_PROVIDERS, true)
+    }
+
+    /// Whether the policy names the second provider as a fallback of the first.
+    fn may_fall_back(&self) -> bool {
+        let [first, second] = &self.providers;
+        let names_it = |fallback: &FallbackSettings| matches!(fallback, FallbackSettings::Provider { provider } if provider == second.name());
+        let dependency = self.resilience.dependency(first.name());
+        dependency.is_some_and(|dependency| dependency.settings().fallback.iter().any(names_it))
+    }
+
+    fn counted(&self, outcome: Outcome) -> Outcome {
+        let (label, provider) = match &outcome {
+            Outcome::Succeeded { provider, .. } => ("succeeded", provider.clone()),
+            Outcome::Declined => ("declined", String::new()),
+            Outcome::Unknown => ("unknown", String::new()),
+            Outcome::AllFailed { .. } => ("all_failed", String::new()),
+            Outcome::UnderWay => ("under_way", String::new()),
+            Outcome::KeyReused => ("key_reused", String::new()),
+            Outcome::TurnedOff => ("turned_off", String::new()),
+        };
+        self.outcomes.get_or_create(&OutcomeLabels { outcome: label, provider }).inc();
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun() -> Option<Known> {
+        Some(Known::Begun { age: Duration::ZERO })
+    }
+
+    fn charged() -> Option<Known> {
+        Some(Known::Charged { charge: "c".into() })
+    }
+
+    fn look_up(index: usize) -> Next {
+        Next::LookUp(index, Duration::ZERO)
+    }
+
+    #[rstest::rstest]
+    #[case::new([None, None], [false, false], Next::Ask(0))]
+    #[case::first_has_not([Some(Known::NotCharged), None], [true, false], Next::Ask(1))]
+    #[case::first_declined([Some(Known::Declined), None], [false, false], Next::Ask(1))]
+    #[case::asked_again_later([Some(Known::NotCharged), Some(Known::NotCharged)], [false, false], Next::Ask(0))]
+    #[case::first_is_open([begun(), None], [false, false], look_up(0))]
+    #[case::second_is_open([Some(Known::NotCharged), begun()], [false, false], look_up(1))]
+    #[case::second_has_charged([Some(Known::NotCharged), charged()], [false, false], Next::Paid(1, "c".into()))]
+    #[case::second_has_charged_and_first_is_open([begun(), charged()], [false, false], Next::Paid(1, "c".into()))]
+    #[case::both_failed([Some(Known::NotCharged), Some(Known::NotCharged)], [true, true], Next::Nobody)]
+    #[case::both_declined([Some(Known::Declined), Some(Known::Declined)], [false, false], Next::Nobody)]
+    fn what_is_known_of_all_comes_before_asking_one(
+        #[case] known: [Option<Known>; 2],
+        #[case] failed: [bool; 2],
+        #[case] expected: Next,
+    ) {
+        assert_eq!(next(&known, &failed, &[true, true]), expected);
+    }
+
+    /// All there is: nobody is asked while somebody has charged or may have.
+    #[test]
+    fn nobody_is_asked_while_somebody_may_have_charged() {
+        let states = [None, begun(), charged(), Some(Known::NotCharged), Some(Known::Declined)];
+        let both = [false, true];
+        for first in &states {
+            for second in &states {
+                for failed in both.iter().flat_map(|a| both.map(|b| [*a, b])) {
+                    for may_ask in both.iter().flat_map(|a| both.map(|b| [*a, b])) {
+                        let known = [first.clone(), second.clone()];
+                        let spent = known.iter().any(|one| *one == begun() || *one == charged());
+                        let next = next(&known, &failed, &may_ask);
+                        assert!(!(spent && matches!(next, Next::Ask(_) | Next::Nobody)), "{known:?} {next:?}");
+                        if let Next::Ask(index) = next {
+                            assert!(may_ask[index] && !failed[index] && known[index] != Some(Known::Declined));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

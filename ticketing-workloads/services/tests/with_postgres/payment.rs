@@ -1,0 +1,228 @@
+//! Payment before providers that misbehave: nobody is ever charged twice, and what is not known is not guessed.
+
+use crate::support::app::App;
+use crate::support::postgres::Postgres;
+use crate::support::providers::Providers;
+use contract::{
+    CircuitBreakerSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn, TripRule,
+};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The ADR's shape of a policy for the providers, with shorter times.
+fn quick() -> PolicySettings {
+    let mut stripe = DependencySettings::default();
+    stripe.timeout.request_ms = 2_000;
+    stripe.timeout.per_try_ms = 300;
+    stripe.retry.num_retries = 2;
+    stripe.retry.base_interval_ms = 10;
+    stripe.retry.retry_on = [RetryOn::ServerError].into();
+    stripe.circuit_breaker = CircuitBreakerSettings {
+        trip: TripRule::ConsecutiveFailures { failures: 3 },
+        break_ms: 300,
+        ..Default::default()
+    };
+    stripe.fallback = vec![FallbackSettings::Provider { provider: "paypal".into() }];
+    let mut paypal = DependencySettings::default();
+    paypal.timeout.request_ms = 1_000;
+    paypal.timeout.per_try_ms = 300;
+    paypal.retry.num_retries = 0;
+    paypal.circuit_breaker.break_ms = 300;
+    PolicySettings {
+        dependencies: [("stripe".to_owned(), stripe), ("paypal".to_owned(), paypal)].into(),
+        ..Default::default()
+    }
+}
+
+struct Stage {
+    // Ends last.
+    _postgres: Postgres,
+    providers: Providers,
+    payment: App,
+}
+
+async fn stage() -> Stage {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start().await;
+    let payment = App::payment(&postgres, &providers).await;
+    payment.push(quick(), FlagsSettings::default()).await;
+    Stage { _postgres: postgres, providers, payment }
+}
+
+impl Stage {
+    /// Asks for 45.00; the answer is the status and the body.
+    async fn pay(&self, key: &str) -> (u16, Value) {
+        self.pay_amount(key, 4_500).await
+    }
+
+    async fn pay_amount(&self, key: &str, amount_cents: i32) -> (u16, Value) {
+        let url = format!("http://{}/api/payments", self.payment.address);
+        let body = json!({"amountCents": amount_cents, "currency": "eur"}).to_string();
+        let answer = self.payment.client.post(url).header("Idempotency-Key", key).body(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// Asks until it is settled.
+    async fn pay_in_the_end(&self, key: &str) -> (u16, Value) {
+        crate::support::eventually("the payment is settled", async || {
+            let (status, body) = self.pay(key).await;
+            (status == 200 || status == 402).then_some((status, body))
+        })
+        .await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_is_made_once_however_often_it_is_asked_for() {
+    let stage = stage().await;
+    let (status, first) = stage.pay("a").await;
+    assert_eq!((status, &first["provider"], &first["usedFallback"]), (200, &json!("stripe"), &json!(false)));
+    assert_eq!(stage.pay("a").await, (200, first));
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+    let (status, other_amount) = stage.pay_amount("a", 4_501).await;
+    assert_eq!((status, &other_amount["errorCode"]), (409, &json!("IDEMPOTENCY_KEY_REUSED")));
+    assert_eq!(stage.pay("a").await.0, 200, "the payment itself is as it was");
+}
+
+#[rstest::rstest]
+#[case::nobody_listens(json!({"refuse": true}))]
+#[case::it_declines(json!({"decline": true}))]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_provider_is_asked_when_the_first_has_not_charged(#[case] behaviour: Value) {
+    let stage = stage().await;
+    stage.providers.behave("stripe", behaviour).await;
+    let (status, paid) = stage.pay("a").await;
+    assert_eq!((status, &paid["provider"], &paid["usedFallback"]), (200, &json!("paypal"), &json!(true)));
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay("a").await, (200, paid), "also when the first is back");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+}
+
+/// The ADR's own code charges twice here.
+#[rstest::rstest]
+#[case::and_hangs("chargeThenHang")]
+#[case::and_fails("chargeThenFail")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_charges_without_saying_so_is_found_out(#[case] how: &str) {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({how: true})).await;
+    let (status, paid) = stage.pay("a").await;
+    assert_eq!((status, &paid["provider"]), (200, &json!("stripe")));
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_known_stays_open_and_nobody_else_is_asked() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    for _ in 0..3 {
+        let (status, pending) = stage.pay("a").await;
+        assert_eq!((status, &pending["status"]), (202, &json!("PaymentPending")));
+    }
+    // Gone altogether, it could be thought not to have charged.
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    assert_eq!(stage.providers.requests("paypal").await, 0);
+    stage.providers.behave("stripe", json!({})).await;
+    let (_, paid) = stage.pay_in_the_end("a").await;
+    assert_eq!(paid["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_an_answer_is_made_again_only_when_it_can_no_longer_arrive() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"latencyMs": 700})).await;
+    assert_eq!(stage.pay("a").await.0, 202, "it may still arrive");
+    stage.providers.behave("stripe", json!({})).await;
+    let (_, paid) = stage.pay_in_the_end("a").await;
+    assert_eq!(paid["provider"], "stripe");
+    assert_eq!(stage.providers.charges().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_circuit_is_no_reason_to_wait() {
+    let stage = stage().await;
+    let mut policy = quick();
+    policy.dependencies.get_mut("stripe").unwrap().circuit_breaker.break_ms = 60_000;
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    stage.providers.behave("paypal", json!({"refuse": true})).await;
+    let (status, failed) = stage.pay("d").await;
+    assert_eq!((status, &failed["errorCode"]), (503, &json!("ALL_PROVIDERS_FAILED")));
+    assert_eq!(failed["providers"], json!({"stripe": "PROVIDER_UNAVAILABLE", "paypal": "PROCESSING_ERROR"}));
+    stage.providers.behave("paypal", json!({})).await;
+    assert_eq!(stage.pay("d").await.1["provider"], "paypal", "it may be asked for again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decline_by_both_is_the_last_word() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"decline": true})).await;
+    stage.providers.behave("paypal", json!({"decline": true})).await;
+    for _ in 0..2 {
+        let (status, declined) = stage.pay("a").await;
+        assert_eq!((status, &declined["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn charging_can_be_turned_off() {
+    let stage = stage().await;
+    let flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off"});
+    let flags = serde_json::from_value(json!({"flags": {"EnableExternalPaymentProviders": flag}})).unwrap();
+    stage.payment.push(quick(), flags).await;
+    let (status, off) = stage.pay("a").await;
+    assert_eq!((status, &off["errorCode"]), (503, &json!("PAYMENTS_TURNED_OFF")));
+    assert_eq!(stage.providers.requests("stripe").await + stage.providers.requests("paypal").await, 0);
+    stage.payment.push(quick(), FlagsSettings::default()).await;
+    assert_eq!(stage.pay("a").await.0, 200);
+}
+
+/// Many payments, each asked for by several at once, while both providers change their ways all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_charged_twice_whatever_the_providers_do() {
+    let stage = &stage().await;
+    let ways = [
+        ("stripe", json!({"chargeThenHang": true})),
+        ("paypal", json!({"chargeThenFail": true})),
+        ("stripe", json!({"failPercent": 50})),
+        ("stripe", json!({"refuse": true})),
+        ("stripe", json!({})),
+        ("paypal", json!({"chargeThenHang": true, "hide": true})),
+        ("stripe", json!({"chargeThenFail": true, "hide": true})),
+        ("paypal", json!({"latencyMs": 400})),
+        ("stripe", json!({"latencyMs": 350})),
+        ("paypal", json!({"failPercent": 30})),
+    ];
+    let keys: Vec<String> = (0..60).map(|key| format!("payment-{key}")).collect();
+    let changing = async {
+        for (provider, way) in &ways {
+            stage.providers.behave(provider, way.clone()).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    let asking = join_all(keys.iter().enumerate().map(|(nth, key)| async move {
+        tokio::time::sleep(Duration::from_millis(40) * u32::try_from(nth).unwrap()).await;
+        for _ in 0..6 {
+            join_all((0..3).map(|_| stage.pay(key))).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }));
+    tokio::join!(changing, asking);
+    stage.providers.behave("stripe", json!({})).await;
+    stage.providers.behave("paypal", json!({})).await;
+    let paid = join_all(keys.iter().map(|key| stage.pay_in_the_end(key))).await;
+    assert!(paid.iter().all(|(status, _)| *status == 200), "every payment is made in the end");
+    let mut charges = BTreeMap::new();
+    for charge in stage.providers.charges().await {
+        *charges.entry(charge["key"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    assert_eq!(charges, keys.into_iter().map(|key| (key, 1)).collect());
+}
