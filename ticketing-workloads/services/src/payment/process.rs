@@ -260,12 +260,10 @@ impl Payments {
 mod tests {
     use super::*;
 
-    fn begun() -> Option<Known> {
-        Some(Known::Begun { age: Duration::ZERO })
-    }
+    const BEGUN: Option<Known> = Some(Known::Begun { age: Duration::ZERO });
 
-    fn charged() -> Option<Known> {
-        Some(Known::Charged { charge: "c".into() })
+    fn charged() -> Known {
+        Known::Charged { charge: "c".into() }
     }
 
     fn look_up(index: usize) -> Next {
@@ -277,10 +275,10 @@ mod tests {
     #[case::first_has_not([Some(Known::NotCharged), None], [true, false], Next::Ask(1))]
     #[case::first_declined([Some(Known::Declined), None], [false, false], Next::Ask(1))]
     #[case::asked_again_later([Some(Known::NotCharged), Some(Known::NotCharged)], [false, false], Next::Ask(0))]
-    #[case::first_is_open([begun(), None], [false, false], look_up(0))]
-    #[case::second_is_open([Some(Known::NotCharged), begun()], [false, false], look_up(1))]
-    #[case::second_has_charged([Some(Known::NotCharged), charged()], [false, false], Next::Paid(1, "c".into()))]
-    #[case::second_has_charged_and_first_is_open([begun(), charged()], [false, false], Next::Paid(1, "c".into()))]
+    #[case::first_is_open([BEGUN, None], [false, false], look_up(0))]
+    #[case::second_is_open([Some(Known::NotCharged), BEGUN], [false, false], look_up(1))]
+    #[case::second_has_charged([Some(Known::NotCharged), Some(charged())], [false, false], Next::Paid(1, "c".into()))]
+    #[case::second_has_charged_and_first_is_open([BEGUN, Some(charged())], [false, false], Next::Paid(1, "c".into()))]
     #[case::both_failed([Some(Known::NotCharged), Some(Known::NotCharged)], [true, true], Next::Nobody)]
     #[case::both_declined([Some(Known::Declined), Some(Known::Declined)], [false, false], Next::Nobody)]
     fn what_is_known_of_all_comes_before_asking_one(
@@ -294,14 +292,14 @@ mod tests {
     /// All there is: nobody is asked while somebody has charged or may have.
     #[test]
     fn nobody_is_asked_while_somebody_may_have_charged() {
-        let states = [None, begun(), charged(), Some(Known::NotCharged), Some(Known::Declined)];
+        let states = [None, BEGUN, Some(charged()), Some(Known::NotCharged), Some(Known::Declined)];
         let both = [false, true];
         for first in &states {
             for second in &states {
                 for failed in both.iter().flat_map(|a| both.map(|b| [*a, b])) {
                     for may_ask in both.iter().flat_map(|a| both.map(|b| [*a, b])) {
                         let known = [first.clone(), second.clone()];
-                        let spent = known.iter().any(|one| *one == begun() || *one == charged());
+                        let spent = known.iter().any(|one| *one == BEGUN || *one == Some(charged()));
                         let next = next(&known, &failed, &may_ask);
                         assert!(!(spent && matches!(next, Next::Ask(_) | Next::Nobody)), "{known:?} {next:?}");
                         if let Next::Ask(index) = next {

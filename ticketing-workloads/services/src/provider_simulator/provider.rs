@@ -17,6 +17,7 @@ const NEVER: Duration = Duration::from_secs(3_600);
 /// How a provider behaves. Without a body it behaves well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing to ask for on its own")]
 pub struct Behaviour {
     /// Nobody listens: connections are refused.
     pub refuse: bool,
