@@ -1,6 +1,7 @@
 //! The HTTP interface of booking.
 
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
+use super::payments::{Paid, Payments};
 use super::seats::{self, Booked, BookingError};
 use crate::answers::{not_found, problem, unavailable};
 use crate::database::{Database, DatabaseError};
@@ -28,6 +29,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Flag that bounds the bookings under way, and its value without an operator (ADR-007 §5).
 const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
+/// A booking waits for its payment.
+const PENDING: &str = "PaymentPending";
+/// Why a booking is cancelled that was not paid for.
+const DECLINED: &str = "declined";
+/// How long whoever takes a booking has to ask payment for it, before others do.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// Header that marks the answer to a repeated request.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
@@ -40,17 +47,19 @@ struct OutcomeLabel {
 pub struct Bookings {
     resilience: Arc<Resilience>,
     database: Arc<Database>,
+    /// Absent: nothing has to be paid for.
+    payments: Option<Arc<Payments>>,
     outcomes: Family<OutcomeLabel, Counter>,
 }
 
 impl Bookings {
     /// Handlers over `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>) -> Arc<Self> {
+    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, payments: Option<Arc<Payments>>) -> Arc<Self> {
         let outcomes = Family::<OutcomeLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings", "Requests to book, by outcome", outcomes.clone());
         });
-        Arc::new(Self { resilience, database, outcomes })
+        Arc::new(Self { resilience, database, payments, outcomes })
     }
 
     fn count(&self, outcome: &'static str) {
@@ -99,26 +108,58 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
             return refuse(&error);
         }
     };
+    // Under high load what can wait waits (ADR-007 §5): payment is asked later, by whoever finds the time.
+    let degraded = bookings.resilience.is_degraded();
+    let asks_within = bookings.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN });
     let attempt = |connection| {
         let order = order.clone();
-        async move { seats::book(connection, &order).await }
+        async move { seats::book(connection, &order, asks_within).await }
     };
     match bookings.database.call(attempt).await {
-        Ok(booked) => {
-            let (id, replayed) = match booked {
-                Booked::Now(id) => (id, false),
-                Booked::Before(id) => (id, true),
-            };
-            bookings.count(if replayed { "replayed" } else { "confirmed" });
-            let answer = json!({ "success": true, "bookingId": id, "status": "Confirmed" });
-            let mut response = (StatusCode::CREATED, Json(answer)).into_response();
-            if replayed {
-                response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
-            }
-            response
-        }
+        Ok(booked) => conclude(&bookings, booked, degraded).await,
         Err(error) => fail(&bookings, &order, &error),
     }
+}
+
+/// Pays for a booking that has its seats, if that is to be done now, and says how it stands.
+async fn conclude(bookings: &Bookings, booked: Booked, degraded: bool) -> Response {
+    let Booked { id, mut status, mut cancel_reason, amount_cents, before } = booked;
+    let pending = status == PENDING;
+    if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !degraded) {
+        let paid = payments.pay(id, amount_cents).await;
+        let may_wait = payments.may_wait();
+        let written = match paid {
+            Paid::Yes => bookings.database.call(|connection| seats::confirm(connection, id)).await.map(|_| "Confirmed"),
+            Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
+                let reason = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
+                cancel_reason = Some(reason.to_owned());
+                bookings.database.call(|connection| seats::cancel(connection, id, reason)).await.map(|_| "Cancelled")
+            }
+            _ => bookings.database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING),
+        };
+        match written {
+            Ok(now) => now.clone_into(&mut status),
+            // What payment said is asked for again with the same key, and written down then.
+            Err(error) => tracing::warn!(booking = %id, %error, "what payment said could not be written down"),
+        }
+    }
+    let (code, outcome) = match status.as_str() {
+        "Cancelled" => {
+            bookings.count("cancelled");
+            return match cancel_reason.as_deref() {
+                Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
+                _ => unavailable("BOOKING_FAILED", "Unable to process booking at this time", RETRY_AFTER),
+            };
+        }
+        PENDING => (StatusCode::ACCEPTED, "payment_pending"),
+        _ => (StatusCode::CREATED, "confirmed"),
+    };
+    bookings.count(if before { "replayed" } else { outcome });
+    let mut response = (code, Json(json!({"success": true, "bookingId": id, "status": status}))).into_response();
+    if before {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn refuse(error: &OrderError) -> Response {

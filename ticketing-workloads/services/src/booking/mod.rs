@@ -4,12 +4,17 @@ mod api;
 mod checks;
 pub mod cleanup;
 mod order;
+mod payments;
 mod seats;
 
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::schema;
-use contract::{BulkheadSettings, DependencySettings, PolicySettings, RetryOn, RetrySettings, TimeoutSettings};
+use contract::{
+    BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn, RetrySettings, TimeoutSettings,
+};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use resilience::Resilience;
 use std::sync::Arc;
 
@@ -17,6 +22,7 @@ use std::sync::Arc;
 const NAME: &str = "booking";
 /// The one thing that it calls so far.
 const DATABASE: &str = "database";
+const PAYMENT: &str = "payment";
 /// Where bookings are apart from everything else (ADR-007 §3).
 const CRITICAL: &str = "critical";
 /// Settings of the booking service.
@@ -28,6 +34,9 @@ pub struct Settings {
     /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
+    /// Address of payment; without one nothing has to be paid for.
+    #[arg(long, env = "PAYMENT_URL")]
+    pub payment_url: Option<String>,
 }
 
 /// What holds without a policy: the ADR's numbers. Retries go after 200, 400 and 800 ms.
@@ -45,9 +54,16 @@ fn defaults() -> PolicySettings {
         bulkhead: Some(CRITICAL.to_owned()),
         ..Default::default()
     };
+    // Payment makes the retries that make sense towards its providers.
+    let payment = DependencySettings {
+        timeout: TimeoutSettings { request_ms: 20_000, per_try_ms: 20_000, connect_ms: None },
+        retry: RetrySettings { num_retries: 0, ..Default::default() },
+        fallback: vec![FallbackSettings::Queue],
+        ..Default::default()
+    };
     let critical = BulkheadSettings { max_concurrent: 10, max_queued: 50, max_wait_ms: 1_000 };
     PolicySettings {
-        dependencies: [(DATABASE.to_owned(), database)].into(),
+        dependencies: [(DATABASE.to_owned(), database), (PAYMENT.to_owned(), payment)].into(),
         bulkheads: [(CRITICAL.to_owned(), critical)].into(),
         ..Default::default()
     }
@@ -56,21 +72,27 @@ fn defaults() -> PolicySettings {
 /// Opens the ports. The database may be away.
 pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let pod = settings.pod;
-    let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults()).build();
+    let resilience =
+        Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let config = settings.database.config(&pod.pod_name)?;
     let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
-    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database));
+    let payment_url = settings.payment_url.filter(|url| !url.is_empty());
+    let payment = host::declared(&resilience, PAYMENT)?;
+    let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
+    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone());
     let migration = async move {
         schema::bring_up_to_date(config).await;
         // Calls that came before may have opened the circuit; what they lacked is there now.
         dependency.end_break();
     };
+    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration)];
+    tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {
         checks: checks::all(&database).into(),
         actions: database::actions(&resilience, database),
         api: api::router(bookings),
-        tasks: vec![Box::pin(migration)],
+        tasks,
         resilience,
     };
     Service::open(pod, parts).await

@@ -7,7 +7,7 @@ use uuid::Uuid;
 pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 /// Longest user id and longest idempotency key, in bytes.
 const MAX_TEXT_BYTES: usize = 128;
-const FIELDS: [&str; 4] = ["eventId", "userId", "ticketCount", "idempotencyKey"];
+const FIELDS: [&str; 5] = ["eventId", "userId", "ticketCount", "idempotencyKey", "email"];
 
 /// A booking that somebody wants to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Order {
     pub ticket_count: i32,
     /// The same key twice is the same booking. The client's, or else the booking's id.
     pub idempotency_key: String,
+    /// Where the ticket is sent; nowhere if absent.
+    pub email: Option<String>,
 }
 
 /// What is wrong with a request.
@@ -66,6 +68,7 @@ impl Order {
                 .ok_or_else(|| field("ticketCount", "must be a whole number from 1 to 10"))?,
             idempotency_key: idempotency_key(object.get("idempotencyKey"), header_key)?
                 .unwrap_or_else(|| booking_id.to_string()),
+            email: email(object.get("email"))?,
         })
     }
 }
@@ -76,6 +79,20 @@ fn field(name: &str, problem: &'static str) -> OrderError {
 
 fn is_plain_text(text: &str) -> bool {
     !text.trim().is_empty() && text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control)
+}
+
+/// Whether mail gets there only sending it tells; here it must only be safe to try.
+fn email(in_body: Option<&Value>) -> Result<Option<String>, OrderError> {
+    let wrong = || field("email", "must be an address of at most 128 bytes, such as ann@example.com");
+    match in_body {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            let text = value.as_str().filter(|text| is_plain_text(text)).ok_or_else(wrong)?;
+            let (name, host) = text.split_once('@').ok_or_else(wrong)?;
+            let plain = |part: &str| !part.is_empty() && !part.contains(['@', ' ', '<', '>', ',', ';', '"']);
+            (plain(name) && plain(host)).then(|| Some(text.to_owned())).ok_or_else(wrong)
+        }
+    }
 }
 
 fn idempotency_key(in_body: Option<&Value>, in_header: Option<&[u8]>) -> Result<Option<String>, OrderError> {
@@ -110,6 +127,7 @@ mod tests {
     #[test]
     fn reads_a_request_and_gives_it_a_key_of_its_own() {
         let order = read(&json!({"eventId": EVENT, "userId": "ann", "ticketCount": 2}), None).unwrap();
+        assert_eq!(order.email, None);
         assert_eq!((order.user_id.as_str(), order.ticket_count), ("ann", 2));
         assert_eq!(order.idempotency_key, order.booking_id.to_string());
     }
@@ -146,6 +164,9 @@ mod tests {
     #[case(json!({"eventId": EVENT, "userId": "a", "ticketCount": "2"}), "ticketCount must be")]
     #[case(json!({"eventId": EVENT, "userId": "a", "ticketCount": 4_294_967_297i64}), "ticketCount must be")]
     #[case(json!({"eventId": EVENT, "userId": "a", "tickets": 1}), "tickets is not a field")]
+    #[case(json!({"eventId": EVENT, "userId": "a", "ticketCount": 1, "email": "nobody"}), "email must be")]
+    #[case(json!({"eventId": EVENT, "userId": "a", "ticketCount": 1, "email": "a@b\nBcc: c@d"}), "email must be")]
+    #[case(json!({"eventId": EVENT, "userId": "a", "ticketCount": 1, "email": "a@b,c@d"}), "email must be")]
     fn names_what_is_wrong(#[case] body: Value, #[case] message: &str) {
         let error = read(&body, None).unwrap_err();
         assert!(error.starts_with(message), "{error}");

@@ -8,7 +8,9 @@ use super::order::Order;
 use crate::database::{Connection, DatabaseError};
 use resilience::{Failure, FailureKind};
 use serde::Serialize;
+use std::time::Duration;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Events that are listed at most.
@@ -16,20 +18,59 @@ const MAX_EVENTS: i64 = 100;
 
 /// The event and an earlier booking under the same key, if there are any.
 const LOOK: &str = "
-    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count
+    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count, b.status, b.cancel_reason, b.amount_cents
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
 
-/// Takes the seats and books them, if nobody changed the event meanwhile.
+/// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
+/// whoever asks payment at once has half a minute before others do.
 const TAKE: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
         WHERE id = $2 AND version = $3 AND available >= $1
-        RETURNING id
+        RETURNING id, price_cents * $1 AS amount_cents
+    ), booked AS (
+        INSERT INTO bookings
+            (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at)
+        SELECT $4, id, $5, $1, CASE WHEN $8 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, $6, $7,
+               amount_cents, CASE WHEN $8 AND amount_cents > 0 THEN now() + $9 * interval '1 second' END
+        FROM taken
+        RETURNING id, status, amount_cents
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM booked WHERE status = 'Confirmed'
     )
-    INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key)
-    SELECT $4, taken.id, $5, $1, 'Confirmed', $6 FROM taken";
+    SELECT status, amount_cents FROM booked";
+
+/// Claims bookings of which the payment is open. The next try comes later each time, up to a minute.
+const DUE: &str = "
+    UPDATE bookings SET settle_tries = settle_tries + 1,
+                        settle_at = now() + greatest(30, least(2 ^ settle_tries, 60)) * interval '1 second'
+    WHERE id IN (SELECT id FROM bookings WHERE status = 'PaymentPending' AND settle_at <= now()
+                 ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+    RETURNING id, amount_cents, settle_tries";
+
+/// Asks payment again soon, not only when the claim of whoever asked it is over.
+const SETTLE_SOON: &str = "
+    UPDATE bookings SET settle_at = now() + least(2 ^ settle_tries, 60) * interval '1 second'
+    WHERE id = $1 AND status = 'PaymentPending'";
+
+const CONFIRM: &str = "
+    WITH confirmed AS (
+        UPDATE bookings SET status = 'Confirmed', settle_at = NULL
+        WHERE id = $1 AND status = 'PaymentPending' RETURNING id
+    )
+    INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
+
+/// Gives the seats back. Where nobody has said no, the key may be used for another try.
+const CANCEL: &str = "
+    WITH cancelled AS (
+        UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
+            CASE $2 WHEN 'declined' THEN idempotency_key ELSE idempotency_key || ':' || id END
+        WHERE id = $1 AND status = 'PaymentPending' RETURNING event_id, ticket_count
+    )
+    UPDATE events e SET available = available + ticket_count, version = version + 1
+    FROM cancelled WHERE e.id = event_id";
 
 const FIND: &str = "SELECT id, event_id, user_id, ticket_count, status FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
@@ -91,7 +132,7 @@ pub struct Booking {
     pub user_id: String,
     /// Seats.
     pub ticket_count: i32,
-    /// `Confirmed`, `Held` or `Cancelled`.
+    /// `Confirmed`, `PaymentPending`, `Held` or `Cancelled`.
     pub status: String,
 }
 
@@ -110,43 +151,98 @@ pub struct Event {
     pub available: i32,
 }
 
-/// How a booking came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Booked {
-    /// Just now.
-    Now(Uuid),
-    /// By an earlier request with the same key.
-    Before(Uuid),
+/// A booking as it is when its seats are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booked {
+    /// Its id.
+    pub id: Uuid,
+    /// `Confirmed`, `PaymentPending`, or for an earlier one `Cancelled`.
+    pub status: String,
+    /// Why it is cancelled.
+    pub cancel_reason: Option<String>,
+    /// What is to be paid.
+    pub amount_cents: i32,
+    /// Whether an earlier request with the same key made it.
+    pub before: bool,
 }
 
-/// Makes one attempt to book.
-pub async fn book(connection: Connection, order: &Order) -> Result<Booked, BookingError> {
+/// Makes one attempt to book; `asks_within`: somebody asks payment within this time.
+pub async fn book(
+    connection: Connection,
+    order: &Order,
+    asks_within: Option<Duration>,
+) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
     let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key]).await?;
-    if let Some(booking_id) = row.try_get::<_, Option<Uuid>>(2)? {
+    if let Some(id) = row.try_get::<_, Option<Uuid>>(2)? {
         let same = row.try_get::<_, Uuid>(3)? == order.event_id
             && row.try_get::<_, &str>(4)? == order.user_id
             && row.try_get::<_, i32>(5)? == order.ticket_count;
-        return match (same, booking_id == order.booking_id) {
-            // An attempt before this one was committed without our knowing.
-            (true, true) => Ok(Booked::Now(booking_id)),
-            (true, false) => Ok(Booked::Before(booking_id)),
-            (false, _) => Err(BookingError::KeyReused),
-        };
+        if !same {
+            return Err(BookingError::KeyReused);
+        }
+        // One of our own attempts may have been committed without our knowing.
+        let before = id != order.booking_id;
+        let (status, cancel_reason, amount_cents) = (row.try_get(6)?, row.try_get(7)?, row.try_get(8)?);
+        return Ok(Booked { id, status, cancel_reason, amount_cents, before });
     }
     let Some(version) = row.try_get::<_, Option<i64>>(0)? else { return Err(BookingError::EventNotFound) };
     if row.try_get::<_, i32>(1)? < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
     }
     let take = connection.prepare_cached(TAKE).await?;
-    let Order { booking_id, event_id, user_id, ticket_count, idempotency_key } = order;
-    match connection.execute(&take, &[ticket_count, event_id, &version, booking_id, user_id, idempotency_key]).await {
-        Ok(1) => Ok(Booked::Now(*booking_id)),
-        Ok(_) => Err(BookingError::VersionConflict),
+    let Order { booking_id, event_id, user_id, ticket_count, idempotency_key, email } = order;
+    let (is_paid_for, seconds) = (asks_within.is_some(), asks_within.unwrap_or_default().as_secs_f64());
+    let values: [&(dyn ToSql + Sync); 9] =
+        [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds];
+    match connection.query_opt(&take, &values).await {
+        Ok(Some(row)) => {
+            let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
+            Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
+        }
+        Ok(None) => Err(BookingError::VersionConflict),
         // The same key, at the same moment: the next attempt finds its booking.
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::VersionConflict),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A booking of which the payment is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Its id.
+    pub booking: Uuid,
+    /// What is to be paid.
+    pub amount_cents: i32,
+    /// How often payment was asked later, this time included.
+    pub tries: i32,
+}
+
+/// Claims up to `most` bookings of which the payment is open.
+pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, DatabaseError> {
+    let due = connection.prepare_cached(DUE).await?;
+    let one = |row: &tokio_postgres::Row| {
+        Ok(Due { booking: row.try_get(0)?, amount_cents: row.try_get(1)?, tries: row.try_get(2)? })
+    };
+    connection.query(&due, &[&most]).await?.iter().map(one).collect()
+}
+
+/// Makes a booking due soon.
+pub async fn settle_soon(connection: Connection, booking: Uuid) -> Result<u64, DatabaseError> {
+    let soon = connection.prepare_cached(SETTLE_SOON).await?;
+    Ok(connection.execute(&soon, &[&booking]).await?)
+}
+
+/// Confirms a booking that is paid. Doing it again changes nothing.
+pub async fn confirm(connection: Connection, booking: Uuid) -> Result<u64, DatabaseError> {
+    let confirm = connection.prepare_cached(CONFIRM).await?;
+    Ok(connection.execute(&confirm, &[&booking]).await?)
+}
+
+/// Cancels a booking that is not going to be paid, and gives its seats back. Doing it again changes nothing.
+pub async fn cancel(connection: Connection, booking: Uuid, reason: &str) -> Result<u64, DatabaseError> {
+    let cancel = connection.prepare_cached(CANCEL).await?;
+    Ok(connection.execute(&cancel, &[&booking, &reason]).await?)
 }
 
 /// Finds a booking.

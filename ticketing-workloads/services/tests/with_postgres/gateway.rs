@@ -1,6 +1,7 @@
 //! The gateway before real services, and before one that misbehaves.
 
 use crate::support::app::{App, OPENING_NIGHT, order};
+use crate::support::nobody;
 use crate::support::postgres::Postgres;
 use contract::{FallbackSettings, FlagsSettings, PolicySettings};
 use futures::future::join_all;
@@ -22,11 +23,6 @@ fn quick() -> PolicySettings {
         FallbackSettings::Static { status_code: 503, body: json!({"events": [], "isFallback": true}).to_string() },
     ];
     policy
-}
-
-/// Nobody listens here.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// Takes connections and never answers.

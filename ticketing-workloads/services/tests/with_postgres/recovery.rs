@@ -253,9 +253,9 @@ async fn a_policy_for_something_else_is_named() {
     let postgres = Postgres::start().await;
     let app = App::start(&postgres, "pod-1").await;
     let mut policy = quick_policy();
-    policy.dependencies.insert("payment".into(), DependencySettings::default());
+    policy.dependencies.insert("printer".into(), DependencySettings::default());
     let answer = app.push(policy, FlagsSettings::default()).await;
-    assert_eq!(answer.applied.unknown_dependencies, ["payment"]);
+    assert_eq!(answer.applied.unknown_dependencies, ["printer"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,9 @@ fn settings<S: clap::Args>(mounts: &TempDir, pod: &str, more: &[(&'static str, S
         ("--resilience-token-dir", directory("token")),
         ("--shutdown-delay-seconds", "0".to_owned()),
     ];
-    let arguments = pod.into_iter().chain(more.iter().cloned()).flat_map(|(name, value)| [name.to_owned(), value]);
+    let is_other = |(name, _): &(&str, String)| more.iter().all(|(other, _)| other != name);
+    let all = pod.into_iter().filter(is_other).chain(more.iter().cloned());
+    let arguments = all.flat_map(|(name, value)| [name.to_owned(), value]);
     Cli::parse_from(std::iter::once("service".to_owned()).chain(arguments)).settings
 }
 
@@ -113,10 +115,31 @@ impl App {
         app
     }
 
+    /// A pod of booking that asks payment at this address.
+    pub async fn paid_booking(postgres: &Postgres, payment: SocketAddr) -> Self {
+        let mounts = mounts();
+        let more = [("--database-url", postgres.url()), ("--payment-url", format!("http://{payment}"))];
+        let settings: Settings = settings(&mounts, "booking-1", &more);
+        let app = Self::run("booking", booking::start(settings).await.unwrap(), mounts);
+        app.mount_token().await;
+        eventually("the schema is there", async || {
+            let events = app.get("/api/events").await;
+            events.status().is_success().then_some(())
+        })
+        .await;
+        app
+    }
+
     /// A payment service before these providers, with a token and a migrated database.
     pub async fn payment(postgres: &Postgres, providers: &Providers) -> Self {
+        Self::payment_at(0, postgres, providers).await
+    }
+
+    /// The same on this port.
+    pub async fn payment_at(port: u16, postgres: &Postgres, providers: &Providers) -> Self {
         let mounts = mounts();
         let more = [
+            ("--port", port.to_string()),
             ("--database-url", postgres.url()),
             ("--stripe-url", format!("http://{}", providers.stripe)),
             ("--paypal-url", format!("http://{}", providers.paypal)),

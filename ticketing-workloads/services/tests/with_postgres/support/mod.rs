@@ -4,6 +4,7 @@ pub mod app;
 pub mod postgres;
 pub mod providers;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Waits until `condition` gives something; fails with `what` after 30 s.
@@ -20,4 +21,9 @@ where
         assert!(Instant::now() < deadline, "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Nobody listens here.
+pub async fn nobody() -> SocketAddr {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

@@ -1,0 +1,155 @@
+//! Paying for bookings: at once, or later when payment is away or does not know.
+//!
+//! A booking is written down before payment is asked, with its own id as the idempotency key. So whoever dies when, the
+//! next one asks with the same key, and nobody pays twice.
+
+use super::seats::{self, Due};
+use crate::database::Database;
+use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
+use axum::http::{HeaderValue, StatusCode};
+use contract::FallbackSettings;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use resilience::{CallError, Dependency, Resilience};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Currency of all prices.
+const CURRENCY: &str = "eur";
+/// Time between two looks for bookings to settle.
+const LOOK: Duration = Duration::from_millis(500);
+/// Bookings that are settled side by side.
+const AT_ONCE: i64 = 10;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SettledLabel {
+    outcome: &'static str,
+}
+
+/// What payment said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paid {
+    /// It is paid.
+    Yes,
+    /// It will not be paid.
+    Declined,
+    /// It is not paid, and nothing is under way.
+    NotCharged,
+    /// Nobody knows yet.
+    Unknown,
+}
+
+/// Asks payment, now and later.
+pub struct Payments {
+    service: HttpService,
+    dependency: &'static Dependency,
+    database: Arc<Database>,
+    settled: Family<SettledLabel, Counter>,
+}
+
+impl Payments {
+    /// Asks the payment service at `base`.
+    pub fn new(
+        base: &str,
+        dependency: &'static Dependency,
+        database: &Arc<Database>,
+        resilience: &Resilience,
+    ) -> Arc<Self> {
+        let settled = Family::<SettledLabel, Counter>::default();
+        resilience.metrics().register(|registry| {
+            registry.register("bookings_settled", "Bookings that were settled later, by outcome", settled.clone());
+        });
+        let service = http_client::service(base, dependency);
+        Arc::new(Self { service, dependency, database: Arc::clone(database), settled })
+    }
+
+    /// Whether a booking is taken although payment is away (ADR-007 §5): the policy's fallback `Queue`.
+    pub fn may_wait(&self) -> bool {
+        self.dependency.settings().fallback.contains(&FallbackSettings::Queue)
+    }
+
+    /// Asks payment for a booking.
+    pub async fn pay(&self, booking: Uuid, amount_cents: i32) -> Paid {
+        let document = json!({"amountCents": amount_cents, "currency": CURRENCY});
+        let mut call = HttpCall::post("/api/payments", &document);
+        if let Ok(key) = HeaderValue::from_str(&booking.to_string()) {
+            call.headers.insert(IDEMPOTENCY_KEY, key);
+        }
+        let paid = match http_client::ask(&self.service, call).await {
+            Ok(answer) => match answer.status {
+                StatusCode::OK => Paid::Yes,
+                StatusCode::PAYMENT_REQUIRED => Paid::Declined,
+                StatusCode::ACCEPTED => Paid::Unknown,
+                status => {
+                    let body = String::from_utf8_lossy(&answer.body);
+                    tracing::error!(%booking, %status, %body, "payment does not understand this service");
+                    Paid::Unknown
+                }
+            },
+            Err(error) => {
+                tracing::warn!(%booking, %error, "payment gave no answer to go on with");
+                unpaid(&error)
+            }
+        };
+        tracing::debug!(%booking, ?paid, "payment was asked");
+        paid
+    }
+
+    /// Settles what is due, for as long as it is polled.
+    pub async fn settle(self: Arc<Self>) {
+        loop {
+            match self.database.call(|connection| seats::due(connection, AT_ONCE)).await {
+                Ok(due) if !due.is_empty() => {
+                    futures::future::join_all(due.iter().map(|due| self.settle_one(due))).await;
+                }
+                Ok(_) => tokio::time::sleep(LOOK).await,
+                Err(error) => {
+                    tracing::debug!(%error, "bookings to settle could not be read");
+                    tokio::time::sleep(LOOK * 4).await;
+                }
+            }
+        }
+    }
+
+    async fn settle_one(&self, due: &Due) {
+        let outcome = match self.pay(due.booking, due.amount_cents).await {
+            Paid::Yes => self.database.call(|connection| seats::confirm(connection, due.booking)).await.map(|_| "paid"),
+            Paid::Declined => {
+                let cancel = self.database.call(|connection| seats::cancel(connection, due.booking, "declined"));
+                cancel.await.map(|_| "declined")
+            }
+            Paid::NotCharged | Paid::Unknown => {
+                self.database.call(|connection| seats::settle_soon(connection, due.booking)).await.map(|_| "open")
+            }
+        };
+        match outcome {
+            Ok(outcome) => {
+                tracing::info!(booking = %due.booking, outcome, tries = due.tries, "settled a booking");
+                self.settled.get_or_create(&SettledLabel { outcome }).inc();
+            }
+            Err(error) => {
+                tracing::warn!(booking = %due.booking, %error, "a booking could not be settled; it is due again");
+            }
+        }
+    }
+}
+
+/// Whether it is certain that nothing was charged.
+fn unpaid(error: &CallError<HttpError>) -> Paid {
+    match error {
+        CallError::Rejected { .. }
+        | CallError::Injected { .. }
+        | CallError::Failed { source: HttpError::NotSent(_), .. } => Paid::NotCharged,
+        CallError::Failed { source: HttpError::Status(answer), .. } => {
+            let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            match body["errorCode"].as_str() {
+                Some("ALL_PROVIDERS_FAILED" | "PAYMENTS_TURNED_OFF") => Paid::NotCharged,
+                _ => Paid::Unknown,
+            }
+        }
+        _ => Paid::Unknown,
+    }
+}

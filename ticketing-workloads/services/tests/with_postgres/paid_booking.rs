@@ -1,0 +1,270 @@
+//! Booking with payment behind it: whatever happens to payment, no seat is sold twice, no booking is lost, and nobody
+//! pays twice or for nothing.
+
+use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
+use crate::support::postgres::Postgres;
+use crate::support::providers::Providers;
+use crate::support::{eventually, nobody};
+use contract::{DegradationSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn};
+use futures::future::join_all;
+use reqwest::Response;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use ticketing_services::booking::cleanup;
+
+/// Booking asks payment once, and waits for two seconds.
+fn quick(fallback: &[FallbackSettings]) -> PolicySettings {
+    let mut policy = quick_policy();
+    let mut payment = DependencySettings { fallback: fallback.to_vec(), ..Default::default() };
+    payment.timeout.request_ms = 2_000;
+    payment.timeout.per_try_ms = 2_000;
+    payment.retry.num_retries = 0;
+    payment.circuit_breaker.break_ms = 300;
+    policy.dependencies.insert("payment".to_owned(), payment);
+    policy
+}
+
+/// Providers are given up after 300 ms.
+fn quick_providers() -> PolicySettings {
+    let mut policy = PolicySettings::default();
+    for name in ["stripe", "paypal"] {
+        let mut provider = DependencySettings::default();
+        provider.timeout.request_ms = 1_000;
+        provider.timeout.per_try_ms = 300;
+        provider.retry.num_retries = 1;
+        provider.retry.base_interval_ms = 10;
+        provider.retry.retry_on = [RetryOn::ServerError].into();
+        provider.circuit_breaker.break_ms = 300;
+        policy.dependencies.insert(name.to_owned(), provider);
+    }
+    let stripe = policy.dependencies.get_mut("stripe").unwrap();
+    stripe.fallback = vec![FallbackSettings::Provider { provider: "paypal".into() }];
+    policy
+}
+
+struct Stage {
+    booking: App,
+    // Ends with the stage.
+    _payment: App,
+    providers: Providers,
+    postgres: Postgres,
+}
+
+async fn stage() -> Stage {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start().await;
+    let payment = App::payment(&postgres, &providers).await;
+    payment.push(quick_providers(), FlagsSettings::default()).await;
+    let booking = App::paid_booking(&postgres, payment.address).await;
+    booking.push(quick(&[FallbackSettings::Queue]), FlagsSettings::default()).await;
+    Stage { booking, _payment: payment, providers, postgres }
+}
+
+/// The status of an answer, the id of the booking, and how it stands.
+async fn taken(answer: Response) -> (u16, String, String) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap();
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    (status, text("bookingId"), text("status"))
+}
+
+async fn until_status(booking: &App, id: &str, status: &str) {
+    eventually(status, async || {
+        let found: Value = booking.get(&format!("/api/bookings/{id}")).await.json().await.ok()?;
+        (found["status"] == status).then_some(())
+    })
+    .await;
+}
+
+/// Free seats of the first event.
+async fn free(postgres: &Postgres) -> i64 {
+    let query = "SELECT available::bigint FROM events WHERE id::text = $1";
+    postgres.connect().await.query_one(query, &[&OPENING_NIGHT]).await.unwrap().get(0)
+}
+
+async fn count(postgres: &Postgres, query: &str) -> i64 {
+    postgres.connect().await.query_one(query, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_that_is_paid_is_confirmed_at_once() {
+    let stage = stage().await;
+    let (status, id, stands) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!((status, stands.as_str()), (201, "Confirmed"));
+    let charges = stage.providers.charges().await;
+    assert_eq!((charges.len(), &charges[0]["key"], &charges[0]["amountCents"]), (1, &json!(id), &json!(9_000)));
+    assert_eq!(count(&stage.postgres, "SELECT count(*) FROM outbox").await, 1);
+}
+
+/// The ADR's test `Booking_ShouldSucceed_WhenPaymentServiceIsTemporarilyUnavailable`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_is_taken_while_payment_is_away_and_paid_for_when_it_is_back() {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start().await;
+    let address = nobody().await;
+    let booking = App::paid_booking(&postgres, address).await;
+    booking.push(quick(&[FallbackSettings::Queue]), FlagsSettings::default()).await;
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    let answer = booking.post(&wanted).await;
+    assert_eq!(answer.status(), 202);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!((&answer["success"], &answer["status"]), (&json!(true), &json!("PaymentPending")));
+    assert_eq!(count(&postgres, "SELECT count(*) FROM outbox").await, 0, "nobody is told before it is so");
+
+    // Nothing expires that may be paid for.
+    cleanup::run(&postgres.settings()).await.unwrap();
+    assert_eq!(free(&postgres).await, 99_998);
+
+    let payment = App::payment_at(address.port(), &postgres, &providers).await;
+    let id = answer["bookingId"].as_str().unwrap();
+    until_status(&booking, id, "Confirmed").await;
+    assert_eq!(providers.charged(id).await, ["stripe"]);
+    assert_eq!(taken(booking.post(&wanted).await).await, (201, id.to_owned(), "Confirmed".to_owned()));
+    assert_eq!(count(&postgres, "SELECT count(*) FROM outbox").await, 1);
+    drop(payment);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_declined_gets_no_seat_and_pays_nothing() {
+    let stage = stage().await;
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"decline": true})).await;
+    }
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    for _ in 0..2 {
+        let answer = stage.booking.post(&wanted).await;
+        assert_eq!(answer.status(), 402);
+        assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "PAYMENT_DECLINED");
+    }
+    assert_eq!(free(&stage.postgres).await, 100_000);
+    assert_eq!(stage.providers.charges().await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seat_is_kept_for_as_long_as_nobody_knows_whether_it_is_paid_for() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    let (status, id, stands) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!((status, stands.as_str()), (202, "PaymentPending"));
+    cleanup::run(&stage.postgres.settings()).await.unwrap();
+    assert_eq!(free(&stage.postgres).await, 99_998);
+    stage.providers.behave("stripe", json!({})).await;
+    until_status(&stage.booking, &id, "Confirmed").await;
+    assert_eq!(stage.providers.charged(&id).await, ["stripe"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_queue_a_booking_that_cannot_be_paid_for_is_refused() {
+    let stage = stage().await;
+    stage.booking.push(quick(&[]), FlagsSettings::default()).await;
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"refuse": true})).await;
+    }
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    let answer = stage.booking.post(&wanted).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "BOOKING_FAILED");
+    assert_eq!(free(&stage.postgres).await, 100_000);
+    stage.providers.behave("stripe", json!({})).await;
+    eventually("the same key books", async || {
+        (taken(stage.booking.post(&wanted).await).await.2 == "Confirmed").then_some(())
+    })
+    .await;
+    assert_eq!(stage.providers.charges().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_high_load_payment_is_asked_later() {
+    let stage = stage().await;
+    let mut policy = quick(&[FallbackSettings::Queue]);
+    policy.degradation = Some(DegradationSettings {
+        enter_load_percent: 0,
+        enter_for_ms: 0,
+        exit_load_percent: 0,
+        exit_for_ms: 60_000,
+        flag_overrides: BTreeMap::new(),
+    });
+    stage.booking.push(policy, FlagsSettings::default()).await;
+    eventually("it is degraded", async || stage.booking.health().await.degraded.then_some(())).await;
+    let (status, id, stands) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+    assert_eq!((status, stands.as_str()), (202, "PaymentPending"));
+    until_status(&stage.booking, &id, "Confirmed").await;
+    assert_eq!(stage.providers.charged(&id).await, ["stripe"]);
+}
+
+/// A thousand buyers of 500 seats, while connections are cut, deadlocks are forced and providers change their ways.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_buyers_of_500_seats() {
+    let stage = &stage().await;
+    let client = stage.postgres.connect().await;
+    let insert = "INSERT INTO events (id, name, capacity, available, price_cents)
+                  VALUES (gen_random_uuid(), 'Final', 500, 500, 100) RETURNING id::text";
+    let event: String = client.query_one(insert, &[]).await.unwrap().get(0);
+    let mut policy = quick(&[FallbackSettings::Queue]);
+    policy.dependencies.get_mut("database").unwrap().retry.num_retries = 8;
+    stage.booking.push(policy, FlagsSettings::default()).await;
+
+    let until = Instant::now() + Duration::from_secs(60);
+    // Each buyer comes back with the same key until somebody says yes or no.
+    let buyers = join_all((0..1_000).map(|buyer| {
+        let mut wanted = order(&event, 1);
+        wanted["idempotencyKey"] = json!(format!("buyer-{buyer}"));
+        async move {
+            tokio::time::sleep(Duration::from_millis(buyer * 4)).await;
+            loop {
+                let status = stage.booking.post(&wanted).await.status().as_u16();
+                if matches!(status, 201 | 202 | 409) {
+                    return status;
+                }
+                assert!(Instant::now() < until, "buyer {buyer} has no answer; the last one was {status}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }));
+    let faults = async {
+        let ways = [
+            ("stripe", json!({"chargeThenHang": true})),
+            ("stripe", json!({"refuse": true})),
+            ("paypal", json!({"chargeThenFail": true, "hide": true})),
+            ("stripe", json!({"failPercent": 50})),
+            ("paypal", json!({})),
+            ("stripe", json!({})),
+        ];
+        for (nth, (provider, way)) in ways.into_iter().enumerate() {
+            stage.providers.behave(provider, way).await;
+            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            client.execute(cut, &[]).await.unwrap();
+            stage.booking.reset_connections(&format!("intent-{nth}")).await;
+            // Somebody holds the event for a while: statements that wait for it give up.
+            let hold = "BEGIN; SELECT FROM events FOR UPDATE; SELECT pg_sleep(0.3); COMMIT";
+            client.batch_execute(hold).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+    };
+    let (answers, ()) = tokio::join!(buyers, faults);
+    let yes = answers.iter().filter(|status| **status != 409).count();
+    assert_eq!(yes, 500, "every seat is sold, and none twice");
+
+    eventually("every payment is settled", async || {
+        let open = count(&stage.postgres, "SELECT count(*) FROM bookings WHERE status = 'PaymentPending'").await;
+        (open == 0).then_some(())
+    })
+    .await;
+    let books = "SELECT (SELECT sum(available)::bigint FROM events WHERE name = 'Final') * 1000000
+                 + (SELECT count(*) FROM bookings b JOIN events e ON e.id = b.event_id
+                    WHERE e.name = 'Final' AND b.status = 'Confirmed') * 1000
+                 + (SELECT count(DISTINCT booking_id) FROM outbox)";
+    assert_eq!(count(&stage.postgres, books).await, 500_500, "no seat is free, 500 are confirmed, 500 are told");
+    let confirmed = client.query("SELECT id::text FROM bookings WHERE status = 'Confirmed'", &[]).await.unwrap();
+    let mut confirmed: Vec<String> = confirmed.iter().map(|row| row.get(0)).collect();
+    let charges = stage.providers.charges().await;
+    let mut charged: Vec<String> = charges.iter().map(|charge| charge["key"].as_str().unwrap().to_owned()).collect();
+    confirmed.sort();
+    charged.sort();
+    assert_eq!(charged, confirmed, "who has a seat has paid once, and nobody else has paid");
+}
