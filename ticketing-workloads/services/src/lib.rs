@@ -10,6 +10,8 @@ pub mod gateway;
 pub mod host;
 pub mod http_client;
 pub mod logging;
+pub mod mail_sink;
+pub mod notification;
 pub mod payment;
 pub mod provider_simulator;
 pub mod schema;

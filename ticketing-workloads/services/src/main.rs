@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use ticketing_services::{
-    booking, catalog, database::DatabaseSettings, gateway, host, logging, payment, provider_simulator,
+    booking, catalog, database::DatabaseSettings, gateway, host, logging, mail_sink, notification, payment,
+    provider_simulator,
 };
 
 /// TicketWave's services; one process runs one of them.
@@ -27,6 +28,10 @@ enum Service {
     Booking(booking::Settings),
     /// Charges, with the second provider only if the first has not.
     Payment(payment::Settings),
+    /// Mails confirmations and tickets.
+    Notification(notification::Settings),
+    /// A mail server that keeps what it gets, to try things out with.
+    MailSink(mail_sink::Settings),
     /// Payment providers to try things out with, and an admin port to make them fail.
     ProviderSimulator(provider_simulator::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
@@ -42,6 +47,14 @@ async fn main() -> ExitCode {
         Service::Catalog(settings) => run(catalog::start(settings).await).await,
         Service::Booking(settings) => run(booking::start(settings).await).await,
         Service::Payment(settings) => run(payment::start(settings).await).await,
+        Service::Notification(settings) => run(notification::start(settings).await).await,
+        Service::MailSink(settings) => match mail_sink::MailSink::start(settings).await {
+            Ok(sink) => {
+                sink.run(host::until_terminated()).await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        },
         Service::ProviderSimulator(settings) => match provider_simulator::Simulator::start(settings).await {
             Ok(simulator) => {
                 simulator.run(host::until_terminated()).await;

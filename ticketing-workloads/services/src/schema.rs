@@ -16,6 +16,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "catalog", sql: include_str!("../migrations/booking/0003_catalog.sql") },
     Migration { version: 4, name: "payments", sql: include_str!("../migrations/booking/0004_payments.sql") },
     Migration { version: 5, name: "paid bookings", sql: include_str!("../migrations/booking/0005_paid_bookings.sql") },
+    Migration { version: 6, name: "notifications", sql: include_str!("../migrations/booking/0006_notifications.sql") },
 ];
 
 /// Brings the schema up to date, however long that takes.

@@ -4,6 +4,7 @@
 mod booking;
 mod catalog;
 mod gateway;
+mod notification;
 mod paid_booking;
 mod payment;
 mod recovery;

@@ -1,6 +1,7 @@
 //! A pod of the booking service inside the test's process, with everything mounted that a pod has.
 
 use super::eventually;
+use super::mails::Mails;
 use super::postgres::Postgres;
 use super::providers::Providers;
 use clap::Parser;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tempfile::TempDir;
 use ticketing_services::booking::{self, Settings};
 use ticketing_services::host::Service;
-use ticketing_services::{catalog, gateway, payment};
+use ticketing_services::{catalog, gateway, notification, payment};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -150,6 +151,22 @@ impl App {
         app.mount_token().await;
         let client = postgres.connect().await;
         eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
+        app
+    }
+
+    /// The notification service before this mail server, with a token and a migrated database.
+    pub async fn notification(postgres: &Postgres, mails: &Mails) -> Self {
+        let mounts = mounts();
+        let more = [
+            ("--database-url", postgres.url()),
+            ("--smtp-host", mails.smtp.ip().to_string()),
+            ("--smtp-port", mails.smtp.port().to_string()),
+        ];
+        let settings = settings(&mounts, "notification-1", &more);
+        let app = Self::run("notification", notification::start(settings).await.unwrap(), mounts);
+        app.mount_token().await;
+        let client = postgres.connect().await;
+        eventually("the schema is there", async || client.query("SELECT FROM dead_letters", &[]).await.ok()).await;
         app
     }
 

@@ -1,6 +1,7 @@
 //! What the tests of the services share.
 
 pub mod app;
+pub mod mails;
 pub mod postgres;
 pub mod providers;
 

@@ -1,0 +1,263 @@
+//! A mail server that delivers nothing: it keeps what it gets, and refuses what it is told to.
+//!
+//! `GET /mails` shows what it got, `PUT /behaviour` says how it behaves from now on (`{}`: well).
+
+use crate::answers::problem;
+use crate::host::StartError;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use resilience::server::{Limits, serve};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Mails that are kept; the oldest go.
+const MAX_MAILS: usize = 10_000;
+/// Largest mail, in bytes.
+const MAX_MAIL_BYTES: usize = 10 * 1024 * 1024;
+/// Longest line of a conversation, in bytes.
+const MAX_LINE_BYTES: u64 = 4 * 1024;
+/// Longest silence of a client.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Settings of the mail sink.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// Address to listen on.
+    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port of the admin interface; 0 takes any free one.
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Port for SMTP; 0 takes any free one.
+    #[arg(long, env = "SMTP_PORT", default_value_t = 1025)]
+    pub smtp_port: u16,
+}
+
+/// How it behaves. Without a body it behaves well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing to ask for on its own")]
+pub struct Behaviour {
+    /// Connections are closed at once.
+    pub down: bool,
+    /// Nothing is answered.
+    pub hang: bool,
+    /// Every mail is to be sent later (451).
+    pub try_later: bool,
+    /// Mails are taken at once, and said to be after so many milliseconds.
+    pub delay_ms: u64,
+    /// Mails are taken, and the connection closed without an answer.
+    pub take_then_close: bool,
+    /// Mails to addresses that contain this are refused for ever (550).
+    pub refuse: Option<String>,
+}
+
+/// A mail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mail {
+    /// Whom it is for.
+    pub to: Vec<String>,
+    /// Its Message-ID.
+    pub message_id: String,
+    /// Its subject.
+    pub subject: String,
+    /// All of it.
+    pub text: String,
+}
+
+#[derive(Default)]
+struct Shared {
+    behaviour: Behaviour,
+    mails: VecDeque<Mail>,
+}
+
+type Kept = Arc<Mutex<Shared>>;
+
+fn lock(kept: &Kept) -> MutexGuard<'_, Shared> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The sink with its ports open.
+pub struct MailSink {
+    admin: TcpListener,
+    smtp: TcpListener,
+}
+
+impl MailSink {
+    /// Opens the ports.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let open = async |port| {
+            let address = SocketAddr::new(settings.bind_address, port);
+            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+        };
+        Ok(Self { admin: open(settings.port).await?, smtp: open(settings.smtp_port).await? })
+    }
+
+    /// Addresses of the admin interface and of SMTP.
+    pub fn addresses(&self) -> std::io::Result<[SocketAddr; 2]> {
+        Ok([self.admin.local_addr()?, self.smtp.local_addr()?])
+    }
+
+    /// Serves until `stop` is over.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let kept = Kept::default();
+        let stopping = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(serve(self.admin, router(&kept), Limits::default(), stopping.clone(), Duration::from_secs(1)));
+        let accepting = stopping.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = accept(self.smtp, kept) => {}
+                () = accepting.cancelled() => {}
+            }
+        });
+        tracing::info!("started");
+        stop.await;
+        stopping.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+fn router(kept: &Kept) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ok" }))
+        .route("/mails", get(mails))
+        .route("/behaviour", put(behave))
+        .with_state(Arc::clone(kept))
+}
+
+async fn mails(State(kept): State<Kept>) -> Json<Value> {
+    let mails: Vec<Mail> = lock(&kept).mails.iter().cloned().collect();
+    Json(json!({ "mails": mails }))
+}
+
+async fn behave(State(kept): State<Kept>, body: Bytes) -> Response {
+    match serde_json::from_slice::<Behaviour>(&body) {
+        Ok(behaviour) => {
+            tracing::info!(?behaviour, "behaves differently");
+            lock(&kept).behaviour = behaviour.clone();
+            Json(behaviour).into_response()
+        }
+        Err(error) => problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &error.to_string()),
+    }
+}
+
+async fn accept(listener: TcpListener, kept: Kept) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let kept = Arc::clone(&kept);
+        tokio::spawn(async move {
+            if !lock(&kept).behaviour.down {
+                // A client that leaves in the middle has said what it wanted.
+                let _ = converse(stream, &kept).await;
+            }
+        });
+    }
+}
+
+/// RFC 5321, as much of it as a client needs.
+async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let mut to = Vec::new();
+    write.write_all(b"220 mail-sink ready\r\n").await?;
+    loop {
+        let Some(line) = line(&mut read).await? else { return Ok(()) };
+        let behaviour = lock(kept).behaviour.clone();
+        if behaviour.hang {
+            tokio::time::sleep(SILENCE).await;
+        }
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let answer = match verb.as_str() {
+            "EHLO" | "HELO" => "250 mail-sink",
+            "MAIL" if behaviour.try_later => "451 4.3.0 try again later",
+            "MAIL" => {
+                to.clear();
+                "250 2.1.0 ok"
+            }
+            "RCPT" if behaviour.refuse.as_ref().is_some_and(|refused| line.contains(refused.as_str())) => {
+                "550 5.1.1 there is nobody of that name"
+            }
+            "RCPT" => {
+                let address = line.split(['<', '>']).nth(1).unwrap_or_default();
+                to.push(address.to_owned());
+                "250 2.1.5 ok"
+            }
+            "DATA" if to.is_empty() => "503 5.5.1 RCPT first",
+            "DATA" => {
+                write.write_all(b"354 end with a dot on a line of its own\r\n").await?;
+                let Some(text) = text(&mut read).await? else { return Ok(()) };
+                keep(kept, std::mem::take(&mut to), text);
+                tokio::time::sleep(Duration::from_millis(behaviour.delay_ms)).await;
+                if behaviour.take_then_close {
+                    return Ok(());
+                }
+                "250 2.0.0 taken"
+            }
+            "RSET" | "NOOP" => "250 2.0.0 ok",
+            "QUIT" => {
+                write.write_all(b"221 2.0.0 bye\r\n").await?;
+                return Ok(());
+            }
+            _ => "502 5.5.1 not understood",
+        };
+        write.write_all(format!("{answer}\r\n").as_bytes()).await?;
+    }
+}
+
+fn keep(kept: &Kept, to: Vec<String>, text: String) {
+    let header = |name: &str| {
+        let mut head = text.lines().take_while(|line| !line.is_empty());
+        let value = head.find_map(|line| line.strip_prefix(name));
+        value.unwrap_or_default().trim().to_owned()
+    };
+    let (message_id, subject) = (header("Message-ID:"), header("Subject:"));
+    let mail = Mail { to, message_id, subject, text };
+    tracing::info!(to = ?mail.to, message_id = %mail.message_id, subject = %mail.subject, "took a mail");
+    let mut kept = lock(kept);
+    if kept.mails.len() >= MAX_MAILS {
+        kept.mails.pop_front();
+    }
+    kept.mails.push_back(mail);
+}
+
+/// One line without its end; `None`: the client has left.
+async fn line(read: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let mut bounded = read.take(MAX_LINE_BYTES);
+    match tokio::time::timeout(SILENCE, bounded.read_until(b'\n', &mut line)).await {
+        Ok(Ok(0)) | Err(_) => Ok(None),
+        Ok(result) => result.map(|_| Some(String::from_utf8_lossy(&line).trim_end().to_owned())),
+    }
+}
+
+/// A mail's text, up to the line with a dot; `None`: it never came, or is too large.
+async fn text(read: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<Option<String>> {
+    let mut text = String::new();
+    loop {
+        let Some(line) = line(read).await? else { return Ok(None) };
+        if line == "." {
+            return Ok(Some(text));
+        }
+        if text.len() + line.len() > MAX_MAIL_BYTES {
+            return Ok(None);
+        }
+        text.push_str(line.strip_prefix('.').unwrap_or(&line));
+        text.push('\n');
+    }
+}

@@ -1,0 +1,160 @@
+//! Works off the outbox, one message after the other: so that a kill in the wrong moment sends one mail twice at most.
+
+use super::mail::{MailError, Mailer, NotSent};
+use super::outbox::{self, Kind, Message};
+use super::ticket;
+use crate::database::{Database, DatabaseError};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use resilience::{CallError, Resilience};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Flags (ADR-007 §5).
+const MAILS: &str = "EnableEmailNotifications";
+const TICKETS: &str = "EnablePdfGeneration";
+/// Time between two looks into an empty outbox.
+const LOOK: Duration = Duration::from_millis(500);
+/// Wait after the first failure of a message; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+/// Works off the outbox.
+pub struct Drain {
+    resilience: Arc<Resilience>,
+    database: Arc<Database>,
+    mailer: Mailer,
+    outcomes: Family<OutcomeLabel, Counter>,
+    duplicates: Counter,
+}
+
+/// What became of a message.
+enum Outcome {
+    Sent { ticket_follows: bool },
+    NobodyToTell,
+    Later { may_be_sent: bool, wait: Option<Duration> },
+    Never { reason: String },
+}
+
+impl Drain {
+    /// Sends with `mailer` what is in the outbox of `database`.
+    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, mailer: Mailer) -> Self {
+        let (outcomes, duplicates) = (Family::<OutcomeLabel, Counter>::default(), Counter::default());
+        resilience.metrics().register(|registry| {
+            registry.register("notifications", "Messages of the outbox, by what became of a try", outcomes.clone());
+            let help = "Mails that may have been sent twice, with the same Message-ID";
+            registry.register("notification_possible_duplicates", help, duplicates.clone());
+        });
+        Self { resilience, database, mailer, outcomes, duplicates }
+    }
+
+    /// For as long as it is polled.
+    pub async fn run(self) {
+        loop {
+            match self.next().await {
+                Ok(true) => {}
+                Ok(false) => tokio::time::sleep(LOOK).await,
+                Err(error) => {
+                    tracing::debug!(%error, "the outbox could not be read or written");
+                    tokio::time::sleep(LOOK * 4).await;
+                }
+            }
+        }
+    }
+
+    /// Sends one message; `false`: there is none.
+    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+        let flags = self.resilience.flags();
+        if !flags.bool(MAILS, true) {
+            return Ok(false);
+        }
+        let tickets = flags.bool(TICKETS, true);
+        let mut kinds = vec![Kind::BookingConfirmed.name()];
+        kinds.extend(tickets.then_some(Kind::Ticket.name()));
+        let kinds = &kinds;
+        let Some(message) = self.database.call(|connection| outbox::claim(connection, kinds)).await? else {
+            return Ok(false);
+        };
+        let message = &message;
+        let outcome = self.send(message, tickets).await?;
+        let label = match outcome {
+            Outcome::Sent { ticket_follows } => {
+                self.database.call(|connection| outbox::done(connection, message, ticket_follows)).await?;
+                "sent"
+            }
+            Outcome::NobodyToTell => {
+                self.database.call(|connection| outbox::done(connection, message, false)).await?;
+                "nobody_to_tell"
+            }
+            Outcome::Later { may_be_sent, wait } => {
+                let wait = wait.unwrap_or_default().max(wait_after(message.tries));
+                self.database.call(|connection| outbox::later(connection, message, wait, may_be_sent)).await?;
+                "later"
+            }
+            Outcome::Never { reason } => {
+                let reason = reason.as_str();
+                self.database.call(|connection| outbox::never(connection, message, reason)).await?;
+                tracing::error!(message = message.id, booking = %message.booking, %reason, "can never be sent: it is in dead_letters");
+                "never"
+            }
+        };
+        self.outcomes.get_or_create(&OutcomeLabel { outcome: label }).inc();
+        Ok(true)
+    }
+
+    async fn send(&self, message: &Message, tickets: bool) -> Result<Outcome, CallError<DatabaseError>> {
+        let Some(address) = &message.email else { return Ok(Outcome::NobodyToTell) };
+        let ticket = tickets.then(|| ticket::pdf(message));
+        let mail = match self.mailer.compose(message, address, ticket) {
+            Ok(mail) => mail,
+            Err(error) => return Ok(Outcome::Never { reason: error.to_string() }),
+        };
+        if !self.database.call(|connection| outbox::sending(connection, message)).await? {
+            // Somebody else has it by now; nothing is written down for it.
+            return Ok(Outcome::Later { may_be_sent: false, wait: None });
+        }
+        if message.may_be_sent {
+            self.duplicates.inc();
+            tracing::warn!(message = message.id, booking = %message.booking, "this mail may have been sent before");
+        }
+        Ok(match self.mailer.send(&mail).await {
+            Ok(()) => Outcome::Sent { ticket_follows: !tickets },
+            Err(not_sent) => {
+                let error = &not_sent.error;
+                tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "a mail was not sent");
+                outcome(message, not_sent)
+            }
+        })
+    }
+}
+
+/// What becomes of a message that was not sent.
+fn outcome(message: &Message, NotSent { error, may_be_sent }: NotSent) -> Outcome {
+    match error {
+        CallError::Failed { source: MailError::Refused(reason), .. } => Outcome::Never { reason },
+        error => Outcome::Later { may_be_sent: may_be_sent || message.may_be_sent, wait: error.retry_after() },
+    }
+}
+
+/// The wait after as many tries.
+fn wait_after(tries: i32) -> Duration {
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0).min(16);
+    (FIRST_WAIT * 2u32.pow(doublings)).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_five_minutes() {
+        assert_eq!([1, 2, 3, 9, 10, i32::MAX].map(|tries| wait_after(tries).as_secs()), [1, 2, 4, 256, 300, 300]);
+    }
+}
