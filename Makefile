@@ -27,6 +27,7 @@ demo-down: cluster-down ## Remove what the demo left running
 .PHONY: check
 check: prerequisites ## The inner loop: format, lints, unit and property tests
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path ticketing-workloads/bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- --deny warnings
 	cargo test --workspace --lib --bins --test generated --test protocol_model
 
@@ -51,8 +52,12 @@ soak: e2e-tool ## Kill the operator 50 times at random, and judge from outside w
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) KILLS=$(or $(KILLS),50) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture an_operator_that_is_killed
 
 .PHONY: bench
-bench: e2e-tool ## How long a change of a policy takes to reach 20 pods, beside the mount alone
+bench: bench-layers e2e-tool ## What a call through the layers costs; how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
+
+.PHONY: bench-layers
+bench-layers: prerequisites ## What each layer costs per call, beside hand-written floors and other crates
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
 
 .PHONY: cluster-up
 cluster-up: e2e-tool ## Bring up a real Kubernetes: PROVIDER=local (no Docker) or kind, NODES=1..3
