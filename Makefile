@@ -21,6 +21,11 @@ help: ## List the tasks
 demo: e2e-tool ## Show the whole loop on a real cluster, with what is missing installed first
 	$(E2E) demo --nodes $(or $(NODES),1)
 
+.PHONY: run
+run: e2e-tool ## Run all services on this machine, without Kubernetes, until Ctrl-C: FIRST_PORT=8080
+	cargo build --workspace --bins
+	$(E2E) run
+
 .PHONY: demo-down
 demo-down: cluster-down ## Remove what the demo left running
 
@@ -35,6 +40,8 @@ check: prerequisites ## The inner loop: format, lints, unit and property tests
 test: check e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
 	$(E2E) packages
 	cargo test --workspace --test admin --test with_postgres
+	cargo build --workspace --bins
+	cargo test --workspace --test laptop -- --nocapture
 	cargo test --workspace --test bare_api_server --test controllers
 	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
 	$(MAKE) e2e NODES=$(or $(NODES),2)

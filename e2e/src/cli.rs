@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use e2e::binaries::{Binaries, BinaryError, Tool};
 use e2e::checkout;
 use e2e::image::{ImageError, build_workspace_images, postgres_image};
+use e2e::laptop::{self, LaptopError};
 use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
@@ -53,6 +54,12 @@ enum Command {
     Bench {
         #[command(flatten)]
         which: Which,
+    },
+    /// Run all services and the simulators on this machine, without Kubernetes, until Ctrl-C
+    Run {
+        /// The first of eleven ports
+        #[arg(long, env = "FIRST_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1_024..=65_000))]
+        first_port: u16,
     },
     /// Install the Debian packages that tests need, and say which; needs root only if one is missing
     Packages {
@@ -134,6 +141,8 @@ pub enum CliError {
     Stage(#[from] StageError),
     #[error(transparent)]
     Package(#[from] PackageError),
+    #[error(transparent)]
+    Laptop(#[from] LaptopError),
     #[error("interrupted; what had been started is taken down")]
     Interrupted,
     #[error("cannot listen for signals: {0}")]
@@ -154,6 +163,17 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Demo { which, nodes } => Ok(demo::run(which.provider, which.name.as_deref(), nodes, &progress).await?),
         Command::Bench { which } => Ok(bench::run(which.provider, which.name.as_deref(), &progress).await?),
+        Command::Run { first_port } => {
+            let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
+            let stop = async {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            Ok(laptop::run(first_port, stop, &progress).await?)
+        }
         Command::Packages { which } => {
             // A container engine of Debian's would push Docker's own out of the way.
             let cluster = match which.provider {

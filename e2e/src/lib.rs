@@ -13,6 +13,7 @@ pub mod demo;
 pub mod filelock;
 pub mod image;
 pub mod kubectl;
+pub mod laptop;
 pub mod packages;
 pub mod pod_admin;
 pub mod process;

@@ -12,9 +12,9 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging; `RUST_LOG` chooses what is written (`info` unless set).
+/// Starts logging; `RUST_LOG` chooses what is written (`info` unless set, the database's driver less).
 pub fn init(format: Format) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tokio_postgres=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
     // A second start in one process, as tests do, keeps the first.
     drop(match format {
