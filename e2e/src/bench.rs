@@ -24,7 +24,7 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) ->
     let images = Images::find(kind, progress).await?;
     let stage = Stage::open(kind, name, 1, progress).await?;
     stage.install_operator(&images, &[]).await?;
-    stage.install_ticketing(&images, PODS).await?;
+    stage.install_booking(&images, PODS).await?;
     stage.delete_resources().await?;
     stage.apply_file("crds/samples/quickstart.yaml").await?;
     let wanted = format!("{PODS}/{PODS}");

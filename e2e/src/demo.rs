@@ -4,10 +4,12 @@ use crate::{
     progress::Progress,
     provider::ProviderKind,
     sabotage::StoppedBackends,
+    sale::{self, Sale},
     stage::{Images, SYSTEM, Stage, StageError, TICKETING, is_true},
     traffic::Traffic,
 };
 use crds::{ResiliencePolicy, condition::types::PROGRAMMED, status::ActionOutcome};
+use serde_json::json;
 use std::{
     io::IsTerminal,
     time::{Duration, Instant},
@@ -54,7 +56,7 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &
     let images = Images::find(kind, progress).await?;
     let stage = Stage::open(kind, name, nodes, progress).await?;
     stage.install_operator(&images, &[]).await?;
-    stage.install_ticketing(&images, REPLICAS).await?;
+    stage.install_all(&images, REPLICAS).await?;
     // From an earlier run: the story begins with nothing programmed.
     stage.delete_resources().await?;
     println!();
@@ -123,8 +125,67 @@ async fn story(stage: &Stage) -> Result<(), StageError> {
         Ok(if again(now) { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
     })
     .await?;
-    time.tell(Tone::Good, "done", &format!("{victim} takes bookings again; it was never restarted"));
+    time.tell(Tone::Good, "healed", &format!("{victim} takes bookings again; it was never restarted"));
+    sale(stage, &time, &traffic).await
+}
+
+/// The second act: a sale through all services, and another one while the first payment provider is away.
+async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), StageError> {
+    println!();
+    for file in ["gateway", "payment", "notification"] {
+        stage.apply_file(&format!("crds/samples/{file}.yaml")).await?;
+    }
+    for name in ["gateway", "payment", "notification"] {
+        let live = |policy: &ResiliencePolicy| is_true(policy, PROGRAMMED) && ratio(policy) == "1/1";
+        stage.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
+    }
+    time.tell(Tone::Good, "programmed", "the policies gateway, payment and notification are live, too");
+
+    let sold = sell_by(stage, "stripe", Some("ann@example.com")).await?;
+    let begin = Instant::now();
+    sale::mailed(stage, &sold.booking).await?;
+    let text = format!(
+        "gateway → catalog → booking → payment → notification: {}, charged by stripe, mailed {:.1} s later",
+        sold.status,
+        begin.elapsed().as_secs_f64()
+    );
+    time.tell(Tone::Good, "sold", &text);
+
+    sale::stripe(stage, &json!({"refuse": true})).await?;
+    let before = traffic.count.now();
+    time.tell(Tone::Bad, "broken", "the Stripe-shaped provider refuses connections");
+    let during = sell_during(stage, time).await;
+    // Whatever came of it, the provider is left as it was found.
+    sale::stripe(stage, &json!({})).await?;
+    during?;
+    let after = traffic.count.now();
+    let text = format!("{} succeeded, {} failed while it was away", after.0 - before.0, after.1 - before.1);
+    time.tell(Tone::Plain, "bookings", &text);
+    time.tell(Tone::Good, "done", "the provider is back; its circuit tries it again when its break of 2 min is over");
     Ok(())
+}
+
+async fn sell_during(stage: &Stage, time: &Timeline) -> Result<(), StageError> {
+    let begin = Instant::now();
+    let sold = sell_by(stage, "paypal", None).await?;
+    let text = format!("{}, charged by paypal, {} ms for all of it", sold.status, begin.elapsed().as_millis());
+    time.tell(Tone::Good, "sold", &text);
+    let open = |policy: &ResiliencePolicy| {
+        let circuits = policy.status.iter().flat_map(|status| &status.circuits);
+        circuits.into_iter().any(|circuit| circuit.dependency == "stripe" && circuit.open_pods > 0)
+    };
+    stage.policy_until("payment", Duration::from_secs(60), "the circuit to stripe open", open).await?;
+    time.tell(Tone::Bad, "circuit", "stripe is open in 1/1 pods of payment: no call waits for it (`kubectl get rpol`)");
+    Ok(())
+}
+
+/// Sells one seat that this provider, and nobody else, charges for.
+async fn sell_by(stage: &Stage, provider: &str, email: Option<&str>) -> Result<Sale, StageError> {
+    let sold = sale::sell(stage, email).await?;
+    if sold.status == "Confirmed" && sold.charged_by == [provider] {
+        return Ok(sold);
+    }
+    Err(StageError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
 }
 
 /// Tells detection, action and verification as the policy's status shows them.

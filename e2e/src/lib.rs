@@ -20,6 +20,7 @@ pub mod process;
 pub mod progress;
 pub mod provider;
 pub mod sabotage;
+pub mod sale;
 pub mod stage;
 pub mod traffic;
 

@@ -222,13 +222,26 @@ impl Stage {
             .await
     }
 
-    /// Installs or upgrades the booking service and its database.
-    pub async fn install_ticketing(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+    /// Installs or upgrades the booking service with its database, and nothing else: what is measured or counted there
+    /// depends on nobody.
+    pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+        let mut values = vec!["simulators.enabled=false".to_owned(), "services.booking.env.PAYMENT_URL=".to_owned()];
+        values.extend(["gateway", "catalog", "payment", "notification"].map(|s| format!("services.{s}.enabled=false")));
+        self.install_ticketing(images, replicas, &values).await
+    }
+
+    /// Installs or upgrades all services and the simulators, one pod of each but of booking.
+    pub async fn install_all(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+        self.install_ticketing(images, replicas, &["serviceDefaults.replicas=1".to_owned()]).await
+    }
+
+    async fn install_ticketing(&self, images: &Images, replicas: u32, extra: &[String]) -> Result<(), StageError> {
         self.load(&images.workloads).await?;
         self.load(&images.postgres).await?;
         let mut values: Vec<String> = image_values("image", &images.workloads.reference).into();
         values.extend(image_values("postgresql.image", &images.postgres.reference));
         values.push(format!("services.booking.replicas={replicas}"));
+        values.extend_from_slice(extra);
         let values: Vec<_> = values.iter().map(String::as_str).collect();
         self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
     }

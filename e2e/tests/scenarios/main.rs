@@ -58,7 +58,7 @@ async fn stage() -> (Stage, MutexGuard<'static, Option<Images>>) {
     if set.is_none() {
         let images = Images::find(provider(), &progress).await.unwrap();
         stage.install_operator(&images, &words(&on_the_first_node(&stage))).await.unwrap();
-        stage.install_ticketing(&images, REPLICAS).await.unwrap();
+        stage.install_booking(&images, REPLICAS).await.unwrap();
         *set = Some(images);
     }
     // Whatever the one before did to it: all pods are there and well.

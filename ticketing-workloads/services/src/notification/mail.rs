@@ -156,6 +156,10 @@ impl Mailer {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
         let unanswered = AtomicBool::new(false);
         let once = || async {
+            // Whatever the policy has retried: a mail that may have been taken is not sent again without being counted.
+            if unanswered.load(Ordering::Relaxed) {
+                return Err(MailError::Broken("the attempt before had no answer".to_owned()));
+            }
             let mut server = self.connect(mail.envelope()).await.map_err(|error| classify(&error, false))?;
             unanswered.store(true, Ordering::Relaxed);
             let taken = server.message(&mail.formatted()).await.map_err(|error| classify(&error, true));
