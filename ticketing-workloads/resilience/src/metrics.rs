@@ -180,7 +180,8 @@ impl Metrics {
         self.retries.get_or_create(&RetryLabels { service: dependency.to_owned(), attempt }).inc();
     }
 
-    pub(crate) fn fallback(&self, dependency: &str, source: &'static str, took: Duration) {
+    /// Counts a call that fell back, by who answered; for a workload that falls back by itself.
+    pub fn fallback(&self, dependency: &str, source: &'static str, took: Duration) {
         self.fallback_answers.get_or_create(&SourceLabels { service: dependency.to_owned(), source }).inc();
         let family = self.fallback.get_or_init(|| {
             let family = FallbackDuration::new_with_constructor(|| Histogram::new(FALLBACK_BUCKETS));

@@ -11,7 +11,7 @@ use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::schema;
 use contract::{
-    BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn, RetrySettings, TimeoutSettings,
+    BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "booking";
-/// The one thing that it calls so far.
+/// What it calls.
 const DATABASE: &str = "database";
 const PAYMENT: &str = "payment";
 /// Where bookings are apart from everything else (ADR-007 §3).
 const CRITICAL: &str = "critical";
+
 /// Settings of the booking service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -39,21 +40,9 @@ pub struct Settings {
     pub payment_url: Option<String>,
 }
 
-/// What holds without a policy: the ADR's numbers. Retries go after 200, 400 and 800 ms.
+/// What holds without a policy: the ADR's numbers.
 fn defaults() -> PolicySettings {
-    let database = DependencySettings {
-        timeout: TimeoutSettings { request_ms: 5_000, per_try_ms: 1_000, connect_ms: None },
-        retry: RetrySettings {
-            base_interval_ms: 200,
-            max_interval_ms: 2_000,
-            // Who lost against each other must not meet again at the same moment.
-            jitter_percent: 50,
-            retry_on: [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into(),
-            ..Default::default()
-        },
-        bulkhead: Some(CRITICAL.to_owned()),
-        ..Default::default()
-    };
+    let database = DependencySettings { bulkhead: Some(CRITICAL.to_owned()), ..database::defaults() };
     // Payment makes the retries that make sense towards its providers.
     let payment = DependencySettings {
         timeout: TimeoutSettings { request_ms: 20_000, per_try_ms: 20_000, connect_ms: None },

@@ -33,7 +33,7 @@ pub struct Settings {
 /// What holds without a policy: a page that cannot be read is given as it was, up to five minutes ago.
 fn defaults() -> PolicySettings {
     let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
-    let database = DependencySettings { fallback, ..Default::default() };
+    let database = DependencySettings { fallback, ..database::defaults() };
     PolicySettings { dependencies: [(DATABASE.to_owned(), database)].into(), ..Default::default() }
 }
 

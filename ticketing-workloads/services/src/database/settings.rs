@@ -1,6 +1,7 @@
 //! Where the database is, and how to log in.
 
 use crate::host::StartError;
+use contract::{DependencySettings, RetryOn, RetrySettings, TimeoutSettings};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
@@ -32,6 +33,22 @@ pub struct DatabaseSettings {
     /// Most connections in the pool.
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub database_pool_size: u16,
+}
+
+/// How a database is called without a policy: the ADR's numbers. Retries go after 200, 400 and 800 ms.
+pub fn defaults() -> DependencySettings {
+    DependencySettings {
+        timeout: TimeoutSettings { request_ms: 5_000, per_try_ms: 1_000, connect_ms: None },
+        retry: RetrySettings {
+            base_interval_ms: 200,
+            max_interval_ms: 2_000,
+            // Who lost against each other must not meet again at the same moment.
+            jitter_percent: 50,
+            retry_on: [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into(),
+            ..Default::default()
+        },
+        ..Default::default()
+    }
 }
 
 impl DatabaseSettings {

@@ -74,7 +74,7 @@ fn defaults() -> PolicySettings {
     };
     let background = BulkheadSettings { max_concurrent: 5, max_queued: 100, max_wait_ms: 30_000 };
     PolicySettings {
-        dependencies: [(SMTP.to_owned(), smtp)].into(),
+        dependencies: [(DATABASE.to_owned(), database::defaults()), (SMTP.to_owned(), smtp)].into(),
         bulkheads: [(BACKGROUND.to_owned(), background)].into(),
         ..Default::default()
     }

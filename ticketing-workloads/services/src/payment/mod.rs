@@ -83,7 +83,12 @@ fn defaults() -> PolicySettings {
     };
     let room = BulkheadSettings { max_concurrent: 20, max_queued: 100, max_wait_ms: 30_000 };
     PolicySettings {
-        dependencies: [(STRIPE.to_owned(), stripe), (PAYPAL.to_owned(), paypal)].into(),
+        dependencies: [
+            (DATABASE.to_owned(), database::defaults()),
+            (STRIPE.to_owned(), stripe),
+            (PAYPAL.to_owned(), paypal),
+        ]
+        .into(),
         bulkheads: [(EXTERNAL_API.to_owned(), room)].into(),
         ..Default::default()
     }

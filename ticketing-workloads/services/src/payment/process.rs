@@ -162,8 +162,12 @@ impl Payments {
                     let provider = self.bounded(index, until);
                     let begun = Known::Begun { age: Duration::ZERO };
                     self.ledger.write(claim, provider.name(), &begun).await?;
+                    let started = Instant::now();
                     let (found, reason) = self.ask(&provider, order).await;
                     reasons[index] = reason;
+                    if index > 0 {
+                        self.resilience.metrics().fallback(self.providers[0].name(), "provider", started.elapsed());
+                    }
                     (index, found)
                 }
                 Next::Nobody => return Ok(self.nobody(&known, may_ask, reasons)),
