@@ -127,6 +127,10 @@ impl Breaker {
     pub fn configure(&self, settings: CircuitBreakerSettings) {
         self.with(|inner, now| {
             self.window.set_length(sampling(&settings), now);
+            if !is_windowed(&inner.settings) && is_windowed(&settings) {
+                // What it holds was counted while nobody looked at it.
+                self.window.clear();
+            }
             let manual_changed = manual(&inner.settings) != manual(&settings);
             inner.settings = settings;
             if !manual_changed {
@@ -297,7 +301,9 @@ impl Breaker {
             return None;
         }
         let in_a_row = self.fast.0.failures_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        self.window.record(Counts { calls: 1, failures: 1, slow: 0 }, now);
+        if is_windowed(&inner.settings) {
+            self.window.record(Counts { calls: 1, failures: 1, slow: 0 }, now);
+        }
         let why = match inner.settings.trip {
             TripRule::FailureRatio { percent, minimum_throughput, .. } => {
                 let sum = self.window.sum(now);
@@ -324,8 +330,7 @@ impl Breaker {
     /// Shows calls how things are.
     fn publish(&self, inner: &Inner) {
         let fast = &self.fast.0;
-        let ratio = matches!(inner.settings.trip, TripRule::FailureRatio { .. });
-        fast.windowed.store(ratio || inner.settings.slow_call.is_some(), Ordering::Relaxed);
+        fast.windowed.store(is_windowed(&inner.settings), Ordering::Relaxed);
         let slow_ns = inner.settings.slow_call.as_ref().map(|slow| slow.duration_ms.saturating_mul(1_000_000));
         fast.slow_ns.store(slow_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
         if fast.word.load(Ordering::Relaxed) != inner.word() {
@@ -452,6 +457,11 @@ fn manual(settings: &CircuitBreakerSettings) -> ManualState {
         ManualState::Unknown => ManualState::Auto,
         known => known,
     }
+}
+
+/// Whether a rule needs the window.
+fn is_windowed(settings: &CircuitBreakerSettings) -> bool {
+    matches!(settings.trip, TripRule::FailureRatio { .. }) || settings.slow_call.is_some()
 }
 
 fn sampling(settings: &CircuitBreakerSettings) -> Duration {

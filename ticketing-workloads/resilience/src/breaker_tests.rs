@@ -249,6 +249,23 @@ async fn new_settings_keep_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_rule_judges_by_what_comes_after_it() {
+    let breaker = breaker(settings());
+    for _ in 0..20 {
+        fail(&breaker, 1);
+        for _ in 0..9 {
+            call(&breaker, Verdict::Success);
+        }
+    }
+    breaker.configure(ratio(50, 10, 30_000));
+    for _ in 0..19 {
+        call(&breaker, Verdict::Success);
+    }
+    fail(&breaker, 1);
+    assert_eq!(state(&breaker), CircuitState::Closed, "1 of 20 failed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rule_of_tomorrow_means_the_default_rule() {
     let breaker = breaker(CircuitBreakerSettings { trip: TripRule::Unknown, ..settings() });
     fail(&breaker, 4);

@@ -49,14 +49,18 @@ impl<T: Clone> Cache<T> {
         if let Some(old) = kept.answers.insert(key, Answer { value: value.clone(), weight, since }) {
             kept.weight -= old.weight;
         }
-        // Places that were passed over must not pile up either.
-        while kept.weight > self.capacity || kept.order.len() > 2 * kept.answers.len() + 16 {
+        while kept.weight > self.capacity {
             let Some((oldest, since)) = kept.order.pop_front() else { return };
             if kept.answers.get(&oldest).is_some_and(|answer| answer.since == since)
                 && let Some(gone) = kept.answers.remove(&oldest)
             {
                 kept.weight -= gone.weight;
             }
+        }
+        // Older places of keys that came again must not pile up.
+        if kept.order.len() > 2 * kept.answers.len() + 16 {
+            let answers = &kept.answers;
+            kept.order.retain(|(key, since)| answers.get(key).is_some_and(|answer| answer.since == *since));
         }
     }
 
@@ -90,6 +94,18 @@ mod tests {
         let kept = lock(&cache.kept);
         assert!(kept.weight <= 100 && kept.order.len() <= 2 * kept.answers.len() + 16);
         assert_eq!(kept.weight, kept.answers.values().map(|answer| answer.weight).sum::<usize>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_comes_often_drives_no_other_out() {
+        let cache = Cache::new(1_000, |text: &String| Some(text.len()));
+        cache.keep("rare".into(), &"kept".into());
+        for _ in 0..100 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            cache.keep("hot".into(), &"again".into());
+        }
+        assert!(cache.find("rare").is_some());
+        assert!(lock(&cache.kept).order.len() < 40);
     }
 
     #[test]

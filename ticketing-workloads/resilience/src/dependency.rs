@@ -113,7 +113,7 @@ impl Dependency {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let rejected = |rejection| CallError::Rejected { dependency: self.name.clone(), rejection };
+        let rejected = |rejection| CallError::Rejected { dependency: self.name.clone(), rejection, attempts: 0 };
         let deadline = self.call_deadline(deadline::current(), Instant::now()).map_err(rejected)?;
         let service = self.layer().attempt(service_fn(|_: Attempt<()>| call()));
         Attempts::new(self, service, Attempt::first((), Some(deadline))).await

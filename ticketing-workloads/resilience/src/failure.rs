@@ -136,6 +136,8 @@ pub enum CallError<E> {
         dependency: String,
         /// Why.
         rejection: Rejection,
+        /// Attempts that were made before.
+        attempts: u32,
     },
     /// The last attempt had no answer within its time, or the total time ran out.
     #[error("{dependency}: no answer within {}, after {attempts} attempt(s)", in_words(*.after))]
@@ -185,6 +187,16 @@ impl<E: Failure> CallError<E> {
         }
     }
 
+    /// Whether it is certain that nothing ever reached the dependency, not even by an earlier attempt.
+    pub fn never_reached(&self) -> bool {
+        match self {
+            Self::Rejected { attempts, .. } => *attempts == 0,
+            Self::Injected { attempts, .. } => *attempts <= 1,
+            Self::Failed { source, attempts, .. } => *attempts <= 1 && source.kind() == FailureKind::NotSent,
+            Self::Timeout { .. } | Self::Unanswered { .. } => false,
+        }
+    }
+
     /// Whether it is an answer that the caller asked for, only not the one hoped for.
     pub fn is_business(&self) -> bool {
         matches!(self, Self::Failed { source, .. } if source.kind() == FailureKind::Business)
@@ -214,6 +226,37 @@ mod tests {
     #[case::unknown_word(FailureKind::Other, &[RetryOn::Unknown], false)]
     fn retried(#[case] kind: FailureKind, #[case] on: &[RetryOn], #[case] expected: bool) {
         assert_eq!(kind.is_retried(&settings(on, &[])), expected);
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0:?}")]
+    struct Kind(FailureKind);
+
+    impl Failure for Kind {
+        fn kind(&self) -> FailureKind {
+            self.0
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::refused_at_once(rejected(0), true)]
+    #[case::refused_after_an_attempt(rejected(1), false)]
+    #[case::never_sent(failed(FailureKind::NotSent, 1), true)]
+    #[case::never_sent_the_second_time(failed(FailureKind::NotSent, 2), false)]
+    #[case::broken(failed(FailureKind::ConnectFailure, 1), false)]
+    #[case::timeout(CallError::Timeout { dependency: String::new(), after: Duration::ZERO, attempts: 1 }, false)]
+    #[case::drill(CallError::Injected { dependency: String::new(), attempts: 1 }, true)]
+    #[case::drill_after_an_attempt(CallError::Injected { dependency: String::new(), attempts: 2 }, false)]
+    fn certainly_never_reached(#[case] error: CallError<Kind>, #[case] expected: bool) {
+        assert_eq!(error.never_reached(), expected);
+    }
+
+    fn rejected(attempts: u32) -> CallError<Kind> {
+        CallError::Rejected { dependency: String::new(), rejection: Rejection::HeldOpen, attempts }
+    }
+
+    fn failed(kind: FailureKind, attempts: u32) -> CallError<Kind> {
+        CallError::Failed { dependency: String::new(), source: Kind(kind), attempts }
     }
 
     #[test]

@@ -30,6 +30,8 @@ use tokio_util::task::TaskTracker;
 const DRAIN: Duration = Duration::from_secs(20);
 /// Time that admin calls under way get after that.
 const ADMIN_DRAIN: Duration = Duration::from_secs(2);
+/// Time that other work under way gets after that.
+const WORK_DRAIN: Duration = Duration::from_secs(5);
 /// No request takes longer, whatever its policy allows.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -107,6 +109,8 @@ pub struct Parts {
     pub api: Router,
     /// What it does beside its requests, until it stops.
     pub tasks: Vec<BoxFuture<'static, ()>>,
+    /// Work that is to be ended, not broken off, when the service stops.
+    pub work: TaskTracker,
 }
 
 /// A service with its ports open.
@@ -115,6 +119,7 @@ pub struct Service {
     admin: Arc<Admin>,
     api: Router,
     tasks: Vec<BoxFuture<'static, ()>>,
+    work: TaskTracker,
     public: TcpListener,
     private: TcpListener,
     ready: Arc<AtomicBool>,
@@ -123,7 +128,7 @@ pub struct Service {
 impl Service {
     /// Opens both ports.
     pub async fn open(pod: PodSettings, parts: Parts) -> Result<Self, StartError> {
-        let Parts { resilience, checks, actions, api, tasks } = parts;
+        let Parts { resilience, checks, actions, api, tasks, work } = parts;
         let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
         let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
         let admin = Arc::new(Admin {
@@ -134,7 +139,7 @@ impl Service {
             pod: pod.pod_name.clone(),
             resilience,
         });
-        Ok(Self { pod, admin, api, tasks, public, private, ready: Arc::default() })
+        Ok(Self { pod, admin, api, tasks, work, public, private, ready: Arc::default() })
     }
 
     /// Address of the port for everybody.
@@ -149,7 +154,7 @@ impl Service {
 
     /// Serves until `stop` is over; then ends what is under way.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { pod, admin, api, tasks, public, private, ready } = self;
+        let Self { pod, admin, api, tasks, work, public, private, ready } = self;
         let background = Background::start(&pod, &admin).await;
         for task in tasks {
             background.add(task);
@@ -170,7 +175,9 @@ impl Service {
         stop_private.cancel();
         let _ = private.await;
         background.stop().await;
-        tracing::info!(drained, "stopped");
+        work.close();
+        let finished = tokio::time::timeout(WORK_DRAIN, work.wait()).await.is_ok();
+        tracing::info!(drained, finished, "stopped");
     }
 }
 

@@ -19,6 +19,8 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// Longest `Retry-After` that is believed, in seconds.
+const LONGEST_RETRY_AFTER: u64 = 24 * 3_600;
 /// Idle connections to one service that are kept.
 const IDLE_CONNECTIONS: usize = 32;
 
@@ -104,7 +106,8 @@ impl Failure for HttpError {
 
     /// In seconds; the other form, a date, is not used between services.
     fn retry_after(&self) -> Option<Duration> {
-        self.header(header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+        let seconds: u64 = self.header(header::RETRY_AFTER)?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER)))
     }
 
     fn was_retried(&self) -> bool {

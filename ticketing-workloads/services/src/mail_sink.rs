@@ -54,6 +54,10 @@ pub struct Behaviour {
     pub down: bool,
     /// Nothing is answered.
     pub hang: bool,
+    /// The sender is refused (550).
+    pub refuse_sender: bool,
+    /// QUIT is never answered.
+    pub hang_at_end: bool,
     /// Every mail is to be sent later (451).
     pub try_later: bool,
     /// Mails are taken at once, and said to be after so many milliseconds.
@@ -185,6 +189,7 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
         let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
         let answer = match verb.as_str() {
             "EHLO" | "HELO" => "250 mail-sink",
+            "MAIL" if behaviour.refuse_sender => "550 5.7.1 who are you?",
             "MAIL" if behaviour.try_later => "451 4.3.0 try again later",
             "MAIL" => {
                 to.clear();
@@ -210,6 +215,10 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
                 "250 2.0.0 taken"
             }
             "RSET" | "NOOP" => "250 2.0.0 ok",
+            "QUIT" if behaviour.hang_at_end => {
+                tokio::time::sleep(SILENCE).await;
+                return Ok(());
+            }
             "QUIT" => {
                 write.write_all(b"221 2.0.0 bye\r\n").await?;
                 return Ok(());

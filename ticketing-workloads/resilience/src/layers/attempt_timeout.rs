@@ -2,9 +2,11 @@
 
 use super::{Attempt, AttemptError, dependency_layer};
 use crate::breaker::Ticket;
+use crate::failure::Rejection;
 use crate::{Dependency, deadline};
+use futures::future::Either;
 use pin_project_lite::pin_project;
-use std::future::Future;
+use std::future::{Future, Ready};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::time::{Instant, Timeout, timeout_at};
@@ -24,7 +26,7 @@ where
 {
     type Response = S::Response;
     type Error = AttemptError<E>;
-    type Future = Timed<S::Future>;
+    type Future = Either<Timed<S::Future>, Ready<Result<S::Response, AttemptError<E>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -33,12 +35,16 @@ where
     #[inline]
     fn call(&mut self, mut attempt: Attempt<R>) -> Self::Future {
         let started = Instant::now();
+        if attempt.deadline.is_some_and(|deadline| deadline <= started) {
+            // It waited for too long before.
+            return Either::Right(std::future::ready(Err(AttemptError::Rejected(Rejection::TooLate))));
+        }
         let own = started + self.dependency.attempt_time();
         let deadline = attempt.deadline.map_or(own, |until| own.min(until));
         attempt.deadline = Some(deadline);
         let ticket = attempt.ticket;
         let watch = Watch { dependency: self.dependency, ticket, started, deadline, under_way: true };
-        Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) }
+        Either::Left(Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) })
     }
 }
 

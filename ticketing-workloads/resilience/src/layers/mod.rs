@@ -70,7 +70,9 @@ impl<E> AttemptError<E> {
     pub(crate) fn after(self, dependency: &Dependency, attempts: u32) -> CallError<E> {
         let dependency = dependency.name().to_owned();
         match self {
-            Self::Rejected(rejection) => CallError::Rejected { dependency, rejection },
+            Self::Rejected(rejection) => {
+                CallError::Rejected { dependency, rejection, attempts: attempts.saturating_sub(1) }
+            }
             Self::TimedOut(after) => CallError::Timeout { dependency, after, attempts },
             Self::Injected => CallError::Injected { dependency, attempts },
             Self::Failed(source) => CallError::Failed { dependency, attempts, source },

@@ -141,7 +141,8 @@ fn wait_before_next<R: Repeatable, E: Failure>(
         return None;
     }
     let wait = retry::next(settings, kind, attempt.number, rand::random())?.max(at_least.unwrap_or_default());
-    if attempt.deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
+    let next = Instant::now().checked_add(wait)?;
+    if attempt.deadline.is_some_and(|deadline| next >= deadline) {
         return None;
     }
     if !dependency.take_retry() {

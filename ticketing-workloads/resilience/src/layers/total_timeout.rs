@@ -34,7 +34,7 @@ where
             Ok(deadline) => Either::Left(self.inner.call(Attempt::first(request, Some(deadline)))),
             Err(rejection) => {
                 let dependency = self.dependency.name().to_owned();
-                Either::Right(ready(Err(CallError::Rejected { dependency, rejection })))
+                Either::Right(ready(Err(CallError::Rejected { dependency, rejection, attempts: 0 })))
             }
         }
     }

@@ -15,6 +15,8 @@ CREATE TABLE payment_attempts (
     provider  text NOT NULL,
     state     text NOT NULL CHECK (state IN ('Begun', 'Charged', 'NotCharged', 'Declined')),
     charge_id text,
+    -- How often it was asked: an outcome of an earlier time says nothing about this one.
+    asks      integer NOT NULL DEFAULT 1,
     began_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (key, provider),
     CHECK ((state = 'Charged') = (charge_id IS NOT NULL))

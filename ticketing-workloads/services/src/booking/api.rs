@@ -18,6 +18,7 @@ use resilience::server::read_body;
 use resilience::{CallError, Resilience};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -111,12 +112,15 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
     // Under high load what can wait waits (ADR-007 §5): payment is asked later, by whoever finds the time.
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN });
-    let attempt = |connection| {
-        let order = order.clone();
-        async move { seats::book(connection, &order, asks_within).await }
-    };
+    let unanswered = AtomicBool::new(false);
+    let attempt = |connection| seats::book(connection, &order, asks_within, &unanswered);
     match bookings.database.call(attempt).await {
         Ok(booked) => conclude(&bookings, booked, degraded).await,
+        Err(error) if unanswered.into_inner() => {
+            bookings.count("unknown");
+            tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "nobody knows whether it is booked");
+            unknown(&order)
+        }
         Err(error) => fail(&bookings, &order, &error),
     }
 }
@@ -128,17 +132,23 @@ async fn conclude(bookings: &Bookings, booked: Booked, degraded: bool) -> Respon
     if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !degraded) {
         let paid = payments.pay(id, amount_cents).await;
         let may_wait = payments.may_wait();
+        let database = &bookings.database;
         let written = match paid {
-            Paid::Yes => bookings.database.call(|connection| seats::confirm(connection, id)).await.map(|_| "Confirmed"),
+            Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
             Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
                 let reason = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
                 cancel_reason = Some(reason.to_owned());
-                bookings.database.call(|connection| seats::cancel(connection, id, reason)).await.map(|_| "Cancelled")
+                database.call(|connection| seats::cancel(connection, id, reason, 0)).await
             }
-            _ => bookings.database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING),
+            _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
         };
         match written {
-            Ok(now) => now.clone_into(&mut status),
+            Ok(now) => {
+                if paid == Paid::Yes && now == "Cancelled" {
+                    payments.paid_for_nothing(id);
+                }
+                status = now;
+            }
             // What payment said is asked for again with the same key, and written down then.
             Err(error) => tracing::warn!(booking = %id, %error, "what payment said could not be written down"),
         }
@@ -160,6 +170,16 @@ async fn conclude(bookings: &Bookings, booked: Booked, degraded: bool) -> Respon
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
     response
+}
+
+/// The seats may be taken; the answer got lost.
+fn unknown(order: &Order) -> Response {
+    let message = "Nobody knows yet whether this was booked. Send it again with the same Idempotency-Key to find out.";
+    let answer = json!({
+        "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message,
+        "bookingId": order.booking_id, "idempotencyKey": order.idempotency_key,
+    });
+    (StatusCode::GATEWAY_TIMEOUT, Json(answer)).into_response()
 }
 
 fn refuse(error: &OrderError) -> Response {

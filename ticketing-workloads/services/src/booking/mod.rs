@@ -17,6 +17,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use resilience::Resilience;
 use std::sync::Arc;
+use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "booking";
@@ -82,6 +83,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         actions: database::actions(&resilience, database),
         api: api::router(bookings),
         tasks,
+        work: TaskTracker::new(),
         resilience,
     };
     Service::open(pod, parts).await

@@ -107,22 +107,37 @@ impl Payments {
                 }
                 Ok(_) => tokio::time::sleep(LOOK).await,
                 Err(error) => {
-                    tracing::debug!(%error, "bookings to settle could not be read");
+                    tracing::warn!(%error, "bookings to settle could not be read");
                     tokio::time::sleep(LOOK * 4).await;
                 }
             }
         }
     }
 
+    /// A booking is paid that was cancelled: a person must give the money back.
+    pub fn paid_for_nothing(&self, booking: Uuid) {
+        tracing::error!(%booking, "paid, and cancelled before that was known: give the money back");
+        self.settled.get_or_create(&SettledLabel { outcome: "paid_for_nothing" }).inc();
+    }
+
     async fn settle_one(&self, due: &Due) {
+        let database = &self.database;
         let outcome = match self.pay(due.booking, due.amount_cents).await {
-            Paid::Yes => self.database.call(|connection| seats::confirm(connection, due.booking)).await.map(|_| "paid"),
+            Paid::Yes => {
+                let now = database.call(|connection| seats::confirm(connection, due.booking)).await;
+                now.map(|now| {
+                    if now == "Cancelled" {
+                        self.paid_for_nothing(due.booking);
+                    }
+                    "paid"
+                })
+            }
             Paid::Declined => {
-                let cancel = self.database.call(|connection| seats::cancel(connection, due.booking, "declined"));
-                cancel.await.map(|_| "declined")
+                let cancel = |connection| seats::cancel(connection, due.booking, "declined", due.tries);
+                database.call(cancel).await.map(|_| "declined")
             }
             Paid::NotCharged | Paid::Unknown => {
-                self.database.call(|connection| seats::settle_soon(connection, due.booking)).await.map(|_| "open")
+                database.call(|connection| seats::settle_soon(connection, due.booking)).await.map(|_| "open")
             }
         };
         match outcome {
@@ -139,10 +154,11 @@ impl Payments {
 
 /// Whether it is certain that nothing was charged.
 fn unpaid(error: &CallError<HttpError>) -> Paid {
+    if error.never_reached() {
+        return Paid::NotCharged;
+    }
     match error {
-        CallError::Rejected { .. }
-        | CallError::Injected { .. }
-        | CallError::Failed { source: HttpError::NotSent(_), .. } => Paid::NotCharged,
+        // Payment itself says so, of all that was ever asked with this key.
         CallError::Failed { source: HttpError::Status(answer), .. } => {
             let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
             match body["errorCode"].as_str() {

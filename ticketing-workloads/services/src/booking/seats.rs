@@ -8,6 +8,7 @@ use super::order::Order;
 use crate::database::{Connection, DatabaseError};
 use resilience::{Failure, FailureKind};
 use serde::Serialize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -45,14 +46,14 @@ const TAKE: &str = "
 /// Claims bookings of which the payment is open. The next try comes later each time, up to a minute.
 const DUE: &str = "
     UPDATE bookings SET settle_tries = settle_tries + 1,
-                        settle_at = now() + greatest(30, least(2 ^ settle_tries, 60)) * interval '1 second'
+                        settle_at = now() + greatest(30, least(2 ^ least(settle_tries, 6), 60)) * interval '1 second'
     WHERE id IN (SELECT id FROM bookings WHERE status = 'PaymentPending' AND settle_at <= now()
                  ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
     RETURNING id, amount_cents, settle_tries";
 
 /// Asks payment again soon, not only when the claim of whoever asked it is over.
 const SETTLE_SOON: &str = "
-    UPDATE bookings SET settle_at = now() + least(2 ^ settle_tries, 60) * interval '1 second'
+    UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
     WHERE id = $1 AND status = 'PaymentPending'";
 
 const CONFIRM: &str = "
@@ -62,12 +63,13 @@ const CONFIRM: &str = "
     )
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
-/// Gives the seats back. Where nobody has said no, the key may be used for another try.
+/// Gives the seats back, unless somebody else has asked payment since. Where nobody has said no, the key may be used for
+/// another try.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
             CASE $2 WHEN 'declined' THEN idempotency_key ELSE idempotency_key || ':' || id END
-        WHERE id = $1 AND status = 'PaymentPending' RETURNING event_id, ticket_count
+        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING event_id, ticket_count
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1
     FROM cancelled WHERE e.id = event_id";
@@ -166,11 +168,13 @@ pub struct Booked {
     pub before: bool,
 }
 
-/// Makes one attempt to book; `asks_within`: somebody asks payment within this time.
+/// Makes one attempt to book; `asks_within`: somebody asks payment within this time. `unanswered` stays true once seats may
+/// have been taken without an answer.
 pub async fn book(
     connection: Connection,
     order: &Order,
     asks_within: Option<Duration>,
+    unanswered: &AtomicBool,
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
     let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key]).await?;
@@ -195,7 +199,12 @@ pub async fn book(
     let (is_paid_for, seconds) = (asks_within.is_some(), asks_within.unwrap_or_default().as_secs_f64());
     let values: [&(dyn ToSql + Sync); 9] =
         [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds];
-    match connection.query_opt(&take, &values).await {
+    let before = unanswered.swap(true, Ordering::Relaxed);
+    let taken = connection.query_opt(&take, &values).await;
+    if taken.as_ref().map_or_else(|error| error.code().is_some(), |_| true) {
+        unanswered.store(before, Ordering::Relaxed);
+    }
+    match taken {
         Ok(Some(row)) => {
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
             Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
@@ -233,16 +242,25 @@ pub async fn settle_soon(connection: Connection, booking: Uuid) -> Result<u64, D
     Ok(connection.execute(&soon, &[&booking]).await?)
 }
 
-/// Confirms a booking that is paid. Doing it again changes nothing.
-pub async fn confirm(connection: Connection, booking: Uuid) -> Result<u64, DatabaseError> {
+/// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
+pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, DatabaseError> {
     let confirm = connection.prepare_cached(CONFIRM).await?;
-    Ok(connection.execute(&confirm, &[&booking]).await?)
+    connection.execute(&confirm, &[&booking]).await?;
+    status(&connection, booking).await
 }
 
-/// Cancels a booking that is not going to be paid, and gives its seats back. Doing it again changes nothing.
-pub async fn cancel(connection: Connection, booking: Uuid, reason: &str) -> Result<u64, DatabaseError> {
+/// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
+/// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. The
+/// answer is how it stands then.
+pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: i32) -> Result<String, DatabaseError> {
     let cancel = connection.prepare_cached(CANCEL).await?;
-    Ok(connection.execute(&cancel, &[&booking, &reason]).await?)
+    connection.execute(&cancel, &[&booking, &reason, &tries]).await?;
+    status(&connection, booking).await
+}
+
+async fn status(connection: &Connection, booking: Uuid) -> Result<String, DatabaseError> {
+    let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
+    Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
 /// Finds a booking.

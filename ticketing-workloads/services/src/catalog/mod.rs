@@ -10,6 +10,7 @@ use contract::{DependencySettings, FallbackSettings, PolicySettings};
 use resilience::Resilience;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "catalog";
@@ -55,6 +56,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         actions: database::actions(&resilience, database),
         api: api::router(catalog),
         tasks: vec![Box::pin(migration)],
+        work: TaskTracker::new(),
         resilience,
     };
     Service::open(pod, parts).await

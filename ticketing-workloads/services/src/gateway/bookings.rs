@@ -30,6 +30,11 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
         Ok(body) => body.into(),
         Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
     };
+    // What a client of HTTP would tidy up could lead somewhere else.
+    let lowered = parts.uri.path().to_ascii_lowercase();
+    if lowered.contains("..") || lowered.contains("%2e") {
+        return crate::answers::not_found().await;
+    }
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let mut headers = HeaderMap::new();
     for name in [header::ACCEPT, header::CONTENT_TYPE, IDEMPOTENCY_KEY] {
@@ -45,11 +50,7 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
 /// What booking itself said is passed on. Otherwise it depends on whether something may have happened.
 fn fail(error: CallError<HttpError>, changes: bool) -> Response {
     tracing::warn!(%error, "booking gave no answer");
-    let never_sent = match &error {
-        CallError::Rejected { .. } | CallError::Injected { .. } => true,
-        CallError::Failed { source, .. } => matches!(source, HttpError::NotSent(_)),
-        _ => false,
-    };
+    let never_sent = error.never_reached();
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     match error {
         CallError::Failed { source: HttpError::Status(answer), .. } => http_client::pass_on(*answer),

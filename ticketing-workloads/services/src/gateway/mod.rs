@@ -12,6 +12,7 @@ use contract::{
 };
 use resilience::{Actions, Resilience};
 use std::sync::Arc;
+use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "gateway";
@@ -71,6 +72,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         actions: Actions::new(Arc::clone(resilience.metrics())),
         api: Router::new().merge(events).merge(bookings).fallback(answers::not_found),
         tasks: Vec::new(),
+        work: TaskTracker::new(),
         resilience,
     };
     Service::open(pod, parts).await

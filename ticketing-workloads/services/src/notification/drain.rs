@@ -7,9 +7,11 @@ use crate::database::{Database, DatabaseError};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::{CallError, Resilience};
+use resilience::{CallError, Resilience, deadline};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 /// Flags (ADR-007 §5).
 const MAILS: &str = "EnableEmailNotifications";
@@ -45,24 +47,30 @@ enum Outcome {
 
 impl Drain {
     /// Sends with `mailer` what is in the outbox of `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, mailer: Mailer) -> Self {
+    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, mailer: Mailer) -> Arc<Self> {
         let (outcomes, duplicates) = (Family::<OutcomeLabel, Counter>::default(), Counter::default());
         resilience.metrics().register(|registry| {
             registry.register("notifications", "Messages of the outbox, by what became of a try", outcomes.clone());
             let help = "Mails that may have been sent twice, with the same Message-ID";
             registry.register("notification_possible_duplicates", help, duplicates.clone());
         });
-        Self { resilience, database, mailer, outcomes, duplicates }
+        Arc::new(Self { resilience, database, mailer, outcomes, duplicates })
     }
 
-    /// For as long as it is polled.
-    pub async fn run(self) {
+    /// For as long as it is polled. A message is worked on among `work`, to its end: who stops in the middle of one would send
+    /// it twice.
+    pub async fn run(self: Arc<Self>, work: TaskTracker) {
         loop {
-            match self.next().await {
-                Ok(true) => {}
-                Ok(false) => tokio::time::sleep(LOOK).await,
-                Err(error) => {
+            let own = Arc::clone(&self);
+            match work.spawn(async move { own.next().await }).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => tokio::time::sleep(LOOK).await,
+                Ok(Err(error)) => {
                     tracing::debug!(%error, "the outbox could not be read or written");
+                    tokio::time::sleep(LOOK * 4).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a message could not be worked on");
                     tokio::time::sleep(LOOK * 4).await;
                 }
             }
@@ -84,29 +92,32 @@ impl Drain {
         };
         let message = &message;
         let outcome = self.send(message, tickets).await?;
-        let label = match outcome {
-            Outcome::Sent { ticket_follows } => {
-                self.database.call(|connection| outbox::done(connection, message, ticket_follows)).await?;
-                "sent"
-            }
-            Outcome::NobodyToTell => {
-                self.database.call(|connection| outbox::done(connection, message, false)).await?;
-                "nobody_to_tell"
-            }
-            Outcome::Later { may_be_sent, wait } => {
-                let wait = wait.unwrap_or_default().max(wait_after(message.tries));
-                self.database.call(|connection| outbox::later(connection, message, wait, may_be_sent)).await?;
-                "later"
-            }
-            Outcome::Never { reason } => {
-                let reason = reason.as_str();
-                self.database.call(|connection| outbox::never(connection, message, reason)).await?;
-                tracing::error!(message = message.id, booking = %message.booking, %reason, "can never be sent: it is in dead_letters");
-                "never"
-            }
-        };
+        let label = outcome.name();
+        // What is known now, nobody else can find out: it is written down as soon as that can be.
+        while let Err(error) = self.write(message, &outcome).await {
+            tracing::warn!(message = message.id, %error, "what became of a message could not be written down yet");
+            tokio::time::sleep(LOOK).await;
+        }
         self.outcomes.get_or_create(&OutcomeLabel { outcome: label }).inc();
         Ok(true)
+    }
+
+    async fn write(&self, message: &Message, outcome: &Outcome) -> Result<u64, CallError<DatabaseError>> {
+        let database = &self.database;
+        match outcome {
+            Outcome::Sent { ticket_follows } => {
+                database.call(|connection| outbox::done(connection, message, *ticket_follows)).await
+            }
+            Outcome::NobodyToTell => database.call(|connection| outbox::done(connection, message, false)).await,
+            Outcome::Later { may_be_sent, wait } => {
+                let wait = wait.unwrap_or_default().max(wait_after(message.tries));
+                database.call(|connection| outbox::later(connection, message, wait, *may_be_sent)).await
+            }
+            Outcome::Never { reason } => {
+                tracing::error!(message = message.id, booking = %message.booking, %reason, "can never be sent: it goes to dead_letters");
+                database.call(|connection| outbox::never(connection, message, reason)).await
+            }
+        }
     }
 
     async fn send(&self, message: &Message, tickets: bool) -> Result<Outcome, CallError<DatabaseError>> {
@@ -120,11 +131,15 @@ impl Drain {
             // Somebody else has it by now; nothing is written down for it.
             return Ok(Outcome::Later { may_be_sent: false, wait: None });
         }
-        if message.may_be_sent {
+        // Before the claim ends, or somebody else would send it, too.
+        let until = Instant::now() + outbox::CLAIM.mul_f32(0.8);
+        let sent = deadline::within(Some(until), self.mailer.send(&mail)).await;
+        let has_left = sent.as_ref().map_or_else(|not_sent| not_sent.may_be_sent, |()| true);
+        if message.may_be_sent && has_left {
             self.duplicates.inc();
-            tracing::warn!(message = message.id, booking = %message.booking, "this mail may have been sent before");
+            tracing::warn!(message = message.id, booking = %message.booking, "this mail may have been sent twice");
         }
-        Ok(match self.mailer.send(&mail).await {
+        Ok(match sent {
             Ok(()) => Outcome::Sent { ticket_follows: !tickets },
             Err(not_sent) => {
                 let error = &not_sent.error;
@@ -132,6 +147,17 @@ impl Drain {
                 outcome(message, not_sent)
             }
         })
+    }
+}
+
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "sent",
+            Self::NobodyToTell => "nobody_to_tell",
+            Self::Later { .. } => "later",
+            Self::Never { .. } => "never",
+        }
     }
 }
 

@@ -14,6 +14,10 @@ use resilience::{CallError, Dependency, Failure, FailureKind};
 use std::error::Error;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long the end of a conversation may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How the way to the mail server is encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -30,10 +34,10 @@ pub enum Encryption {
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
-    /// The server will never take it (5xx).
+    /// The server will never take it (5xx to its recipient or its text).
     #[error("the mail server refuses it: {0}")]
     Refused(String),
-    /// The server will take it later (4xx).
+    /// The server may take it later (4xx, or it refuses this service as such).
     #[error("the mail server takes it later: {0}")]
     TryLater(String),
     /// There was no connection, or it broke before the mail had left.
@@ -160,23 +164,32 @@ impl Mailer {
             if unanswered.load(Ordering::Relaxed) {
                 return Err(MailError::Broken("the attempt before had no answer".to_owned()));
             }
-            let mut server = self.connect(mail.envelope()).await.map_err(|error| classify(&error, false))?;
+            let mut server = self.connect(mail.envelope()).await?;
             unanswered.store(true, Ordering::Relaxed);
-            let taken = server.message(&mail.formatted()).await.map_err(|error| classify(&error, true));
+            let taken = server.message(&mail.formatted()).await.map_err(|error| classify(&error, Stage::Text));
             if !matches!(taken, Err(MailError::Broken(_))) {
                 unanswered.store(false, Ordering::Relaxed);
             }
-            taken?;
-            // The mail is taken; how the conversation ends matters to nobody.
-            let _ = server.quit().await;
-            Ok(())
+            // How the conversation ends matters to nobody: nobody waits for it.
+            tokio::spawn(async move { tokio::time::timeout(GOODBYE, server.quit()).await.map(drop) });
+            taken.map(drop)
         };
         let sent = self.dependency.call(once).await;
         sent.map_err(|error| NotSent { error, may_be_sent: unanswered.into_inner() })
     }
 
     /// As far as the server is ready to take the text.
-    async fn connect(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
+    async fn connect(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, MailError> {
+        let mut server = self.log_in(envelope).await.map_err(|error| classify(&error, Stage::Greeting))?;
+        for to in envelope.to() {
+            let taken = server.command(Rcpt::new(to.clone(), Vec::new())).await;
+            taken.map_err(|error| classify(&error, Stage::Recipient))?;
+        }
+        server.command(Data).await.map_err(|error| classify(&error, Stage::Greeting))?;
+        Ok(server)
+    }
+
+    async fn log_in(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
         let wrapped = (self.encryption == Encryption::Tls).then(|| self.tls.clone());
         let (host, port) = &self.server;
         let mut server =
@@ -188,24 +201,32 @@ impl Mailer {
             server.auth(DEFAULT_MECHANISMS, login).await?;
         }
         server.command(Mail::new(envelope.from().cloned(), Vec::new())).await?;
-        for to in envelope.to() {
-            server.command(Rcpt::new(to.clone(), Vec::new())).await?;
-        }
-        server.command(Data).await?;
         Ok(server)
     }
 }
 
-fn classify(error: &lettre::transport::smtp::Error, text_has_left: bool) -> MailError {
+/// How far a conversation has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is about this service and the server.
+    Greeting,
+    /// It is about who gets the mail.
+    Recipient,
+    /// The text has left.
+    Text,
+}
+
+/// A "never" counts only where it is about this mail: a wrong password is none of its fault, and is put right some day.
+fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
     let mut words = error.to_string();
     if let Some(cause) = error.source() {
         let _ = write!(words, ": {cause}");
     }
-    if error.is_permanent() {
+    if error.is_permanent() && stage != Stage::Greeting {
         MailError::Refused(words)
-    } else if error.is_transient() {
+    } else if error.is_permanent() || error.is_transient() {
         MailError::TryLater(words)
-    } else if text_has_left {
+    } else if stage == Stage::Text {
         MailError::Broken(words)
     } else {
         MailError::NotSent(words)

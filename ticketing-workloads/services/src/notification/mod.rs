@@ -19,6 +19,7 @@ use contract::{BulkheadSettings, DependencySettings, PolicySettings, RetryOn, Re
 use futures::FutureExt;
 use resilience::Resilience;
 use std::sync::Arc;
+use tokio_util::task::TaskTracker;
 
 pub use mail::Encryption;
 
@@ -90,6 +91,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let config = settings.database.config(&pod.pod_name)?;
     let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
+    let work = TaskTracker::new();
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);
     let migration = async move {
         schema::bring_up_to_date(config).await;
@@ -99,7 +101,8 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),
         api: Router::new().fallback(not_found),
-        tasks: vec![migration.boxed(), drain.run().boxed()],
+        tasks: vec![migration.boxed(), drain.run(work.clone()).boxed()],
+        work,
         resilience,
     };
     Service::open(pod, parts).await

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// How long a claim holds: longer than a mail may take.
-const CLAIM: Duration = Duration::from_secs(60);
+pub const CLAIM: Duration = Duration::from_secs(60);
 
 /// Claims what has waited longest, of the kinds that are wanted.
 const CLAIM_SQL: &str = "

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::TaskTracker;
 
 /// Largest body of a request, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;
@@ -34,8 +35,8 @@ struct Wanted {
 }
 
 /// The routes.
-pub fn router(payments: Arc<Payments>) -> Router {
-    Router::new().route("/api/payments", post(pay)).fallback(not_found).with_state(payments)
+pub fn router(payments: Arc<Payments>, work: TaskTracker) -> Router {
+    Router::new().route("/api/payments", post(pay)).fallback(not_found).with_state((payments, work))
 }
 
 fn read(body: &[u8], headers: &HeaderMap) -> Result<Order, &'static str> {
@@ -58,7 +59,7 @@ fn read(body: &[u8], headers: &HeaderMap) -> Result<Order, &'static str> {
     Ok(Order { key: key.to_owned(), amount_cents: wanted.amount_cents, currency: wanted.currency })
 }
 
-async fn pay(State(payments): State<Arc<Payments>>, headers: HeaderMap, body: Body) -> Response {
+async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, headers: HeaderMap, body: Body) -> Response {
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => read(&body, &headers),
         Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
@@ -69,8 +70,8 @@ async fn pay(State(payments): State<Arc<Payments>>, headers: HeaderMap, body: Bo
     };
     // Not in this request's own task: a caller who leaves must not leave a charge behind that nobody has written down.
     let until = resilience::deadline::current();
-    let work = tokio::spawn(async move { payments.pay(&order, until).await });
-    match work.await {
+    let paying = work.spawn(async move { payments.pay(&order, until).await });
+    match paying.await {
         Ok(Ok(outcome)) => tell(outcome),
         Ok(Err(error)) => {
             tracing::warn!(%error, "a payment could not be worked on");

@@ -15,22 +15,30 @@ const CLAIM_SQL: &str = "
     INSERT INTO payments AS p (key, amount_cents, currency, claim, claimed_until)
     VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second')
     ON CONFLICT (key) DO UPDATE SET claim = excluded.claim, claimed_until = excluded.claimed_until
-    WHERE p.claimed_until IS NULL OR p.claimed_until < now()
+    WHERE p.claim = excluded.claim OR p.claimed_until IS NULL OR p.claimed_until < now()
     RETURNING p.amount_cents, p.currency";
 
 const FIND: &str = "SELECT amount_cents, currency FROM payments WHERE key = $1";
 const RELEASE: &str = "UPDATE payments SET claim = NULL, claimed_until = NULL WHERE key = $1 AND claim = $2";
 const ATTEMPTS: &str = "
-    SELECT provider, state, charge_id, extract(epoch FROM now() - began_at)::float8
+    SELECT provider, state, charge_id, extract(epoch FROM now() - began_at)::float8, asks
     FROM payment_attempts WHERE key = $1";
 
 /// Only whoever holds the claim writes.
-const WRITE: &str = "
-    INSERT INTO payment_attempts (key, provider, state, charge_id)
-    SELECT key, $3, $4, $5 FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now()
+const BEGIN: &str = "
+    INSERT INTO payment_attempts AS a (key, provider, state)
+    SELECT key, $3, 'Begun' FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
     ON CONFLICT (key, provider) DO UPDATE
-    SET state = excluded.state, charge_id = excluded.charge_id,
-        began_at = CASE excluded.state WHEN 'Begun' THEN now() ELSE payment_attempts.began_at END";
+    SET state = 'Begun', charge_id = NULL, began_at = now(), asks = a.asks + 1
+    RETURNING asks";
+
+/// And only what came of the last time that the provider was asked: a statement that was held up on its way must not write
+/// over a newer one.
+const SETTLE: &str = "
+    UPDATE payment_attempts a SET state = $4, charge_id = $5
+    FROM payments p
+    WHERE p.key = $1 AND p.claim = $2 AND p.claimed_until > now()
+      AND a.key = p.key AND a.provider = $3 AND a.asks = $6 AND a.state IN ('Begun', $4)";
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub enum Known {
     Begun {
         /// How long ago it was asked.
         age: Duration,
+        /// How often it was asked.
+        asks: i32,
     },
     /// It has charged.
     Charged {
@@ -163,7 +173,7 @@ impl Ledger {
                     ("Charged", charge) => Known::Charged { charge: charge.unwrap_or_default() },
                     ("NotCharged", _) => Known::NotCharged,
                     ("Declined", _) => Known::Declined,
-                    _ => Known::Begun { age },
+                    _ => Known::Begun { age, asks: row.try_get(4)? },
                 };
                 known.insert(row.try_get(0)?, state);
             }
@@ -172,14 +182,24 @@ impl Ledger {
         Ok(self.database.call(work).await?)
     }
 
-    /// Writes down what is known of a provider. [`Known::Begun`] is written before it is asked.
-    pub async fn write(&self, claim: &Claim, provider: &str, known: &Known) -> Result<(), LedgerError> {
+    /// Writes down that a provider is asked, before it is. The answer is how often it was.
+    pub async fn begin(&self, claim: &Claim, provider: &str) -> Result<i32, LedgerError> {
+        let work = |connection: Connection| async move {
+            let begin = connection.prepare_cached(BEGIN).await?;
+            let row = connection.query_opt(&begin, &[&claim.key, &claim.id, &provider]).await?;
+            row.map(|row| row.try_get(0)).transpose().map_err(DatabaseError::from)
+        };
+        self.database.call(work).await?.ok_or(LedgerError::ClaimLost)
+    }
+
+    /// Writes down what came of asking a provider for that time.
+    pub async fn settle(&self, claim: &Claim, provider: &str, asks: i32, known: &Known) -> Result<(), LedgerError> {
         let (state, charge) = known.columns();
         let work = |connection: Connection| async move {
-            let write = connection.prepare_cached(WRITE).await?;
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-                [&claim.key, &claim.id, &provider, &state, &charge];
-            connection.execute(&write, &values).await.map_err(DatabaseError::from)
+            let settle = connection.prepare_cached(SETTLE).await?;
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+                [&claim.key, &claim.id, &provider, &state, &charge, &asks];
+            connection.execute(&settle, &values).await.map_err(DatabaseError::from)
         };
         if self.database.call(work).await? == 0 { Err(LedgerError::ClaimLost) } else { Ok(()) }
     }

@@ -21,6 +21,7 @@ use providers::{Paypal, ProviderClient, Stripe};
 use resilience::Resilience;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "payment";
@@ -45,9 +46,9 @@ pub struct Settings {
     /// Address of the provider shaped as PayPal.
     #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
     pub paypal_url: String,
-    /// Seconds after which a request that had no answer can no longer arrive at a provider: from then on, a charge that is
-    /// not found there was never made.
-    #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=3_600))]
+    /// Seconds after which a request that had no good answer can no longer arrive at a provider, and what has arrived can be
+    /// found there: from then on, a charge that is not found was never made.
+    #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub absent_after_seconds: u64,
 }
 
@@ -111,6 +112,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
     ];
     let absent_after = Duration::from_secs(absent_after_seconds);
+    let work = TaskTracker::new();
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
     let migration = async move {
@@ -120,8 +122,9 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),
-        api: api::router(payments),
+        api: api::router(payments, work.clone()),
         tasks: vec![Box::pin(migration)],
+        work,
         resilience,
     };
     Service::open(pod, parts).await

@@ -1,7 +1,7 @@
 //! From an order to a charge: one provider after the other, and never two for one order.
 
 use super::ledger::{Claim, Known, Ledger, LedgerError, Order, Taken};
-use super::providers::{Asked, Doubt, ProviderClient};
+use super::providers::{Asked, ProviderClient};
 use contract::FallbackSettings;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -54,8 +54,9 @@ pub enum Outcome {
 enum Next {
     /// It is paid, by the provider of that number.
     Paid(usize, String),
-    /// Whether the provider of that number has charged must be found out before anything else.
-    LookUp(usize, Duration),
+    /// Whether the provider of that number has charged when it was last asked, that long ago and for that time, must be
+    /// found out before anything else.
+    LookUp(usize, Duration, i32),
     /// The provider of that number may be asked for money.
     Ask(usize),
     /// Nobody is left who could be asked.
@@ -73,7 +74,7 @@ fn next(known: &[Option<Known>], failed: &[bool], may_ask: &[bool]) -> Next {
         _ => None,
     });
     let open = find(&|index, known| match known {
-        Known::Begun { age } => Some(Next::LookUp(index, *age)),
+        Known::Begun { age, asks } => Some(Next::LookUp(index, *age, *asks)),
         _ => None,
     });
     let ask = || {
@@ -148,33 +149,32 @@ impl Payments {
         let may_ask = [self.may_charge(), self.may_charge() && self.may_fall_back()];
         let mut reasons: [Option<&'static str>; 2] = [None, None];
         loop {
-            let (index, found) = match next(&known, &reasons.map(|reason| reason.is_some()), &may_ask) {
+            let (index, asks, found) = match next(&known, &reasons.map(|reason| reason.is_some()), &may_ask) {
                 Next::Paid(index, charge) => {
                     let provider = self.providers[index].name().to_owned();
                     return Ok(Outcome::Succeeded { provider, charge, used_fallback: index > 0 });
                 }
-                Next::LookUp(index, age) => {
+                Next::LookUp(index, age, asks) => {
                     // Whoever asked may have died, or had no answer.
-                    let doubt = if age < self.absent_after { Doubt::InFlight } else { Doubt::Answered };
-                    (index, self.look_up(&self.bounded(index, until), order, doubt).await)
+                    let absent_is_never = age >= self.absent_after;
+                    (index, asks, self.look_up(&self.bounded(index, until), order, absent_is_never).await)
                 }
                 Next::Ask(index) => {
                     let provider = self.bounded(index, until);
-                    let begun = Known::Begun { age: Duration::ZERO };
-                    self.ledger.write(claim, provider.name(), &begun).await?;
+                    let asks = self.ledger.begin(claim, provider.name()).await?;
                     let started = Instant::now();
                     let (found, reason) = self.ask(&provider, order).await;
                     reasons[index] = reason;
                     if index > 0 {
                         self.resilience.metrics().fallback(self.providers[0].name(), "provider", started.elapsed());
                     }
-                    (index, found)
+                    (index, asks, found)
                 }
-                Next::Nobody => return Ok(self.nobody(&known, may_ask, reasons)),
+                Next::Nobody => return Ok(self.nobody(&known, reasons)),
             };
             // Not known: it stays as it is written, and nobody else is asked.
             let Some(found) = found else { return Ok(Outcome::Unknown) };
-            self.ledger.write(claim, self.providers[index].name(), &found).await?;
+            self.ledger.settle(claim, self.providers[index].name(), asks, &found).await?;
             known[index] = Some(found);
         }
     }
@@ -188,27 +188,22 @@ impl Payments {
         match provider.charge(order).await {
             Asked::Charged { charge } => (Some(Known::Charged { charge }), None),
             Asked::Declined => (Some(Known::Declined), None),
-            Asked::Failed { doubt, unavailable, reason } => {
+            Asked::Failed { in_doubt, unavailable, reason } => {
                 let name = provider.name();
-                tracing::warn!(key = %order.key, provider = name, ?doubt, %reason, "a provider did not say that it has charged");
+                tracing::warn!(key = %order.key, provider = name, in_doubt, %reason, "a provider did not say that it has charged");
                 let word = if unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
-                let known = if doubt == Doubt::None {
-                    Some(Known::NotCharged)
-                } else {
-                    self.look_up(provider, order, doubt).await
-                };
+                let known = if in_doubt { self.look_up(provider, order, false).await } else { Some(Known::NotCharged) };
                 (known, Some(word))
             }
         }
     }
 
-    /// Looks the charge up at the provider; `None`: nobody knows. That it is not there proves something only once nothing
-    /// can arrive any more.
-    async fn look_up(&self, provider: &Bounded<'_>, order: &Order, doubt: Doubt) -> Option<Known> {
+    /// Looks the charge up at the provider; `None`: nobody knows. That it is not there says something only if
+    /// `absent_is_never`: once no request can arrive any more, and what has arrived can be found.
+    async fn look_up(&self, provider: &Bounded<'_>, order: &Order, absent_is_never: bool) -> Option<Known> {
         match provider.find(&order.key).await {
             Ok(Some(charge)) => Some(Known::Charged { charge }),
-            Ok(None) if doubt == Doubt::Answered => Some(Known::NotCharged),
-            Ok(None) => None,
+            Ok(None) => absent_is_never.then_some(Known::NotCharged),
             Err(reason) => {
                 let name = provider.name();
                 tracing::warn!(key = %order.key, provider = name, %reason, "nobody knows whether it has charged");
@@ -218,11 +213,10 @@ impl Payments {
     }
 
     /// Why nobody has charged.
-    fn nobody(&self, known: &[Option<Known>; 2], may_ask: [bool; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
-        let declined = known.contains(&Some(Known::Declined));
-        // The last word only if nobody is left who may be asked later.
-        let last = known.iter().zip(may_ask).all(|(known, may_ask)| *known == Some(Known::Declined) || !may_ask);
-        if declined && last {
+    fn nobody(&self, known: &[Option<Known>; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
+        // The last word only if nobody is left who could be asked later.
+        let exists = [true, self.may_fall_back()];
+        if known.iter().zip(exists).all(|(known, exists)| !exists || *known == Some(Known::Declined)) {
             return Outcome::Declined;
         }
         if !self.may_charge() {
@@ -264,14 +258,14 @@ impl Payments {
 mod tests {
     use super::*;
 
-    const BEGUN: Option<Known> = Some(Known::Begun { age: Duration::ZERO });
+    const BEGUN: Option<Known> = Some(Known::Begun { age: Duration::ZERO, asks: 3 });
 
     fn charged() -> Known {
         Known::Charged { charge: "c".into() }
     }
 
     fn look_up(index: usize) -> Next {
-        Next::LookUp(index, Duration::ZERO)
+        Next::LookUp(index, Duration::ZERO, 3)
     }
 
     #[rstest::rstest]

@@ -7,21 +7,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use resilience::layers::Attempt;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use serde_json::{Value, json};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tower::ServiceExt;
-
-/// What an unanswered question leaves open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Doubt {
-    /// Nothing: it was never asked, or said that it has not charged.
-    #[default]
-    None,
-    /// It answered with a failure: it may have charged, and nothing is under way any more.
-    Answered,
-    /// It gave no answer: the request may even still arrive.
-    InFlight,
-}
 
 /// What came of asking a provider for money.
 #[derive(Debug)]
@@ -35,8 +23,8 @@ pub enum Asked {
     Declined,
     /// No answer to go on with.
     Failed {
-        /// Whether it may have charged all the same.
-        doubt: Doubt,
+        /// Whether it may have charged all the same, now or still to come.
+        in_doubt: bool,
         /// Whether the circuit to it is open.
         unavailable: bool,
         /// Why, in words.
@@ -83,13 +71,14 @@ impl Failure for ProviderError {
 }
 
 impl ProviderError {
-    fn doubt(&self) -> Doubt {
+    /// Whether it leaves open that the provider has charged, or still will. An answer of a server in trouble does: it may
+    /// come from something before the provider, which works on.
+    fn in_doubt(&self) -> bool {
         match self {
-            Self::Declined | Self::Http(HttpError::NotSent(_)) => Doubt::None,
-            // Not even begun: these are refused before anything else happens.
-            Self::Http(HttpError::Status(answer)) if answer.status == StatusCode::TOO_MANY_REQUESTS => Doubt::None,
-            Self::Nonsense(_) | Self::Http(HttpError::Status(_) | HttpError::TooLarge) => Doubt::Answered,
-            Self::Http(HttpError::Broken(_)) => Doubt::InFlight,
+            Self::Declined | Self::Http(HttpError::NotSent(_)) => false,
+            // Refused before anything else happens.
+            Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
+            Self::Nonsense(_) | Self::Http(_) => true,
         }
     }
 }
@@ -111,34 +100,38 @@ impl Client {
 
     /// Asks for money with `call`; `read` finds the id of the charge in an answer, or that it was declined.
     async fn charge(&self, call: HttpCall, read: fn(&HttpAnswer) -> Result<String, ProviderError>) -> Asked {
-        // Of all attempts, the worst that is left open. An attempt that is given up never gets to say that it is not.
-        let worst = Mutex::new(Doubt::None);
-        let set = |doubt| *worst.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = doubt;
-        let get = || *worst.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
+        let in_doubt = AtomicBool::new(false);
         let attempt = || async {
-            let before = get();
-            set(Doubt::InFlight);
+            let before = in_doubt.swap(true, Ordering::Relaxed);
             let answer = self.once(call.clone()).await.map_err(ProviderError::from);
             let result = answer.and_then(|answer| read(&answer));
-            if let Err(error) = &result {
-                set(before.max(error.doubt()));
-            }
+            in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };
         match self.dependency.call(attempt).await {
             Ok(charge) => Asked::Charged { charge },
-            // What an earlier attempt may have charged is not undone by a later one that was declined.
-            Err(CallError::Failed { source: ProviderError::Declined, .. }) if get() == Doubt::None => Asked::Declined,
             Err(error) => {
+                let in_doubt = in_doubt.into_inner();
+                // What an earlier attempt may have charged is not undone by a later one that was declined.
+                if !in_doubt && matches!(error, CallError::Failed { source: ProviderError::Declined, .. }) {
+                    return Asked::Declined;
+                }
                 let unavailable =
                     matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
-                Asked::Failed { doubt: get(), unavailable, reason: error.to_string() }
+                Asked::Failed { in_doubt, unavailable, reason: error.to_string() }
             }
         }
     }
 
-    /// Asks once, past the circuit: what has been charged can be known while no more charges are wanted.
-    async fn find(&self, call: HttpCall, read: fn(&Value) -> Option<Option<String>>) -> Result<Option<String>, String> {
+    /// Asks once, past the circuit: what has been charged can be known while no more charges are wanted. It has the time of
+    /// an attempt whoever waits: it is what settles a payment of which the caller has given up. `read` finds the charges
+    /// in an answer.
+    async fn find(
+        &self,
+        call: HttpCall,
+        read: fn(&Value) -> Option<Vec<Charge<'_>>>,
+    ) -> Result<Option<String>, String> {
         let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
         let answer = match tokio::time::timeout(time, self.once(call)).await {
             Ok(answer) => answer.map_err(|error| error.to_string())?,
@@ -148,8 +141,38 @@ impl Client {
             return Err(format!("status {}", answer.status));
         }
         let body = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-        read(&body).ok_or_else(|| "its answer makes no sense".to_owned())
+        settled(&read(&body).ok_or("its answer makes no sense")?)
     }
+}
+
+/// A charge as a provider tells of it.
+struct Charge<'a> {
+    id: &'a str,
+    status: &'a str,
+}
+
+/// The words of the providers for a charge that is made, and for one that will never be.
+const MADE: [&str; 2] = ["succeeded", "COMPLETED"];
+const NEVER: [&str; 2] = ["canceled", "VOIDED"];
+
+/// Which of the charges with one key is made; none, if none ever will be.
+fn settled(charges: &[Charge<'_>]) -> Result<Option<String>, String> {
+    if let Some(made) = charges.iter().find(|charge| MADE.contains(&charge.status)) {
+        return Ok(Some(made.id.to_owned()));
+    }
+    match charges.iter().find(|charge| !NEVER.contains(&charge.status)) {
+        Some(open) => Err(format!("its charge {} is {}", open.id, open.status)),
+        None => Ok(None),
+    }
+}
+
+/// The charges in a list.
+fn charges(list: &Value) -> Option<Vec<Charge<'_>>> {
+    list.as_array()?.iter().map(charge_of).collect()
+}
+
+fn charge_of(one: &Value) -> Option<Charge<'_>> {
+    Some(Charge { id: one["id"].as_str()?, status: one["status"].as_str()? })
 }
 
 fn json_of(answer: &HttpAnswer) -> Value {
@@ -207,16 +230,7 @@ impl ProviderClient for Stripe {
         let query = form_urlencoded::Serializer::new(String::new())
             .append_pair("query", &format!("metadata['key']:'{key}'"))
             .finish();
-        let read = |body: &Value| {
-            let found = body["data"].as_array()?;
-            Some(
-                found
-                    .iter()
-                    .find(|one| one["status"] == "succeeded")
-                    .and_then(|one| Some(one["id"].as_str()?.to_owned())),
-            )
-        };
-        self.0.find(HttpCall::get(format!("/v1/payment_intents/search?{query}")), read).await
+        self.0.find(HttpCall::get(format!("/v1/payment_intents/search?{query}")), |body| charges(&body["data"])).await
     }
 }
 
@@ -262,15 +276,25 @@ impl ProviderClient for Paypal {
 
     async fn find(&self, key: &str) -> Result<Option<String>, String> {
         let query = form_urlencoded::Serializer::new(String::new()).append_pair("reference_id", key).finish();
-        let read = |body: &Value| {
-            let found = body["orders"].as_array()?;
-            Some(
-                found
-                    .iter()
-                    .find(|one| one["status"] == "COMPLETED")
-                    .and_then(|one| Some(one["id"].as_str()?.to_owned())),
-            )
-        };
-        self.0.find(HttpCall::get(format!("/v2/checkout/orders?{query}")), read).await
+        self.0.find(HttpCall::get(format!("/v2/checkout/orders?{query}")), |body| charges(&body["orders"])).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::none(&[], Ok(None))]
+    #[case::made(&[("a", "canceled"), ("b", "succeeded")], Ok(Some("b")))]
+    #[case::never(&[("a", "canceled"), ("b", "VOIDED")], Ok(None))]
+    #[case::under_way(&[("a", "processing")], Err("its charge a is processing"))]
+    #[case::of_tomorrow(&[("a", "canceled"), ("b", "PENDING")], Err("its charge b is PENDING"))]
+    fn a_charge_that_may_still_be_made_is_not_absent(
+        #[case] found: &[(&str, &str)],
+        #[case] expected: Result<Option<&str>, &str>,
+    ) {
+        let found: Vec<_> = found.iter().map(|(id, status)| Charge { id, status }).collect();
+        assert_eq!(settled(&found), expected.map(|id| id.map(str::to_owned)).map_err(str::to_owned));
     }
 }

@@ -90,6 +90,7 @@ async fn a_confirmed_booking_is_mailed_with_its_ticket() {
 #[case::down(json!({"down": true}))]
 #[case::hangs(json!({"hang": true}))]
 #[case::busy(json!({"tryLater": true}))]
+#[case::wrong_password(json!({"refuseSender": true}))]
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_mail_server_is_in_trouble_mails_wait(#[case] trouble: Value) {
     let stage = stage().await;
@@ -122,6 +123,26 @@ async fn a_mail_that_can_never_be_sent_blocks_no_other() {
     assert!(letters[&bad].contains("there is nobody of that name"), "{letters:?}");
     assert!(letters[&odd].contains("ASCII"), "{letters:?}");
     assert_eq!(letters.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_no_goodbye_has_taken_the_mail() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"hangAtEnd": true})).await;
+    book(&stage.booking, Some("ann@example.com")).await;
+    until_empty(&stage.postgres).await;
+    assert_eq!(stage.mails.all().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_end_sends_nothing_twice() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"delayMs": 400})).await;
+    book(&stage.booking, Some("ann@example.com")).await;
+    eventually("it is being sent", async || (!stage.mails.all().await.is_empty()).then_some(())).await;
+    stage.notification.end().await;
+    let left = "SELECT count(*) FROM outbox WHERE done_at IS NULL";
+    assert_eq!(stage.postgres.connect().await.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -196,6 +196,23 @@ async fn under_high_load_payment_is_asked_later() {
     assert_eq!(stage.providers.charged(&id).await, ["stripe"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_that_was_tried_for_weeks_holds_up_no_other() {
+    let stage = stage().await;
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"refuse": true})).await;
+    }
+    let (status, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+    assert_eq!(status, 202);
+    let weeks = "UPDATE bookings SET settle_tries = 30000, settle_at = now() WHERE id::text = $1";
+    stage.postgres.connect().await.execute(weeks, &[&id]).await.unwrap();
+    let (_, other, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({})).await;
+    }
+    until_status(&stage.booking, &other, "Confirmed").await;
+}
+
 /// A thousand buyers of 500 seats, while connections are cut, deadlocks are forced and providers change their ways.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_buyers_of_500_seats() {
