@@ -507,11 +507,6 @@ impl<'a> Permit<'a> {
         Ticket(self.word)
     }
 
-    /// Whether the call is a trial of a half-open circuit.
-    pub fn is_trial(&self) -> bool {
-        self.trial
-    }
-
     /// Reports how the call ended.
     #[inline]
     pub fn finish(mut self, verdict: Verdict) {

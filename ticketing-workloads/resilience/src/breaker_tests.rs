@@ -383,7 +383,7 @@ proptest! {
                 }
                 let State::HalfOpen { under_way, .. } = lock(&breaker.inner).state else { continue };
                 let word = lock(&breaker.inner).word();
-                let trials = permits.iter().filter(|permit| permit.is_trial() && permit.word == word).count();
+                let trials = permits.iter().filter(|permit| permit.trial && permit.word == word).count();
                 assert_eq!(trials, under_way as usize);
                 assert!(under_way <= most_trials.max(1));
             }

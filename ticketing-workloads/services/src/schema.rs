@@ -1,6 +1,7 @@
 //! The schema of the ticketing database, step by step. Whichever service comes first brings it up to date.
 
 use crate::database::migrations::{self, Migration};
+use resilience::Dependency;
 use tokio_postgres::Config;
 
 /// What the steps are recorded under.
@@ -19,7 +20,9 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 6, name: "notifications", sql: include_str!("../migrations/booking/0006_notifications.sql") },
 ];
 
-/// Brings the schema up to date, however long that takes.
-pub async fn bring_up_to_date(config: Config) {
+/// Brings the schema of the database behind `dependency` up to date, however long that takes.
+pub async fn bring_up_to_date(config: Config, dependency: &'static Dependency) {
     migrations::run_until_done(config, OWNER, MIGRATIONS).await;
+    // Calls that came before may have opened the circuit; what they lacked is there now.
+    dependency.end_break();
 }

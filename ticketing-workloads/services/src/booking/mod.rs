@@ -71,11 +71,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
     let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone());
-    let migration = async move {
-        schema::bring_up_to_date(config).await;
-        // Calls that came before may have opened the circuit; what they lacked is there now.
-        dependency.end_break();
-    };
+    let migration = schema::bring_up_to_date(config, dependency);
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration)];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {

@@ -47,10 +47,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
-    let migration = async move {
-        schema::bring_up_to_date(config).await;
-        dependency.end_break();
-    };
+    let migration = schema::bring_up_to_date(config, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

@@ -93,10 +93,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);
-    let migration = async move {
-        schema::bring_up_to_date(config).await;
-        dependency.end_break();
-    };
+    let migration = schema::bring_up_to_date(config, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

@@ -115,10 +115,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let work = TaskTracker::new();
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
-    let migration = async move {
-        schema::bring_up_to_date(config).await;
-        dependency.end_break();
-    };
+    let migration = schema::bring_up_to_date(config, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

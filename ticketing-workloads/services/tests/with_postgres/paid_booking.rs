@@ -274,8 +274,8 @@ async fn a_thousand_buyers_of_500_seats() {
     let yes = answers.iter().filter(|status| **status != 409).count();
     assert_eq!(yes, 500, "every seat is sold, and none twice");
 
-    // Who could not write down what payment said has half a minute before others ask.
-    within(Duration::from_secs(120), "every payment is settled", async || {
+    // A cut connection may leave a claim on a payment behind, for 70 s, and the next try is up to a minute later.
+    within(Duration::from_secs(300), "every payment is settled", async || {
         let open = count(&stage.postgres, "SELECT count(*) FROM bookings WHERE status = 'PaymentPending'").await;
         (open == 0).then_some(())
     })

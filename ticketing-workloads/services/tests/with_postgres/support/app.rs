@@ -76,13 +76,7 @@ impl App {
     /// A pod with a token and a migrated database.
     pub async fn start(postgres: &Postgres, pod: &str) -> Self {
         let app = Self::start_bare(postgres, pod).await;
-        app.mount_token().await;
-        eventually("the schema is there", async || {
-            let events = app.get("/api/events").await;
-            events.status().is_success().then_some(())
-        })
-        .await;
-        app
+        app.until_it_has_events().await
     }
 
     /// A pod with nothing mounted, whatever the state of its database.
@@ -97,13 +91,7 @@ impl App {
         let mounts = mounts();
         let settings = settings(&mounts, "catalog-1", &[("--database-url", postgres.url())]);
         let app = Self::run("catalog", catalog::start(settings).await.unwrap(), mounts);
-        app.mount_token().await;
-        eventually("the schema is there", async || {
-            let events = app.get("/api/events").await;
-            events.status().is_success().then_some(())
-        })
-        .await;
-        app
+        app.until_it_has_events().await
     }
 
     /// A gateway before these, with a token.
@@ -122,13 +110,7 @@ impl App {
         let more = [("--database-url", postgres.url()), ("--payment-url", format!("http://{payment}"))];
         let settings: Settings = settings(&mounts, "booking-1", &more);
         let app = Self::run("booking", booking::start(settings).await.unwrap(), mounts);
-        app.mount_token().await;
-        eventually("the schema is there", async || {
-            let events = app.get("/api/events").await;
-            events.status().is_success().then_some(())
-        })
-        .await;
-        app
+        app.until_it_has_events().await
     }
 
     /// A payment service before these providers, with a token and a migrated database.
@@ -176,6 +158,17 @@ impl App {
         let run = tokio::spawn(service.run(async { drop(stopped.await) }));
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
         Self { workload, address, admin, client, mounts, stop: Some(stop), run, revision: AtomicI64::new(now_ms()) }
+    }
+
+    /// With a token and a schema.
+    async fn until_it_has_events(self) -> Self {
+        self.mount_token().await;
+        eventually("the schema is there", async || {
+            let events = self.get("/api/events").await;
+            events.status().is_success().then_some(())
+        })
+        .await;
+        self
     }
 
     async fn mount_token(&self) {
