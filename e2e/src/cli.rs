@@ -57,7 +57,7 @@ enum Command {
     },
     /// Run all services and the simulators on this machine, without Kubernetes, until Ctrl-C
     Run {
-        /// The first of eleven ports
+        /// The first of sixteen ports
         #[arg(long, env = "FIRST_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1_024..=65_000))]
         first_port: u16,
     },

@@ -17,7 +17,7 @@ pub struct PolicySettings {
     pub bulkheads: BTreeMap<String, BulkheadSettings>,
     /// Checks that the pod itself runs and reports.
     pub health_checks: BTreeMap<String, HealthCheckSettings>,
-    /// When the pod calls itself degraded; absent: never.
+    /// When the pod calls itself degraded; absent: as the workload has it built in, else never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degradation: Option<DegradationSettings>,
 }

@@ -190,7 +190,7 @@ impl Checks {
     }
 
     fn settings(&self, check: &Check) -> HealthCheckSettings {
-        self.resilience.policy().health_checks.get(&check.name).cloned().unwrap_or_default()
+        self.resilience.check_settings(&check.name)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::bulkhead::Slots;
 use crate::degradation::{Degradation, Load};
 use crate::{Dependency, Flags, Metrics};
 use arc_swap::ArcSwap;
-use contract::{PolicySettings, RuntimeConfig, WorkloadId};
+use contract::{HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +37,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// What holds where the policy says nothing: for dependencies and bulkheads that it does not name, and while there
-    /// is none.
+    /// What holds where the policy says nothing: for dependencies, bulkheads and checks that it does not name, for the
+    /// degraded mode if it has none, and while there is no policy.
     #[must_use]
     pub fn defaults(mut self, defaults: PolicySettings) -> Self {
         self.defaults = defaults;
@@ -121,6 +121,13 @@ impl Resilience {
         self.policy.load_full()
     }
 
+    /// The settings of a check.
+    pub(crate) fn check_settings(&self, name: &str) -> HealthCheckSettings {
+        let policy = self.policy.load();
+        let settings = policy.health_checks.get(name).or_else(|| self.defaults.health_checks.get(name));
+        settings.cloned().unwrap_or_default()
+    }
+
     /// Wakes up after every change of the configuration.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -158,7 +165,7 @@ impl Resilience {
     /// Reads the load, and enters or leaves degraded mode.
     fn observe_load(&self) {
         let policy = self.policy.load();
-        let settings = policy.degradation.as_ref();
+        let settings = policy.degradation.as_ref().or(self.defaults.degradation.as_ref());
         let before = self.degradation.is_active();
         let load = self.load.report();
         let degraded = self.degradation.observe(settings, load.percent);

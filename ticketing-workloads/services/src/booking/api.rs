@@ -2,20 +2,22 @@
 
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
-use super::seats::{self, Booked, BookingError};
+use super::reservations;
+use super::seats::{self, Booked, BookingError, Purpose};
 use crate::answers::{not_found, problem, unavailable};
 use crate::database::{Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::server::read_body;
-use resilience::{CallError, Resilience};
+use resilience::degradation::InFlight;
+use resilience::{CallError, Failure, Rejection, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -32,6 +34,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
 /// A booking waits for its payment.
 const PENDING: &str = "PaymentPending";
+/// Seats are reserved and nobody has bought them yet.
+const HELD: &str = "Held";
 /// Why a booking is cancelled that was not paid for.
 const DECLINED: &str = "declined";
 /// How long whoever takes a booking has to ask payment for it, before others do.
@@ -46,31 +50,71 @@ struct OutcomeLabel {
 
 /// What the handlers work on.
 pub struct Bookings {
-    resilience: Arc<Resilience>,
-    database: Arc<Database>,
+    pub(super) resilience: Arc<Resilience>,
+    pub(super) database: Arc<Database>,
     /// Absent: nothing has to be paid for.
     payments: Option<Arc<Payments>>,
+    /// How long a reservation keeps its seats.
+    pub(super) hold: Duration,
     outcomes: Family<OutcomeLabel, Counter>,
 }
 
 impl Bookings {
     /// Handlers over `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, payments: Option<Arc<Payments>>) -> Arc<Self> {
+    pub fn new(
+        resilience: Arc<Resilience>,
+        database: Arc<Database>,
+        payments: Option<Arc<Payments>>,
+        hold: Duration,
+    ) -> Arc<Self> {
         let outcomes = Family::<OutcomeLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings", "Requests to book, by outcome", outcomes.clone());
         });
-        Arc::new(Self { resilience, database, payments, outcomes })
+        Arc::new(Self { resilience, database, payments, hold, outcomes })
     }
 
     fn count(&self, outcome: &'static str) {
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// Bookings that may be under way at once, by the flag as it is now.
-    fn limit(&self) -> u32 {
+    /// Takes a place among the bookings under way, or refuses. The flag is read as it is now.
+    pub(super) fn enter(&self) -> Result<InFlight<'_>, Response> {
         let limit = self.resilience.flags().integer(LIMIT_FLAG.0, LIMIT_FLAG.1);
-        u32::try_from(limit.max(0)).unwrap_or(u32::MAX)
+        let limit = u32::try_from(limit.max(0)).unwrap_or(u32::MAX);
+        self.resilience.load().enter(limit).ok_or_else(|| {
+            let message = format!("{limit} bookings are under way, the most that {} allows; try again", LIMIT_FLAG.0);
+            self.too_many(LIMIT_FLAG.0, &message)
+        })
+    }
+
+    /// How soon payment is asked, if it is. Under high load what can wait waits (ADR-007 §5): payment is asked later, by
+    /// whoever finds the time.
+    pub(super) fn asks_within(&self, degraded: bool) -> Option<Duration> {
+        self.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN })
+    }
+
+    /// More than one of the limits allows; the smaller one is met first, and the answer names it.
+    fn too_many(&self, limit: &str, message: &str) -> Response {
+        self.count("limited");
+        let mut response = unavailable("TOO_MANY_BOOKINGS", message, Duration::from_secs(1));
+        let answer = json!({"success": false, "errorCode": "TOO_MANY_BOOKINGS", "message": message, "limit": limit});
+        *response.body_mut() = Body::from(answer.to_string());
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        response
+    }
+
+    /// Everything that is no "no" is told as the ADR has it, with the reason in the log only, but for a full compartment.
+    pub(super) fn unavailable<E: Failure>(&self, error: &CallError<E>) -> Response {
+        if let CallError::Rejected { rejection, .. } = error
+            && matches!(rejection, Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. })
+        {
+            let name = self.database.bulkhead().unwrap_or_default();
+            return self.too_many(&name, &format!("The compartment {name} has no place: {rejection}; try again"));
+        }
+        self.count("failed");
+        tracing::warn!(%error, "booking failed");
+        unavailable("BOOKING_FAILED", "Unable to process booking at this time", error.retry_after().unwrap_or(RETRY_AFTER))
     }
 }
 
@@ -79,6 +123,9 @@ pub fn router(bookings: Arc<Bookings>) -> Router {
     Router::new()
         .route("/api/bookings", post(create))
         .route("/api/bookings/{id}", get(find))
+        .route("/api/reservations", post(reservations::create))
+        .route("/api/reservations/{id}", delete(reservations::give_back))
+        .route("/api/reservations/{id}/confirm", post(reservations::confirm))
         .route("/api/events", get(events))
         .fallback(not_found)
         .method_not_allowed_fallback(|| async {
@@ -88,11 +135,16 @@ pub fn router(bookings: Arc<Bookings>) -> Router {
 }
 
 async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body: Body) -> Response {
-    let limit = bookings.limit();
-    let Some(_under_way) = bookings.resilience.load().enter(limit) else {
-        bookings.count("limited");
-        let message = format!("{limit} bookings are under way, the most that {} allows; try again", LIMIT_FLAG.0);
-        return unavailable("TOO_MANY_BOOKINGS", &message, Duration::from_secs(1));
+    let asks_within = bookings.asks_within(bookings.resilience.is_degraded());
+    let purpose = asks_within.map_or(Purpose::Free, |asks_within| Purpose::Paid { asks_within });
+    take(&bookings, &headers, body, purpose).await
+}
+
+/// Takes the seats that somebody asks for, and goes on as far as it is to go at once.
+pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, purpose: Purpose) -> Response {
+    let _under_way = match bookings.enter() {
+        Ok(place) => place,
+        Err(refusal) => return refusal,
     };
     let key = headers.get(IDEMPOTENCY_HEADER).map(HeaderValue::as_bytes);
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
@@ -109,27 +161,32 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
             return refuse(&error);
         }
     };
-    // Under high load what can wait waits (ADR-007 §5): payment is asked later, by whoever finds the time.
-    let degraded = bookings.resilience.is_degraded();
-    let asks_within = bookings.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN });
     let unanswered = AtomicBool::new(false);
-    let attempt = |connection| seats::book(connection, &order, asks_within, &unanswered);
+    let attempt = |connection| seats::take(connection, &order, purpose, &unanswered);
     match bookings.database.call(attempt).await {
-        Ok(booked) => conclude(&bookings, booked, degraded).await,
+        Ok(booked) if booked.status == HELD && !matches!(purpose, Purpose::Held { .. }) => {
+            bookings.count("key_reused");
+            let message = "This idempotency key was used for a reservation; confirm that, or book with another key";
+            problem(StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED", message)
+        }
+        Ok(booked) => {
+            let payment_waits = purpose == Purpose::Paid { asks_within: Duration::ZERO };
+            conclude(bookings, booked, payment_waits).await
+        }
         Err(error) if unanswered.into_inner() => {
             bookings.count("unknown");
             tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "nobody knows whether it is booked");
             unknown(&order)
         }
-        Err(error) => fail(&bookings, &order, &error),
+        Err(error) => fail(bookings, &error),
     }
 }
 
 /// Pays for a booking that has its seats, if that is to be done now, and says how it stands.
-async fn conclude(bookings: &Bookings, booked: Booked, degraded: bool) -> Response {
+pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits: bool) -> Response {
     let Booked { id, mut status, mut cancel_reason, amount_cents, before } = booked;
     let pending = status == PENDING;
-    if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !degraded) {
+    if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !payment_waits) {
         let paid = payments.pay(id, amount_cents).await;
         let may_wait = payments.may_wait();
         let database = &bookings.database;
@@ -158,14 +215,23 @@ async fn conclude(bookings: &Bookings, booked: Booked, degraded: bool) -> Respon
             bookings.count("cancelled");
             return match cancel_reason.as_deref() {
                 Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
+                Some("expired" | "given back") => {
+                    let message = "The reservation is over, its seats are free again. Reserve or book with another key.";
+                    problem(StatusCode::CONFLICT, "RESERVATION_EXPIRED", message)
+                }
                 _ => unavailable("BOOKING_FAILED", "Unable to process booking at this time", RETRY_AFTER),
             };
         }
         PENDING => (StatusCode::ACCEPTED, "payment_pending"),
+        HELD => (StatusCode::CREATED, "held"),
         _ => (StatusCode::CREATED, "confirmed"),
     };
     bookings.count(if before { "replayed" } else { outcome });
-    let mut response = (code, Json(json!({"success": true, "bookingId": id, "status": status}))).into_response();
+    let mut answer = json!({"success": true, "bookingId": id, "status": status});
+    if status == HELD && !before {
+        answer["heldForSeconds"] = json!(bookings.hold.as_secs());
+    }
+    let mut response = (code, Json(answer)).into_response();
     if before {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
@@ -194,29 +260,17 @@ fn refuse(error: &OrderError) -> Response {
     }
 }
 
-/// A "no" is told as such; everything else is told as the ADR has it, with the reason in the log only.
-fn fail(bookings: &Bookings, order: &Order, error: &CallError<BookingError>) -> Response {
-    let business = match error {
-        CallError::Failed { source, .. } => match source {
-            BookingError::InsufficientTickets => Some((StatusCode::CONFLICT, "INSUFFICIENT_TICKETS", source)),
-            BookingError::EventNotFound => Some((StatusCode::NOT_FOUND, "EVENT_NOT_FOUND", source)),
-            BookingError::KeyReused => Some((StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED", source)),
-            BookingError::VersionConflict | BookingError::Database(_) => None,
-        },
-        _ => None,
+/// A "no" is told as such.
+fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
+    let CallError::Failed { source, .. } = error else { return bookings.unavailable(error) };
+    let (outcome, status, code) = match source {
+        BookingError::InsufficientTickets => ("insufficient_tickets", StatusCode::CONFLICT, "INSUFFICIENT_TICKETS"),
+        BookingError::EventNotFound => ("event_not_found", StatusCode::NOT_FOUND, "EVENT_NOT_FOUND"),
+        BookingError::KeyReused => ("key_reused", StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED"),
+        BookingError::VersionConflict | BookingError::Database(_) => return bookings.unavailable(error),
     };
-    if let Some((status, code, source)) = business {
-        bookings.count(match source {
-            BookingError::InsufficientTickets => "insufficient_tickets",
-            BookingError::EventNotFound => "event_not_found",
-            _ => "key_reused",
-        });
-        return problem(status, code, &source.to_string());
-    }
-    bookings.count("failed");
-    tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "booking failed");
-    let wait = error.retry_after().unwrap_or(RETRY_AFTER);
-    unavailable("BOOKING_FAILED", "Unable to process booking at this time", wait)
+    bookings.count(outcome);
+    problem(status, code, &source.to_string())
 }
 
 async fn find(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {

@@ -13,8 +13,8 @@ use uuid::Uuid;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Holds that ran out give their seats back.
-const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL
-    WHERE status = 'Held' AND held_until < now()";
+const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
+    WHERE status = 'Held' AND held_until <= now()";
 
 /// Seats that are free by the bookings, for each event.
 const FREE: &str = "SELECT e.id, e.capacity - COALESCE(sum(b.ticket_count), 0)::integer AS free

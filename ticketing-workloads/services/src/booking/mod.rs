@@ -3,20 +3,25 @@
 mod api;
 mod checks;
 pub mod cleanup;
+mod holds;
 mod order;
 mod payments;
+mod reservations;
 mod seats;
 
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::schema;
 use contract::{
-    BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
+    BulkheadSettings, DegradationSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings,
+    TimeoutSettings,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use resilience::Resilience;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
@@ -39,6 +44,12 @@ pub struct Settings {
     /// Address of payment; without one nothing has to be paid for.
     #[arg(long, env = "PAYMENT_URL")]
     pub payment_url: Option<String>,
+    /// Seconds for which a reservation keeps its seats.
+    #[arg(long, env = "HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub hold_seconds: u64,
+    /// Seconds between two looks for reservations that ran out.
+    #[arg(long, env = "EXPIRE_EVERY_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub expire_every_seconds: u64,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -52,7 +63,15 @@ fn defaults() -> PolicySettings {
         ..Default::default()
     };
     let critical = BulkheadSettings { max_concurrent: 10, max_queued: 50, max_wait_ms: 1_000 };
+    let degradation = DegradationSettings {
+        enter_load_percent: 80,
+        enter_for_ms: 10_000,
+        exit_load_percent: 60,
+        exit_for_ms: 60_000,
+        flag_overrides: BTreeMap::new(),
+    };
     PolicySettings {
+        degradation: Some(degradation),
         dependencies: [(DATABASE.to_owned(), database), (PAYMENT.to_owned(), payment)].into(),
         bulkheads: [(CRITICAL.to_owned(), critical)].into(),
         ..Default::default()
@@ -70,9 +89,12 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
-    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone());
+    let hold = Duration::from_secs(settings.hold_seconds);
+    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone(), hold);
+    let expire_every = Duration::from_secs(settings.expire_every_seconds);
+    let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
     let migration = schema::bring_up_to_date(config, dependency);
-    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration)];
+    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry)];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {
         checks: checks::all(&database).into(),

@@ -25,7 +25,7 @@ const LOOK: &str = "
     LEFT JOIN bookings b ON b.idempotency_key = $2";
 
 /// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
-/// whoever asks payment at once has half a minute before others do.
+/// whoever asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
 const TAKE: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
@@ -33,9 +33,13 @@ const TAKE: &str = "
         RETURNING id, price_cents * $1 AS amount_cents
     ), booked AS (
         INSERT INTO bookings
-            (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at)
-        SELECT $4, id, $5, $1, CASE WHEN $8 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, $6, $7,
-               amount_cents, CASE WHEN $8 AND amount_cents > 0 THEN now() + $9 * interval '1 second' END
+            (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at, held_until)
+        SELECT $4, id, $5, $1,
+               CASE WHEN $10::float8 IS NOT NULL THEN 'Held' WHEN $8 AND amount_cents > 0 THEN 'PaymentPending'
+                    ELSE 'Confirmed' END,
+               $6, $7, amount_cents,
+               CASE WHEN $10 IS NULL AND $8 AND amount_cents > 0 THEN now() + $9 * interval '1 second' END,
+               now() + $10 * interval '1 second'
         FROM taken
         RETURNING id, status, amount_cents
     ), told AS (
@@ -74,7 +78,10 @@ const CANCEL: &str = "
     UPDATE events e SET available = available + ticket_count, version = version + 1
     FROM cancelled WHERE e.id = event_id";
 
-const FIND: &str = "SELECT id, event_id, user_id, ticket_count, status FROM bookings WHERE id = $1";
+const FIND: &str = "
+    SELECT id, event_id, user_id, ticket_count, status,
+           to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
+    FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
 /// Events whose figures do not add up, and holds that ran out more than a minute ago.
@@ -136,6 +143,9 @@ pub struct Booking {
     pub ticket_count: i32,
     /// `Confirmed`, `PaymentPending`, `Held` or `Cancelled`.
     pub status: String,
+    /// When a reservation runs out, as RFC 3339 has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<String>,
 }
 
 /// An event.
@@ -158,7 +168,7 @@ pub struct Event {
 pub struct Booked {
     /// Its id.
     pub id: Uuid,
-    /// `Confirmed`, `PaymentPending`, or for an earlier one `Cancelled`.
+    /// `Confirmed`, `PaymentPending`, `Held`, or for an earlier one `Cancelled`.
     pub status: String,
     /// Why it is cancelled.
     pub cancel_reason: Option<String>,
@@ -168,12 +178,28 @@ pub struct Booked {
     pub before: bool,
 }
 
-/// Makes one attempt to book; `asks_within`: somebody asks payment within this time. `unanswered` stays true once seats may
-/// have been taken without an answer.
-pub async fn book(
+/// What seats are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be had: nothing has to be paid for.
+    Free,
+    /// To be paid for: somebody asks payment within this time.
+    Paid {
+        /// The time.
+        asks_within: Duration,
+    },
+    /// To be kept for somebody this long.
+    Held {
+        /// The time.
+        keep: Duration,
+    },
+}
+
+/// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
+pub async fn take(
     connection: Connection,
     order: &Order,
-    asks_within: Option<Duration>,
+    purpose: Purpose,
     unanswered: &AtomicBool,
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
@@ -196,9 +222,13 @@ pub async fn book(
     }
     let take = connection.prepare_cached(TAKE).await?;
     let Order { booking_id, event_id, user_id, ticket_count, idempotency_key, email } = order;
-    let (is_paid_for, seconds) = (asks_within.is_some(), asks_within.unwrap_or_default().as_secs_f64());
-    let values: [&(dyn ToSql + Sync); 9] =
-        [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds];
+    let (is_paid_for, seconds, keep) = match purpose {
+        Purpose::Free => (false, 0.0, None),
+        Purpose::Paid { asks_within } => (true, asks_within.as_secs_f64(), None),
+        Purpose::Held { keep } => (false, 0.0, Some(keep.as_secs_f64())),
+    };
+    let values: [&(dyn ToSql + Sync); 10] =
+        [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
     let before = unanswered.swap(true, Ordering::Relaxed);
     let taken = connection.query_opt(&take, &values).await;
     if taken.as_ref().map_or_else(|error| error.code().is_some(), |_| true) {
@@ -273,6 +303,7 @@ pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, D
         user_id: row.try_get(2)?,
         ticket_count: row.try_get(3)?,
         status: row.try_get(4)?,
+        held_until: row.try_get(5)?,
     }))
 }
 

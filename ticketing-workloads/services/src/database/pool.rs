@@ -56,6 +56,11 @@ impl Database {
         Ok(Self { config, size, current, dependency, resets: Counter::default() })
     }
 
+    /// Name of the bulkhead that calls pass through, if there is one.
+    pub fn bulkhead(&self) -> Option<String> {
+        self.dependency.settings().bulkhead.clone()
+    }
+
     /// Counts resets.
     pub fn resets(&self) -> &Counter {
         &self.resets

@@ -1,4 +1,4 @@
-//! Everything about bookings, passed on as it is.
+//! Everything about bookings and reservations, passed on as it is.
 
 use crate::answers::{problem, unavailable};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
@@ -21,7 +21,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The routes.
 pub fn router(base: &str, dependency: &'static Dependency) -> Router {
     let service = http_client::service(base, dependency);
-    Router::new().route("/api/bookings", any(pass_on)).route("/api/bookings/{*rest}", any(pass_on)).with_state(service)
+    let paths = ["/api/bookings", "/api/bookings/{*rest}", "/api/reservations", "/api/reservations/{*rest}"];
+    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(pass_on))).with_state(service)
 }
 
 async fn pass_on(State(service): State<HttpService>, request: Request) -> Response {

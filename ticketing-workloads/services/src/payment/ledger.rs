@@ -140,7 +140,15 @@ impl Ledger {
             Ok::<_, DatabaseError>((claimed, same))
         };
         let claim = Claim { key: order.key.clone(), id };
-        match self.database.call(work).await? {
+        let taken = match self.database.call(work).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                // The claim may be there all the same; nobody would be let near the payment for as long as it holds.
+                self.release(&claim).await;
+                return Err(error.into());
+            }
+        };
+        match taken {
             (true, true) => Ok(Taken::Ours(claim)),
             (true, false) => {
                 self.release(&claim).await;

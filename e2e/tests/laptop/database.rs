@@ -1,0 +1,150 @@
+//! What the database does, and what is done to it.
+
+use crate::shop::{OPENING_NIGHT, Shop, order};
+use e2e::laptop::Port;
+use futures::future::join_all;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+const OPENED: &str = r#"circuit_breaker_opened_total{service="database"}"#;
+const RETRIES: &str = r#"retry_attempts_total{service="database""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_fails() {
+    let mut shop = Shop::open().await;
+    restarted(&mut shop).await;
+    connections_killed(&mut shop).await;
+    deadlocks(&mut shop).await;
+    shop.close().await;
+}
+
+async fn connect(shop: &Shop) -> Client {
+    let (client, connection) = tokio_postgres::connect(&shop.laptop.database_url(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Seats that are not where the bookings say they are.
+async fn missing_seats(client: &Client) -> i64 {
+    let books = "SELECT capacity - available - (SELECT COALESCE(sum(ticket_count), 0) FROM bookings
+                 WHERE event_id = e.id AND status <> 'Cancelled') FROM events e WHERE id::text = $1";
+    client.query_one(books, &[&OPENING_NIGHT]).await.unwrap().get(0)
+}
+
+/// It crashes and comes back: nothing that was told is lost, and nobody has to be restarted.
+async fn restarted(shop: &mut Shop) {
+    let told = shop.book().await;
+    assert_eq!(told.in_words(), "201 Confirmed");
+    assert_eq!(shop.events("").await.status, 200);
+    shop.laptop.crash_database().await;
+    let (mut slowest, mut sees) = (Duration::ZERO, String::new());
+    for _ in 0..4 {
+        let booked = shop.book().await;
+        assert_eq!(booked.in_words(), "503 BOOKING_FAILED");
+        assert!(booked.header("retry-after").is_some());
+        slowest = slowest.max(booked.took);
+        sees = booked.in_words();
+    }
+    let events = shop.events("").await;
+    assert_eq!((events.status, &events.body["isFromCache"]), (200, &json!(true)));
+    // The pods are alive and ready: a database that is away is no reason to take them out of service.
+    assert_eq!(shop.get(Port::Booking, "/readyz").await.status, 200);
+    let opened = shop.metric(Port::Booking, OPENED).await;
+    assert!(opened >= 1.0);
+    shop.laptop.start_database().await.unwrap();
+    let well = shop.until_well().await;
+    let found = shop.get(Port::Gateway, &format!("/api/bookings/{}", told.body["bookingId"].as_str().unwrap())).await;
+    assert_eq!(found.body["status"], "Confirmed");
+    assert_eq!(missing_seats(&connect(shop).await).await, 0);
+    let metrics = format!("booking: database opened +{opened}");
+    shop.tell("database restarted", &format!("{sees}; events from memory"), slowest, well, &metrics);
+}
+
+/// Connections break in the middle of bookings: they are made again on new ones, and no seat is taken twice.
+async fn connections_killed(shop: &mut Shop) {
+    let client = connect(shop).await;
+    let before = shop.metrics(Port::Booking, RETRIES).await;
+    let kill = async {
+        for _ in 0..5 {
+            let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                        WHERE application_name <> '' AND pid <> pg_backend_pid()";
+            client.execute(kill, &[]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let buy = join_all((0..20).map(|buyer| {
+        let shop = &*shop;
+        async move {
+            tokio::time::sleep(Duration::from_millis(buyer * 25)).await;
+            shop.book().await
+        }
+    }));
+    let ((), seen) = tokio::join!(kill, buy);
+    let begin = Instant::now();
+    for booked in &seen {
+        assert!(matches!(booked.status, 201 | 202), "{}", booked.in_words());
+        shop.until_confirmed(booked).await;
+        assert_eq!(shop.charged(booked).await.len(), 1, "each is charged once");
+    }
+    let retried = shop.metrics(Port::Booking, RETRIES).await - before;
+    assert!(retried >= 1.0);
+    assert_eq!(missing_seats(&client).await, 0);
+    shop.until_well().await;
+    let slowest = seen.iter().map(|one| one.took).max().unwrap();
+    let later = seen.iter().filter(|one| one.status == 202).count();
+    let sees = format!("{} x 201 Confirmed, {later} x 202", seen.len() - later);
+    let metrics = format!("booking: database retries +{retried}");
+    shop.tell("all connections killed, 5 times", &sees, slowest, begin.elapsed(), &metrics);
+}
+
+/// A real deadlock: the booking has the event and waits for a key that somebody else is writing, who then wants the event.
+/// PostgreSQL breaks it by failing the booking (40P01), which is made again.
+async fn deadlocks(shop: &mut Shop) {
+    let setting = connect(shop).await;
+    for statement in [
+        "ALTER SYSTEM SET deadlock_timeout = '250ms'",
+        "SELECT pg_reload_conf()",
+        "INSERT INTO events (id, name, capacity, available) VALUES (gen_random_uuid(), 'Elsewhere', 9, 9)",
+    ] {
+        setting.batch_execute(statement).await.unwrap();
+    }
+    let before = shop.metrics(Port::Booking, RETRIES).await;
+    let mut slowest = Duration::ZERO;
+    for nth in 0..3 {
+        let other = connect(shop).await;
+        let key = format!("deadlock-{nth}");
+        // Only the booking looks for a deadlock, so it is the one that loses.
+        let write = format!(
+            "SET deadlock_timeout = '60s'; BEGIN;
+             INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key)
+             SELECT gen_random_uuid(), id, 'eve', 1, 'Cancelled', '{key}' FROM events WHERE name = 'Elsewhere'"
+        );
+        other.batch_execute(&write).await.unwrap();
+        let mut wanted = order();
+        wanted["idempotencyKey"] = json!(key);
+        let book = shop.post("/api/bookings", &wanted);
+        let cross = async {
+            shop.until("the booking waits", async || {
+                let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+                setting.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
+            })
+            .await;
+            let want = format!("UPDATE events SET name = name WHERE id = '{OPENING_NIGHT}'; ROLLBACK");
+            other.batch_execute(&want).await.unwrap();
+        };
+        let (booked, ()) = tokio::join!(book, cross);
+        assert_eq!(booked.in_words(), "201 Confirmed");
+        slowest = slowest.max(booked.took);
+    }
+    let seen = async || {
+        let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        setting.query_one(count, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    shop.until("PostgreSQL has counted them", async || seen().await >= 3).await;
+    let retried = shop.metrics(Port::Booking, RETRIES).await - before;
+    assert!(retried >= 3.0, "{retried}");
+    let well = shop.until_well().await;
+    let metrics = format!("{} deadlocks, database retries +{retried}, nothing opened", seen().await);
+    shop.tell("deadlocks forced, 3 times", "201 Confirmed", slowest, well, &metrics);
+}

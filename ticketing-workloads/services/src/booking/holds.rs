@@ -1,0 +1,80 @@
+//! The SQL of reservations: seats that are kept for somebody for a while (`Held`), until they are bought, given back, or
+//! the time is over. Whoever buys at the last moment and expiry meet at the row of the booking: only one of them has it.
+
+use super::seats::Booked;
+use crate::database::{Connection, DatabaseError};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Turns a reservation into a booking, as long as it lasts.
+const BUY: &str = "
+    WITH bought AS (
+        UPDATE bookings
+        SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
+            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END
+        WHERE id = $1 AND status = 'Held' AND held_until > now() RETURNING id, status, amount_cents
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
+    )
+    SELECT status, amount_cents FROM bought";
+
+const LOOK: &str = "
+    SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
+           CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
+    FROM bookings WHERE id = $1";
+
+const GIVE_BACK: &str = "
+    WITH ended AS (
+        UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
+        WHERE id = $1 AND status = 'Held' RETURNING event_id, ticket_count
+    )
+    UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id";
+
+/// Ends reservations that ran out, some at a time, so that no event is locked for long.
+const EXPIRE: &str = "
+    WITH due AS (
+        SELECT id FROM bookings WHERE status = 'Held' AND held_until <= now()
+        ORDER BY held_until LIMIT $1 FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        UPDATE bookings b SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
+        FROM due WHERE b.id = due.id RETURNING event_id, ticket_count
+    ), freed AS (
+        UPDATE events e SET available = available + seats, version = version + 1
+        FROM (SELECT event_id, sum(ticket_count)::integer AS seats FROM ended GROUP BY event_id) one
+        WHERE e.id = one.event_id
+    )
+    SELECT count(*) FROM ended";
+
+/// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
+/// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.
+pub async fn buy(
+    connection: Connection,
+    id: Uuid,
+    asks_within: Option<Duration>,
+) -> Result<Option<Booked>, DatabaseError> {
+    let buy = connection.prepare_cached(BUY).await?;
+    let seconds = asks_within.unwrap_or_default().as_secs_f64();
+    if let Some(row) = connection.query_opt(&buy, &[&id, &asks_within.is_some(), &seconds]).await? {
+        let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
+        return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false }));
+    }
+    let look = connection.prepare_cached(LOOK).await?;
+    let Some(row) = connection.query_opt(&look, &[&id]).await? else { return Ok(None) };
+    let (status, cancel_reason, amount_cents) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before: true }))
+}
+
+/// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
+/// none.
+pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String>, DatabaseError> {
+    connection.execute(&connection.prepare_cached(GIVE_BACK).await?, &[&id]).await?;
+    let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
+    let row = connection.query_opt(&status, &[&id]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+/// Ends up to `most` reservations that ran out, and gives their seats back. The answer is how many.
+pub async fn expire(connection: Connection, most: i64) -> Result<i64, DatabaseError> {
+    let expire = connection.prepare_cached(EXPIRE).await?;
+    Ok(connection.query_one(&expire, &[&most]).await?.try_get(0)?)
+}

@@ -1,0 +1,90 @@
+//! `/api/reservations`: seats that are kept for somebody who makes up his mind, or types the number of a card.
+
+use super::api::{self, Bookings};
+use super::holds;
+use super::seats::Purpose;
+use crate::answers::problem;
+use crate::database::Database;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::metrics::counter::Counter;
+use resilience::Resilience;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Reservations that one statement ends.
+const AT_ONCE: i64 = 200;
+
+/// `POST /api/reservations`: takes the seats and keeps them.
+pub async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body: Body) -> Response {
+    let keep = bookings.hold;
+    api::take(&bookings, &headers, body, Purpose::Held { keep }).await
+}
+
+/// `POST /api/reservations/{id}/confirm`: buys what is reserved.
+pub async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+    let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
+    let _under_way = match bookings.enter() {
+        Ok(place) => place,
+        Err(refusal) => return refusal,
+    };
+    let degraded = bookings.resilience.is_degraded();
+    let asks_within = bookings.asks_within(degraded);
+    match bookings.database.call(|connection| holds::buy(connection, id, asks_within)).await {
+        Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
+        Ok(None) => not_found(),
+        Err(error) => bookings.unavailable(&error),
+    }
+}
+
+/// `DELETE /api/reservations/{id}`: gives the seats back.
+pub async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+    let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
+    match bookings.database.call(|connection| holds::give_back(connection, id)).await {
+        Ok(Some(status)) if status == "Cancelled" => {
+            Json(json!({"success": true, "bookingId": id, "status": status})).into_response()
+        }
+        Ok(Some(status)) => {
+            let message = format!("It is no reservation any more: its status is {status}");
+            problem(StatusCode::CONFLICT, "ALREADY_BOOKED", &message)
+        }
+        Ok(None) => not_found(),
+        Err(error) => bookings.unavailable(&error),
+    }
+}
+
+fn not_an_id() -> Response {
+    problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "the id of a reservation is a UUID")
+}
+
+fn not_found() -> Response {
+    problem(StatusCode::NOT_FOUND, "RESERVATION_NOT_FOUND", "There is no reservation with this id")
+}
+
+/// Ends reservations that ran out, for as long as it is polled. Every pod does; what one has another passes over.
+pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every: Duration) {
+    let expired = Counter::<u64>::default();
+    resilience.metrics().register(|registry| {
+        registry.register("reservations_expired", "Reservations that ran out and gave their seats back", expired.clone());
+    });
+    loop {
+        match database.call(|connection| holds::expire(connection, AT_ONCE)).await {
+            Ok(ended) => {
+                expired.inc_by(ended.unsigned_abs());
+                if ended > 0 {
+                    tracing::info!(ended, "reservations ran out; their seats are free again");
+                }
+                if ended >= AT_ONCE {
+                    continue;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "reservations that ran out could not be ended"),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
