@@ -198,12 +198,7 @@ impl Laptop {
                 Some(Port::NotificationAdmin),
                 with(vec![("SMTP_HOST", "127.0.0.1".to_owned()), ("SMTP_PORT", port(Port::Smtp))]),
             ),
-            (
-                "booking",
-                Port::Booking,
-                Some(Port::BookingAdmin),
-                with(vec![("PAYMENT_URL", self.url(Port::Payment))]),
-            ),
+            ("booking", Port::Booking, Some(Port::BookingAdmin), with(vec![("PAYMENT_URL", self.url(Port::Payment))])),
             ("catalog", Port::Catalog, Some(Port::CatalogAdmin), with(none)),
             (
                 "gateway",

@@ -60,7 +60,8 @@ impl Postgres {
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "log_min_messages=fatal"]);
         let mut server = Running::start("postgres", command, self.show)?;
         let begin = Instant::now();
-        let ask = || Command::new(self.programs.join("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
+        let ask =
+            || Command::new(self.programs.join("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
         while !ask().await.is_ok_and(|status| status.success()) {
             server.check()?;
             if begin.elapsed() > PATIENCE {

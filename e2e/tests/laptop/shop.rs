@@ -70,7 +70,10 @@ impl Shop {
 
     /// Ends everything, and prints what was seen.
     pub async fn close(self) {
-        println!("\n{:<36} {:<38} {:>9}  {:>9}  what the metrics say", "what fails", "what the buyer sees", "answer", "well in");
+        println!(
+            "\n{:<36} {:<38} {:>9}  {:>9}  what the metrics say",
+            "what fails", "what the buyer sees", "answer", "well in"
+        );
         println!("{}\n", self.rows.join("\n"));
         self.laptop.stop().await;
     }
@@ -112,7 +115,8 @@ impl Shop {
 
     /// Mails that are still to be sent.
     pub async fn open_mails(&self) -> usize {
-        let (client, connection) = tokio_postgres::connect(&self.laptop.database_url(), tokio_postgres::NoTls).await.unwrap();
+        let (client, connection) =
+            tokio_postgres::connect(&self.laptop.database_url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         let row = client.query_one("SELECT count(*) FROM outbox WHERE done_at IS NULL", &[]).await.unwrap();
         usize::try_from(row.get::<_, i64>(0)).unwrap()
@@ -169,17 +173,17 @@ impl Shop {
     }
 
     /// A figure of a service, such as `circuit_breaker_opened_total{service="stripe"}`; 0 if it has none yet.
-    pub async fn metric(&self, of: Port, name: &str) -> f64 {
+    pub async fn metric(&self, of: Port, name: &str) -> u64 {
         let text = self.client.get(self.laptop.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
-        let figures = text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        let figures = text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         figures.sum()
     }
 
     /// The same of all labels that go on as `start` does.
-    pub async fn metrics(&self, of: Port, start: &str) -> f64 {
+    pub async fn metrics(&self, of: Port, start: &str) -> u64 {
         let text = self.client.get(self.laptop.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
         let figures = text.lines().filter(|line| line.starts_with(start));
-        figures.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        figures.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 
     /// Waits until `done`; the answer is how long that took.
@@ -256,7 +260,10 @@ pub fn policy(service: &str) -> PolicySettings {
         "gateway" => {
             let nothing = FallbackSettings::Static { status_code: 503, body: NO_EVENTS.to_owned() };
             let fallback = vec![cache, nothing];
-            add("catalog", DependencySettings { fallback, bulkhead: Some("catalog".into()), ..dependency(1_000, 300, 1) });
+            add(
+                "catalog",
+                DependencySettings { fallback, bulkhead: Some("catalog".into()), ..dependency(1_000, 300, 1) },
+            );
             add("booking", DependencySettings { bulkhead: Some("booking".into()), ..dependency(25_000, 25_000, 0) });
         }
         "catalog" => {
@@ -264,7 +271,10 @@ pub fn policy(service: &str) -> PolicySettings {
         }
         "booking" => {
             add("database", DependencySettings { bulkhead: Some("critical".into()), ..database() });
-            add("payment", DependencySettings { fallback: vec![FallbackSettings::Queue], ..dependency(5_000, 5_000, 0) });
+            add(
+                "payment",
+                DependencySettings { fallback: vec![FallbackSettings::Queue], ..dependency(5_000, 5_000, 0) },
+            );
         }
         "payment" => {
             add("database", database());

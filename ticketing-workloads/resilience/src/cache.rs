@@ -6,6 +6,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What an answer takes besides itself: its places in the map and in the order, headers, allocations.
+const OVERHEAD: usize = 1_024;
+
 /// Answers by key; the oldest go when there is no room for a new one.
 pub struct Cache<T> {
     weight: fn(&T) -> Option<usize>,
@@ -38,7 +41,7 @@ impl<T: Clone> Cache<T> {
     pub fn keep(&self, key: String, value: &T) {
         let since = Instant::now();
         let Some(weight) = (self.weight)(value) else { return };
-        let weight = weight.saturating_add(2 * key.len());
+        let weight = weight.saturating_add(2 * key.len() + OVERHEAD);
         if weight > self.capacity {
             return;
         }

@@ -290,6 +290,31 @@ async fn an_attempt_given_up_after_its_time_is_a_failure_of_the_dependency() {
     assert_eq!(dependency.circuit().state, CircuitState::Open);
 }
 
+/// Else a header with a short deadline, sent five times, would open the circuit for everybody.
+#[rstest::rstest]
+#[case::hurried(499, CircuitState::Closed)]
+#[case::with_half_of_its_time(500, CircuitState::Open)]
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_a_hurry_opens_no_circuit(#[case] patience_ms: u64, #[case] expected: CircuitState) {
+    let trip = contract::TripRule::ConsecutiveFailures { failures: 1 };
+    let breaker = CircuitBreakerSettings { trip, ..Default::default() };
+    let dependency = dependency(DependencySettings { circuit_breaker: breaker, ..database() });
+    let never = || std::future::pending::<Result<(), TestError>>();
+    for dropped in [false, true] {
+        let until = Some(Instant::now() + Duration::from_millis(patience_ms));
+        let mut call = Box::pin(deadline::within(until, dependency.call(never)));
+        if dropped {
+            let call = poll_once(call);
+            tokio::time::advance(Duration::from_millis(patience_ms)).await;
+            drop(call);
+        } else {
+            assert!(matches!((&mut call).await, Err(CallError::Timeout { .. })));
+        }
+        assert_eq!(dependency.circuit().state, expected, "dropped: {dropped}");
+        dependency.end_break();
+    }
+}
+
 /// Polls once, and keeps what is not done.
 fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -36,7 +36,7 @@ pub enum FailureKind {
     GivenUp,
     /// An HTTP status that is not a success.
     Status(u16),
-    /// HTTP 429, or 503 with `Retry-After`.
+    /// HTTP 429, or an answer whose sender says that it refuses because of its load.
     RateLimited,
     /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
     Deadlock,

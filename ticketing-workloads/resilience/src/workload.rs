@@ -149,8 +149,10 @@ impl Resilience {
         let bulkheads = bulkheads.map(|(name, settings)| (name.clone(), settings.clone())).collect();
         let bulkheads = self.bulkheads.assign(&bulkheads);
         for (name, dependency) in &self.dependencies {
-            let settings = policy.dependencies.get(name).or_else(|| self.defaults.dependencies.get(name));
-            let settings = settings.cloned().unwrap_or_default();
+            let default = self.defaults.dependencies.get(name);
+            let mut settings = policy.dependencies.get(name).or(default).cloned().unwrap_or_default();
+            // Who says nothing of a compartment does not want its callers to starve each other.
+            settings.bulkhead = settings.bulkhead.or_else(|| default?.bulkhead.clone());
             let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
                 let found = bulkheads.get(name).copied();
                 if found.is_none() {

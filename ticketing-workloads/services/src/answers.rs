@@ -1,5 +1,6 @@
 //! Answers that say what went wrong.
 
+use crate::http_client::{REFUSED, RETRIED};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -11,7 +12,7 @@ pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
     (status, Json(json!({ "success": false, "errorCode": code, "message": message }))).into_response()
 }
 
-/// A failure that passes, and when to come back.
+/// A failure that passes, and when to come back. Whatever is worth another attempt was tried here.
 pub fn unavailable(code: &str, message: &str, retry_after: Duration) -> Response {
     let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, code, message);
     // Rounded up: a client that comes back a moment early only finds the circuit still open.
@@ -19,6 +20,15 @@ pub fn unavailable(code: &str, message: &str, retry_after: Duration) -> Response
     if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
         response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
+    response.headers_mut().insert(RETRIED, HeaderValue::from_static("true"));
+    response
+}
+
+/// The same where nothing has failed: this service, well as it is, does not want the request now. Circuits in front of it
+/// stay closed, or a rush of buyers would keep everybody out for as long as a circuit stays open.
+pub fn refused(code: &str, message: &str, retry_after: Duration) -> Response {
+    let mut response = unavailable(code, message, retry_after);
+    response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
     response
 }
 

@@ -1,9 +1,10 @@
 //! What every service has: two ports, probes, metrics, hot reload, background tasks, and an orderly end.
 
 use crate::answers::problem;
+use crate::http_client::REFUSED;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, middleware};
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Time that requests under way get at the end.
-const DRAIN: Duration = Duration::from_secs(20);
+const DRAIN: Duration = Duration::from_secs(15);
 /// Time that admin calls under way get after that.
 const ADMIN_DRAIN: Duration = Duration::from_secs(2);
 /// Time that other work under way gets after that.
@@ -160,9 +161,12 @@ impl Service {
             background.add(task);
         }
         let (stop_public, stop_private) = (CancellationToken::new(), CancellationToken::new());
-        let app = api.merge(probes(Arc::clone(&admin), Arc::clone(&ready))).layer(middleware::from_fn(bound_request));
+        let probes = probes(&ready);
+        let app =
+            api.merge(probes.clone()).merge(reports(Arc::clone(&admin))).layer(middleware::from_fn(bound_request));
+        let private_app = admin.router().merge(probes);
         let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
-        let private = tokio::spawn(serve(private, admin.router(), admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
+        let private = tokio::spawn(serve(private, private_app, admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
         ready.store(true, Ordering::Release);
         tracing::info!(workload = %admin.resilience.id(), pod = %pod.pod_name, "started");
 
@@ -231,37 +235,34 @@ impl Background {
     }
 }
 
-#[derive(Clone)]
-struct Probes {
-    admin: Arc<Admin>,
-    ready: Arc<AtomicBool>,
+/// `/livez` and `/readyz` depend on nothing outside the process: a database in trouble must not take every pod out of its
+/// Service. They are on both ports: the kubelet asks on the one for the operator, where no crowd can be in its way.
+fn probes(ready: &Arc<AtomicBool>) -> Router {
+    Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).with_state(Arc::clone(ready))
 }
 
-/// Probes, the deep report and the metrics. `/livez` and `/readyz` depend on nothing outside the process: a database
-/// in trouble must not take every pod out of its Service.
-fn probes(admin: Arc<Admin>, ready: Arc<AtomicBool>) -> Router {
+/// The deep report and the metrics.
+fn reports(admin: Arc<Admin>) -> Router {
     Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route(HEALTH_PATH, get(|State(probes): State<Probes>| async move { Json(probes.admin.report()) }))
+        .route(HEALTH_PATH, get(|State(admin): State<Arc<Admin>>| async move { Json(admin.report()) }))
         .route("/metrics", get(metrics_text))
-        .with_state(Probes { admin, ready })
+        .with_state(admin)
 }
 
-async fn readyz(State(probes): State<Probes>) -> Response {
-    if probes.ready.load(Ordering::Acquire) {
+async fn readyz(State(ready): State<Arc<AtomicBool>>) -> Response {
+    if ready.load(Ordering::Acquire) {
         "ok".into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping").into_response()
     }
 }
 
-async fn metrics_text(State(probes): State<Probes>) -> Response {
+async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
     // Brings the circuits up to date: the end of a break is noticed when somebody looks.
-    for dependency in probes.admin.resilience.dependencies() {
+    for dependency in admin.resilience.dependencies() {
         dependency.circuit();
     }
-    let text = probes.admin.resilience.metrics().encode();
+    let text = admin.resilience.metrics().encode();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
@@ -270,7 +271,10 @@ async fn bound_request(request: axum::extract::Request, next: middleware::Next) 
     let longest = Instant::now() + REQUEST_TIMEOUT;
     let until = deadline::of_request(request.headers()).map_or(longest, |given| given.min(longest));
     if until <= Instant::now() {
-        return problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", "nobody waits for the answer any more");
+        let message = "nobody waits for the answer any more";
+        let mut response = problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", message);
+        response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
+        return response;
     }
     match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
         Ok(response) => response,

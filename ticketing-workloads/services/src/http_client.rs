@@ -14,6 +14,8 @@ use tower::{Layer, Service, ServiceExt};
 
 /// In an answer: its sender has made its own retries, so nobody above it should make more.
 pub const RETRIED: HeaderName = HeaderName::from_static("x-retried");
+/// In an answer: nothing has failed, its sender only does not want the request now.
+pub const REFUSED: HeaderName = HeaderName::from_static("x-refused");
 /// Header that makes a request safe to send twice.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -97,6 +99,7 @@ impl Failure for HttpError {
             Self::NotSent(_) => FailureKind::NotSent,
             Self::Broken(_) => FailureKind::ConnectFailure,
             Self::TooLarge => FailureKind::Other,
+            Self::Status(answer) if answer.headers.contains_key(&REFUSED) => FailureKind::RateLimited,
             Self::Status(answer) => match answer.status {
                 StatusCode::TOO_MANY_REQUESTS => FailureKind::RateLimited,
                 status => FailureKind::Status(status.as_u16()),
@@ -196,8 +199,13 @@ pub async fn ask(service: &HttpService, call: HttpCall) -> Result<HttpAnswer, Ca
 }
 
 /// Headers of an answer that mean something to the caller of the caller.
-const PASSED_ON: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::LOCATION, header::RETRY_AFTER, HeaderName::from_static("idempotent-replayed")];
+const PASSED_ON: [HeaderName; 5] = [
+    header::AGE,
+    header::CONTENT_TYPE,
+    header::LOCATION,
+    header::RETRY_AFTER,
+    HeaderName::from_static("idempotent-replayed"),
+];
 
 /// An answer as it is told to whoever asked first.
 pub fn pass_on(answer: HttpAnswer) -> Response {

@@ -19,11 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Mails that are kept; the oldest go.
-const MAX_MAILS: usize = 10_000;
+/// Bytes of mails that are kept; the oldest go.
+const MAX_KEPT_BYTES: usize = 32 * 1024 * 1024;
+/// Conversations at once.
+const MAX_CONVERSATIONS: usize = 256;
 /// Largest mail, in bytes.
 const MAX_MAIL_BYTES: usize = 10 * 1024 * 1024;
 /// Longest line of a conversation, in bytes.
@@ -66,6 +69,8 @@ pub struct Behaviour {
     pub take_then_close: bool,
     /// Mails to addresses that contain this are refused for ever (550).
     pub refuse: Option<String>,
+    /// Mails to addresses that contain this are to be sent later (451).
+    pub greylist: Option<String>,
 }
 
 /// A mail.
@@ -86,6 +91,7 @@ pub struct Mail {
 struct Shared {
     behaviour: Behaviour,
     mails: VecDeque<Mail>,
+    bytes: usize,
 }
 
 type Kept = Arc<Mutex<Shared>>;
@@ -162,10 +168,17 @@ async fn behave(State(kept): State<Kept>, body: Bytes) -> Response {
 }
 
 async fn accept(listener: TcpListener, kept: Kept) {
+    let places = Arc::new(Semaphore::new(MAX_CONVERSATIONS));
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            // Such as for want of file descriptors.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
         let kept = Arc::clone(&kept);
         tokio::spawn(async move {
+            let _place = place;
             if !lock(&kept).behaviour.down {
                 // A client that leaves in the middle has said what it wanted.
                 let _ = converse(stream, &kept).await;
@@ -197,6 +210,9 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
             }
             "RCPT" if behaviour.refuse.as_ref().is_some_and(|refused| line.contains(refused.as_str())) => {
                 "550 5.1.1 there is nobody of that name"
+            }
+            "RCPT" if behaviour.greylist.as_ref().is_some_and(|greylisted| line.contains(greylisted.as_str())) => {
+                "451 4.7.1 come back later"
             }
             "RCPT" => {
                 let address = line.split(['<', '>']).nth(1).unwrap_or_default();
@@ -239,10 +255,12 @@ fn keep(kept: &Kept, to: Vec<String>, text: String) {
     let mail = Mail { to, message_id, subject, text };
     tracing::info!(to = ?mail.to, message_id = %mail.message_id, subject = %mail.subject, "took a mail");
     let mut kept = lock(kept);
-    if kept.mails.len() >= MAX_MAILS {
-        kept.mails.pop_front();
-    }
+    kept.bytes += mail.text.len();
     kept.mails.push_back(mail);
+    while kept.bytes > MAX_KEPT_BYTES {
+        let Some(oldest) = kept.mails.pop_front() else { return };
+        kept.bytes -= oldest.text.len();
+    }
 }
 
 /// One line without its end; `None`: the client has left.

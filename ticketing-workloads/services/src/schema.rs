@@ -18,6 +18,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 4, name: "payments", sql: include_str!("../migrations/booking/0004_payments.sql") },
     Migration { version: 5, name: "paid bookings", sql: include_str!("../migrations/booking/0005_paid_bookings.sql") },
     Migration { version: 6, name: "notifications", sql: include_str!("../migrations/booking/0006_notifications.sql") },
+    Migration {
+        version: 7,
+        name: "possible duplicates",
+        sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
+    },
 ];
 
 /// Brings the schema of the database behind `dependency` up to date, however long that takes.

@@ -14,7 +14,9 @@ use tower::Service;
 
 dependency_layer! {
     /// Ends an attempt that takes too long. It also tells the breaker of what only it knows: that an attempt was slow,
-    /// waits in a queue not counted; and that one was given up after its time was over.
+    /// waits in a queue not counted; and that one was given up after its time was over. One of which the caller's deadline
+    /// left less than half of its time says nothing of the dependency: else whoever is in a hurry could open the circuit
+    /// for everybody.
     AttemptTimeoutLayer makes
     /// A service with a bound on the time of an attempt.
     AttemptTimeout
@@ -39,11 +41,13 @@ where
             // It waited for too long before.
             return Either::Right(std::future::ready(Err(AttemptError::Rejected(Rejection::TooLate))));
         }
-        let own = started + self.dependency.attempt_time();
+        let time = self.dependency.attempt_time();
+        let own = started + time;
         let deadline = attempt.deadline.map_or(own, |until| own.min(until));
         attempt.deadline = Some(deadline);
+        let hurried = deadline - started < time / 2;
         let ticket = attempt.ticket;
-        let watch = Watch { dependency: self.dependency, ticket, started, deadline, under_way: true };
+        let watch = Watch { dependency: self.dependency, ticket, started, deadline, hurried, under_way: true };
         Either::Left(Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) })
     }
 }
@@ -54,6 +58,8 @@ struct Watch {
     ticket: Ticket,
     started: Instant,
     deadline: Instant,
+    /// Whether it has too little time to tell anything.
+    hurried: bool,
     under_way: bool,
 }
 
@@ -75,7 +81,9 @@ impl Drop for Watch {
     fn drop(&mut self) {
         if self.under_way && Instant::now() >= self.deadline {
             self.dependency.note_timeout();
-            self.dependency.breaker().record_abandoned(self.ticket);
+            if !self.hurried {
+                self.dependency.breaker().record_abandoned(self.ticket);
+            }
         }
     }
 }
@@ -107,6 +115,7 @@ where
         }
         this.watch.under_way = false;
         this.watch.dependency.note_timeout();
-        Poll::Ready(Err(AttemptError::TimedOut(deadline - this.watch.started)))
+        let after = deadline - this.watch.started;
+        Poll::Ready(Err(AttemptError::TimedOut { after, hurried: this.watch.hurried }))
     }
 }

@@ -84,8 +84,8 @@ where
 fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
     match result {
         Ok(_) => Verdict::Success,
-        Err(AttemptError::Rejected(_)) => Verdict::Neutral,
-        Err(AttemptError::TimedOut(_) | AttemptError::Injected) => Verdict::Failure,
+        Err(AttemptError::Rejected(_) | AttemptError::TimedOut { hurried: true, .. }) => Verdict::Neutral,
+        Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
         Err(AttemptError::Failed(error)) => error.kind().verdict(),
     }
 }

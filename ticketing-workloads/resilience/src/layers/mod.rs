@@ -57,8 +57,13 @@ impl<R> Attempt<R> {
 pub enum AttemptError<E> {
     /// It was not let through.
     Rejected(Rejection),
-    /// It had no answer within this time.
-    TimedOut(Duration),
+    /// It had no answer in time.
+    TimedOut {
+        /// The time.
+        after: Duration,
+        /// Whether its caller left it less than half of the time that an attempt has.
+        hurried: bool,
+    },
     /// A drill made it fail.
     Injected,
     /// It failed.
@@ -73,7 +78,7 @@ impl<E> AttemptError<E> {
             Self::Rejected(rejection) => {
                 CallError::Rejected { dependency, rejection, attempts: attempts.saturating_sub(1) }
             }
-            Self::TimedOut(after) => CallError::Timeout { dependency, after, attempts },
+            Self::TimedOut { after, .. } => CallError::Timeout { dependency, after, attempts },
             Self::Injected => CallError::Injected { dependency, attempts },
             Self::Failed(source) => CallError::Failed { dependency, attempts, source },
         }

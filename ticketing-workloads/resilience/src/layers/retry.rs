@@ -132,7 +132,7 @@ fn wait_before_next<R: Repeatable, E: Failure>(
         // The tier next to the failure has made its retries: another one here would multiply them.
         AttemptError::Failed(error) if error.was_retried() => return None,
         AttemptError::Failed(error) => (error.kind(), error.retry_after()),
-        AttemptError::TimedOut(_) => (FailureKind::Timeout, None),
+        AttemptError::TimedOut { .. } => (FailureKind::Timeout, None),
         AttemptError::Injected => (FailureKind::ConnectFailure, None),
     };
     let settings = dependency.settings();

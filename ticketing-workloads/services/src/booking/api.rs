@@ -1,10 +1,11 @@
 //! The HTTP interface of booking.
 
+use super::PAYMENT;
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
 use super::reservations;
 use super::seats::{self, Booked, BookingError, Purpose};
-use crate::answers::{not_found, problem, unavailable};
+use crate::answers::{not_found, problem, refused, unavailable};
 use crate::database::{Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -15,13 +16,13 @@ use axum::{Json, Router};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::server::read_body;
 use resilience::degradation::InFlight;
+use resilience::server::read_body;
 use resilience::{CallError, Failure, Rejection, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Largest body of a request, in bytes.
@@ -79,12 +80,12 @@ impl Bookings {
     }
 
     /// Takes a place among the bookings under way, or refuses. The flag is read as it is now.
-    pub(super) fn enter(&self) -> Result<InFlight<'_>, Response> {
+    pub(super) fn enter(&self) -> Result<InFlight<'_>, Box<Response>> {
         let limit = self.resilience.flags().integer(LIMIT_FLAG.0, LIMIT_FLAG.1);
         let limit = u32::try_from(limit.max(0)).unwrap_or(u32::MAX);
         self.resilience.load().enter(limit).ok_or_else(|| {
             let message = format!("{limit} bookings are under way, the most that {} allows; try again", LIMIT_FLAG.0);
-            self.too_many(LIMIT_FLAG.0, &message)
+            Box::new(self.too_many(LIMIT_FLAG.0, &message))
         })
     }
 
@@ -97,7 +98,7 @@ impl Bookings {
     /// More than one of the limits allows; the smaller one is met first, and the answer names it.
     fn too_many(&self, limit: &str, message: &str) -> Response {
         self.count("limited");
-        let mut response = unavailable("TOO_MANY_BOOKINGS", message, Duration::from_secs(1));
+        let mut response = refused("TOO_MANY_BOOKINGS", message, Duration::from_secs(1));
         let answer = json!({"success": false, "errorCode": "TOO_MANY_BOOKINGS", "message": message, "limit": limit});
         *response.body_mut() = Body::from(answer.to_string());
         response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -114,7 +115,11 @@ impl Bookings {
         }
         self.count("failed");
         tracing::warn!(%error, "booking failed");
-        unavailable("BOOKING_FAILED", "Unable to process booking at this time", error.retry_after().unwrap_or(RETRY_AFTER))
+        unavailable(
+            "BOOKING_FAILED",
+            "Unable to process booking at this time",
+            error.retry_after().unwrap_or(RETRY_AFTER),
+        )
     }
 }
 
@@ -142,10 +147,7 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
 
 /// Takes the seats that somebody asks for, and goes on as far as it is to go at once.
 pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, purpose: Purpose) -> Response {
-    let _under_way = match bookings.enter() {
-        Ok(place) => place,
-        Err(refusal) => return refusal,
-    };
+    // Before it takes a place: who dawdles over a body is nobody's load.
     let key = headers.get(IDEMPOTENCY_HEADER).map(HeaderValue::as_bytes);
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(bytes) => Order::read(&bytes, key),
@@ -160,6 +162,10 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
             bookings.count("invalid");
             return refuse(&error);
         }
+    };
+    let _under_way = match bookings.enter() {
+        Ok(place) => place,
+        Err(refusal) => return *refusal,
     };
     let unanswered = AtomicBool::new(false);
     let attempt = |connection| seats::take(connection, &order, purpose, &unanswered);
@@ -176,7 +182,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         Err(error) if unanswered.into_inner() => {
             bookings.count("unknown");
             tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "nobody knows whether it is booked");
-            unknown(&order)
+            unknown(order.booking_id, Some(&order.idempotency_key))
         }
         Err(error) => fail(bookings, &error),
     }
@@ -187,8 +193,12 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
     let Booked { id, mut status, mut cancel_reason, amount_cents, before } = booked;
     let pending = status == PENDING;
     if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !payment_waits) {
+        let started = Instant::now();
         let paid = payments.pay(id, amount_cents).await;
         let may_wait = payments.may_wait();
+        if may_wait && matches!(paid, Paid::NotCharged | Paid::Unknown) {
+            bookings.resilience.metrics().fallback(PAYMENT, "queue", started.elapsed());
+        }
         let database = &bookings.database;
         let written = match paid {
             Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
@@ -216,7 +226,8 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             return match cancel_reason.as_deref() {
                 Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
                 Some("expired" | "given back") => {
-                    let message = "The reservation is over, its seats are free again. Reserve or book with another key.";
+                    let message =
+                        "The reservation is over, its seats are free again. Reserve or book with another key.";
                     problem(StatusCode::CONFLICT, "RESERVATION_EXPIRED", message)
                 }
                 _ => unavailable("BOOKING_FAILED", "Unable to process booking at this time", RETRY_AFTER),
@@ -238,12 +249,15 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
     response
 }
 
-/// The seats may be taken; the answer got lost.
-fn unknown(order: &Order) -> Response {
-    let message = "Nobody knows yet whether this was booked. Send it again with the same Idempotency-Key to find out.";
+/// It may be done; the answer got lost.
+pub(super) fn unknown(booking: Uuid, key: Option<&str>) -> Response {
+    let message = match key {
+        Some(_) => "Nobody knows yet whether this was booked. Send it again with the same Idempotency-Key to find out.",
+        None => "Nobody knows yet whether this was booked. Send it again to find out.",
+    };
     let answer = json!({
         "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message,
-        "bookingId": order.booking_id, "idempotencyKey": order.idempotency_key,
+        "bookingId": booking, "idempotencyKey": key,
     });
     (StatusCode::GATEWAY_TIMEOUT, Json(answer)).into_response()
 }

@@ -1,9 +1,11 @@
 //! The SQL of reservations: seats that are kept for somebody for a while (`Held`), until they are bought, given back, or
 //! the time is over. Whoever buys at the last moment and expiry meet at the row of the booking: only one of them has it.
 
-use super::seats::Booked;
+use super::seats::{self, Booked};
 use crate::database::{Connection, DatabaseError};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Turns a reservation into a booking, as long as it lasts.
@@ -47,14 +49,17 @@ const EXPIRE: &str = "
 
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
 /// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.
+/// `unanswered` stays true once it may have been bought without an answer.
 pub async fn buy(
     connection: Connection,
     id: Uuid,
     asks_within: Option<Duration>,
+    unanswered: &AtomicBool,
 ) -> Result<Option<Booked>, DatabaseError> {
     let buy = connection.prepare_cached(BUY).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
-    if let Some(row) = connection.query_opt(&buy, &[&id, &asks_within.is_some(), &seconds]).await? {
+    let values: [&(dyn ToSql + Sync); 3] = [&id, &asks_within.is_some(), &seconds];
+    if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
         let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
         return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false }));
     }

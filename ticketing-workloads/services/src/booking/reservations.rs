@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use resilience::Resilience;
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -31,13 +32,18 @@ pub async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<Strin
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
     let _under_way = match bookings.enter() {
         Ok(place) => place,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.asks_within(degraded);
-    match bookings.database.call(|connection| holds::buy(connection, id, asks_within)).await {
+    let unanswered = AtomicBool::new(false);
+    match bookings.database.call(|connection| holds::buy(connection, id, asks_within, &unanswered)).await {
         Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
         Ok(None) => not_found(),
+        Err(error) if unanswered.into_inner() => {
+            tracing::warn!(booking = %id, %error, "nobody knows whether what was reserved is bought");
+            api::unknown(id, None)
+        }
         Err(error) => bookings.unavailable(&error),
     }
 }
@@ -70,7 +76,11 @@ fn not_found() -> Response {
 pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every: Duration) {
     let expired = Counter::<u64>::default();
     resilience.metrics().register(|registry| {
-        registry.register("reservations_expired", "Reservations that ran out and gave their seats back", expired.clone());
+        registry.register(
+            "reservations_expired",
+            "Reservations that ran out and gave their seats back",
+            expired.clone(),
+        );
     });
     loop {
         match database.call(|connection| holds::expire(connection, AT_ONCE)).await {

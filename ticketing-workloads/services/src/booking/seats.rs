@@ -19,7 +19,8 @@ const MAX_EVENTS: i64 = 100;
 
 /// The event and an earlier booking under the same key, if there are any.
 const LOOK: &str = "
-    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count, b.status, b.cancel_reason, b.amount_cents
+    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count, b.status, b.cancel_reason, b.amount_cents,
+           b.email IS NOT DISTINCT FROM $3
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
@@ -203,11 +204,12 @@ pub async fn take(
     unanswered: &AtomicBool,
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
-    let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key]).await?;
+    let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key, &order.email]).await?;
     if let Some(id) = row.try_get::<_, Option<Uuid>>(2)? {
         let same = row.try_get::<_, Uuid>(3)? == order.event_id
             && row.try_get::<_, &str>(4)? == order.user_id
-            && row.try_get::<_, i32>(5)? == order.ticket_count;
+            && row.try_get::<_, i32>(5)? == order.ticket_count
+            && row.try_get(9)?;
         if !same {
             return Err(BookingError::KeyReused);
         }
@@ -229,12 +231,7 @@ pub async fn take(
     };
     let values: [&(dyn ToSql + Sync); 10] =
         [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
-    let before = unanswered.swap(true, Ordering::Relaxed);
-    let taken = connection.query_opt(&take, &values).await;
-    if taken.as_ref().map_or_else(|error| error.code().is_some(), |_| true) {
-        unanswered.store(before, Ordering::Relaxed);
-    }
-    match taken {
+    match answered(unanswered, connection.query_opt(&take, &values)).await {
         Ok(Some(row)) => {
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
             Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
@@ -244,6 +241,20 @@ pub async fn take(
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::VersionConflict),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Waits for a statement that changes something. `unanswered` stays true once one had no answer, also if it is given up.
+pub async fn answered<T>(
+    unanswered: &AtomicBool,
+    statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, tokio_postgres::Error> {
+    let before = unanswered.swap(true, Ordering::Relaxed);
+    let result = statement.await;
+    // An error without a state is not the server's: the connection broke.
+    if result.as_ref().map_or_else(|error| error.code().is_some(), |_| true) {
+        unanswered.store(before, Ordering::Relaxed);
+    }
+    result
 }
 
 /// A booking of which the payment is open.

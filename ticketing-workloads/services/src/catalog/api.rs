@@ -5,7 +5,7 @@ use crate::answers::{problem, unavailable};
 use crate::database::{Database, DatabaseError};
 use crate::events_query::EventsQuery;
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -112,7 +112,9 @@ async fn list(State(catalog): State<Arc<Catalog>>, RawQuery(query): RawQuery) ->
             if let Some(age) = age {
                 answer["ageSeconds"] = json!(age.as_secs());
             }
-            Json(answer).into_response()
+            let mut response = Json(answer).into_response();
+            response.headers_mut().extend(age.map(|age| (header::AGE, HeaderValue::from(age.as_secs()))));
+            response
         }
         Err(error) => {
             tracing::warn!(%error, "events could not be read");

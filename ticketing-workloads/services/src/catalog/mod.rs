@@ -32,19 +32,24 @@ pub struct Settings {
 }
 
 /// What holds without a policy: a page that cannot be read is given as it was, up to five minutes ago.
-fn defaults() -> PolicySettings {
+fn defaults(pool_size: u16) -> PolicySettings {
     let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
     let database = DependencySettings { fallback, ..database::defaults() };
-    PolicySettings { dependencies: [(DATABASE.to_owned(), database)].into(), ..Default::default() }
+    PolicySettings {
+        dependencies: [(DATABASE.to_owned(), database)].into(),
+        bulkheads: [database::compartment(pool_size)].into(),
+        ..Default::default()
+    }
 }
 
 /// Opens the ports. The database may be away.
 pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let pod = settings.pod;
-    let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults()).build();
+    let pool_size = settings.database.database_pool_size;
+    let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let config = settings.database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
+    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
     let migration = schema::bring_up_to_date(config, dependency);

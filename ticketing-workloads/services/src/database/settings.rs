@@ -1,7 +1,7 @@
 //! Where the database is, and how to log in.
 
 use crate::host::StartError;
-use contract::{DependencySettings, RetryOn, RetrySettings, TimeoutSettings};
+use contract::{BulkheadSettings, DependencySettings, RetryOn, RetrySettings, TimeoutSettings};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
@@ -31,8 +31,18 @@ pub struct DatabaseSettings {
     #[arg(long, env = "PGDATABASE", default_value = "postgres")]
     pub pgdatabase: String,
     /// Most connections in the pool.
-    #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=200))]
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub database_pool_size: u16,
+}
+
+/// Name of the compartment of those who have no other one for the database.
+pub const COMPARTMENT: &str = "database";
+
+/// That compartment for a pool of `size` connections: more calls would only wait for a connection, and their attempts'
+/// time with them.
+pub fn compartment(size: u16) -> (String, BulkheadSettings) {
+    let settings = BulkheadSettings { max_concurrent: u32::from(size), max_queued: 500, max_wait_ms: 2_000 };
+    (COMPARTMENT.to_owned(), settings)
 }
 
 /// How a database is called without a policy: the ADR's numbers. Retries go after 200, 400 and 800 ms.
@@ -47,6 +57,7 @@ pub fn defaults() -> DependencySettings {
             retry_on: [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into(),
             ..Default::default()
         },
+        bulkhead: Some(COMPARTMENT.to_owned()),
         ..Default::default()
     }
 }

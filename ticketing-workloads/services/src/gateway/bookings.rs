@@ -1,15 +1,17 @@
 //! Everything about bookings and reservations, passed on as it is.
 
-use crate::answers::{problem, unavailable};
+use crate::answers::{problem, refused, unavailable};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
-use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use axum::{Json, Router};
 use resilience::server::read_body;
 use resilience::{CallError, Dependency, Rejection};
+use serde_json::json;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Largest body of a request, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -28,7 +30,7 @@ pub fn router(base: &str, dependency: &'static Dependency) -> Router {
 async fn pass_on(State(service): State<HttpService>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
-        Ok(body) => body.into(),
+        Ok(body) => axum::body::Bytes::from(body),
         Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
     };
     // What a client of HTTP would tidy up could lead somewhere else.
@@ -42,30 +44,57 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
         headers.extend(parts.headers.get_all(&name).iter().map(|value| (Some(name.clone()), value.clone())));
     }
     let changes = parts.method != Method::GET && parts.method != Method::HEAD;
-    match http_client::ask(&service, HttpCall { method: parts.method, path, headers, body }).await {
-        Ok(answer) => http_client::pass_on(answer),
-        Err(error) => fail(error, changes),
+    let mut key = headers.get(IDEMPOTENCY_KEY).cloned();
+    if parts.method == Method::POST && key.is_none() && needs_a_key(&body) {
+        key = HeaderValue::from_str(&Uuid::new_v4().to_string()).ok();
+        headers.extend(key.clone().map(|key| (IDEMPOTENCY_KEY, key)));
     }
+    let mut response = match http_client::ask(&service, HttpCall { method: parts.method, path, headers, body }).await {
+        Ok(answer) => http_client::pass_on(answer),
+        Err(error) => fail(error, changes, key.as_ref()),
+    };
+    response.headers_mut().extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
+    response
+}
+
+/// Whether it is an order without a key: then it gets one here, so that its sender can ask what became of it.
+fn needs_a_key(body: &[u8]) -> bool {
+    let order: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    order.is_object() && order["idempotencyKey"].is_null()
 }
 
 /// What booking itself said is passed on. Otherwise it depends on whether something may have happened.
-fn fail(error: CallError<HttpError>, changes: bool) -> Response {
+fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -> Response {
     tracing::warn!(%error, "booking gave no answer");
     let never_sent = error.never_reached();
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     match error {
-        CallError::Failed { source: HttpError::Status(answer), .. } => http_client::pass_on(*answer),
+        // Booking was cut off in the middle, and could not say more than that.
+        CallError::Failed { source: HttpError::Status(answer), .. }
+            if !(changes && answer.status == StatusCode::GATEWAY_TIMEOUT && code(&answer.body) == "TIMEOUT") =>
+        {
+            http_client::pass_on(*answer)
+        }
         CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. } => {
             let message = "More bookings are under way than this gateway takes at once. Please try again.";
-            unavailable("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
+            refused("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
         }
         _ if never_sent || !changes => {
             unavailable("BOOKING_UNAVAILABLE", "Booking is temporarily unavailable. Please try again later.", wait)
         }
-        _ => problem(
-            StatusCode::GATEWAY_TIMEOUT,
-            "OUTCOME_UNKNOWN",
-            "Nobody knows yet whether this was done. Send it again with the same Idempotency-Key to find out.",
-        ),
+        _ => {
+            let message =
+                "Nobody knows yet whether this was done. Send it again with the same Idempotency-Key to find out.";
+            let key = key.and_then(|key| key.to_str().ok());
+            let answer = json!({
+                "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message, "idempotencyKey": key,
+            });
+            (StatusCode::GATEWAY_TIMEOUT, Json(answer)).into_response()
+        }
     }
+}
+
+fn code(body: &[u8]) -> String {
+    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    answer["errorCode"].as_str().unwrap_or_default().to_owned()
 }

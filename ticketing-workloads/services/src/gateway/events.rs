@@ -19,6 +19,8 @@ use tower::{Layer, ServiceExt};
 const SERVED_FROM: HeaderName = HeaderName::from_static("x-served-from");
 /// Bytes of answers that are kept.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Age, in seconds, up to which an answer is kept: that of an inventory that is not in real time.
+const OLDEST_KEPT: u64 = 60;
 /// When to come back after a failure of which nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -26,7 +28,11 @@ type Events = BoxCloneSyncService<HttpCall, Answer<HttpAnswer>, CallError<HttpEr
 
 /// The routes.
 pub fn router(base: &str, dependency: &'static Dependency) -> Router {
-    let weight = |answer: &HttpAnswer| (answer.status == StatusCode::OK).then(|| answer.body.len());
+    let weight = |answer: &HttpAnswer| {
+        // A page that the catalog itself remembers is as old there as it may be.
+        let age = answer.headers.get(header::AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0_u64);
+        (answer.status == StatusCode::OK && age <= OLDEST_KEPT).then(|| answer.body.len())
+    };
     let fallbacks = Fallbacks::new(dependency)
         .cache(CACHE_BYTES, |call: &HttpCall| Some(call.path.clone()), weight)
         .fixed(|status, body| {

@@ -10,7 +10,7 @@ use axum::Router;
 use contract::{
     BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
 };
-use resilience::{Actions, Resilience};
+use resilience::{Actions, Resilience, retry};
 use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +38,7 @@ pub struct Settings {
 /// What holds without a policy: the ADR's numbers.
 fn defaults() -> PolicySettings {
     let catalog = DependencySettings {
+        retry: RetrySettings { budget: Some(retry::BUDGET), ..Default::default() },
         bulkhead: Some(CATALOG.to_owned()),
         fallback: vec![
             FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 },

@@ -41,7 +41,7 @@ pub struct Drain {
 enum Outcome {
     Sent { ticket_follows: bool },
     NobodyToTell,
-    Later { may_be_sent: bool, wait: Option<Duration> },
+    Later { unanswered: bool, wait: Option<Duration> },
     Never { reason: String },
 }
 
@@ -109,9 +109,9 @@ impl Drain {
                 database.call(|connection| outbox::done(connection, message, *ticket_follows)).await
             }
             Outcome::NobodyToTell => database.call(|connection| outbox::done(connection, message, false)).await,
-            Outcome::Later { may_be_sent, wait } => {
+            Outcome::Later { unanswered, wait } => {
                 let wait = wait.unwrap_or_default().max(wait_after(message.tries));
-                database.call(|connection| outbox::later(connection, message, wait, *may_be_sent)).await
+                database.call(|connection| outbox::later(connection, message, wait, *unanswered)).await
             }
             Outcome::Never { reason } => {
                 tracing::error!(message = message.id, booking = %message.booking, %reason, "can never be sent: it goes to dead_letters");
@@ -129,7 +129,7 @@ impl Drain {
         };
         if !self.database.call(|connection| outbox::sending(connection, message)).await? {
             // Somebody else has it by now; nothing is written down for it.
-            return Ok(Outcome::Later { may_be_sent: false, wait: None });
+            return Ok(Outcome::Later { unanswered: false, wait: None });
         }
         // Before the claim ends, or somebody else would send it, too.
         let until = Instant::now() + outbox::CLAIM.mul_f32(0.8);
@@ -144,7 +144,7 @@ impl Drain {
             Err(not_sent) => {
                 let error = &not_sent.error;
                 tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "a mail was not sent");
-                outcome(message, not_sent)
+                outcome(not_sent)
             }
         })
     }
@@ -162,10 +162,10 @@ impl Outcome {
 }
 
 /// What becomes of a message that was not sent.
-fn outcome(message: &Message, NotSent { error, may_be_sent }: NotSent) -> Outcome {
+fn outcome(NotSent { error, may_be_sent }: NotSent) -> Outcome {
     match error {
         CallError::Failed { source: MailError::Refused(reason), .. } => Outcome::Never { reason },
-        error => Outcome::Later { may_be_sent: may_be_sent || message.may_be_sent, wait: error.retry_after() },
+        error => Outcome::Later { unanswered: may_be_sent, wait: error.retry_after() },
     }
 }
 

@@ -40,6 +40,9 @@ pub enum MailError {
     /// The server may take it later (4xx, or it refuses this service as such).
     #[error("the mail server takes it later: {0}")]
     TryLater(String),
+    /// The server may take mails to this address later (4xx): others it takes.
+    #[error("the mail server takes mails to this address later: {0}")]
+    RecipientLater(String),
     /// There was no connection, or it broke before the mail had left.
     #[error("nothing reached the mail server: {0}")]
     NotSent(String),
@@ -52,7 +55,7 @@ impl Failure for MailError {
     fn kind(&self) -> FailureKind {
         match self {
             // It answers, so it works; that one address is wrong is not its fault.
-            Self::Refused(_) => FailureKind::Business,
+            Self::Refused(_) | Self::RecipientLater(_) => FailureKind::Business,
             Self::NotSent(_) => FailureKind::NotSent,
             // One that broke is not tried again at once: it may have been taken.
             Self::TryLater(_) | Self::Broken(_) => FailureKind::Other,
@@ -224,6 +227,8 @@ fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
     }
     if error.is_permanent() && stage != Stage::Greeting {
         MailError::Refused(words)
+    } else if error.is_transient() && stage == Stage::Recipient {
+        MailError::RecipientLater(words)
     } else if error.is_permanent() || error.is_transient() {
         MailError::TryLater(words)
     } else if stage == Stage::Text {

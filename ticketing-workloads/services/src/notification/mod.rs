@@ -60,7 +60,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers for background work.
-fn defaults() -> PolicySettings {
+fn defaults(pool_size: u16) -> PolicySettings {
     let smtp = DependencySettings {
         timeout: TimeoutSettings { request_ms: 30_000, per_try_ms: 10_000, connect_ms: None },
         // Only what never reached the server: anything else the outbox tries again, and counts.
@@ -76,7 +76,7 @@ fn defaults() -> PolicySettings {
     let background = BulkheadSettings { max_concurrent: 5, max_queued: 100, max_wait_ms: 30_000 };
     PolicySettings {
         dependencies: [(DATABASE.to_owned(), database::defaults()), (SMTP.to_owned(), smtp)].into(),
-        bulkheads: [(BACKGROUND.to_owned(), background)].into(),
+        bulkheads: [(BACKGROUND.to_owned(), background), database::compartment(pool_size)].into(),
         ..Default::default()
     }
 }
@@ -85,11 +85,15 @@ fn defaults() -> PolicySettings {
 pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let mailer_settings = settings.clone();
     let pod = settings.pod;
-    let resilience =
-        Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(SMTP).defaults(defaults()).build();
+    let pool_size = settings.database.database_pool_size;
+    let resilience = Resilience::builder(pod.workload(NAME))
+        .dependency(DATABASE)
+        .dependency(SMTP)
+        .defaults(defaults(pool_size))
+        .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let config = settings.database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
+    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);

@@ -2,15 +2,17 @@
 
 use crate::database::{Connection, DatabaseError};
 use std::time::Duration;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// How long a claim holds: longer than a mail may take.
 pub const CLAIM: Duration = Duration::from_secs(60);
 
-/// Claims what has waited longest, of the kinds that are wanted.
+/// Claims what has waited longest, of the kinds that are wanted. Whose claim ran out while the mail was leaving has died.
 const CLAIM_SQL: &str = "
     WITH claimed AS (
-        UPDATE outbox SET claim = $1, claimed_until = now() + $2 * interval '1 second', tries = tries + 1
+        UPDATE outbox SET claim = $1, claimed_until = now() + $2 * interval '1 second', tries = tries + 1,
+                          possible_duplicates = possible_duplicates + (sending AND claim IS NOT NULL)::integer
         WHERE id = (SELECT id FROM outbox
                     WHERE done_at IS NULL AND next_at <= now() AND kind = ANY($3)
                       AND (claimed_until IS NULL OR claimed_until < now())
@@ -35,7 +37,8 @@ const DONE: &str = "
     ON CONFLICT (booking_id, kind) DO NOTHING";
 
 const LATER: &str = "
-    UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $4, next_at = now() + $3 * interval '1 second'
+    UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $4, next_at = now() + $3 * interval '1 second',
+                      possible_duplicates = possible_duplicates + $5::integer
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
 const NEVER: &str = "
@@ -129,15 +132,19 @@ pub async fn done(connection: Connection, message: &Message, ticket_follows: boo
     Ok(connection.execute(&sql, &[&message.id, &message.claim, &ticket_follows]).await?)
 }
 
-/// The message is to be tried again; `may_be_sent`: the mail server may have taken it.
+/// The message is to be tried again; `unanswered`: the mail has left this time, and the mail server did not say whether it
+/// took it.
 pub async fn later(
     connection: Connection,
     message: &Message,
     wait: Duration,
-    may_be_sent: bool,
+    unanswered: bool,
 ) -> Result<u64, DatabaseError> {
     let sql = connection.prepare_cached(LATER).await?;
-    Ok(connection.execute(&sql, &[&message.id, &message.claim, &wait.as_secs_f64(), &may_be_sent]).await?)
+    let (seconds, may_be_sent) = (wait.as_secs_f64(), unanswered || message.may_be_sent);
+    let values: [&(dyn ToSql + Sync); 5] =
+        [&message.id, &message.claim, &seconds, &may_be_sent, &i32::from(unanswered)];
+    Ok(connection.execute(&sql, &values).await?)
 }
 
 /// The message can never be sent.

@@ -2,8 +2,8 @@
 
 use super::ledger::Order;
 use super::process::{Outcome, Payments};
-use crate::answers::{not_found, problem, unavailable};
-use crate::http_client::{IDEMPOTENCY_KEY, RETRIED};
+use crate::answers::{not_found, problem, refused, unavailable};
+use crate::http_client::IDEMPOTENCY_KEY;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -75,7 +75,7 @@ async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, heade
         Ok(Ok(outcome)) => tell(outcome),
         Ok(Err(error)) => {
             tracing::warn!(%error, "a payment could not be worked on");
-            retried(unavailable("PAYMENT_UNAVAILABLE", "Payment is temporarily unavailable", RETRY_AFTER))
+            unavailable("PAYMENT_UNAVAILABLE", "Payment is temporarily unavailable", RETRY_AFTER)
         }
         Err(error) => {
             tracing::error!(%error, "a payment ended in the middle");
@@ -111,23 +111,17 @@ fn tell(outcome: Outcome) -> Response {
             });
             *response.body_mut() = axum::body::Body::from(answer.to_string());
             response.headers_mut().remove(axum::http::header::CONTENT_LENGTH);
-            retried(response)
+            response
         }
         Outcome::TurnedOff => {
             let message = "Payments are turned off (EnableExternalPaymentProviders)";
-            retried(unavailable("PAYMENTS_TURNED_OFF", message, RETRY_AFTER))
+            refused("PAYMENTS_TURNED_OFF", message, RETRY_AFTER)
         }
         Outcome::KeyReused => {
             let message = "This idempotency key was used for a payment of another amount";
             problem(StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED", message)
         }
     }
-}
-
-/// The retries that make sense were made here.
-fn retried(mut response: Response) -> Response {
-    response.headers_mut().insert(RETRIED, HeaderValue::from_static("true"));
-    response
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use contract::{
     RetrySettings, TimeoutSettings, TripRule,
 };
 use providers::{Paypal, ProviderClient, Stripe};
-use resilience::Resilience;
+use resilience::{Resilience, retry};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers.
-fn defaults() -> PolicySettings {
+fn defaults(pool_size: u16) -> PolicySettings {
     let external = Some(EXTERNAL_API.to_owned());
     let stripe = DependencySettings {
         timeout: TimeoutSettings { request_ms: 12_000, per_try_ms: 3_000, connect_ms: None },
@@ -62,6 +62,7 @@ fn defaults() -> PolicySettings {
             base_interval_ms: 1_000,
             factor: 1.0,
             retry_on: [RetryOn::ServerError].into(),
+            budget: Some(retry::BUDGET),
             ..Default::default()
         },
         circuit_breaker: CircuitBreakerSettings {
@@ -90,7 +91,7 @@ fn defaults() -> PolicySettings {
             (PAYPAL.to_owned(), paypal),
         ]
         .into(),
-        bulkheads: [(EXTERNAL_API.to_owned(), room)].into(),
+        bulkheads: [(EXTERNAL_API.to_owned(), room), database::compartment(pool_size)].into(),
         ..Default::default()
     }
 }
@@ -98,15 +99,16 @@ fn defaults() -> PolicySettings {
 /// Opens the ports. Database and providers may be away.
 pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
+    let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(DATABASE)
         .dependency(STRIPE)
         .dependency(PAYPAL)
-        .defaults(defaults())
+        .defaults(defaults(pool_size))
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let config = database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), database.database_pool_size, dependency)?);
+    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
     let providers: [Arc<dyn ProviderClient>; 2] = [
         Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),

@@ -156,7 +156,8 @@ impl Payments {
                 }
                 Next::LookUp(index, age, asks) => {
                     // Whoever asked may have died, or had no answer.
-                    let absent_is_never = age >= self.absent_after;
+                    // The age is that of the first attempt; the last one may have left as late as this.
+                    let absent_is_never = age >= self.absent_after + self.providers[index].patience();
                     (index, asks, self.look_up(&self.bounded(index, until), order, absent_is_never).await)
                 }
                 Next::Ask(index) => {

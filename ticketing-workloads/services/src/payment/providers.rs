@@ -38,6 +38,9 @@ pub trait ProviderClient: Send + Sync {
     /// Its name, which is that of the dependency.
     fn name(&self) -> &str;
 
+    /// How long asking it may take, with all attempts.
+    fn patience(&self) -> Duration;
+
     /// Asks for money. The same key again is the same charge, as far as this provider goes.
     async fn charge(&self, order: &Order) -> Asked;
 
@@ -204,6 +207,10 @@ impl ProviderClient for Stripe {
         self.0.dependency.name()
     }
 
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.0.dependency.timeouts().request_ms)
+    }
+
     async fn charge(&self, order: &Order) -> Asked {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("amount", &order.amount_cents.to_string())
@@ -248,6 +255,10 @@ impl Paypal {
 impl ProviderClient for Paypal {
     fn name(&self) -> &str {
         self.0.dependency.name()
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.0.dependency.timeouts().request_ms)
     }
 
     async fn charge(&self, order: &Order) -> Asked {

@@ -30,7 +30,7 @@ pub fn router(providers: Providers) -> Router {
 async fn list(State(providers): State<Providers>) -> Json<Value> {
     let one = |provider: &Arc<Provider>| {
         let (behaviour, requests, charges) = provider.state();
-        let state = json!({"behaviour": behaviour, "requests": requests, "charges": charges.len()});
+        let state = json!({"behaviour": behaviour, "requests": requests, "charges": charges});
         (provider.name.to_owned(), state)
     };
     Json(Value::Object(providers.iter().map(one).collect()))
@@ -52,8 +52,8 @@ async fn behave(State(providers): State<Providers>, Path(name): Path<String>, bo
 /// All charges of both: a key that is there twice was charged twice.
 async fn charges(State(providers): State<Providers>) -> Json<Value> {
     let of = |provider: &Arc<Provider>| {
-        let (name, charges) = (provider.name, provider.state().2);
-        charges.into_iter().map(move |charge| {
+        let name = provider.name;
+        provider.charges().into_iter().map(move |charge| {
             let mut charge = json!(charge);
             charge["provider"] = json!(name);
             charge

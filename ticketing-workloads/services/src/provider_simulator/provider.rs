@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// Charges that are kept; a test needs a few thousand.
-const MAX_CHARGES: usize = 1_000_000;
+/// Charges that are kept; a test needs a few thousand, ten minutes of load some hundred thousand.
+const MAX_CHARGES: usize = 400_000;
 /// How long an answer takes that nobody is to get.
 const NEVER: Duration = Duration::from_secs(3_600);
 
@@ -106,10 +106,15 @@ impl Provider {
         self.books().behaviour = behaviour;
     }
 
-    /// How it behaves, how many requests it got, and what it has charged.
-    pub fn state(&self) -> (Behaviour, u64, Vec<Charge>) {
+    /// How it behaves, how many requests it got, and how many charges it has made.
+    pub fn state(&self) -> (Behaviour, u64, usize) {
         let books = self.books();
-        (books.behaviour.clone(), books.requests, books.charges.values().cloned().collect())
+        (books.behaviour.clone(), books.requests, books.charges.len())
+    }
+
+    /// What it has charged.
+    pub fn charges(&self) -> Vec<Charge> {
+        self.books().charges.values().cloned().collect()
     }
 
     /// Charges, as it behaves. The same key again is the same charge.
@@ -150,16 +155,15 @@ impl Provider {
 
     /// What happens to every request.
     async fn arrive(&self) -> Result<Behaviour, StatusCode> {
-        let behaviour = {
+        let (behaviour, nth) = {
             let mut books = self.books();
             books.requests += 1;
-            books.behaviour.clone()
+            (books.behaviour.clone(), books.requests)
         };
         if behaviour.latency_ms > 0 {
             tokio::time::sleep(Duration::from_millis(behaviour.latency_ms)).await;
         }
         // Evenly spread, not random: a test that asks for half gets every second one.
-        let nth = self.books().requests;
         if nth * u64::from(behaviour.fail_percent) / 100 > (nth - 1) * u64::from(behaviour.fail_percent) / 100 {
             return Err(status(&behaviour));
         }

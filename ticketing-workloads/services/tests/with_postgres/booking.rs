@@ -1,11 +1,13 @@
 //! Booking over HTTP, against a real PostgreSQL.
 
 use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
+use crate::support::eventually;
 use crate::support::postgres::Postgres;
 use contract::{CheckReport, CheckStatus, FlagsSettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use ticketing_services::booking::cleanup::{self, Cleaned};
 
 /// Makes an event with as many seats.
@@ -17,8 +19,8 @@ async fn event(postgres: &Postgres, seats: i32) -> String {
 
 /// Free seats and sold seats.
 async fn seats(postgres: &Postgres, event: &str) -> (i64, i64) {
-    let query =
-        "SELECT available::bigint, (SELECT COALESCE(sum(ticket_count), 0) FROM bookings b WHERE b.event_id = e.id)
+    let query = "SELECT available::bigint, (SELECT COALESCE(sum(ticket_count), 0) FROM bookings b
+                     WHERE b.event_id = e.id AND b.status <> 'Cancelled')
                  FROM events e WHERE id::text = $1";
     let row = postgres.connect().await.query_one(query, &[&event]).await.unwrap();
     (row.get(0), row.get(1))
@@ -103,6 +105,13 @@ async fn one_key_is_one_booking_also_when_it_arrives_many_times_at_once() {
     let answer = app.post(&other).await;
     assert_eq!(answer.status(), 409);
     assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "IDEMPOTENCY_KEY_REUSED");
+    other["ticketCount"] = json!(2);
+    other["email"] = json!("somebody.else@example.com");
+    assert_eq!(
+        app.post(&other).await.status(),
+        409,
+        "a ticket must not go to another address than the caller believes"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +145,8 @@ async fn two_hundred_buyers_of_a_hundred_seats_in_two_pods_get_exactly_a_hundred
 #[tokio::test(flavor = "multi_thread")]
 async fn books_that_do_not_add_up_and_expired_holds_are_noticed() {
     let postgres = Postgres::start().await;
-    let app = App::start(&postgres, "pod-1").await;
+    // Nobody ends what ran out, as if this had been forgotten.
+    let app = App::booking_with(&postgres, &[("--expire-every-seconds", "86400")]).await;
     app.push(quick_policy(), FlagsSettings::default()).await;
     let client = postgres.connect().await;
     app.check("booking-consistency", "all is well", |check| check.status == CheckStatus::Healthy).await;
@@ -188,4 +198,132 @@ async fn cleanup_beside_buyers_loses_no_seat() {
     let bought = i64::try_from(bought.into_iter().filter(|bought| *bought).count()).unwrap();
     assert!(cleaned.into_iter().all(|result| result.is_ok()));
     assert_eq!(seats(&postgres, &event).await, (200 - bought, bought));
+}
+
+/// The id and the status of a booking, after the status of the answer.
+async fn told(answer: reqwest::Response) -> (u16, String, String) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap();
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    let word = if status < 400 { text("status") } else { text("errorCode") };
+    (status, text("bookingId"), word)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_is_bought_or_given_back() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let event = event(&postgres, 10).await;
+    let mut wanted = order(&event, 2);
+    wanted["idempotencyKey"] = json!("mine");
+    let (status, id, word) = told(app.post_to("/api/reservations", &wanted).await).await;
+    assert_eq!((status, word.as_str()), (201, "Held"));
+    assert_eq!(seats(&postgres, &event).await, (8, 2));
+    assert_eq!(told(app.post_to("/api/reservations", &wanted).await).await, (201, id.clone(), "Held".into()), "once");
+    let found: Value = app.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert!(found["heldUntil"].as_str().unwrap().ends_with('Z'), "{found}");
+    let (status, _, word) = told(app.post(&wanted).await).await;
+    assert_eq!((status, word.as_str()), (409, "IDEMPOTENCY_KEY_REUSED"), "a booking is not a reservation");
+
+    let confirm = format!("/api/reservations/{id}/confirm");
+    for _ in 0..2 {
+        let bought = told(app.post_to(&confirm, &json!({})).await).await;
+        assert_eq!(bought, (201, id.clone(), "Confirmed".into()));
+    }
+    let told_of = "SELECT count(*) FROM outbox";
+    assert_eq!(postgres.connect().await.query_one(told_of, &[]).await.unwrap().get::<_, i64>(0), 1);
+    assert_eq!(told(app.delete(&format!("/api/reservations/{id}")).await).await.2, "ALREADY_BOOKED");
+
+    let (_, second, _) = told(app.post_to("/api/reservations", &order(&event, 3)).await).await;
+    assert_eq!(seats(&postgres, &event).await, (5, 5));
+    for _ in 0..2 {
+        let ended = told(app.delete(&format!("/api/reservations/{second}")).await).await;
+        assert_eq!(ended, (200, second.clone(), "Cancelled".into()));
+    }
+    assert_eq!(seats(&postgres, &event).await, (8, 2));
+    let late = told(app.post_to(&format!("/api/reservations/{second}/confirm"), &json!({})).await).await;
+    assert_eq!((late.0, late.2.as_str()), (409, "RESERVATION_EXPIRED"));
+    let nobody = "/api/reservations/33333333-3333-4333-8333-333333333333/confirm";
+    assert_eq!(told(app.post_to(nobody, &json!({})).await).await.2, "RESERVATION_NOT_FOUND");
+    assert_eq!(app.post_to("/api/reservations/none/confirm", &json!({})).await.status(), 400);
+    let many = told(app.post_to("/api/reservations", &order(&event, 9)).await).await;
+    assert_eq!((many.0, many.2.as_str()), (409, "INSUFFICIENT_TICKETS"));
+}
+
+/// Seats of which nobody made up his mind are free again, without a person and without the cleanup Job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_runs_out_and_gives_its_seats_back() {
+    let postgres = Postgres::start().await;
+    let quick = [("--hold-seconds", "1"), ("--expire-every-seconds", "1")];
+    let (one, two) = (App::booking_with(&postgres, &quick).await, App::booking_with(&postgres, &quick).await);
+    let event = event(&postgres, 40).await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(told(one.post_to("/api/reservations", &order(&event, 2)).await).await.1);
+    }
+    eventually("all seats are free again", async || (seats(&postgres, &event).await == (40, 0)).then_some(())).await;
+    for pod in [&one, &two] {
+        let late = told(pod.post_to(&format!("/api/reservations/{}/confirm", ids[0]), &json!({})).await).await;
+        assert_eq!((late.0, late.2.as_str()), (409, "RESERVATION_EXPIRED"));
+    }
+    one.check("booking-consistency", "the books add up", |check| check.status == CheckStatus::Healthy).await;
+}
+
+/// Expiry and buyers meet at the last moment: a seat is bought or free, never both and never neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn buyers_at_the_last_moment_and_expiry_share_the_seats_out() {
+    let postgres = Postgres::start().await;
+    let app = App::booking_with(&postgres, &[("--hold-seconds", "1"), ("--expire-every-seconds", "1")]).await;
+    let event = event(&postgres, 60).await;
+    let bought = join_all((0..30).map(|nth: u64| {
+        let (app, event) = (&app, &event);
+        async move {
+            let (status, id, _) = told(app.post_to("/api/reservations", &order(event, 1)).await).await;
+            if status != 201 {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(900 + nth * 10)).await;
+            told(app.post_to(&format!("/api/reservations/{id}/confirm"), &json!({})).await).await.0 == 201
+        }
+    }))
+    .await;
+    let bought = i64::try_from(bought.into_iter().filter(|bought| *bought).count()).unwrap();
+    eventually("the rest is free", async || (seats(&postgres, &event).await == (60 - bought, bought)).then_some(()))
+        .await;
+}
+
+/// The database takes the seats, and nobody hears of it: the buyer is told so, and finds out with the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn seats_that_are_taken_without_an_answer_are_found_again() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let event = event(&postgres, 10).await;
+    let mut policy = quick_policy();
+    policy.dependencies.get_mut("database").unwrap().retry.num_retries = 0;
+    app.push(policy, FlagsSettings::default()).await;
+    // The commit itself takes longer than anybody waits.
+    let slow =
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'";
+    let slow_commit = "CREATE CONSTRAINT TRIGGER slow AFTER INSERT OR UPDATE ON bookings DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION slow()";
+    let client = postgres.connect().await;
+    client.batch_execute(slow).await.unwrap();
+    client.batch_execute(slow_commit).await.unwrap();
+    let mut wanted = order(&event, 2);
+    wanted["idempotencyKey"] = json!("mine");
+    let answer = app.post(&wanted).await;
+    assert_eq!(answer.status(), 504);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!((&answer["errorCode"], &answer["idempotencyKey"]), (&json!("OUTCOME_UNKNOWN"), &json!("mine")));
+    let same = |found: &(u16, String, String)| (found.0 == 201 && found.1 == answer["bookingId"]).then_some(());
+    eventually("the same booking is found", async || same(&told(app.post(&wanted).await).await)).await;
+    assert_eq!(seats(&postgres, &event).await, (8, 2), "taken once");
+
+    client.batch_execute("DROP TRIGGER slow ON bookings").await.unwrap();
+    let (_, id, _) = told(app.post_to("/api/reservations", &order(&event, 1)).await).await;
+    client.batch_execute(slow_commit).await.unwrap();
+    let confirm = format!("/api/reservations/{id}/confirm");
+    assert_eq!(told(app.post_to(&confirm, &json!({})).await).await, (504, id.clone(), "OUTCOME_UNKNOWN".into()));
+    eventually("it is bought", async || (told(app.post_to(&confirm, &json!({})).await).await.0 == 201).then_some(()))
+        .await;
 }

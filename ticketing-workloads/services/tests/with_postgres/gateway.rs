@@ -3,7 +3,7 @@
 use crate::support::app::{App, OPENING_NIGHT, order};
 use crate::support::nobody;
 use crate::support::postgres::Postgres;
-use contract::{FallbackSettings, FlagsSettings, PolicySettings};
+use contract::{FallbackSettings, FlagsSettings, ManualState, PolicySettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -108,10 +108,13 @@ async fn a_stuck_catalog_keeps_nobody_from_booking() {
     let mut slow = quick();
     let catalog = slow.dependencies.get_mut("catalog").unwrap();
     (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (3_000, 3_000);
+    // The circuit is no help here: only the compartment, of which the policy says nothing, is.
+    catalog.circuit_breaker.manual_state = ManualState::Closed;
     gateway.push(slow, FlagsSettings::default()).await;
-    let looking = join_all((0..300).map(|_| gateway.get("/api/events")));
+    // More than the connections that the gateway takes: without a compartment they would fill all of them.
+    let looking = join_all((0..1_200).map(|_| gateway.get("/api/events")));
     let buying = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let started = Instant::now();
         let mut statuses = Vec::new();
         for _ in 0..10 {
@@ -167,7 +170,78 @@ async fn it_tells_what_may_have_happened_from_what_has_not() {
     let started = Instant::now();
     let answer = post("300").await.unwrap();
     assert_eq!(answer.status(), 504);
+    let key = answer.headers()["idempotency-key"].clone();
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(
+        (&answer["errorCode"], &answer["idempotencyKey"]),
+        (&json!("OUTCOME_UNKNOWN"), &json!(key.to_str().unwrap()))
+    );
     assert!(started.elapsed() < Duration::from_secs(2), "the caller's deadline holds");
     let answer = post("0").await.unwrap();
     assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "DEADLINE_PASSED");
+}
+
+/// Nothing has failed where there are only too many buyers: those who come a moment later are let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rush_of_buyers_opens_no_circuit() {
+    let postgres = Postgres::start().await;
+    let booking = App::start(&postgres, "booking-1").await;
+    let gateway = App::gateway(nobody().await, booking.address).await;
+    let limit = |most: u32| {
+        let flag = json!({"state": "ENABLED", "variants": {"most": most}, "defaultVariant": "most"});
+        serde_json::from_value::<FlagsSettings>(json!({"flags": {"MaxConcurrentBookings": flag}})).unwrap()
+    };
+    booking.push(PolicySettings::default(), limit(0)).await;
+    for _ in 0..10 {
+        let answer = gateway.post(&order(OPENING_NIGHT, 1)).await;
+        assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "TOO_MANY_BOOKINGS");
+    }
+    booking.push(PolicySettings::default(), limit(100)).await;
+    assert_eq!(gateway.book().await, 201);
+    assert_eq!(metric(&metrics(&gateway).await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
+}
+
+/// Nor may one who is in a hurry shut the others out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hurried_buyer_opens_no_circuit() {
+    let postgres = Postgres::start().await;
+    let booking = App::start(&postgres, "booking-1").await;
+    let gateway = App::gateway(nobody().await, booking.address).await;
+    for _ in 0..10 {
+        let request = gateway.client.post(format!("http://{}/api/bookings", gateway.address));
+        let answer =
+            request.header("x-deadline-ms", "1").body(order(OPENING_NIGHT, 1).to_string()).send().await.unwrap();
+        assert!(matches!(answer.status().as_u16(), 201 | 504), "{}", answer.status());
+    }
+    assert_eq!(gateway.book().await, 201);
+    assert_eq!(metric(&metrics(&gateway).await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
+}
+
+/// Gateway and catalog both may make three retries; only the one next to the failure makes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn tiers_do_not_multiply_their_retries() {
+    let postgres = Postgres::start().await;
+    let catalog = App::catalog(&postgres).await;
+    let gateway = App::gateway(catalog.address, nobody().await).await;
+    let retries = |name: &str| {
+        let mut policy = PolicySettings::default();
+        let dependency = policy.dependencies.entry(name.to_owned()).or_default();
+        dependency.retry.base_interval_ms = 10;
+        dependency.circuit_breaker.manual_state = ManualState::Closed;
+        policy
+    };
+    catalog.push(retries("database"), FlagsSettings::default()).await;
+    gateway.push(retries("catalog"), FlagsSettings::default()).await;
+    let attempts = async |app: &App, service: &str| {
+        let text = metrics(app).await;
+        let failed = metric(&text, &format!(r#"circuit_breaker_calls_total{{service="{service}",result="failure"}}"#));
+        let retries =
+            text.lines().filter(|line| line.starts_with(&format!(r#"retry_attempts_total{{service="{service}""#)));
+        let retries: u64 = retries.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
+        (failed, retries)
+    };
+    postgres.drop_database().await;
+    assert_eq!(gateway.get("/api/events").await.status(), 503);
+    assert_eq!(attempts(&catalog, "database").await.1, 3, "one series of retries");
+    assert_eq!(attempts(&gateway, "catalog").await.1, 0, "and none above it");
 }

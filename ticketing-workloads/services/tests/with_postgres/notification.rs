@@ -220,4 +220,24 @@ async fn a_kill_makes_one_duplicate_at_most() {
     let total: usize = sent.values().sum();
     assert!(total <= MAILS + KILLS, "{sent:?}");
     assert!(total > MAILS, "no kill met a mail on its way: this proves nothing: {sent:?}");
+    let counted = "SELECT sum(possible_duplicates) FROM outbox";
+    let counted: i64 = postgres.connect().await.query_one(counted, &[]).await.unwrap().get(0);
+    let counted = usize::try_from(counted).unwrap();
+    assert!((total - MAILS..=KILLS).contains(&counted), "{counted} were counted: {sent:?}");
+}
+
+/// One address that is to wait is no reason to let all others wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_has_to_wait_holds_up_no_other() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"greylist": "new@"})).await;
+    for _ in 0..6 {
+        book(&stage.booking, Some("new@example.com")).await;
+    }
+    book(&stage.booking, Some("ann@example.com")).await;
+    eventually("the other one gets it", async || (stage.mails.all().await.len() == 1).then_some(())).await;
+    assert_eq!(metric(&stage.notification, r#"circuit_breaker_opened_total{service="smtp"}"#).await, 0);
+    stage.mails.behave(json!({})).await;
+    until_empty(&stage.postgres).await;
+    assert_eq!(stage.mails.all().await.len(), 7);
 }

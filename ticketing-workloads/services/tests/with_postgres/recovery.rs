@@ -23,7 +23,7 @@ async fn warm_pod(postgres: &Postgres) -> App {
     app.push(quick_policy(), FlagsSettings::default()).await;
     eventually("the pool is full", async || {
         app.book_at_once(24).await;
-        (postgres.back_ends("pod-1").await.len() == 8).then_some(())
+        (postgres.back_ends("pod-1").await.len() == 10).then_some(())
     })
     .await;
     app.check("database", "all is well", is(CheckStatus::Healthy)).await;

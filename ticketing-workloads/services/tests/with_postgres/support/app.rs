@@ -86,6 +86,16 @@ impl App {
         Self::run("booking", booking::start(settings).await.unwrap(), mounts)
     }
 
+    /// A pod with these settings, a token and a migrated database.
+    pub async fn booking_with(postgres: &Postgres, more: &[(&'static str, &str)]) -> Self {
+        let mounts = mounts();
+        let mut all = vec![("--database-url", postgres.url())];
+        all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let settings: Settings = settings(&mounts, "booking-1", &all);
+        let app = Self::run("booking", booking::start(settings).await.unwrap(), mounts);
+        app.until_it_has_events().await
+    }
+
     /// A catalog with a token and a migrated database.
     pub async fn catalog(postgres: &Postgres) -> Self {
         let mounts = mounts();
@@ -191,8 +201,15 @@ impl App {
     }
 
     pub async fn post(&self, body: &Value) -> Response {
-        let url = format!("http://{}/api/bookings", self.address);
-        self.client.post(url).body(body.to_string()).send().await.unwrap()
+        self.post_to("/api/bookings", body).await
+    }
+
+    pub async fn post_to(&self, path: &str, body: &Value) -> Response {
+        self.client.post(format!("http://{}{path}", self.address)).body(body.to_string()).send().await.unwrap()
+    }
+
+    pub async fn delete(&self, path: &str) -> Response {
+        self.client.delete(format!("http://{}{path}", self.address)).send().await.unwrap()
     }
 
     /// Books one ticket of the first event; the answer is the status.
