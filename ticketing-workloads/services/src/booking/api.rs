@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use backon::{ExponentialBuilder, Retryable};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -200,19 +201,26 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             bookings.resilience.metrics().fallback(PAYMENT, "queue", started.elapsed());
         }
         let database = &bookings.database;
-        let written = match paid {
-            Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
-            Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
-                let reason = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
-                cancel_reason = Some(reason.to_owned());
-                database.call(|connection| seats::cancel(connection, id, reason, 0)).await
+        let unpaid = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
+        let write = || async {
+            match paid {
+                Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
+                Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
+                    database.call(|connection| seats::cancel(connection, id, unpaid, 0)).await
+                }
+                _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
             }
-            _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
         };
+        // Worth some patience, also where the compartment is full: else the buyer waits until somebody settles it.
+        let written =
+            write.retry(ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_jitter()).await;
         match written {
             Ok(now) => {
                 if paid == Paid::Yes && now == "Cancelled" {
                     payments.paid_for_nothing(id);
+                }
+                if now == "Cancelled" {
+                    cancel_reason = Some(unpaid.to_owned());
                 }
                 status = now;
             }
