@@ -53,18 +53,33 @@ e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|kind|existing N
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture
 
 .PHONY: soak
-soak: e2e-tool ## Kill the operator 50 times at random, and judge from outside what it did: KILLS=50
+soak: soak-services soak-operator ## Both soaks: the services' memory under load, the operator killed at random
+
+.PHONY: soak-services
+soak-services: e2e-tool release-services ## Load all services while things fail, and see whether they keep their memory: MINUTES=10
+	$(E2E) soak --minutes $(or $(MINUTES),10)
+
+.PHONY: soak-operator
+soak-operator: e2e-tool ## Kill the operator 50 times at random, and judge from outside what it did: KILLS=50
 	cargo build --workspace --bins
 	$(E2E) cluster down
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) KILLS=$(or $(KILLS),50) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture an_operator_that_is_killed
 
 .PHONY: bench
-bench: bench-layers e2e-tool ## What a call through the layers costs; how long a change of a policy takes to reach 20 pods
+bench: bench-layers bench-goodput e2e-tool ## All figures: layers, goodput, how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
 
 .PHONY: bench-layers
 bench-layers: prerequisites ## What each layer costs per call, beside hand-written floors and other crates
 	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
+
+.PHONY: bench-goodput
+bench-goodput: e2e-tool release-services ## Seats sold while the first payment provider is down, with the patterns and without
+	$(E2E) goodput
+
+.PHONY: release-services
+release-services: prerequisites
+	cargo build --release --package ticketing-services --bin ticketing
 
 .PHONY: cluster-up
 cluster-up: e2e-tool ## Bring up a real Kubernetes: PROVIDER=local (no Docker) or kind, NODES=1..3

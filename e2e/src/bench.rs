@@ -130,7 +130,7 @@ fn row(name: &str, samples: &mut [u64]) {
 }
 
 /// The smallest sample that at least `share` percent do not exceed.
-fn percentile(sorted: &[u64], share: usize) -> u64 {
+pub(crate) fn percentile(sorted: &[u64], share: usize) -> u64 {
     let rank = (sorted.len() * share).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }

@@ -8,8 +8,10 @@ use e2e::laptop::{self, LaptopError};
 use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
+use e2e::soak::SoakError;
 use e2e::stage::StageError;
-use e2e::{bench, demo, packages};
+use e2e::{bench, demo, goodput, packages, soak};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Real Kubernetes clusters for tests and demos, the images that run on them, and the tools to talk to them.
@@ -60,6 +62,14 @@ enum Command {
         /// The first of sixteen ports
         #[arg(long, env = "FIRST_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1_024..=65_000))]
         first_port: u16,
+    },
+    /// Measure what the patterns are worth to a sale while the first payment provider is down
+    Goodput,
+    /// Load all services, make things fail, and see whether they keep their memory
+    Soak {
+        /// How many minutes, at least 2
+        #[arg(long, env = "MINUTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=1_440))]
+        minutes: u64,
     },
     /// Install the Debian packages that tests need, and say which; needs root only if one is missing
     Packages {
@@ -143,6 +153,8 @@ pub enum CliError {
     Package(#[from] PackageError),
     #[error(transparent)]
     Laptop(#[from] LaptopError),
+    #[error(transparent)]
+    Soak(#[from] SoakError),
     #[error("interrupted; what had been started is taken down")]
     Interrupted,
     #[error("cannot listen for signals: {0}")]
@@ -174,6 +186,8 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             };
             Ok(laptop::run(first_port, stop, &progress).await?)
         }
+        Command::Goodput => Ok(goodput::run(&progress).await?),
+        Command::Soak { minutes } => Ok(soak::run(Duration::from_secs(minutes * 60), &progress).await?),
         Command::Packages { which } => {
             // A container engine of Debian's would push Docker's own out of the way.
             let cluster = match which.provider {

@@ -7,10 +7,12 @@
 pub mod apiserver;
 pub mod bench;
 pub mod binaries;
+pub mod buyers;
 pub mod checkout;
 pub mod command;
 pub mod demo;
 pub mod filelock;
+pub mod goodput;
 pub mod image;
 pub mod kubectl;
 pub mod laptop;
@@ -21,6 +23,7 @@ pub mod progress;
 pub mod provider;
 pub mod sabotage;
 pub mod sale;
+pub mod soak;
 pub mod stage;
 pub mod traffic;
 

@@ -91,9 +91,18 @@ pub enum LaptopError {
         /// Why not.
         why: String,
     },
+    /// The simulator did not do as it was told.
+    #[error("the provider simulator: {0}")]
+    Simulator(reqwest::Error),
+    /// There is no room.
+    #[error("there are no {} free ports in a row", ports::COUNT)]
+    NoPorts,
     /// There is no such process.
     #[error("{0} is not running")]
     NotRunning(&'static str),
+    /// The database said no.
+    #[error("the database: {0}")]
+    Database(#[from] tokio_postgres::Error),
     /// A package is missing.
     #[error(transparent)]
     Package(#[from] PackageError),
@@ -130,6 +139,13 @@ pub struct Laptop {
 }
 
 impl Laptop {
+    /// The `ticketing` that was built without debug information and with optimisation, as images have it.
+    pub fn release_program() -> PathBuf {
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::checkout::root().join("target"), PathBuf::from);
+        target.join("release/ticketing")
+    }
+
     /// Starts everything on [`ports::COUNT`] ports from `first_port` on, and waits until it works. With `show`, what the
     /// processes say is printed, each line with its service before it. `program` is `ticketing`; every service gets
     /// `environment`, too.
@@ -251,6 +267,13 @@ impl Laptop {
     pub fn thaw(&self, name: &'static str) -> Result<(), LaptopError> {
         self.process(name)?.signal(Signal::CONT);
         Ok(())
+    }
+
+    /// A connection to the database.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, LaptopError> {
+        let (client, connection) = tokio_postgres::connect(&self.database_url(), tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
     }
 
     /// Ends the database at once, as a crash does; its data stay.

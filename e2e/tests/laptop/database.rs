@@ -5,7 +5,7 @@ use e2e::laptop::Port;
 use futures::future::join_all;
 use serde_json::json;
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 const OPENED: &str = r#"circuit_breaker_opened_total{service="database"}"#;
 const RETRIES: &str = r#"retry_attempts_total{service="database""#;
@@ -20,9 +20,7 @@ async fn the_database_fails() {
 }
 
 async fn connect(shop: &Shop) -> Client {
-    let (client, connection) = tokio_postgres::connect(&shop.laptop.database_url(), NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+    shop.laptop.connect().await.unwrap()
 }
 
 /// Seats that are not where the bookings say they are.

@@ -115,9 +115,7 @@ impl Shop {
 
     /// Mails that are still to be sent.
     pub async fn open_mails(&self) -> usize {
-        let (client, connection) =
-            tokio_postgres::connect(&self.laptop.database_url(), tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let client = self.laptop.connect().await.unwrap();
         let row = client.query_one("SELECT count(*) FROM outbox WHERE done_at IS NULL", &[]).await.unwrap();
         usize::try_from(row.get::<_, i64>(0)).unwrap()
     }

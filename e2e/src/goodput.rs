@@ -1,0 +1,134 @@
+//! What the patterns are worth: seats sold per second and how long buyers wait while the first payment provider is down,
+//! with the patterns and without them.
+
+use crate::bench::percentile;
+use crate::buyers::{Answer, Market};
+use crate::laptop::{Laptop, LaptopError, Port, Ports};
+use crate::progress::Progress;
+use contract::{
+    BulkheadSettings, CircuitBreakerSettings, DependencySettings, FlagsSettings, ManualState, PolicySettings,
+    RetrySettings, TimeoutSettings,
+};
+use reqwest::Client;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Buyers at once.
+const BUYERS: usize = 32;
+/// Events that they buy seats of.
+const EVENTS: i32 = 200;
+/// How long each case is measured.
+const MEASURED: Duration = Duration::from_secs(20);
+/// The only thing that is left without the patterns: what an HTTP client has of itself (the ADR's 10 s).
+const CLIENT_TIMEOUT_MS: u64 = 10_000;
+
+/// What a case found.
+struct Measured {
+    confirmed: usize,
+    pending: usize,
+    failed: usize,
+    took_ms: Vec<u64>,
+}
+
+impl Measured {
+    fn of(answers: &[Answer]) -> Self {
+        let count = |wanted: &dyn Fn(u16) -> bool| answers.iter().filter(|answer| wanted(answer.status)).count();
+        let took = |answer: &Answer| u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX);
+        let mut took_ms: Vec<u64> = answers.iter().map(took).collect();
+        took_ms.sort_unstable();
+        let (confirmed, pending) = (count(&|status| status == 201), count(&|status| status == 202));
+        Self { confirmed, pending, failed: answers.len() - confirmed - pending, took_ms }
+    }
+
+    /// Seats per second that somebody has or will have.
+    fn goodput(&self) -> f64 {
+        per_second(self.confirmed + self.pending)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far below 2^52")]
+fn per_second(count: usize) -> f64 {
+    count as f64 / MEASURED.as_secs_f64()
+}
+
+/// Runs it and prints the table.
+pub async fn run(progress: &Progress) -> Result<(), LaptopError> {
+    println!("{BUYERS} buyers at once for {} s a case; seats per second, milliseconds", MEASURED.as_secs());
+    println!("without the patterns: a timeout of {} s and nothing else\n", CLIENT_TIMEOUT_MS / 1_000);
+    println!(
+        "{:<42}{:>11}{:>10}{:>10}{:>9}{:>9}",
+        "the first provider", "confirmed/s", "pending/s", "failed/s", "p50", "p99"
+    );
+    let mut ratios = Vec::new();
+    for (name, behaviour) in [
+        ("works", json!({})),
+        ("refuses connections", json!({"refuse": true})),
+        ("takes them and never answers", json!({"latencyMs": 3_600_000})),
+    ] {
+        let mut goodput = Vec::new();
+        for patterns in [true, false] {
+            progress
+                .say(format!("the first provider {name}, {} the patterns", if patterns { "with" } else { "without" }));
+            let measured = case(&behaviour, patterns).await?;
+            let [p50, p99] = [50, 99].map(|share| percentile(&measured.took_ms, share));
+            let name = format!("{name}, {}", if patterns { "with" } else { "without" });
+            let [confirmed, pending, failed] = [measured.confirmed, measured.pending, measured.failed].map(per_second);
+            println!("{name:<42}{confirmed:>11.1}{pending:>10.1}{failed:>10.1}{p50:>9}{p99:>9}");
+            goodput.push((measured.goodput(), p99));
+        }
+        if let [(with, p99_with), (without, p99_without)] = goodput[..] {
+            let times = if without > 0.0 { format!("{:.2} times", with / without) } else { "all of".to_owned() };
+            ratios.push(format!("{name}: {times} the seats, p99 {p99_with} instead of {p99_without} ms"));
+        }
+    }
+    println!("\nwith the patterns, when the first provider …");
+    for ratio in ratios {
+        println!("  {ratio}");
+    }
+    Ok(())
+}
+
+async fn case(behaviour: &Value, patterns: bool) -> Result<Measured, LaptopError> {
+    let first_port = Ports::any_free().ok_or(LaptopError::NoPorts)?;
+    // Each case has a shop of its own: the circuits of the one before would still be open.
+    let laptop = Laptop::start(Laptop::release_program(), first_port, &[], false, &Progress::quiet()).await?;
+    if !patterns {
+        for (service, admin) in
+            [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]
+        {
+            laptop.push(service, admin, nothing(service), FlagsSettings::default()).await?;
+        }
+    }
+    let market = Market::open(&laptop, EVENTS).await?;
+    // Connections are open, statements are prepared.
+    market.rush(BUYERS, Duration::from_secs(2)).await;
+    let url = laptop.url(Port::Providers) + "/providers/stripe";
+    let told = Client::new().put(url).body(behaviour.to_string()).send().await;
+    told.and_then(reqwest::Response::error_for_status).map_err(LaptopError::Simulator)?;
+    let answers = market.rush(BUYERS, MEASURED).await;
+    laptop.stop().await;
+    Ok(Measured::of(&answers))
+}
+
+/// A policy that takes everything away but a timeout.
+fn nothing(service: &str) -> PolicySettings {
+    const WIDE: &str = "wide";
+    let bare = DependencySettings {
+        timeout: TimeoutSettings { request_ms: CLIENT_TIMEOUT_MS, per_try_ms: CLIENT_TIMEOUT_MS, connect_ms: None },
+        retry: RetrySettings { num_retries: 0, ..Default::default() },
+        circuit_breaker: CircuitBreakerSettings { manual_state: ManualState::Closed, ..Default::default() },
+        bulkhead: Some(WIDE.to_owned()),
+        fallback: Vec::new(),
+    };
+    let names: &[&str] = match service {
+        "gateway" => &["catalog", "booking"],
+        "booking" => &["payment"],
+        _ => &["stripe", "paypal"],
+    };
+    let wide = BulkheadSettings { max_concurrent: 10_000, max_queued: 0, max_wait_ms: 0 };
+    PolicySettings {
+        dependencies: names.iter().map(|name| ((*name).to_owned(), bare.clone())).collect(),
+        bulkheads: [(WIDE.to_owned(), wide)].into(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,240 @@
+//! Whether the services keep their memory under load: ten minutes of buyers, failures and changes of the configuration.
+
+use crate::buyers::Market;
+use crate::laptop::{Laptop, LaptopError, Port, Ports};
+use crate::progress::Progress;
+use contract::{DependencySettings, FlagsSettings, PolicySettings, RetryOn};
+use reqwest::Client;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Buyers at once.
+const BUYERS: usize = 8;
+/// The pause of a buyer between two orders: a load that two cores can bear beside everything else.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Events that they buy seats of.
+const EVENTS: i32 = 100;
+/// Time between two readings of the memory.
+const READ_EVERY: Duration = Duration::from_secs(2);
+/// The memory is that of the readings within so much time.
+const READINGS: Duration = Duration::from_secs(20);
+/// When the memory is first judged.
+const WARM: Duration = Duration::from_secs(60);
+/// How much more it may be in the end, in percent.
+const MAX_GROWTH_PERCENT: u64 = 10;
+/// The services that are judged, and where they are configured.
+const SERVICES: [(&str, Port); 5] = [
+    ("gateway", Port::GatewayAdmin),
+    ("catalog", Port::CatalogAdmin),
+    ("booking", Port::BookingAdmin),
+    ("payment", Port::PaymentAdmin),
+    ("notification", Port::NotificationAdmin),
+];
+
+/// Why the soak did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum SoakError {
+    /// The shop could not be run.
+    #[error(transparent)]
+    Laptop(#[from] LaptopError),
+    /// A service has more memory in the end.
+    #[error("more than {MAX_GROWTH_PERCENT} % more memory in the end than after {} s: {services}", WARM.as_secs())]
+    Grown {
+        /// Which.
+        services: String,
+    },
+    /// The memory of a process cannot be read.
+    #[error("cannot read the memory of {0}")]
+    Unreadable(&'static str),
+    /// Next to nothing was sold.
+    #[error("only {sold} of {asked} orders were taken: this proves nothing")]
+    Idle {
+        /// Orders that were taken.
+        sold: usize,
+        /// All orders.
+        asked: usize,
+    },
+}
+
+/// What became of orders and looks.
+#[derive(Default)]
+struct Tally {
+    asked: usize,
+    taken: usize,
+    looks: usize,
+}
+
+/// Runs it and prints the table.
+pub async fn run(time: Duration, progress: &Progress) -> Result<(), SoakError> {
+    let first_port = Ports::any_free().ok_or(LaptopError::NoPorts)?;
+    let hold = [("HOLD_SECONDS", "5")];
+    let laptop = Laptop::start(Laptop::release_program(), first_port, &hold, false, &Progress::quiet()).await?;
+    let market = Market::open(&laptop, EVENTS).await?;
+    let begin = Instant::now();
+    let end = begin + time;
+    let (readings, tallies, failures) = tokio::join!(
+        read_memory(&laptop, begin, end, progress),
+        futures::future::join_all((0..BUYERS).map(|buyer| buy(&market, buyer, end))),
+        trouble(&laptop, end),
+    );
+    let readings = readings?;
+    let troubles = failures?;
+    laptop.stop().await;
+    let sum = |figure: fn(&Tally) -> usize| tallies.iter().map(figure).sum::<usize>();
+    let (asked, taken, looks) = (sum(|tally| tally.asked), sum(|tally| tally.taken), sum(|tally| tally.looks));
+    println!("{} s, {BUYERS} buyers: {asked} orders, {taken} of them taken, {looks} looks at events", time.as_secs());
+    println!("meanwhile {troubles} changes of provider, configuration or database connections\n");
+    if taken * 2 < asked || asked == 0 {
+        return Err(SoakError::Idle { sold: taken, asked });
+    }
+    judge(&readings, time)
+}
+
+async fn buy(market: &Market, buyer: usize, end: Instant) -> Tally {
+    let mut tally = Tally::default();
+    for nth in buyer.. {
+        if Instant::now() >= end {
+            break;
+        }
+        if nth % 2 == 0 {
+            market.look(nth).await;
+            tally.looks += 1;
+        } else {
+            let answer = if nth % 5 == 0 { market.reserve().await } else { market.book().await };
+            tally.asked += 1;
+            tally.taken += usize::from(matches!(answer.status, 201 | 202));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    tally
+}
+
+/// Something changes every five seconds; the answer is how often.
+async fn trouble(laptop: &Laptop, end: Instant) -> Result<usize, LaptopError> {
+    let client = Client::new();
+    let behave = async |behaviour: Value| {
+        let url = laptop.url(Port::Providers) + "/providers/stripe";
+        let told = client.put(url).body(behaviour.to_string()).send().await;
+        told.and_then(reqwest::Response::error_for_status).map(drop).map_err(LaptopError::Simulator)
+    };
+    let mut times = 0;
+    while Instant::now() < end {
+        match times % 6 {
+            0 => behave(json!({"refuse": true})).await?,
+            1 => behave(json!({"latencyMs": 200})).await?,
+            2 => behave(json!({"failPercent": 30})).await?,
+            3 => behave(json!({})).await?,
+            4 => {
+                let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+                           AND backend_type = 'client backend'";
+                laptop.connect().await?.execute(cut, &[]).await?;
+            }
+            _ => {
+                // A change that means something each time, and nothing to those who are called.
+                let mut database = DependencySettings::default();
+                database.timeout.request_ms += times;
+                database.retry.base_interval_ms = 100;
+                database.retry.retry_on =
+                    [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into();
+                let policy =
+                    PolicySettings { dependencies: [("database".to_owned(), database)].into(), ..Default::default() };
+                for (service, admin) in SERVICES.into_iter().filter(|(service, _)| *service != "gateway") {
+                    laptop.push(service, admin, policy.clone(), FlagsSettings::default()).await?;
+                }
+            }
+        }
+        times += 1;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    Ok(usize::try_from(times).unwrap_or(usize::MAX))
+}
+
+/// Bytes of each service, each with the time since the start.
+type Readings = BTreeMap<&'static str, Vec<(Duration, u64)>>;
+
+async fn read_memory(
+    laptop: &Laptop,
+    begin: Instant,
+    end: Instant,
+    progress: &Progress,
+) -> Result<Readings, SoakError> {
+    let mut readings = Readings::new();
+    let mut minute = 1;
+    while Instant::now() < end {
+        for (service, _) in SERVICES {
+            let process = laptop.process(service)?;
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            let bytes = resident_bytes(&status).ok_or(SoakError::Unreadable(service))?;
+            readings.entry(service).or_default().push((begin.elapsed(), bytes));
+        }
+        if begin.elapsed().as_secs() >= minute * 60 {
+            let now = |(service, all): (&&str, &Vec<(Duration, u64)>)| {
+                format!("{service} {:.1}", mebibytes(all.last().map_or(0, |(_, bytes)| *bytes)))
+            };
+            let all: Vec<String> = readings.iter().map(now).collect();
+            progress.say(format!("{minute} min, MiB: {}", all.join(", ")));
+            minute += 1;
+        }
+        tokio::time::sleep(READ_EVERY).await;
+    }
+    Ok(readings)
+}
+
+fn judge(readings: &Readings, time: Duration) -> Result<(), SoakError> {
+    println!("{:<16}{:>14}{:>14}{:>12}", "MiB resident", "after 1 min", "in the end", "change");
+    let mut grown = Vec::new();
+    for (service, all) in readings {
+        let (first, last) = (median(all, WARM), median(all, time));
+        let change = i128::from(last) * 1_000 / i128::from(first.max(1)) - 1_000;
+        println!(
+            "{service:<16}{:>14.2}{:>14.2}{:>+10}.{} %",
+            mebibytes(first),
+            mebibytes(last),
+            change / 10,
+            change.abs() % 10
+        );
+        if last * 100 > first * (100 + MAX_GROWTH_PERCENT) {
+            grown.push(*service);
+        }
+    }
+    if grown.is_empty() { Ok(()) } else { Err(SoakError::Grown { services: grown.join(", ") }) }
+}
+
+/// The median of the readings in the time before `until`.
+fn median(readings: &[(Duration, u64)], until: Duration) -> u64 {
+    let within = |(at, _): &&(Duration, u64)| *at <= until && *at + READINGS > until;
+    let mut bytes: Vec<u64> = readings.iter().filter(within).map(|(_, bytes)| *bytes).collect();
+    bytes.sort_unstable();
+    bytes.get(bytes.len() / 2).copied().unwrap_or_default()
+}
+
+/// `VmRSS:     5120 kB`, as the kernel writes it.
+fn resident_bytes(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a memory is far below 2^52 bytes")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readings(last: u64) -> Readings {
+        let at = |second: u64| (Duration::from_secs(second), if second > 300 { last } else { 1_000_000 });
+        Readings::from([("booking", (0..300).map(|nth| at(nth * 2)).collect())])
+    }
+
+    #[test]
+    fn memory_may_grow_by_a_tenth_and_no_more() {
+        let time = Duration::from_secs(600);
+        assert!(judge(&readings(1_100_000), time).is_ok());
+        assert!(judge(&readings(500_000), time).is_ok());
+        let error = judge(&readings(1_100_001), time).unwrap_err().to_string();
+        assert!(error.ends_with("booking"), "{error}");
+    }
+}
