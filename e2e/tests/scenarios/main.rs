@@ -8,6 +8,7 @@
 mod crashes;
 mod incident;
 mod operator_process;
+mod services;
 
 use crds::{
     condition::types::{ACCEPTED, HEALTHY, PROGRAMMED, READY, RECOVERY_ALLOWED},

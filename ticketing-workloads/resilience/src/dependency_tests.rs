@@ -336,3 +336,50 @@ async fn a_drill_can_hold_calls_up_and_make_them_fail() {
     assert!(attempts == 0 && matches!(answer, Err(CallError::Injected { .. })));
     assert_eq!(dependency.breaker().totals().failures, 1);
 }
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_a_span_and_each_change_of_the_circuit_a_line() {
+    use tracing_subscriber::fmt::format::FmtSpan;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG);
+    let subscriber = subscriber.with_span_events(FmtSpan::NEW).with_writer(move || writer.clone());
+    let _guard = subscriber.finish().set_default();
+    let trip = contract::TripRule::ConsecutiveFailures { failures: 2 };
+    let breaker = CircuitBreakerSettings { trip, ..Default::default() };
+    let retry = RetrySettings { num_retries: 1, ..database().retry };
+    let dependency = dependency(DependencySettings { circuit_breaker: breaker, retry, ..database() });
+    assert!(calls(dependency, 0, Err(FailureKind::ConnectFailure)).await.1.is_err());
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert!(calls(dependency, 0, Ok(())).await.1.is_ok());
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut from = 0;
+    for expected in [
+        r#"attempt{dependency="database" number=1}"#,
+        r#"WARN resilience::layers::retry: retrying dependency="database" attempt=1 kind=ConnectFailure wait=200 ms"#,
+        r#"attempt{dependency="database" number=2}"#,
+        "circuit opened dependency=database",
+        "circuit half-open dependency=database",
+        "circuit closed dependency=database",
+    ] {
+        let found = lines[from..].iter().position(|line| line.contains(expected));
+        from += found.unwrap_or_else(|| panic!("no line with `{expected}` after line {from}:\n{text}"));
+    }
+}

@@ -15,3 +15,6 @@ pub mod notification;
 pub mod payment;
 pub mod provider_simulator;
 pub mod schema;
+
+#[cfg(test)]
+mod adr_numbers;

@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers.
-fn defaults() -> PolicySettings {
+pub(crate) fn defaults() -> PolicySettings {
     let database = DependencySettings { bulkhead: Some(CRITICAL.to_owned()), ..database::defaults() };
     // Payment makes the retries that make sense towards its providers.
     let payment = DependencySettings {

@@ -32,7 +32,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: a page that cannot be read is given as it was, up to five minutes ago.
-fn defaults(pool_size: u16) -> PolicySettings {
+pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
     let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
     let database = DependencySettings { fallback, ..database::defaults() };
     PolicySettings {

@@ -36,7 +36,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers.
-fn defaults() -> PolicySettings {
+pub(crate) fn defaults() -> PolicySettings {
     let catalog = DependencySettings {
         retry: RetrySettings { budget: Some(retry::BUDGET), ..Default::default() },
         bulkhead: Some(CATALOG.to_owned()),

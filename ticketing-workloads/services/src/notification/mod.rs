@@ -60,7 +60,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers for background work.
-fn defaults(pool_size: u16) -> PolicySettings {
+pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
     let smtp = DependencySettings {
         timeout: TimeoutSettings { request_ms: 30_000, per_try_ms: 10_000, connect_ms: None },
         // Only what never reached the server: anything else the outbox tries again, and counts.

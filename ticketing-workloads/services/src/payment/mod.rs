@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 /// What holds without a policy: the ADR's numbers.
-fn defaults(pool_size: u16) -> PolicySettings {
+pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
     let external = Some(EXTERNAL_API.to_owned());
     let stripe = DependencySettings {
         timeout: TimeoutSettings { request_ms: 12_000, per_try_ms: 3_000, connect_ms: None },
