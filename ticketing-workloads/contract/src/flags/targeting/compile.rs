@@ -62,9 +62,22 @@ pub enum Mistake {
     Malformed(&'static str),
 }
 
-/// Compiles `rule` and the shared rules that it refers to.
-pub(super) fn compile(rule: &Value, evaluators: &BTreeMap<String, Value>, path: String) -> Result<Rule, RuleError> {
-    let mut compiler = Compiler { evaluators, path, parts: 0, references: Vec::new(), items: 0, uses_time: false };
+/// Compiles `rule` and the shared rules that it refers to. `inside`: what it is used for is not known, so `var` may look
+/// into an item of a list.
+pub(super) fn compile(
+    rule: &Value,
+    evaluators: &BTreeMap<String, Value>,
+    path: &str,
+    inside: bool,
+) -> Result<Rule, RuleError> {
+    let mut compiler = Compiler {
+        evaluators,
+        path: path.to_owned(),
+        parts: 0,
+        references: Vec::new(),
+        items: usize::from(inside),
+        uses_time: false,
+    };
     let root = compiler.node(rule, 0)?;
     Ok(Rule { root, uses_time: compiler.uses_time })
 }

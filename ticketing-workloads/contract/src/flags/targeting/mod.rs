@@ -56,13 +56,13 @@ impl Rule {
         if rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty) {
             return Ok(None);
         }
-        compile::compile(rule, evaluators, "targeting".to_owned()).map(Some)
+        compile::compile(rule, evaluators, "targeting", false).map(Some)
     }
 
     /// Compiles the shared rule `name` alone, to see whether it could be referred to.
-    pub fn compile_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<Self, RuleError> {
+    pub fn judge_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<(), RuleError> {
         let reference = serde_json::json!({ "$ref": name });
-        compile::compile(&reference, evaluators, "$evaluators".to_owned())
+        compile::compile(&reference, evaluators, "$evaluators", true).map(|_| ())
     }
 
     /// Whether the time makes a difference. If not, any [`Request::now_ms`] will do.

@@ -171,7 +171,7 @@ fn answers(#[case] logic: Value, #[case] expected: Result<Option<&str>, Evaluati
 #[case(json!({"fractional": [["a", 0], ["b", -1]]}), "targeting.fractional: needs a weight above 0")]
 #[case(json!({"fractional": [["a", 2_147_483_647], ["b"]]}), "targeting.fractional: the weights must not add up")]
 #[case(json!({"fractional": [[["a"], 1]]}), "targeting.fractional[0][0]: must be the name of a variant")]
-#[case(json!({"$ref": "nobody"}), "targeting.$ref: nobody is not among $evaluators (bad, ping, pong, vip)")]
+#[case(json!({"$ref": "nobody"}), "targeting.$ref: nobody is not among $evaluators (bad, ping, pong, positive, vip)")]
 #[case(json!({"!": {"$ref": "ping"}}), "$evaluators.pong.!.$ref: refers to itself: ping -> pong -> ping;")]
 #[case(json!({"!": {"$ref": "bad"}}), "$evaluators.bad.in: takes two values, found 1")]
 fn mistakes_are_named_with_their_place(#[case] logic: Value, #[case] expected: &str) {
@@ -185,6 +185,7 @@ fn evaluators() -> BTreeMap<String, Value> {
         "ping": {"or": [{"$ref": "vip"}, {"$ref": "pong"}]},
         "pong": {"!": {"$ref": "ping"}},
         "bad": {"in": ["x"]},
+        "positive": {">": [{"var": ""}, 0]},
     });
     serde_json::from_value(all).unwrap()
 }
@@ -198,8 +199,9 @@ fn shared_rules_are_resolved_when_compiled() {
         rule.evaluate(&request).unwrap().map(Cow::into_owned)
     };
     assert_eq!((answer("a@vip.example").as_deref(), answer("a@example").as_deref()), (Some("red"), None));
-    assert!(Rule::compile_evaluator("vip", &evaluators()).is_ok());
-    let error = Rule::compile_evaluator("bad", &evaluators()).unwrap_err();
+    assert!(Rule::judge_evaluator("vip", &evaluators()).is_ok());
+    assert!(Rule::judge_evaluator("positive", &evaluators()).is_ok(), "it is for the items of a list");
+    let error = Rule::judge_evaluator("bad", &evaluators()).unwrap_err();
     assert_eq!(error.path, "$evaluators.bad.in");
 }
 
