@@ -3,8 +3,10 @@
 use super::node::{Affix, Arithmetic, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
 use super::value::{Num, Val};
 use super::{MAX_STEPS, Request};
+use crate::flags::context::Attribute;
 use crate::flags::fractional::{self, MAX_WEIGHT_SUM};
 use crate::flags::semver::Version;
+use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -68,20 +70,93 @@ impl<'a> Run<'a> {
             Node::Float(value) => Val::Float(*value),
             Node::Text(text) => Val::Str(text),
             Node::Json(value) => Val::Json(value),
-            Node::List(nodes) => list(self.values(nodes, scope)?)?,
-            Node::Var(var) => self.var(var, scope)?,
+            Node::Var(var) => return self.var(var, scope),
             Node::If(branches) => return self.branch(branches, scope),
+            Node::Affix(affix, sides) => self.affix(*affix, sides, scope)?.map_or(Val::Null, Val::Bool),
+            Node::Fractional(split) => return self.fractional(split, scope),
+            Node::Equal { .. } | Node::Order(..) | Node::In(_) | Node::Not(_) | Node::IsTrue(_) => {
+                Val::Bool(self.is_true(node, scope)?)
+            }
+            _ => return self.rare(node, scope),
+        })
+    }
+
+    /// Whether the value of `node` is true, without making that value where it can be avoided.
+    fn is_true(&self, node: &'a Node, scope: &Scope<'a>) -> Result<bool, EvaluationError> {
+        match node {
+            Node::Affix(affix, sides) => Ok(self.affix(*affix, sides, scope)? == Some(true)),
+            Node::Equal { strict, negated, sides } => Ok(self.is_equal(*strict, sides, scope)? != *negated),
+            Node::In(sides) => self.is_in(sides, scope),
+            Node::Order(order, nodes) => self.in_order(*order, nodes, scope),
+            Node::Not(node) => {
+                self.charge(1)?;
+                Ok(!self.is_true(node, scope)?)
+            }
+            Node::IsTrue(node) => {
+                self.charge(1)?;
+                self.is_true(node, scope)
+            }
+            _ => Ok(self.value(node, scope)?.is_true()),
+        }
+    }
+
+    /// A text that is there already: one of the rule, or an attribute. `None`: it takes more to know.
+    #[inline]
+    fn text(&self, node: &'a Node, scope: &Scope<'a>) -> Option<&'a str> {
+        match node {
+            Node::Text(text) => Some(text),
+            Node::Var(var) if matches!(scope, Scope::Request) => match &var.path {
+                Path::Known(names) => match &**names {
+                    [name] if &**name == "targetingKey" => self.request.context.targeting_key(),
+                    [name] => match self.request.context.attribute(name) {
+                        Some(Attribute::Text(text)) => Some(text),
+                        _ => None,
+                    },
+                    _ => None,
+                },
+                Path::Computed(_) => None,
+            },
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn texts(&self, sides: &'a [Node; 2], scope: &Scope<'a>) -> Option<(&'a str, &'a str)> {
+        Some((self.text(&sides[0], scope)?, self.text(&sides[1], scope)?))
+    }
+
+    /// `None`: one of the sides is no text.
+    #[inline]
+    fn affix(&self, affix: Affix, sides: &'a [Node; 2], scope: &Scope<'a>) -> Result<Option<bool>, EvaluationError> {
+        let holds = |text: &str, part: &str| match affix {
+            Affix::Start => text.starts_with(part),
+            Affix::End => text.ends_with(part),
+        };
+        if let Some((text, part)) = self.texts(sides, scope) {
+            self.charge(3)?;
+            return Ok(Some(holds(text, part)));
+        }
+        let [text, part] = self.both(sides, scope)?;
+        Ok(text.as_str().zip(part.as_str()).map(|(text, part)| holds(text, part)))
+    }
+
+    fn is_equal(&self, strict: bool, sides: &'a [Node; 2], scope: &Scope<'a>) -> Result<bool, EvaluationError> {
+        if let Some((left, right)) = self.texts(sides, scope) {
+            self.charge(3)?;
+            return Ok(left == right);
+        }
+        let [left, right] = self.both(sides, scope)?;
+        self.charge(left.items().unwrap_or(0))?;
+        Ok(if strict { left.is_same(&right) } else { left.is_equal(&right) })
+    }
+
+    /// What [`Run::value`] does not do itself. Apart from it, so that the ordinary operators need little of the stack.
+    #[inline(never)]
+    fn rare(&self, node: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
+        Ok(match node {
+            Node::List(nodes) => list(self.values(nodes, scope)?)?,
             Node::And(nodes) => return self.until(nodes, false, scope),
             Node::Or(nodes) => return self.until(nodes, true, scope),
-            Node::Not(node) => Val::Bool(!self.value(node, scope)?.is_true()),
-            Node::IsTrue(node) => Val::Bool(self.value(node, scope)?.is_true()),
-            Node::Equal { strict, negated, sides } => {
-                let [left, right] = self.both(sides, scope)?;
-                self.charge(left.items().unwrap_or(0))?;
-                let equal = if *strict { left.is_same(&right) } else { left.is_equal(&right) };
-                Val::Bool(equal != *negated)
-            }
-            Node::Order(order, nodes) => Val::Bool(self.in_order(*order, nodes, scope)?),
             Node::Fold(fold, nodes) => self.fold(*fold, nodes, scope)?,
             Node::Negate(node) => {
                 let number = self.value(node, scope)?.number();
@@ -91,7 +166,6 @@ impl<'a> Run<'a> {
                 let [left, right] = self.both(sides, scope)?;
                 arithmetic(*operation, left.number(), right.number())
             }
-            Node::In(sides) => Val::Bool(self.is_in(sides, scope)?),
             Node::Cat(nodes) => self.cat(nodes, scope)?,
             Node::Substr(parts) => self.substr(parts, scope)?,
             Node::Missing(nodes) => {
@@ -111,14 +185,6 @@ impl<'a> Run<'a> {
             Node::Merge(nodes) => self.merge(nodes, scope)?,
             Node::Each(each, parts) => self.each(*each, parts, scope)?,
             Node::Reduce(parts) => self.reduce(parts, scope)?,
-            Node::Affix(affix, sides) => {
-                let [text, part] = self.both(sides, scope)?;
-                match (text.as_str(), part.as_str(), affix) {
-                    (Some(text), Some(part), Affix::Start) => Val::Bool(text.starts_with(part)),
-                    (Some(text), Some(part), Affix::End) => Val::Bool(text.ends_with(part)),
-                    _ => Val::Null,
-                }
-            }
             Node::SemVer(comparison, sides) => {
                 let [left, right] = self.both(sides, scope)?;
                 let (left, right) = (version_text(&left), version_text(&right));
@@ -127,7 +193,8 @@ impl<'a> Run<'a> {
                     _ => Val::Null,
                 }
             }
-            Node::Fractional(split) => return self.fractional(split, scope),
+            // All others are done by `value`, which sends nothing here that it does itself.
+            _ => Val::Null,
         })
     }
 
@@ -146,7 +213,7 @@ impl<'a> Run<'a> {
                 [] => return Ok(Val::Null),
                 [otherwise] => return self.value(otherwise, scope),
                 [condition, then, rest @ ..] => {
-                    if self.value(condition, scope)?.is_true() {
+                    if self.is_true(condition, scope)? {
                         return self.value(then, scope);
                     }
                     branches = rest;
@@ -214,6 +281,10 @@ impl<'a> Run<'a> {
     }
 
     fn is_in(&self, sides: &'a [Node; 2], scope: &Scope<'a>) -> Result<bool, EvaluationError> {
+        if let (Some(wanted), Node::Json(Value::Array(items))) = (self.text(&sides[0], scope), &sides[1]) {
+            self.charge(items.len())?;
+            return Ok(items.iter().any(|item| item.as_str() == Some(wanted)));
+        }
         let [wanted, place] = self.both(sides, scope)?;
         if let Some(items) = place.items() {
             self.charge(items)?;
@@ -348,15 +419,18 @@ impl<'a> Run<'a> {
                 [name] => self.named(name, scope),
                 [name, rest @ ..] => self.nested(name, rest.iter().map(|name| &**name), scope),
             },
-            Path::Computed(node) => {
-                let path = self.value(node, scope)?;
-                match path.as_str() {
-                    Some(path) => self.find(path, scope),
-                    None => self.spelling(&path)?.map_or(Val::Null, |path| self.find(&path, scope)),
-                }
-            }
+            Path::Computed(node) => self.computed(node, scope)?,
         };
         if found.is_null() { self.value(&var.default, scope) } else { Ok(found) }
+    }
+
+    #[inline(never)]
+    fn computed(&self, path: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
+        let path = self.value(path, scope)?;
+        Ok(match path.as_str() {
+            Some(path) => self.find(path, scope),
+            None => self.spelling(&path)?.map_or(Val::Null, |path| self.find(&path, scope)),
+        })
     }
 
     /// What is at a dotted path.
@@ -402,15 +476,9 @@ impl<'a> Run<'a> {
                 None | Some("") => None,
                 Some(key) => Some(fractional::hash_pair(self.request.flag_key, key)),
             },
-            Some(node) => match self.value(node, scope)? {
-                Val::Null | Val::List(_) => None,
-                Val::Bool(value) => Some(fractional::hash_bool(value)),
-                Val::Int(value) => Some(fractional::hash_integer(value)),
-                Val::Float(value) => Some(fractional::hash_float(value)),
-                Val::Str(text) => Some(fractional::hash_text(text)),
-                Val::Text(text) => Some(fractional::hash_text(&text)),
-                // A list in the first place would be a bucket.
-                Val::Json(value) => value.is_object().then(|| fractional::hash_json(value)).flatten(),
+            Some(node) => match self.text(node, scope) {
+                Some(text) => Some(fractional::hash_text(text)),
+                None => hash(&self.value(node, scope)?),
             },
         };
         let Some(hash) = hash else { return Ok(Val::Null) };
@@ -458,6 +526,20 @@ impl<'a> Run<'a> {
             }
         }
         Ok((total > 0).then_some(total))
+    }
+}
+
+/// Hash of a bucketing value; `None`: it is none.
+fn hash(value: &Val<'_>) -> Option<u32> {
+    match value {
+        // A list in the first place would be a bucket.
+        Val::Null | Val::List(_) => None,
+        Val::Bool(value) => Some(fractional::hash_bool(*value)),
+        Val::Int(value) => Some(fractional::hash_integer(*value)),
+        Val::Float(value) => Some(fractional::hash_float(*value)),
+        Val::Str(text) => Some(fractional::hash_text(text)),
+        Val::Text(text) => Some(fractional::hash_text(text)),
+        Val::Json(value) => value.is_object().then(|| fractional::hash_json(value)).flatten(),
     }
 }
 
