@@ -564,8 +564,12 @@ mod tests {
         "spec.flagSpec.flags.a.targeting.$ref: vip is not among $evaluators"
     )]
     #[case(
-        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 1], [y, 9]]}}}}",
-        "spec.flagSpec.flags.a.targeting: can answer y, which is not among the variants (x)"
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 1], [z, 9]]}}}}",
+        "spec.flagSpec.flags.a.targeting: can answer z, which is not among the variants (x)"
+    )]
+    #[case::a_word_that_yaml_reads_as_a_boolean(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{var: b}, off, x]}}}}",
+        "spec.flagSpec.flags.a.targeting: can answer false, which is not among the variants (x)"
     )]
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {in: [x]}}}",
@@ -582,8 +586,8 @@ mod tests {
 
     #[test]
     fn good_targeting_gets_through_with_its_evaluators() {
-        let body = "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, y: 2}, defaultVariant: x, \
-                    targeting: {if: [{$ref: vip}, y, {fractional: [[x, 1], [y, 9]]}]}}, \
+        let body = "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, z: 2}, defaultVariant: x, \
+                    targeting: {if: [{$ref: vip}, z, {fractional: [[x, 1], [z, 9]]}]}}, \
                     b: {state: ENABLED, variants: {x: 1}, targeting: {}}}, \
                     $evaluators: {vip: {ends_with: [{var: email}, '@vip.example']}}}";
         let settings = flags(&flag_spec(body)).unwrap();

@@ -85,6 +85,9 @@ impl Rule {
                 Node::Text(name) => {
                     names.insert(&**name);
                 }
+                Node::Bool(value) => {
+                    names.insert(if *value { "true" } else { "false" });
+                }
                 // Conditions stand before each answer, and the last answer stands alone.
                 Node::If(branches) => open.extend(
                     branches

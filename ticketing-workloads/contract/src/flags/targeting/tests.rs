@@ -225,9 +225,9 @@ fn the_variants_that_a_rule_names_are_known() {
     let logic = json!({"if": [
         {"==": [{"var": "x"}, "no"]}, "red",
         {"var": "no"}, {"fractional": [["green", 1], [{"if": ["no", "blue"]}, 1]]},
-        "yellow",
+        true,
     ]});
-    assert_eq!(rule(&logic).named_variants(), BTreeSet::from(["red", "green", "blue", "yellow"]));
+    assert_eq!(rule(&logic).named_variants(), BTreeSet::from(["red", "green", "blue", "true"]));
 }
 
 #[test]
