@@ -28,8 +28,12 @@ pub enum EvaluationError {
 const BYTES_PER_STEP: usize = 64;
 
 pub(super) fn evaluate<'a>(root: &'a Node, request: &Request<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
-    let run = Run { request: *request, steps: Cell::new(0) };
-    match run.value(root, &Scope::Request)? {
+    Run { request: *request, steps: Cell::new(0) }.answer(root, &Scope::Request)
+}
+
+/// The name of a variant that `value` is; `None`: the default variant.
+fn name(value: Val<'_>) -> Result<Option<Cow<'_, str>>, EvaluationError> {
+    match value {
         Val::Null => Ok(None),
         Val::Str(name) => Ok(Some(Cow::Borrowed(name))),
         Val::Text(name) => Ok(Some(Cow::Owned(name.as_ref().to_owned()))),
@@ -61,6 +65,24 @@ impl<'a> Run<'a> {
         if steps > MAX_STEPS { Err(EvaluationError::TooMuchWork) } else { Ok(()) }
     }
 
+    /// The answer of a rule, without making a value of it on the ways that most rules take.
+    fn answer(&self, node: &'a Node, scope: &Scope<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
+        self.charge(1)?;
+        match node {
+            Node::Text(text) => Ok(Some(Cow::Borrowed(text))),
+            Node::If(branches) => match self.branch(branches, scope)? {
+                Some(node) => self.answer(node, scope),
+                None => Ok(None),
+            },
+            Node::Fractional(split) => match self.bucket(split, scope)? {
+                Some(Node::Text(text)) => Ok(Some(Cow::Borrowed(text))),
+                Some(variant) => name(self.variant(variant, scope)?),
+                None => Ok(None),
+            },
+            _ => name(self.value(node, scope)?),
+        }
+    }
+
     fn value(&self, node: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
         self.charge(1)?;
         Ok(match node {
@@ -71,9 +93,15 @@ impl<'a> Run<'a> {
             Node::Text(text) => Val::Str(text),
             Node::Json(value) => Val::Json(value),
             Node::Var(var) => return self.var(var, scope),
-            Node::If(branches) => return self.branch(branches, scope),
+            Node::If(branches) => match self.branch(branches, scope)? {
+                Some(node) => return self.value(node, scope),
+                None => Val::Null,
+            },
             Node::Affix(affix, sides) => self.affix(*affix, sides, scope)?.map_or(Val::Null, Val::Bool),
-            Node::Fractional(split) => return self.fractional(split, scope),
+            Node::Fractional(split) => match self.bucket(split, scope)? {
+                Some(variant) => return self.variant(variant, scope),
+                None => Val::Null,
+            },
             Node::Equal { .. } | Node::Order(..) | Node::In(_) | Node::Not(_) | Node::IsTrue(_) => {
                 Val::Bool(self.is_true(node, scope)?)
             }
@@ -207,14 +235,15 @@ impl<'a> Run<'a> {
         nodes.iter().map(|node| self.value(node, scope)).collect()
     }
 
-    fn branch(&self, mut branches: &'a [Node], scope: &Scope<'a>) -> Evaluated<'a> {
+    /// The branch that is taken, if any.
+    fn branch(&self, mut branches: &'a [Node], scope: &Scope<'a>) -> Result<Option<&'a Node>, EvaluationError> {
         loop {
             match branches {
-                [] => return Ok(Val::Null),
-                [otherwise] => return self.value(otherwise, scope),
+                [] => return Ok(None),
+                [otherwise] => return Ok(Some(otherwise)),
                 [condition, then, rest @ ..] => {
                     if self.is_true(condition, scope)? {
-                        return self.value(then, scope);
+                        return Ok(Some(then));
                     }
                     branches = rest;
                 }
@@ -470,7 +499,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn fractional(&self, split: &'a Fractional, scope: &Scope<'a>) -> Evaluated<'a> {
+    /// The variant of the bucket that is hit, if any.
+    fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<&'a Node>, EvaluationError> {
         let hash = match &split.bucket_by {
             None => match self.request.context.targeting_key() {
                 None | Some("") => None,
@@ -481,34 +511,36 @@ impl<'a> Run<'a> {
                 None => hash(&self.value(node, scope)?),
             },
         };
-        let Some(hash) = hash else { return Ok(Val::Null) };
+        let Some(hash) = hash else { return Ok(None) };
         let total = match split.total {
             Some(total) => total,
             None => match self.total(split, scope)? {
                 Some(total) => total,
-                None => return Ok(Val::Null),
+                None => return Ok(None),
             },
         };
+        self.charge(split.buckets.len())?;
         let mut place = fractional::place(hash, total);
         for bucket in &split.buckets {
             let weight = match &bucket.weight {
                 Weight::Known(weight) => *weight,
                 Weight::Computed(node) => match weight(&self.value(node, scope)?) {
                     Some(weight) => weight,
-                    None => return Ok(Val::Null),
+                    None => return Ok(None),
                 },
             };
             if place < weight {
-                let variant = self.value(&bucket.variant, scope)?;
-                return Ok(if variant.items().is_some() || matches!(variant, Val::Json(_)) {
-                    Val::Null
-                } else {
-                    variant
-                });
+                return Ok(Some(&bucket.variant));
             }
             place -= weight;
         }
-        Ok(Val::Null)
+        Ok(None)
+    }
+
+    /// The variant of a bucket; a list or an object is none.
+    fn variant(&self, variant: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
+        let variant = self.value(variant, scope)?;
+        Ok(if matches!(variant, Val::Json(_) | Val::List(_)) { Val::Null } else { variant })
     }
 
     /// The sum of weights of which some are computed; `None`: one is no weight, or they are nothing together, or too
