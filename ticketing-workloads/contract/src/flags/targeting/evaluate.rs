@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
             return Ok(left == right);
         }
         let [left, right] = self.both(sides, scope)?;
-        self.charge(left.items().unwrap_or(0))?;
+        self.charge(left.size().saturating_add(right.size()))?;
         Ok(if strict { left.is_same(&right) } else { left.is_equal(&right) })
     }
 
@@ -215,6 +215,7 @@ impl<'a> Run<'a> {
             Node::Reduce(parts) => self.reduce(parts, scope)?,
             Node::SemVer(comparison, sides) => {
                 let [left, right] = self.both(sides, scope)?;
+                self.charge(left.size().saturating_add(right.size()))?;
                 let (left, right) = (version_text(&left), version_text(&right));
                 match (Version::parse(&left), Version::parse(&right)) {
                     (Some(left), Some(right)) => Val::Bool(comparison.holds(&left, &right)),
@@ -316,7 +317,7 @@ impl<'a> Run<'a> {
         }
         let [wanted, place] = self.both(sides, scope)?;
         if let Some(items) = place.items() {
-            self.charge(items)?;
+            self.charge(place.size())?;
             return Ok((0..items).any(|index| place.item(index).is_same(&wanted)));
         }
         let Some(place) = place.as_str() else { return Ok(false) };
@@ -330,7 +331,7 @@ impl<'a> Run<'a> {
 
     /// The spelling of something that may be long.
     fn spelling(&self, value: &Val<'a>) -> Result<Option<String>, EvaluationError> {
-        self.charge(value.items().unwrap_or(0))?;
+        self.charge(value.size())?;
         let text = value.spelling();
         self.charge(text.as_ref().map_or(0, String::len) / BYTES_PER_STEP)?;
         Ok(text)
@@ -341,7 +342,7 @@ impl<'a> Run<'a> {
         for node in nodes {
             let value = self.value(node, scope)?;
             // Charged before it is written, so that nothing grows beyond what is allowed.
-            self.charge(value.items().unwrap_or(0) + value.as_str().map_or(0, str::len) / BYTES_PER_STEP)?;
+            self.charge(value.size().saturating_add(value.as_str().map_or(0, str::len) / BYTES_PER_STEP))?;
             let before = text.len();
             if value.spell(&mut text, 0).is_none() {
                 return Err(EvaluationError::TooDeep);
@@ -382,7 +383,7 @@ impl<'a> Run<'a> {
     /// Those of `names` under which there is nothing.
     fn missing(&self, names: &Val<'a>, scope: &Scope<'a>) -> Result<Vec<Val<'a>>, EvaluationError> {
         let items = names.items().unwrap_or(0);
-        self.charge(items)?;
+        self.charge(names.size())?;
         let is_missing = |name: &Val<'a>| {
             let found = name.spelling().map_or(Val::Null, |name| self.find(&name, scope));
             found.is_null() || found.as_str() == Some("")

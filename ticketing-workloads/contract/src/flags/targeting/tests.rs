@@ -264,6 +264,23 @@ fn depth_and_size_of_a_rule_are_bounded() {
     json!({"reduce": [{"var": "l"}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]}),
     EvaluationError::TooDeep
 )]
+#[case::a_small_tree_that_is_large_when_spelled(
+    json!({"cat": {"reduce": [{"merge": [vec![1; 50]]}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]}}),
+    EvaluationError::TooMuchWork
+)]
+#[case::a_small_tree_that_is_large_when_compared(
+    json!({"===": [
+        {"reduce": [{"merge": [vec![1; 50]]}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]},
+        {"reduce": [{"merge": [vec![1; 50]]}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]},
+    ]}),
+    EvaluationError::TooMuchWork
+)]
+#[case::a_small_tree_that_is_no_version(
+    json!({"sem_ver": [
+        {"reduce": [{"merge": [vec![1; 50]]}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]}, "=", "1.0.0"
+    ]}),
+    EvaluationError::TooMuchWork
+)]
 fn work_is_bounded(#[case] logic: Value, #[case] expected: EvaluationError) {
     let list = json!(vec![1; 20_000]);
     let context = [("l", Attribute::Json(&list))];

@@ -29,6 +29,8 @@ pub(super) enum Val<'a> {
 pub(super) struct List<'a> {
     items: Vec<Val<'a>>,
     depth: usize,
+    /// Items at all depths, one that is there twice counted twice.
+    size: usize,
 }
 
 impl<'a> Val<'a> {
@@ -57,7 +59,13 @@ impl<'a> Val<'a> {
     /// A list of `items`; `None`: it would be nested too deep.
     pub(super) fn list(items: Vec<Self>) -> Option<Self> {
         let depth = 1 + items.iter().map(Self::depth).max().unwrap_or(0);
-        (depth <= MAX_DEPTH).then(|| Self::List(Rc::new(List { items, depth })))
+        let size = items.iter().fold(items.len(), |size, item| size.saturating_add(item.size()));
+        (depth <= MAX_DEPTH).then(|| Self::List(Rc::new(List { items, depth, size })))
+    }
+
+    /// What it costs to go through it: items at all depths if a rule made the list, else the outer ones.
+    pub(super) fn size(&self) -> usize {
+        if let Self::List(list) = self { list.size } else { self.items().unwrap_or(0) }
     }
 
     fn depth(&self) -> usize {
