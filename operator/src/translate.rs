@@ -2,6 +2,7 @@
 //!
 //! It also judges again what the API server should have judged, because an object may be older than its schema.
 
+use contract::flags::targeting::{Rule, RuleError};
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings, FlagOverride,
     FlagSettings, FlagState, FlagsSettings, HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings,
@@ -347,10 +348,20 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
         let message = format!("has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set");
         return Err(invalid("spec.flagSpec", message));
     }
+    let evaluators = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
+    for (name, rule) in &evaluators {
+        judge_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
+    }
+    for name in evaluators.keys() {
+        Rule::judge_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
+    }
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {
-        judge_flag(definition, &format!("spec.flagSpec.flags.{key}"))?;
-        flags.insert(key.clone(), flag(definition));
+        let path = format!("spec.flagSpec.flags.{key}");
+        judge_flag(definition, &path)?;
+        let flag = flag(definition);
+        judge_targeting(&flag, &evaluators, &path)?;
+        flags.insert(key.clone(), flag);
     }
     for (index, over) in spec.overrides.iter().enumerate() {
         let path = format!("spec.overrides[{index}]");
@@ -369,10 +380,6 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
             until_ms: over.until.as_ref().map(|until| until.0.as_millisecond()),
             reason: over.reason.clone().unwrap_or_default(),
         });
-    }
-    let evaluators = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
-    for (name, rule) in &evaluators {
-        judge_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
     }
     Ok(FlagsSettings { flags, evaluators })
 }
@@ -411,6 +418,24 @@ fn judge_flag(definition: &FlagDefinition, path: &str) -> Result<(), Invalid> {
         judge_depth(value, &format!("{path}.targeting.{name}"))?;
     }
     Ok(())
+}
+
+/// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
+fn judge_targeting(flag: &FlagSettings, evaluators: &BTreeMap<String, Value>, path: &str) -> Result<(), Invalid> {
+    let Some(rule) = &flag.targeting else { return Ok(()) };
+    let Some(rule) = Rule::compile(rule, evaluators).map_err(|error| bad_rule(&error, path))? else { return Ok(()) };
+    if let Some(name) = rule.named_variants().into_iter().find(|name| !flag.variants.contains_key(*name)) {
+        let known: Vec<_> = flag.variants.keys().map(String::as_str).collect();
+        let message = format!("can answer {name}, which is not among the variants ({})", known.join(", "));
+        return Err(invalid(format!("{path}.targeting"), message));
+    }
+    Ok(())
+}
+
+/// A mistake in a rule of the flag at `path`, or in a shared one.
+fn bad_rule(error: &RuleError, path: &str) -> Invalid {
+    let path = if error.path.starts_with("$evaluators") { "spec.flagSpec" } else { path };
+    invalid(format!("{path}.{}", error.path), error.mistake.to_string())
 }
 
 const fn kind(value: &Value) -> &'static str {
@@ -530,9 +555,44 @@ mod tests {
         "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: b, variant: x}]}",
         "spec.overrides[0].key: b is not a flag of this set"
     )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{iff: [true]}, x]}}}}",
+        "spec.flagSpec.flags.a.targeting.if[0].iff: iff is not an operator; use one of var, "
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {$ref: vip}}}}",
+        "spec.flagSpec.flags.a.targeting.$ref: vip is not among $evaluators"
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 1], [z, 9]]}}}}",
+        "spec.flagSpec.flags.a.targeting: can answer z, which is not among the variants (x)"
+    )]
+    #[case::a_word_that_yaml_reads_as_a_boolean(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{var: b}, off, x]}}}}",
+        "spec.flagSpec.flags.a.targeting: can answer false, which is not among the variants (x)"
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {in: [x]}}}",
+        "spec.flagSpec.$evaluators.vip.in: takes two values, found 1"
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {'!': {$ref: vip}}}}",
+        "spec.flagSpec.$evaluators.vip.!.$ref: refers to itself: vip -> vip"
+    )]
     fn bad_flags_are_refused_with_their_path(#[case] body: &str, #[case] expected: &str) {
         let error = flags(&flag_spec(body)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[test]
+    fn good_targeting_gets_through_with_its_evaluators() {
+        let body = "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, z: 2}, defaultVariant: x, \
+                    targeting: {if: [{$ref: vip}, z, {fractional: [[x, 1], [z, 9]]}]}}, \
+                    b: {state: ENABLED, variants: {x: 1}, targeting: {}}}, \
+                    $evaluators: {vip: {ends_with: [{var: email}, '@vip.example']}}}";
+        let settings = flags(&flag_spec(body)).unwrap();
+        assert!(settings.flags["a"].targeting.is_some() && settings.flags["b"].targeting.is_none());
+        assert_eq!(settings.evaluators.len(), 1);
     }
 
     #[test]

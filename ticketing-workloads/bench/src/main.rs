@@ -6,6 +6,7 @@
 //! machine in this run.
 
 mod allocations;
+mod flags;
 mod floor;
 
 use contract::{BulkheadSettings, CircuitBreakerSettings, DependencySettings, SlowCallSettings, TripRule};
@@ -287,6 +288,8 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");
     let _in_it = runtime.enter();
     let mut cases = cases();
+    let of_calls = cases.len();
+    cases.extend(flags::cases());
     for case in &mut cases {
         (case.run)(CALLS / 10);
         let before = allocations::so_far();
@@ -312,7 +315,7 @@ fn main() {
         "{:<52} {:>9} {:>9} {:>7} {:>10} {:>8}",
         "added per call", "1 thread", "2 threads", "2 : 1", "x floor", "allocs"
     );
-    for (index, case) in cases.iter().enumerate() {
+    for (index, case) in cases.iter().enumerate().take(of_calls) {
         let added = [0, 1].map(|threads| medians[index][threads] - medians[bare][threads]);
         let floor = match index {
             _ if index == bare => None,
@@ -334,4 +337,18 @@ fn main() {
     println!(
         "\nx floor: against the hand-written floor above it, with one thread. Floors count no metrics; the layers do."
     );
+
+    println!(
+        "\n{:<52} {:>9} {:>9} {:>7} {:>10} {:>8}",
+        "flags, per evaluation", "1 thread", "2 threads", "2 : 1", "", "allocs"
+    );
+    for (case, [one, two]) in cases.iter().zip(medians).skip(of_calls) {
+        println!(
+            "{:<52} {one:>6.1} ns {two:>6.1} ns {:>7.2} {:>10} {:>8.2}",
+            case.name,
+            two / one,
+            "",
+            case.allocations
+        );
+    }
 }

@@ -41,7 +41,7 @@ pub use actions::Actions;
 pub use config::ConfigStore;
 pub use dependency::Dependency;
 pub use failure::{CallError, Failure, FailureKind, Rejection};
-pub use flags::Flags;
+pub use flags::{Attribute, Context, Flags};
 pub use health::{Check, CheckOutcome, Checks};
 pub use metrics::Metrics;
 pub use token::Tokens;

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use resilience::cache::Cache;
 use resilience::layers::fallback::{Answer, Fallbacks, Source};
 use resilience::layers::{Attempt, Repeatable};
-use resilience::{CallError, Dependency, Resilience};
+use resilience::{Attribute, CallError, Context, Dependency, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,9 @@ impl Catalog {
     /// A page, and how old it is if it is not of this moment.
     async fn page(&self, query: Query) -> Result<(Page, Option<Duration>), CallError<DatabaseError>> {
         let key = key(&query);
-        if !self.resilience.flags().bool(REAL_TIME, true)
+        let category = query.category.as_deref().map(|category| ("category", Attribute::Text(category)));
+        let real_time = self.resilience.flags().bool_for(REAL_TIME, true, &Context::new(category.as_slice()));
+        if !real_time
             && let Some((page, age)) = self.recent.find(&key)
             && age < self.recent_for
         {

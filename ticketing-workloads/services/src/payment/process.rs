@@ -6,7 +6,7 @@ use contract::FallbackSettings;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::{Resilience, deadline};
+use resilience::{Attribute, Context, Resilience, deadline};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -146,7 +146,8 @@ impl Payments {
     async fn ask_all(&self, claim: &Claim, order: &Order, until: Option<Instant>) -> Result<Outcome, LedgerError> {
         let mut written = self.ledger.known(&order.key).await?;
         let mut known = self.providers.each_ref().map(|provider| written.remove(provider.name()));
-        let may_ask = [self.may_charge(), self.may_charge() && self.may_fall_back()];
+        let may_charge = self.may_charge(order);
+        let may_ask = [may_charge, may_charge && self.may_fall_back()];
         let mut reasons: [Option<&'static str>; 2] = [None, None];
         loop {
             let (index, asks, found) = match next(&known, &reasons.map(|reason| reason.is_some()), &may_ask) {
@@ -171,7 +172,7 @@ impl Payments {
                     }
                     (index, asks, found)
                 }
-                Next::Nobody => return Ok(self.nobody(&known, reasons)),
+                Next::Nobody => return Ok(self.nobody(order, &known, reasons)),
             };
             // Not known: it stays as it is written, and nobody else is asked.
             let Some(found) = found else { return Ok(Outcome::Unknown) };
@@ -214,22 +215,24 @@ impl Payments {
     }
 
     /// Why nobody has charged.
-    fn nobody(&self, known: &[Option<Known>; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
+    fn nobody(&self, order: &Order, known: &[Option<Known>; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
         // The last word only if nobody is left who could be asked later.
         let exists = [true, self.may_fall_back()];
         if known.iter().zip(exists).all(|(known, exists)| !exists || *known == Some(Known::Declined)) {
             return Outcome::Declined;
         }
-        if !self.may_charge() {
+        if !self.may_charge(order) {
             return Outcome::TurnedOff;
         }
         let named = self.providers.iter().zip(reasons);
         Outcome::AllFailed { reasons: named.filter_map(|(one, why)| Some((one.name().to_owned(), why?))).collect() }
     }
 
-    /// Whether money may be asked for at all.
-    fn may_charge(&self) -> bool {
-        self.resilience.flags().bool(EXTERNAL_PROVIDERS, true)
+    /// Whether money may be asked for at all. The same order gets the same answer, whoever asks.
+    fn may_charge(&self, order: &Order) -> bool {
+        let attributes = [("currency", Attribute::Text(&order.currency))];
+        let context = Context::new(&attributes).with_key(&order.key);
+        self.resilience.flags().bool_for(EXTERNAL_PROVIDERS, true, &context)
     }
 
     /// Whether the policy names the second provider as a fallback of the first.
