@@ -9,7 +9,9 @@ mod allocations;
 mod flags;
 mod floor;
 
-use contract::{BulkheadSettings, CircuitBreakerSettings, DependencySettings, SlowCallSettings, TripRule};
+use contract::{
+    BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, SlowCallSettings, TripRule,
+};
 use floor::{FloorBreaker, Fused, Refused};
 use resilience::bulkhead::Slots;
 use resilience::layers::fallback::Fallbacks;
@@ -178,6 +180,9 @@ fn cases() -> Vec<Case> {
     let breaker = FloorBreaker::leaked();
     let fused = Fused::leaked();
     let (adr, ratio) = (dependency(CircuitBreakerSettings::default()), dependency(full()));
+    let kept = dependency(full());
+    let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
+    kept.configure(DependencySettings { fallback, ..Default::default() }, Slots::NONE);
     let inner = || BulkheadLayer(ratio).layer(EntryLayer(ratio).layer(AtOnce));
     let untimed = RetryLayer(ratio).layer(CircuitBreakerLayer(ratio).layer(inner()));
 
@@ -205,7 +210,13 @@ fn cases() -> Vec<Case> {
                 breaker.finish(permit, black_box(result).is_err());
             }
         }),
-        calls("breaker layer, ratio and slow calls", CircuitBreakerLayer(ratio).layer(AttemptAtOnce), first),
+        calls("breaker layer, ratio", CircuitBreakerLayer(ratio).layer(AttemptAtOnce), first),
+        // Slow calls are timed by the attempt timeout, which has to look at the clock anyway.
+        calls(
+            "breaker and attempt timeout, ratio and slow calls",
+            CircuitBreakerLayer(ratio).layer(AttemptTimeoutLayer(ratio).layer(AttemptAtOnce)),
+            first,
+        ),
         calls("breaker layer, failures in a row (the ADR's)", CircuitBreakerLayer(adr).layer(AttemptAtOnce), first),
         case("peer: recloser", move |count| {
             for _ in 0..count {
@@ -238,8 +249,15 @@ fn cases() -> Vec<Case> {
         calls("peer: tower's timeout", tower::timeout::TimeoutLayer::new(Duration::from_secs(10)).layer(AtOnce), || ()),
         calls("retry layer", RetryLayer(ratio).layer(AttemptAtOnce), first),
         calls("total timeout layer", TotalTimeoutLayer(ratio).layer(CallAtOnce), || Request),
-        case("fallback layer", move |count| {
+        case("fallback layer, none configured", move |count| {
             let mut service = Fallbacks::new(ratio).layer().layer(CallAtOnce);
+            for _ in 0..count {
+                black_box(answer(service.call(Request)).is_ok());
+            }
+        }),
+        case("fallback layer that keeps each answer", move |count| {
+            let keep = Fallbacks::new(kept).cache(1 << 20, |_: &Request| Some("page".to_owned()), |_: &u64| Some(8));
+            let mut service = keep.layer().layer(CallAtOnce);
             for _ in 0..count {
                 black_box(answer(service.call(Request)).is_ok());
             }

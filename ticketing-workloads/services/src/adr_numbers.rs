@@ -50,6 +50,15 @@ async fn attempts(dependency: &'static Dependency, kind: FailureKind) -> Vec<u12
     made.into_inner().unwrap()
 }
 
+/// Notes when it was dropped, if nothing was before it.
+struct Over<'a>(&'a Mutex<Option<u128>>, Instant);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().get_or_insert(self.1.elapsed().as_millis());
+    }
+}
+
 const HTTP: &[u128] = &[0, 2_000, 6_000, 14_000];
 
 #[rstest::rstest]
@@ -97,12 +106,6 @@ async fn retries_of_the_database(#[case] kind: FailureKind) {
 #[tokio::test(start_paused = true)]
 async fn time_of_an_attempt(#[case] service: &str, #[case] name: &str, #[case] ms: u128) {
     let (started, first_over) = (Instant::now(), Mutex::new(None));
-    struct Over<'a>(&'a Mutex<Option<u128>>, Instant);
-    impl Drop for Over<'_> {
-        fn drop(&mut self) {
-            self.0.lock().unwrap().get_or_insert(self.1.elapsed().as_millis());
-        }
-    }
     let hang = || async {
         let _over = Over(&first_over, started);
         std::future::pending::<Result<(), Fails>>().await
@@ -132,16 +135,20 @@ async fn total_time_of_the_catalog() {
 #[tokio::test(start_paused = true)]
 async fn circuits(#[case] service: &str, #[case] name: &str, #[case] failures: usize, #[case] break_seconds: u64) {
     let dependency = dependency(service, name);
-    let mut made = 0;
+    let (mut made, mut opened) = (0, Instant::now());
     while dependency.circuit().state == CircuitState::Closed {
-        made += attempts(dependency, FailureKind::Status(500)).await.len();
+        let started = Instant::now();
+        let series = attempts(dependency, FailureKind::Status(500)).await;
+        made += series.len();
+        // The last one was the last straw; after it there was only a wait for a retry that was refused.
+        opened = started + Duration::from_millis(u64::try_from(series[series.len() - 1]).unwrap());
     }
     assert_eq!(made, failures, "opens with the failure of that number");
-    let opened = Instant::now();
     assert!(attempts(dependency, FailureKind::Status(500)).await.is_empty(), "no call is made");
-    tokio::time::advance(Duration::from_secs(break_seconds) - opened.elapsed() - Duration::from_millis(1)).await;
+    let over = opened + Duration::from_secs(break_seconds);
+    tokio::time::sleep_until(over - Duration::from_millis(1)).await;
     assert!(attempts(dependency, FailureKind::Status(500)).await.is_empty(), "nor a moment before the break is over");
-    tokio::time::advance(Duration::from_millis(1)).await;
+    tokio::time::sleep_until(over).await;
     let trial = dependency.call(|| std::future::ready(Ok::<_, Fails>(()))).await;
     assert!(trial.is_ok() && dependency.circuit().state == CircuitState::Closed, "one good trial closes it");
 }

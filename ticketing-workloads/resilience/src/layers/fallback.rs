@@ -362,7 +362,11 @@ mod tests {
         fn new(fallback: &[FallbackSettings]) -> Self {
             let dependency = dependency(fallback);
             let layer = Fallbacks::new(dependency)
-                .cache(100, |page: &Page| (page.0 < 100).then(|| page.0.to_string()), |text: &String| Some(text.len()))
+                .cache(
+                    10_000,
+                    |page: &Page| (page.0 < 100).then(|| page.0.to_string()),
+                    |text: &String| Some(text.len()),
+                )
                 .provider("other", |page: Page, _| async move { (page.0 == 7).then(|| "from the other".to_owned()) })
                 .queue(|page: Page, error| async move { Some(format!("{} queued after: {error}", page.0)) })
                 .fixed(|status, body| Some(format!("{status} {body}")))
