@@ -12,6 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,10 @@ use tokio_util::task::TaskTracker;
 
 /// Wait after a failed accept, such as one for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client that still sends is listened to after its last answer, and how much of it is read.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug)]
@@ -106,16 +111,31 @@ async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: 
         .max_headers(limits.headers)
         .max_buf_size(limits.head_bytes)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = connection;
     let result = tokio::select! {
-        result = connection.as_mut() => result,
+        result = &mut connection => result,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
     if let Err(error) = result {
         tracing::trace!(%error, "connection ended");
+    }
+    let stream = connection.into_parts().io.into_inner();
+    let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+}
+
+/// Reads what a client still sends after its last answer. If it were left unread, the kernel would reset the connection,
+/// and the client could lose the answer that tells it what was wrong.
+async fn drain(mut stream: TcpStream) {
+    let mut unread = [0; 8 * 1024];
+    let mut left = LINGER_BYTES;
+    while let Ok(read @ 1..) = stream.read(&mut unread).await {
+        left = left.saturating_sub(read);
+        if left == 0 {
+            return;
+        }
     }
 }
 

@@ -33,6 +33,8 @@ const DRAIN: Duration = Duration::from_secs(15);
 const ADMIN_DRAIN: Duration = Duration::from_secs(2);
 /// Time that other work under way gets after that.
 const WORK_DRAIN: Duration = Duration::from_secs(5);
+/// Requests under way that are a load of 100 % for a service without a limit of its own.
+pub const CAPACITY: u32 = 200;
 /// No request takes longer, whatever its policy allows.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -112,6 +114,8 @@ pub struct Parts {
     pub tasks: Vec<BoxFuture<'static, ()>>,
     /// Work that is to be ended, not broken off, when the service stops.
     pub work: TaskTracker,
+    /// Requests under way that are a load of 100 %; `None`: the service measures its load itself.
+    pub capacity: Option<u32>,
 }
 
 /// A service with its ports open.
@@ -129,7 +133,14 @@ pub struct Service {
 impl Service {
     /// Opens both ports.
     pub async fn open(pod: PodSettings, parts: Parts) -> Result<Self, StartError> {
-        let Parts { resilience, checks, actions, api, tasks, work } = parts;
+        let Parts { resilience, checks, actions, api, tasks, work, capacity } = parts;
+        let api = match capacity {
+            Some(capacity) => {
+                let load = (Arc::clone(&resilience), capacity);
+                api.layer(middleware::from_fn_with_state(load, measure_load))
+            }
+            None => api,
+        };
         let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
         let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
         let admin = Arc::new(Admin {
@@ -264,6 +275,16 @@ async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
     }
     let text = admin.resilience.metrics().encode();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+/// Counts the requests under way. Nobody is turned away for their number: connections and compartments are bounded.
+async fn measure_load(
+    State((resilience, capacity)): State<(Arc<Resilience>, u32)>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
+    let _under_way = resilience.load().enter(capacity);
+    next.run(request).await
 }
 
 /// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know.

@@ -102,6 +102,8 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         api: api::router(bookings),
         tasks,
         work: TaskTracker::new(),
+        // The flag MaxConcurrentBookings is it.
+        capacity: None,
         resilience,
     };
     Service::open(pod, parts).await

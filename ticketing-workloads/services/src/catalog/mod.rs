@@ -59,6 +59,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         api: api::router(catalog),
         tasks: vec![Box::pin(migration)],
         work: TaskTracker::new(),
+        capacity: Some(host::CAPACITY),
         resilience,
     };
     Service::open(pod, parts).await

@@ -74,6 +74,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         api: Router::new().merge(events).merge(bookings).fallback(answers::not_found),
         tasks: Vec::new(),
         work: TaskTracker::new(),
+        capacity: Some(host::CAPACITY),
         resilience,
     };
     Service::open(pod, parts).await

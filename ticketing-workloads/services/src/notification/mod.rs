@@ -104,6 +104,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         api: Router::new().fallback(not_found),
         tasks: vec![migration.boxed(), drain.run(work.clone()).boxed()],
         work,
+        capacity: Some(host::CAPACITY),
         resilience,
     };
     Service::open(pod, parts).await

@@ -124,6 +124,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         api: api::router(payments, work.clone()),
         tasks: vec![Box::pin(migration)],
         work,
+        capacity: Some(host::CAPACITY),
         resilience,
     };
     Service::open(pod, parts).await
