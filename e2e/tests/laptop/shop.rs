@@ -70,11 +70,11 @@ impl Shop {
 
     /// Ends everything, and prints what was seen.
     pub async fn close(self) {
-        println!(
-            "\n{:<36} {:<38} {:>9}  {:>9}  what the metrics say",
-            "what fails", "what the buyer sees", "answer", "well in"
-        );
-        println!("{}\n", self.rows.join("\n"));
+        if !self.rows.is_empty() {
+            let (what, sees) = ("what fails", "what the buyer sees");
+            println!("\n{what:<40} {sees:<38} {:>9}  {:>9}  what the metrics say", "answer", "well in");
+            println!("{}\n", self.rows.join("\n"));
+        }
         self.laptop.stop().await;
     }
 
@@ -82,7 +82,7 @@ impl Shop {
     /// well.
     pub fn tell(&mut self, what: &str, sees: &str, took: Duration, well_in: Duration, metrics: &str) {
         let (took, well_in) = (took.as_millis(), well_in.as_millis());
-        self.rows.push(format!("{what:<36} {sees:<38} {took:>6} ms  {well_in:>6} ms  {metrics}"));
+        self.rows.push(format!("{what:<40} {sees:<38} {took:>6} ms  {well_in:>6} ms  {metrics}"));
     }
 
     pub async fn configure(&self, service: &'static str, policy: PolicySettings) {

@@ -8,7 +8,8 @@
 //! looks like ([`fallback::Fallbacks`]). Between the layers a call is an [`Attempt`]; what the innermost service gets is
 //! one, too, so that it can tell the next service how long somebody waits.
 //!
-//! On its way to a good answer a call allocates nothing in a layer, takes no lock, and clones no reference count.
+//! On its way to a good answer a call allocates nothing in a layer, takes no lock, and clones no reference count; but for a
+//! fallback that keeps answers, which puts a copy of each into its cache.
 
 mod attempt_timeout;
 mod bulkhead;
