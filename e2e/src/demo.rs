@@ -132,14 +132,15 @@ async fn story(stage: &Stage) -> Result<(), StageError> {
 /// The second act: a sale through all services, and another one while the first payment provider is away.
 async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), StageError> {
     println!();
-    for file in ["gateway", "payment", "notification"] {
+    let others = ["gateway", "catalog", "payment", "notification"];
+    for file in others {
         stage.apply_file(&format!("crds/samples/{file}.yaml")).await?;
     }
-    for name in ["gateway", "payment", "notification"] {
+    for name in others {
         let live = |policy: &ResiliencePolicy| is_true(policy, PROGRAMMED) && ratio(policy) == "1/1";
         stage.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
     }
-    time.tell(Tone::Good, "programmed", "the policies gateway, payment and notification are live, too");
+    time.tell(Tone::Good, "programmed", "the policies of gateway, catalog, payment and notification are live, too");
 
     let sold = sell_by(stage, "stripe", Some("ann@example.com")).await?;
     let begin = Instant::now();

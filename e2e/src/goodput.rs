@@ -19,7 +19,7 @@ const BUYERS: usize = 32;
 const EVENTS: i32 = 200;
 /// How long each case is measured.
 const MEASURED: Duration = Duration::from_secs(20);
-/// The only thing that is left without the patterns: what an HTTP client has of itself (the ADR's 10 s).
+/// The only thing that is left without the patterns towards services and providers: what an HTTP client has of itself (the ADR's 10 s).
 const CLIENT_TIMEOUT_MS: u64 = 10_000;
 
 /// What a case found.
@@ -54,7 +54,10 @@ fn per_second(count: usize) -> f64 {
 /// Runs it and prints the table.
 pub async fn run(progress: &Progress) -> Result<(), LaptopError> {
     println!("{BUYERS} buyers at once for {} s a case; seats per second, milliseconds", MEASURED.as_secs());
-    println!("without the patterns: a timeout of {} s and nothing else\n", CLIENT_TIMEOUT_MS / 1_000);
+    println!(
+        "without the patterns: towards services and providers a timeout of {} s and nothing else\n",
+        CLIENT_TIMEOUT_MS / 1_000
+    );
     println!(
         "{:<42}{:>11}{:>10}{:>10}{:>9}{:>9}",
         "the first provider", "confirmed/s", "pending/s", "failed/s", "p50", "p99"
@@ -110,7 +113,7 @@ async fn case(behaviour: &Value, patterns: bool) -> Result<Measured, LaptopError
     Ok(Measured::of(&answers))
 }
 
-/// A policy that takes everything away but a timeout.
+/// A policy that takes everything away but a timeout; the database is called as ever.
 fn nothing(service: &str) -> PolicySettings {
     const WIDE: &str = "wide";
     let bare = DependencySettings {

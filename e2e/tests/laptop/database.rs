@@ -109,12 +109,18 @@ async fn connections_killed(shop: &mut Shop) {
     shop.tell("all connections killed, again and again", &sees, slowest, begin.elapsed(), &metrics);
 }
 
+/// Deadlocks that PostgreSQL has counted so far; it takes up to a second to do so.
+async fn deadlocks_seen(client: &Client) -> i64 {
+    let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    client.query_one(count, &[]).await.unwrap().get(0)
+}
+
 /// A real deadlock: the booking has the event and waits for a key that somebody else is writing, who then wants the event.
 /// PostgreSQL breaks it by failing the booking (40P01), which is made again.
 async fn deadlocks(shop: &mut Shop) {
     let setting = connect(shop).await;
     for statement in [
-        "ALTER SYSTEM SET deadlock_timeout = '250ms'",
+        "ALTER SYSTEM SET deadlock_timeout = '400ms'",
         "SELECT pg_reload_conf()",
         "INSERT INTO events (id, name, capacity, available) VALUES (gen_random_uuid(), 'Elsewhere', 9, 9)",
     ] {
@@ -122,7 +128,12 @@ async fn deadlocks(shop: &mut Shop) {
     }
     let before = shop.metrics(Port::Booking, RETRIES).await;
     let mut slowest = Duration::ZERO;
-    for nth in 0..3 {
+    let mut tries = 0;
+    // On a busy machine the other one may come too late for a deadlock; then it is only a wait.
+    while deadlocks_seen(&setting).await < 3 {
+        let nth = tries;
+        tries += 1;
+        assert!(tries < 30, "PostgreSQL sees no deadlocks");
         let other = connect(shop).await;
         let key = format!("deadlock-{nth}");
         // Only the booking looks for a deadlock, so it is the one that loses.
@@ -148,14 +159,9 @@ async fn deadlocks(shop: &mut Shop) {
         assert_eq!(booked.in_words(), "201 Confirmed");
         slowest = slowest.max(booked.took);
     }
-    let seen = async || {
-        let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
-        setting.query_one(count, &[]).await.unwrap().get::<_, i64>(0)
-    };
-    shop.until("PostgreSQL has counted them", async || seen().await >= 3).await;
     let retried = shop.metrics(Port::Booking, RETRIES).await - before;
     assert!(retried >= 3, "{retried}");
     let well = shop.until_well().await;
-    let metrics = format!("{} deadlocks, database retries +{retried}, nothing opened", seen().await);
-    shop.tell("deadlocks forced, 3 times", "201 Confirmed", slowest, well, &metrics);
+    let metrics = format!("{} deadlocks, database retries +{retried}, nothing opened", deadlocks_seen(&setting).await);
+    shop.tell("deadlocks forced", "201 Confirmed", slowest, well, &metrics);
 }

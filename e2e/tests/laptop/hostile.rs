@@ -22,7 +22,7 @@ async fn nonsense_gets_a_clear_answer_and_harms_nobody() {
     other["ticketCount"] = json!(2);
     let unknown_event = with("eventId", json!("22222222-2222-4222-8222-222222222222"));
     for (what, order, expected, word) in [
-        ("no object", json!("{"), "400 INVALID_REQUEST", "JSON object"),
+        ("a text", json!("a booking, please"), "400 INVALID_REQUEST", "JSON object"),
         ("a negative count", with("ticketCount", json!(-1)), "422 INVALID_REQUEST", "ticketCount"),
         ("a huge count", with("ticketCount", json!(1e300)), "422 INVALID_REQUEST", "ticketCount"),
         ("an unknown event", unknown_event, "404 EVENT_NOT_FOUND", "no event"),
@@ -32,6 +32,10 @@ async fn nonsense_gets_a_clear_answer_and_harms_nobody() {
         let seen = shop.post("/api/bookings", &order).await;
         assert_eq!(seen.in_words(), expected, "{what}: {}", seen.body);
         assert!(seen.body["message"].as_str().unwrap().contains(word), "{what}: {}", seen.body);
+    }
+    for malformed in ["{", "", "{\"eventId\": ", "\u{0}", "[[[[[[[["] {
+        let seen = shop.post_text("/api/bookings", malformed.to_owned()).await;
+        assert_eq!(seen.in_words(), "400 INVALID_REQUEST", "{malformed:?}: {}", seen.body);
     }
     headers_of_a_mebibyte(&shop).await;
     slow_clients_keep_nobody_out(&shop).await;

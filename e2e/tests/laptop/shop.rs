@@ -131,7 +131,11 @@ impl Shop {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Seen {
-        self.seen(self.client.post(self.laptop.url(Port::Gateway) + path).body(body.to_string())).await
+        self.post_text(path, body.to_string()).await
+    }
+
+    pub async fn post_text(&self, path: &str, body: String) -> Seen {
+        self.seen(self.client.post(self.laptop.url(Port::Gateway) + path).body(body)).await
     }
 
     async fn behave(&self, of: Port, path: &str, behaviour: &Value) {

@@ -26,9 +26,9 @@ const MAX_ACTION_BYTES: usize = 4 * 1024;
 /// Ids are remembered, so they are bounded.
 const MAX_INTENT_ID_BYTES: usize = 256;
 
-/// Bounds of the admin port: it has one client.
+/// Bounds of the admin port: the operator and the kubelet are its clients, and nobody may be in their way.
 pub const LIMITS: Limits =
-    Limits { connections: 64, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 };
+    Limits { connections: 512, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 };
 
 /// Everything that the admin port works on.
 pub struct Admin {

@@ -315,6 +315,36 @@ async fn a_caller_in_a_hurry_opens_no_circuit(#[case] patience_ms: u64, #[case] 
     }
 }
 
+/// Nor by what the other side says when it had no time; but a connection that is refused needs none.
+#[rstest::rstest]
+#[case::no_time_to_work(FailureKind::Status(503), 499, CircuitState::Closed)]
+#[case::time_enough(FailureKind::Status(503), 500, CircuitState::Open)]
+#[case::nobody_there(FailureKind::NotSent, 1, CircuitState::Open)]
+#[tokio::test(start_paused = true)]
+async fn what_fails_in_a_hurry_tells_little(
+    #[case] kind: FailureKind,
+    #[case] patience_ms: u64,
+    #[case] expected: CircuitState,
+) {
+    let trip = contract::TripRule::ConsecutiveFailures { failures: 1 };
+    let breaker = CircuitBreakerSettings { trip, ..Default::default() };
+    let dependency = dependency(DependencySettings { circuit_breaker: breaker, ..database() });
+    let until = Some(Instant::now() + Duration::from_millis(patience_ms));
+    assert!(deadline::within(until, calls(dependency, 0, Err(kind))).await.1.is_err());
+    assert_eq!(dependency.circuit().state, expected);
+}
+
+/// The dependency's own total time is no caller in a hurry: each attempt that it cuts short counts.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_total_time_cuts_short_counts() {
+    let timeout = TimeoutSettings { request_ms: 1_300, per_try_ms: 1_000, connect_ms: None };
+    let trip = contract::TripRule::ConsecutiveFailures { failures: 2 };
+    let breaker = CircuitBreakerSettings { trip, ..Default::default() };
+    let dependency = dependency(DependencySettings { timeout, circuit_breaker: breaker, ..database() });
+    assert!(dependency.call(std::future::pending::<Result<(), TestError>>).await.is_err());
+    assert_eq!(dependency.circuit().state, CircuitState::Open, "after 1 s, and after 100 ms more");
+}
+
 /// Polls once, and keeps what is not done.
 fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -99,11 +99,8 @@ impl Failure for HttpError {
             Self::NotSent(_) => FailureKind::NotSent,
             Self::Broken(_) => FailureKind::ConnectFailure,
             Self::TooLarge => FailureKind::Other,
-            Self::Status(answer) if answer.headers.contains_key(&REFUSED) => FailureKind::RateLimited,
-            Self::Status(answer) => match answer.status {
-                StatusCode::TOO_MANY_REQUESTS => FailureKind::RateLimited,
-                status => FailureKind::Status(status.as_u16()),
-            },
+            Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
+            Self::Status(answer) => kind_of(answer.status),
         }
     }
 
@@ -115,6 +112,14 @@ impl Failure for HttpError {
 
     fn was_retried(&self) -> bool {
         self.header(RETRIED) == Some("true")
+    }
+}
+
+/// What an answer of a stranger says, who knows nothing of our headers.
+pub fn kind_of(status: StatusCode) -> FailureKind {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => FailureKind::RateLimited,
+        status => FailureKind::Status(status.as_u16()),
     }
 }
 

@@ -14,9 +14,9 @@ use tower::Service;
 
 dependency_layer! {
     /// Ends an attempt that takes too long. It also tells the breaker of what only it knows: that an attempt was slow,
-    /// waits in a queue not counted; and that one was given up after its time was over. One of which the caller's deadline
-    /// left less than half of its time says nothing of the dependency: else whoever is in a hurry could open the circuit
-    /// for everybody.
+    /// waits in a queue not counted; and that one was given up after its time was over. One to which the caller's deadline
+    /// left less than half of its time says nothing of the dependency, however it fails: else whoever is in a hurry could
+    /// open the circuit for everybody.
     AttemptTimeoutLayer makes
     /// A service with a bound on the time of an attempt.
     AttemptTimeout
@@ -45,7 +45,7 @@ where
         let own = started + time;
         let deadline = attempt.deadline.map_or(own, |until| own.min(until));
         attempt.deadline = Some(deadline);
-        let hurried = deadline - started < time / 2;
+        let hurried = deadline::current().is_some_and(|caller| caller < started + time / 2);
         let ticket = attempt.ticket;
         let watch = Watch { dependency: self.dependency, ticket, started, deadline, hurried, under_way: true };
         Either::Left(Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) })
@@ -109,13 +109,17 @@ where
         // What the attempt calls in turn has no more time than the attempt.
         let deadline = this.watch.deadline;
         let answer = ready!(deadline::during(deadline, || this.answer.poll(cx)));
+        let hurried = this.watch.hurried;
         if let Ok(result) = answer {
             this.watch.answered();
-            return Poll::Ready(result);
+            return Poll::Ready(result.map_err(|error| match error {
+                AttemptError::Failed(error) if hurried => AttemptError::FailedInAHurry(error),
+                error => error,
+            }));
         }
         this.watch.under_way = false;
         this.watch.dependency.note_timeout();
         let after = deadline - this.watch.started;
-        Poll::Ready(Err(AttemptError::TimedOut { after, hurried: this.watch.hurried }))
+        Poll::Ready(Err(AttemptError::TimedOut { after, hurried }))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Attempt, AttemptError, dependency_layer};
 use crate::breaker::Permit;
-use crate::failure::{Failure, Rejection, Verdict};
+use crate::failure::{Failure, FailureKind, Rejection, Verdict};
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -87,5 +87,11 @@ fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
         Err(AttemptError::Rejected(_) | AttemptError::TimedOut { hurried: true, .. }) => Verdict::Neutral,
         Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
         Err(AttemptError::Failed(error)) => error.kind().verdict(),
+        Err(AttemptError::FailedInAHurry(error)) => match error.kind() {
+            // Nobody needs time to refuse a connection.
+            FailureKind::NotSent => Verdict::Failure,
+            kind if kind.verdict() == Verdict::Failure => Verdict::Neutral,
+            kind => kind.verdict(),
+        },
     }
 }

@@ -69,6 +69,8 @@ pub enum AttemptError<E> {
     Injected,
     /// It failed.
     Failed(E),
+    /// It failed, and its caller left it less than half of the time that an attempt has.
+    FailedInAHurry(E),
 }
 
 impl<E> AttemptError<E> {
@@ -81,7 +83,7 @@ impl<E> AttemptError<E> {
             }
             Self::TimedOut { after, .. } => CallError::Timeout { dependency, after, attempts },
             Self::Injected => CallError::Injected { dependency, attempts },
-            Self::Failed(source) => CallError::Failed { dependency, attempts, source },
+            Self::Failed(source) | Self::FailedInAHurry(source) => CallError::Failed { dependency, attempts, source },
         }
     }
 }

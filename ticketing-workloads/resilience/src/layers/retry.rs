@@ -130,8 +130,8 @@ fn wait_before_next<R: Repeatable, E: Failure>(
     let (kind, at_least) = match error {
         AttemptError::Rejected(_) => return None,
         // The tier next to the failure has made its retries: another one here would multiply them.
-        AttemptError::Failed(error) if error.was_retried() => return None,
-        AttemptError::Failed(error) => (error.kind(), error.retry_after()),
+        AttemptError::Failed(error) | AttemptError::FailedInAHurry(error) if error.was_retried() => return None,
+        AttemptError::Failed(error) | AttemptError::FailedInAHurry(error) => (error.kind(), error.retry_after()),
         AttemptError::TimedOut { .. } => (FailureKind::Timeout, None),
         AttemptError::Injected => (FailureKind::ConnectFailure, None),
     };

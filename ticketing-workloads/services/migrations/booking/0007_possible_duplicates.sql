@@ -1,2 +1,3 @@
--- How often a mail left and nobody wrote down what became of it: each time may have sent it once more than needed.
+-- How often a mail may have left without anybody writing down what became of it: at most so many times it was sent once
+-- more than needed.
 ALTER TABLE outbox ADD COLUMN possible_duplicates integer NOT NULL DEFAULT 0;

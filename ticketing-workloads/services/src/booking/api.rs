@@ -18,6 +18,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::degradation::InFlight;
+use resilience::failure::Verdict;
 use resilience::server::read_body;
 use resilience::{CallError, Failure, Rejection, Resilience};
 use serde_json::json;
@@ -116,11 +117,14 @@ impl Bookings {
         }
         self.count("failed");
         tracing::warn!(%error, "booking failed");
-        unavailable(
-            "BOOKING_FAILED",
-            "Unable to process booking at this time",
-            error.retry_after().unwrap_or(RETRY_AFTER),
-        )
+        let message = "Unable to process booking at this time";
+        match error {
+            // Others were faster, again and again: that is no failure of the service.
+            CallError::Failed { source, .. } if source.kind().verdict() == Verdict::Success => {
+                refused("BOOKING_FAILED", message, Duration::from_secs(1))
+            }
+            _ => unavailable("BOOKING_FAILED", message, error.retry_after().unwrap_or(RETRY_AFTER)),
+        }
     }
 }
 
@@ -233,7 +237,8 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             bookings.count("cancelled");
             return match cancel_reason.as_deref() {
                 Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
-                Some("expired" | "given back") => {
+                // It ended before this request: no other one can change that.
+                _ if before => {
                     let message =
                         "The reservation is over, its seats are free again. Reserve or book with another key.";
                     problem(StatusCode::CONFLICT, "RESERVATION_EXPIRED", message)

@@ -3,7 +3,7 @@
 
 use super::seats::{self, Booked};
 use crate::database::{Connection, DatabaseError};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -20,10 +20,11 @@ const BUY: &str = "
     )
     SELECT status, amount_cents FROM bought";
 
+/// Waits for whoever is changing it: it must not be told as over while it is being bought.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
            CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
-    FROM bookings WHERE id = $1";
+    FROM bookings WHERE id = $1 FOR SHARE";
 
 const GIVE_BACK: &str = "
     WITH ended AS (
@@ -66,7 +67,9 @@ pub async fn buy(
     let look = connection.prepare_cached(LOOK).await?;
     let Some(row) = connection.query_opt(&look, &[&id]).await? else { return Ok(None) };
     let (status, cancel_reason, amount_cents) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before: true }))
+    // An attempt before this one may have bought it without hearing of it.
+    let before = !unanswered.load(Ordering::Relaxed);
+    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before }))
 }
 
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is

@@ -19,7 +19,9 @@ const MAX_EVENTS: i64 = 100;
 
 /// The event and an earlier booking under the same key, if there are any.
 const LOOK: &str = "
-    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count, b.status, b.cancel_reason, b.amount_cents,
+    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count,
+           CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
+           CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
            b.email IS NOT DISTINCT FROM $3
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1

@@ -45,7 +45,8 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
     }
     let changes = parts.method != Method::GET && parts.method != Method::HEAD;
     let mut key = headers.get(IDEMPOTENCY_KEY).cloned();
-    if parts.method == Method::POST && key.is_none() && needs_a_key(&body) {
+    let makes_one = ["/api/bookings", "/api/reservations"].contains(&parts.uri.path());
+    if parts.method == Method::POST && makes_one && key.is_none() && needs_a_key(&body) {
         key = HeaderValue::from_str(&Uuid::new_v4().to_string()).ok();
         headers.extend(key.clone().map(|key| (IDEMPOTENCY_KEY, key)));
     }
@@ -75,7 +76,9 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
         {
             http_client::pass_on(*answer)
         }
-        CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. } => {
+        CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. }
+            if never_sent =>
+        {
             let message = "More bookings are under way than this gateway takes at once. Please try again.";
             refused("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
         }
@@ -83,9 +86,9 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
             unavailable("BOOKING_UNAVAILABLE", "Booking is temporarily unavailable. Please try again later.", wait)
         }
         _ => {
-            let message =
-                "Nobody knows yet whether this was done. Send it again with the same Idempotency-Key to find out.";
             let key = key.and_then(|key| key.to_str().ok());
+            let again = if key.is_some() { " with the same Idempotency-Key" } else { "" };
+            let message = format!("Nobody knows yet whether this was done. Send it again{again} to find out.");
             let answer = json!({
                 "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message, "idempotencyKey": key,
             });

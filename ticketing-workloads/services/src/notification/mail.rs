@@ -55,7 +55,9 @@ impl Failure for MailError {
     fn kind(&self) -> FailureKind {
         match self {
             // It answers, so it works; that one address is wrong is not its fault.
-            Self::Refused(_) | Self::RecipientLater(_) => FailureKind::Business,
+            Self::Refused(_) => FailureKind::Business,
+            // Which of the two is at fault is not known.
+            Self::RecipientLater(_) => FailureKind::RateLimited,
             Self::NotSent(_) => FailureKind::NotSent,
             // One that broke is not tried again at once: it may have been taken.
             Self::TryLater(_) | Self::Broken(_) => FailureKind::Other,
@@ -219,6 +221,11 @@ enum Stage {
     Text,
 }
 
+/// Whether a "later" concerns every mail: the server closes (421), or has no room (452).
+fn is_about_the_server(error: &lettre::transport::smtp::Error) -> bool {
+    error.status().is_some_and(|code| matches!(u16::from(code), 421 | 452))
+}
+
 /// A "never" counts only where it is about this mail: a wrong password is none of its fault, and is put right some day.
 fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
     let mut words = error.to_string();
@@ -227,7 +234,7 @@ fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
     }
     if error.is_permanent() && stage != Stage::Greeting {
         MailError::Refused(words)
-    } else if error.is_transient() && stage == Stage::Recipient {
+    } else if error.is_transient() && stage == Stage::Recipient && !is_about_the_server(error) {
         MailError::RecipientLater(words)
     } else if error.is_permanent() || error.is_transient() {
         MailError::TryLater(words)

@@ -144,7 +144,9 @@ impl Ledger {
             Ok(taken) => taken,
             Err(error) => {
                 // The claim may be there all the same; nobody would be let near the payment for as long as it holds.
-                self.release(&claim).await;
+                if !error.never_reached() {
+                    self.release(&claim).await;
+                }
                 return Err(error.into());
             }
         };

@@ -64,6 +64,7 @@ impl Failure for ProviderError {
         match self {
             Self::Declined => FailureKind::Business,
             Self::Nonsense(_) => FailureKind::Other,
+            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer.status),
             Self::Http(error) => error.kind(),
         }
     }
