@@ -1,6 +1,6 @@
 //! Why a pass over an object failed, and when to try again.
 
-use crate::{clients::ApiError, publisher::PublishError};
+use crate::{kubernetes::clients::ApiError, workload::publish::PublishError};
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},

@@ -219,8 +219,8 @@ impl Model {
                 let what = format!("intent {intent} takes effect, and no status ever knew of it");
                 return Err(Violation::new(Property::WrittenFirst, what));
             }
-            let rungs = self.scenario.ladder.iter().filter(|action| **action == act.action).count();
-            if state.world.times_done(act).is_some_and(|times| times > rungs) {
+            let steps = self.scenario.ladder.iter().filter(|action| **action == act.action).count();
+            if state.world.times_done(act).is_some_and(|times| times > steps) {
                 let what = format!("intent {intent} does about a failure what another intent has done about it");
                 return Err(Violation::new(Property::OnlyOnce, what));
             }

@@ -103,7 +103,7 @@ impl Model {
         let fresh = if course == Course::Helps { Fresh::Healthy } else { Fresh::Fails };
         let likely = |change: &Change| match change {
             Change::Successor(_, check) => *check == fresh,
-            Change::JobEnds(_, end, heals) => *end == JobState::Complete && *heals == fate,
+            Change::JobEnds(_, end, recovers) => *end == JobState::Complete && *recovers == fate,
         };
         let changes: Vec<_> = Change::under_way(&state.world).into_iter().flatten().filter(likely).collect();
         if !changes.is_empty() {

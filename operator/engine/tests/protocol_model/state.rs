@@ -16,9 +16,9 @@ pub type PlanId = u32;
 pub struct Scenario {
     /// What the checks are about.
     pub scope: Scope,
-    /// Rungs of the ladder, for both subjects.
+    /// Steps of the ladder, for both subjects.
     pub ladder: Vec<Action>,
-    /// Time of a rung, in steps of time.
+    /// Time of a step, in steps of time.
     pub rung_ticks: u8,
     /// What may happen how often.
     pub bounds: Bounds,
@@ -279,9 +279,9 @@ impl State {
             Change::JobEnds(index, end, fate) => {
                 let job = &mut self.world.jobs[index];
                 job.state = end;
-                let healed = &mut self.world.places[usize::from(job.place)].failing;
-                let (place, failed_before) = (job.place, *healed);
-                *healed &= fate != Fate::Heals;
+                let recovering = &mut self.world.places[usize::from(job.place)].failing;
+                let (place, failed_before) = (job.place, *recovering);
+                *recovering &= fate != Fate::Heals;
                 self.see_change(place, failed_before);
             }
         }
