@@ -1,4 +1,4 @@
-//! Why a pass over an object failed, and when to try again.
+//! Why a reconcile over an object failed, and when to try again.
 
 use crate::{kubernetes::clients::ApiError, workload::publish::PublishError};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// Why a pass failed.
+/// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The API server refused or did not answer.

@@ -51,9 +51,9 @@ use tracing::{Instrument, info, info_span, warn};
 const CONCURRENCY: u16 = 16;
 /// Calls to pods that are under way at once.
 const POD_CALLS: usize = 256;
-/// Longest time that a pass may take; every call in it has a shorter deadline of its own.
+/// Longest time that a reconcile may take; every call in it has a shorter deadline of its own.
 const RECONCILE_DEADLINE: Duration = Duration::from_secs(45);
-/// How long passes under way may take to end at shutdown.
+/// How long reconciles under way may take to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Why the operator stopped.
@@ -126,7 +126,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     shutdown.cancel();
     tracker.close();
     if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
-        warn!("some passes did not end in time");
+        warn!("some reconciles did not end in time");
     }
     if outcome.is_ok() {
         election.release().await;
@@ -208,7 +208,7 @@ fn start_controllers(
 }
 
 /// Runs one controller: takes references off the queue, never looks at one object twice at once, and tries again after
-/// a growing wait when a pass fails.
+/// a growing wait when a reconcile fails.
 async fn control<K, F, Fut>(
     kind: &'static str,
     store: Store<K>,
@@ -224,9 +224,9 @@ async fn control<K, F, Fut>(
     let requests = queue
         .map(|reference| Ok::<_, Infallible>(ReconcileRequest::from(reference)))
         .take_until(shutdown.cancelled_owned());
-    let pass = move |object: Arc<K>, ctx: Arc<Context>| {
+    let reconcile_object = move |object: Arc<K>, ctx: Arc<Context>| {
         let span = info_span!(
-            "pass",
+            "reconcile",
             kind,
             object = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
             trace_id = logging::trace_id()
@@ -244,12 +244,12 @@ async fn control<K, F, Fut>(
         if error.is_conflict() {
             tracing::debug!(kind, %object, %error, "changed meanwhile; looking again");
         } else {
-            warn!(kind, %object, %error, retry_in = ?wait, "a pass failed");
+            warn!(kind, %object, %error, retry_in = ?wait, "reconciliation failed");
         }
         Action::requeue(wait)
     };
     let config = ControllerConfig::default().concurrency(CONCURRENCY);
-    applier(pass, on_error, ctx, store, requests, config).for_each(|_| std::future::ready(())).await;
+    applier(reconcile_object, on_error, ctx, store, requests, config).for_each(|_| std::future::ready(())).await;
 }
 
 fn host_name() -> String {

@@ -1,4 +1,4 @@
-//! The flag set controller: says in the status what became of a set. Publishing is the workload controller's work.
+//! The flag set controller: says in the status the outcome of a set. Publishing is the workload controller's work.
 
 use super::{
     events::publish_events,
@@ -19,12 +19,12 @@ use jiff::Timestamp;
 use kube::{Resource, runtime::controller::Action};
 use std::{sync::Arc, time::Duration};
 
-/// One pass.
+/// Reconciles one object.
 pub async fn reconcile(set: Arc<FlagSet>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Ok(Action::await_change());
     }
-    let result = pass(&set, &ctx).await;
+    let result = reconcile_readable(&set, &ctx).await;
     let label = if result.is_ok() { "ok" } else { "error" };
     ctx.shared.metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "flag", result: label }).inc();
     if result.is_ok() {
@@ -33,7 +33,7 @@ pub async fn reconcile(set: Arc<FlagSet>, ctx: Arc<Context>) -> Result<Action, R
     result
 }
 
-async fn pass(set: &FlagSet, ctx: &Context) -> Result<Action, ReconcileError> {
+async fn reconcile_readable(set: &FlagSet, ctx: &Context) -> Result<Action, ReconcileError> {
     let now = Timestamp::now();
     let (old, new, next) = match &set.0 {
         // Its status cannot be read, so the write is remembered by generation: once for each edit.

@@ -27,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-/// A pod is nudged, and its Secret written again, at most this often.
+/// A pod's mounts are refreshed, and its Secret written again, at most this often.
 const MOUNT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Writes the token Secret of a workload once in the life of this process, and again when pods do not take the token.

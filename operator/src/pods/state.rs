@@ -27,7 +27,7 @@ pub struct Workload {
     pub uid: String,
     /// The published document.
     pub published: Option<Published>,
-    /// The generations, by uid, of the policies and flag sets that the last pass took into account. What is published
+    /// The generations, by uid, of the policies and flag sets that the last reconcile took into account. What is published
     /// says nothing of an edit that is not among them yet.
     pub considered: BTreeMap<String, i64>,
     /// Why nothing could be published.
@@ -363,7 +363,7 @@ mod tests {
     #[case::most_say_no(3, &[false, true, false], Some(false))]
     #[case::half_is_not_most(2, &[false, true], Some(true))]
     #[case::the_only_one(1, &[false], Some(false))]
-    fn an_opinion_waits_for_those_who_could_turn_it(
+    fn a_majority_waits_for_those_who_could_turn_it(
         #[case] pods: usize,
         #[case] reports: &[bool],
         #[case] expected: Option<bool>,

@@ -108,7 +108,7 @@ pub async fn gather(ctx: &Context, namespace: &str, history: &History) -> BTreeM
     found
 }
 
-/// What became of a Job, as its conditions say.
+/// The outcome of a Job, as its conditions say.
 fn state(job: &Job) -> JobState {
     let conditions = job.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
     for condition in conditions.filter(|condition| condition.status == "True") {

@@ -1,6 +1,6 @@
-//! The policy controller: says in the status what became of a policy, and recovers its workloads.
+//! The policy controller: says in the status the outcome of a policy, and recovers its workloads.
 //!
-//! One pass: gather, decide (pure), write the status with every intent in it (fenced), execute what is pending, and
+//! One reconcile: gather, decide (pure), write the status with every intent in it (fenced), execute what is pending, and
 //! write what came of it. The intent is always written before the act.
 
 use super::{
@@ -34,7 +34,7 @@ use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::warn;
 
-/// One pass.
+/// Reconciles one object.
 pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Ok(Action::await_change());
@@ -44,7 +44,7 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
         return Ok(Action::requeue(Duration::from_millis(100)));
     }
     let result = match &policy.0 {
-        Ok(readable) => pass(readable, &ctx).await,
+        Ok(readable) => reconcile_readable(readable, &ctx).await,
         Err(unreadable) => reconcile_unreadable(policy.meta(), &unreadable.to_string(), &ctx).await,
     };
     let label = if result.is_ok() { "ok" } else { "error" };
@@ -55,7 +55,7 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
     result
 }
 
-async fn pass(policy: &ResiliencePolicy, ctx: &Context) -> Result<Action, ReconcileError> {
+async fn reconcile_readable(policy: &ResiliencePolicy, ctx: &Context) -> Result<Action, ReconcileError> {
     // Whole milliseconds, as status keeps them.
     let now = Timestamp::now();
     let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);

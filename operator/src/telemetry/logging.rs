@@ -29,7 +29,7 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), LogLevelError> {
     Ok(())
 }
 
-/// An id that ties together the log lines of one pass over one object; 16 hex digits, as a W3C span id.
+/// An id that ties together the log lines of one reconcile over one object; 16 hex digits, as a W3C span id.
 pub fn trace_id() -> String {
     format!("{:016x}", rand::random::<u64>())
 }

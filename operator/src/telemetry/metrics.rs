@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Which kind of object a pass was over.
+/// Which kind of object a reconcile was over.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReconcileLabels {
     /// `workload`, `policy` or `flag`.
@@ -62,9 +62,9 @@ pub struct PodCallLabels {
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
-    /// Passes over objects.
+    /// Reconciles over objects.
     pub reconciliations: Family<ReconcileLabels, Counter>,
-    /// Time of a pass, in seconds.
+    /// Time of a reconcile, in seconds.
     pub reconcile_seconds: Histogram,
     /// Ready pods.
     pub pods: Family<WorkloadLabels, Gauge>,
@@ -115,8 +115,8 @@ impl Default for Metrics {
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let r = registry.sub_registry_with_prefix("resilience_operator");
-        r.register("reconciliations", "Passes over objects, by kind and result", metrics.reconciliations.clone());
-        r.register("reconcile_duration_seconds", "Time of a pass", metrics.reconcile_seconds.clone());
+        r.register("reconciliations", "Reconciles over objects, by kind and result", metrics.reconciliations.clone());
+        r.register("reconcile_duration_seconds", "Time of a reconcile", metrics.reconcile_seconds.clone());
         r.register("pods", "Ready pods of a workload", metrics.pods.clone());
         r.register("pods_in_sync", "Ready pods that run what is published", metrics.pods_in_sync.clone());
         r.register("pods_unreachable", "Pods whose admin port does not answer", metrics.pods_unreachable.clone());

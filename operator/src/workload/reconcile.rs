@@ -1,7 +1,7 @@
 //! The workload controller: one workload, one document, one writer.
 //!
 //! Gather what names the workload, compile it (pure), decide whether to publish (pure), write the ConfigMap, and only
-//! then push the same bytes to the pods. Pushing happens beside this pass, so a slow pod holds nothing up.
+//! then push the same bytes to the pods. Pushing happens beside this reconcile, so a slow pod holds nothing up.
 
 use super::publish::{self, PublishError};
 use crate::{
@@ -57,13 +57,13 @@ impl Gathered {
     }
 }
 
-/// One pass.
+/// Reconciles one object.
 pub async fn reconcile(deployment: Arc<Deployment>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Ok(Action::await_change());
     }
     let started = Instant::now();
-    let result = pass(&deployment, &ctx).await;
+    let result = publish_and_push(&deployment, &ctx).await;
     ctx.shared.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
     let label = if result.is_ok() { "ok" } else { "error" };
     ctx.shared.metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "workload", result: label }).inc();
@@ -73,7 +73,7 @@ pub async fn reconcile(deployment: Arc<Deployment>, ctx: Arc<Context>) -> Result
     result
 }
 
-async fn pass(deployment: &Deployment, ctx: &Arc<Context>) -> Result<Action, ReconcileError> {
+async fn publish_and_push(deployment: &Deployment, ctx: &Arc<Context>) -> Result<Action, ReconcileError> {
     let id = WorkloadId { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
     let uid = deployment.uid().unwrap_or_default();
     let shared = &ctx.shared;

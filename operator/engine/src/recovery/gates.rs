@@ -17,7 +17,7 @@ pub enum Gate {
     DependencyIsTheCause,
     /// The last ladder for this subject ended a moment ago.
     Cooldown,
-    /// All pods look broken: then whoever looks is the likelier culprit.
+    /// All pods look broken: then the observer is the likelier cause.
     AllPodsUnhealthy,
     /// More pods are unhealthy than may be for one of them to be restarted.
     TooManyUnhealthy,
@@ -138,7 +138,7 @@ impl Unhealthy {
     fn all(&self) -> Closed {
         (self.pods >= 3 && self.broken == self.pods).then(|| {
             let message = format!(
-                "all {} pods look broken or were not heard yet, so whoever looks is the likelier culprit; no pod is restarted for it",
+                "all {} pods look broken or were not heard yet, so the observer is the likelier cause; no pod is restarted for it",
                 self.pods
             );
             (message, None)

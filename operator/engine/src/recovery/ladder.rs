@@ -137,10 +137,10 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
     };
     let deadline = executed_at + millis(record.step.timeout_ms);
     let progress = match record.step.action {
-        _ if record.dry_run => judged(state),
+        _ if record.dry_run => evaluated(state),
         Action::RestartPod => restarted(record, executed_at, observed, now),
         Action::RunCleanupJob => cleaned_up(record, state, observed),
-        _ => judged(state),
+        _ => evaluated(state),
     };
     match progress {
         Progress::Healthy(since) => {
@@ -148,22 +148,22 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             if now < proven_at {
                 return Verdict::Wait(Some(proven_at));
             }
-            let took = seconds_between(record.failed_at, since.max(record.failed_at));
+            let took = seconds_between(executed_at, since.max(executed_at));
             let stood = seconds(settings.healthy_delay_ms);
-            let message = format!("healthy again {took} s after it failed, and for {stood} s since");
+            let message = format!("healthy for {stood} s; recovered {took} s after the action");
             Verdict::Over(Outcome::Succeeded, message)
         }
         Progress::Over(outcome, why) => Verdict::Over(outcome, why),
         Progress::NotYet(..) if now < deadline => Verdict::Wait(Some(deadline)),
         // What was last heard before the deadline may have changed until then.
         Progress::NotYet(seen_at, what) => {
-            let patience = deadline.max(observed.watching_since) + OBSERVATION_GRACE;
-            if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= patience {
+            let latest = deadline.max(observed.watching_since) + OBSERVATION_GRACE;
+            if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= latest {
                 let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
                 Verdict::Over(Outcome::Failed, message)
             } else {
                 // A report that says nothing new wakes nobody.
-                Verdict::Wait(Some(patience.min(now + LISTEN)))
+                Verdict::Wait(Some(latest.min(now + LISTEN)))
             }
         }
     }
@@ -183,7 +183,7 @@ fn other_process(record: &Record, now: Option<&String>) -> bool {
     record.instance.as_ref().zip(now).is_some_and(|(meant, now)| meant != now)
 }
 
-fn judged(state: Option<&CheckState>) -> Progress {
+fn evaluated(state: Option<&CheckState>) -> Progress {
     match state {
         Some(check) if check.healthy => Progress::Healthy(check.since),
         Some(check) => Progress::NotYet(Some(check.seen_at), format!("the check still fails: {}", check.message)),
@@ -196,7 +196,7 @@ fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &Observed) 
         Some(JobState::Failed(why)) => Progress::Over(Outcome::Failed, format!("the Job failed: {why}")),
         Some(JobState::Running) => Progress::NotYet(state.map(|check| check.seen_at), "the Job is not over".to_owned()),
         // A Job that somebody deleted tells nothing; the check does.
-        Some(JobState::Complete) | None => judged(state),
+        Some(JobState::Complete) | None => evaluated(state),
     }
 }
 
@@ -231,7 +231,7 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &Observed, now: 
     };
     let mut since = executed_at;
     for uid in successors {
-        match judged(state_of(uid)) {
+        match evaluated(state_of(uid)) {
             Progress::Healthy(at) => since = since.max(at),
             not => return not,
         }

@@ -194,11 +194,11 @@ pub struct PodFacts {
 pub struct Job {
     /// When it was created, in whole seconds.
     pub created_at: Timestamp,
-    /// What became of it.
+    /// The outcome of it.
     pub state: JobState,
 }
 
-/// What became of a Job.
+/// The outcome of a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobState {
     /// It is not over.

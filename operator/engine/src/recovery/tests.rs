@@ -100,7 +100,7 @@ fn heals_a_failing_check_and_verifies_it() {
     assert_eq!(waiting.next_check, Some(at(15)), "healthy since 5, plus the healthy delay of 10 s");
     let done = run(&settings, &recovering, &waiting.history, 15);
     assert_eq!(done.finished[0].outcome, Outcome::Succeeded);
-    assert_eq!(done.finished[0].message.as_deref(), Some("healthy again 5 s after it failed, and for 10 s since"));
+    assert_eq!(done.finished[0].message.as_deref(), Some("healthy for 10 s; recovered 3 s after the action"));
     assert!(done.history.in_flight.is_empty());
 }
 
@@ -651,7 +651,7 @@ fn a_job_that_nobody_wrote_down_is_found_also_after_its_time() {
     assert_eq!(decision.finished[0].outcome, Outcome::Succeeded);
 }
 
-/// A random night: checks flip, time passes, the operator dies between deciding and execution.
+/// A random night: checks flip, time reconciles, the operator dies between deciding and execution.
 #[derive(Clone, Debug)]
 enum Event {
     Flip(usize),

@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
 };
 
-/// How far time passes in one step.
+/// How far time reconciles in one step.
 pub const TICK: Millis = 15_000;
 /// When time begins. A multiple of a second and a bit: creation times are cut to whole seconds, and a model in which
 /// nothing is cut would hide that.

@@ -84,7 +84,7 @@ impl Model {
 
 /// One pass of an operator.
 impl Model {
-    /// A pass begins: the operator decides, and sends the write of that. If there is nothing to write, it asks for what
+    /// A reconcile begins: the operator decides, and sends the write of that. If there is nothing to write, it asks for what
     /// is pending at once; if there is neither, it stays idle. The answer is what was remarkable, and when to look again.
     pub fn begin_pass(&mut self, state: &mut State, who: Who, look: Look) -> (Landmarks, Option<Millis>) {
         let leader = &state.leaders[who.0];

@@ -38,7 +38,7 @@ pub enum Scope {
 /// What may still happen how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Bounds {
-    /// Time passes.
+    /// Time reconciles.
     pub ticks: u8,
     /// Anything of the following, in sum.
     pub faults: u8,
@@ -103,7 +103,7 @@ pub struct Seen {
 /// Where an operator is in its pass.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
-    /// Between two passes.
+    /// Between two reconciles.
     Idle,
     /// Waits for the answer to the write of what it decided.
     Intending {
@@ -120,7 +120,7 @@ pub enum Task {
         turn: u8,
         /// The decision, with what came of the ones before.
         after: StatusId,
-        /// Whether the status is still the one that this pass began with or wrote.
+        /// Whether the status is still the one that this reconcile began with or wrote.
         base: Base,
         /// What came back, as long as the operator has not taken note of it.
         answer: Option<Answer>,
@@ -178,7 +178,7 @@ pub struct Look {
 /// What happens.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Time passes, and some of what was under way comes to its end. An operator that lost the Lease notices.
+    /// Time reconciles, and some of what was under way comes to its end. An operator that lost the Lease notices.
     Tick(Vec<Change>),
     /// A replica begins to lead; whether another one has not noticed.
     TakesOver(bool),
@@ -202,7 +202,7 @@ pub enum Step {
     ProcessStarts(u8, Fresh),
 }
 
-/// What happens by itself while time passes.
+/// What happens by itself while time reconciles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A pod takes the place of one that was evicted.
@@ -352,7 +352,7 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tick(changes) => {
-                f.write_str("time passes")?;
+                f.write_str("time reconciles")?;
                 changes.iter().try_for_each(|change| write!(f, ", {change}"))
             }
             Self::TakesOver(false) => f.write_str("a replica begins to lead"),
