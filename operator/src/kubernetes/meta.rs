@@ -52,3 +52,6 @@ pub fn controller<'a>(owners: &'a [OwnerReference], kind: &str) -> Option<&'a Ow
 pub fn cut(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
+
+/// Annotation of a ConfigMap that says which release of the operator writes it, as `namespace/name` of its Lease.
+pub const OPERATOR_ANNOTATION: &str = "resilience.ticketwave.io/operator";
