@@ -2,7 +2,6 @@
 //!
 //! It also judges again what the API server should have judged, because an object may be older than its schema.
 
-use contract::flags::targeting::{Rule, RuleError};
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings, FlagOverride,
     FlagSettings, FlagState, FlagsSettings, HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings,
@@ -18,6 +17,7 @@ use engine::{
     check::Thresholds,
     recovery::{Action, Limits, MaxUnhealthy, Settings, Step},
 };
+use flags::targeting::{Rule, RuleError};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -353,7 +353,7 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
         judge_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
     }
     for name in evaluators.keys() {
-        Rule::judge_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
+        Rule::validate_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
     }
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {

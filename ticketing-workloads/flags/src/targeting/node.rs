@@ -1,6 +1,6 @@
 //! A compiled rule: a tree in which everything is resolved that does not depend on the request.
 
-use crate::flags::semver::Comparison;
+use crate::semver::Comparison;
 use serde_json::Value;
 
 /// A part of a rule that has a value.

@@ -5,7 +5,7 @@ use serde_json::Value;
 /// Whom or what a flag is evaluated for. It borrows everything: making one costs nothing.
 ///
 /// ```
-/// use contract::flags::{Attribute, Context};
+/// use flags::{Attribute, Context};
 ///
 /// let attributes = [("currency", Attribute::Text("EUR")), ("amount", Attribute::Integer(4_200))];
 /// let context = Context::new(&attributes).with_key("order-4711");

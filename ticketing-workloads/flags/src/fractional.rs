@@ -330,7 +330,7 @@ mod tests {
         let value: Value = serde_json::from_str(value).unwrap();
         let mut bytes = Vec::new();
         put_json(&value, &mut bytes, 0).unwrap();
-        assert_eq!(crate::canonical::hex(&bytes), expected);
+        assert_eq!(contract::canonical::hex(&bytes), expected);
     }
 
     /// As above; serde_json would read these a last digit off.
@@ -344,7 +344,7 @@ mod tests {
     fn floats_are_as_short_as_can_be(#[case] value: f64, #[case] expected: &str) {
         let mut bytes = Vec::new();
         put_float(value, &mut bytes);
-        assert_eq!(crate::canonical::hex(&bytes), expected);
+        assert_eq!(contract::canonical::hex(&bytes), expected);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod value;
 pub use compile::{Mistake, RuleError};
 pub use evaluate::EvaluationError;
 
-use crate::flags::context::Context;
+use crate::context::Context;
 use node::Node;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -60,7 +60,7 @@ impl Rule {
     }
 
     /// Compiles the shared rule `name` alone, to see whether it could be referred to.
-    pub fn judge_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<(), RuleError> {
+    pub fn validate_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<(), RuleError> {
         let reference = serde_json::json!({ "$ref": name });
         compile::compile(&reference, evaluators, "$evaluators", true).map(|_| ())
     }

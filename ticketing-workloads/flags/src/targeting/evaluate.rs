@@ -3,9 +3,9 @@
 use super::node::{Affix, Arithmetic, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
 use super::value::{Num, Val};
 use super::{MAX_STEPS, Request};
-use crate::flags::context::Attribute;
-use crate::flags::fractional::{self, MAX_WEIGHT_SUM};
-use crate::flags::semver::Version;
+use crate::context::Attribute;
+use crate::fractional::{self, MAX_WEIGHT_SUM};
+use crate::semver::Version;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::Cell;

@@ -2,8 +2,8 @@
 
 use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
 use super::{MAX_DEPTH, MAX_NODES, Rule};
-use crate::flags::fractional::MAX_WEIGHT_SUM;
-use crate::flags::semver::{Comparison, Version};
+use crate::fractional::MAX_WEIGHT_SUM;
+use crate::semver::{Comparison, Version};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::flags::Attribute;
+use crate::Attribute;
 use proptest::prelude::*;
 use serde_json::{Map, json};
 use std::fmt::Write as _;
@@ -199,9 +199,9 @@ fn shared_rules_are_resolved_when_compiled() {
         rule.evaluate(&request).unwrap().map(Cow::into_owned)
     };
     assert_eq!((answer("a@vip.example").as_deref(), answer("a@example").as_deref()), (Some("red"), None));
-    assert!(Rule::judge_evaluator("vip", &evaluators()).is_ok());
-    assert!(Rule::judge_evaluator("positive", &evaluators()).is_ok(), "it is for the items of a list");
-    let error = Rule::judge_evaluator("bad", &evaluators()).unwrap_err();
+    assert!(Rule::validate_evaluator("vip", &evaluators()).is_ok());
+    assert!(Rule::validate_evaluator("positive", &evaluators()).is_ok(), "it is for the items of a list");
+    let error = Rule::validate_evaluator("bad", &evaluators()).unwrap_err();
     assert_eq!(error.path, "$evaluators.bad.in");
 }
 

@@ -1,12 +1,5 @@
 //! The `flags` section of a document: flagd flag definitions, only those that target the workload, with what a person
-//! or degradation put over them.
-
-mod context;
-mod fractional;
-mod semver;
-pub mod targeting;
-
-pub use context::{Attribute, Context};
+//! put over them. The crate `flags` evaluates them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! The values that a rule computes with, and how JsonLogic turns one kind into another.
 
-use crate::flags::context::Attribute;
+use crate::context::Attribute;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::rc::Rc;
