@@ -92,7 +92,7 @@ impl FailureKind {
 /// A call that was not let through. It is never retried, and tells the breaker nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// Nobody waits for the answer any more.
+    /// The caller no longer waits for the answer.
     #[error("its caller's deadline has passed")]
     TooLate,
     /// The circuit is open.
@@ -118,12 +118,19 @@ pub enum Rejection {
         /// Calls waiting.
         queued: u32,
     },
-    /// No place in the bulkhead came free in time.
-    #[error("no place in its bulkhead came free within {}", in_words(*.waited))]
+    /// It waited for a bulkhead slot for as long as it may.
+    #[error("timed out after {} waiting for a bulkhead slot", in_words(*.waited))]
     BulkheadWait {
         /// How long the call waited.
         waited: Duration,
     },
+}
+
+impl Rejection {
+    /// Whether it comes from the circuit.
+    pub fn is_open_circuit(&self) -> bool {
+        matches!(self, Self::CircuitOpen { .. } | Self::TrialsUnderWay { .. } | Self::HeldOpen)
+    }
 }
 
 /// Why a call through a [`crate::Dependency`] gave no answer.

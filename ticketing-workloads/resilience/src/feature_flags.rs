@@ -1,6 +1,7 @@
 //! Feature flags as the operator sent them: the live settings behind [`flags::FlagSet`].
 
-use crate::{clock, lock};
+use crate::clock;
+use crate::sync::lock;
 use arc_swap::ArcSwap;
 use contract::FlagsSettings;
 use flags::{Context, FlagSet, Inputs};

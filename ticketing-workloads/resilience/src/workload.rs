@@ -1,8 +1,10 @@
 //! The workload: what it calls, what it runs by, how busy it is.
 
-use crate::bulkhead::Slots;
-use crate::degradation::{Degradation, Load};
-use crate::{Dependency, Flags, Metrics};
+use crate::bulkhead::Bulkheads;
+use crate::control::degradation::{Degradation, Load};
+use crate::dependency::Dependency;
+use crate::feature_flags::Flags;
+use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use contract::{HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ const LOAD_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Resilience {
     id: WorkloadId,
     dependencies: BTreeMap<String, &'static Dependency>,
-    bulkheads: &'static Slots,
+    bulkheads: &'static Bulkheads,
     defaults: PolicySettings,
     policy: ArcSwap<PolicySettings>,
     flags: Flags,
@@ -32,7 +34,7 @@ pub struct Builder {
     id: WorkloadId,
     metrics: Arc<Metrics>,
     dependencies: BTreeMap<String, &'static Dependency>,
-    bulkheads: &'static Slots,
+    bulkheads: &'static Bulkheads,
     defaults: PolicySettings,
 }
 
@@ -76,7 +78,7 @@ impl Resilience {
     /// Starts a declaration.
     pub fn builder(id: WorkloadId) -> Builder {
         let metrics = Arc::new(Metrics::new(&id.name));
-        let bulkheads = Slots::new();
+        let bulkheads = Bulkheads::new();
         metrics.watch_bulkheads(bulkheads);
         Builder { id, metrics, dependencies: BTreeMap::new(), bulkheads, defaults: PolicySettings::default() }
     }
@@ -151,7 +153,7 @@ impl Resilience {
         for (name, dependency) in &self.dependencies {
             let default = self.defaults.dependencies.get(name);
             let mut settings = policy.dependencies.get(name).or(default).cloned().unwrap_or_default();
-            // Who says nothing of a compartment does not want its callers to starve each other.
+            // A policy that says nothing about bulkheads does not ask for callers to starve each other.
             settings.bulkhead = settings.bulkhead.or_else(|| default?.bulkhead.clone());
             let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
                 let found = bulkheads.get(name).copied();
@@ -160,7 +162,7 @@ impl Resilience {
                 }
                 found
             });
-            dependency.configure(settings, bulkhead.unwrap_or(Slots::NONE));
+            dependency.configure(settings, bulkhead.unwrap_or(Bulkheads::NONE));
         }
     }
 
@@ -185,7 +187,7 @@ impl Resilience {
         loop {
             ticks.tick().await;
             self.observe_load();
-            self.dependencies().for_each(Dependency::look);
+            self.dependencies().for_each(Dependency::update_budget);
         }
     }
 }

@@ -8,7 +8,7 @@ use contract::{
     RuntimeConfig, Section, WorkloadId,
 };
 use reqwest::{Client, Method, Response, StatusCode};
-use resilience::admin::Admin;
+use resilience::control::admin::Admin;
 use resilience::server::{Limits, serve};
 use resilience::{Actions, Check, CheckOutcome, Checks, ConfigStore, Resilience, Tokens, clock};
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ struct Pod {
 
 impl Pod {
     async fn start() -> Self {
-        Self::start_with(Limits { head_timeout: Duration::from_secs(30), ..resilience::admin::LIMITS }).await
+        Self::start_with(Limits { head_timeout: Duration::from_secs(30), ..resilience::control::admin::LIMITS }).await
     }
 
     async fn start_with(limits: Limits) -> Self {
@@ -180,7 +180,8 @@ async fn a_huge_body_is_refused_and_a_strangers_is_not_even_read() {
 
 #[tokio::test]
 async fn a_client_that_dawdles_over_its_head_is_cut_off() {
-    let pod = Pod::start_with(Limits { head_timeout: Duration::from_millis(50), ..resilience::admin::LIMITS }).await;
+    let pod =
+        Pod::start_with(Limits { head_timeout: Duration::from_millis(50), ..resilience::control::admin::LIMITS }).await;
     let mut slow = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
     slow.write_all(b"GET /health HTTP/1.1\r\nhost:").await.unwrap();
     let mut rest = Vec::new();

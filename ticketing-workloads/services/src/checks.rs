@@ -3,8 +3,8 @@
 use crate::http_client::{self, HttpCall};
 use axum::http::StatusCode;
 use contract::CheckStatus;
-use resilience::layers::Attempt;
-use resilience::memory::MemoryProbe;
+use resilience::Attempt;
+use resilience::control::memory::MemoryProbe;
 use resilience::{Check, CheckOutcome};
 use serde_json::json;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use contract::RetrySettings;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use resilience::layers::{Attempt, Guarded, Repeatable};
+use resilience::{Attempt, Guarded, Repeatable};
 use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
 use std::task::{Context, Poll};
 use std::time::Duration;

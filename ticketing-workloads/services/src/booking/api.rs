@@ -17,7 +17,7 @@ use backon::{ExponentialBuilder, Retryable};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::degradation::InFlight;
+use resilience::control::degradation::InFlight;
 use resilience::failure::Verdict;
 use resilience::server::read_body;
 use resilience::{CallError, Failure, Rejection, Resilience};

@@ -9,7 +9,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use resilience::layers::fallback::{Answer, Fallbacks, Source};
+use resilience::fallback::{Answer, Fallbacks, Source};
 use resilience::{CallError, Dependency};
 use std::time::Duration;
 use tower::util::BoxCloneSyncService;

@@ -4,7 +4,7 @@ use crate::http_client::{Bare, HttpAnswer, HttpCall, HttpError};
 use crate::{http_client, payment::ledger::Order};
 use async_trait::async_trait;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use resilience::layers::Attempt;
+use resilience::Attempt;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,7 @@
 //! Recovery actions that the operator may ask for. Each intent is acted on once, however often it arrives.
 
-use crate::{Metrics, lock};
+use crate::metrics::Metrics;
+use crate::sync::lock;
 use contract::{Action, ActionAnswer, ActionOutcome, ActionRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;

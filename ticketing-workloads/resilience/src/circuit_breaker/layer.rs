@@ -1,7 +1,8 @@
-//! The circuit breaker as a layer.
+//! The circuit breaker as a [`tower::Layer`].
 
-use super::{Attempt, AttemptError, dependency_layer};
-use crate::breaker::Permit;
+use super::state::Permit;
+use crate::attempt::{Attempt, AttemptError};
+use crate::dependency_layer::dependency_layer;
 use crate::failure::{Failure, FailureKind, Rejection, Verdict};
 use pin_project_lite::pin_project;
 use std::future::Future;
@@ -24,7 +25,7 @@ where
 {
     type Response = S::Response;
     type Error = AttemptError<E>;
-    type Future = Judged<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -32,20 +33,29 @@ where
 
     #[inline]
     fn call(&mut self, mut attempt: Attempt<R>) -> Self::Future {
-        match self.dependency.breaker().acquire(attempt.deadline) {
+        let state = match self.dependency.breaker().acquire(attempt.deadline) {
             Ok(permit) => {
                 attempt.ticket = permit.ticket();
-                Judged::Calling { answer: self.inner.call(attempt), permit: Some(permit) }
+                State::Calling { answer: self.inner.call(attempt), permit: Some(permit) }
             }
-            Err(rejection) => Judged::Refused { rejection: Some(rejection) },
-        }
+            Err(rejection) => State::Refused { rejection: Some(rejection) },
+        };
+        ResponseFuture { state }
     }
 }
 
 pin_project! {
-    /// An attempt of which the breaker will hear.
-    #[project = JudgedProjection]
-    pub enum Judged<F> {
+    /// An attempt whose verdict the breaker gets.
+    pub struct ResponseFuture<F>
+    {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F> {
         /// Under way.
         Calling {
             #[pin]
@@ -57,7 +67,7 @@ pin_project! {
     }
 }
 
-impl<F, T, E> Future for Judged<F>
+impl<F, T, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<T, AttemptError<E>>>,
     E: Failure,
@@ -66,15 +76,15 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            JudgedProjection::Calling { answer, permit } => {
+        match self.project().state.project() {
+            StateProjection::Calling { answer, permit } => {
                 let result = ready!(answer.poll(cx));
                 if let Some(permit) = permit.take() {
                     permit.finish(verdict(&result));
                 }
                 Poll::Ready(result)
             }
-            JudgedProjection::Refused { rejection } => {
+            StateProjection::Refused { rejection } => {
                 Poll::Ready(Err(AttemptError::Rejected(rejection.take().unwrap_or(Rejection::HeldOpen))))
             }
         }
@@ -84,11 +94,11 @@ where
 fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
     match result {
         Ok(_) => Verdict::Success,
-        Err(AttemptError::Rejected(_) | AttemptError::TimedOut { hurried: true, .. }) => Verdict::Neutral,
+        Err(AttemptError::Rejected(_) | AttemptError::TimedOut { short_deadline: true, .. }) => Verdict::Neutral,
         Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
         Err(AttemptError::Failed(error)) => error.kind().verdict(),
-        Err(AttemptError::FailedInAHurry(error)) => match error.kind() {
-            // Nobody needs time to refuse a connection.
+        Err(AttemptError::FailedUnderShortDeadline(error)) => match error.kind() {
+            // Refusing a connection takes no time.
             FailureKind::NotSent => Verdict::Failure,
             kind if kind.verdict() == Verdict::Failure => Verdict::Neutral,
             kind => kind.verdict(),

@@ -1,11 +1,11 @@
-//! Fallbacks (ADR-007 §5): who answers when the dependency does not.
+//! Fallbacks as a [`tower::Layer`], outermost.
 //!
 //! The policy lists the kinds of fallback in the order in which they are tried; the workload says how each kind is done
 //! here ([`Fallbacks`]). A kind that the workload does not have, or that has nothing to say, is passed over. A business
 //! "no" is an answer, and falls back to nothing.
 
-use crate::Dependency;
-use crate::cache::Cache;
+use super::cache::Cache;
+use crate::dependency::Dependency;
 use crate::failure::{CallError, Failure};
 use contract::FallbackSettings;
 use futures::future::BoxFuture;
@@ -210,7 +210,7 @@ where
 {
     type Response = Answer<T>;
     type Error = CallError<E>;
-    type Future = Answering<S::Future, R, T, E>;
+    type Future = ResponseFuture<S::Future, R, T, E>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -220,7 +220,7 @@ where
         // Nothing is kept for a fallback that there is not.
         let has_fallback = self.fallbacks.dependency.has_fallback();
         let back = has_fallback.then(|| (Arc::clone(&self.fallbacks), request.clone()));
-        Answering { step: Step::Trying { answer: self.inner.call(request), back } }
+        ResponseFuture { step: Step::Trying { answer: self.inner.call(request), back } }
     }
 }
 
@@ -228,7 +228,7 @@ type FallingBack<T, E> = BoxFuture<'static, Result<Answer<T>, CallError<E>>>;
 
 pin_project! {
     /// A call that may fall back.
-    pub struct Answering<F, R, T, E> {
+    pub struct ResponseFuture<F, R, T, E> {
         #[pin]
         step: Step<F, R, T, E>,
     }
@@ -248,7 +248,7 @@ pin_project! {
     }
 }
 
-impl<F, R, T, E> Future for Answering<F, R, T, E>
+impl<F, R, T, E> Future for ResponseFuture<F, R, T, E>
 where
     F: Future<Output = Result<T, CallError<E>>>,
     R: Clone + Send + Sync + 'static,
@@ -307,9 +307,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bulkhead::Slots;
+    use crate::attempt::{Attempt, Repeatable};
+    use crate::bulkhead::Bulkheads;
     use crate::failure::FailureKind;
-    use crate::layers::Attempt;
     use contract::{DependencySettings, RetrySettings};
     use std::sync::atomic::{AtomicBool, Ordering};
     use tower::{ServiceExt as _, service_fn};
@@ -327,7 +327,7 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Page(u32);
 
-    impl crate::layers::Repeatable for Page {
+    impl Repeatable for Page {
         fn may_repeat(&self, _: &RetrySettings) -> bool {
             true
         }
@@ -336,7 +336,7 @@ mod tests {
     const CACHE: FallbackSettings = FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 60_000 };
 
     fn dependency(fallback: &[FallbackSettings]) -> &'static Dependency {
-        let dependency = Dependency::new("catalog", Slots::new(), &Arc::new(crate::Metrics::new("gateway")));
+        let dependency = Dependency::new("catalog", Bulkheads::new(), &Arc::new(crate::Metrics::new("gateway")));
         configure(dependency, fallback);
         dependency
     }
@@ -344,7 +344,7 @@ mod tests {
     fn configure(dependency: &Dependency, fallback: &[FallbackSettings]) {
         let retry = RetrySettings { num_retries: 0, ..Default::default() };
         let settings = DependencySettings { retry, fallback: fallback.to_vec(), ..Default::default() };
-        dependency.configure(settings, Slots::NONE);
+        dependency.configure(settings, Bulkheads::NONE);
     }
 
     fn fixed() -> FallbackSettings {

@@ -1,9 +1,11 @@
-//! Retries (ADR-007 §1): which failures, after which wait, within the deadline and the budget.
+//! Retries as a [`tower::Layer`].
 
-use super::{Attempt, AttemptError, Repeatable, dependency_layer, take_ready};
+use super::wait;
+use crate::attempt::{Attempt, AttemptError, Repeatable};
 use crate::clock::in_words;
+use crate::dependency::Dependency;
+use crate::dependency_layer::{dependency_layer, take_ready};
 use crate::failure::{CallError, Failure, FailureKind};
-use crate::{Dependency, retry};
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +16,10 @@ use tower::Service;
 use tracing::Span;
 
 dependency_layer! {
-    /// Makes another attempt after a failure that may pass. Settings count as they are when an attempt has failed: who
-    /// turns retries off during an incident stops those under way, too.
+    /// Makes another attempt after a failure that may pass. The settings at the time of the failure apply: turning
+    /// retries off during an incident stops those under way, too.
     RetryLayer makes
-    /// A service that is asked again.
+    /// A service whose failed attempts are repeated.
     Retry
 }
 
@@ -29,21 +31,21 @@ where
 {
     type Response = S::Response;
     type Error = CallError<E>;
-    type Future = Attempts<S, R>;
+    type Future = ResponseFuture<S, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx).map_err(|error| error.after(self.dependency, 0))
+        self.inner.poll_ready(cx).map_err(|error| error.after(self.dependency.name(), 0))
     }
 
     #[inline]
     fn call(&mut self, attempt: Attempt<R>) -> Self::Future {
-        Attempts::new(self.dependency, take_ready(&mut self.inner), attempt)
+        ResponseFuture::new(self.dependency, take_ready(&mut self.inner), attempt)
     }
 }
 
 pin_project! {
     /// A call with all its attempts.
-    pub struct Attempts<S, R>
+    pub struct ResponseFuture<S, R>
     where
         S: Service<Attempt<R>>,
     {
@@ -66,7 +68,7 @@ pin_project! {
     }
 }
 
-impl<S: Service<Attempt<R>>, R> Attempts<S, R> {
+impl<S: Service<Attempt<R>>, R> ResponseFuture<S, R> {
     /// Makes `attempt`, and further ones as the settings of `dependency` have it.
     #[inline]
     pub(crate) fn new(dependency: &'static Dependency, service: S, attempt: Attempt<R>) -> Self {
@@ -74,7 +76,7 @@ impl<S: Service<Attempt<R>>, R> Attempts<S, R> {
     }
 }
 
-impl<S, R, E> Future for Attempts<S, R>
+impl<S, R, E> Future for ResponseFuture<S, R>
 where
     S: Service<Attempt<R>, Error = AttemptError<E>>,
     R: Repeatable + Clone,
@@ -114,7 +116,7 @@ where
             };
             match wait_before_next(this.dependency, this.attempt, &error) {
                 Some(wait) => this.step.set(Step::Waiting { over: Box::pin(tokio::time::sleep(wait)) }),
-                None => return Poll::Ready(Err(error.after(this.dependency, this.attempt.number))),
+                None => return Poll::Ready(Err(error.after(this.dependency.name(), this.attempt.number))),
             }
         }
     }
@@ -130,8 +132,12 @@ fn wait_before_next<R: Repeatable, E: Failure>(
     let (kind, at_least) = match error {
         AttemptError::Rejected(_) => return None,
         // The tier next to the failure has made its retries: another one here would multiply them.
-        AttemptError::Failed(error) | AttemptError::FailedInAHurry(error) if error.was_retried() => return None,
-        AttemptError::Failed(error) | AttemptError::FailedInAHurry(error) => (error.kind(), error.retry_after()),
+        AttemptError::Failed(error) | AttemptError::FailedUnderShortDeadline(error) if error.was_retried() => {
+            return None;
+        }
+        AttemptError::Failed(error) | AttemptError::FailedUnderShortDeadline(error) => {
+            (error.kind(), error.retry_after())
+        }
         AttemptError::TimedOut { .. } => (FailureKind::Timeout, None),
         AttemptError::Injected => (FailureKind::ConnectFailure, None),
     };
@@ -140,13 +146,13 @@ fn wait_before_next<R: Repeatable, E: Failure>(
     if kind != FailureKind::NotSent && !attempt.request.may_repeat(settings) {
         return None;
     }
-    let wait = retry::next(settings, kind, attempt.number, rand::random())?.max(at_least.unwrap_or_default());
+    let wait = wait::next(settings, kind, attempt.number, rand::random())?.max(at_least.unwrap_or_default());
     let next = Instant::now().checked_add(wait)?;
     if attempt.deadline.is_some_and(|deadline| next >= deadline) {
         return None;
     }
     if !dependency.take_retry() {
-        tracing::warn!(dependency = dependency.name(), ?kind, "not retried: the retry budget is used up");
+        tracing::warn!(dependency = dependency.name(), ?kind, "not retried: the retry budget is exhausted");
         return None;
     }
     dependency.metrics().retry(dependency.name(), attempt.number);

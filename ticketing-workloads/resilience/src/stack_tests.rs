@@ -1,7 +1,14 @@
 use super::*;
-use crate::failure::FailureKind;
-use contract::{BulkheadSettings, CircuitBreakerSettings, RetryOn, RetrySettings};
-use std::sync::atomic::AtomicU32;
+use crate::bulkhead::Bulkheads;
+use crate::circuit_breaker::Totals;
+use crate::failure::{FailureKind, Rejection};
+use crate::metrics::Metrics;
+use contract::{
+    BulkheadSettings, CircuitBreakerSettings, CircuitState, DependencySettings, RetryOn, RetrySettings, TimeoutSettings,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("{0:?}")]
@@ -26,8 +33,8 @@ fn database() -> DependencySettings {
 }
 
 fn dependency(settings: DependencySettings) -> &'static Dependency {
-    let dependency = Dependency::new("database", Slots::new(), &Arc::new(Metrics::new("test")));
-    dependency.configure(settings, Slots::NONE);
+    let dependency = Dependency::new("database", Bulkheads::new(), &Arc::new(Metrics::new("test")));
+    dependency.configure(settings, Bulkheads::NONE);
     dependency
 }
 
@@ -56,7 +63,7 @@ async fn retries_what_may_pass_after_the_adrs_waits() {
     assert_eq!(attempts, 4);
     assert_eq!(started.elapsed(), Duration::from_millis(200 + 400 + 800));
     assert_eq!(answer.unwrap_err().to_string(), "database: failed after 4 attempt(s): ConnectFailure");
-    let text = dependency.metrics.encode();
+    let text = dependency.metrics().encode();
     assert!(text.contains(r#"retry_attempts_total{service="database",attempt="3"} 1"#), "{text}");
 }
 
@@ -122,7 +129,7 @@ async fn a_full_bulkhead_is_not_retried_and_tells_the_circuit_nothing() {
     let one_place = BulkheadSettings { max_concurrent: 1, max_queued: 0, max_wait_ms: 0 };
     let slot = dependency.bulkheads.assign(&[("critical".to_owned(), one_place)].into())["critical"];
     dependency.configure(database(), slot);
-    let _held = dependency.bulkhead().unwrap().enter(None).unwrap();
+    let _held = dependency.bulkhead().unwrap().acquire(None).unwrap();
     for _ in 0..10 {
         let (attempts, answer) = calls(dependency, 0, Ok(())).await;
         assert_eq!(attempts, 0);
@@ -155,7 +162,7 @@ async fn who_turns_retries_off_stops_those_under_way() {
     let call = dependency.call(|| async {
         if attempts.fetch_add(1, Ordering::SeqCst) == 1 {
             let none = RetrySettings { num_retries: 0, ..database().retry };
-            dependency.configure(DependencySettings { retry: none, ..database() }, Slots::NONE);
+            dependency.configure(DependencySettings { retry: none, ..database() }, Bulkheads::NONE);
         }
         Err::<(), _>(TestError(FailureKind::ConnectFailure))
     });
@@ -235,7 +242,7 @@ async fn the_other_side_has_a_say_in_retries(#[case] busy: Busy, #[case] expecte
 #[derive(Clone)]
 struct Once;
 
-impl crate::layers::Repeatable for Once {
+impl crate::attempt::Repeatable for Once {
     fn may_repeat(&self, _: &RetrySettings) -> bool {
         false
     }
@@ -295,17 +302,17 @@ async fn an_attempt_given_up_after_its_time_is_a_failure_of_the_dependency() {
 #[case::hurried(499, CircuitState::Closed)]
 #[case::with_half_of_its_time(500, CircuitState::Open)]
 #[tokio::test(start_paused = true)]
-async fn a_caller_in_a_hurry_opens_no_circuit(#[case] patience_ms: u64, #[case] expected: CircuitState) {
+async fn a_caller_in_a_hurry_opens_no_circuit(#[case] time_left_ms: u64, #[case] expected: CircuitState) {
     let trip = contract::TripRule::ConsecutiveFailures { failures: 1 };
     let breaker = CircuitBreakerSettings { trip, ..Default::default() };
     let dependency = dependency(DependencySettings { circuit_breaker: breaker, ..database() });
     let never = || std::future::pending::<Result<(), TestError>>();
     for dropped in [false, true] {
-        let until = Some(Instant::now() + Duration::from_millis(patience_ms));
+        let until = Some(Instant::now() + Duration::from_millis(time_left_ms));
         let mut call = Box::pin(deadline::within(until, dependency.call(never)));
         if dropped {
             let call = poll_once(call);
-            tokio::time::advance(Duration::from_millis(patience_ms)).await;
+            tokio::time::advance(Duration::from_millis(time_left_ms)).await;
             drop(call);
         } else {
             assert!(matches!((&mut call).await, Err(CallError::Timeout { .. })));
@@ -321,15 +328,15 @@ async fn a_caller_in_a_hurry_opens_no_circuit(#[case] patience_ms: u64, #[case] 
 #[case::time_enough(FailureKind::Status(503), 500, CircuitState::Open)]
 #[case::nobody_there(FailureKind::NotSent, 1, CircuitState::Open)]
 #[tokio::test(start_paused = true)]
-async fn what_fails_in_a_hurry_tells_little(
+async fn what_fails_under_a_short_deadline_says_little(
     #[case] kind: FailureKind,
-    #[case] patience_ms: u64,
+    #[case] time_left_ms: u64,
     #[case] expected: CircuitState,
 ) {
     let trip = contract::TripRule::ConsecutiveFailures { failures: 1 };
     let breaker = CircuitBreakerSettings { trip, ..Default::default() };
     let dependency = dependency(DependencySettings { circuit_breaker: breaker, ..database() });
-    let until = Some(Instant::now() + Duration::from_millis(patience_ms));
+    let until = Some(Instant::now() + Duration::from_millis(time_left_ms));
     assert!(deadline::within(until, calls(dependency, 0, Err(kind))).await.1.is_err());
     assert_eq!(dependency.circuit().state, expected);
 }
@@ -353,7 +360,7 @@ fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F> {
 
 #[tokio::test(start_paused = true)]
 async fn a_drill_can_hold_calls_up_and_make_them_fail() {
-    use crate::faults::{Fault, Injection};
+    use crate::fault_injection::{Fault, Injection};
     let dependency =
         dependency(DependencySettings { retry: RetrySettings { num_retries: 0, ..Default::default() }, ..database() });
     let until = Instant::now() + Duration::from_secs(60);
@@ -403,7 +410,7 @@ async fn each_attempt_has_a_span_and_each_change_of_the_circuit_a_line() {
     let mut from = 0;
     for expected in [
         r#"attempt{dependency="database" number=1}"#,
-        r#"WARN resilience::layers::retry: retrying dependency="database" attempt=1 kind=ConnectFailure wait=200 ms"#,
+        r#"WARN resilience::retry::layer: retrying dependency="database" attempt=1 kind=ConnectFailure wait=200 ms"#,
         r#"attempt{dependency="database" number=2}"#,
         "circuit opened dependency=database",
         "circuit half-open dependency=database",

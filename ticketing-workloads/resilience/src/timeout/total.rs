@@ -1,16 +1,17 @@
 //! The total timeout: how long a call may take with all its attempts and waits.
 
-use super::{Attempt, dependency_layer};
-use crate::failure::Rejection;
-use crate::{CallError, deadline};
+use crate::attempt::Attempt;
+use crate::deadline;
+use crate::dependency_layer::dependency_layer;
+use crate::failure::CallError;
 use futures::future::{Either, Ready, ready};
 use std::task::{Context, Poll};
 use tokio::time::Instant;
 use tower::Service;
 
 dependency_layer! {
-    /// Bounds a call, and does not start one that nobody waits for. It needs no timer: whatever waits further in goes
-    /// by the deadline that is set here.
+    /// Bounds a call, and does not start one whose caller no longer waits. It needs no timer: the layers further in
+    /// wait no longer than the deadline that is set here.
     TotalTimeoutLayer makes
     /// A service with a bound on the time of a call.
     TotalTimeout
@@ -36,18 +37,6 @@ where
                 let dependency = self.dependency.name().to_owned();
                 Either::Right(ready(Err(CallError::Rejected { dependency, rejection, attempts: 0 })))
             }
-        }
-    }
-}
-
-impl crate::Dependency {
-    /// When a call that starts now ends at the latest, for a caller who waits until `until`.
-    pub(crate) fn call_deadline(&self, until: Option<Instant>, now: Instant) -> Result<Instant, Rejection> {
-        let own = now + self.request_time();
-        match until {
-            Some(until) if until <= now => Err(Rejection::TooLate),
-            Some(until) => Ok(own.min(until)),
-            None => Ok(own),
         }
     }
 }

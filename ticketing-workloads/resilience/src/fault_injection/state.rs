@@ -1,4 +1,4 @@
-//! Where drills disturb a call. A fault ends by itself: nobody has to be alive to take it away.
+//! The fault that a drill injects into a dependency. It ends by itself: no process has to be alive to remove it.
 
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub enum Fault {
     /// It fails before anything is sent.
     Failure,
-    /// It is held up this long first.
+    /// It is delayed by this long first.
     Latency(Duration),
 }
 
@@ -46,9 +46,9 @@ impl Faults {
         self.injection.store(None);
     }
 
-    /// What is to happen to the attempt that starts now.
+    /// The fault for the attempt that starts now, if it gets one.
     #[inline]
-    pub(crate) fn strike(&self) -> Option<Fault> {
+    pub(crate) fn next_fault(&self) -> Option<Fault> {
         if self.active.load(Ordering::Acquire) { self.pick() } else { None }
     }
 
@@ -68,17 +68,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_fault_strikes_until_its_time_is_over() {
+    async fn a_fault_is_injected_until_its_time_is_over() {
         let faults = Faults::default();
-        assert_eq!(faults.strike(), None);
+        assert_eq!(faults.next_fault(), None);
         let until = Instant::now() + Duration::from_secs(10);
         faults.inject(Injection { fault: Fault::Failure, percent: 100, until });
-        assert_eq!(faults.strike(), Some(Fault::Failure));
+        assert_eq!(faults.next_fault(), Some(Fault::Failure));
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!(faults.strike(), None);
+        assert_eq!(faults.next_fault(), None);
         faults.inject(Injection { fault: Fault::Failure, percent: 0, until: until + Duration::from_secs(10) });
-        assert_eq!(faults.strike(), None, "0 of 100");
+        assert_eq!(faults.next_fault(), None, "0 of 100");
         faults.end();
-        assert_eq!(faults.strike(), None);
+        assert_eq!(faults.next_fault(), None);
     }
 }

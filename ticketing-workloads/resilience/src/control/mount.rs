@@ -3,7 +3,8 @@
 //! Both mounts are optional and may appear later. The kubelet swaps the symlink `..data`, so a look at it and at the
 //! file once a second costs two system calls and misses nothing; no file handle is held over a swap.
 
-use crate::{ConfigStore, clock};
+use crate::clock;
+use crate::control::config::ConfigStore;
 use contract::{AppliedFrom, CONFIG_KEY, MAX_CONFIG_BYTES};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 //! The attempt timeout: how long one attempt may take once it is let through.
 
-use super::{Attempt, AttemptError, dependency_layer};
-use crate::breaker::Ticket;
+use crate::attempt::{Attempt, AttemptError, Ticket};
+use crate::deadline;
+use crate::dependency::Dependency;
+use crate::dependency_layer::dependency_layer;
 use crate::failure::Rejection;
-use crate::{Dependency, deadline};
 use futures::future::Either;
 use pin_project_lite::pin_project;
 use std::future::{Future, Ready};
@@ -13,10 +14,10 @@ use tokio::time::{Instant, Timeout, timeout_at};
 use tower::Service;
 
 dependency_layer! {
-    /// Ends an attempt that takes too long. It also tells the breaker of what only it knows: that an attempt was slow,
-    /// waits in a queue not counted; and that one was given up after its time was over. One to which the caller's deadline
-    /// left less than half of its time says nothing of the dependency, however it fails: else whoever is in a hurry could
-    /// open the circuit for everybody.
+    /// Ends an attempt that takes too long. It also reports to the breaker what only this layer knows: that an attempt was
+    /// slow, waits in a queue not counted; and that one was abandoned after its time was over. An attempt to which its
+    /// caller's deadline left less than half of its time says nothing about the dependency, however it fails: otherwise a
+    /// caller with a short deadline could open the circuit for all others.
     AttemptTimeoutLayer makes
     /// A service with a bound on the time of an attempt.
     AttemptTimeout
@@ -28,7 +29,7 @@ where
 {
     type Response = S::Response;
     type Error = AttemptError<E>;
-    type Future = Either<Timed<S::Future>, Ready<Result<S::Response, AttemptError<E>>>>;
+    type Future = Either<ResponseFuture<S::Future>, Ready<Result<S::Response, AttemptError<E>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -45,21 +46,21 @@ where
         let own = started + time;
         let deadline = attempt.deadline.map_or(own, |until| own.min(until));
         attempt.deadline = Some(deadline);
-        let hurried = deadline::current().is_some_and(|caller| caller < started + time / 2);
+        let short_deadline = deadline::current().is_some_and(|caller| caller < started + time / 2);
         let ticket = attempt.ticket;
-        let watch = Watch { dependency: self.dependency, ticket, started, deadline, hurried, under_way: true };
-        Either::Left(Timed { watch, answer: timeout_at(deadline, self.inner.call(attempt)) })
+        let watch = Watch { dependency: self.dependency, ticket, started, deadline, short_deadline, under_way: true };
+        Either::Left(ResponseFuture { watch, answer: timeout_at(deadline, self.inner.call(attempt)) })
     }
 }
 
-/// What is known of an attempt under way.
+/// An attempt under way, as the breaker is told about it.
 struct Watch {
     dependency: &'static Dependency,
     ticket: Ticket,
     started: Instant,
     deadline: Instant,
-    /// Whether it has too little time to tell anything.
-    hurried: bool,
+    /// Whether its caller left it less than half of an attempt's time, too little to say anything about the dependency.
+    short_deadline: bool,
     under_way: bool,
 }
 
@@ -80,8 +81,8 @@ impl Drop for Watch {
     #[inline]
     fn drop(&mut self) {
         if self.under_way && Instant::now() >= self.deadline {
-            self.dependency.note_timeout();
-            if !self.hurried {
+            self.dependency.record_timeout();
+            if !self.short_deadline {
                 self.dependency.breaker().record_abandoned(self.ticket);
             }
         }
@@ -90,14 +91,14 @@ impl Drop for Watch {
 
 pin_project! {
     /// An attempt with a bound on its time.
-    pub struct Timed<F> {
+    pub struct ResponseFuture<F> {
         watch: Watch,
         #[pin]
         answer: Timeout<F>,
     }
 }
 
-impl<F, T, E> Future for Timed<F>
+impl<F, T, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<T, AttemptError<E>>>,
 {
@@ -109,17 +110,17 @@ where
         // What the attempt calls in turn has no more time than the attempt.
         let deadline = this.watch.deadline;
         let answer = ready!(deadline::during(deadline, || this.answer.poll(cx)));
-        let hurried = this.watch.hurried;
+        let short_deadline = this.watch.short_deadline;
         if let Ok(result) = answer {
             this.watch.answered();
             return Poll::Ready(result.map_err(|error| match error {
-                AttemptError::Failed(error) if hurried => AttemptError::FailedInAHurry(error),
+                AttemptError::Failed(error) if short_deadline => AttemptError::FailedUnderShortDeadline(error),
                 error => error,
             }));
         }
         this.watch.under_way = false;
-        this.watch.dependency.note_timeout();
+        this.watch.dependency.record_timeout();
         let after = deadline - this.watch.started;
-        Poll::Ready(Err(AttemptError::TimedOut { after, hurried }))
+        Poll::Ready(Err(AttemptError::TimedOut { after, short_deadline }))
     }
 }

@@ -7,9 +7,10 @@
 //! A call that succeeds while the circuit is closed reads a few words that hardly ever change, and writes only to
 //! counters of its own thread. Everything else (failures, trials, changes of state) takes a short lock.
 
+use crate::attempt::Ticket;
 use crate::failure::{Rejection, Verdict};
-use crate::lock;
 use crate::stripes::{Alone, Counters};
+use crate::sync::lock;
 use crate::window::{Counts, Window};
 use contract::{CircuitBreakerSettings, CircuitReport, CircuitState, ManualState, TripRule};
 use std::sync::Mutex;
@@ -26,7 +27,7 @@ const LOST_TRIAL_GRACE: Duration = Duration::from_secs(1);
 /// How long a trial without a deadline may take before it is given up.
 const TRIAL_WITHOUT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Called after each change of state, with the new state and why it changed.
+/// Called after each change of state, with the new state and the reason.
 pub type OnChange = Box<dyn Fn(CircuitState, &str) + Send + Sync>;
 
 /// A circuit breaker.
@@ -62,14 +63,14 @@ mod mode {
     pub const MASK: u64 = 3;
 }
 
-/// What became of the calls that came to a breaker, since the process started.
+/// How the calls that came to a breaker ended, since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Calls that told of a dependency that works.
+    /// Calls that succeeded, as far as the health of the dependency goes.
     pub successes: u64,
-    /// Calls that told of one that does not.
+    /// Calls that failed.
     pub failures: u64,
-    /// Calls that told nothing: given up by this side, or refused by a layer further in.
+    /// Calls that say nothing about the dependency: cancelled by this side, or refused by a layer further in.
     pub ignored: u64,
     /// Calls that were not let through.
     pub rejected: u64,
@@ -136,7 +137,7 @@ impl Breaker {
             if !manual_changed {
                 return None;
             }
-            // A person's word starts a new page: what was counted before it says nothing about after.
+            // A manual change starts a new count: results from before it say nothing about after.
             self.close(inner);
             match manual(&inner.settings) {
                 ManualState::Open => {
@@ -149,7 +150,7 @@ impl Breaker {
         });
     }
 
-    /// Asks to make a call of which the caller will hear by `latest`; `None`: there is no such moment.
+    /// Asks to make a call whose outcome is known by `latest`; `None`: it has no deadline.
     #[inline]
     pub fn acquire(&self, latest: Option<Instant>) -> Result<Permit<'_>, Rejection> {
         let word = self.fast.0.word.load(Ordering::Acquire);
@@ -176,14 +177,14 @@ impl Breaker {
         }
     }
 
-    /// From which duration on a call is to be told to [`Breaker::record_slow`].
+    /// From which duration on a call is to be reported to [`Breaker::record_slow`].
     #[inline]
     pub fn slow_from(&self) -> Option<Duration> {
         let ns = self.fast.0.slow_ns.load(Ordering::Relaxed);
         (ns != u64::MAX).then(|| Duration::from_nanos(ns))
     }
 
-    /// Notes that a call was slow, whatever its answer; `ticket` is that of its permit. Told before the permit is
+    /// Records that a call was slow, whatever its answer; `ticket` is that of its permit. Called before the permit is
     /// finished, by the layer that knows when the call began.
     pub fn record_slow(&self, ticket: Ticket) {
         self.with(|inner, now| {
@@ -205,8 +206,7 @@ impl Breaker {
         });
     }
 
-    /// Notes that the deadline of a call passed while nobody waited any more: a failure, though its permit will tell
-    /// nothing. `ticket` is that of the permit.
+    /// Records that a call's deadline passed after its caller had gone: a failure, though its permit reports nothing. `ticket` is that of the permit.
     pub fn record_abandoned(&self, ticket: Ticket) {
         self.count(ticket.0, Verdict::Failure, false);
     }
@@ -233,7 +233,7 @@ impl Breaker {
         })
     }
 
-    /// What became of the calls so far.
+    /// How the calls so far ended.
     pub fn totals(&self) -> Totals {
         Totals {
             successes: self.calls.get(SUCCESSES),
@@ -327,7 +327,7 @@ impl Breaker {
         self.window.clear();
     }
 
-    /// Shows calls how things are.
+    /// Copies what calls need to where they read it.
     fn publish(&self, inner: &Inner) {
         let fast = &self.fast.0;
         fast.windowed.store(is_windowed(&inner.settings), Ordering::Relaxed);
@@ -342,7 +342,7 @@ impl Breaker {
         self.with_result(|inner, now| ((), change(inner, now)));
     }
 
-    /// Runs `f` under the lock, shows what became of it, and tells of a change after the lock is released.
+    /// Runs `f` under the lock, publishes the result to calls, and reports a change after the lock is released.
     fn with_result<T>(&self, f: impl FnOnce(&mut Inner, Instant) -> (T, Option<Change>)) -> T {
         let now = Instant::now();
         let (result, change) = {
@@ -451,7 +451,7 @@ impl Inner {
     }
 }
 
-/// A word that this reader does not know leaves the breaker to itself.
+/// The manual state; one that this version does not know counts as `Auto`.
 fn manual(settings: &CircuitBreakerSettings) -> ManualState {
     match settings.manual_state {
         ManualState::Unknown => ManualState::Auto,
@@ -482,10 +482,6 @@ fn share_reached(part: u64, whole: u64, percent: u32, minimum: u64) -> bool {
     whole >= minimum.max(1) && part * 100 >= whole * u64::from(percent.clamp(1, 100))
 }
 
-/// The generation that a call was let through in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ticket(u64);
-
 /// Leave to make one call.
 #[must_use = "dropping a permit counts as a call that was cancelled"]
 pub struct Permit<'a> {
@@ -501,7 +497,7 @@ impl<'a> Permit<'a> {
         Self { breaker, word, trial, reported: false }
     }
 
-    /// What tells the breaker which call something is about.
+    /// Identifies the call to the breaker.
     #[inline]
     pub fn ticket(&self) -> Ticket {
         Ticket(self.word)
@@ -526,5 +522,5 @@ impl Drop for Permit<'_> {
 }
 
 #[cfg(test)]
-#[path = "breaker_tests.rs"]
+#[path = "state_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! Load, and the degraded mode that a high load puts the workload in (ADR-007 §5).
 
-use crate::lock;
+use crate::sync::lock;
 use contract::{DegradationSettings, LoadReport};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,6 +1,6 @@
 //! Answers kept for a bad moment, up to a number of bytes.
 
-use crate::lock;
+use crate::sync::lock;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;

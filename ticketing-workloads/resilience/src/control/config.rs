@@ -2,7 +2,8 @@
 //!
 //! Whatever comes, the last good configuration stays in force; a document is taken whole or not at all.
 
-use crate::{Resilience, lock};
+use crate::sync::lock;
+use crate::workload::Resilience;
 use contract::revision::{Admission, MAX_AHEAD_MS, admit};
 use contract::{Applied, AppliedFrom, CONTRACT_VERSION, PushAnswer, PushOutcome, RuntimeConfig};
 use std::collections::VecDeque;

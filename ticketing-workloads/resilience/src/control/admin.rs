@@ -3,9 +3,13 @@
 //! Every call carries the token; without one mounted, nothing is let in. Calls are judged by their head, so a stranger
 //! cannot even send a body.
 
+use crate::clock;
+use crate::control::actions::Actions;
+use crate::control::config::ConfigStore;
+use crate::control::health::Checks;
+use crate::control::token::{TokenVerdict, Tokens};
 use crate::server::{BodyError, Limits, read_body};
-use crate::token::TokenVerdict;
-use crate::{Actions, Checks, ConfigStore, Resilience, Tokens, clock};
+use crate::workload::Resilience;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;

@@ -1,6 +1,6 @@
 //! The tokens of the admin port: `current`, and `previous` while a change is under way.
 
-use crate::mount::{Found, MountedFile, POLL_INTERVAL, Trouble};
+use crate::control::mount::{Found, MountedFile, POLL_INTERVAL, Trouble};
 use arc_swap::ArcSwap;
 use contract::admin::TOKEN_KEYS;
 use std::path::Path;

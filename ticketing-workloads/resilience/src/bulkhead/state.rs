@@ -7,19 +7,19 @@
 //! and one that leaves knows whether somebody waits. Only those who wait take the lock of the queue.
 
 use crate::failure::Rejection;
-use crate::lock;
+use crate::sync::lock;
 use contract::BulkheadSettings;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-/// A compartment.
+/// A bounded number of calls at once, with a bounded queue before it.
 pub struct Bulkhead {
     /// Calls inside in the low half, calls waiting in the high one.
     word: AtomicU64,
@@ -28,7 +28,7 @@ pub struct Bulkhead {
     max_wait_ms: AtomicU64,
     queue: Mutex<Queue>,
     full: AtomicU64,
-    waited_in_vain: AtomicU64,
+    timed_out: AtomicU64,
 }
 
 #[derive(Default)]
@@ -39,7 +39,7 @@ struct Queue {
 
 struct Waiter {
     id: u64,
-    place: oneshot::Sender<Place>,
+    slot: oneshot::Sender<Slot>,
 }
 
 const WAITING: u64 = 1 << 32;
@@ -54,21 +54,21 @@ fn waiting(word: u64) -> u32 {
     u32::try_from(word >> 32).unwrap_or(u32::MAX)
 }
 
-/// How a bulkhead stands.
+/// How full a bulkhead is, and what it has refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Calls inside.
     pub in_use: u32,
-    /// Calls waiting for a place.
+    /// Calls waiting for a slot.
     pub queued: u32,
     /// Calls refused so far because the queue was full.
     pub full: u64,
-    /// Calls that waited for a place in vain so far.
-    pub waited_in_vain: u64,
+    /// Calls that timed out in the queue so far.
+    pub timed_out: u64,
 }
 
 impl Bulkhead {
-    /// An empty bulkhead. It lives as long as the process, as the places in it point to it.
+    /// An empty bulkhead. It lives as long as the process, as the slots in use point to it.
     pub fn new(settings: &BulkheadSettings) -> &'static Self {
         let bulkhead = Self {
             word: AtomicU64::new(0),
@@ -77,14 +77,14 @@ impl Bulkhead {
             max_wait_ms: AtomicU64::new(0),
             queue: Mutex::default(),
             full: AtomicU64::new(0),
-            waited_in_vain: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
         };
         let bulkhead: &'static Self = Box::leak(Box::new(bulkhead));
         bulkhead.configure(settings);
         bulkhead
     }
 
-    /// Takes new settings. Calls under way keep their places; more room is given to those who wait.
+    /// Takes new settings. Calls under way keep their slots; more room is given to those who wait.
     pub fn configure(&'static self, settings: &BulkheadSettings) {
         // None at all would stop the workload for good.
         self.max_concurrent.store(settings.max_concurrent.max(1), Ordering::Relaxed);
@@ -93,25 +93,24 @@ impl Bulkhead {
         self.hand_out();
     }
 
-    /// Takes a place, or a place in the queue, where it stays until `deadline` at the latest; `None`: as long as the
-    /// settings allow.
+    /// Takes a slot, or a position in the queue until `deadline` at the latest; `None`: as long as the settings allow.
     #[inline]
-    pub fn enter(&'static self, deadline: Option<Instant>) -> Result<Entry, Rejection> {
-        match self.try_enter() {
-            Some(place) => Ok(Entry::Inside(place)),
+    pub fn acquire(&'static self, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
+        match self.try_acquire() {
+            Some(slot) => Ok(Acquired::Slot(slot)),
             None => self.queue_up(deadline),
         }
     }
 
-    /// Takes a place if there is one and nobody waits for it.
+    /// Takes a slot if one is free and no call waits for it.
     #[inline]
-    fn try_enter(&'static self) -> Option<Place> {
+    fn try_acquire(&'static self) -> Option<Slot> {
         let limit = u64::from(self.max_concurrent.load(Ordering::Relaxed));
         let mut word = self.word.load(Ordering::Relaxed);
         // While somebody waits, the high half makes the word larger than any limit.
         while word < limit {
             match self.word.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Place { bulkhead: self }),
+                Ok(_) => return Some(Slot { bulkhead: self }),
                 Err(now) => word = now,
             }
         }
@@ -119,13 +118,13 @@ impl Bulkhead {
     }
 
     #[cold]
-    fn queue_up(&'static self, deadline: Option<Instant>) -> Result<Entry, Rejection> {
+    fn queue_up(&'static self, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
         let now = Instant::now();
         let max_wait = Duration::from_millis(self.max_wait_ms.load(Ordering::Relaxed));
         let give_up = deadline.unwrap_or(now + max_wait).min(now + max_wait);
         let mut queue = lock(&self.queue);
         // The lock keeps others from joining or leaving the queue; calls still go in and out. What is decided on is
-        // what is written over, or a call could queue up beside a free place that nobody is left to hand out.
+        // what is written over, or a call could queue up beside a free slot that nobody is left to hand out.
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             let limit = self.max_concurrent.load(Ordering::Relaxed);
@@ -136,32 +135,43 @@ impl Bulkhead {
             }
             let next = if has_room { word + 1 } else { word + WAITING };
             match self.word.compare_exchange(word, next, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) if has_room => return Ok(Entry::Inside(Place { bulkhead: self })),
+                Ok(_) if has_room => return Ok(Acquired::Slot(Slot { bulkhead: self })),
                 Ok(_) => break,
                 Err(now) => word = now,
             }
         }
-        let (place, receiver) = oneshot::channel();
+        let (slot, receiver) = oneshot::channel();
         let id = queue.next_id;
         queue.next_id += 1;
-        queue.waiters.push_back(Waiter { id, place });
+        queue.waiters.push_back(Waiter { id, slot });
         drop(queue);
         let timer = Box::pin(tokio::time::sleep_until(give_up));
-        Ok(Entry::Queued(Queued { bulkhead: self, id, since: now, receiver, timer }))
+        Ok(Acquired::Queued(Queued { bulkhead: self, id, since: now, receiver, timer }))
     }
 
-    /// How it stands.
+    /// How full it is, and what it has refused since the process started.
     pub fn usage(&self) -> Usage {
         let word = self.word.load(Ordering::Acquire);
         Usage {
             in_use: inside(word),
             queued: waiting(word),
             full: self.full.load(Ordering::Relaxed),
-            waited_in_vain: self.waited_in_vain.load(Ordering::Relaxed),
+            timed_out: self.timed_out.load(Ordering::Relaxed),
         }
     }
 
-    /// Gives free places to those who wait longest. A place whose receiver has gone comes back through its drop.
+    /// Whether no call is inside and none waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.word.load(Ordering::Acquire) == 0
+    }
+
+    /// Starts counting refusals anew.
+    pub(super) fn reset_counts(&self) {
+        self.full.store(0, Ordering::Relaxed);
+        self.timed_out.store(0, Ordering::Relaxed);
+    }
+
+    /// Gives free slots to those who wait longest. A slot whose receiver has gone is released by its drop.
     fn hand_out(&'static self) {
         loop {
             let waiter = {
@@ -176,24 +186,24 @@ impl Bulkhead {
                 self.word.fetch_sub(WAITING - 1, Ordering::AcqRel);
                 waiter
             };
-            drop(waiter.place.send(Place { bulkhead: self }));
+            drop(waiter.slot.send(Slot { bulkhead: self }));
         }
     }
 }
 
-/// What a call got from a bulkhead.
-pub enum Entry {
-    /// A place.
-    Inside(Place),
-    /// A place in the queue; to be awaited.
+/// What a call has got from a bulkhead.
+pub enum Acquired {
+    /// A slot.
+    Slot(Slot),
+    /// A position in the queue; to be awaited.
     Queued(Queued),
 }
 
-impl Entry {
-    /// Waits for the place, if it is not there yet.
-    pub async fn place(self) -> Result<Place, Rejection> {
+impl Acquired {
+    /// Waits for the slot, if it is not there yet.
+    pub async fn slot(self) -> Result<Slot, Rejection> {
         match self {
-            Self::Inside(place) => Ok(place),
+            Self::Slot(slot) => Ok(slot),
             Self::Queued(queued) => queued.await,
         }
     }
@@ -205,19 +215,19 @@ pub struct Queued {
     bulkhead: &'static Bulkhead,
     id: u64,
     since: Instant,
-    receiver: oneshot::Receiver<Place>,
+    receiver: oneshot::Receiver<Slot>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Future for Queued {
-    type Output = Result<Place, Rejection>;
+    type Output = Result<Slot, Rejection>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(Ok(place)) = Pin::new(&mut self.receiver).poll(cx) {
-            return Poll::Ready(Ok(place));
+        if let Poll::Ready(Ok(slot)) = Pin::new(&mut self.receiver).poll(cx) {
+            return Poll::Ready(Ok(slot));
         }
         self.timer.as_mut().poll(cx).map(|()| {
-            self.bulkhead.waited_in_vain.fetch_add(1, Ordering::Relaxed);
+            self.bulkhead.timed_out.fetch_add(1, Ordering::Relaxed);
             Err(Rejection::BulkheadWait { waited: self.since.elapsed() })
         })
     }
@@ -234,12 +244,12 @@ impl Drop for Queued {
     }
 }
 
-/// A place in a bulkhead; given back when dropped.
-pub struct Place {
+/// A slot in a bulkhead; released when dropped.
+pub struct Slot {
     bulkhead: &'static Bulkhead,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     #[inline]
     fn drop(&mut self) {
         if self.bulkhead.word.fetch_sub(1, Ordering::AcqRel) >= WAITING {
@@ -248,70 +258,13 @@ impl Drop for Place {
     }
 }
 
-/// Bulkheads that a workload may have, with some room for those of which the last calls are still under way.
-const SLOTS: usize = 64;
-
-/// The bulkheads of a workload, by number, so that a call finds its own by one look. They come and go with the policy;
-/// the slot of one that is gone is used again once its last call has ended.
-pub struct Slots {
-    bulkheads: [OnceLock<&'static Bulkhead>; SLOTS],
-    names: Mutex<BTreeMap<String, usize>>,
-}
-
-impl Slots {
-    /// The number of no slot.
-    pub const NONE: usize = usize::MAX;
-
-    /// No bulkheads yet. It lives as long as the process.
-    pub fn new() -> &'static Self {
-        let slots = Self { bulkheads: [const { OnceLock::new() }; SLOTS], names: Mutex::default() };
-        Box::leak(Box::new(slots))
-    }
-
-    /// The bulkhead in a slot.
-    #[inline]
-    pub fn get(&self, slot: usize) -> Option<&'static Bulkhead> {
-        self.bulkheads.get(slot)?.get().copied()
-    }
-
-    /// Takes the bulkheads of a policy; those that stay keep their calls. The answer is the slot of each.
-    pub fn assign(&self, wanted: &BTreeMap<String, BulkheadSettings>) -> BTreeMap<String, usize> {
-        let mut names = lock(&self.names);
-        names.retain(|name, _| wanted.contains_key(name));
-        for (name, settings) in wanted {
-            let free = || {
-                let taken = |slot: usize| names.values().any(|used| *used == slot);
-                let empty = |slot| self.get(slot).is_none_or(|old| old.word.load(Ordering::Acquire) == 0);
-                (0..SLOTS).find(|slot| !taken(*slot) && empty(*slot))
-            };
-            let Some(slot) = names.get(name).copied().or_else(free) else {
-                tracing::warn!(bulkhead = %name, "there are too many bulkheads; calls pass without this one");
-                continue;
-            };
-            let bulkhead = self.bulkheads[slot].get_or_init(|| Bulkhead::new(settings));
-            bulkhead.configure(settings);
-            if names.insert(name.clone(), slot).is_none() {
-                bulkhead.full.store(0, Ordering::Relaxed);
-                bulkhead.waited_in_vain.store(0, Ordering::Relaxed);
-            }
-        }
-        names.clone()
-    }
-
-    /// How each stands.
-    pub fn usage(&self) -> Vec<(String, Usage)> {
-        let of = |(name, slot): (&String, &usize)| Some((name.clone(), self.get(*slot)?.usage()));
-        lock(&self.names).iter().filter_map(of).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use futures::future::join_all;
 
-    async fn enter(bulkhead: &'static Bulkhead, deadline: Instant) -> Result<Place, Rejection> {
-        bulkhead.enter(Some(deadline))?.place().await
+    async fn enter(bulkhead: &'static Bulkhead, deadline: Instant) -> Result<Slot, Rejection> {
+        bulkhead.acquire(Some(deadline))?.slot().await
     }
 
     fn usage(bulkhead: &Bulkhead) -> (u32, u32) {
@@ -377,7 +330,7 @@ mod tests {
         assert_eq!(usage(bulkhead), (0, 0));
     }
 
-    /// Many callers, some of whom give up: never too many inside, and every place comes back.
+    /// Many callers, some of whom give up: never too many inside, and every slot is released.
     #[tokio::test]
     async fn holds_its_limit_under_many_callers() {
         use std::sync::{Arc, atomic::AtomicUsize};
@@ -387,12 +340,12 @@ mod tests {
             let inside = Arc::clone(&inside);
             tokio::spawn(async move {
                 let enter = enter(bulkhead, soon());
-                let place = if caller.is_multiple_of(3) {
+                let slot = if caller.is_multiple_of(3) {
                     tokio::time::timeout(Duration::from_micros(caller), enter).await.ok().and_then(Result::ok)
                 } else {
                     enter.await.ok()
                 };
-                if let Some(_place) = place {
+                if let Some(_slot) = slot {
                     assert!(inside.fetch_add(1, Ordering::SeqCst) < 4);
                     tokio::task::yield_now().await;
                     inside.fetch_sub(1, Ordering::SeqCst);
@@ -403,23 +356,6 @@ mod tests {
             caller.await.unwrap();
         }
         assert_eq!(usage(bulkhead), (0, 0));
-    }
-    #[tokio::test(start_paused = true)]
-    async fn a_slot_is_used_again_once_its_last_call_has_ended() {
-        let slots = Slots::new();
-        let assign = |names: &[&str]| {
-            let wanted = names.iter().map(|name| ((*name).to_owned(), settings(1, 0, 0))).collect();
-            let found = slots.assign(&wanted);
-            names.iter().map(|name| found.get(*name).copied()).collect::<Vec<_>>()
-        };
-        assert_eq!(assign(&["a", "b"]), [Some(0), Some(1)]);
-        let held = enter(slots.get(0).unwrap(), soon()).await.unwrap();
-        assert!(enter(slots.get(0).unwrap(), soon()).await.is_err());
-        assert_eq!(assign(&["b", "c"]), [Some(1), Some(2)], "a call of a is still under way");
-        drop(held);
-        assert_eq!(assign(&["c", "d"]), [Some(2), Some(0)]);
-        assert_eq!(slots.usage()[1], ("d".to_owned(), Usage::default()), "nothing of a is left");
-        assert!(slots.get(Slots::NONE).is_none());
     }
 
     /// Threads that go in and out, some through the queue: never too many inside, and nobody is forgotten in the queue.
@@ -434,11 +370,11 @@ mod tests {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
                     runtime.block_on(async {
                         for _ in 0..5_000 {
-                            let place = enter(bulkhead, soon()).await.unwrap();
+                            let slot = enter(bulkhead, soon()).await.unwrap();
                             assert!(inside.fetch_add(1, Ordering::SeqCst) < 2);
                             std::hint::spin_loop();
                             inside.fetch_sub(1, Ordering::SeqCst);
-                            drop(place);
+                            drop(slot);
                         }
                     });
                 });

@@ -1,7 +1,7 @@
 //! The memory check (ADR-007 §4): what the process holds against its limit. Too much makes it degraded, never
 //! unhealthy, as in the ADR.
 
-use crate::health::CheckOutcome;
+use crate::control::health::CheckOutcome;
 use contract::{CheckStatus, HealthCheckSettings};
 use serde_json::json;
 use std::path::{Path, PathBuf};

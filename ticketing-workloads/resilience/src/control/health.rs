@@ -2,7 +2,8 @@
 //! nothing; what the report shows is at most one interval old.
 
 use crate::clock::{in_words, millis};
-use crate::{Resilience, lock};
+use crate::sync::lock;
+use crate::workload::Resilience;
 use contract::{CheckReport, CheckStatus, HealthCheckSettings};
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};

@@ -2,10 +2,10 @@
 //! buried under its callers' retries.
 //!
 //! Calls are not counted here: somebody counts them anyway. The budget looks at that counter when it is asked for a
-//! retry, and from time to time in between ([`RetryBudget::look`]), and takes what came since the last look as spread
+//! retry, and from time to time in between ([`RetryBudget::update`]), and takes what came since the last look as spread
 //! evenly over the time between.
 
-use crate::lock;
+use crate::sync::lock;
 use crate::window::{Counts, Window};
 use contract::RetryBudgetSettings;
 use std::sync::Mutex;
@@ -44,8 +44,8 @@ impl RetryBudget {
     }
 
     /// Notes the calls made so far, retries not among them; `attempts` counts both.
-    pub fn look(&self, attempts: u64) {
-        lock(&self.inner).look(attempts, Instant::now());
+    pub fn update(&self, attempts: u64) {
+        lock(&self.inner).update(attempts, Instant::now());
     }
 
     /// Takes one retry from the budget; `false`: it is used up. Without settings there is no bound. `attempts` is how
@@ -53,7 +53,7 @@ impl RetryBudget {
     pub fn take_retry(&self, settings: Option<&RetryBudgetSettings>, attempts: u64) -> bool {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
-        inner.look(attempts, now);
+        inner.update(attempts, now);
         if let Some(settings) = settings {
             let sum = inner.window.sum(now);
             let allowed = (sum.calls * u64::from(settings.percent) / 100).max(settings.min_retries.into());
@@ -74,7 +74,7 @@ impl RetryBudget {
 }
 
 impl Inner {
-    fn look(&mut self, attempts: u64, now: Instant) {
+    fn update(&mut self, attempts: u64, now: Instant) {
         let calls = attempts.saturating_sub(self.retries);
         let new = calls.saturating_sub(self.seen);
         let passed = now.saturating_duration_since(self.seen_at);
