@@ -15,7 +15,7 @@ pub struct FlagsSettings {
     pub evaluators: BTreeMap<String, Value>,
 }
 
-/// One flag.
+/// One flag, as flagd defines it, with an override if a person set one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlagSettings {
@@ -58,9 +58,9 @@ impl FlagSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum FlagState {
-    /// It is.
+    /// It is evaluated.
     Enabled,
-    /// It is not: callers get their own default.
+    /// It is not evaluated: callers get their own default.
     Disabled,
     /// A state that this reader does not know; it behaves as disabled.
     #[serde(other)]
@@ -71,7 +71,7 @@ pub enum FlagState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlagOverride {
-    /// Variant that holds.
+    /// The variant that applies while the override lasts.
     pub variant: String,
     /// End, in milliseconds since the Unix epoch; absent: until a person takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]

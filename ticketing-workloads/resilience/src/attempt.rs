@@ -8,9 +8,9 @@ use tokio::time::Instant;
 /// One attempt at a call.
 #[derive(Clone, Debug)]
 pub struct Attempt<R> {
-    /// What is asked for.
+    /// The request.
     pub request: R,
-    /// From 1.
+    /// Number of this attempt among those of its call, from 1.
     pub number: u32,
     /// When its caller stops waiting; `None`: it has no deadline.
     pub deadline: Option<Instant>,
@@ -31,25 +31,25 @@ pub struct Ticket(pub(crate) u64);
 /// How one attempt failed.
 #[derive(Debug)]
 pub enum AttemptError<E> {
-    /// It was not let through.
+    /// It was refused by the circuit breaker, the bulkhead or the deadline.
     Rejected(Rejection),
     /// It had no answer in time.
     TimedOut {
-        /// The time.
+        /// The time that it was given.
         after: Duration,
         /// Whether its caller left it less than half of the time that an attempt has.
         short_deadline: bool,
     },
     /// A drill made it fail.
     Injected,
-    /// It failed.
+    /// The service answered with an error.
     Failed(E),
-    /// It failed, and its caller left it less than half of the time that an attempt has.
+    /// As [`AttemptError::Failed`], and its caller left it less than half of the time that an attempt has.
     FailedUnderShortDeadline(E),
 }
 
 impl<E> AttemptError<E> {
-    /// As the caller gets it.
+    /// The error that the caller of the dependency gets.
     pub(crate) fn after(self, dependency: &str, attempts: u32) -> CallError<E> {
         let dependency = dependency.to_owned();
         match self {

@@ -111,12 +111,12 @@ impl Metrics {
                 metrics.circuit_state.clone(),
             );
             registry.register("retry_attempts", "Retries, by the attempt that failed", metrics.retries.clone());
-            let help = "Calls that fell back, by who answered";
+            let help = "Calls that fell back, by the fallback that answered";
             registry.register("fallback_answers", help, metrics.fallback_answers.clone());
             registry.register("degraded_mode_active", "Services in degraded mode", metrics.degraded.clone());
             registry.register(
                 "health_check_failures",
-                "Runs of health checks that found something wrong",
+                "Runs of health checks that were not healthy",
                 metrics.check_failures.clone(),
             );
             registry.register(
@@ -129,7 +129,7 @@ impl Metrics {
                 "Revision that is live; 0: built-in defaults",
                 metrics.config_revision.clone(),
             );
-            registry.register("resilience_actions", "Recovery actions asked for, by outcome", metrics.actions.clone());
+            registry.register("resilience_actions", "Recovery actions requested, by outcome", metrics.actions.clone());
         });
         metrics.degraded(false);
         metrics
@@ -144,7 +144,7 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut text = String::new();
         if encode(&mut text, &lock(&self.registry)).is_err() {
-            tracing::error!("metrics could not be written");
+            tracing::error!("failed to encode metrics");
         }
         text
     }
@@ -232,7 +232,7 @@ impl Metrics {
 pub(crate) struct Figures {
     /// How its calls ended, as its circuit breaker counts them.
     pub calls: Totals,
-    /// Attempts that had no answer in time.
+    /// Attempts that timed out.
     pub timeouts: u64,
     /// Retries that its budget did not allow.
     pub retries_refused: u64,
@@ -274,12 +274,12 @@ impl Collector for Collected {
             ];
             results.map(|(result, count)| ([("service", *name), ("result", result)], count))
         });
-        let help = "Attempts that came to the circuit breaker, by how they ended";
+        let help = "Attempts that reached the circuit breaker, by result";
         counters(&mut encoder, "circuit_breaker_calls", help, calls)?;
         let timeouts = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.timeouts));
-        counters(&mut encoder, "attempt_timeouts", "Attempts that had no answer in time", timeouts)?;
+        counters(&mut encoder, "attempt_timeouts", "Attempts that timed out", timeouts)?;
         let refused = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.retries_refused));
-        counters(&mut encoder, "retry_budget_exhausted", "Retries that the budget did not allow", refused)?;
+        counters(&mut encoder, "retry_budget_exhausted", "Retries that the budget refused", refused)?;
 
         let bulkheads: Vec<_> = lock(&self.0.bulkheads).iter().flat_map(|bulkheads| bulkheads.usage()).collect();
         let rejected = bulkheads.iter().flat_map(|(name, usage)| {

@@ -171,7 +171,7 @@ async fn who_turns_retries_off_stops_those_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_nobody_waits_for_is_not_started() {
+async fn a_call_that_whose_caller_has_gone_is_not_started() {
     let dependency = dependency(database());
     let (attempts, answer) = deadline::within(Some(Instant::now()), calls(dependency, 0, Ok(()))).await;
     assert_eq!(attempts, 0);
@@ -299,10 +299,10 @@ async fn an_attempt_given_up_after_its_time_is_a_failure_of_the_dependency() {
 
 /// Else a header with a short deadline, sent five times, would open the circuit for everybody.
 #[rstest::rstest]
-#[case::hurried(499, CircuitState::Closed)]
+#[case::short_deadline(499, CircuitState::Closed)]
 #[case::with_half_of_its_time(500, CircuitState::Open)]
 #[tokio::test(start_paused = true)]
-async fn a_caller_in_a_hurry_opens_no_circuit(#[case] time_left_ms: u64, #[case] expected: CircuitState) {
+async fn a_short_deadline_opens_no_circuit(#[case] time_left_ms: u64, #[case] expected: CircuitState) {
     let trip = contract::TripRule::ConsecutiveFailures { failures: 1 };
     let breaker = CircuitBreakerSettings { trip, ..Default::default() };
     let dependency = dependency(DependencySettings { circuit_breaker: breaker, ..database() });
@@ -326,7 +326,7 @@ async fn a_caller_in_a_hurry_opens_no_circuit(#[case] time_left_ms: u64, #[case]
 #[rstest::rstest]
 #[case::no_time_to_work(FailureKind::Status(503), 499, CircuitState::Closed)]
 #[case::time_enough(FailureKind::Status(503), 500, CircuitState::Open)]
-#[case::nobody_there(FailureKind::NotSent, 1, CircuitState::Open)]
+#[case::connection_refused(FailureKind::NotSent, 1, CircuitState::Open)]
 #[tokio::test(start_paused = true)]
 async fn what_fails_under_a_short_deadline_says_little(
     #[case] kind: FailureKind,
@@ -341,7 +341,7 @@ async fn what_fails_under_a_short_deadline_says_little(
     assert_eq!(dependency.circuit().state, expected);
 }
 
-/// The dependency's own total time is no caller in a hurry: each attempt that it cuts short counts.
+/// The dependency's own total timeout is not a caller's short deadline: each attempt that it cuts short counts.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_the_total_time_cuts_short_counts() {
     let timeout = TimeoutSettings { request_ms: 1_300, per_try_ms: 1_000, connect_ms: None };

@@ -29,7 +29,7 @@ pub struct Resilience {
     changes: watch::Sender<u64>,
 }
 
-/// Declares a workload.
+/// Declares what a workload calls and its built-in settings.
 pub struct Builder {
     id: WorkloadId,
     metrics: Arc<Metrics>,
@@ -75,7 +75,7 @@ impl Builder {
 }
 
 impl Resilience {
-    /// Starts a declaration.
+    /// Starts to declare the workload `id`.
     pub fn builder(id: WorkloadId) -> Builder {
         let metrics = Arc::new(Metrics::new(&id.name));
         let bulkheads = Bulkheads::new();
@@ -83,7 +83,7 @@ impl Resilience {
         Builder { id, metrics, dependencies: BTreeMap::new(), bulkheads, defaults: PolicySettings::default() }
     }
 
-    /// Which workload this is.
+    /// The workload that this process belongs to.
     pub fn id(&self) -> &WorkloadId {
         &self.id
     }
@@ -113,12 +113,12 @@ impl Resilience {
         self.degradation.is_active()
     }
 
-    /// Its metrics.
+    /// The metrics that the workload serves.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// The policy in force.
+    /// The settings of the policy in force; empty while there is none.
     pub fn policy(&self) -> Arc<PolicySettings> {
         self.policy.load_full()
     }
@@ -158,7 +158,7 @@ impl Resilience {
             let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
                 let found = bulkheads.get(name).copied();
                 if found.is_none() {
-                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "the policy names no such bulkhead; calls pass without one");
+                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "unknown bulkhead; calls pass without one");
                 }
                 found
             });

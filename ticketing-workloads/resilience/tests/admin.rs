@@ -163,18 +163,18 @@ async fn takes_configurations_and_lists_them() {
 }
 
 #[tokio::test]
-async fn a_huge_body_is_refused_and_a_strangers_is_not_even_read() {
+async fn a_huge_body_is_refused_and_one_without_a_token_is_not_even_read() {
     let pod = Pod::with_token().await;
     let answer = pod.call(Method::PUT, CONFIG_PATH, Some(TOKEN), vec![b' '; MAX_CONFIG_BYTES + 1]).await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), vec![b' '; 5_000]).await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    let mut stranger = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
+    let mut unauthorised = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
     let head = format!("PUT {CONFIG_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n");
-    stranger.write_all(head.as_bytes()).await.unwrap();
+    unauthorised.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
-    stranger.read_exact(&mut answer).await.unwrap();
+    unauthorised.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 401");
 }
 

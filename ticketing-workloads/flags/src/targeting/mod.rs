@@ -46,7 +46,7 @@ pub struct Request<'a> {
     pub flag_key: &'a str,
     /// The time, in milliseconds since the Unix epoch; rules see whole seconds.
     pub now_ms: i64,
-    /// What the caller told.
+    /// What the caller knows about the request.
     pub context: Context<'a>,
 }
 

@@ -200,7 +200,7 @@ impl Breaker {
                     let percent = inner.settings.slow_call.as_ref().map_or(100, |rule| rule.percent);
                     // This call itself is counted when it is finished.
                     share_reached(sum.slow, sum.calls + 1, percent, inner.minimum_throughput())
-                        .then(|| inner.open(now, "too large a share of its calls was slow"))
+                        .then(|| inner.open(now, "the share of slow calls reached the limit"))
                 }
             }
         });
@@ -287,7 +287,7 @@ impl Breaker {
                             *successes += 1;
                             (*successes >= needed).then(|| {
                                 self.close(inner);
-                                (CircuitState::Closed, "its trial calls succeeded")
+                                (CircuitState::Closed, "the trial calls succeeded")
                             })
                         }
                     }
@@ -308,12 +308,12 @@ impl Breaker {
             TripRule::FailureRatio { percent, minimum_throughput, .. } => {
                 let sum = self.window.sum(now);
                 share_reached(sum.failures, sum.calls, percent, minimum_throughput.into())
-                    .then_some("too large a share of its calls failed")
+                    .then_some("the share of failed calls reached the limit")
             }
             TripRule::ConsecutiveFailures { failures } => {
-                (in_a_row >= failures.max(1)).then_some("too many calls in a row failed")
+                (in_a_row >= failures.max(1)).then_some("too many calls failed in a row")
             }
-            TripRule::Unknown => (in_a_row >= default_failures()).then_some("too many calls in a row failed"),
+            TripRule::Unknown => (in_a_row >= default_failures()).then_some("too many calls failed in a row"),
         };
         why.map(|why| inner.open(now, why))
     }
@@ -421,7 +421,7 @@ impl Inner {
     fn half_open(&mut self) -> Change {
         self.state = State::HalfOpen { under_way: 0, successes: 0, last_deadline: None };
         self.generation += 1;
-        (CircuitState::HalfOpen, "its break is over")
+        (CircuitState::HalfOpen, "the break is over")
     }
 
     fn break_length(&self) -> Duration {

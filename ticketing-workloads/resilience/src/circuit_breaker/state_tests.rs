@@ -157,7 +157,7 @@ async fn a_cancelled_trial_gives_its_place_back_and_a_late_one_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_of_which_nobody_hears_is_a_failure_while_closed_too() {
+async fn an_abandoned_call_is_a_failure_while_closed_too() {
     let breaker = breaker(settings());
     for _ in 0..5 {
         let permit = acquire(&breaker).unwrap();
@@ -249,7 +249,7 @@ async fn new_settings_keep_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_rule_judges_by_what_comes_after_it() {
+async fn a_new_rule_counts_from_when_it_applies() {
     let breaker = breaker(settings());
     for _ in 0..20 {
         fail(&breaker, 1);

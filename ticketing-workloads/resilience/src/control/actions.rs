@@ -72,9 +72,12 @@ impl Actions {
         let name = format!("{:?}", request.action);
         let mut done = self.done.lock().await;
         let (outcome, message) = if request.instance.as_ref().is_some_and(|meant| *meant != self.instance) {
-            (ActionOutcome::OtherInstance, "this process was started since; nothing was done".to_owned())
+            (
+                ActionOutcome::OtherInstance,
+                "the action was meant for an earlier process of this pod; nothing was done".to_owned(),
+            )
         } else if done.contains(&request.intent_id) {
-            (ActionOutcome::AlreadyDone, "this intent is done; nothing was done again".to_owned())
+            (ActionOutcome::AlreadyDone, "this intent was executed before; nothing was done again".to_owned())
         } else if let Some(handler) = self.handlers.get(&(request.action, request.check.clone())) {
             match run(handler).await {
                 Ok(message) => {
@@ -86,7 +89,7 @@ impl Actions {
                 Err(message) => (ActionOutcome::Failed, message),
             }
         } else {
-            (ActionOutcome::Unsupported, format!("this workload has no {name} for the check {}", request.check))
+            (ActionOutcome::Unsupported, format!("this workload has no action {name} for the check {}", request.check))
         };
         drop(done);
         self.metrics.action(&name, outcome);
@@ -99,8 +102,8 @@ impl Actions {
 async fn run(handler: &Handler) -> ActionResult {
     match tokio::time::timeout(ACTION_TIMEOUT, AssertUnwindSafe(async { handler().await }).catch_unwind()).await {
         Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err("the action panicked; see the log".to_owned()),
-        Err(_) => Err(format!("not done within {}", crate::clock::in_words(ACTION_TIMEOUT))),
+        Ok(Err(_)) => Err("the action panicked; see the log of the pod".to_owned()),
+        Err(_) => Err(format!("timed out after {}", crate::clock::in_words(ACTION_TIMEOUT))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The admin port: the operator's way into the pod.
 //!
-//! Every call carries the token; without one mounted, nothing is let in. Calls are judged by their head, so a stranger
-//! cannot even send a body.
+//! Every call carries the token; without one mounted, every call is refused. A call is accepted or refused by its head, so
+//! a caller without the token cannot even send a body.
 
 use crate::clock;
 use crate::control::actions::Actions;
@@ -30,23 +30,23 @@ const MAX_ACTION_BYTES: usize = 4 * 1024;
 /// Ids are remembered, so they are bounded.
 const MAX_INTENT_ID_BYTES: usize = 256;
 
-/// Bounds of the admin port: the operator and the kubelet are its clients, and nobody may be in their way.
+/// Bounds of the admin port, whose clients are the operator and the kubelet.
 pub const LIMITS: Limits =
     Limits { connections: 512, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 };
 
 /// Everything that the admin port works on.
 pub struct Admin {
-    /// The workload.
+    /// The workload that is configured and reported.
     pub resilience: Arc<Resilience>,
-    /// Its configuration.
+    /// Takes pushed configurations.
     pub store: Arc<ConfigStore>,
-    /// Its checks.
+    /// Health checks, for the report.
     pub checks: Arc<Checks>,
-    /// Its actions.
+    /// Recovery actions that the workload supports.
     pub actions: Arc<Actions>,
-    /// The tokens that are let in.
+    /// The tokens in force.
     pub tokens: Arc<Tokens>,
-    /// Name of the pod.
+    /// Name of the pod, for the report.
     pub pod: String,
 }
 
@@ -82,13 +82,16 @@ impl Admin {
 
 async fn authorise(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     let presented = request.headers().get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
-    match admin.tokens.judge(presented) {
-        TokenVerdict::Right => next.run(request).await,
-        TokenVerdict::NoToken => {
-            refuse(StatusCode::UNAUTHORIZED, "NoToken", "no token is mounted in this pod yet, so it refuses every call")
-        }
-        TokenVerdict::Wrong => {
-            let message = format!("the header {TOKEN_HEADER} holds no token that this pod knows");
+    match admin.tokens.verify(presented) {
+        TokenVerdict::Valid => next.run(request).await,
+        TokenVerdict::NoToken => refuse(
+            StatusCode::UNAUTHORIZED,
+            "NoToken",
+            "no token is mounted in this pod yet; it refuses every call until one is",
+        ),
+        TokenVerdict::Invalid => {
+            let message =
+                format!("the header {TOKEN_HEADER} is missing or holds a token that is not in force in this pod");
             refuse(StatusCode::UNAUTHORIZED, "WrongToken", &message)
         }
     }

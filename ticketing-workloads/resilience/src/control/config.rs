@@ -25,7 +25,7 @@ impl ConfigStore {
         Arc::new(Self { resilience, history: Mutex::default() })
     }
 
-    /// What runs now.
+    /// The live configuration.
     pub fn applied(&self) -> Applied {
         current(&lock(&self.history))
     }
@@ -41,7 +41,7 @@ impl ConfigStore {
         let (outcome, message) = self.take(&mut history, bytes, from, now_ms);
         let answer = PushAnswer { outcome, applied: current(&history), message };
         drop(history);
-        self.tell(&answer, from);
+        self.log(&answer, from);
         answer
     }
 
@@ -57,18 +57,22 @@ impl ConfigStore {
             Err(error) => return (PushOutcome::RefusedInvalid, error.to_string()),
         };
         if config.contract_version > CONTRACT_VERSION {
-            // What is understood of it is better than what is older; the operator is told that this is not all of it.
+            // The part that is understood is better than an older document; the operator learns that it is not all of it.
             unsupported.push(format!("contractVersion {}", config.contract_version));
         }
         if &config.workload != self.resilience.id() {
-            let message = format!("it is for {}, and this is {}", config.workload, self.resilience.id());
+            let message =
+                format!("the document is for {}, and this pod belongs to {}", config.workload, self.resilience.id());
             return (PushOutcome::RefusedInvalid, message);
         }
         let running = history.front().map(|applied| applied.revision);
         match admit(running, config.revision, now_ms) {
             Admission::Older => {
-                let message =
-                    format!("revision {} is older than {}, which runs", config.revision, running.unwrap_or(0));
+                let message = format!(
+                    "revision {} is older than revision {}, which is live",
+                    config.revision,
+                    running.unwrap_or(0)
+                );
                 return (PushOutcome::RefusedOlder, message);
             }
             Admission::TooFarAhead => {
@@ -101,7 +105,7 @@ impl ConfigStore {
         (PushOutcome::Applied, String::new())
     }
 
-    fn tell(&self, answer: &PushAnswer, from: AppliedFrom) {
+    fn log(&self, answer: &PushAnswer, from: AppliedFrom) {
         let Applied { revision, content_hash, unsupported, unknown_dependencies, .. } = &answer.applied;
         self.resilience.metrics().config(answer.outcome, *revision);
         match answer.outcome {
@@ -113,17 +117,17 @@ impl ConfigStore {
                 ?unknown_dependencies,
                 "configuration applied"
             ),
-            PushOutcome::Unchanged => tracing::debug!(?from, revision, "configuration runs already"),
+            PushOutcome::Unchanged => tracing::debug!(?from, revision, "configuration is live already"),
             // A mounted copy lags behind a push by a minute or so: that is how it is meant to be.
             PushOutcome::RefusedOlder if from == AppliedFrom::Mount => {
-                tracing::debug!(reason = %answer.message, "the mounted configuration is older than what runs");
+                tracing::debug!(reason = %answer.message, "the mounted configuration is older than the live one");
             }
             outcome => tracing::warn!(
                 ?from,
                 ?outcome,
                 reason = %answer.message,
                 running_revision = revision,
-                "configuration refused; what ran goes on"
+                "configuration refused; the last valid configuration stays in effect"
             ),
         }
     }

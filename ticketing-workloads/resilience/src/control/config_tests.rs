@@ -85,12 +85,12 @@ fn the_same_meaning_at_a_newer_revision_changes_only_the_order() {
 #[case::wrong_workload(
     edited(|value| value["workload"]["name"] = json!("catalog")),
     PushOutcome::RefusedInvalid,
-    "it is for ticketing/catalog"
+    "the document is for ticketing/catalog"
 )]
 #[case::wrong_namespace(
     edited(|value| value["workload"]["namespace"] = json!("other")),
     PushOutcome::RefusedInvalid,
-    "it is for other/booking"
+    "the document is for other/booking"
 )]
 fn bad_input_leaves_the_last_good_configuration(
     #[case] bytes: Vec<u8>,

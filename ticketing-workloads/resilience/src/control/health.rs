@@ -39,7 +39,7 @@ impl CheckOutcome {
         self
     }
 
-    /// The status.
+    /// The status that the run found.
     pub fn status(&self) -> CheckStatus {
         self.status
     }
@@ -47,7 +47,7 @@ impl CheckOutcome {
 
 type Probe = Box<dyn Fn(HealthCheckSettings) -> BoxFuture<'static, CheckOutcome> + Send + Sync>;
 
-/// A named check.
+/// A check that runs at its own interval.
 pub struct Check {
     name: String,
     tags: Vec<String>,
@@ -71,7 +71,7 @@ impl Check {
         let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
         let last = CheckReport {
             status: CheckStatus::Unknown,
-            message: "it has not run yet".to_owned(),
+            message: "has not run yet".to_owned(),
             tags: tags.clone(),
             dependency: None,
             duration_ms: 0,
@@ -111,8 +111,8 @@ impl Check {
         let outcome = match tokio::time::timeout(timeout, AssertUnwindSafe((self.probe)(settings)).catch_unwind()).await
         {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => CheckOutcome::new(CheckStatus::Unhealthy, "the check itself panicked; see the log"),
-            Err(_) => CheckOutcome::new(self.unanswered, format!("no answer within {}", in_words(timeout))),
+            Ok(Err(_)) => CheckOutcome::new(CheckStatus::Unhealthy, "the check panicked; see the log of the pod"),
+            Err(_) => CheckOutcome::new(self.unanswered, format!("timed out after {}", in_words(timeout))),
         };
         let mut last = lock(&self.last);
         let failures = match outcome.status {
@@ -248,7 +248,7 @@ mod tests {
         let report = after(&checks, Duration::from_secs(7)).await;
         let status = |name: &str| report[name].status;
         assert_eq!((status("hangs"), report["hangs"].duration_ms), (CheckStatus::Unhealthy, 1_000));
-        assert_eq!(report["hangs"].message, "no answer within 1 s");
+        assert_eq!(report["hangs"].message, "timed out after 1 s");
         assert_eq!(status("cannot tell"), CheckStatus::Unknown);
         assert_eq!(status("panics"), CheckStatus::Unhealthy);
         assert_eq!((status("works"), report["works"].runs), (CheckStatus::Healthy, 2));

@@ -37,7 +37,10 @@ impl MemoryProbe {
     /// Runs the check.
     pub fn check(&self, settings: &HealthCheckSettings) -> CheckOutcome {
         let Some(used) = std::fs::read_to_string(&self.status_file).ok().as_deref().and_then(resident_bytes) else {
-            return CheckOutcome::new(CheckStatus::Unknown, "this system does not say how much memory is in use");
+            return CheckOutcome::new(
+                CheckStatus::Unknown,
+                "the memory in use is unknown: /proc/self/status has no VmRSS",
+            );
         };
         let limit = self.limit();
         let max = threshold(settings, limit);

@@ -91,20 +91,22 @@ impl ConfigMount {
         Self { file, store, trouble: Trouble::default() }
     }
 
-    /// Looks once.
+    /// Reads the mount once.
     pub async fn refresh(&mut self) {
         let found = self.file.look().await;
-        self.trouble.tell(found.as_ref().err(), "the mounted configuration cannot be read");
+        self.trouble.log(found.as_ref().err(), "failed to read the mounted configuration");
         match found {
             Ok(Found::Changed(content)) => {
                 self.store.apply(&content, AppliedFrom::Mount, clock::now_ms());
             }
-            Ok(Found::Gone) => tracing::warn!("the mounted configuration is gone; what runs goes on"),
+            Ok(Found::Gone) => {
+                tracing::warn!("the mounted configuration is gone; the last valid configuration stays in effect");
+            }
             Ok(Found::Same) | Err(_) => {}
         }
     }
 
-    /// Looks again and again, for as long as it is polled.
+    /// Reads the mount every [`POLL_INTERVAL`], for as long as it is polled.
     pub async fn watch(mut self) {
         let mut ticks = tokio::time::interval(POLL_INTERVAL);
         loop {
@@ -119,7 +121,7 @@ impl ConfigMount {
 pub(crate) struct Trouble(bool);
 
 impl Trouble {
-    pub(crate) fn tell(&mut self, error: Option<&std::io::Error>, what: &str) {
+    pub(crate) fn log(&mut self, error: Option<&std::io::Error>, what: &str) {
         let before = std::mem::replace(&mut self.0, error.is_some());
         if let Some(error) = error.filter(|_| !before) {
             tracing::warn!(%error, "{what}");

@@ -10,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq};
 /// Longest token that is read, in bytes; ours have 64.
 const MAX_TOKEN_BYTES: usize = 4096;
 
-/// The tokens in force.
+/// The tokens in force; replaced as a whole when the mounted Secret changes.
 #[derive(Default)]
 pub struct Tokens {
     /// In the order of [`TOKEN_KEYS`]; empty: there is none.
@@ -21,10 +21,10 @@ pub struct Tokens {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenVerdict {
     /// It is one of the tokens in force.
-    Right,
-    /// It is not.
-    Wrong,
-    /// This pod has no token yet, so none can be right.
+    Valid,
+    /// It is not one of the tokens in force.
+    Invalid,
+    /// This pod has no token yet, so it accepts none.
     NoToken,
 }
 
@@ -34,15 +34,15 @@ impl Tokens {
         self.values.store(Arc::new([current.trim_ascii().to_vec(), previous.trim_ascii().to_vec()]));
     }
 
-    /// Judges a presented token, in a time that does not depend on how much of it is right.
-    pub fn judge(&self, presented: &[u8]) -> TokenVerdict {
+    /// Compares a presented token with those in force, in a time that does not depend on how much of it matches.
+    pub fn verify(&self, presented: &[u8]) -> TokenVerdict {
         let values = self.values.load();
         if values.iter().all(Vec::is_empty) {
             return TokenVerdict::NoToken;
         }
         let matches = |value: &Vec<u8>| value.ct_eq(presented) & !Choice::from(u8::from(value.is_empty()));
         let right = values.iter().map(matches).fold(Choice::from(0), |any, one| any | one);
-        if right.into() { TokenVerdict::Right } else { TokenVerdict::Wrong }
+        if right.into() { TokenVerdict::Valid } else { TokenVerdict::Invalid }
     }
 }
 
@@ -61,7 +61,7 @@ impl TokenMount {
         Self { files, values: Default::default(), tokens, trouble: Trouble::default() }
     }
 
-    /// Looks once.
+    /// Reads the mount once.
     pub async fn refresh(&mut self) {
         let (mut changed, mut error) = (false, None);
         for (file, value) in self.files.iter_mut().zip(&mut self.values) {
@@ -76,7 +76,7 @@ impl TokenMount {
             }
             changed = true;
         }
-        self.trouble.tell(error.as_ref(), "the admin token cannot be read");
+        self.trouble.log(error.as_ref(), "failed to read the mounted admin token");
         if changed {
             let [current, previous] = &self.values;
             self.tokens.set(current, previous);
@@ -84,7 +84,7 @@ impl TokenMount {
         }
     }
 
-    /// Looks again and again, for as long as it is polled.
+    /// Reads the mount every [`POLL_INTERVAL`], for as long as it is polled.
     pub async fn watch(mut self) {
         let mut ticks = tokio::time::interval(POLL_INTERVAL);
         loop {
@@ -100,12 +100,12 @@ mod tests {
 
     #[rstest::rstest]
     #[case::none("", "", "", TokenVerdict::NoToken)]
-    #[case::nothing_is_not_a_token("a", "", "", TokenVerdict::Wrong)]
-    #[case::current("a\n", "b", "a", TokenVerdict::Right)]
-    #[case::previous("a", "b", "b", TokenVerdict::Right)]
-    #[case::only_previous("", "b", "b", TokenVerdict::Right)]
-    #[case::part("abc", "", "ab", TokenVerdict::Wrong)]
-    #[case::longer("abc", "", "abcd", TokenVerdict::Wrong)]
+    #[case::nothing_is_not_a_token("a", "", "", TokenVerdict::Invalid)]
+    #[case::current("a\n", "b", "a", TokenVerdict::Valid)]
+    #[case::previous("a", "b", "b", TokenVerdict::Valid)]
+    #[case::only_previous("", "b", "b", TokenVerdict::Valid)]
+    #[case::part("abc", "", "ab", TokenVerdict::Invalid)]
+    #[case::longer("abc", "", "abcd", TokenVerdict::Invalid)]
     fn verdicts(
         #[case] current: &str,
         #[case] previous: &str,
@@ -114,7 +114,7 @@ mod tests {
     ) {
         let tokens = Tokens::default();
         tokens.set(current.as_bytes(), previous.as_bytes());
-        assert_eq!(tokens.judge(presented.as_bytes()), expected);
+        assert_eq!(tokens.verify(presented.as_bytes()), expected);
     }
 
     #[tokio::test]
@@ -124,17 +124,17 @@ mod tests {
         let mut mount = TokenMount::new(directory.path(), Arc::clone(&tokens));
         let write = |name: &str, value: &str| std::fs::write(directory.path().join(name), value).unwrap();
         mount.refresh().await;
-        assert_eq!(tokens.judge(b"first"), TokenVerdict::NoToken);
+        assert_eq!(tokens.verify(b"first"), TokenVerdict::NoToken);
         write("current", "first\n");
         mount.refresh().await;
-        assert_eq!(tokens.judge(b"first"), TokenVerdict::Right);
+        assert_eq!(tokens.verify(b"first"), TokenVerdict::Valid);
         write("previous", "first");
         write("current", "the second");
         mount.refresh().await;
-        assert_eq!([b"first".as_slice(), b"the second"].map(|token| tokens.judge(token)), [TokenVerdict::Right; 2]);
+        assert_eq!([b"first".as_slice(), b"the second"].map(|token| tokens.verify(token)), [TokenVerdict::Valid; 2]);
         std::fs::remove_file(directory.path().join("previous")).unwrap();
         mount.refresh().await;
-        assert_eq!(tokens.judge(b"first"), TokenVerdict::Wrong);
+        assert_eq!(tokens.verify(b"first"), TokenVerdict::Invalid);
     }
 
     #[tokio::test]
@@ -145,6 +145,6 @@ mod tests {
         std::fs::write(directory.path().join("current"), "first").unwrap();
         std::fs::create_dir(directory.path().join("previous")).unwrap();
         mount.refresh().await;
-        assert_eq!(tokens.judge(b"first"), TokenVerdict::Right);
+        assert_eq!(tokens.verify(b"first"), TokenVerdict::Valid);
     }
 }

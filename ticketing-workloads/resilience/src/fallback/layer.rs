@@ -84,7 +84,7 @@ where
     T: Clone + Send + 'static,
     E: Send + Sync + 'static,
 {
-    /// None yet.
+    /// Without any way to answer yet.
     pub fn new(dependency: &'static Dependency) -> Self {
         Self { dependency, cache: None, providers: HashMap::new(), queue: None, fixed: None }
     }
@@ -237,13 +237,13 @@ pin_project! {
 pin_project! {
     #[project = StepProjection]
     enum Step<F, R, T, E> {
-        /// The dependency is asked.
+        /// The dependency is called.
         Trying {
             #[pin]
             answer: F,
             back: Option<(Arc<Fallbacks<R, T, E>>, R)>,
         },
-        /// Somebody else is.
+        /// A fallback is tried.
         FallingBack { answer: FallingBack<T, E> },
     }
 }
@@ -294,7 +294,7 @@ where
         let source = answer.as_ref().map_or("none", |answer| answer.source.name());
         dependency.metrics().fallback(dependency.name(), source, started.elapsed());
         tracing::warn!(dependency = dependency.name(), %error, answered_by = source, "fell back");
-        // Whoever was given the error has ended by now; if one kept it, the caller gets its words.
+        // The fallbacks that were given the error have ended by now; if one kept it, the caller gets its text.
         answer.ok_or_else(|| {
             Arc::try_unwrap(error).unwrap_or_else(|kept| CallError::Unanswered {
                 dependency: dependency.name().to_owned(),
@@ -412,8 +412,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_policy_says_who_answers_and_in_which_order() {
         let provider = FallbackSettings::Provider { provider: "other".into() };
-        let stranger = FallbackSettings::Provider { provider: "stranger".into() };
-        let shop = Shop::new(&[FallbackSettings::Unknown, stranger, provider, FallbackSettings::Queue, fixed()]);
+        let unknown = FallbackSettings::Provider { provider: "unknown".into() };
+        let shop = Shop::new(&[FallbackSettings::Unknown, unknown, provider, FallbackSettings::Queue, fixed()]);
         shop.works.store(false, Ordering::SeqCst);
         assert_eq!(shop.answer(7).await, ("from the other".into(), "provider"));
         let (words, source) = shop.answer(8).await;

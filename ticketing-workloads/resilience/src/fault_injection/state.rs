@@ -15,14 +15,14 @@ pub enum Fault {
     Latency(Duration),
 }
 
-/// A fault under way.
+/// A fault, how many attempts it hits, and until when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Injection {
-    /// What happens.
+    /// The effect on an attempt that is hit.
     pub fault: Fault,
-    /// To how many attempts of a hundred.
+    /// Share of attempts that are hit, in percent.
     pub percent: u32,
-    /// When it ends, if nobody renews it.
+    /// When it ends unless it is renewed.
     pub until: Instant,
 }
 
@@ -40,7 +40,7 @@ impl Faults {
         self.active.store(true, Ordering::Release);
     }
 
-    /// Ends it.
+    /// Ends the fault now.
     pub fn end(&self) {
         self.active.store(false, Ordering::Release);
         self.injection.store(None);
