@@ -13,7 +13,7 @@ pub struct PolicySettings {
     /// How each thing that the workload calls is called. A dependency that is not named here runs on
     /// [`DependencySettings::default`].
     pub dependencies: BTreeMap<String, DependencySettings>,
-    /// Bulkheads by name; dependencies of one bulkhead share its limit.
+    /// Compartments that dependencies share.
     pub bulkheads: BTreeMap<String, BulkheadSettings>,
     /// Checks that the pod itself runs and reports.
     pub health_checks: BTreeMap<String, HealthCheckSettings>,
@@ -26,11 +26,11 @@ pub struct PolicySettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DependencySettings {
-    /// Deadlines of a call and of its attempts.
+    /// Deadlines.
     pub timeout: TimeoutSettings,
     /// Retries within the deadline.
     pub retry: RetrySettings,
-    /// When calls are refused at once because too many have failed.
+    /// The circuit breaker.
     pub circuit_breaker: CircuitBreakerSettings,
     /// Name of the bulkhead that calls pass through; absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,7 +168,7 @@ pub struct CircuitBreakerSettings {
     /// Calls that are slow count as failures; absent: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_call: Option<SlowCallSettings>,
-    /// A manual state that overrides the breaker.
+    /// A person's word over the breaker's own judgement.
     pub manual_state: ManualState,
 }
 
@@ -191,7 +191,7 @@ impl Default for CircuitBreakerSettings {
 pub enum TripRule {
     /// After this many failures without a success between them.
     ConsecutiveFailures {
-        /// Failures in a row; 0 counts as 1.
+        /// How many.
         failures: u32,
     },
     /// When the share of failures within a window reaches a limit.
@@ -218,10 +218,10 @@ pub struct SlowCallSettings {
     pub percent: u32,
 }
 
-/// A manual state of a circuit breaker.
+/// A person's word over the breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ManualState {
-    /// The breaker decides.
+    /// The breaker judges for itself.
     #[default]
     Auto,
     /// Held open: no call goes through.
@@ -233,15 +233,15 @@ pub enum ManualState {
     Unknown,
 }
 
-/// A bound on the number of calls at once.
+/// A compartment with a bounded number of calls in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BulkheadSettings {
-    /// Calls at once; 0 counts as 1.
+    /// Calls at once.
     pub max_concurrent: u32,
-    /// Calls that may wait for a slot.
+    /// Calls that may wait for a place.
     pub max_queued: u32,
-    /// Longest wait for a slot, in milliseconds.
+    /// Longest wait for a place, in milliseconds.
     pub max_wait_ms: u64,
 }
 
@@ -264,14 +264,14 @@ pub enum FallbackSettings {
     },
     /// Another dependency that does the same.
     Provider {
-        /// Name of that dependency.
+        /// Its name.
         provider: String,
     },
     /// Taken now, settled later.
     Queue,
     /// A fixed answer.
     Static {
-        /// HTTP status of the answer.
+        /// HTTP status.
         status_code: u16,
         /// Body, as it is sent.
         body: String,
