@@ -41,7 +41,7 @@ test: check e2e-tool ## Everything: check, services against PostgreSQL, controll
 	$(E2E) packages
 	cargo test --workspace --test admin --test with_postgres
 	cargo build --workspace --bins
-	cargo test --workspace --test laptop -- --nocapture
+	cargo test --workspace --test local_stack -- --nocapture
 	cargo test --workspace --test bare_api_server --test controllers
 	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
 	$(MAKE) e2e NODES=$(or $(NODES),2)

@@ -7,7 +7,6 @@
 pub mod apiserver;
 pub mod bench;
 pub mod binaries;
-pub mod buyers;
 pub mod checkout;
 pub mod command;
 pub mod demo;
@@ -15,7 +14,8 @@ pub mod filelock;
 pub mod goodput;
 pub mod image;
 pub mod kubectl;
-pub mod laptop;
+pub mod load_generator;
+pub mod local_stack;
 pub mod packages;
 pub mod pod_admin;
 pub mod process;

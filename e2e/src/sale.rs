@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The event that every installation starts with.
 const EVENT: &str = "11111111-1111-4111-8111-111111111111";
 /// How long a mail may take.
-const MAIL_PATIENCE: Duration = Duration::from_secs(60);
+const MAIL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Asks the port `http` of a Service through the API server, which works the same on every provider.
 async fn ask(stage: &Stage, service: &str, method: Method, path: &str, body: &Value) -> Result<Value, StageError> {
@@ -51,7 +51,7 @@ pub async fn sell(stage: &Stage, email: Option<&str>) -> Result<Sale, StageError
 
 /// Waits until the mail for a booking has arrived.
 pub async fn mailed(stage: &Stage, booking: &str) -> Result<(), StageError> {
-    until(MAIL_PATIENCE, "the mail for the booking", || async {
+    until(MAIL_TIMEOUT, "the mail for the booking", || async {
         let mails = ask(stage, "mail-sink", Method::GET, "/mails", &Value::Null).await?;
         let mails = mails["mails"].as_array().cloned().unwrap_or_default();
         let found = mails.iter().any(|mail| mail["messageId"].as_str().is_some_and(|id| id.contains(booking)));

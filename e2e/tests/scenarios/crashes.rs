@@ -29,10 +29,10 @@ async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
     let rounds = CRASH_POINTS.into_iter().map(Some).chain(std::iter::repeat_n(None, kills));
     for (round, crash_at) in rounds.enumerate() {
         let incident = Incident::ALL[(round + round / CRASH_POINTS.len()) % Incident::ALL.len()];
-        let patience = Duration::from_millis(random.random_range(0..5_000));
+        let delay = Duration::from_millis(random.random_range(0..5_000));
         println!(
             "round {round}: {incident:?}, killed {}",
-            crash_at.map_or_else(|| format!("after {patience:?}"), |at| at.replace('-', " "))
+            crash_at.map_or_else(|| format!("after {delay:?}"), |at| at.replace('-', " "))
         );
         prepare(&stage, incident).await;
         let mut first = OperatorProcess::start(&stage, &format!("first-{round}"), crash_at);
@@ -43,7 +43,7 @@ async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
             let status = first.ended().await;
             assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "at {point}: {status}\n{}", first.said());
         } else {
-            tokio::time::sleep(patience).await;
+            tokio::time::sleep(delay).await;
             first.kill().await;
         }
         let second = OperatorProcess::start(&stage, &format!("second-{round}"), None);
