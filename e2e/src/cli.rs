@@ -44,7 +44,7 @@ enum Command {
         #[arg(long, value_enum, value_delimiter = ',')]
         only: Vec<ImageSet>,
     },
-    /// Show the whole loop on a real cluster: program, break, detect, heal, verify
+    /// Show the whole loop on a real cluster: program, break, detect, recover, verify
     Demo {
         #[command(flatten)]
         which: Which,

@@ -1,4 +1,4 @@
-//! Buyers: a steady stream of bookings, each pod asked in turn, with a count of what became of them.
+//! Buyers: a steady stream of bookings, each pod asked in turn, with a count of outcomes.
 
 use crate::stage::{Stage, StageError, TICKETING};
 use serde_json::json;

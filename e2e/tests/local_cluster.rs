@@ -1,6 +1,6 @@
 //! What becomes of a local cluster whose `up` does not come to its end, and of two at once.
 //!
-//! Judged from outside, by what the machine shows: processes, mounts, interfaces, namespaces, cgroups, settings.
+//! Verified from outside, by what the machine shows: processes, mounts, interfaces, namespaces, cgroups, settings.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -145,7 +145,7 @@ impl Drop for Cluster {
     }
 }
 
-/// What tells that something belongs to a cluster.
+/// The marks by which something belongs to a cluster.
 struct Footprint {
     dir: PathBuf,
     slot: Option<u8>,

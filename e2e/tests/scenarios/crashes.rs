@@ -1,5 +1,5 @@
-//! The operator dies at every point of the protocol, is paused, loses the API server: each thing is done once, and nothing
-//! is forgotten.
+//! The operator dies at every point of the protocol, is paused, loses the API server: each action is executed once, and
+//! none is lost.
 
 use crate::{
     POLICY, SOON, event_reasons,
@@ -19,7 +19,7 @@ const CRASH_POINTS: [&str; 4] = ["before-intent", "after-intent", "after-act", "
 const RANDOM_KILLS: usize = 4;
 
 #[tokio::test]
-async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
+async fn an_operator_that_is_killed_executes_each_action_once_and_loses_none() {
     let (stage, _turn) = stage().await;
     stage.scale_operator(0).await.unwrap();
     let kills: usize = std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(RANDOM_KILLS);
@@ -47,14 +47,14 @@ async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
             first.kill().await;
         }
         let second = OperatorProcess::start(&stage, &format!("second-{round}"), None);
-        broken.healed_once(&stage).await;
+        broken.recovered_once(&stage).await;
         second.stop().await;
     }
     stage.scale_operator(1).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_does_nothing_twice() {
+async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_executes_nothing_twice() {
     let (stage, _turn) = stage().await;
     stage.scale_operator(0).await.unwrap();
     // Paused as soon as its intent is written, whatever it is about to do; and before it has seen anything.
@@ -78,7 +78,7 @@ async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_does_nothing_
         paused.signal(Signal::CONT);
         let status = paused.ended().await;
         assert_eq!(status.code(), Some(1), "it ends, and says why: {}", paused.said());
-        broken.healed_once(&stage).await;
+        broken.recovered_once(&stage).await;
         standby.stop().await;
     }
     stage.scale_operator(1).await.unwrap();
@@ -107,25 +107,26 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     stage.cluster.pause_api_server().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     stage.cluster.resume_api_server().await.unwrap();
-    let healed = stage
+    let recovered = stage
         .policy_until("booking", SOON * 3, "the recovery at its end", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| recovery.in_flight.is_empty() && !recovery.recent.is_empty())
         })
         .await;
     stopped.resume(&stage).await.unwrap();
-    let recent = healed.unwrap().status.unwrap().recovery.unwrap().recent;
+    let recent = recovered.unwrap().status.unwrap().recovery.unwrap().recent;
     assert_eq!(recent.len(), 1, "{recent:#?}");
     let record = &recent[0];
     assert_eq!((record.outcome, record.pod.as_ref()), (ActionOutcome::Succeeded, Some(&victim)), "{record:?}");
-    assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status tells the story: {record:?}");
+    assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status has both times: {record:?}");
     assert_eq!(resets(&stage, &victim).await, done_before + 1, "once");
     assert_eq!(restarts(&stage).await, before, "no pod was restarted for it");
     programmed(&stage).await;
-    until(SOON, "the story in Events", || async {
+    until(SOON, "the recovery in Events", || async {
         let reasons = event_reasons(&stage).await;
-        let told = ["RecoveryStarted", "RecoverySucceeded"].iter().all(|one| reasons.iter().any(|seen| seen == one));
-        Ok(if told { Ok(()) } else { Err(format!("{reasons:?}")) })
+        let published =
+            ["RecoveryStarted", "RecoverySucceeded"].iter().all(|one| reasons.iter().any(|seen| seen == one));
+        Ok(if published { Ok(()) } else { Err(format!("{reasons:?}")) })
     })
     .await
     .unwrap();

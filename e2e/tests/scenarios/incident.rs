@@ -1,4 +1,4 @@
-//! Incidents that recovery heals, and what can be seen of the healing from outside: in the pods' own counters and in the
+//! Incidents that pods recover from, and what can be seen of the recovery from outside: in the pods' own counters and in the
 //! API server's audit log.
 
 use crate::{SOON, audit_lines};
@@ -16,7 +16,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What goes wrong, and which rung is to heal it.
+/// What goes wrong, and by which step it is to recover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incident {
     /// A pod's connections hang; the pod gives them up.
@@ -60,7 +60,7 @@ pub struct Broken {
     before: Before,
 }
 
-/// Makes the policy heal this kind of incident, quickly and without limits that would get in the way.
+/// Applies a policy that recovers from this kind of incident, quickly and without limits that would get in the way.
 pub async fn prepare(stage: &Stage, incident: Incident) {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
@@ -106,11 +106,11 @@ impl Broken {
         stage.policy_until("booking", SOON, "an intent", there).await.unwrap();
     }
 
-    /// Waits until it is healed and nothing is in flight, and judges from outside what was done for it.
-    pub async fn healed_once(self, stage: &Stage) {
+    /// Waits until it has recovered and nothing is in flight, and checks from outside what was done for it.
+    pub async fn recovered_once(self, stage: &Stage) {
         let incident = self.incident;
-        let healed = stage
-            .policy_until("booking", SOON * 3, &format!("{incident:?} healed"), |policy| {
+        let recovered = stage
+            .policy_until("booking", SOON * 3, &format!("{incident:?} recovered"), |policy| {
                 let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
                 let over = recovery.is_some_and(|recovery| {
                     recovery.in_flight.is_empty()
@@ -122,8 +122,8 @@ impl Broken {
         if let Some(stopped) = &self.stopped {
             stopped.resume(stage).await.unwrap();
         }
-        let healed = healed.unwrap();
-        let records: Vec<ActionRecord> = healed.status.unwrap().recovery.unwrap().recent;
+        let recovered = recovered.unwrap();
+        let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;
         let new: Vec<_> = records.iter().filter(|record| !self.before.ids.contains(&record.id)).collect();
         assert!(new.iter().all(|record| record.outcome == ActionOutcome::Succeeded), "{incident:?}: {new:#?}");
         assert_eq!(new.len(), 1, "{incident:?}: one incident, one intent: {new:#?}");

@@ -62,7 +62,7 @@ async fn stage() -> (Stage, MutexGuard<'static, Option<Images>>) {
         stage.install_booking(&images, REPLICAS).await.unwrap();
         *set = Some(images);
     }
-    // Whatever the one before did to it: all pods are there and well.
+    // The scenario before may have changed anything: all pods are to be there and ready.
     for rollout in ["statefulset/postgres", "deployment/booking"] {
         stage.kubectl.run(&format!("rollout status -n {TICKETING} {rollout} --timeout=120s")).await.unwrap();
     }
@@ -149,20 +149,20 @@ async fn broken_connections_are_found_reset_and_verified_while_bookings_go_on() 
         || traffic.by_pod.iter().filter(|(name, _)| *name != victim).map(|(_, count)| count.now().0).sum::<u64>();
     let others_before = others();
 
-    let healed = stage
+    let recovered = stage
         .policy_until("booking", SOON * 2, "a recovery that succeeded", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| recovery.recent.iter().any(|record| record.pod.as_deref() == Some(&victim)))
         })
         .await;
     stopped.resume(&stage).await.unwrap();
-    let healed = healed.unwrap();
-    let recovery = healed.status.as_ref().unwrap().recovery.as_ref().unwrap();
+    let recovered = recovered.unwrap();
+    let recovery = recovered.status.as_ref().unwrap().recovery.as_ref().unwrap();
     let record = &recovery.recent[0];
     assert_eq!(record.outcome, ActionOutcome::Succeeded, "{record:?}");
-    assert!(record.started_at.0 <= record.acted_at.as_ref().unwrap().0, "the intent comes before the act");
+    assert!(record.started_at.0 <= record.acted_at.as_ref().unwrap().0, "the intent comes before the action");
     assert_eq!(recovery.remaining_budget, Some(4));
-    assert!(is_true(&healed, READY), "an incident must not make the policy unready");
+    assert!(is_true(&recovered, READY), "an incident must not make the policy unready");
 
     // The pod did it once, and under no other id.
     let pods = PodAdmin::find(&stage).await.unwrap();
@@ -171,7 +171,7 @@ async fn broken_connections_are_found_reset_and_verified_while_bookings_go_on() 
     assert_eq!(restarts(&stage).await, before, "nothing was restarted");
     assert!(others() > others_before + 20, "the other pods went on selling");
     let own = traffic.by_pod[1].1.now().0;
-    until(SOON, "the healed pod sells again", || async {
+    until(SOON, "the recovered pod sells again", || async {
         let now = traffic.by_pod[1].1.now().0;
         Ok(if now > own + 5 { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
     })
@@ -301,7 +301,7 @@ async fn pods_are_reached_through_the_api_server_too() {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_for_all_pods_is_no_pods_fault() {
+async fn no_pod_is_restarted_for_a_database_that_hangs_for_all_pods() {
     let (stage, _turn) = stage().await;
     stage.apply_file(POLICY).await.unwrap();
     programmed(&stage).await;
@@ -391,7 +391,7 @@ async fn snapshot(stage: &Stage) -> BTreeMap<String, String> {
         for item in e2e::kubectl::items(&list) {
             let name = item["metadata"]["name"].as_str().unwrap_or_default();
             let version = item["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-            // The kubelet tells events of its own accord; only the operator's count.
+            // The kubelet publishes Events of its own; only the operator's count.
             if kinds != "events" || item["source"]["component"].is_null() {
                 versions.insert(format!("{kinds}/{name}"), version.to_owned());
             }
