@@ -9,7 +9,7 @@ use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
 use e2e::soak::SoakError;
-use e2e::stage::StageError;
+use e2e::testbed::TestbedError;
 use e2e::{bench, demo, goodput, packages, soak};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -148,7 +148,7 @@ pub enum CliError {
     #[error(transparent)]
     Binary(#[from] BinaryError),
     #[error(transparent)]
-    Stage(#[from] StageError),
+    Testbed(#[from] TestbedError),
     #[error(transparent)]
     Package(#[from] PackageError),
     #[error(transparent)]

@@ -5,7 +5,7 @@ use crate::{
     provider::ProviderKind,
     sabotage::StoppedBackends,
     sale::{self, Sale},
-    stage::{Images, SYSTEM, Stage, StageError, TICKETING, is_true},
+    testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true},
     traffic::Traffic,
 };
 use crds::{ResiliencePolicy, condition::types::PROGRAMMED, status::ActionOutcome};
@@ -52,18 +52,18 @@ enum Tone {
 }
 
 /// Runs the demo. An error means that something did not happen.
-pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), StageError> {
+pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), TestbedError> {
     let images = Images::find(kind, progress).await?;
-    let stage = Stage::open(kind, name, nodes, progress).await?;
-    stage.install_operator(&images, &[]).await?;
-    stage.install_all(&images, REPLICAS).await?;
+    let testbed = Testbed::open(kind, name, nodes, progress).await?;
+    testbed.install_operator(&images, &[]).await?;
+    testbed.install_all(&images, REPLICAS).await?;
     // From an earlier run: the timeline begins with nothing programmed.
-    stage.delete_resources().await?;
+    testbed.delete_resources().await?;
     println!();
-    let shown = show(&stage).await;
+    let shown = show(&testbed).await;
     println!();
     if shown.is_ok() {
-        farewell(&stage);
+        farewell(&testbed);
     } else {
         eprintln!("The operator's log:  kubectl logs -n {SYSTEM} deployment/resilience-operator");
         eprintln!("The policy's Events: kubectl describe rpol booking -n {TICKETING}");
@@ -71,17 +71,17 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &
     shown
 }
 
-async fn show(stage: &Stage) -> Result<(), StageError> {
-    let traffic = Traffic::start(stage, PAUSE).await?;
+async fn show(testbed: &Testbed) -> Result<(), TestbedError> {
+    let traffic = Traffic::start(testbed, PAUSE).await?;
     // The services may have started before their database: the timeline begins when each of them sells.
     wait_for_bookings(&traffic, WARM_UP).await?;
     let time = Timeline::begin();
 
     let applied = Instant::now();
-    stage.apply_file("crds/samples/quickstart.yaml").await?;
-    stage.apply_file("crds/samples/flags.yaml").await?;
+    testbed.apply_file("crds/samples/quickstart.yaml").await?;
+    testbed.apply_file("crds/samples/flags.yaml").await?;
     time.print(Tone::Plain, "applied", "ResiliencePolicy booking and FeatureFlag ticketing (crds/samples)");
-    let programmed = stage
+    let programmed = testbed
         .policy_until("booking", Duration::from_secs(120), "the policy live in every pod", |policy| {
             is_true(policy, PROGRAMMED) && ratio(policy) == format!("{REPLICAS}/{REPLICAS}")
         })
@@ -102,7 +102,7 @@ async fn show(stage: &Stage) -> Result<(), StageError> {
     print_bookings(&time, &traffic, first);
 
     let victim = traffic.by_pod.first().map(|(name, _)| name.clone()).unwrap_or_default();
-    let stopped = StoppedBackends::of(stage, &victim).await?;
+    let stopped = StoppedBackends::of(testbed, &victim).await?;
     let broken_at = Instant::now();
     let before = traffic.count.now();
     let text = format!(
@@ -110,9 +110,9 @@ async fn show(stage: &Stage) -> Result<(), StageError> {
         stopped.pids.len()
     );
     time.print(Tone::Bad, "broken", &text);
-    let recovered = follow_recovery(stage, &time, &victim, broken_at).await;
+    let recovered = follow_recovery(testbed, &time, &victim, broken_at).await;
     // Also after a failure the database is left as it was found.
-    stopped.resume(stage).await?;
+    stopped.resume(testbed).await?;
     recovered?;
 
     let after = traffic.count.now();
@@ -120,31 +120,31 @@ async fn show(stage: &Stage) -> Result<(), StageError> {
     time.print(Tone::Plain, "bookings", &text);
     let own = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
     let again = |now: u64| now >= own + 5;
-    crate::stage::until(Duration::from_secs(30), "the recovered pod taking bookings again", || async {
+    crate::testbed::until(Duration::from_secs(30), "the recovered pod taking bookings again", || async {
         let now = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
         Ok(if again(now) { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
     })
     .await?;
     time.print(Tone::Good, "recovered", &format!("{victim} takes bookings again; it was never restarted"));
-    sale(stage, &time, &traffic).await
+    sale(testbed, &time, &traffic).await
 }
 
 /// The second part: a sale through all services, and another one while the first payment provider is away.
-async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), StageError> {
+async fn sale(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
     println!();
     let others = ["gateway", "catalog", "payment", "notification"];
     for file in others {
-        stage.apply_file(&format!("crds/samples/{file}.yaml")).await?;
+        testbed.apply_file(&format!("crds/samples/{file}.yaml")).await?;
     }
     for name in others {
         let live = |policy: &ResiliencePolicy| is_true(policy, PROGRAMMED) && ratio(policy) == "1/1";
-        stage.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
+        testbed.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
     }
     time.print(Tone::Good, "programmed", "the policies of gateway, catalog, payment and notification are live, too");
 
-    let sold = sell_by(stage, "stripe", Some("ann@example.com")).await?;
+    let sold = sell_by(testbed, "stripe", Some("ann@example.com")).await?;
     let begin = Instant::now();
-    sale::mailed(stage, &sold.booking).await?;
+    sale::mailed(testbed, &sold.booking).await?;
     let text = format!(
         "gateway → catalog → booking → payment → notification: {}, charged by stripe, mailed {:.1} s later",
         sold.status,
@@ -152,12 +152,12 @@ async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), S
     );
     time.print(Tone::Good, "sold", &text);
 
-    sale::stripe(stage, &json!({"refuse": true})).await?;
+    sale::stripe(testbed, &json!({"refuse": true})).await?;
     let before = traffic.count.now();
     time.print(Tone::Bad, "broken", "the Stripe-shaped provider refuses connections");
-    let during = sell_during(stage, time).await;
+    let during = sell_during(testbed, time).await;
     // Also after a failure the provider is left as it was found.
-    sale::stripe(stage, &json!({})).await?;
+    sale::stripe(testbed, &json!({})).await?;
     during?;
     let after = traffic.count.now();
     let text = format!("{} succeeded, {} failed while it was away", after.0 - before.0, after.1 - before.1);
@@ -166,16 +166,16 @@ async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), S
     Ok(())
 }
 
-async fn sell_during(stage: &Stage, time: &Timeline) -> Result<(), StageError> {
+async fn sell_during(testbed: &Testbed, time: &Timeline) -> Result<(), TestbedError> {
     let begin = Instant::now();
-    let sold = sell_by(stage, "paypal", None).await?;
+    let sold = sell_by(testbed, "paypal", None).await?;
     let text = format!("{}, charged by paypal, {} ms for all of it", sold.status, begin.elapsed().as_millis());
     time.print(Tone::Good, "sold", &text);
     let open = |policy: &ResiliencePolicy| {
         let circuits = policy.status.iter().flat_map(|status| &status.circuits);
         circuits.into_iter().any(|circuit| circuit.dependency == "stripe" && circuit.open_pods > 0)
     };
-    stage.policy_until("payment", Duration::from_secs(60), "the circuit to stripe open", open).await?;
+    testbed.policy_until("payment", Duration::from_secs(60), "the circuit to stripe open", open).await?;
     time.print(
         Tone::Bad,
         "circuit",
@@ -185,19 +185,24 @@ async fn sell_during(stage: &Stage, time: &Timeline) -> Result<(), StageError> {
 }
 
 /// Sells one seat that this provider, and nobody else, charges for.
-async fn sell_by(stage: &Stage, provider: &str, email: Option<&str>) -> Result<Sale, StageError> {
-    let sold = sale::sell(stage, email).await?;
+async fn sell_by(testbed: &Testbed, provider: &str, email: Option<&str>) -> Result<Sale, TestbedError> {
+    let sold = sale::sell(testbed, email).await?;
     if sold.status == "Confirmed" && sold.charged_by == [provider] {
         return Ok(sold);
     }
-    Err(StageError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
+    Err(TestbedError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
 }
 
 /// Prints detection, action and verification as the policy's status shows them.
-async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at: Instant) -> Result<(), StageError> {
+async fn follow_recovery(
+    testbed: &Testbed,
+    time: &Timeline,
+    victim: &str,
+    broken_at: Instant,
+) -> Result<(), TestbedError> {
     let limit = Duration::from_secs(90);
     let since = |at: Instant| format!("{:.1} s after the break", at.elapsed().as_secs_f64());
-    let found = stage
+    let found = testbed
         .policy_until("booking", limit, "the check database failing in the broken pod", |policy| {
             let findings = policy.status.iter().flat_map(|status| &status.checks);
             findings
@@ -212,7 +217,7 @@ async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at
         &format!("{victim}: database: {}, {}", message.unwrap_or_default(), since(broken_at)),
     );
 
-    let executing = stage
+    let executing = testbed
         .policy_until("booking", limit, "an action for the broken pod", |policy| record(policy, victim).is_some())
         .await?;
     if let Some(record) = record(&executing, victim) {
@@ -221,7 +226,7 @@ async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at
         time.print(Tone::Plain, "action", &text);
     }
 
-    let over = stage
+    let over = testbed
         .policy_until("booking", limit, "the outcome of the action", |policy| {
             record(policy, victim).is_some_and(|record| record.finished_at.is_some())
         })
@@ -229,7 +234,7 @@ async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at
     let record = record(&over, victim).cloned();
     let message = record.as_ref().and_then(|record| record.message.clone()).unwrap_or_default();
     if record.is_none_or(|record| record.outcome != ActionOutcome::Succeeded) {
-        return Err(StageError::Expected {
+        return Err(TestbedError::Expected {
             expected: "a recovery that succeeds".into(),
             seen: message,
             waited: broken_at.elapsed(),
@@ -249,8 +254,8 @@ fn ratio(policy: &ResiliencePolicy) -> String {
     policy.status.as_ref().and_then(|status| status.programmed.clone()).unwrap_or_default()
 }
 
-async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), StageError> {
-    crate::stage::until(Duration::from_secs(60), "bookings that succeed in every pod", || async {
+async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), TestbedError> {
+    crate::testbed::until(Duration::from_secs(60), "bookings that succeed in every pod", || async {
         let slowest = traffic.by_pod.iter().map(|(_, count)| count.now().0).min().unwrap_or_default();
         let (succeeded, failed) = traffic.count.now();
         let enough = succeeded >= wanted && slowest >= 4;
@@ -269,9 +274,9 @@ fn print_bookings(time: &Timeline, traffic: &Traffic, since: (u64, u64)) {
     time.print(Tone::Plain, "bookings", &text);
 }
 
-fn farewell(stage: &Stage) {
-    let kubectl = stage.kubectl.program().display();
-    if let Some(kubeconfig) = stage.cluster.kubeconfig() {
+fn farewell(testbed: &Testbed) {
+    let kubectl = testbed.kubectl.program().display();
+    if let Some(kubeconfig) = testbed.cluster.kubeconfig() {
         println!("The cluster is still up:  export KUBECONFIG={}", kubeconfig.display());
     }
     println!("Try next:");

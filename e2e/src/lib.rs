@@ -24,7 +24,7 @@ pub mod provider;
 pub mod sabotage;
 pub mod sale;
 pub mod soak;
-pub mod stage;
+pub mod testbed;
 pub mod traffic;
 
 mod audit;

@@ -10,7 +10,7 @@ use crds::{
 use e2e::{
     pod_admin::PodAdmin,
     sabotage::{StoppedBackends, sql},
-    stage::{Stage, TICKETING, is_true, until},
+    testbed::{TICKETING, Testbed, is_true, until},
 };
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ pub struct Broken {
 }
 
 /// Applies a policy that recovers from this kind of incident, quickly and without limits that would get in the way.
-pub async fn prepare(stage: &Stage, incident: Incident) {
+pub async fn prepare(testbed: &Testbed, incident: Incident) {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": { "name": "booking", "namespace": TICKETING },
@@ -79,37 +79,37 @@ pub async fn prepare(stage: &Stage, incident: Incident) {
             },
         },
     });
-    stage.kubectl.apply(&policy.to_string()).await.unwrap();
+    testbed.kubectl.apply(&policy.to_string()).await.unwrap();
 }
 
 impl Broken {
     /// Brings the incident about in pod number `index`.
-    pub async fn bring_about(stage: &Stage, incident: Incident, index: usize) -> Self {
-        let before = Before::look(stage).await;
-        let pods = stage.booking_pods().await.unwrap();
+    pub async fn bring_about(testbed: &Testbed, incident: Incident, index: usize) -> Self {
+        let before = Before::look(testbed).await;
+        let pods = testbed.booking_pods().await.unwrap();
         let victim = (incident != Incident::Cleanup).then(|| pods[index % pods.len()].name_any());
         let stopped = if let Some(pod) = &victim {
-            Some(StoppedBackends::of(stage, pod).await.unwrap())
+            Some(StoppedBackends::of(testbed, pod).await.unwrap())
         } else {
-            sql(stage, "update events set available = available - 1").await.unwrap();
+            sql(testbed, "update events set available = available - 1").await.unwrap();
             None
         };
         Self { incident, victim, stopped, before }
     }
 
     /// Waits until an intent for it is in the status.
-    pub async fn intended(&self, stage: &Stage) {
+    pub async fn intended(&self, testbed: &Testbed) {
         let there = |policy: &ResiliencePolicy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| !recovery.in_flight.is_empty())
         };
-        stage.policy_until("booking", SOON, "an intent", there).await.unwrap();
+        testbed.policy_until("booking", SOON, "an intent", there).await.unwrap();
     }
 
     /// Waits until it has recovered and nothing is in flight, and checks from outside what was done for it.
-    pub async fn recovered_once(self, stage: &Stage) {
+    pub async fn recovered_once(self, testbed: &Testbed) {
         let incident = self.incident;
-        let recovered = stage
+        let recovered = testbed
             .policy_until("booking", SOON * 3, &format!("{incident:?} recovered"), |policy| {
                 let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
                 let over = recovery.is_some_and(|recovery| {
@@ -120,7 +120,7 @@ impl Broken {
             })
             .await;
         if let Some(stopped) = &self.stopped {
-            stopped.resume(stage).await.unwrap();
+            stopped.resume(testbed).await.unwrap();
         }
         let recovered = recovered.unwrap();
         let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;
@@ -128,7 +128,7 @@ impl Broken {
         assert!(new.iter().all(|record| record.outcome == ActionOutcome::Succeeded), "{incident:?}: {new:#?}");
         assert_eq!(new.len(), 1, "{incident:?}: one incident, one intent: {new:#?}");
 
-        let after = Before::look(stage).await;
+        let after = Before::look(testbed).await;
         let resets = |seen: &Before| seen.resets.clone();
         let gone = self.before.pods.difference(&after.pods).count();
         let what = format!("{incident:?} of {:?}, {new:?}", self.victim);
@@ -147,7 +147,7 @@ impl Broken {
         }
         let evictions = after.evictions - self.before.evictions;
         let jobs = after.jobs - self.before.jobs;
-        if stage.cluster.audit_log().await.unwrap().is_some() {
+        if testbed.cluster.audit_log().await.unwrap().is_some() {
             assert_eq!(evictions, usize::from(incident == Incident::Restart), "{what}");
             assert_eq!(jobs, usize::from(incident == Incident::Cleanup), "{what}");
         }
@@ -155,11 +155,11 @@ impl Broken {
 }
 
 impl Before {
-    async fn look(stage: &Stage) -> Self {
-        let policy = stage.policies().get("booking").await.unwrap();
+    async fn look(testbed: &Testbed) -> Self {
+        let policy = testbed.policies().get("booking").await.unwrap();
         let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
         let ids = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone()).collect();
-        let audit = audit_lines(stage).await;
+        let audit = audit_lines(testbed).await;
         let made = |resource: &str, subresource: Option<&str>| {
             let of_that = |line: &&Value| {
                 let object = &line["objectRef"];
@@ -172,10 +172,10 @@ impl Before {
             };
             audit.iter().filter(of_that).count()
         };
-        let pods = stage.booking_pods().await.unwrap().iter().filter_map(ResourceExt::uid).collect();
+        let pods = testbed.booking_pods().await.unwrap().iter().filter_map(ResourceExt::uid).collect();
         Self {
             ids,
-            resets: resets(stage).await,
+            resets: resets(testbed).await,
             evictions: made("pods", Some("eviction")),
             jobs: made("jobs", None),
             pods,
@@ -184,9 +184,9 @@ impl Before {
 }
 
 /// How often each pod gave its connections up, as the pods themselves count.
-async fn resets(stage: &Stage) -> BTreeMap<String, u64> {
+async fn resets(testbed: &Testbed) -> BTreeMap<String, u64> {
     until(SOON, "every pod says what it has done", || async {
-        let pods = PodAdmin::find(stage).await?;
+        let pods = PodAdmin::find(testbed).await?;
         let mut counts = BTreeMap::new();
         for name in &pods.names {
             let done = pods.health(name).await?.actions_done;

@@ -1,6 +1,6 @@
-//! A cluster with the operator and the ticketing workloads on it, installed as users do: with Helm.
+//! The testbed: a cluster with the operator and the ticketing workloads, installed as users do, with Helm.
 //!
-//! The demo, the scenarios and the benchmark all stand on it, whatever the provider.
+//! The demo, the scenarios and the benchmark use it, with every provider.
 
 use crate::{
     binaries::{Binaries, BinaryError, Tool},
@@ -31,9 +31,9 @@ pub const SYSTEM: &str = "resilience-system";
 /// Longest wait for a Helm release to be ready.
 const HELM_TIMEOUT: &str = "180s";
 
-/// What went wrong on the stage.
+/// Why an operation on the testbed failed.
 #[derive(Debug, thiserror::Error)]
-pub enum StageError {
+pub enum TestbedError {
     /// The cluster.
     #[error(transparent)]
     Provider(#[from] ProviderError),
@@ -64,21 +64,21 @@ pub enum StageError {
     },
 }
 
-impl StageError {
+impl TestbedError {
     /// Something else than `expected` was seen.
     pub fn unexpected(expected: &str, seen: &str) -> Self {
         Self::Expected { expected: expected.to_owned(), seen: seen.to_owned(), waited: Duration::ZERO }
     }
 }
 
-impl From<kube::Error> for StageError {
+impl From<kube::Error> for TestbedError {
     fn from(error: kube::Error) -> Self {
         Self::Kube(Box::new(error))
     }
 }
 
-/// A cluster with everything on it.
-pub struct Stage {
+/// A cluster that is up, and the clients for it.
+pub struct Testbed {
     /// The cluster.
     pub cluster: Box<dyn ClusterProvider>,
     /// kubectl, pointed at it.
@@ -116,20 +116,20 @@ const IMAGES_VARIABLE: &str = "E2E_IMAGES";
 impl Images {
     /// The images for a provider: built here and loaded into a cluster of ours; named by `E2E_IMAGES` for another one,
     /// which pulls them by itself.
-    pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
+    pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
         match kind {
             ProviderKind::Local | ProviderKind::Kind => Self::build(kind, progress).await,
             ProviderKind::Existing => Self::named(&std::env::var(IMAGES_VARIABLE).unwrap_or_default()),
         }
     }
 
-    async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
+    async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
         let dir = checkout::root().join("target/images");
         let mut built = build_workspace_images(&dir, progress).await?;
         let mut take = |name: &str| {
             let position = built.iter().position(|archive| archive.pinned().contains(name));
             let archive = position.map(|position| built.remove(position));
-            archive.map(Image::from).ok_or_else(|| StageError::unexpected(&format!("an image named {name}"), "none"))
+            archive.map(Image::from).ok_or_else(|| TestbedError::unexpected(&format!("an image named {name}"), "none"))
         };
         let (operator, workloads) = (take("resilience-operator")?, take("workloads")?);
         let postgres = match kind {
@@ -145,7 +145,7 @@ impl Images {
     }
 
     /// `operator=REFERENCE,workloads=REFERENCE`, and `postgres=REFERENCE` if it is not the official one.
-    fn named(text: &str) -> Result<Self, StageError> {
+    fn named(text: &str) -> Result<Self, TestbedError> {
         let entries: Vec<_> = text.split(',').filter_map(|entry| entry.split_once('=')).collect();
         let find = |name: &str| {
             let found = entries.iter().find(|(key, _)| key.trim() == name);
@@ -155,7 +155,7 @@ impl Images {
             let expected = format!(
                 "{IMAGES_VARIABLE}=operator=REFERENCE,workloads=REFERENCE, of images that the cluster can pull"
             );
-            StageError::unexpected(&expected, &format!("no {name} in {text:?}"))
+            TestbedError::unexpected(&expected, &format!("no {name} in {text:?}"))
         };
         Ok(Self {
             operator: find("operator").ok_or_else(|| missing("operator"))?,
@@ -176,27 +176,27 @@ async fn pulled(reference: &str, progress: &Progress) -> bool {
     matches!(progress.during(&format!("docker pull {reference}"), pull).await, Ok(Ok(())))
 }
 
-impl Stage {
+impl Testbed {
     /// Brings up a cluster (or finds the one that is up) and connects to it.
     pub async fn open(
         kind: ProviderKind,
         name: Option<&str>,
         nodes: u32,
         progress: &Progress,
-    ) -> Result<Self, StageError> {
+    ) -> Result<Self, TestbedError> {
         let cluster = provider::open(kind, name, progress)?;
         cluster.up(nodes).await?;
         Self::connect(cluster, progress).await
     }
 
     /// Connects to a cluster that is up.
-    pub async fn connect(cluster: Box<dyn ClusterProvider>, progress: &Progress) -> Result<Self, StageError> {
+    pub async fn connect(cluster: Box<dyn ClusterProvider>, progress: &Progress) -> Result<Self, TestbedError> {
         let binaries = Binaries::new(progress.clone());
         let helm = binaries.path(Tool::Helm).await?;
         let kubectl = Kubectl::new(binaries.path(Tool::Kubectl).await?, cluster.kubeconfig());
-        let unusable = |error: kube::config::KubeconfigError| StageError::Kubeconfig(error.to_string());
+        let unusable = |error: kube::config::KubeconfigError| TestbedError::Kubeconfig(error.to_string());
         let config = match cluster.kubeconfig() {
-            None => Config::infer().await.map_err(|error| StageError::Kubeconfig(error.to_string()))?,
+            None => Config::infer().await.map_err(|error| TestbedError::Kubeconfig(error.to_string()))?,
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(unusable)?;
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)?
@@ -207,7 +207,7 @@ impl Stage {
     }
 
     /// Installs or upgrades the operator. `extra` are further `--set` values.
-    pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), StageError> {
+    pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), TestbedError> {
         self.load(&images.operator).await?;
         // An interrupted run may have left it scaled down, which Helm would take for somebody else's decision.
         let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
@@ -224,18 +224,18 @@ impl Stage {
 
     /// Installs or upgrades the booking service with its database, and nothing else: what is measured or counted there
     /// depends on nobody.
-    pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+    pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
         let mut values = vec!["simulators.enabled=false".to_owned(), "services.booking.env.PAYMENT_URL=".to_owned()];
         values.extend(["gateway", "catalog", "payment", "notification"].map(|s| format!("services.{s}.enabled=false")));
         self.install_ticketing(images, replicas, &values).await
     }
 
     /// Installs or upgrades all services and the simulators, one pod of each but of booking.
-    pub async fn install_all(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+    pub async fn install_all(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
         self.install_ticketing(images, replicas, &["serviceDefaults.replicas=1".to_owned()]).await
     }
 
-    async fn install_ticketing(&self, images: &Images, replicas: u32, extra: &[String]) -> Result<(), StageError> {
+    async fn install_ticketing(&self, images: &Images, replicas: u32, extra: &[String]) -> Result<(), TestbedError> {
         self.load(&images.workloads).await?;
         self.load(&images.postgres).await?;
         let mut values: Vec<String> = image_values("image", &images.workloads.reference).into();
@@ -246,14 +246,14 @@ impl Stage {
         self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
     }
 
-    async fn load(&self, image: &Image) -> Result<(), StageError> {
+    async fn load(&self, image: &Image) -> Result<(), TestbedError> {
         match &image.archive {
             Some(archive) => Ok(self.cluster.load_image(archive).await?),
             None => Ok(()),
         }
     }
 
-    async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), StageError> {
+    async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), TestbedError> {
         let chart = checkout::root().join("charts").join(release);
         let mut run = Run::new(&self.helm).args(["upgrade", "--install", release]).arg(chart).args([
             "--namespace",
@@ -273,7 +273,7 @@ impl Stage {
     }
 
     /// Removes both releases and their namespaces.
-    pub async fn uninstall(&self) -> Result<(), StageError> {
+    pub async fn uninstall(&self) -> Result<(), TestbedError> {
         for (release, namespace) in [("ticketing", TICKETING), ("resilience-operator", SYSTEM)] {
             let mut run =
                 Run::new(&self.helm).args(["uninstall", release, "--namespace", namespace, "--ignore-not-found"]);
@@ -289,7 +289,7 @@ impl Stage {
     }
 
     /// Applies a file of the checkout, as `kubectl apply -f` does.
-    pub async fn apply_file(&self, file: &str) -> Result<(), StageError> {
+    pub async fn apply_file(&self, file: &str) -> Result<(), TestbedError> {
         let path = checkout::root().join(file);
         let path = path.to_string_lossy();
         Ok(self.kubectl.args(&["apply", "-f", &path]).await.map(drop)?)
@@ -311,7 +311,7 @@ impl Stage {
     }
 
     /// The running pods of the booking service, by name.
-    pub async fn booking_pods(&self) -> Result<Vec<Pod>, StageError> {
+    pub async fn booking_pods(&self) -> Result<Vec<Pod>, TestbedError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), TICKETING);
         let list = pods.list(&ListParams::default().labels("app.kubernetes.io/name=booking")).await?;
         let mut pods: Vec<_> = list.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
@@ -320,19 +320,19 @@ impl Stage {
     }
 
     /// Changes a policy with a merge patch of its spec.
-    pub async fn patch_policy(&self, name: &str, spec: &Value) -> Result<ResiliencePolicy, StageError> {
+    pub async fn patch_policy(&self, name: &str, spec: &Value) -> Result<ResiliencePolicy, TestbedError> {
         Ok(self.policies().patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?)
     }
 
     /// Deletes every policy and flag set.
-    pub async fn delete_resources(&self) -> Result<(), StageError> {
+    pub async fn delete_resources(&self) -> Result<(), TestbedError> {
         self.policies().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         self.flag_sets().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         Ok(())
     }
 
     /// Sends the operator away, or brings it back, and waits until that is so.
-    pub async fn scale_operator(&self, replicas: i32) -> Result<(), StageError> {
+    pub async fn scale_operator(&self, replicas: i32) -> Result<(), TestbedError> {
         let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         operators.patch("resilience-operator", &PatchParams::default(), &patch).await?;
@@ -358,7 +358,7 @@ impl Stage {
         limit: Duration,
         expected: &str,
         check: impl Fn(&ResiliencePolicy) -> bool,
-    ) -> Result<ResiliencePolicy, StageError> {
+    ) -> Result<ResiliencePolicy, TestbedError> {
         let api = self.policies();
         until(limit, expected, || async {
             let policy = api.get_opt(name).await?;
@@ -373,10 +373,10 @@ impl Stage {
 }
 
 /// Asks again and again until the answer is good. The inner error says what was seen.
-pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, StageError>
+pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, TestbedError>
 where
     F: Fn() -> Fut,
-    Fut: Future<Output = Result<Result<T, String>, StageError>>,
+    Fut: Future<Output = Result<Result<T, String>, TestbedError>>,
 {
     let begin = Instant::now();
     loop {
@@ -386,7 +386,7 @@ where
             Err(error) => error.to_string(),
         };
         if begin.elapsed() >= limit {
-            return Err(StageError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
+            return Err(TestbedError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
