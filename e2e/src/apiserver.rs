@@ -39,7 +39,7 @@ pub enum ApiServerError {
     Io {
         /// What was being done.
         what: &'static str,
-        /// Why not.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// It did not come up.

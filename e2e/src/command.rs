@@ -30,7 +30,7 @@ pub enum CommandError {
     Io {
         /// The command line, shortened.
         line: String,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
 }

@@ -41,7 +41,7 @@ pub enum SoakError {
     /// A service has more memory in the end.
     #[error("more than {MAX_GROWTH_PERCENT} % more memory in the end than after {} s: {services}", WARM.as_secs())]
     Grown {
-        /// Which.
+        /// Names of the services, joined by commas.
         services: String,
     },
     /// The memory of a process cannot be read.

@@ -34,19 +34,19 @@ const HELM_TIMEOUT: &str = "180s";
 /// Why an operation on the testbed failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TestbedError {
-    /// The cluster.
+    /// The cluster could not be brought up or reached.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// An image.
+    /// An image could not be built.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A program.
+    /// A program such as helm could not be found, downloaded or built.
     #[error(transparent)]
     Binary(#[from] BinaryError),
-    /// A program said no.
+    /// A program such as helm or kubectl failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The API server said no.
+    /// A request to the API server failed.
     #[error("the API server: {0}")]
     Kube(#[from] Box<kube::Error>),
     /// The kubeconfig is of no use.
@@ -79,7 +79,7 @@ impl From<kube::Error> for TestbedError {
 
 /// A cluster that is up, and the clients for it.
 pub struct Testbed {
-    /// The cluster.
+    /// The provider that runs the cluster.
     pub cluster: Box<dyn ClusterProvider>,
     /// kubectl, pointed at it.
     pub kubectl: Kubectl,

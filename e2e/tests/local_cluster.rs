@@ -1,4 +1,4 @@
-//! What becomes of a local cluster whose `up` does not come to its end, and of two at once.
+//! What an `up` that does not finish leaves of a local cluster, and two clusters at once.
 //!
 //! Verified from outside, by what the machine shows: processes, mounts, interfaces, namespaces, cgroups, settings.
 

@@ -66,7 +66,7 @@ pub enum KindError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// kind, docker or kubectl said no.
