@@ -21,6 +21,7 @@ pub mod pod_admin;
 pub mod process;
 pub mod progress;
 pub mod provider;
+pub mod release;
 pub mod sabotage;
 pub mod sale;
 pub mod soak;

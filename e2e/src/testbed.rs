@@ -10,6 +10,7 @@ use crate::{
     kubectl::Kubectl,
     progress::Progress,
     provider::{self, ClusterProvider, ProviderError, ProviderKind},
+    release::{Release, ReleaseError},
 };
 use crds::{FeatureFlag, ResiliencePolicy};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
@@ -20,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,9 @@ pub enum TestbedError {
     /// An image could not be built.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// An earlier release could not be built.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
     /// A program such as helm could not be found, downloaded or built.
     #[error(transparent)]
     Binary(#[from] BinaryError),
@@ -89,8 +93,9 @@ pub struct Testbed {
     progress: Progress,
 }
 
-/// The images to install.
+/// The images to install, and the charts that install them.
 pub struct Images {
+    charts: PathBuf,
     operator: Image,
     workloads: Image,
     postgres: Image,
@@ -114,6 +119,11 @@ const OFFICIAL_POSTGRES: &str = "docker.io/library/postgres:17";
 const IMAGES_VARIABLE: &str = "E2E_IMAGES";
 
 impl Images {
+    /// Reference of the operator's image.
+    pub fn operator(&self) -> &str {
+        &self.operator.reference
+    }
+
     /// The images for a provider: built here and loaded into a cluster of ours; named by `E2E_IMAGES` for another one,
     /// which pulls them by itself.
     pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
@@ -123,9 +133,29 @@ impl Images {
         }
     }
 
+    /// The images and the charts of an earlier release, built from this repository's history.
+    pub async fn of_release(release: Release, kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
+        if kind == ProviderKind::Existing {
+            let expected = "PROVIDER=local or kind: the images of an earlier release are built here, and an existing \
+                            cluster could not pull them";
+            return Err(TestbedError::unexpected(expected, "PROVIDER=existing"));
+        }
+        let built = release.build(progress).await?;
+        Self::with_postgres(built.images, built.charts, kind, progress).await
+    }
+
     async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
-        let dir = checkout::root().join("target/images");
-        let mut built = build_workspace_images(&dir, progress).await?;
+        let built = build_workspace_images(&images_dir(), progress).await?;
+        Self::with_postgres(built, charts(), kind, progress).await
+    }
+
+    async fn with_postgres(
+        mut built: Vec<Archive>,
+        charts: PathBuf,
+        kind: ProviderKind,
+        progress: &Progress,
+    ) -> Result<Self, TestbedError> {
+        let dir = images_dir();
         let mut take = |name: &str| {
             let position = built.iter().position(|archive| archive.pinned().contains(name));
             let archive = position.map(|position| built.remove(position));
@@ -141,7 +171,7 @@ impl Images {
             }
             _ => postgres_image(&dir, progress).await?.into(),
         };
-        Ok(Self { operator, workloads, postgres })
+        Ok(Self { charts, operator, workloads, postgres })
     }
 
     /// `operator=REFERENCE,workloads=REFERENCE`, and `postgres=REFERENCE` if it is not the official one.
@@ -158,12 +188,23 @@ impl Images {
             TestbedError::unexpected(&expected, &format!("no {name} in {text:?}"))
         };
         Ok(Self {
+            charts: charts(),
             operator: find("operator").ok_or_else(|| missing("operator"))?,
             workloads: find("workloads").ok_or_else(|| missing("workloads"))?,
             postgres: find("postgres")
                 .unwrap_or_else(|| Image { reference: OFFICIAL_POSTGRES.to_owned(), archive: None }),
         })
     }
+}
+
+/// Where the images of this checkout are written.
+fn images_dir() -> PathBuf {
+    checkout::root().join("target/images")
+}
+
+/// The charts of this checkout.
+fn charts() -> PathBuf {
+    checkout::root().join("charts")
 }
 
 /// Whether Docker has an image, or can get it.
@@ -206,6 +247,11 @@ impl Testbed {
         Ok(Self { cluster, kubectl, client, helm, progress: progress.clone() })
     }
 
+    /// Loads the operator's image into the cluster, so that an upgrade that follows does not wait for it.
+    pub async fn load_operator(&self, images: &Images) -> Result<(), TestbedError> {
+        self.load(&images.operator).await
+    }
+
     /// Installs or upgrades the operator. `extra` are further `--set` values.
     pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), TestbedError> {
         self.load(&images.operator).await?;
@@ -218,7 +264,10 @@ impl Testbed {
         let image = image_values("image", &images.operator.reference);
         let values = image.iter().map(String::as_str).chain(extra.iter().copied()).collect::<Vec<_>>();
         self.progress
-            .during("helm install resilience-operator", self.helm("resilience-operator", SYSTEM, &values))
+            .during(
+                "helm install resilience-operator",
+                self.helm(&images.charts, "resilience-operator", SYSTEM, &values),
+            )
             .await
     }
 
@@ -243,7 +292,7 @@ impl Testbed {
         values.push(format!("services.booking.replicas={replicas}"));
         values.extend_from_slice(extra);
         let values: Vec<_> = values.iter().map(String::as_str).collect();
-        self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
+        self.progress.during("helm install ticketing", self.helm(&images.charts, "ticketing", TICKETING, &values)).await
     }
 
     async fn load(&self, image: &Image) -> Result<(), TestbedError> {
@@ -253,8 +302,8 @@ impl Testbed {
         }
     }
 
-    async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), TestbedError> {
-        let chart = checkout::root().join("charts").join(release);
+    async fn helm(&self, charts: &Path, release: &str, namespace: &str, values: &[&str]) -> Result<(), TestbedError> {
+        let chart = charts.join(release);
         let mut run = Run::new(&self.helm).args(["upgrade", "--install", release]).arg(chart).args([
             "--namespace",
             namespace,
@@ -288,11 +337,26 @@ impl Testbed {
         Ok(())
     }
 
+    /// Removes our custom resource definitions, and with them every object of their kinds.
+    pub async fn delete_definitions(&self) -> Result<(), TestbedError> {
+        for definition in crds::manifests::definitions() {
+            let name = definition.metadata.name.unwrap_or_default();
+            self.kubectl.run(&format!("delete crd {name} --ignore-not-found --wait=true --timeout=60s")).await?;
+        }
+        Ok(())
+    }
+
     /// Applies a file of the checkout, as `kubectl apply -f` does.
     pub async fn apply_file(&self, file: &str) -> Result<(), TestbedError> {
         let path = checkout::root().join(file);
         let path = path.to_string_lossy();
         Ok(self.kubectl.args(&["apply", "-f", &path]).await.map(drop)?)
+    }
+
+    /// The entries of the API server's audit log so far; none if the provider keeps no log.
+    pub async fn audit_lines(&self) -> Result<Vec<Value>, TestbedError> {
+        let text = self.cluster.audit_log().await?.unwrap_or_default();
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
     /// Policies in the ticketing namespace.

@@ -13,6 +13,7 @@ pub use archive::{Archive, Image};
 pub use layer::{Entry, Layer};
 pub use postgres::postgres_image;
 pub use system::{COREDNS_IMAGE, PAUSE_IMAGE, coredns_image, pause_image};
+pub(crate) use workspace::build_images;
 pub use workspace::{IMAGE_BINARIES, build_workspace_images, workspace_image};
 
 use crate::binaries::BinaryError;

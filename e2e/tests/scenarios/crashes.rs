@@ -34,7 +34,7 @@ async fn an_operator_that_is_killed_executes_each_action_once_and_loses_none() {
             "round {round}: {incident:?}, killed {}",
             crash_at.map_or_else(|| format!("after {delay:?}"), |at| at.replace('-', " "))
         );
-        prepare(&testbed, incident).await;
+        prepare(&testbed, incident, "1s").await;
         let mut first = OperatorProcess::start(&testbed, &format!("first-{round}"), crash_at);
         first.leads(&testbed).await;
         programmed(&testbed).await;
@@ -61,7 +61,7 @@ async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_executes_noth
     let moments =
         [(Incident::Reset, true), (Incident::Cleanup, true), (Incident::Restart, true), (Incident::Reset, false)];
     for (round, (incident, intent_first)) in moments.into_iter().enumerate() {
-        prepare(&testbed, incident).await;
+        prepare(&testbed, incident, "1s").await;
         let mut paused = OperatorProcess::start(&testbed, &format!("paused-{round}"), None);
         paused.leads(&testbed).await;
         let standby = OperatorProcess::start(&testbed, &format!("standby-{round}"), None);

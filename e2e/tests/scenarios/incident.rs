@@ -1,7 +1,7 @@
 //! Incidents that pods recover from, and what can be seen of the recovery from outside: in the pods' own counters and in the
 //! API server's audit log.
 
-use crate::{SOON, audit_lines};
+use crate::common::SOON;
 use crds::{
     ResiliencePolicy,
     condition::types::HEALTHY,
@@ -31,14 +31,15 @@ impl Incident {
     pub const ALL: [Self; 3] = [Self::Reset, Self::Cleanup, Self::Restart];
 
     fn ladder(self) -> Value {
-        let (check, step) = match self {
-            Self::Reset => ("database", json!({ "action": "ResetConnections", "timeout": "30s" })),
-            Self::Restart => ("database", json!({ "action": "RestartPod", "timeout": "90s" })),
+        let (check, mut step) = match self {
+            Self::Reset => ("database", json!({ "action": "ResetConnections" })),
+            Self::Restart => ("database", json!({ "action": "RestartPod" })),
             Self::Cleanup => (
                 "booking-consistency",
-                json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" }, "timeout": "60s" }),
+                json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" } }),
             ),
         };
+        step["timeout"] = json!("3m");
         json!([{ "check": check, "steps": [step] }])
     }
 }
@@ -60,8 +61,9 @@ pub struct Broken {
     before: Before,
 }
 
-/// Applies a policy that recovers from this kind of incident, quickly and without limits that would get in the way.
-pub async fn prepare(testbed: &Testbed, incident: Incident) {
+/// Applies a policy that recovers from this kind of incident without limits that would get in the way; an action has
+/// succeeded when the check was healthy for `healthy_delay`.
+pub async fn prepare(testbed: &Testbed, incident: Incident, healthy_delay: &str) {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": { "name": "booking", "namespace": TICKETING },
@@ -75,7 +77,7 @@ pub async fn prepare(testbed: &Testbed, incident: Incident) {
             "recovery": {
                 "ladders": incident.ladder(),
                 "limits": { "cooldown": "0s", "budget": { "actions": 20, "interval": "1s" } },
-                "healthyDelay": "1s",
+                "healthyDelay": healthy_delay,
             },
         },
     });
@@ -159,7 +161,7 @@ impl Before {
         let policy = testbed.policies().get("booking").await.unwrap();
         let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
         let ids = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone()).collect();
-        let audit = audit_lines(testbed).await;
+        let audit = testbed.audit_lines().await.unwrap();
         let made = |resource: &str, subresource: Option<&str>| {
             let of_that = |line: &&Value| {
                 let object = &line["objectRef"];

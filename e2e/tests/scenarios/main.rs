@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
 mod crashes;
 mod incident;
 mod operator_process;
 mod services;
 
+use common::{REPLICAS, SOON, in_every_pod, nodes, programmed, provider, published, restarts};
 use crds::{
     condition::types::{ACCEPTED, HEALTHY, PROGRAMMED, READY, RECOVERY_ALLOWED},
     status::ActionOutcome,
@@ -19,11 +21,11 @@ use e2e::{
     progress::Progress,
     provider::ProviderKind,
     sabotage::{StoppedBackends, resume_database, sql, stop_database},
-    testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true, reason, until},
+    testbed::{Images, SYSTEM, TICKETING, Testbed, is_true, reason, until},
     traffic::Traffic,
 };
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Node, Pod},
+    core::v1::{ConfigMap, Node},
     events::v1::Event,
 };
 use kube::{Api, ResourceExt, api::ListParams};
@@ -34,22 +36,11 @@ use std::{
 };
 use tokio::sync::{Mutex, MutexGuard};
 
-const REPLICAS: u32 = 3;
 const POLICY: &str = "crds/samples/quickstart.yaml";
 const FLAGS: &str = "crds/samples/flags.yaml";
-const SOON: Duration = Duration::from_secs(60);
 
 /// One scenario at a time; the value holds the images that the testbed was installed with, once it is.
 static TURN: Mutex<Option<Images>> = Mutex::const_new(None);
-
-fn nodes() -> u32 {
-    std::env::var("NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(2)
-}
-
-fn provider() -> ProviderKind {
-    let name = std::env::var("PROVIDER").unwrap_or_else(|_| "local".to_owned());
-    clap::ValueEnum::from_str(&name, true).expect("PROVIDER names a provider")
-}
 
 /// The testbed, installed once, with nothing programmed; the guard keeps the other scenarios waiting.
 async fn testbed() -> (Testbed, MutexGuard<'static, Option<Images>>) {
@@ -87,46 +78,6 @@ fn words(values: &[String]) -> Vec<&str> {
 /// What a workload runs by when no resource names it.
 fn defaults() -> String {
     contract::RuntimeConfig::hash(&Default::default(), &Default::default())
-}
-
-/// Whether what each pod runs is as `check` wants it: hash and revision.
-async fn in_every_pod(
-    testbed: &Testbed,
-    check: impl Fn(&str, i64) -> bool,
-) -> Result<Result<(), String>, TestbedError> {
-    // Before anything was ever published there is no token, and the pods run what is built in: that is fine.
-    let Ok(pods) = PodAdmin::find(testbed).await else { return Ok(Ok(())) };
-    for name in &pods.names {
-        let applied = pods.health(name).await?.applied;
-        if !check(&applied.content_hash, applied.revision) {
-            return Ok(Err(format!("{name} runs {:?} at revision {}", applied.content_hash, applied.revision)));
-        }
-    }
-    Ok(Ok(()))
-}
-
-async fn programmed(testbed: &Testbed) -> crds::ResiliencePolicy {
-    let wanted = format!("{REPLICAS}/{REPLICAS}");
-    let live = |policy: &crds::ResiliencePolicy| {
-        is_true(policy, PROGRAMMED)
-            && is_true(policy, READY)
-            && policy.status.as_ref().and_then(|status| status.programmed.as_deref()) == Some(&wanted)
-    };
-    testbed.policy_until("booking", SOON * 2, "the policy live in every pod", live).await.unwrap()
-}
-
-fn published(policy: &crds::ResiliencePolicy) -> (i64, String) {
-    let target = &policy.status.as_ref().unwrap().targets[0];
-    (target.revision.unwrap(), target.content_hash.clone().unwrap())
-}
-
-/// How often the containers of each booking pod were restarted, by the pod's uid.
-async fn restarts(testbed: &Testbed) -> BTreeMap<String, i32> {
-    let count = |pod: Pod| {
-        let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
-        (pod.uid().unwrap(), statuses.map(|status| status.restart_count).sum())
-    };
-    testbed.booking_pods().await.unwrap().into_iter().map(count).collect()
 }
 
 async fn event_reasons(testbed: &Testbed) -> Vec<String> {
@@ -359,12 +310,14 @@ async fn at_rest_nothing_is_written_but_the_lease() {
     settle(&testbed).await;
 
     let before = snapshot(&testbed).await;
-    let audit_from = audit_lines(&testbed).await.len();
+    let audit_from = testbed.audit_lines().await.unwrap().len();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(snapshot(&testbed).await, before, "some object changed while nothing happened");
     let account = format!("system:serviceaccount:{SYSTEM}:");
-    let writes: Vec<_> = audit_lines(&testbed)
+    let writes: Vec<_> = testbed
+        .audit_lines()
         .await
+        .unwrap()
         .into_iter()
         .skip(audit_from)
         .filter(|line| line["user"]["username"].as_str().is_some_and(|user| user.starts_with(&account)))
@@ -406,11 +359,6 @@ async fn snapshot(testbed: &Testbed) -> BTreeMap<String, String> {
         }
     }
     versions
-}
-
-async fn audit_lines(testbed: &Testbed) -> Vec<Value> {
-    let text = testbed.cluster.audit_log().await.unwrap().unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Memory of the operator's pod, as its kubelet counts it, in bytes.
