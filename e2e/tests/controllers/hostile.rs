@@ -79,7 +79,8 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
     })
     .await;
     // Reports rejected: Garbage, Huge, UnpublishedRevision, ImpossibleFigures, OtherPodName, Forgetful. No answer: the other three.
-    let expected = [("pods_distrusted", 6.0), ("pods_foreign", 1.0), ("pods_unreachable", 9.0), ("pods_in_sync", 90.0)];
+    let expected =
+        [("pods_reports_rejected", 6.0), ("pods_unowned", 1.0), ("pods_unreachable", 9.0), ("pods_in_sync", 90.0)];
     within(Duration::from_secs(30), "the metrics count them", async || {
         let metrics = operator.metrics().await;
         let gauge = |name: &str| {

@@ -84,7 +84,7 @@ async fn an_invalid_policy_keeps_what_is_live_and_holds_up_nobody_else() {
     let contradictory = policy_with_request("booking", "booking", "500ms");
     world.apply(&contradictory).await;
     let words = until_it_says(&world, &contradictory, "Accepted", "False", "InvalidPolicy").await;
-    assert!(words.contains("spec.dependencies[0].timeout.perTry") && words.contains("stays live"), "{words}");
+    assert!(words.contains("spec.dependencies[0].timeout.perTry") && words.contains("stays in effect"), "{words}");
     until_it_says(&world, &contradictory, "Stalled", "True", "InvalidPolicy").await;
     until_it_says(&world, &contradictory, "Ready", "False", "InvalidPolicy").await;
     throw("off").await;

@@ -33,6 +33,9 @@ use std::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
+/// Added to a revision, in milliseconds: more than any test lasts, because later changes have higher revisions.
+const NEVER_PUBLISHED: i64 = 24 * 60 * 60 * 1_000;
+
 /// How a fake pod answers the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behavior {
@@ -407,7 +410,7 @@ async fn take_config(State(server): State<Arc<PodServer>>, headers: HeaderMap, b
     let mut applied = script.applied();
     match script.behavior {
         Behavior::Forgetful => script.running = None,
-        Behavior::UnpublishedRevision => applied.revision += 1_000,
+        Behavior::UnpublishedRevision => applied.revision += NEVER_PUBLISHED,
         _ => {}
     }
     let status = match outcome {
@@ -449,7 +452,7 @@ async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: Heade
     let mut script = server.script();
     let mut report = script.report(&server.pod);
     match script.behavior {
-        Behavior::UnpublishedRevision => report.applied.revision += 1_000,
+        Behavior::UnpublishedRevision => report.applied.revision += NEVER_PUBLISHED,
         Behavior::ImpossibleFigures => {
             report.checks.values_mut().for_each(|check| check.consecutive_failures = u32::MAX);
         }
