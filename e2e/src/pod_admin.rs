@@ -1,4 +1,4 @@
-//! The admin ports of the booking pods, asked through the API server, so that it works on every provider.
+//! The admin ports of pods, asked through the API server, so that it works on every provider.
 
 use crate::testbed::{TICKETING, Testbed, TestbedError};
 use contract::{Applied, HealthReport, admin};
@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use serde::de::DeserializeOwned;
 
-/// The admin ports of all booking pods.
+/// The admin ports of some pods of one workload.
 pub struct PodAdmin {
     client: kube::Client,
     /// Names of the pods.
@@ -15,13 +15,18 @@ pub struct PodAdmin {
 }
 
 impl PodAdmin {
-    /// Finds the pods and the token that they take.
+    /// The booking pods and the token that they take.
     pub async fn find(testbed: &Testbed) -> Result<Self, TestbedError> {
+        let names = testbed.booking_pods().await?.into_iter().filter_map(|pod| pod.metadata.name).collect();
+        Self::of(testbed, &contract::token_secret_name("booking"), names).await
+    }
+
+    /// The pods of these names, which take the token in this Secret.
+    pub async fn of(testbed: &Testbed, token_secret: &str, names: Vec<String>) -> Result<Self, TestbedError> {
         let secrets: Api<Secret> = Api::namespaced(testbed.client.clone(), TICKETING);
-        let secret = secrets.get(&contract::token_secret_name("booking")).await?;
+        let secret = secrets.get(token_secret).await?;
         let token = secret.data.as_ref().and_then(|data| data.get(admin::TOKEN_KEYS[0]));
         let token = token.map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default();
-        let names = testbed.booking_pods().await?.into_iter().filter_map(|pod| pod.metadata.name).collect();
         Ok(Self { client: testbed.client.clone(), names, token })
     }
 
