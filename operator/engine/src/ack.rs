@@ -91,7 +91,9 @@ enum Lag {
 /// Whether a pod is in sync; why not, only if that is `wanted`.
 fn lag(pod: &PodView<'_>, content_hash: &str, wanted: bool) -> Lag {
     let runs_all = pod.applied.is_some_and(|applied| {
-        applied.content_hash == content_hash && applied.unsupported.is_empty() && applied.unknown_dependencies.is_empty()
+        applied.content_hash == content_hash
+            && applied.unsupported.is_empty()
+            && applied.unknown_dependencies.is_empty()
     });
     match (pod.rejected.is_none() && runs_all, wanted) {
         (true, _) => Lag::None,
@@ -142,7 +144,9 @@ mod tests {
 
     fn count(pods: &[PodView<'_>]) -> Acknowledged {
         let mut counter = Counter::new("abcdef1");
-        pods.iter().for_each(|pod| counter.count(pod));
+        for pod in pods {
+            counter.count(pod);
+        }
         counter.done()
     }
 

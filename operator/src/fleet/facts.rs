@@ -24,6 +24,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    marker::PhantomData,
     net::IpAddr,
     sync::Arc,
 };
@@ -74,11 +75,7 @@ pub struct RawMeta {
 
 impl RawMeta {
     fn id(&self, kind: WorkloadKind) -> WorkloadId {
-        WorkloadId {
-            kind,
-            namespace: self.namespace.clone().unwrap_or_default(),
-            name: self.name.clone().unwrap_or_default(),
-        }
+        WorkloadId::new(self.namespace.clone().unwrap_or_default(), kind, self.name.clone().unwrap_or_default())
     }
 
     fn created_at(&self) -> Timestamp {
@@ -130,6 +127,26 @@ impl<F: Facts> Resource for Seen<F> {
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+}
+
+/// Nothing but which version of an object of kind `K` it is.
+#[derive(Clone)]
+pub struct Version<K>(PhantomData<K>);
+
+/// The parts of any object that tell its version.
+#[derive(Deserialize)]
+pub struct RawVersion {
+    #[serde(default)]
+    metadata: RawMeta,
+}
+
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>> Facts for Version<K> {
+    type Kind = K;
+    type Raw = RawVersion;
+
+    fn pick(raw: RawVersion) -> (RawMeta, Self) {
+        (raw.metadata, Self(PhantomData))
     }
 }
 
@@ -438,7 +455,7 @@ fn owning_workload(namespace: &str, owners: &[OwnerReference]) -> Option<(Worklo
         "StatefulSet" => WorkloadKind::StatefulSet,
         _ => return None,
     };
-    let id = WorkloadId { kind, namespace: namespace.to_owned(), name: owner.name.clone() };
+    let id = WorkloadId::new(namespace, kind, owner.name.as_str());
     Some((id, owner.uid.as_str().into()))
 }
 
@@ -460,7 +477,7 @@ impl ConfigMapFacts {
         let metadata = &map.metadata;
         let namespace = metadata.namespace.as_deref()?;
         let owner = owning_workload(namespace, metadata.owner_references.as_deref()?)?;
-        let named = metadata.name.as_deref() == Some(contract::config_map_name(&owner.0).as_str());
+        let named = metadata.name.as_deref() == Some(contract::config_map_name(owner.0.kind, &owner.0.name).as_str());
         let operator = metadata.annotations.as_ref().and_then(|all| all.get(OPERATOR_ANNOTATION));
         named.then(|| Self {
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
@@ -608,7 +625,8 @@ mod tests {
     }
 
     fn config_map(name: &str, owner: &Value) -> Option<ConfigMapFacts> {
-        let map = json!({ "metadata": { "name": name, "namespace": "n", "resourceVersion": "1", "ownerReferences": owner } });
+        let map =
+            json!({ "metadata": { "name": name, "namespace": "n", "resourceVersion": "1", "ownerReferences": owner } });
         ConfigMapFacts::of(&serde_json::from_value(map).unwrap())
     }
 

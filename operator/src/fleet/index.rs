@@ -4,7 +4,7 @@
 //! their owner, the policies of a workload by their target, pods that only look like a workload's by their labels.
 
 use super::facts::{ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, ReplicaSetFacts, Uid, WorkloadFacts};
-use crate::kubernetes::guard::Guard;
+use crate::{kubernetes::guard::Guard, spec::target_kind};
 use contract::WorkloadId;
 use crds::{FeatureFlag, ResiliencePolicy, resilience_policy::TargetRef};
 use kube::{Resource, ResourceExt};
@@ -102,7 +102,7 @@ struct Edit {
 
 /// The workload that a resource of `namespace` names.
 pub fn target_id(namespace: &str, target: &TargetRef) -> WorkloadId {
-    WorkloadId { kind: crate::spec::target_kind(target.kind), namespace: namespace.to_owned(), name: target.name.clone() }
+    WorkloadId::new(namespace, target_kind(target.kind), target.name.as_str())
 }
 
 /// The workloads that a policy names; none, if it cannot be read.
@@ -417,8 +417,8 @@ impl FleetIndex {
         let sets = workload.selector.iter().map(|label| index.pods_with_label.get(label));
         let Some(candidates) = sets.min_by_key(|set| set.map_or(0, HashSet::len)).flatten() else { return Vec::new() };
         let pods = candidates.iter().filter_map(|uid| index.pods.get(uid));
-        let unowned = pods
-            .filter(|pod| pod.alive && holds(&pod.labels, &workload.selector) && index.owner_of(pod) != Some(id));
+        let unowned =
+            pods.filter(|pod| pod.alive && holds(&pod.labels, &workload.selector) && index.owner_of(pod) != Some(id));
         let mut names: Vec<_> = unowned.map(|pod| Arc::clone(&pod.name)).collect();
         names.sort();
         names
@@ -501,7 +501,7 @@ mod tests {
     use jiff::Timestamp;
 
     fn id(kind: WorkloadKind, name: &str) -> WorkloadId {
-        WorkloadId { kind, namespace: "n".into(), name: name.into() }
+        WorkloadId::new("n", kind, name)
     }
 
     fn workload(kind: WorkloadKind, name: &str, selector: &[u64]) -> WorkloadFacts {

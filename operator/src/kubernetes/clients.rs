@@ -112,9 +112,9 @@ impl ApiError {
     /// when a cluster starts.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Deadline => true,
             Self::Kube(kube::Error::Api(status)) => matches!(status.code, 401 | 403 | 408 | 429 | 500..),
-            Self::Kube(kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_)) => true,
+            Self::Deadline
+            | Self::Kube(kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_)) => true,
             Self::Kube(_) => false,
         }
     }
@@ -159,7 +159,7 @@ pub fn spelled_watch(error: &watcher::Error) -> String {
         watcher::Error::WatchStartFailed(source) => format!("the watch could not start: {}", spelled(source)),
         watcher::Error::WatchError(status) => format!("the server ended the watch: {}", status.message),
         watcher::Error::WatchFailed(source) => format!("the watch broke: {}", spelled(source)),
-        other => other.to_string(),
+        watcher::Error::NoResourceVersion => error.to_string(),
     }
 }
 

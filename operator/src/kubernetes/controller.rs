@@ -31,7 +31,7 @@ pub enum Next {
 /// One controller.
 pub trait Reconciler: Send + Sync + 'static {
     /// What it reconciles by.
-    type Key: Clone + Display + Eq + Hash + Ord + Send + 'static;
+    type Key: Clone + Display + Eq + Hash + Ord + Send + Sync + 'static;
     /// Label for logs and metrics: `workload`, `policy` or `flag`.
     const KIND: &'static str;
 
@@ -100,13 +100,12 @@ async fn supervised<R: Reconciler>(
         return Some(CONFLICT_PAUSE);
     }
     let wait = queue.back_off(key);
-    match &failure {
-        ReconcileError::Panicked(message) => {
-            error!(error = %failure, retry_in = ?wait, "reconciliation failed: this is a bug of the operator; other objects go on");
-            let report = AssertUnwindSafe(reconciler.report_internal_error(key, message)).catch_unwind();
-            let _ = tokio::time::timeout(RECONCILE_DEADLINE, report).await;
-        }
-        _ => warn!(error = %failure, retry_in = ?wait, "reconciliation failed"),
+    if let ReconcileError::Panicked(message) = &failure {
+        error!(error = %failure, retry_in = ?wait, "reconciliation failed: this is a bug of the operator; other objects go on");
+        let report = AssertUnwindSafe(reconciler.report_internal_error(key, message)).catch_unwind();
+        let _ = tokio::time::timeout(RECONCILE_DEADLINE, report).await;
+    } else {
+        warn!(error = %failure, retry_in = ?wait, "reconciliation failed");
     }
     Some(wait)
 }

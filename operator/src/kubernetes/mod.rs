@@ -8,4 +8,5 @@ pub mod leader_election;
 pub mod meta;
 pub mod observation;
 pub mod queue;
+pub mod releases;
 pub mod watches;

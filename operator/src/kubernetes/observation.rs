@@ -36,9 +36,8 @@ impl Observation {
     /// The watch that has been silent for longest, if that is too long: its path, and for how long.
     pub fn stale(&self, now: Instant) -> Option<(String, Duration)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = |mark: &Mutex<Instant>| {
-            now.saturating_duration_since(*mark.lock().unwrap_or_else(PoisonError::into_inner))
-        };
+        let age =
+            |mark: &Mutex<Instant>| now.saturating_duration_since(*mark.lock().unwrap_or_else(PoisonError::into_inner));
         let oldest = all.iter().map(|(path, mark)| (path, age(mark))).max_by_key(|(_, age)| *age);
         oldest.filter(|(_, age)| *age > STALE_AFTER).map(|(path, age)| (path.clone(), age))
     }

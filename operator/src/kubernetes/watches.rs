@@ -16,7 +16,7 @@ use kube::{
     core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
-        watcher::{self, Event, metadata_watcher, watcher},
+        watcher::{self, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -103,46 +103,70 @@ pub fn start(
     let keep = Keeper { index: Arc::clone(index), filling: filling.clone() };
     let ours = || config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     futures::stream::select_all([
-        keep.up_to_date(watcher(api::<Seen<DeploymentFacts>>(clients, namespace), config()), Upkeep {
-            key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
-            put: |index, seen| index.put_workload(seen.facts.0),
-            remove: |index, (id, uid)| index.remove_workload(id, uid),
-        }),
-        keep.up_to_date(watcher(api::<Seen<StatefulSetFacts>>(clients, namespace), config()), Upkeep {
-            key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
-            put: |index, seen| index.put_workload(seen.facts.0),
-            remove: |index, (id, uid)| index.remove_workload(id, uid),
-        }),
-        keep.up_to_date(metadata_watcher(api::<ReplicaSet>(clients, namespace), config()), Upkeep {
-            key: |set: &PartialObjectMeta<ReplicaSet>| set.metadata.uid.clone(),
-            put: |index, set| index.put_replica_set(ReplicaSetFacts::of(&set)),
-            remove: |index, uid| index.remove_replica_set(uid),
-        }),
-        keep.up_to_date(watcher(api::<Seen<PodFacts>>(clients, namespace), config()), Upkeep {
-            key: |seen| Some(Arc::clone(&seen.facts.uid)),
-            put: |index, seen| index.put_pod(seen.facts),
-            remove: |index, uid| index.remove_pod(uid),
-        }),
-        keep.up_to_date(metadata_watcher(api::<ConfigMap>(clients, namespace), ours()), Upkeep {
-            key: |map: &PartialObjectMeta<ConfigMap>| ConfigMapFacts::of(map).map(|facts| facts.owner.0),
-            put: |index, map| ConfigMapFacts::of(&map).map(|facts| index.put_config_map(facts)).unwrap_or_default(),
-            remove: |index: &FleetIndex, id: &WorkloadId| index.remove_config_map(id),
-        }),
-        keep.up_to_date(watcher(api::<Seen<JobFacts>>(clients, namespace), config().labels(INTENT_LABEL)), Upkeep {
-            key: |seen| Some(ObjectKey::of(seen)),
-            put: |index, seen| index.put_job(&seen.metadata.namespace.clone().unwrap_or_default(), seen.facts),
-            remove: |index, key| index.remove_job(key),
-        }),
-        keep.up_to_date(watcher(api::<Policy>(clients, namespace), config()), Upkeep {
-            key: |policy| Some(ObjectKey::of(policy)),
-            put: |index, policy| index.put_policy(without_managed_fields(policy)),
-            remove: |index, key| index.remove_policy(key),
-        }),
-        keep.up_to_date(watcher(api::<FlagSet>(clients, namespace), config()), Upkeep {
-            key: |set| Some(ObjectKey::of(set)),
-            put: |index, set| index.put_flag_set(without_managed_fields(set)),
-            remove: |index, key| index.remove_flag_set(key),
-        }),
+        keep.up_to_date(
+            watcher(api::<Seen<DeploymentFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
+                put: |index, seen| index.put_workload(seen.facts.0),
+                remove: |index, (id, uid)| index.remove_workload(id, uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<StatefulSetFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
+                put: |index, seen| index.put_workload(seen.facts.0),
+                remove: |index, (id, uid)| index.remove_workload(id, uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<PartialObjectMeta<ReplicaSet>>(clients, namespace), config()),
+            Upkeep {
+                key: |set: &PartialObjectMeta<ReplicaSet>| set.metadata.uid.clone(),
+                put: |index, set| index.put_replica_set(ReplicaSetFacts::of(&set)),
+                remove: |index, uid| index.remove_replica_set(uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<PodFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some(Arc::clone(&seen.facts.uid)),
+                put: |index, seen| index.put_pod(seen.facts),
+                remove: |index, uid| index.remove_pod(uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<PartialObjectMeta<ConfigMap>>(clients, namespace), ours()),
+            Upkeep {
+                key: |map: &PartialObjectMeta<ConfigMap>| ConfigMapFacts::of(map).map(|facts| facts.owner.0),
+                put: |index, map| ConfigMapFacts::of(&map).map(|facts| index.put_config_map(facts)).unwrap_or_default(),
+                remove: |index: &FleetIndex, id: &WorkloadId| index.remove_config_map(id),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<JobFacts>>(clients, namespace), config().labels(INTENT_LABEL)),
+            Upkeep {
+                key: |seen| Some(ObjectKey::of(seen)),
+                put: |index, seen| index.put_job(&seen.metadata.namespace.clone().unwrap_or_default(), seen.facts),
+                remove: |index, key| index.remove_job(key),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Policy>(clients, namespace), config()),
+            Upkeep {
+                key: |policy| Some(ObjectKey::of(policy)),
+                put: |index, policy| index.put_policy(without_managed_fields(policy)),
+                remove: |index, key| index.remove_policy(key),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<FlagSet>(clients, namespace), config()),
+            Upkeep {
+                key: |set| Some(ObjectKey::of(set)),
+                put: |index, set| index.put_flag_set(without_managed_fields(set)),
+                remove: |index, key| index.remove_flag_set(key),
+            },
+        ),
     ])
 }
 
@@ -174,7 +198,7 @@ impl Keeper {
     fn up_to_date<T, K>(
         &self,
         watch: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
-        upkeep: Upkeep<T, K>,
+        Upkeep { key, put, remove }: Upkeep<T, K>,
     ) -> BoxStream<'static, News>
     where
         T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -189,20 +213,20 @@ impl Keeper {
                 None
             }
             Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                if let Some(key) = (upkeep.key)(&object) {
-                    known.keys.insert(key, known.round);
+                if let Some(known_by) = key(&object) {
+                    known.keys.insert(known_by, known.round);
                 }
-                Some(News::Changed((upkeep.put)(&index, object)))
+                Some(News::Changed(put(&index, object)))
             }
             Ok(Event::Delete(object)) => {
-                let key = (upkeep.key)(&object)?;
-                known.keys.remove(&key);
-                Some(News::Changed((upkeep.remove)(&index, &key)))
+                let known_by = key(&object)?;
+                known.keys.remove(&known_by);
+                Some(News::Changed(remove(&index, &known_by)))
             }
             Ok(Event::InitDone) => {
                 // What the new list does not have went away while nobody watched.
                 let gone = known.end_of_list();
-                let affected = gone.iter().flat_map(|key| (upkeep.remove)(&index, key)).collect();
+                let affected = gone.iter().flat_map(|key| remove(&index, key)).collect();
                 if !known.filled {
                     known.filled = true;
                     if filling.one_more() {

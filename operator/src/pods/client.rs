@@ -136,12 +136,7 @@ impl PodClient {
     }
 
     /// Asks for an action.
-    pub async fn execute(
-        &self,
-        to: &Endpoint,
-        token: &str,
-        request: &ActionRequest,
-    ) -> Result<ActionAnswer, PodError> {
+    pub async fn execute(&self, to: &Endpoint, token: &str, request: &ActionRequest) -> Result<ActionAnswer, PodError> {
         let body = serde_json::to_vec(request).map_err(|error| PodError::InvalidResponse(error.to_string()))?.into();
         let (method, path, deadline) = ("POST", admin::ACTIONS_PATH, ACTION_DEADLINE);
         self.call(Call { to, token, method, path, body, deadline, also_answers: &[409, 422, 500, 501] }).await
@@ -158,9 +153,7 @@ impl PodClient {
         let (status, answer) = exchange.map_err(|_| PodError::Deadline(call.deadline))??;
         match status {
             401 => Err(PodError::Unauthorized),
-            200..=299 => {
-                serde_json::from_slice(&answer).map_err(|error| PodError::InvalidResponse(error.to_string()))
-            }
+            200..=299 => serde_json::from_slice(&answer).map_err(|error| PodError::InvalidResponse(error.to_string())),
             other if call.also_answers.contains(&other) => {
                 serde_json::from_slice(&answer).map_err(|_| PodError::Status(other))
             }

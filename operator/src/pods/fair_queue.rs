@@ -176,12 +176,11 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::WorkloadKind;
     use futures::FutureExt;
     use std::pin::pin;
 
     fn id(name: &str) -> WorkloadId {
-        WorkloadId { kind: WorkloadKind::Deployment, namespace: "n".into(), name: name.into() }
+        WorkloadId::deployment("n", name)
     }
 
     /// As many places as can be had at once for probes of one workload.
@@ -192,8 +191,8 @@ mod tests {
     #[tokio::test]
     async fn one_workload_gets_its_share_and_no_more() {
         let queue = FairQueue::default();
-        let _greedy = fill(&queue, "greedy", false);
-        assert_eq!(_greedy.len(), SHARE);
+        let greedy = fill(&queue, "greedy", false);
+        assert_eq!(greedy.len(), SHARE);
         assert!(queue.slot(&id("other"), Class::Probe, false).now_or_never().is_some());
         assert!(queue.slot(&id("greedy"), Class::Action, false).now_or_never().is_some(), "an action does not wait");
     }
@@ -211,9 +210,10 @@ mod tests {
         let queue = FairQueue::default();
         let mut held: Vec<_> = (0..8).flat_map(|number| fill(&queue, &format!("w-{number}"), false)).collect();
         assert_eq!(held.len(), TOTAL);
-        let mut probes_a = [pin!(queue.slot(&id("a"), Class::Probe, false)), pin!(queue.slot(&id("a"), Class::Probe, false))];
-        let mut probe_b = pin!(queue.slot(&id("b"), Class::Probe, false));
-        let mut push = pin!(queue.slot(&id("c"), Class::Push, false));
+        let [a, b, c] = ["a", "b", "c"].map(id);
+        let mut probes_a = [pin!(queue.slot(&a, Class::Probe, false)), pin!(queue.slot(&a, Class::Probe, false))];
+        let mut probe_b = pin!(queue.slot(&b, Class::Probe, false));
+        let mut push = pin!(queue.slot(&c, Class::Push, false));
         for probe in &mut probes_a {
             assert!(probe.as_mut().now_or_never().is_none());
         }
@@ -232,10 +232,12 @@ mod tests {
         let queue = FairQueue::default();
         let mut held = fill(&queue, "a", false);
         {
-            let mut given_up = pin!(queue.slot(&id("a"), Class::Probe, false));
+            let a = id("a");
+            let mut given_up = pin!(queue.slot(&a, Class::Probe, false));
             assert!(given_up.as_mut().now_or_never().is_none());
         }
-        let mut waits = pin!(queue.slot(&id("a"), Class::Probe, false));
+        let a = id("a");
+        let mut waits = pin!(queue.slot(&a, Class::Probe, false));
         assert!(waits.as_mut().now_or_never().is_none());
         held.pop();
         assert!(waits.as_mut().now_or_never().is_some());

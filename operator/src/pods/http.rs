@@ -358,7 +358,11 @@ mod tests {
 
     #[rstest::rstest]
     #[case::length(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, "ok")]
-    #[case::chunked(b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1;x=y\r\nk\r\n0\r\nt: v\r\n\r\n", 503, "ok")]
+    #[case::chunked(
+        b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1;x=y\r\nk\r\n0\r\nt: v\r\n\r\n",
+        503,
+        "ok"
+    )]
     #[case::until_close(b"HTTP/1.0 200 OK\r\n\r\nok", 200, "ok")]
     #[case::interim(b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "ok")]
     #[case::nothing(b"HTTP/1.1 204 No Content\r\n\r\n", 204, "")]
@@ -371,7 +375,10 @@ mod tests {
 
     #[rstest::rstest]
     #[case::too_long(b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n", "longer than 1000")]
-    #[case::too_long_in_chunks(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffff\r\n", "longer than 1000")]
+    #[case::too_long_in_chunks(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffff\r\n",
+        "longer than 1000"
+    )]
     #[case::not_http(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "not HTTP")]
     #[case::cut_short(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok", "closed in the middle")]
     #[tokio::test]

@@ -10,7 +10,8 @@ use crate::{
     kubernetes::meta::cut,
 };
 use bytes::Bytes;
-use contract::{Applied, CheckStatus, CircuitState, HealthReport, WorkloadId};
+use contract::{Applied, CheckStatus, CircuitState, HealthReport, Source, WorkloadId};
+use crds::Reason;
 use engine::{
     check::{Evaluation, Thresholds, evaluate},
     fleet::CircuitView,
@@ -51,6 +52,8 @@ pub struct WorkloadState {
     pub considered: BTreeMap<String, i64>,
     /// Version of the ConfigMap that the last reconcile saw; with `considered` it tells whether there is anything new.
     pub config_map_version: Option<String>,
+    /// The policies that the published document was made from.
+    pub policy_sources: Vec<Source>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
     /// Flag sets that do not fit into the document beside the others.
@@ -124,7 +127,7 @@ pub struct Published {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// One word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// What, and what to do.
     pub message: String,
     /// A person has to do something first.
@@ -260,7 +263,8 @@ impl WorkloadState {
         let silent = self.silent;
         self.withdraw(&pod);
         let before = pod.check_names();
-        let news = pod.take(report, &self.thresholds, &Names { checks: &self.checks, circuits: &self.circuits }, asked, now);
+        let news =
+            pod.take(report, &self.thresholds, &Names { checks: &self.checks, circuits: &self.circuits }, asked, now);
         self.put_back(pod, &before, silent, now);
         Some(news)
     }
@@ -515,13 +519,14 @@ impl PodState {
 
     fn take_circuits(&mut self, report: &HealthReport, names: &Names<'_>) -> IsNews {
         let same = self.circuits.len() == report.circuits.len()
-            && self.circuits.iter().zip(&report.circuits).all(|((old, state), (name, circuit))| {
-                **old == **name && *state == circuit.state
-            });
+            && self
+                .circuits
+                .iter()
+                .zip(&report.circuits)
+                .all(|((old, state), (name, circuit))| **old == **name && *state == circuit.state);
         if !same {
             let circuits = report.circuits.iter().take(MAX_TALLIES);
-            self.circuits =
-                circuits.map(|(name, circuit)| (shared(names.circuits, name), circuit.state)).collect();
+            self.circuits = circuits.map(|(name, circuit)| (shared(names.circuits, name), circuit.state)).collect();
         }
         !same
     }
@@ -541,10 +546,10 @@ impl PodState {
             let before = place.map(|place| &self.evaluations[place].1);
             let mut after = evaluate(before, check, limits, now);
             if after.message.len() > MAX_TEXT {
-                after.message = cut(&after.message, MAX_TEXT).to_owned();
+                after.message.truncate(cut(&after.message, MAX_TEXT).len());
             }
             if let Some(dependency) = after.dependency.as_mut().filter(|dependency| dependency.len() > MAX_ENTRY) {
-                *dependency = cut(dependency, MAX_ENTRY).to_owned();
+                dependency.truncate(cut(dependency, MAX_ENTRY).len());
             }
             news |= before.is_none_or(|before| (before.healthy, before.since) != (after.healthy, after.since));
             match place {
@@ -705,9 +710,9 @@ mod tests {
     }
 
     fn with_circuits(circuits: &[(&str, CircuitState)]) -> HealthReport {
-        let circuits = circuits.iter().map(|(name, state)| {
-            ((*name).to_owned(), CircuitReport { state: *state, ..CircuitReport::default() })
-        });
+        let circuits = circuits
+            .iter()
+            .map(|(name, state)| ((*name).to_owned(), CircuitReport { state: *state, ..CircuitReport::default() }));
         HealthReport { circuits: circuits.collect(), ..report(true, "i") }
     }
 
@@ -770,7 +775,12 @@ mod tests {
                 match (round + number) % 4 {
                     0 => drop(workload.take(&uid, &report(round % 3 == 0, "i"), Instant::now(), at(round))),
                     1 => drop(workload.miss(&uid, &PodError::Unauthorized, at(round))),
-                    2 => drop(workload.take(&uid, &with_circuits(&[("db", CircuitState::Open)]), Instant::now(), at(round))),
+                    2 => drop(workload.take(
+                        &uid,
+                        &with_circuits(&[("db", CircuitState::Open)]),
+                        Instant::now(),
+                        at(round),
+                    )),
                     _ => drop(workload.take(&uid, &report(true, "other"), Instant::now(), at(round))),
                 }
             }

@@ -1,6 +1,6 @@
 //! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
 
-use super::conditions::Verdict;
+use super::{conditions::Verdict, writes::WRITE_INTERVAL};
 use crate::{
     context::Context,
     fleet::facts::{self, Rollout},
@@ -9,7 +9,7 @@ use crate::{
     telemetry::metrics::WorkloadLabels,
 };
 use contract::{WorkloadId, WorkloadKind};
-use crds::{condition::types::PROGRAMMED, status::TargetStatus};
+use crds::{ConditionType, Reason, status::TargetStatus};
 use engine::{
     ack::{Acknowledged, Counter, PodView},
     check::Evaluation,
@@ -73,11 +73,29 @@ pub struct Target {
     pub degraded_checks: BTreeSet<String>,
 }
 
+impl Target {
+    /// Whether what there is to say of it is about to change by itself: it was published, or its edit seen, a moment ago
+    /// and its pods are being pushed to; or its pods are being asked for the first time.
+    pub fn is_settling(&self, resource: &ObjectMeta) -> bool {
+        let considered = resource.uid.as_ref().and_then(|uid| self.considered.get(uid)).copied() == resource.generation;
+        let young = self.published.as_ref().is_some_and(|(_, _, at)| at.elapsed() < WRITE_INTERVAL);
+        self.listening || (young && considered && self.pushing)
+    }
+}
+
 /// What recovery calls a workload within its namespace: the name of a Deployment, and of another kind its kind, too.
 pub fn target_key(id: &WorkloadId) -> String {
     match id.kind {
         WorkloadKind::Deployment => id.name.clone(),
-        other => format!("{}/{}", other.as_str(), id.name),
+        WorkloadKind::StatefulSet => format!("{}/{}", id.kind, id.name),
+    }
+}
+
+/// The workload that recovery calls so; see [`target_key`].
+pub fn workload_of(namespace: &str, key: &str) -> WorkloadId {
+    match key.split_once('/').and_then(|(kind, name)| Some((kind.parse().ok()?, name))) {
+        Some((kind, name)) => WorkloadId::new(namespace, kind, name),
+        None => WorkloadId::deployment(namespace, key),
     }
 }
 
@@ -132,8 +150,8 @@ fn describe(target: &mut Target, workload: &WorkloadState) {
     target.published = workload.published.as_ref().map(|p| (p.revision, Arc::clone(&p.content_hash), p.at));
     target.listening = workload.is_listening(Instant::now());
     target.considered = workload.considered.clone();
-    target.problem = workload.problem.clone();
-    target.left_out = workload.left_out.clone();
+    target.problem.clone_from(&workload.problem);
+    target.left_out.clone_from(&workload.left_out);
     target.majorities = workload.current_majorities();
     for (name, view, since) in workload.circuits() {
         target.circuits.insert(name.to_owned(), view);
@@ -171,7 +189,7 @@ pub fn set_gauges(ctx: &Context, id: &WorkloadId) {
 }
 
 /// Status of a target that is accepted, or would be.
-pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<String>) -> TargetStatus {
+pub fn status(target: &Target, accepted: bool, reason: Reason, message: Option<String>) -> TargetStatus {
     let count = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
     let shown = accepted && target.published.is_some();
     let message = message.or_else(|| target.rollout.note.clone()).or_else(|| unowned(target));
@@ -179,7 +197,7 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
         kind: target.kind.as_str().to_owned(),
         name: target.name.clone(),
         accepted,
-        reason: reason.to_owned(),
+        reason: reason.as_str().to_owned(),
         pods: count(target.acknowledged.ready),
         pods_in_sync: if shown { count(target.acknowledged.in_sync) } else { 0 },
         pods_unreachable: count(target.acknowledged.unreachable),
@@ -202,7 +220,12 @@ fn unowned(target: &Target) -> Option<String> {
 pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     if let Some((target, problem)) = held.iter().find_map(|target| Some((target, target.problem.as_ref()?))) {
         return (
-            Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)),
+            Verdict::new(
+                ConditionType::Programmed,
+                false,
+                problem.reason,
+                format!("{}: {}", target.name, problem.message),
+            ),
             problem.stalled,
         );
     }
@@ -212,9 +235,9 @@ pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     if let Some(target) = held.iter().find(|target| target.published.is_none() || !considered(target)) {
         return (
             Verdict::new(
-                PROGRAMMED,
+                ConditionType::Programmed,
                 false,
-                "Publishing",
+                Reason::Publishing,
                 format!("{}: the configuration is being published", target.name),
             ),
             false,
@@ -224,14 +247,19 @@ pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
     let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(10).cloned().collect();
     let verdict = if held.is_empty() {
-        Verdict::new(PROGRAMMED, true, "NoTargets", "no workload is named, so there is nothing to publish")
+        Verdict::new(
+            ConditionType::Programmed,
+            true,
+            Reason::NoTargets,
+            "no workload is named, so there is nothing to publish",
+        )
     } else if ready == 0 {
-        Verdict::new(PROGRAMMED, true, "NoPods", "published; there is no ready pod to run it")
+        Verdict::new(ConditionType::Programmed, true, Reason::NoPods, "published; there is no ready pod to run it")
     } else if in_sync == ready {
-        Verdict::new(PROGRAMMED, true, "Programmed", format!("live in {in_sync} of {ready} pods"))
+        Verdict::new(ConditionType::Programmed, true, Reason::Programmed, format!("live in {in_sync} of {ready} pods"))
     } else {
         let message = format!("live in {in_sync} of {ready} pods; {}", lagging.join("; "));
-        Verdict::new(PROGRAMMED, false, "PartiallyProgrammed", message)
+        Verdict::new(ConditionType::Programmed, false, Reason::PartiallyProgrammed, message)
     };
     (verdict, false)
 }
@@ -271,13 +299,13 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::this_edit(Some(2), ConditionStatus::True, "Programmed")]
-    #[case::an_earlier_edit(Some(1), ConditionStatus::False, "Publishing")]
-    #[case::before_it_existed(None, ConditionStatus::False, "Publishing")]
+    #[case::this_edit(Some(2), ConditionStatus::True, Reason::Programmed)]
+    #[case::an_earlier_edit(Some(1), ConditionStatus::False, Reason::Publishing)]
+    #[case::before_it_existed(None, ConditionStatus::False, Reason::Publishing)]
     fn what_is_live_counts_only_if_this_edit_is_in_it(
         #[case] considered: Option<i64>,
         #[case] status: ConditionStatus,
-        #[case] reason: &str,
+        #[case] reason: Reason,
     ) {
         let resource = ObjectMeta { uid: Some("uid".into()), generation: Some(2), ..ObjectMeta::default() };
         let (verdict, stuck) = programmed(&[&target(considered)], &resource);

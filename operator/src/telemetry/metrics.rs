@@ -1,11 +1,11 @@
 //! Metrics of the operator. Every label has few, fixed values or the name of a resource that a person made.
 
+use contract::WorkloadId;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use contract::WorkloadId;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
