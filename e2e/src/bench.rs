@@ -78,7 +78,7 @@ fn revision(policy: &crds::ResiliencePolicy) -> i64 {
 async fn by_mount(stage: &Stage, pods: &PodAdmin, change: u64, progress: &Progress) -> Result<Vec<u64>, StageError> {
     stage.scale_operator(0).await?;
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(stage.client.clone(), TICKETING);
-    let name = contract::config_map_name("booking");
+    let name = contract::config_map_name(contract::WorkloadKind::Deployment, "booking");
     let map = maps.get(&name).await?;
     let text = map.data.as_ref().and_then(|data| data.get(contract::CONFIG_KEY)).cloned().unwrap_or_default();
     let (mut document, _) = contract::RuntimeConfig::parse(text.as_bytes())

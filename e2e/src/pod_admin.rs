@@ -18,7 +18,7 @@ impl PodAdmin {
     /// Finds the pods and the token that they take.
     pub async fn find(stage: &Stage) -> Result<Self, StageError> {
         let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), TICKETING);
-        let secret = secrets.get(&contract::token_secret_name("booking")).await?;
+        let secret = secrets.get(&contract::token_secret_name(contract::WorkloadKind::Deployment, "booking")).await?;
         let token = secret.data.as_ref().and_then(|data| data.get(admin::TOKEN_KEYS[0]));
         let token = token.map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default();
         let names = stage.booking_pods().await?.into_iter().filter_map(|pod| pod.metadata.name).collect();

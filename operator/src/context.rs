@@ -158,7 +158,7 @@ impl Context {
             // The receiver is gone only at shutdown.
             let _ = self.queues.workloads.unbounded_send(ObjectRef::new(name).within(namespace));
         } else {
-            let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
+            let id = WorkloadId::deployment(namespace, name);
             let gone = self.fleet.lock().remove(&id).unwrap_or_default();
             self.shared.metrics.forget(namespace, name, gone.circuits().keys());
         }

@@ -260,7 +260,7 @@ async fn a_configuration_that_somebody_edits_or_deletes_is_put_right() {
     stage.apply_file(POLICY).await.unwrap();
     let (first, hash) = published(&programmed(&stage).await);
     let maps: Api<ConfigMap> = Api::namespaced(stage.client.clone(), TICKETING);
-    let name = contract::config_map_name("booking");
+    let name = contract::config_map_name(contract::WorkloadKind::Deployment, "booking");
     let sound = |after: i64| {
         let (maps, name, hash) = (maps.clone(), name.clone(), hash.clone());
         move || {

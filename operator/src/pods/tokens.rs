@@ -101,7 +101,7 @@ impl Tokens {
 
     /// Writes the Secret of a workload. The Secret is owned by the workload, so it goes with it.
     pub async fn write(&self, clients: &Clients, workload: &contract::WorkloadId, uid: &str) -> Result<(), ApiError> {
-        let name = contract::token_secret_name(&workload.name);
+        let name = contract::token_secret_name(workload.kind, &workload.name);
         let [current, previous] = contract::admin::TOKEN_KEYS;
         let secret = json!({
             "apiVersion": "v1",

@@ -67,7 +67,7 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
 /// Makes the Job of an intent. One that is there already is the same one.
 pub async fn run(ctx: &Context, namespace: &str, record: &Record) -> Result<Option<String>, String> {
     let cron_name = record.step.cron_job.as_deref().ok_or("the policy does not name this step's CronJob any more")?;
-    let workload = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
+    let workload = WorkloadId::deployment(namespace, record.subject.target.clone());
     let deployment = ctx.caches.deployment(namespace, &workload.name).ok_or("the workload is gone")?;
     let client = &ctx.shared.clients.act;
     let cron_jobs: Api<CronJob> = Api::namespaced(client.clone(), namespace);
@@ -179,7 +179,7 @@ mod tests {
     #[case::a_shorter_one(json!(30), 30)]
     #[case::a_longer_one(json!(600), 91)]
     fn a_job_is_the_cron_jobs_bound_to_its_intent(#[case] deadline: Value, #[case] expected: i64) {
-        let workload = WorkloadId { namespace: "ticketing".into(), name: "booking".into() };
+        let workload = WorkloadId::deployment("ticketing", "booking");
         let job = job(&cron_job(&deadline), &record(), &workload, "uid").unwrap();
         assert_eq!(job.name_any(), "booking-cleanup-0123456789abcdef");
         assert_eq!(job.labels()[INTENT_LABEL], "0123456789abcdef");

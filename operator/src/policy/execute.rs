@@ -116,7 +116,7 @@ async fn reset_connections(
     record: &Record,
     pod: &SubjectPod,
 ) -> Result<Option<String>, String> {
-    let id = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
+    let id = WorkloadId::deployment(namespace, record.subject.target.clone());
     let workload_uid = ctx.fleet.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
     let found = find_pod(&ctx.caches, namespace, &pod.name, &pod.uid).ok_or("the pod is gone")?;
     let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;

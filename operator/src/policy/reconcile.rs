@@ -151,7 +151,7 @@ fn lost_claims(policy: &ResiliencePolicy, ctx: &Context, namespace: &str) -> BTr
     let name = policy.name_any();
     let targets = policy.spec.target_refs.iter().map(|reference| reference.name.clone());
     let other = |target: String| {
-        let id = WorkloadId { namespace: namespace.to_owned(), name: target };
+        let id = WorkloadId::deployment(namespace, target);
         let holder = workload::reconcile::holder(ctx, &id).filter(|holder| *holder != name)?;
         Some((id.name, holder))
     };
@@ -170,7 +170,7 @@ fn would_publish(
     }
     held.iter()
         .filter_map(|target| {
-            let id = WorkloadId { namespace: namespace.to_owned(), name: target.name.clone() };
+            let id = WorkloadId::deployment(namespace, target.name.clone());
             Some((target.name.clone(), workload::reconcile::preview(ctx, &id, policy)?))
         })
         .collect()

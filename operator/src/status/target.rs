@@ -73,7 +73,7 @@ pub fn look_up(ctx: &Context, namespace: &str, name: &str) -> Target {
     let Some(deployment) = ctx.caches.deployment(namespace, name) else {
         return Target { name: name.to_owned(), ..Target::default() };
     };
-    let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
+    let id = WorkloadId::deployment(namespace, name);
     let facts = |pod: &Pod| PodFacts {
         target: name.to_owned(),
         created_at: created_at(pod),

@@ -51,7 +51,7 @@ pub async fn write(
     read: Option<&ConfigMap>,
 ) -> Result<Vec<u8>, PublishError> {
     let bytes = document.to_bytes()?;
-    let name = config_map_name(&document.workload.name);
+    let name = config_map_name(document.workload.kind, &document.workload.name);
     let api: Api<ConfigMap> = Api::namespaced(clients.act.clone(), &document.workload.namespace);
     match read {
         Some(map) => apply(&api, &name, document, &bytes, workload_uid, map).await?,
@@ -103,7 +103,7 @@ fn manifest(document: &RuntimeConfig, bytes: &[u8], workload_uid: &str) -> Value
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": config_map_name(&workload.name),
+            "name": config_map_name(workload.kind, &workload.name),
             "namespace": workload.namespace,
             "labels": { "app.kubernetes.io/managed-by": FIELD_MANAGER, "resilience.ticketwave.io/workload": workload.name },
             "ownerReferences": [owner_reference(&workload.name, workload_uid)],

@@ -74,10 +74,10 @@ pub async fn reconcile(deployment: Arc<Deployment>, ctx: Arc<Context>) -> Result
 }
 
 async fn publish_and_push(deployment: &Deployment, ctx: &Arc<Context>) -> Result<Action, ReconcileError> {
-    let id = WorkloadId { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
+    let id = WorkloadId::deployment(deployment.namespace().unwrap_or_default(), deployment.name_any());
     let uid = deployment.uid().unwrap_or_default();
     let shared = &ctx.shared;
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let map_ref = ObjectRef::new(&config_map_name(id.kind, &id.name)).within(&id.namespace);
     let map = ctx.caches.config_maps.get(&map_ref);
     let live = publish::read(map.as_deref(), &id);
     let gathered = Gathered {
@@ -184,7 +184,7 @@ fn unreadable_holders(ctx: &Context, namespace: &str, live: Option<&RuntimeConfi
 
 /// The name of the policy that a workload runs by.
 pub fn holder(ctx: &Context, id: &WorkloadId) -> Option<String> {
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let map_ref = ObjectRef::new(&config_map_name(id.kind, &id.name)).within(&id.namespace);
     let map = ctx.caches.config_maps.get(&map_ref);
     let live = match publish::read(map.as_deref(), id) {
         publication::Published::Document(document) => Some(document),
@@ -341,7 +341,7 @@ fn note_problem(ctx: &Context, id: &WorkloadId, problem: Problem) {
 
 /// The hash that a policy alone, with the flag sets of the workload, would have published.
 pub fn preview(ctx: &Context, id: &WorkloadId, policy: &ResiliencePolicy) -> Option<String> {
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
+    let map_ref = ObjectRef::new(&config_map_name(id.kind, &id.name)).within(&id.namespace);
     let live = publish::read(ctx.caches.config_maps.get(&map_ref).as_deref(), id);
     let uid = ctx.fleet.read(id, |workload| workload.uid.clone()).unwrap_or_default();
     let last_good = last_good(ctx, id, &uid, &live);

@@ -100,7 +100,7 @@ impl Pod {
 }
 
 fn id() -> WorkloadId {
-    WorkloadId { namespace: "ticketing".into(), name: "booking".into() }
+    WorkloadId::deployment("ticketing", "booking")
 }
 
 fn document(revision: i64) -> Vec<u8> {

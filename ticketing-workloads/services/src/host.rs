@@ -8,8 +8,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, middleware};
-use contract::WorkloadId;
 use contract::admin::HEALTH_PATH;
+use contract::workload_id::UnknownKind;
+use contract::{WorkloadId, WorkloadKind};
 use futures::future::BoxFuture;
 use resilience::control::admin::{self, Admin};
 use resilience::control::mount::ConfigMount;
@@ -62,9 +63,12 @@ pub struct PodSettings {
     /// Namespace of the pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,
-    /// Name of the Deployment, if it is not the service's own.
+    /// Name of the Deployment or StatefulSet, if it is not the service's own.
     #[arg(long, env = "WORKLOAD_NAME")]
     pub workload_name: Option<String>,
+    /// Kind of the workload: Deployment or StatefulSet.
+    #[arg(long, env = "WORKLOAD_KIND", default_value = "Deployment", value_parser = workload_kind)]
+    pub workload_kind: WorkloadKind,
     /// Where the ConfigMap is mounted; it may appear later.
     #[arg(long, env = "RESILIENCE_CONFIG_DIR", default_value = "/etc/resilience/config")]
     pub resilience_config_dir: PathBuf,
@@ -77,11 +81,16 @@ pub struct PodSettings {
 }
 
 impl PodSettings {
-    /// The workload that the pod belongs to; `service` is the name of its Deployment unless told otherwise.
+    /// The workload that the pod belongs to; `service` is its name unless `workload_name` is set.
     pub fn workload(&self, service: &str) -> WorkloadId {
         let name = self.workload_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| service.to_owned());
-        WorkloadId { namespace: self.pod_namespace.clone(), name }
+        WorkloadId::new(self.pod_namespace.clone(), self.workload_kind, name)
     }
+}
+
+/// An empty text is the default, as for the name: that is what a template without a value gives.
+fn workload_kind(text: &str) -> Result<WorkloadKind, UnknownKind> {
+    if text.is_empty() { Ok(WorkloadKind::default()) } else { text.parse() }
 }
 
 /// Why a service cannot start.
