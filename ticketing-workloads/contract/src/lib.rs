@@ -14,6 +14,7 @@ pub mod health;
 pub mod revision;
 pub mod runtime_config;
 pub mod settings;
+pub mod signing;
 pub mod workload_id;
 
 pub use admin::{Action, ActionAnswer, ActionOutcome, ActionRequest, PushAnswer, PushOutcome};

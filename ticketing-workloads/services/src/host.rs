@@ -13,10 +13,11 @@ use contract::workload_id::UnknownKind;
 use contract::{WorkloadId, WorkloadKind};
 use futures::future::BoxFuture;
 use resilience::control::admin::{self, Admin};
+use resilience::control::authentication::Authentication;
 use resilience::control::mount::ConfigMount;
 use resilience::control::token::TokenMount;
 use resilience::server::{Limits, serve};
-use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, Tokens, deadline, metrics};
+use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +61,9 @@ pub struct PodSettings {
     /// Name of the pod [default: the host's name, which is the pod's in Kubernetes]
     #[arg(long, env = "POD_NAME", default_value_t = host_name(), hide_default_value = true)]
     pub pod_name: String,
+    /// Uid of the pod, for which the operator signs its requests. Empty: it signs for the pod's name and process instead.
+    #[arg(long, env = "POD_UID", default_value = "")]
+    pub pod_uid: String,
     /// Namespace of the pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,
@@ -143,11 +147,12 @@ impl Service {
         };
         let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
         let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
+        let auth = Authentication::new(Arc::default(), &pod.pod_uid, &pod.pod_name, actions.instance());
         let admin = Arc::new(Admin {
             store: ConfigStore::new(Arc::clone(&resilience)),
             checks: Checks::new(Arc::clone(&resilience), checks),
             actions: Arc::new(actions),
-            tokens: Arc::new(Tokens::default()),
+            auth,
             pod: pod.pod_name.clone(),
             resilience,
         });
@@ -221,7 +226,7 @@ impl Background {
         let mut config = ConfigMount::new(&pod.resilience_config_dir, Arc::clone(&admin.store));
         config.refresh().await;
         background.add(config.watch());
-        let mut tokens = TokenMount::new(&pod.resilience_token_dir, Arc::clone(&admin.tokens));
+        let mut tokens = TokenMount::new(&pod.resilience_token_dir, Arc::clone(admin.auth.tokens()));
         tokens.refresh().await;
         background.add(tokens.watch());
         let checks = Arc::clone(&admin.checks);
