@@ -86,9 +86,10 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     let serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
 
     let starting = async {
-        wait_for("the API server's version", async || clients.look_at_server().await)
-            .await
-            .map_err(RunError::Version)?;
+        let mut patience = Patience::waiting_for("the API server's version");
+        while let Err(error) = clients.look_at_server().await {
+            patience.after(error).await.map_err(RunError::Version)?;
+        }
         load_tokens(&clients, &args.namespace).await.map_err(RunError::Key)
     };
     let Some(tokens) = shutdown.run_until_cancelled(starting).await.transpose()? else {
@@ -117,8 +118,8 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         contexts.push(ctx);
         fillings.push(filling);
     }
-    let filled = async {
-        for filling in &fillings {
+    let filled = async move {
+        for filling in fillings {
             filling.done().await;
         }
     };
@@ -172,43 +173,48 @@ async fn lead_until(
     }
 }
 
-/// Asks until the API server answers. One that cannot be reached is waited for; one that answers with an error that may
-/// pass (it is starting, it is busy, roles are not synced yet) for [`PATIENCE_AT_START`].
-async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
-    let mut answered_at = None;
-    loop {
-        match ask().await {
-            Err(error) if error.code().is_none() && error.is_transient() => {
-                warn!(%error, "waiting for {what}: the API server cannot be reached");
+/// How long the API server is waited for at the start. One that cannot be reached is waited for; one that answers with an
+/// error that may pass (it is starting, it is busy, roles are not synced yet) for [`PATIENCE_AT_START`].
+struct Patience {
+    what: &'static str,
+    answered_at: Option<Instant>,
+}
+
+impl Patience {
+    fn waiting_for(what: &'static str) -> Self {
+        Self { what, answered_at: None }
+    }
+
+    /// Waits until it is worth asking again; fails if it is not.
+    async fn after(&mut self, error: ApiError) -> Result<(), ApiError> {
+        let what = self.what;
+        if !error.is_transient() {
+            return Err(error);
+        }
+        if error.code().is_none() {
+            warn!(%error, "waiting for {what}: the API server cannot be reached");
+        } else {
+            let since = *self.answered_at.get_or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE_AT_START {
+                return Err(error);
             }
-            Err(error) if error.is_transient() => {
-                let since: &mut Instant = answered_at.get_or_insert_with(Instant::now);
-                if since.elapsed() >= PATIENCE_AT_START {
-                    return Err(error);
-                }
-                warn!(%error, "waiting for {what}, at most {} s", PATIENCE_AT_START.as_secs());
-            }
-            other => return other,
+            warn!(%error, "waiting for {what}, at most {} s", PATIENCE_AT_START.as_secs());
         }
         tokio::time::sleep(ASK_AGAIN).await;
+        Ok(())
     }
 }
 
 /// The master key.
 async fn load_tokens(clients: &Clients, namespace: &str) -> Result<Tokens, KeyError> {
-    let mut unusable = None;
-    let loaded = wait_for("the operator's key Secret", async || match Tokens::load(clients, namespace).await {
-        Ok(tokens) => Ok(Some(tokens)),
-        Err(KeyError::Api { source, .. }) => Err(source),
-        Err(other) => {
-            unusable = Some(other);
-            Ok(None)
+    let mut patience = Patience::waiting_for("the operator's key Secret");
+    loop {
+        match Tokens::load(clients, namespace).await {
+            Err(KeyError::Api { namespace, source }) => {
+                patience.after(source).await.map_err(|source| KeyError::Api { namespace, source })?;
+            }
+            other => return other,
         }
-    });
-    match loaded.await {
-        Ok(Some(tokens)) => Ok(tokens),
-        Ok(None) => Err(unusable.unwrap_or(KeyError::Unusable { namespace: namespace.to_owned() })),
-        Err(source) => Err(KeyError::Api { namespace: namespace.to_owned(), source }),
     }
 }
 

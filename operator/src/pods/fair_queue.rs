@@ -73,28 +73,25 @@ impl State {
     fn pick(&mut self) -> Option<(oneshot::Sender<Slot>, WorkloadId, bool)> {
         for class in [Class::Action, Class::Push, Class::Probe] {
             for suspect in [false, true] {
+                if self.total >= TOTAL || (suspect && self.suspects >= SUSPECTS) {
+                    continue;
+                }
+                let turns = &self.waiting[class as usize][usize::from(suspect)].turns;
                 // Only so many workloads can have used up their share, so this looks at few.
-                for _ in 0..self.waiting[class as usize][usize::from(suspect)].turns.len() {
-                    let turns = &mut self.waiting[class as usize][usize::from(suspect)].turns;
-                    let Some(workload) = turns.pop_front() else { break };
-                    if !self.admits(&workload, class, suspect) {
-                        self.waiting[class as usize][usize::from(suspect)].turns.push_back(workload);
-                        if self.total >= TOTAL || (suspect && self.suspects >= SUSPECTS) {
-                            break;
-                        }
-                        continue;
-                    }
-                    let waiting = &mut self.waiting[class as usize][usize::from(suspect)];
-                    let Some(calls) = waiting.calls.get_mut(&workload) else { continue };
-                    let call = calls.pop_front();
-                    if calls.is_empty() {
-                        waiting.calls.remove(&workload);
-                    } else {
-                        waiting.turns.push_back(workload.clone());
-                    }
-                    if let Some(call) = call {
-                        return Some((call, workload, suspect));
-                    }
+                let Some(turn) = turns.iter().position(|workload| self.admits(workload, class, suspect)) else {
+                    continue;
+                };
+                let waiting = &mut self.waiting[class as usize][usize::from(suspect)];
+                let Some(workload) = waiting.turns.remove(turn) else { continue };
+                let Some(calls) = waiting.calls.get_mut(&workload) else { continue };
+                let call = calls.pop_front();
+                if calls.is_empty() {
+                    waiting.calls.remove(&workload);
+                } else {
+                    waiting.turns.push_back(workload.clone());
+                }
+                if let Some(call) = call {
+                    return Some((call, workload, suspect));
                 }
             }
         }

@@ -157,7 +157,10 @@ impl World {
 
     /// The ConfigMap of a workload, if there is one.
     pub async fn config_map(&self, workload: &str) -> Option<ConfigMap> {
-        self.api::<ConfigMap>().get_opt(&contract::config_map_name(workload)).await.unwrap()
+        self.api::<ConfigMap>()
+            .get_opt(&contract::config_map_name(contract::WorkloadKind::Deployment, workload))
+            .await
+            .unwrap()
     }
 
     /// The document that is published for a workload.
