@@ -61,9 +61,9 @@ pub enum RunError {
     /// There is no way to the API server.
     #[error("cannot connect to the API server: {0}")]
     Connect(#[source] Box<kube::Error>),
-    /// The API server does not say its version.
-    #[error("the API server does not say its version: {0}")]
-    Version(#[source] ApiError),
+    /// The API server does not let policies be watched.
+    #[error("policies cannot be watched: {0}; check the operator's roles, and that its CRDs are installed")]
+    Watch(#[source] ApiError),
     /// There is no master key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -85,10 +85,11 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     let status = server::Status::default();
     let serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
 
+    let first = args.namespaces().into_iter().next().flatten();
     let starting = async {
-        let mut patience = Patience::waiting_for("the API server's version");
-        while let Err(error) = clients.look_at_server().await {
-            patience.after(error).await.map_err(RunError::Version)?;
+        let mut patience = Patience::waiting_for("the API server");
+        while let Err(error) = clients.look_at_server(first.as_deref()).await {
+            patience.after(error).await.map_err(RunError::Watch)?;
         }
         load_tokens(&clients, &args.namespace).await.map_err(RunError::Key)
     };

@@ -35,7 +35,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [resiliencepolicies/status, featureflags/status]
   verbs: [patch]
 - apiGroups: [apps]
-  resources: [deployments, replicasets]
+  resources: [deployments, statefulsets, replicasets]
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [pods]

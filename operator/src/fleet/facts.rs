@@ -4,7 +4,7 @@
 //! and an object's size is up to whoever writes it. Every list and text that is kept has a bound.
 
 use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
-use contract::{WorkloadId, WorkloadKind, admin};
+use contract::{WorkloadId, WorkloadKind, admin, signing};
 use engine::recovery::JobState;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -71,6 +71,15 @@ pub struct RawMeta {
     deletion_timestamp: Option<Time>,
     owner_references: Option<Vec<OwnerReference>>,
     labels: Option<BTreeMap<String, String>>,
+    annotations: RawAnnotations,
+}
+
+/// The annotations that are read.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawAnnotations {
+    #[serde(rename = "resilience.ticketwave.io/admin-auth")]
+    admin_auth: Option<String>,
 }
 
 impl RawMeta {
@@ -198,6 +207,8 @@ pub struct PodFacts {
     pub ready: bool,
     /// It runs, or will: it is neither being deleted nor over.
     pub alive: bool,
+    /// Its annotation says that it understands signed requests: it is never sent a token.
+    pub signs: bool,
 }
 
 /// The parts of a pod that are read.
@@ -280,6 +291,7 @@ impl Facts for PodFacts {
             ready: status.conditions.iter().flatten().any(is_ready),
             alive: metadata.deletion_timestamp.is_none()
                 && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            signs: metadata.annotations.admin_auth.as_deref() == Some(signing::SCHEME),
         };
         (metadata, facts)
     }
@@ -566,7 +578,7 @@ mod tests {
             "metadata": {
                 "name": "booking-1", "namespace": "ticketing", "uid": "u1", "resourceVersion": "7",
                 "creationTimestamp": "2026-11-28T10:00:00Z", "labels": { "app": "booking" },
-                "annotations": { "big": "x".repeat(1000) }, "managedFields": [{ "manager": "m" }],
+                "annotations": { "big": "x".repeat(1000), signing::SCHEME_ANNOTATION: signing::SCHEME }, "managedFields": [{ "manager": "m" }],
                 "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "r1", "controller": true }],
             },
             "spec": { "containers": [
@@ -577,6 +589,7 @@ mod tests {
         }));
         let facts = pod.facts;
         assert_eq!((facts.admin_port, facts.public_port, facts.ready, facts.alive), (9999, 80, true, true));
+        assert!(facts.signs);
         assert_eq!(facts.owner, Some((PodOwner::ReplicaSet, "r1".into())));
         assert_eq!(facts.ip, Some("fd00::1".parse().unwrap()));
         assert!(pod.metadata.labels.is_none() && pod.metadata.annotations.is_none());

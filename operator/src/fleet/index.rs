@@ -527,6 +527,7 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
             ready: true,
             alive: true,
+            signs: false,
         }
     }
 

@@ -5,12 +5,15 @@
 //! its own, so that nothing else can be in its way.
 
 use super::observation::{Observation, ObservationLayer};
+use crds::ResiliencePolicy;
+use futures::StreamExt;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use kube::{
-    Client, Config,
+    Api, Client, Config,
+    api::{WatchEvent, WatchParams},
     client::{Body, ClientBuilder, ConfigExt},
     runtime::watcher,
 };
@@ -19,8 +22,6 @@ use tower::{BoxError, ServiceBuilder};
 
 /// Longest time of a call to the API server.
 pub const API_DEADLINE: Duration = Duration::from_secs(10);
-/// Oldest Kubernetes minor version whose API server streams initial lists for certain.
-const STREAMING_LISTS_SINCE: u32 = 34;
 
 /// The clients.
 #[derive(Clone)]
@@ -55,11 +56,31 @@ impl Clients {
         })
     }
 
-    /// Asks the API server for its version, and so whether it streams initial lists.
-    pub async fn look_at_server(&mut self) -> Result<(), ApiError> {
-        let version = call(self.act.apiserver_version()).await?;
-        let minor = version.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
-        self.streams_lists = version.major == "1" && minor.is_ok_and(|minor| minor >= STREAMING_LISTS_SINCE);
+    /// Asks the API server whether it streams initial lists. Its version does not tell: it depends on its store, too. So a
+    /// list of nothing is asked for in that way.
+    pub async fn look_at_server(&mut self, namespace: Option<&str>) -> Result<(), ApiError> {
+        let api: Api<ResiliencePolicy> = match namespace {
+            Some(namespace) => Api::namespaced(self.act.clone(), namespace),
+            None => Api::all(self.act.clone()),
+        };
+        let nothing = WatchParams {
+            field_selector: Some("metadata.name=no-such-policy".to_owned()),
+            timeout: Some(2),
+            bookmarks: true,
+            send_initial_events: true,
+            ..WatchParams::default()
+        };
+        let first = async {
+            let mut events = api.watch(&nothing, "0").await?.boxed();
+            Ok(events.next().await)
+        };
+        self.streams_lists = match call(first).await {
+            Ok(Some(Ok(WatchEvent::Bookmark(_)))) => true,
+            // It knows the way and cannot go it, or it does not know it.
+            Ok(_) => false,
+            Err(error) if error.code() == Some(422) => false,
+            Err(error) => return Err(error),
+        };
         Ok(())
     }
 }

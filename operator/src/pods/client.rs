@@ -3,15 +3,20 @@
 //! A pod may be slow, broken or hostile: every call has a deadline, every answer a size limit, and whatever comes back
 //! is read as the contract's types or not at all.
 
-use super::http::{HttpClient, HttpError, Request};
+use super::http::{HttpClient, HttpError, Request, Response};
 use crate::{
     args::PodTransport,
     fleet::facts::PodFacts,
     kubernetes::clients::{Clients, root_cause},
 };
 use bytes::Bytes;
-use contract::{ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin};
+use contract::{
+    ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin,
+    signing::{self, Advertised, ContentHash},
+};
+use engine::admin_auth::{self, AdminAuth};
 use http_body_util::{BodyExt, Limited};
+use jiff::Timestamp;
 use kube::Client;
 use serde::de::DeserializeOwned;
 use std::{
@@ -93,17 +98,33 @@ pub enum PodClient {
     Proxy(Client),
 }
 
+/// A pod to be called, and how it wants to be authenticated to.
+pub struct Access<'a> {
+    /// Where it is.
+    pub to: &'a Endpoint,
+    /// Which pod.
+    pub uid: &'a str,
+    /// Its annotation says that it understands signed requests.
+    pub signs: bool,
+    /// The workload's token; absent at the public port, which asks for none.
+    pub token: Option<String>,
+    /// What was learned of how it wants requests to be authenticated; a call may learn more.
+    pub auth: AdminAuth,
+}
+
 /// One call.
-struct Call<'a> {
-    to: &'a Endpoint,
-    token: &'a str,
+struct Call {
     method: &'static str,
     path: &'static str,
     body: Bytes,
+    content: ContentHash,
     deadline: Duration,
     /// Statuses besides 2xx that carry an answer of the contract.
     also_answers: &'static [u16],
 }
+
+/// Tries of one call while the pod says how it wants to be authenticated to: its audience, its clock, its version.
+const TRIES: usize = 3;
 
 impl PodClient {
     /// As the command line says.
@@ -121,72 +142,114 @@ impl PodClient {
         }
     }
 
-    /// Pushes a document.
-    pub async fn push(&self, to: &Endpoint, token: &str, document: Bytes) -> Result<PushAnswer, PodError> {
+    /// Pushes a document; `content` is the hash of its bytes.
+    pub async fn push(
+        &self,
+        access: &mut Access<'_>,
+        document: Bytes,
+        content: ContentHash,
+    ) -> Result<PushAnswer, PodError> {
         let (method, path, deadline) = ("PUT", admin::CONFIG_PATH, POD_DEADLINE);
         // A refusal carries an answer too.
-        self.call(Call { to, token, method, path, body: document, deadline, also_answers: &[409, 422] }).await
+        self.call(access, Call { method, path, body: document, content, deadline, also_answers: &[409, 422] }).await
     }
 
     /// Asks for the health report.
-    pub async fn health(&self, to: &Endpoint, token: &str) -> Result<HealthReport, PodError> {
+    pub async fn health(&self, access: &mut Access<'_>) -> Result<HealthReport, PodError> {
         let (method, path, deadline) = ("GET", admin::HEALTH_PATH, POD_DEADLINE);
+        let (body, content) = (Bytes::new(), ContentHash::of(b""));
         // An unhealthy pod may say so with 503.
-        self.call(Call { to, token, method, path, body: Bytes::new(), deadline, also_answers: &[503] }).await
+        self.call(access, Call { method, path, body, content, deadline, also_answers: &[503] }).await
     }
 
     /// Asks for an action.
-    pub async fn execute(&self, to: &Endpoint, token: &str, request: &ActionRequest) -> Result<ActionAnswer, PodError> {
-        let body = serde_json::to_vec(request).map_err(|error| PodError::InvalidResponse(error.to_string()))?.into();
+    pub async fn execute(&self, access: &mut Access<'_>, request: &ActionRequest) -> Result<ActionAnswer, PodError> {
+        let body: Bytes =
+            serde_json::to_vec(request).map_err(|error| PodError::InvalidResponse(error.to_string()))?.into();
         let (method, path, deadline) = ("POST", admin::ACTIONS_PATH, ACTION_DEADLINE);
-        self.call(Call { to, token, method, path, body, deadline, also_answers: &[409, 422, 500, 501] }).await
+        let content = ContentHash::of(&body);
+        self.call(access, Call { method, path, body, content, deadline, also_answers: &[409, 422, 500, 501] }).await
     }
 
-    async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, PodError> {
-        let exchange = async {
-            match self {
-                Self::Direct(client) => direct(client, &call).await,
-                Self::Proxy(client) => proxied(client, &call).await,
-            }
-        };
-        let exchange = tokio::time::timeout(call.deadline, exchange).await;
-        let (status, answer) = exchange.map_err(|_| PodError::Deadline(call.deadline))??;
+    async fn call<T: DeserializeOwned>(&self, access: &mut Access<'_>, call: Call) -> Result<T, PodError> {
+        let exchange = tokio::time::timeout(call.deadline, self.authenticated(access, &call)).await;
+        let Response { status, body, .. } = exchange.map_err(|_| PodError::Deadline(call.deadline))??;
         match status {
             401 => Err(PodError::Unauthorized),
-            200..=299 => serde_json::from_slice(&answer).map_err(|error| PodError::InvalidResponse(error.to_string())),
+            200..=299 => serde_json::from_slice(&body).map_err(|error| PodError::InvalidResponse(error.to_string())),
             other if call.also_answers.contains(&other) => {
-                serde_json::from_slice(&answer).map_err(|_| PodError::Status(other))
+                serde_json::from_slice(&body).map_err(|_| PodError::Status(other))
             }
             other => Err(PodError::Status(other)),
         }
     }
+
+    /// Sends a request, and again as long as the pod says how it wants it to be authenticated.
+    async fn authenticated(&self, access: &mut Access<'_>, call: &Call) -> Result<Response, PodError> {
+        let pod = admin_auth::Pod { uid: access.uid, name: &access.to.pod, signs: access.signs };
+        let request = admin_auth::Request { method: call.method, path: call.path, content: call.content };
+        for last in [false, false, true].into_iter().take(TRIES) {
+            let now = Timestamp::now().as_millisecond();
+            let headers = match &access.token {
+                Some(token) => access.auth.headers(pod, request, token, now),
+                None => Vec::new(),
+            };
+            let response = match self {
+                Self::Direct(client) => direct(client, access.to, call, &headers).await,
+                Self::Proxy(client) => proxied(client, access.to, call, &headers).await,
+            }?;
+            if access.token.is_none() {
+                return Ok(response);
+            }
+            if response.status != 401 {
+                access.auth.accepted();
+                return Ok(response);
+            }
+            let advertised = Advertised::read(|name| response.header(name));
+            if !access.auth.refused(pod, advertised.as_ref(), now) || last {
+                return Ok(response);
+            }
+        }
+        Err(PodError::Unauthorized)
+    }
 }
 
-async fn direct(client: &HttpClient, call: &Call<'_>) -> Result<(u16, Vec<u8>), PodError> {
-    let headers = [(admin::TOKEN_HEADER, call.token.to_owned())];
-    let body = call.body.clone();
-    let request = Request { method: call.method, path: call.path, headers: &headers, body };
-    client.send(SocketAddr::new(call.to.ip, call.to.port), &request).await.map_err(|error| match error {
+async fn direct(
+    client: &HttpClient,
+    to: &Endpoint,
+    call: &Call,
+    headers: &[(&'static str, String)],
+) -> Result<Response, PodError> {
+    let request = Request { method: call.method, path: call.path, headers, body: call.body.clone() };
+    client.send(SocketAddr::new(to.ip, to.port), &request).await.map_err(|error| match error {
         HttpError::Io(error) => PodError::Unreachable(root_cause(&error)),
         HttpError::Invalid(what) => PodError::InvalidResponse(what),
     })
 }
 
-async fn proxied(client: &Client, call: &Call<'_>) -> Result<(u16, Vec<u8>), PodError> {
-    let Endpoint { namespace, pod, port, .. } = call.to;
+async fn proxied(
+    client: &Client,
+    to: &Endpoint,
+    call: &Call,
+    headers: &[(&'static str, String)],
+) -> Result<Response, PodError> {
+    let Endpoint { namespace, pod, port, .. } = to;
     let url = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{}", call.path);
-    let request = http::Request::builder()
-        .method(call.method)
-        .uri(url)
-        .header(admin::TOKEN_HEADER, call.token)
-        .header("content-type", "application/json")
+    let mut request = http::Request::builder().method(call.method).uri(url).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
+    let request = request
         .body(kube::client::Body::from(call.body.to_vec()))
         .map_err(|error| PodError::InvalidResponse(error.to_string()))?;
     let response = client.send(request).await.map_err(|error| PodError::Unreachable(root_cause(&error)))?;
     let status = response.status().as_u16();
-    let answer = Limited::new(response.into_body(), MAX_REPORT_BYTES)
+    let own = [signing::SCHEME_HEADER, signing::AUDIENCE_HEADER, signing::TIME_HEADER];
+    let header = |name: &str| Some((name.to_owned(), response.headers().get(name)?.to_str().ok()?.to_owned()));
+    let headers = own.into_iter().filter_map(header).collect();
+    let body = Limited::new(response.into_body(), MAX_REPORT_BYTES)
         .collect()
         .await
         .map_err(|error| PodError::InvalidResponse(error.to_string()))?;
-    Ok((status, answer.to_bytes().to_vec()))
+    Ok(Response { status, headers, body: body.to_bytes().to_vec() })
 }

@@ -54,10 +54,31 @@ pub struct Request<'a> {
     /// Path.
     pub path: &'a str,
     /// Headers besides host, length and connection.
-    pub headers: &'a [(&'a str, String)],
+    pub headers: &'a [(&'static str, String)],
     /// Body.
     pub body: Bytes,
 }
+
+/// An answer.
+#[derive(Debug)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// The headers whose names begin with [`OWN_HEADERS`], by their lower-case names.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// How the names of the contract's own headers begin; no others are kept.
+const OWN_HEADERS: &str = "x-resilience-";
 
 /// Calls servers, and keeps one idle connection to each.
 #[derive(Clone)]
@@ -76,9 +97,9 @@ impl HttpClient {
         Self(Arc::new(Inner { idle: Mutex::default(), shared, max_body }))
     }
 
-    /// Sends a request and reads its answer: status and body. A kept connection that turns out to be closed is replaced
+    /// Sends a request and reads its answer. A kept connection that turns out to be closed is replaced
     /// once; so only what may be asked twice is to be sent with it.
-    pub async fn send(&self, to: SocketAddr, request: &Request<'_>) -> Result<(u16, Vec<u8>), HttpError> {
+    pub async fn send(&self, to: SocketAddr, request: &Request<'_>) -> Result<Response, HttpError> {
         // A large document counts as held for as long as it is being sent.
         let _held = self.reserve(request.body.len()).await;
         if let Some(kept) = self.take_idle(to) {
@@ -126,7 +147,7 @@ impl HttpClient {
         mut stream: TcpStream,
         to: SocketAddr,
         request: &Request<'_>,
-    ) -> Result<(u16, Vec<u8>), (HttpError, bool)> {
+    ) -> Result<Response, (HttpError, bool)> {
         let mut head = String::with_capacity(256);
         // Writing to a String cannot fail.
         let _ = write!(head, "{} {} HTTP/1.1\r\nhost: {to}\r\n", request.method, request.path);
@@ -154,7 +175,7 @@ impl HttpClient {
                 if answer.reusable {
                     self.keep_idle(to, reader.stream);
                 }
-                Ok((answer.status, answer.body))
+                Ok(answer.response)
             }
             Err(error) => Err((error, nothing_came)),
         }
@@ -162,8 +183,7 @@ impl HttpClient {
 }
 
 struct Answer {
-    status: u16,
-    body: Vec<u8>,
+    response: Response,
     reusable: bool,
 }
 
@@ -176,6 +196,7 @@ enum Framing {
 
 struct Head {
     status: u16,
+    own: Vec<(String, String)>,
     length: usize,
     framing: Framing,
     keep_alive: bool,
@@ -216,8 +237,8 @@ impl Reader<'_> {
             }
         };
         self.buffer.drain(..head.length);
-        let Head { status, mut keep_alive, .. } = head;
-        let body = match head.framing {
+        let Head { status, own, framing, mut keep_alive, .. } = head;
+        let body = match framing {
             _ if without_body || matches!(status, 204 | 304) => Vec::new(),
             Framing::Length(length) => {
                 self.within_bounds(length)?;
@@ -237,7 +258,7 @@ impl Reader<'_> {
                 std::mem::take(&mut self.buffer)
             }
         };
-        Ok(Answer { status, body, reusable: keep_alive })
+        Ok(Answer { response: Response { status, headers: own, body }, reusable: keep_alive })
     }
 
     async fn chunks(&mut self) -> Result<Vec<u8>, HttpError> {
@@ -314,7 +335,12 @@ fn head(buffer: &[u8]) -> Result<Option<Head>, HttpError> {
         Framing::UntilClose
     };
     let keep_alive = answer.version == Some(1) && !has("connection", "close");
-    Ok(Some(Head { status: answer.code.unwrap_or(0), length, framing, keep_alive }))
+    let own = answer.headers.iter().filter_map(|header| {
+        let name = header.name.to_ascii_lowercase();
+        let value = std::str::from_utf8(header.value).ok()?;
+        name.starts_with(OWN_HEADERS).then(|| (name, value.to_owned()))
+    });
+    Ok(Some(Head { status: answer.code.unwrap_or(0), own: own.collect(), length, framing, keep_alive }))
 }
 
 #[cfg(test)]
@@ -369,8 +395,8 @@ mod tests {
     #[tokio::test]
     async fn answers_are_read_however_they_end(#[case] answer: &'static [u8], #[case] status: u16, #[case] body: &str) {
         let (address, _server) = server(vec![(answer, true)]).await;
-        let (found, text) = HttpClient::new(1000).send(address, &GET).await.unwrap();
-        assert_eq!((found, std::str::from_utf8(&text).unwrap()), (status, body));
+        let found = HttpClient::new(1000).send(address, &GET).await.unwrap();
+        assert_eq!((found.status, std::str::from_utf8(&found.body).unwrap()), (status, body));
     }
 
     #[rstest::rstest]
@@ -395,7 +421,7 @@ mod tests {
         let (address, server) = server(vec![(ok, false), (ok, false), (ok, true), (ok, true)]).await;
         let client = HttpClient::new(1000);
         for _ in 0..4 {
-            assert_eq!(client.send(address, &GET).await.unwrap().0, 200);
+            assert_eq!(client.send(address, &GET).await.unwrap().status, 200);
         }
         assert_eq!(server.await.unwrap(), 2);
     }

@@ -2,13 +2,13 @@
 //! all at once. Only the leader asks. A pod that does not answer is asked ever more rarely, up to [`MAX_BACK_OFF`].
 
 use super::{
-    client::{Endpoint, PodError},
+    client::{Access, Endpoint, PodError},
     fair_queue::Class,
     pusher::refresh_token,
 };
 use crate::{context::Context, fleet::facts::Uid, telemetry::metrics::PodCallLabels};
 use contract::WorkloadId;
-use engine::report_validation;
+use engine::{admin_auth::AdminAuth, report_validation};
 use jiff::Timestamp;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -75,6 +75,8 @@ struct Question {
     with_token: bool,
     workload_uid: String,
     suspect: bool,
+    signs: bool,
+    auth: AdminAuth,
     newest: Option<i64>,
 }
 
@@ -90,6 +92,8 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
                 with_token,
                 workload_uid: workload.uid.clone(),
                 suspect: pod.misses > 0,
+                signs: pod.facts.signs,
+                auth: pod.auth.clone(),
                 newest: workload.published.as_ref().map(|published| published.revision),
             })
         })
@@ -98,17 +102,19 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
 
 /// Asks one pod. The value says when to ask it again; none, if it is not to be asked any more.
 async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
-    let Question { every, endpoint, with_token, workload_uid, suspect, newest } = question(ctx, key)?;
+    let Question { every, endpoint, with_token, workload_uid, suspect, signs, auth, newest } = question(ctx, key)?;
     if !ctx.shared.fence.holds() {
         return Some(every);
     }
     // It gets an address later, and then it is asked at once.
     let endpoint = endpoint?;
-    let token = if with_token { ctx.shared.tokens.current(&workload_uid) } else { String::new() };
+    let token = with_token.then(|| ctx.shared.tokens.current(&workload_uid));
+    let mut access = Access { to: &endpoint, uid: &key.uid, signs, token, auth };
     let (asked, result) = {
         let _slot = ctx.shared.pod_calls.slot(&key.workload, Class::Probe, suspect).await;
-        (Instant::now(), ctx.shared.pods.health(&endpoint, &token).await)
+        (Instant::now(), ctx.shared.pods.health(&mut access).await)
     };
+    ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth);
     let result = result.and_then(|report| {
         report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
         Ok(report)

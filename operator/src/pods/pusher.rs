@@ -1,7 +1,7 @@
 //! Brings published documents to pods, each pod by itself: a slow one delays no other.
 
 use super::{
-    client::{Endpoint, PodError},
+    client::{Access, Endpoint, PodError},
     fair_queue::Class,
     prober::now_in_milliseconds,
     state::{PodState, Published},
@@ -89,18 +89,21 @@ pub fn push_to_all(ctx: &Arc<Context>, id: &WorkloadId) {
 
 async fn push(ctx: &Arc<Context>, id: &WorkloadId, uid: &Uid, endpoint: &Endpoint, published: &Published) {
     let known = ctx.fleet.read(id, |workload| {
-        Some((workload.uid.clone(), workload.pod(uid).is_some_and(|pod| pod.unreachable.is_some())))
+        let pod = workload.pod(uid)?;
+        Some((workload.uid.clone(), pod.misses > 0, pod.facts.signs, pod.auth.clone()))
     });
-    let Some((workload_uid, suspect)) = known.flatten() else { return };
-    let token = ctx.shared.tokens.current(&workload_uid);
+    let Some((workload_uid, suspect, signs, auth)) = known.flatten() else { return };
+    let token = Some(ctx.shared.tokens.current(&workload_uid));
+    let mut access = Access { to: endpoint, uid, signs, token, auth };
     let result = {
         let _slot = ctx.shared.pod_calls.slot(id, Class::Push, suspect).await;
         if !ctx.shared.fence.holds() {
             ctx.fleet.with_pod(id, uid, |pod| pod.pushing = None);
             return;
         }
-        ctx.shared.pods.push(endpoint, &token, published.bytes.clone()).await
+        ctx.shared.pods.push(&mut access, published.bytes.clone(), published.content).await
     };
+    ctx.fleet.learn_auth(id, uid, access.auth);
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: label }).inc();
     let unauthorized = result == Err(PodError::Unauthorized);

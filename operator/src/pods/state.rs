@@ -10,9 +10,11 @@ use crate::{
     kubernetes::meta::cut,
 };
 use bytes::Bytes;
+use contract::signing::ContentHash;
 use contract::{Applied, CheckStatus, CircuitState, HealthReport, Source, WorkloadId};
 use crds::Reason;
 use engine::{
+    admin_auth::AdminAuth,
     check::{Evaluation, Thresholds, evaluate},
     fleet::CircuitView,
 };
@@ -117,6 +119,8 @@ pub struct Published {
     pub content_hash: Arc<str>,
     /// Its bytes, as they are pushed.
     pub bytes: Bytes,
+    /// Their hash, which signatures cover.
+    pub content: ContentHash,
     /// When this process published or found it.
     pub at: Instant,
     /// It was found, not written, by this process: most pods run it already, so they are asked before they are pushed to.
@@ -143,6 +147,8 @@ pub struct PodState {
     pub reported: bool,
     /// It has reported, or failed to, since this process leads.
     pub asked: bool,
+    /// How it wants requests to be authenticated, as far as it was learned.
+    pub auth: AdminAuth,
     /// Which process answers in it.
     pub instance: Option<Box<str>>,
     /// What it last said that it runs.
@@ -198,6 +204,11 @@ impl FleetState {
     /// Changes one workload; it is made if it is not known.
     pub fn write<T>(&self, id: &WorkloadId, change: impl FnOnce(&mut WorkloadState) -> T) -> T {
         change(self.lock().entry(id.clone()).or_default())
+    }
+
+    /// Notes how a pod wants requests to be authenticated, if it is still known.
+    pub fn learn_auth(&self, id: &WorkloadId, uid: &str, auth: AdminAuth) {
+        self.with_pod(id, uid, |pod| pod.auth = auth);
     }
 
     /// Changes what is noted of one pod beside its reports, if it is known.
@@ -428,6 +439,7 @@ impl PodState {
             facts,
             reported: false,
             asked: false,
+            auth: AdminAuth::default(),
             instance: None,
             applied: None,
             unreachable: None,
@@ -626,6 +638,7 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
             ready: true,
             alive: true,
+            signs: false,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::{
     error::ReconcileError,
     kubernetes::clients::call,
     pods::{
-        client::{Endpoint, PodError},
+        client::{Access, Endpoint, PodError},
         fair_queue::Class,
         prober::now_in_milliseconds,
     },
@@ -130,11 +130,15 @@ async fn reset_connections(
         check: record.subject.check.clone(),
         instance: record.instance.clone(),
     };
-    let token = ctx.shared.tokens.current(&workload_uid);
+    let auth = ctx.fleet.read(&id, |workload| workload.pod(&pod.uid).map(|pod| pod.auth.clone())).flatten();
+    let token = Some(ctx.shared.tokens.current(&workload_uid));
+    let auth = auth.unwrap_or_default();
+    let mut access = Access { to: &endpoint, uid: &pod.uid, signs: found.signs, token, auth };
     let answer = {
         let _slot = ctx.shared.pod_calls.slot(&id, Class::Action, false).await;
-        ctx.shared.pods.execute(&endpoint, &token, &request).await
+        ctx.shared.pods.execute(&mut access, &request).await
     };
+    ctx.fleet.learn_auth(&id, &pod.uid, access.auth);
     let label = answer.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "action", result: label }).inc();
     let answer = answer.map_err(|error| error.to_string())?;

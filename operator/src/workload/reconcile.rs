@@ -25,7 +25,7 @@ use crate::{
     status::target,
 };
 use bytes::Bytes;
-use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId};
+use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, signing::ContentHash};
 use crds::{EventReason, Reason, ResiliencePolicy, resilience_policy::Mode};
 use engine::{
     claim::{Claimant, winner},
@@ -439,8 +439,9 @@ fn adopt(ctx: &Context, id: &WorkloadId, adopted: &Adopted<'_>) {
         if !same {
             let content_hash = compiled.content_hash.as_str().into();
             let at = Instant::now();
+            let (bytes, content) = (text.clone(), ContentHash::of(text));
             workload.published =
-                Some(Published { revision: *revision, content_hash, bytes: text.clone(), at, found: *found });
+                Some(Published { revision: *revision, content_hash, bytes, content, at, found: *found });
             // A document that was found came with a token.
             workload.has_token |= *found;
             for pod in workload.pods_mut() {
