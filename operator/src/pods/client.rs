@@ -174,14 +174,19 @@ impl PodClient {
     async fn call<T: DeserializeOwned>(&self, access: &mut Access<'_>, call: Call) -> Result<T, PodError> {
         let exchange = tokio::time::timeout(call.deadline, self.authenticated(access, &call)).await;
         let Response { status, body, .. } = exchange.map_err(|_| PodError::Deadline(call.deadline))??;
-        match status {
+        let answer = match status {
             401 => Err(PodError::Unauthorized),
             200..=299 => serde_json::from_slice(&body).map_err(|error| PodError::InvalidResponse(error.to_string())),
             other if call.also_answers.contains(&other) => {
                 serde_json::from_slice(&body).map_err(|_| PodError::Status(other))
             }
             other => Err(PodError::Status(other)),
+        }?;
+        // Only an answer of the contract shows that the pod has understood how it was asked.
+        if access.token.is_some() {
+            access.auth.accepted();
         }
+        Ok(answer)
     }
 
     /// Sends a request, and again as long as the pod says how it wants it to be authenticated.
@@ -198,11 +203,7 @@ impl PodClient {
                 Self::Direct(client) => direct(client, access.to, call, &headers).await,
                 Self::Proxy(client) => proxied(client, access.to, call, &headers).await,
             }?;
-            if access.token.is_none() {
-                return Ok(response);
-            }
-            if response.status != 401 {
-                access.auth.accepted();
+            if access.token.is_none() || response.status != 401 {
                 return Ok(response);
             }
             let advertised = Advertised::read(|name| response.header(name));

@@ -586,9 +586,7 @@ impl PodState {
         let text = error.to_string();
         let text = cut(&text, MAX_TEXT);
         self.unreachable = Some(text.into());
-        if matches!(error, PodError::InvalidResponse(_)) {
-            self.rejected = Some(text.into());
-        }
+        self.rejected = matches!(error, PodError::InvalidResponse(_)).then(|| text.into());
         before != (self.unreachable.is_some(), self.rejected.is_some(), self.asked)
     }
 
