@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 
 /// Label of a Job that was made for an intent; its value is the intent's id.
 pub const INTENT_LABEL: &str = "resilience.ticketwave.io/intent";
+/// Annotation of such a Job: the CronJob that it was made from. The chart's admission policy compares the two.
+pub const CRON_JOB_ANNOTATION: &str = "resilience.ticketwave.io/cron-job";
 /// How long a Job is kept after its end: far longer than any lease, because its name is what keeps it from being made
 /// twice.
 const KEPT_SECONDS: i64 = 24 * 3600;
@@ -46,6 +48,7 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
     labels.insert(INTENT_LABEL.to_owned(), record.id.clone());
     let mut annotations = meta.annotations.unwrap_or_default();
     annotations.insert("cronjob.kubernetes.io/instantiate".to_owned(), "manual".to_owned());
+    annotations.insert(CRON_JOB_ANNOTATION.to_owned(), cron_job.name_any());
     annotations.insert("resilience.ticketwave.io/check".to_owned(), record.subject.check.clone());
     let manifest = json!({
         "apiVersion": "batch/v1",
@@ -182,6 +185,7 @@ mod tests {
         assert_eq!(job.name_any(), "booking-cleanup-0123456789abcdef");
         assert_eq!(job.labels()[INTENT_LABEL], "0123456789abcdef");
         assert_eq!(job.labels()["team"], "booking");
+        assert_eq!(job.annotations()[CRON_JOB_ANNOTATION], "cleanup");
         assert_eq!(job.owner_references()[0].uid, "uid");
         let spec = job.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (Some(expected), Some(0)));
