@@ -304,7 +304,7 @@ async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
     refused("what is no business of the operator", "", async || create(&client, &world.namespace, &secret).await).await;
     create(&world.client, &world.namespace, &secret).await.unwrap();
 
-    workload.pods[0].script().manners = crate::support::Manners::NoTokenYet;
+    workload.pods[0].script().behavior = crate::support::Behavior::NoTokenYet;
     let operator = world.operator().await;
     world.apply(&policy("booking", "booking")).await;
     eventually("the pod is annotated", async || {
@@ -313,7 +313,7 @@ async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
         if found { Ok(()) } else { Err(format!("{:?}", pod.annotations())) }
     })
     .await;
-    workload.pods[0].script().manners = crate::support::Manners::Obliging;
+    workload.pods[0].script().behavior = crate::support::Behavior::Correct;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     // Written anew over the one that is there, as after a change of the key's epoch.
     let secrets = world.api::<Secret>();

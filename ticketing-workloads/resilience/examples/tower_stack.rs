@@ -6,11 +6,10 @@
 //! ```
 
 use contract::{PolicySettings, RetrySettings, WorkloadId};
-use resilience::layers::{
-    Attempt, Repeatable,
+use resilience::{
+    Attempt, Failure, FailureKind, Repeatable, Resilience,
     fallback::{Fallbacks, Source},
 };
-use resilience::{Failure, FailureKind, Resilience};
 use serde_json::json;
 use std::sync::{
     Arc,
