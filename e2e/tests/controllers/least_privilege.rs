@@ -7,7 +7,6 @@ use crate::support::{
     eventually, policy,
     workload::owned_by,
 };
-use contract::{config_map_name, token_secret_name};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod, Secret},
     rbac::v1::{Role, RoleBinding},
@@ -20,6 +19,17 @@ use serde_json::{Value, json};
 
 const UID: &str = "6f0f1f7e-0000-4000-8000-000000000001";
 const INTENT: &str = "0123456789abcdef";
+
+/// Names of a workload's objects, as the contract makes them.
+fn token_secret_name(kind: &str, workload: &str) -> String {
+    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
+    contract::token_secret_name(workload) + suffix
+}
+
+fn config_map_name(kind: &str, workload: &str) -> String {
+    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
+    contract::config_map_name(workload) + suffix
+}
 
 /// A client with the operator's token.
 async fn thief(world: &World) -> Client {
@@ -72,7 +82,7 @@ fn with(mut manifest: Value, pointer: &str, value: Value) -> Value {
 fn token_secret(kind: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "resilience.ticketwave.io/admin-token",
-        "metadata": { "name": token_secret_name("booking"), "ownerReferences": owned_by(kind, "booking", UID) },
+        "metadata": { "name": token_secret_name("Deployment", "booking"), "ownerReferences": owned_by(kind, "booking", UID) },
         "stringData": { "current": "a" },
     })
 }
@@ -80,7 +90,7 @@ fn token_secret(kind: &str) -> Value {
 fn document(kind: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": { "name": config_map_name("booking"), "ownerReferences": owned_by(kind, "booking", UID) },
+        "metadata": { "name": config_map_name("Deployment", "booking"), "ownerReferences": owned_by(kind, "booking", UID) },
         "data": { "a": "b" },
     })
 }
@@ -92,7 +102,7 @@ async fn secrets_of_others_can_be_neither_made_nor_replaced() {
     let account_token = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
         "metadata": {
-            "name": token_secret_name("booking"), "annotations": { "kubernetes.io/service-account.name": "default" },
+            "name": token_secret_name("Deployment", "booking"), "annotations": { "kubernetes.io/service-account.name": "default" },
             "ownerReferences": owned_by("Deployment", "booking", UID),
         },
     });
@@ -100,17 +110,21 @@ async fn secrets_of_others_can_be_neither_made_nor_replaced() {
     let attempts = vec![
         ("a token of a service account", account_token),
         ("another name", with(good.clone(), "/metadata/name", json!("database-password"))),
-        ("the name of another workload", with(good.clone(), "/metadata/name", json!(token_secret_name("payment")))),
+        (
+            "the name of another workload",
+            with(good.clone(), "/metadata/name", json!(token_secret_name("Deployment", "payment"))),
+        ),
         ("a type that others use", with(good.clone(), "/type", json!("Opaque"))),
         ("no owner", with(good.clone(), "/metadata/ownerReferences", json!([]))),
         ("an owner that is no workload", token_secret("ReplicaSet")),
+        ("the name of a workload of another kind", token_secret("StatefulSet")),
         ("the operator's own key in a namespace that it watches", key),
     ];
     none_can_be_created(&world, "may write only Secrets", attempts).await;
 
     let client = thief(&world).await;
     let theirs = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "database" }, "stringData": { "password": "hunter2" } });
-    let own_name = json!({ "apiVersion": "v1", "kind": "Secret", "type": "resilience.ticketwave.io/admin-token", "metadata": { "name": token_secret_name("booking") } });
+    let own_name = json!({ "apiVersion": "v1", "kind": "Secret", "type": "resilience.ticketwave.io/admin-token", "metadata": { "name": token_secret_name("Deployment", "booking") } });
     for manifest in [&theirs, &own_name] {
         apply(&world.client, &world.namespace, manifest).await.unwrap();
     }
@@ -126,7 +140,7 @@ async fn secrets_of_others_can_be_neither_made_nor_replaced() {
     // What the operator itself does stays allowed, by the names of the contract.
     for kind in ["Deployment", "StatefulSet"] {
         let owned = with(good.clone(), "/metadata/ownerReferences", owned_by(kind, "payment", UID));
-        let allowed = with(owned, "/metadata/name", json!(token_secret_name("payment")));
+        let allowed = with(owned, "/metadata/name", json!(token_secret_name(kind, "payment")));
         create(&client, &world.namespace, &allowed).await.unwrap();
     }
 }
@@ -165,17 +179,22 @@ async fn config_maps_of_others_can_be_neither_made_nor_patched() {
     let good = document("Deployment");
     let attempts = vec![
         ("another name", with(good.clone(), "/metadata/name", json!("nginx"))),
-        ("the name of another workload", with(good.clone(), "/metadata/name", json!(config_map_name("payment")))),
+        (
+            "the name of another workload",
+            with(good.clone(), "/metadata/name", json!(config_map_name("Deployment", "payment"))),
+        ),
         ("no owner", with(good.clone(), "/metadata/ownerReferences", json!([]))),
         ("an owner that is no workload", document("DaemonSet")),
+        ("the name of a workload of another kind", document("StatefulSet")),
     ];
     none_can_be_created(&world, "may write only ConfigMaps", attempts).await;
 
     let client = thief(&world).await;
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &world.namespace);
-    for (name, words) in
-        [("nginx", "may write only ConfigMaps"), (&*config_map_name("booking"), "may change no ConfigMap")]
-    {
+    for (name, words) in [
+        ("nginx", "may write only ConfigMaps"),
+        (&*config_map_name("Deployment", "booking"), "may change no ConfigMap"),
+    ] {
         let theirs = with(with(good.clone(), "/metadata/ownerReferences", json!([])), "/metadata/name", json!(name));
         apply(&world.client, &world.namespace, &theirs).await.unwrap();
         let taken_over = with(good.clone(), "/metadata/name", json!(name));
@@ -186,7 +205,7 @@ async fn config_maps_of_others_can_be_neither_made_nor_patched() {
     }
     for kind in ["Deployment", "StatefulSet"] {
         let owned = with(good.clone(), "/metadata/ownerReferences", owned_by(kind, "payment", UID));
-        let allowed = with(owned, "/metadata/name", json!(config_map_name("payment")));
+        let allowed = with(owned, "/metadata/name", json!(config_map_name(kind, "payment")));
         create(&client, &world.namespace, &allowed).await.unwrap();
     }
 }
@@ -317,7 +336,7 @@ async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     // Written anew over the one that is there, as after a change of the key's epoch.
     let secrets = world.api::<Secret>();
-    let first = secrets.get(&token_secret_name("booking")).await.unwrap();
+    let first = secrets.get(&token_secret_name("Deployment", "booking")).await.unwrap();
     world.edit::<Secret>(&first.name_any(), json!({ "data": { "current": "bm9uc2Vuc2U=" } })).await;
     operator.stop().await;
     let _operator = world.operator().await;
