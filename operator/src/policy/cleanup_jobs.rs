@@ -22,6 +22,9 @@ use kube::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Annotation of a Job that was made for an intent: the CronJob that it was made from. The chart's admission policy compares
+/// the two.
+const CRON_JOB_ANNOTATION: &str = "resilience.ticketwave.io/cron-job";
 /// How long a Job is kept after its end: far longer than any lease, because its name is what keeps it from being made
 /// twice.
 const KEPT_SECONDS: i64 = 24 * 3600;
@@ -51,6 +54,7 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
     labels.insert(INTENT_LABEL.to_owned(), record.id.clone());
     let mut annotations = meta.annotations.unwrap_or_default();
     annotations.insert("cronjob.kubernetes.io/instantiate".to_owned(), "manual".to_owned());
+    annotations.insert(CRON_JOB_ANNOTATION.to_owned(), cron_job.name_any());
     annotations.insert("resilience.ticketwave.io/check".to_owned(), record.subject.check.clone());
     let manifest = json!({
         "apiVersion": "batch/v1",
@@ -173,6 +177,7 @@ mod tests {
         assert_eq!(job.name_any(), "booking-cleanup-0123456789abcdef");
         assert_eq!(job.labels()[INTENT_LABEL], "0123456789abcdef");
         assert_eq!(job.labels()["team"], "booking");
+        assert_eq!(job.annotations()[CRON_JOB_ANNOTATION], "cleanup");
         assert_eq!(job.owner_references()[0].uid, "uid");
         let spec = job.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (Some(expected), Some(0)));
