@@ -28,6 +28,9 @@ pub struct Acknowledged {
     pub in_sync: usize,
     /// Pods, ready or not, whose admin port does not answer.
     pub unreachable: usize,
+    /// Those of them that speak an older contract, and run by a form of the document in which what the policy leaves
+    /// unsaid is the ADR's number and not the workload's built-in value.
+    pub older: usize,
     /// Why the first few of the others are not in sync, each with the pod's name.
     pub lagging: Vec<String>,
 }
@@ -54,7 +57,12 @@ pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
         }
         result.ready += 1;
         match lag(pod, content_hash) {
-            None => result.in_sync += 1,
+            None => {
+                result.in_sync += 1;
+                // What is left is what it finds in another form: everything else would be lag.
+                result.older +=
+                    usize::from(pod.applied.as_ref().is_some_and(|applied| !applied.unsupported.is_empty()));
+            }
             Some(reason) if result.lagging.len() < MAX_REASONS => {
                 // Part of it may be the pod's own words.
                 let reason: String = reason.chars().take(MAX_REASON).collect();
@@ -84,11 +92,13 @@ fn lag(pod: &PodView, content_hash: &str) -> Option<String> {
             None => format!("{runs}; the push is repeated"),
         });
     }
-    if !applied.unsupported.is_empty() {
-        let speaks = applied.contract_version;
+    let speaks = applied.contract_version;
+    let lost = applied.unsupported.iter().filter(|path| !contract::is_said_otherwise(speaks, path));
+    let lost: Vec<_> = lost.map(String::as_str).collect();
+    if !lost.is_empty() {
         return Some(format!(
             "does not know {} (it speaks contract {speaks}, the operator {CONTRACT_VERSION}): upgrade the workload",
-            applied.unsupported.join(", ")
+            lost.join(", ")
         ));
     }
     if !applied.unknown_dependencies.is_empty() {
@@ -128,6 +138,26 @@ mod tests {
         let result = count(&[older, other], "abcdef1");
         assert_eq!(result.in_sync, 0);
         assert!(result.lagging[0].contains("policy.settings.hedging") && result.lagging[1].contains("paymnet"));
+    }
+
+    #[test]
+    fn a_pod_of_version_0_1_that_runs_the_filled_in_form_is_in_sync_and_counted() {
+        let mut older = pod(true, Some("abcdef1"));
+        let applied = older.applied.as_mut().unwrap();
+        applied.contract_version = 1;
+        applied.unsupported = vec!["policy.settings.dependencyPolicies".into()];
+        let result = count(&[older.clone(), pod(true, Some("abcdef1"))], "abcdef1");
+        assert_eq!((result.in_sync, result.older), (2, 1));
+
+        older.applied.as_mut().unwrap().unsupported.push("policy.settings.hedging".into());
+        let result = count(&[older.clone()], "abcdef1");
+        assert_eq!((result.in_sync, result.older), (0, 0));
+        assert!(result.lagging[0].contains("does not know policy.settings.hedging ("), "{:?}", result.lagging);
+
+        let applied = older.applied.as_mut().unwrap();
+        applied.contract_version = 2;
+        applied.unsupported.truncate(1);
+        assert_eq!(count(&[older], "abcdef1").in_sync, 0, "a reader of contract 2 must know it");
     }
 
     #[test]

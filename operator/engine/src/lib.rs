@@ -9,5 +9,6 @@ pub mod claim;
 pub mod compile;
 pub mod fleet;
 pub mod plausible;
+pub mod policy_review;
 pub mod publish;
 pub mod recovery;
