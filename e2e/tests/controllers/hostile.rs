@@ -61,7 +61,7 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
     let (median, p99, worst) = (percentile(&times, 50), percentile(&times, 99), times.iter().max().copied().unwrap());
     println!("{samples} samples: median {median:?}, p99 {p99:?}, worst {worst:?}");
     // How fast it is depends on the machine; that most do not wait for a hostile pod's deadline does not.
-    assert!(median < operator::pod_client::POD_DEADLINE, "median {median:?}, p99 {p99:?}, worst {worst:?}");
+    assert!(median < operator::pods::client::POD_DEADLINE, "median {median:?}, p99 {p99:?}, worst {worst:?}");
 
     // Each is seen for what it is.
     let seen = world

@@ -136,7 +136,7 @@ async fn slow_and_senseless_pods_hold_nobody_up() {
     let partial = world
         .until_policy("warm-up", "both are named", |policy| {
             let words = &condition(policy, "Programmed").message;
-            words.contains("no answer from its admin port within") && words.contains("makes no sense")
+            words.contains("no answer from its admin port within") && words.contains("invalid response")
         })
         .await;
     assert_eq!(partial.status.unwrap().programmed.as_deref(), Some("1/3"));

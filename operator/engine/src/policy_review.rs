@@ -33,6 +33,13 @@ pub fn conflict(said: &DependencyPolicy) -> Option<Conflict> {
         .or_else(|| longer("timeout.connect", timeout.connect_ms, "request", timeout.request_ms))
         .or_else(|| longer("retry.backOff.baseInterval", retry.base_interval_ms, "maxInterval", retry.max_interval_ms))
         .or_else(|| waits_conflict(said))
+        .or_else(|| {
+            let both = breaker.consecutive_failures.is_some() && breaker.failure_ratio_percent.is_some();
+            both.then(|| Conflict {
+                field: "circuitBreaker.consecutiveFailures",
+                message: "excludes failureRatioPercent: keep one of them".to_owned(),
+            })
+        })
         .or_else(|| longer("circuitBreaker.breakDuration", breaker.break_ms, "maxBreakDuration", breaker.max_break_ms))
 }
 
