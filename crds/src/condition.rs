@@ -14,7 +14,7 @@ pub struct Condition {
     pub type_: String,
     /// True, False or Unknown.
     pub status: ConditionStatus,
-    /// The generation of the resource that this was judged by.
+    /// The generation of the resource that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
@@ -57,13 +57,13 @@ pub mod types {
     pub const ACCEPTED: &str = "Accepted";
     /// All ready pods run what the resource says.
     pub const PROGRAMMED: &str = "Programmed";
-    /// Some check of the targets is failing.
+    /// No check of the targets is failing.
     pub const HEALTHY: &str = "Healthy";
     /// Some pod runs in degraded mode.
     pub const DEGRADED: &str = "Degraded";
     /// Recovery may act now; if not, the reason names the gate that holds it.
     pub const RECOVERY_ALLOWED: &str = "RecoveryAllowed";
-    /// Every rung of a ladder was tried and the check still fails.
+    /// Every step of a ladder was tried and the check still fails.
     pub const RECOVERY_EXHAUSTED: &str = "RecoveryExhausted";
     /// Some flag is overridden by a person.
     pub const OVERRIDDEN: &str = "Overridden";

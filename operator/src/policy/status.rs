@@ -16,6 +16,7 @@ use crds::{
     resilience_policy::Mode,
     status::{CheckFinding, CircuitStatus, RecoveryStatus, TargetStatus},
 };
+use engine::ack::Acknowledged;
 use engine::recovery::{Action, Decision, Outcome, Settings};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -139,9 +140,36 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
     let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
-    message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
-    message.extend(spec::policy::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
+    let warnings: Vec<_> = notes.into_iter().chain(warnings(settings, held)).collect();
+    message.extend(warnings.iter().take(MAX_WARNINGS).map(|warning| format!("warning: {warning}")));
+    if let Some(more) = warnings.len().checked_sub(MAX_WARNINGS).filter(|more| *more > 0) {
+        message.push(format!("and {more} more warnings"));
+    }
     (Verdict::new(ACCEPTED, true, "Accepted", message.join("; ")), false)
+}
+
+/// Most warnings that one message holds.
+const MAX_WARNINGS: usize = 20;
+
+/// What the author should know of the policy in each of its targets; the same word of several targets once.
+fn warnings(settings: &PolicySettings, held: &[&Target]) -> Vec<String> {
+    let mut of: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for target in held {
+        for warning in spec::policy::policy_warnings(settings, target.built_ins.as_deref()) {
+            of.entry(warning).or_default().push(&target.name);
+        }
+        let Acknowledged { older, ready, .. } = &target.acknowledged;
+        if *older > 0 {
+            let warning = format!(
+                "{older} of {ready} pods are of an older version, in which an entry of dependencies replaces what is built in: what it does not say is ADR-007's number there, and a fallback that it does not list is off; upgrade the workload"
+            );
+            of.entry(warning).or_default().push(&target.name);
+        }
+    }
+    let in_all = |targets: &[&str]| targets.len() == held.len();
+    of.into_iter()
+        .map(|(warning, targets)| if in_all(&targets) { warning } else { format!("{}: {warning}", targets.join(", ")) })
+        .collect()
 }
 
 fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Verdict, bool) {
@@ -200,6 +228,7 @@ fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
                 .collect();
             let Some((_, oldest)) = failing.iter().min_by_key(|(_, evaluation)| evaluation.since) else { continue };
             findings.push(CheckFinding {
+                kind: "Deployment".to_owned(),
                 target: target.name.clone(),
                 name: check.name.clone(),
                 pods: failing.iter().take(10).map(|(pod, _)| (*pod).clone()).collect(),
@@ -299,6 +328,7 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
             let before = before.and_then(|old| old.open_since.as_ref()).map(|since| since.0);
             let since = target.open_since.get(dependency).copied().into_iter().chain(before).min();
             circuits.push(CircuitStatus {
+                kind: "Deployment".to_owned(),
                 target: target.name.clone(),
                 dependency: dependency.clone(),
                 open_pods: i32::try_from(view.open).unwrap_or(i32::MAX),

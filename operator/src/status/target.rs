@@ -10,7 +10,7 @@ use crate::{
     pods::state::{MajorityStatus, Problem},
     telemetry::metrics::{CircuitLabels, WorkloadLabels},
 };
-use contract::WorkloadId;
+use contract::{BuiltIns, WorkloadId};
 use crds::{condition::types::PROGRAMMED, status::TargetStatus};
 use engine::{
     ack::{self, Acknowledged},
@@ -24,7 +24,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::time::Instant;
 
 /// A workload, as far as this process knows it.
@@ -66,6 +69,8 @@ pub struct Target {
     pub degraded: Vec<String>,
     /// Checks that are degraded somewhere.
     pub degraded_checks: BTreeSet<String>,
+    /// What its pods have built in, as one of them told; absent: none has told yet.
+    pub built_ins: Option<Arc<BuiltIns>>,
 }
 
 /// Looks a workload up.
