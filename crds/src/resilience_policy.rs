@@ -136,10 +136,11 @@ pub enum Mode {
     validation = Rule::new(
         "!has(self.timeout) || !has(self.timeout.request) || !has(self.retry) || !has(self.retry.numRetries) || !has(self.retry.backOff) || !has(self.retry.backOff.baseInterval) \
          || self.retry.numRetries == 0 || self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds() < duration(self.timeout.request).getMilliseconds()")
+        // `format` and not `+`: the estimated cost of the text of a number is without bounds otherwise.
         .message(Message::Expression(
-            "string(self.retry.numRetries) + ' retries wait at least ' + string(duration(string(self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds()) + 'ms')) \
-             + ' together, and timeout.request is ' + self.timeout.request + ', so the last retry could never start: use fewer retries, a shorter baseInterval, or a request longer than ' \
-             + string(duration(string(self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds()) + 'ms'))".into()))
+            "'%d retries wait at least %dms together, and timeout.request is %s, so the last retry could never start: use fewer retries, a shorter baseInterval, or a request longer than %dms'.format([\
+             self.retry.numRetries, self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds(), self.timeout.request, \
+             self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds()])".into()))
         .field_path(".retry").reason(Reason::FieldValueInvalid),
     // The waits of the first `numRetries` retries: base * factor^i, each at most maxInterval, all in milliseconds.
     validation = Rule::new(
@@ -149,8 +150,11 @@ pub enum Mode {
          [[double(duration(self.retry.backOff.baseInterval).getMilliseconds()), double(duration(self.retry.backOff.maxInterval).getMilliseconds())]].all(w, \
          [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*w[0] < w[1] ? p[i]*w[0] : w[1]).sum() < double(duration(self.timeout.request).getMilliseconds()))))")
         .message(Message::Expression(
-            "'the waits between ' + string(self.retry.numRetries) + ' retries (from ' + self.retry.backOff.baseInterval + ', times ' + string(double(self.retry.backOff.factor)) + ', up to ' + self.retry.backOff.maxInterval \
-             + ') add up to more than timeout.request (' + self.timeout.request + '), so the last retry could never start: use fewer retries, shorter waits, or a longer request'".into()))
+            "[double(self.retry.backOff.factor)].map(f, [1.0, f, f*f, f*f*f, f*f*f*f, f*f*f*f*f, f*f*f*f*f*f, f*f*f*f*f*f*f, f*f*f*f*f*f*f*f, f*f*f*f*f*f*f*f*f]).map(p, \
+             [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*double(duration(self.retry.backOff.baseInterval).getMilliseconds()) < double(duration(self.retry.backOff.maxInterval).getMilliseconds()) \
+             ? p[i]*double(duration(self.retry.backOff.baseInterval).getMilliseconds()) : double(duration(self.retry.backOff.maxInterval).getMilliseconds())).sum()).map(sum, \
+             'the waits between %d retries are %dms together, and timeout.request is %s, so the last retry could never start: use fewer retries, shorter waits, or a request longer than %dms'.format([\
+             self.retry.numRetries, int(sum), self.timeout.request, int(sum)]))[0]".into()))
         .field_path(".retry").reason(Reason::FieldValueInvalid),
 )]
 pub struct Dependency {
