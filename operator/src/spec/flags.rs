@@ -1,12 +1,12 @@
 //! From what people write to the flags that pods evaluate. Nothing else turns a `FeatureFlag` into settings.
 
 use super::{Invalid, invalid};
-use contract::flags::targeting::{Rule, RuleError};
 use contract::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use crds::{
     FeatureFlagSpec,
     feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
 };
+use flags::targeting::{Rule, RuleError};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
         validate_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
     }
     for name in evaluators.keys() {
-        Rule::judge_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
+        Rule::validate_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
     }
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {
