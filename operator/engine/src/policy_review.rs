@@ -116,13 +116,14 @@ fn is_full(said: &DependencyPolicy) -> bool {
     said.timeout.request_ms.is_some() && said.timeout.per_try_ms.is_some() && said.retry.num_retries.is_some()
 }
 
-/// How far tries and waits may outgrow the call before that is worth a word, in percent.
-const FAR_OVER: u64 = 150;
+/// From how many percent of the call on tries and waits are far longer than it.
+const FAR_LONGER: u64 = 150;
 
-/// Tries and waits that together are far longer than the call.
+/// Tries and waits that together are longer than the call.
 ///
-/// A workload whose own numbers are so (those of ADR-007 are) has its reasons: its retries are for failures that come
-/// fast. The policy is told only of what it makes worse, or of what it says in full.
+/// Where the policy itself says how long they are, it is told whenever they do not fit. Where part of it is built in, only of
+/// what it makes worse, and by far: a workload whose own numbers do not fit (those of ADR-007 do not) has its reasons, its
+/// retries are for failures that come fast.
 fn arithmetic(
     said: &DependencyPolicy,
     own: Option<&DependencySettings>,
@@ -139,9 +140,12 @@ fn arithmetic(
     let percent = |of: &DependencySettings| of.longest_ms().saturating_mul(100) / of.timeout.request_ms.max(1);
     let now = percent(effective);
     // Fitted values are rounded down to whole milliseconds, which can move the proportion by a percent.
-    if now <= FAR_OVER || !(is_full(said) || in_part && now > percent(own).saturating_add(1)) {
+    let made_worse = in_part && now > FAR_LONGER && now > percent(own).saturating_add(1);
+    let in_full = is_full(said) && effective.longest_ms() > effective.timeout.request_ms;
+    if !(made_worse || in_full) {
         return None;
     }
+    let far = if now > FAR_LONGER { "far " } else { "" };
     let request_ms = effective.timeout.request_ms;
     let tries = u64::from(effective.retry.num_retries).saturating_add(1);
     let waits = effective.retry.total_wait_ms();
@@ -160,7 +164,7 @@ fn arithmetic(
     );
     works.push(format!("request {}", spell(longest)));
     Some(format!(
-        "{tries} tries of {} and waits of {} are {} together, far longer than request ({}), so the last tries are cut short or never start; what fits: {}",
+        "{tries} tries of {} and waits of {} are {} together, {far}longer than request ({}), so the last tries are cut short or never start; what fits: {}",
         spell(effective.timeout.per_try_ms),
         spell(waits),
         spell(longest),

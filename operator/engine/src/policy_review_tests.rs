@@ -79,6 +79,8 @@ fn about(name: &str, words: serde_json::Value) -> Vec<String> {
     "payment: 4 tries of 20s and waits of 14s are 1m34s together, far longer than request (20s), so the last tries are cut short or never start; what fits: perTry 1s500ms, or numRetries 0, or request 1m34s")]
 #[case::sum_in_full("bare", json!({"timeout": {"requestMs": 15_000, "perTryMs": 10_000}, "retry": {"numRetries": 3}}),
     "bare: 4 tries of 10s and waits of 14s are 54s together, far longer than request (15s), so the last tries are cut short or never start; what fits: perTry 250ms, or numRetries 0, or request 54s")]
+#[case::sum_in_full_by_little("bare", json!({"timeout": {"requestMs": 5_000, "perTryMs": 1_000}, "retry": {"numRetries": 3, "baseIntervalMs": 200}}),
+    "bare: 4 tries of 1s and waits of 1s400ms are 5s400ms together, longer than request (5s), so the last tries are cut short or never start; what fits: perTry 900ms, or numRetries 2, or request 5s400ms")]
 fn the_author_is_told(#[case] name: &str, #[case] words: serde_json::Value, #[case] expected: &str) {
     assert_eq!(about(name, words), [expected]);
 }

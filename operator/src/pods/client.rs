@@ -4,11 +4,12 @@
 //! is read as the contract's types or not at all.
 
 use crate::{args::PodTransport, kubernetes::clients::Clients};
-use contract::{ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin};
+use contract::{ActionAnswer, ActionRequest, EffectiveReport, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin};
 use http_body_util::{BodyExt, Limited};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// Longest time of a call to a pod.
@@ -124,6 +125,13 @@ impl PodClient {
     pub async fn health(&self, endpoint: &Endpoint, token: &str) -> Result<HealthReport, PodError> {
         // A pod that is unhealthy may say so with 503.
         self.call(endpoint, "GET", admin::HEALTH_PATH, token, Vec::new(), POD_DEADLINE, &[503]).await
+    }
+
+    /// Asks what the pod runs by and has built in.
+    pub async fn effective(&self, endpoint: &Endpoint, token: &str) -> Result<EffectiveReport, PodError> {
+        let path = admin::EFFECTIVE_PATH;
+        let answer: Box<RawValue> = self.call(endpoint, "GET", path, token, Vec::new(), POD_DEADLINE, &[]).await?;
+        EffectiveReport::parse(answer.get().as_bytes()).map_err(PodError::InvalidResponse)
     }
 
     /// Asks for an action.

@@ -2,6 +2,7 @@
 //! not all at once. Only the leader asks.
 
 use super::{
+    built_ins,
     client::{Endpoint, PodError},
     pusher::{find_pod, refresh_token},
 };
@@ -99,6 +100,7 @@ async fn probe(ctx: &Arc<Context>, due: Due) {
     let now = Timestamp::now();
     let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     let unauthorized = result.as_ref().err() == Some(&PodError::Unauthorized);
+    let speaks = result.as_ref().ok().map(|report| report.applied.contract_version);
     let news = {
         let mut fleet = ctx.fleet.lock();
         let Some(workload) = fleet.get_mut(&due.id) else { return };
@@ -125,5 +127,8 @@ async fn probe(ctx: &Arc<Context>, due: Due) {
     }
     if changed || behind {
         ctx.enqueue_workload(&due.id.namespace, &due.id.name);
+    }
+    if let Some(speaks) = speaks.filter(|_| due.with_token) {
+        built_ins::learn(ctx, &due.id, &due.uid, &due.endpoint, &token, speaks).await;
     }
 }

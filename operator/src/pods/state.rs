@@ -1,7 +1,7 @@
 //! What this process knows of the running workloads beyond what the API server tells: what was published, and what each
 //! pod last said. It is rebuilt after a restart by asking the pods again.
 
-use super::client::PodError;
+use super::{built_ins::Learned, client::PodError};
 use contract::{Applied, CheckStatus, CircuitState, HealthReport, WorkloadId};
 use engine::{
     ack::PodView,
@@ -46,6 +46,8 @@ pub struct Workload {
     pub probe_every: Option<Duration>,
     /// When a check counts as failed.
     pub thresholds: BTreeMap<String, Thresholds>,
+    /// What its pods have built in.
+    pub learned: Learned,
 }
 
 /// What most pods of a workload say of a check.
@@ -153,6 +155,7 @@ impl Workload {
         }
         let existing: BTreeMap<_, _> = pods.collect();
         self.pods.retain(|uid, _| existing.contains_key(uid));
+        self.learned.keep(|uid| existing.contains_key(uid));
         for (uid, name) in existing {
             self.pods.entry(uid).or_default().name = name;
         }

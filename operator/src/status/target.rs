@@ -146,6 +146,7 @@ pub fn look_up(ctx: &Context, namespace: &str, name: &str) -> Target {
                     .filter(|pod| pod.is_heard())
                     .flat_map(|pod| pod.degraded_checks.iter().cloned())
                     .collect(),
+                built_ins: workload.learned.built_ins.clone(),
                 ..base.clone()
             }
         })
