@@ -23,6 +23,7 @@ pub mod progress;
 pub mod provider;
 pub mod sabotage;
 pub mod sale;
+pub mod scale;
 pub mod soak;
 pub mod stage;
 pub mod traffic;
