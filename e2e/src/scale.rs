@@ -146,7 +146,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), ScaleErro
     let io = |what| move |source| ScaleError::Io { what, source };
     std::fs::create_dir_all(&dir).map_err(io("make target/scale"))?;
     let mut contenders = vec![Contender::operator("resilience-operator", &binary(options, progress).await?)];
-    contenders.extend(options.peer.as_deref().map(Contender::peer));
+    contenders.extend(options.peer.as_deref().filter(|command| !command.trim().is_empty()).map(Contender::peer));
     let (effort, report) = (options.effort(), dir.join("report.md"));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let (mut runs, mut text) = (Vec::new(), String::new());
@@ -165,7 +165,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), ScaleErro
 
 async fn binary(options: &Options, progress: &Progress) -> Result<PathBuf, ScaleError> {
     let io = |source| ScaleError::Io { what: "find the operator", source };
-    if let Some(path) = &options.operator {
+    if let Some(path) = options.operator.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         return std::fs::canonicalize(path).map_err(io);
     }
     let root = checkout::root();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// Failing reports in a row after which a check counts as failed; the policies say the same.
 pub const FAILURE_THRESHOLD: u32 = 3;
-/// The one check that a fake pod has.
+/// The one check that a fake pod has, and the one dependency.
 pub const CHECK: &str = "database";
 
 /// How a pod treats whoever asks.
@@ -111,10 +111,10 @@ impl FakePod {
             "pod": self.name,
             "instance": format!("{}-{}", self.name, self.process),
             "checks": { CHECK: {
-                "status": status, "message": message, "dependency": "database", "durationMs": 1,
+                "status": status, "message": message, "dependency": CHECK, "durationMs": 1,
                 "consecutiveFailures": self.failures, "runs": self.runs,
             }},
-            "circuits": { "database": { "state": "Closed", "openedTotal": 0 } },
+            "circuits": { CHECK: { "state": "Closed", "openedTotal": 0 } },
             "load": { "inFlight": 1, "percent": 10 },
             "degraded": false,
             "applied": self.applied(),
@@ -129,6 +129,11 @@ impl FakePod {
             "appliedAtMs": self.applied_at_ms,
             "from": if self.revision == 0 { AppliedFrom::BuiltIn } else { AppliedFrom::Push },
         })
+    }
+
+    /// What it calls, and by which settings: the one dependency, without settings of its own.
+    pub fn effective(&self) -> Value {
+        json!({ "contractVersion": CONTRACT_VERSION, "contentHash": self.hash, "dependencies": { CHECK: {} } })
     }
 
     /// Takes a pushed document.

@@ -209,6 +209,7 @@ impl FakePods {
                 answer(StatusCode::OK, &pod.report())
             }
             Method::GET if head.uri.path().ends_with("/applied") => answer(StatusCode::OK, &json!([pod.applied()])),
+            Method::GET if head.uri.path().ends_with("/effective") => answer(StatusCode::OK, &pod.effective()),
             _ => answer(StatusCode::NOT_FOUND, &Value::Null),
         })
     }

@@ -522,7 +522,16 @@ impl<'a> Measure<'a> {
                 pod.fail();
             }
         }
-        let disturbed = self.disturbed().await;
+        // Until here nothing counts as failed; from here all of them come to it within one probe interval.
+        let first = until(PATIENCE, "the first of them to fail for the third time", async || {
+            let failed = |number| self.fleet.pods.pod(number).is_some_and(|pod| pod.third_failure.is_some());
+            Ok(if crowd.pods.clone().any(failed) { Ok(()) } else { Err("none has") })
+        })
+        .await;
+        let disturbed = match first {
+            Ok(()) => self.disturbed().await,
+            Err(error) => Err(error),
+        };
         for number in crowd.pods.clone() {
             if let Some(mut pod) = self.fleet.pods.pod(number) {
                 pod.behavior = super::fake_pod::Behavior::Healthy;
