@@ -5,7 +5,7 @@ use clap::{Parser, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
 
 /// Makes ticketing workloads resilient: programs them with ResiliencePolicies and FeatureFlags, watches their health,
-/// and heals them.
+/// and recovers them.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "resilience-operator", version, about, long_about = None)]
 pub struct Args {

@@ -1,13 +1,13 @@
-//! Why a pass over an object failed, and when to try again.
+//! Why a reconcile over an object failed, and when to try again.
 
-use crate::{clients::ApiError, publisher::PublishError};
+use crate::{kubernetes::clients::ApiError, workload::publish::PublishError};
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-/// Why a pass failed.
+/// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The API server refused or did not answer.

@@ -2,39 +2,21 @@
 //!
 //! Decisions are in `engine`; here is the I/O around them. [`run`] is the whole process but for the command line.
 
-pub mod acts;
 pub mod args;
-pub mod board;
-pub mod caches;
-pub mod clients;
-pub mod conditions;
+pub mod context;
 pub mod crash_point;
 pub mod error;
-pub mod events;
-pub mod flag_set;
-pub mod guard;
-pub mod history;
-pub mod jobs;
-pub mod lease;
-pub mod metrics;
-pub mod observe;
-pub mod pod_client;
+pub mod feature_flag;
+pub mod kubernetes;
+pub mod pods;
 pub mod policy;
-pub mod policy_status;
-pub mod policy_stories;
-pub mod prober;
-pub mod publisher;
-pub mod pusher;
-pub mod server;
-pub mod shard;
-pub mod target;
+pub mod spec;
+pub mod status;
 pub mod telemetry;
-pub mod tokens;
-pub mod translate;
 pub mod workload;
 
 use args::Args;
-use clients::Clients;
+use context::{Context, Queues, Shared};
 use error::ReconcileError;
 use futures::{FutureExt, StreamExt, channel::mpsc};
 use kube::{
@@ -44,13 +26,23 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use lease::{ApiLeaseStore, Election, Fence, LostLead};
-use shard::{Queues, Shard, Shared};
+use kubernetes::{
+    clients::Clients,
+    events::Events,
+    leader_election::{ApiLeaseStore, Election, Fence, LostLead},
+    watches::Caches,
+};
+use pods::{
+    client::PodClient,
+    prober,
+    tokens::{self, Tokens},
+};
 use std::{
     convert::Infallible,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
+use telemetry::{logging, server};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span, warn};
@@ -59,9 +51,9 @@ use tracing::{Instrument, info, info_span, warn};
 const CONCURRENCY: u16 = 16;
 /// Calls to pods that are under way at once.
 const POD_CALLS: usize = 256;
-/// Longest time that a pass may take; every call in it has a shorter deadline of its own.
-const PASS_DEADLINE: Duration = Duration::from_secs(45);
-/// How long passes under way may take to end at shutdown.
+/// Longest time that a reconcile may take; every call in it has a shorter deadline of its own.
+const RECONCILE_DEADLINE: Duration = Duration::from_secs(45);
+/// How long reconciles under way may take to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Why the operator stopped.
@@ -97,8 +89,8 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     };
     let fence = Fence::default();
     let shared = Arc::new(Shared {
-        pods: pod_client::PodClient::new(args.pod_transport, &clients)?,
-        events: events::Events::new(clients.clone(), identity.clone()),
+        pods: PodClient::new(args.pod_transport, &clients)?,
+        events: Events::new(clients.clone(), identity.clone()),
         metrics: status.metrics.clone(),
         fence: fence.clone(),
         tokens,
@@ -107,13 +99,13 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         clients: clients.clone(),
         args: args.clone(),
     });
-    let mut shards = Vec::new();
+    let mut contexts = Vec::new();
     for namespace in args.namespaces() {
-        shards.push(start_shard(&shared, namespace.as_deref(), &tracker, &shutdown));
+        contexts.push(start_controllers(&shared, namespace.as_deref(), &tracker, &shutdown));
     }
     let filled = async {
-        for shard in &shards {
-            shard.caches.ready().await;
+        for ctx in &contexts {
+            ctx.caches.ready().await;
         }
     };
     if shutdown.run_until_cancelled(filled).await.is_some() {
@@ -125,7 +117,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         Election::new(ApiLeaseStore::new(&clients, &args.namespace), identity, args.lease_duration, fence.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        lost = lead(&election, &shards, &shared) => Err(RunError::Lost(lost)),
+        lost = lead(&election, &contexts, &shared) => Err(RunError::Lost(lost)),
         served = serving => match served {
             Ok(Err(error)) => Err(RunError::Listen(error)),
             _ => Ok(()),
@@ -134,7 +126,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     shutdown.cancel();
     tracker.close();
     if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
-        warn!("some passes did not end in time");
+        warn!("some reconciles did not end in time");
     }
     if outcome.is_ok() {
         election.release().await;
@@ -143,9 +135,9 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
 }
 
 /// The master key. An API server that is away is waited for; anything else is said.
-async fn load_tokens(clients: &Clients, namespace: &str) -> Result<tokens::Tokens, tokens::KeyError> {
+async fn load_tokens(clients: &Clients, namespace: &str) -> Result<Tokens, tokens::KeyError> {
     loop {
-        match tokens::Tokens::load(clients, namespace).await {
+        match Tokens::load(clients, namespace).await {
             Err(tokens::KeyError::Api { source, .. }) if source.code().is_none() => {
                 warn!(error = %source, "the API server cannot be reached; trying again");
                 tokio::time::sleep(Duration::from_secs(2)).await;
@@ -155,107 +147,109 @@ async fn load_tokens(clients: &Clients, namespace: &str) -> Result<tokens::Token
     }
 }
 
-async fn lead(election: &Election<ApiLeaseStore>, shards: &[Arc<Shard>], shared: &Shared) -> LostLead {
+async fn lead(election: &Election<ApiLeaseStore>, contexts: &[Arc<Context>], shared: &Shared) -> LostLead {
     election.acquire().await;
     shared.metrics.leader.set(1);
     shared.leading_since(jiff::Timestamp::now());
-    for shard in shards {
-        shard.touch_everything();
+    for ctx in contexts {
+        ctx.enqueue_everything();
     }
     let lost = election.keep().await;
     shared.metrics.leader.set(0);
     lost
 }
 
-fn start_shard(
+fn start_controllers(
     shared: &Arc<Shared>,
     namespace: Option<&str>,
     tracker: &TaskTracker,
     shutdown: &CancellationToken,
-) -> Arc<Shard> {
-    let (caches, changes) = caches::Caches::start(&shared.clients, namespace);
+) -> Arc<Context> {
+    let (caches, changes) = Caches::start(&shared.clients, namespace);
     let (workloads, workload_queue) = mpsc::unbounded();
     let (policies, policy_queue) = mpsc::unbounded();
     let (flag_sets, flag_set_queue) = mpsc::unbounded();
-    let shard = Arc::new(Shard::new(Arc::clone(shared), caches, Queues { workloads, policies, flag_sets }));
+    let ctx = Arc::new(Context::new(Arc::clone(shared), caches, Queues { workloads, policies, flag_sets }));
     tracker.spawn({
-        let (shard, shutdown) = (Arc::clone(&shard), shutdown.clone());
+        let (ctx, shutdown) = (Arc::clone(&ctx), shutdown.clone());
         async move {
             let mut changes = std::pin::pin!(changes);
             while let Some(Some(change)) = shutdown.run_until_cancelled(changes.next()).await {
-                shard.on_change(&change);
+                ctx.on_change(&change);
             }
         }
     });
     tracker.spawn(control(
         "workload",
-        shard.caches.deployments.clone(),
+        ctx.caches.deployments.clone(),
         workload_queue,
-        workload::reconcile,
-        Arc::clone(&shard),
+        workload::reconcile::reconcile,
+        Arc::clone(&ctx),
         shutdown.clone(),
     ));
     tracker.spawn(control(
         "policy",
-        shard.caches.policies.clone(),
+        ctx.caches.policies.clone(),
         policy_queue,
-        policy::reconcile,
-        Arc::clone(&shard),
+        policy::reconcile::reconcile,
+        Arc::clone(&ctx),
         shutdown.clone(),
     ));
     tracker.spawn(control(
         "flag",
-        shard.caches.flag_sets.clone(),
+        ctx.caches.flag_sets.clone(),
         flag_set_queue,
-        flag_set::reconcile,
-        Arc::clone(&shard),
+        feature_flag::reconcile::reconcile,
+        Arc::clone(&ctx),
         shutdown.clone(),
     ));
-    tracker.spawn(prober::run(Arc::clone(&shard), shutdown.clone()));
-    shard
+    tracker.spawn(prober::run(Arc::clone(&ctx), shutdown.clone()));
+    ctx
 }
 
 /// Runs one controller: takes references off the queue, never looks at one object twice at once, and tries again after
-/// a growing wait when a pass fails.
+/// a growing wait when a reconcile fails.
 async fn control<K, F, Fut>(
     kind: &'static str,
     store: Store<K>,
     queue: mpsc::UnboundedReceiver<ObjectRef<K>>,
     reconcile: F,
-    shard: Arc<Shard>,
+    ctx: Arc<Context>,
     shutdown: CancellationToken,
 ) where
     K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
-    F: Fn(Arc<K>, Arc<Shard>) -> Fut + Send + 'static,
+    F: Fn(Arc<K>, Arc<Context>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
 {
     let requests = queue
         .map(|reference| Ok::<_, Infallible>(ReconcileRequest::from(reference)))
         .take_until(shutdown.cancelled_owned());
-    let pass = move |object: Arc<K>, shard: Arc<Shard>| {
+    let reconcile_object = move |object: Arc<K>, ctx: Arc<Context>| {
         let span = info_span!(
-            "pass",
+            "reconcile",
             kind,
             object = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
-            trace_id = telemetry::trace_id()
+            trace_id = logging::trace_id()
         );
-        let work = reconcile(object, shard);
-        async move { tokio::time::timeout(PASS_DEADLINE, work).await.unwrap_or(Ok(Action::requeue(Duration::from_secs(5)))) }
-            .instrument(span)
-            .boxed()
+        let work = reconcile(object, ctx);
+        async move {
+            tokio::time::timeout(RECONCILE_DEADLINE, work).await.unwrap_or(Ok(Action::requeue(Duration::from_secs(5))))
+        }
+        .instrument(span)
+        .boxed()
     };
-    let on_error = move |object: Arc<K>, error: &ReconcileError, shard: Arc<Shard>| {
-        let wait = shard.backoffs.after_failure(&object.uid().unwrap_or_default(), error);
+    let on_error = move |object: Arc<K>, error: &ReconcileError, ctx: Arc<Context>| {
+        let wait = ctx.backoffs.after_failure(&object.uid().unwrap_or_default(), error);
         let object = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
         if error.is_conflict() {
             tracing::debug!(kind, %object, %error, "changed meanwhile; looking again");
         } else {
-            warn!(kind, %object, %error, retry_in = ?wait, "a pass failed");
+            warn!(kind, %object, %error, retry_in = ?wait, "reconciliation failed");
         }
         Action::requeue(wait)
     };
     let config = ControllerConfig::default().concurrency(CONCURRENCY);
-    applier(pass, on_error, shard, store, requests, config).for_each(|_| std::future::ready(())).await;
+    applier(reconcile_object, on_error, ctx, store, requests, config).for_each(|_| std::future::ready(())).await;
 }
 
 fn host_name() -> String {

@@ -1,7 +1,7 @@
 //! The operator's process: command line, signals, exit code.
 
 use clap::Parser;
-use operator::{args::Args, run, telemetry};
+use operator::{args::Args, run, telemetry::logging};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -11,13 +11,13 @@ use tracing::{error, info};
 async fn main() -> ExitCode {
     // Wrong usage ends here, with 2.
     let args = Args::parse();
-    if let Err(error) = telemetry::init(&args.log_level, args.log_format) {
+    if let Err(error) = logging::init(&args.log_level, args.log_format) {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
     let shutdown = CancellationToken::new();
     if let Err(error) = cancel_on_signal(&shutdown) {
-        error!(%error, "signals cannot be caught");
+        error!(%error, "failed to install signal handlers");
         return ExitCode::FAILURE;
     }
     let config = match kube::Config::infer().await {

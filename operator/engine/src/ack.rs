@@ -14,7 +14,7 @@ pub struct PodView {
     /// Why its admin port does not answer, if it does not.
     pub unreachable: Option<String>,
     /// Why nothing that it says is believed, if so.
-    pub distrusted: Option<String>,
+    pub rejected: Option<String>,
     /// Why it refused what was last pushed, if it did.
     pub refused: Option<String>,
 }
@@ -48,7 +48,7 @@ impl Acknowledged {
 pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
     let mut result = Acknowledged::default();
     for pod in pods {
-        result.unreachable += usize::from(pod.unreachable.is_some() || pod.distrusted.is_some());
+        result.unreachable += usize::from(pod.unreachable.is_some() || pod.rejected.is_some());
         if !pod.ready {
             continue;
         }
@@ -68,8 +68,8 @@ pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
 
 /// Why a pod is not in sync.
 fn lag(pod: &PodView, content_hash: &str) -> Option<String> {
-    if pod.distrusted.is_some() {
-        return pod.distrusted.clone();
+    if pod.rejected.is_some() {
+        return pod.rejected.clone();
     }
     let Some(applied) = &pod.applied else {
         return Some(pod.unreachable.clone().unwrap_or_else(|| "has not answered yet".to_owned()));
@@ -103,7 +103,7 @@ mod tests {
 
     fn pod(ready: bool, hash: Option<&str>) -> PodView {
         let applied = hash.map(|hash| Applied { content_hash: hash.into(), ..Applied::default() });
-        PodView { name: "p".into(), ready, applied, unreachable: None, distrusted: None, refused: None }
+        PodView { name: "p".into(), ready, applied, unreachable: None, rejected: None, refused: None }
     }
 
     #[rstest::rstest]
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_not_believed_does_not_count() {
-        let pod = PodView { distrusted: Some("it makes no sense".into()), ..pod(true, Some("abcdef1")) };
+        let pod = PodView { rejected: Some("it makes no sense".into()), ..pod(true, Some("abcdef1")) };
         let result = count(&[pod], "abcdef1");
         assert_eq!((result.in_sync, result.unreachable), (0, 1));
         assert_eq!(result.lagging, ["p: it makes no sense"]);

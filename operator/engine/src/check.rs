@@ -1,9 +1,9 @@
-//! From single runs of a check to a judgement that does not flap.
+//! From single runs of a check to a evaluation that does not flap.
 
 use contract::{CheckReport, CheckStatus};
 use jiff::Timestamp;
 
-/// Runs in a row that change the judgement.
+/// Runs in a row that change the evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Failed runs that make a check unhealthy.
@@ -18,9 +18,9 @@ impl Default for Thresholds {
     }
 }
 
-/// The judgement of one check of one pod.
+/// The evaluation of one check of one pod.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Judgement {
+pub struct Evaluation {
     /// Whether it counts as healthy.
     pub healthy: bool,
     /// Since when.
@@ -37,10 +37,15 @@ pub struct Judgement {
     last_run: u64,
 }
 
-/// Folds one more report into the judgement. Degraded and unknown results are neither good nor bad: they leave the
-/// judgement as it is. A report of a run that was seen already changes nothing.
-pub fn judge(before: Option<&Judgement>, report: &CheckReport, thresholds: Thresholds, now: Timestamp) -> Judgement {
-    let mut after = before.cloned().unwrap_or(Judgement {
+/// Folds one more report into the evaluation. Degraded and unknown results are neither good nor bad: they leave the
+/// evaluation as it is. A report of a run that was seen already changes nothing.
+pub fn evaluate(
+    before: Option<&Evaluation>,
+    report: &CheckReport,
+    thresholds: Thresholds,
+    now: Timestamp,
+) -> Evaluation {
+    let mut after = before.cloned().unwrap_or(Evaluation {
         healthy: true,
         since: now,
         seen_at: now,
@@ -102,12 +107,13 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn run(reports: &[(CheckStatus, u32, u64)], thresholds: Thresholds) -> Judgement {
-        let mut judgement = None;
+    fn run(reports: &[(CheckStatus, u32, u64)], thresholds: Thresholds) -> Evaluation {
+        let mut evaluation = None;
         for (second, (status, failures, runs)) in (1i64..).zip(reports) {
-            judgement = Some(judge(judgement.as_ref(), &report(*status, *failures, *runs), thresholds, at(second)));
+            evaluation =
+                Some(evaluate(evaluation.as_ref(), &report(*status, *failures, *runs), thresholds, at(second)));
         }
-        judgement.unwrap()
+        evaluation.unwrap()
     }
 
     use CheckStatus::{Degraded as D, Healthy as H, Unhealthy as U};
@@ -123,7 +129,7 @@ mod tests {
     #[case::degraded_changes_nothing(&[(U, 3, 3), (D, 0, 4), (D, 0, 5)], false, 1)]
     #[case::process_restarted(&[(U, 3, 30), (H, 0, 1), (H, 0, 2)], true, 3)]
     fn thresholds(#[case] reports: &[(CheckStatus, u32, u64)], #[case] healthy: bool, #[case] since: i64) {
-        let judgement = run(reports, Thresholds { unhealthy: 3, healthy: 2 });
-        assert_eq!((judgement.healthy, judgement.since), (healthy, at(since)));
+        let evaluation = run(reports, Thresholds { unhealthy: 3, healthy: 2 });
+        assert_eq!((evaluation.healthy, evaluation.since), (healthy, at(since)));
     }
 }

@@ -55,7 +55,7 @@ pub struct Compiled {
 pub enum CompileError {
     /// Everything together is too much for one document.
     #[error(
-        "policy and flags together have {0} bytes, more than the {MAX_CONFIG_BYTES} that a ConfigMap can carry: target fewer or smaller flag sets at this workload. What was live before stays live"
+        "policy and flags together have {0} bytes, more than the {MAX_CONFIG_BYTES} that a ConfigMap can carry: target fewer or smaller flag sets at this workload. The last valid configuration stays in effect"
     )]
     TooLarge(usize),
     /// The document cannot be written.

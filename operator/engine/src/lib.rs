@@ -8,6 +8,6 @@ pub mod check;
 pub mod claim;
 pub mod compile;
 pub mod fleet;
-pub mod plausible;
 pub mod publish;
 pub mod recovery;
+pub mod report_validation;

@@ -1,8 +1,8 @@
 //! Automatic recovery: which action to take for which failing check, and when not to.
 //!
 //! [`decide`] is the whole protocol. Its caller writes the returned history to the policy's status *before* it carries
-//! out anything in [`Decision::act`]; the id of each record travels to where the action lands, which does each id once.
-//! So a crash at any point neither loses an action nor repeats one: what is recorded as pending is carried out again
+//! out anything in [`Decision::execute`]; the id of each record travels to where the action lands, which does each id once.
+//! So a crash at any point neither loses an action nor repeats one: what is recorded as pending is executed again
 //! under the same id.
 
 mod gates;
@@ -61,7 +61,7 @@ pub fn decide(
             steps: steps.len(),
             failed_at: check.since,
             started_at: now,
-            acted_at: None,
+            executed_at: None,
             finished_at: None,
             outcome: Outcome::Pending,
             dry_run: settings.dry_run,
@@ -70,7 +70,7 @@ pub fn decide(
         decision.history.in_flight.push(record);
     }
 
-    // What is pending is carried out: the new ones, and those whose carrying out nobody can vouch for.
+    // What is pending is executed: the new ones, and those whose execution nobody can vouch for.
     // Not while the policy is suspended or runs dry, though: then what is pending waits, and fails when its time is over.
     if !settings.suspended && !settings.dry_run {
         // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
@@ -81,13 +81,13 @@ pub fn decide(
             let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
             record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record)
         };
-        decision.act = decision.history.in_flight.iter().filter(pending).cloned().collect();
+        decision.execute = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
     ask_again(settings, observed, &mut decision, now);
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
-            record.acted_at = Some(now);
+            record.executed_at = Some(now);
             record.message = Some("dry run: nothing was done".to_owned());
         }
     }
@@ -126,13 +126,13 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, 
         let proposal = gates::Proposal { check, step: &record.step, escalates: true };
         // Those that are asked for now count as busy, too.
         let mut busy = decision.history.clone();
-        for asked in busy.in_flight.iter_mut().filter(|other| decision.act.iter().any(|act| act.id == other.id)) {
+        for asked in busy.in_flight.iter_mut().filter(|other| decision.execute.iter().any(|act| act.id == other.id)) {
             asked.outcome = Outcome::Pending;
         }
         busy.in_flight.retain(|other| other.id != record.id);
         match gates::first_closed(settings, observed, &busy, &proposal, now) {
             Some(held) => decision.withheld.push(held),
-            None => decision.act.push(record),
+            None => decision.execute.push(record),
         }
     }
 }

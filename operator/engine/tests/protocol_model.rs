@@ -9,7 +9,7 @@
 //! - **Two subjects** fail their check, so two intents are in flight at once. A pod's process remembers the ids that it
 //!   has done and refuses what is meant for another process; an eviction names the pod's uid; a Job is named by its intent.
 //!   Whether something helps is open: every search follows both.
-//! - **Time** passes in steps of half a rung or of a whole one. At each of them, successors of evicted pods start and Jobs
+//! - **Time** reconciles in steps of half a step or of a whole one. At each of them, successors of evicted pods start and Jobs
 //!   end, or not yet.
 //!
 //! What goes wrong, wherever it can, in every order:
@@ -18,7 +18,7 @@
 //!   any pod;
 //! - an operator gives up on a call. Its request landed and the answer is lost, or it lands later, also after another
 //!   operator began to lead, or never. So does what an operator sent before it died;
-//! - another operator begins to lead while the first has not noticed; it does so when time passes next;
+//! - another operator begins to lead while the first has not noticed; it does so when time reconciles next;
 //! - a pod's process starts again and forgets what it did;
 //! - a disruption budget refuses an eviction;
 //! - a cache lags: an operator decides from the status, or from the pods and Jobs, as they were before the last change.
@@ -95,7 +95,7 @@ fn jobs(bounds: Bounds) -> Scenario {
     Scenario { scope: Scope::Workload, ..pods(&[Action::RunCleanupJob], bounds) }
 }
 
-/// A reset, and then an eviction. The rungs are short, so that the second one is over, too.
+/// A reset, and then an eviction. The steps are short, so that the second one is over, too.
 fn ladder(bounds: Bounds) -> Scenario {
     Scenario { rung_ticks: 1, ..pods(&[Action::ResetConnections, Action::RestartPod], bounds) }
 }
@@ -147,7 +147,7 @@ fn nothing_is_done_twice_or_lost_or_left(#[case] scenario: Scenario, #[case] rea
         LateRepetition,
     ];
     let (began, bounds) = (Instant::now(), scenario.bounds);
-    println!("{:?} {:?}, rungs of {} steps of time", scenario.scope, scenario.ladder, scenario.rung_ticks);
+    println!("{:?} {:?}, steps of {} steps of time", scenario.scope, scenario.ladder, scenario.rung_ticks);
     println!("at most {bounds:?}");
     let (model, found) = explore(scenario);
     let Found { states, transitions, depth, .. } = found;

@@ -2,8 +2,8 @@
 //! parsed, as a caller that asks for many flags would keep it.
 
 use crate::{Case, case};
-use contract::flags::targeting::{Request, Rule};
-use contract::flags::{Attribute, Context};
+use ::flags::targeting::{Request, Rule};
+use ::flags::{Attribute, Context};
 use contract::{AppliedFrom, RuntimeConfig, Section, WorkloadId};
 use datalogic_rs::bumpalo::Bump;
 use datalogic_rs::{Engine, ParsedData};

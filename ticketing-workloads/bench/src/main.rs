@@ -13,13 +13,13 @@ use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, SlowCallSettings, TripRule,
 };
 use floor::{FloorBreaker, Fused, Refused};
-use resilience::bulkhead::Slots;
-use resilience::layers::fallback::Fallbacks;
-use resilience::layers::{
-    Attempt, AttemptError, AttemptTimeoutLayer, BulkheadLayer, CircuitBreakerLayer, EntryLayer, Repeatable, RetryLayer,
-    TotalTimeoutLayer,
-};
-use resilience::{CallError, Dependency, Failure, FailureKind, Metrics};
+use resilience::bulkhead::{BulkheadLayer, Bulkheads};
+use resilience::circuit_breaker::CircuitBreakerLayer;
+use resilience::fallback::Fallbacks;
+use resilience::fault_injection::FaultInjectionLayer;
+use resilience::retry::RetryLayer;
+use resilience::timeout::{AttemptTimeoutLayer, TotalTimeoutLayer};
+use resilience::{Attempt, AttemptError, CallError, Dependency, Failure, FailureKind, Metrics, Repeatable};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;
@@ -155,7 +155,7 @@ fn case(name: &'static str, run: impl Fn(u32) + Send + Sync + 'static) -> Case {
 }
 
 fn dependency(circuit_breaker: CircuitBreakerSettings) -> &'static Dependency {
-    let bulkheads = Slots::new();
+    let bulkheads = Bulkheads::new();
     let room = BulkheadSettings { max_concurrent: 100, ..Default::default() };
     let slot = bulkheads.assign(&[("room".to_owned(), room)].into())["room"];
     let dependency = Dependency::new("bench", bulkheads, &Arc::new(Metrics::new("bench")));
@@ -182,8 +182,8 @@ fn cases() -> Vec<Case> {
     let (adr, ratio) = (dependency(CircuitBreakerSettings::default()), dependency(full()));
     let kept = dependency(full());
     let fallback = vec![FallbackSettings::Cache { ttl_ms: 300_000, max_stale_ms: 0 }];
-    kept.configure(DependencySettings { fallback, ..Default::default() }, Slots::NONE);
-    let inner = || BulkheadLayer(ratio).layer(EntryLayer(ratio).layer(AtOnce));
+    kept.configure(DependencySettings { fallback, ..Default::default() }, Bulkheads::NONE);
+    let inner = || BulkheadLayer(ratio).layer(FaultInjectionLayer(ratio).layer(AtOnce));
     let untimed = RetryLayer(ratio).layer(CircuitBreakerLayer(ratio).layer(inner()));
 
     let recloser = recloser::Recloser::custom().error_rate(0.5).closed_len(100).build();

@@ -31,7 +31,7 @@ pub struct PushAnswer {
     pub outcome: PushOutcome,
     /// What the pod runs now.
     pub applied: Applied,
-    /// Why it was refused.
+    /// Why it was refused; empty if it was not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
@@ -39,11 +39,11 @@ pub struct PushAnswer {
 /// What a pod did with a pushed configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PushOutcome {
-    /// It is live.
+    /// It is live now.
     Applied,
     /// It was live already.
     Unchanged,
-    /// Older than what runs.
+    /// Older than what is live.
     RefusedOlder,
     /// Too far ahead of the pod's clock.
     RefusedFuture,
@@ -54,13 +54,13 @@ pub enum PushOutcome {
     Unknown,
 }
 
-/// A recovery action.
+/// A request to execute a recovery action.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ActionRequest {
     /// Id of the intent behind it. A pod does each id once, however often it is asked.
     pub intent_id: String,
-    /// What to do.
+    /// The action to execute.
     pub action: Action,
     /// The check that failed; the action is about what that check looks at.
     pub check: String,
@@ -70,12 +70,12 @@ pub struct ActionRequest {
     pub instance: Option<String>,
 }
 
-/// What a pod can do for itself.
+/// Recovery actions that a pod executes in its own process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Gives up every pooled connection, hung ones too; calls open new ones.
     ResetConnections,
-    /// Gives memory back.
+    /// Returns unused memory to the operating system, as far as the workload can.
     TrimMemory,
     /// An action that this reader does not know.
     #[serde(other)]
@@ -86,19 +86,19 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ActionAnswer {
-    /// The id that was asked for.
+    /// The id of the request.
     pub intent_id: String,
-    /// What happened.
+    /// How the request ended.
     pub outcome: ActionOutcome,
     /// Detail, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 
-/// What became of an action.
+/// The outcome of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ActionOutcome {
-    /// Done now.
+    /// Executed now.
     Done,
     /// This id was done before; nothing was done again.
     AlreadyDone,

@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 pub struct HealthReport {
     /// Worst status of all checks.
     pub status: CheckStatus,
-    /// Name of the pod.
+    /// Name of the pod that answers.
     pub pod: String,
     /// Which process answers: another one in the same pod has another value. Empty if the workload is too old to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub instance: String,
-    /// Checks by name.
+    /// The last run of each check, by name.
     #[serde(default)]
     pub checks: BTreeMap<String, CheckReport>,
-    /// Circuits by dependency.
+    /// The circuit of each dependency, by the dependency's name.
     #[serde(default)]
     pub circuits: BTreeMap<String, CircuitReport>,
     /// How busy the pod is.
@@ -38,7 +38,7 @@ pub struct HealthReport {
 /// State of a check, best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum CheckStatus {
-    /// All is well.
+    /// It works.
     #[default]
     Healthy,
     /// It works, but not as it should; nothing is restarted for it.
@@ -54,7 +54,7 @@ pub enum CheckStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckReport {
-    /// Outcome.
+    /// The outcome of the run.
     pub status: CheckStatus,
     /// What was found, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -71,15 +71,15 @@ pub struct CheckReport {
     /// Failed runs in a row up to this one; 0 after a success.
     #[serde(default)]
     pub consecutive_failures: u32,
-    /// Runs since the process started: two reports with the same number tell of the same run.
+    /// Runs since the process started: two reports with the same number describe the same run.
     #[serde(default)]
     pub runs: u64,
-    /// Figures behind the outcome.
+    /// Figures behind the outcome, such as how many connections were asked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, Value>,
 }
 
-/// State of a circuit.
+/// State of a circuit breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum CircuitState {
     /// Calls go through.
@@ -94,11 +94,11 @@ pub enum CircuitState {
     Unknown,
 }
 
-/// One circuit.
+/// The circuit breaker of one dependency.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitReport {
-    /// State.
+    /// The state now, after a break that has ended meanwhile.
     pub state: CircuitState,
     /// Since when it has not been closed, in milliseconds of age (clocks of pods are not compared).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,7 +112,7 @@ pub struct CircuitReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadReport {
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: u32,
     /// Share of its capacity that is in use, in percent.
     pub percent: u32,
@@ -136,11 +136,11 @@ pub struct Applied {
     pub unknown_dependencies: Vec<String>,
     /// When it went live, in milliseconds since the Unix epoch by the pod's clock.
     pub applied_at_ms: i64,
-    /// Which way it came.
+    /// How it came to the pod.
     pub from: AppliedFrom,
 }
 
-/// Which way a configuration came.
+/// How a configuration came to a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AppliedFrom {
     /// Built into the workload.
@@ -150,7 +150,7 @@ pub enum AppliedFrom {
     Mount,
     /// Pushed by the operator.
     Push,
-    /// A way that this reader does not know.
+    /// A source that this reader does not know.
     #[serde(other)]
     Unknown,
 }

@@ -1,6 +1,6 @@
 //! Order of documents.
 //!
-//! A revision says only which of two documents is newer; whether two documents *mean* the same is judged by the content
+//! A revision says only which of two documents is newer; whether two documents *mean* the same is decided by the content
 //! hash alone. Revisions are milliseconds since the Unix epoch, pushed up where the clock does not grow, so that they
 //! keep growing across policies deleted and created again, across operators restarted, and across leaders.
 
@@ -30,7 +30,7 @@ pub enum Admission {
     TooFarAhead,
 }
 
-/// Judges an incoming revision against the one that runs.
+/// Decides about an incoming revision, given the one that is live.
 pub fn admit(running: Option<i64>, incoming: i64, now_ms: i64) -> Admission {
     if incoming > now_ms.saturating_add(MAX_AHEAD_MS) {
         Admission::TooFarAhead

@@ -16,10 +16,10 @@ pub struct RuntimeConfig {
     pub revision: i64,
     /// Meaning of both sections; see [`RuntimeConfig::hash`].
     pub content_hash: String,
-    /// Resilience settings.
+    /// Resilience settings, from the policy that owns the workload.
     #[serde(default)]
     pub policy: Section<PolicySettings>,
-    /// Feature flags.
+    /// Feature flags, from all flag sets that target the workload.
     #[serde(default)]
     pub flags: Section<FlagsSettings>,
 }
@@ -80,9 +80,9 @@ pub enum ConfigError {
         "its content does not match its hash ({stated} stated, {actual} found): it was edited by hand or cut short"
     )]
     HashMismatch {
-        /// What the document says.
+        /// The hash that the document states.
         stated: String,
-        /// What its content gives.
+        /// The hash of its content.
         actual: String,
     },
 }
@@ -106,7 +106,7 @@ impl RuntimeConfig {
 
     /// Reads a document and checks it against its hash.
     ///
-    /// The second value lists the paths that this reader does not know: they were ignored, and the writer is told.
+    /// The second value lists the paths that this reader does not know: they were ignored, and the operator reports them.
     pub fn parse(bytes: &[u8]) -> Result<(Self, Vec<String>), ConfigError> {
         if bytes.len() > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge(bytes.len()));

@@ -1,21 +1,17 @@
 //! One thing that the workload calls: its settings and the state of its patterns.
 
-use crate::breaker::{Breaker, Totals};
-use crate::budget::RetryBudget;
-use crate::bulkhead::{Bulkhead, Slots};
-use crate::deadline;
-use crate::failure::{CallError, Failure, Rejection};
-use crate::faults::Faults;
-use crate::layers::{Attempt, Attempts, DependencyLayer};
-use crate::metrics::Metrics;
+use crate::bulkhead::{Bulkhead, Bulkheads};
+use crate::circuit_breaker::{Breaker, Totals};
+use crate::failure::Rejection;
+use crate::fault_injection::Faults;
+use crate::metrics::{CallFigures, Figures, Metrics};
+use crate::retry::RetryBudget;
 use arc_swap::ArcSwap;
 use contract::{CircuitReport, CircuitState, DependencySettings, TimeoutSettings};
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-use tower::service_fn;
 
 /// A dependency. It lives as long as the process, so that a call needs no count of who still uses it: a workload
 /// declares what it calls once, when it starts.
@@ -27,8 +23,8 @@ pub struct Dependency {
     has_fallback: AtomicBool,
     breaker: Breaker,
     budget: RetryBudget,
-    bulkheads: &'static Slots,
-    /// Number of the bulkhead in `bulkheads`.
+    pub(crate) bulkheads: &'static Bulkheads,
+    /// Index in `bulkheads`.
     bulkhead: AtomicUsize,
     faults: Faults,
     timeouts: AtomicU64,
@@ -37,7 +33,7 @@ pub struct Dependency {
 
 impl Dependency {
     /// A dependency on built-in defaults.
-    pub fn new(name: &str, bulkheads: &'static Slots, metrics: &Arc<Metrics>) -> &'static Self {
+    pub fn new(name: &str, bulkheads: &'static Bulkheads, metrics: &Arc<Metrics>) -> &'static Self {
         let settings = DependencySettings::default();
         metrics.circuit_state(name, CircuitState::Closed);
         let dependency = Self {
@@ -49,7 +45,7 @@ impl Dependency {
             settings: ArcSwap::from_pointee(settings),
             budget: RetryBudget::new(),
             bulkheads,
-            bulkhead: AtomicUsize::new(Slots::NONE),
+            bulkhead: AtomicUsize::new(Bulkheads::NONE),
             faults: Faults::default(),
             timeouts: AtomicU64::new(0),
             metrics: Arc::clone(metrics),
@@ -59,8 +55,8 @@ impl Dependency {
         dependency
     }
 
-    /// Takes new settings; the breaker keeps its state, calls under way keep their deadlines and places. `bulkhead` is
-    /// the slot of the bulkhead that the settings name.
+    /// Takes new settings; the breaker keeps its state, calls under way keep their deadlines and slots. `bulkhead` is
+    /// the index of the bulkhead that the settings name.
     pub fn configure(&self, settings: DependencySettings, bulkhead: usize) {
         self.breaker.configure(settings.circuit_breaker.clone());
         self.budget.configure(settings.retry.budget.as_ref());
@@ -96,27 +92,19 @@ impl Dependency {
         self.breaker.end_break();
     }
 
-    /// What drills do to it.
+    /// The faults that drills inject into it.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
 
-    /// Puts a service behind the layers of this dependency, all but the fallback.
-    pub fn layer(&'static self) -> DependencyLayer {
-        DependencyLayer(self)
-    }
-
-    /// Calls it. `call` is made once per attempt, so it must be safe to make more than once.
-    pub async fn call<T, E, F, Fut>(&'static self, call: F) -> Result<T, CallError<E>>
-    where
-        E: Failure,
-        F: Fn() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        let rejected = |rejection| CallError::Rejected { dependency: self.name.clone(), rejection, attempts: 0 };
-        let deadline = self.call_deadline(deadline::current(), Instant::now()).map_err(rejected)?;
-        let service = self.layer().attempt(service_fn(|_: Attempt<()>| call()));
-        Attempts::new(self, service, Attempt::first((), Some(deadline))).await
+    /// When a call that starts now ends at the latest, for a caller who waits until `until`.
+    pub(crate) fn call_deadline(&self, until: Option<Instant>, now: Instant) -> Result<Instant, Rejection> {
+        let own = now + self.request_time();
+        match until {
+            Some(until) if until <= now => Err(Rejection::TooLate),
+            Some(until) => Ok(own.min(until)),
+            None => Ok(own),
+        }
     }
 
     pub(crate) fn breaker(&self) -> &Breaker {
@@ -146,7 +134,7 @@ impl Dependency {
         self.has_fallback.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn note_timeout(&self) {
+    pub(crate) fn record_timeout(&self) {
         self.timeouts.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -155,38 +143,28 @@ impl Dependency {
         self.budget.take_retry(self.settings.load().retry.budget.as_ref(), self.attempts())
     }
 
-    /// Lets the budget know of the calls so far.
-    pub(crate) fn look(&self) {
-        self.budget.look(self.attempts());
+    /// Tells the retry budget how many calls there were so far.
+    pub(crate) fn update_budget(&self) {
+        self.budget.update(self.attempts());
     }
 
     fn attempts(&self) -> u64 {
         let Totals { successes, failures, ignored, rejected } = self.breaker.totals();
         successes + failures + ignored + rejected
     }
+}
 
-    /// What happened so far, for the metrics.
-    pub(crate) fn figures(&self) -> Figures {
+impl CallFigures for Dependency {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn figures(&self) -> Figures {
         Figures {
             calls: self.breaker.totals(),
             timeouts: self.timeouts.load(Ordering::Relaxed),
             retries_refused: self.budget.refused(),
         }
-    }
-}
-
-/// Figures of one dependency since the process started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Figures {
-    pub calls: Totals,
-    pub timeouts: u64,
-    pub retries_refused: u64,
-}
-
-impl Rejection {
-    /// Whether it comes from the circuit.
-    pub fn is_open_circuit(&self) -> bool {
-        matches!(self, Self::CircuitOpen { .. } | Self::TrialsUnderWay { .. } | Self::HeldOpen)
     }
 }
 
@@ -207,7 +185,3 @@ fn on_change(name: &str, metrics: Arc<Metrics>) -> impl Fn(CircuitState, &str) +
         }
     }
 }
-
-#[cfg(test)]
-#[path = "dependency_tests.rs"]
-mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// How an error of a call is to be taken. Implemented by the error type of whatever makes the call.
 pub trait Failure: std::error::Error {
-    /// Its kind.
+    /// What it means to retry and circuit breaker.
     fn kind(&self) -> FailureKind;
 
     /// How long the other side asks to wait before the next attempt (RFC 9110 §10.2.3), if it does.
@@ -14,13 +14,13 @@ pub trait Failure: std::error::Error {
         None
     }
 
-    /// Whether the other side says that it has made its own retries of this: then nobody above it makes more.
+    /// Whether the other side says that it has retried already: then its callers do not retry on top.
     fn was_retried(&self) -> bool {
         false
     }
 }
 
-/// Kinds of failure.
+/// Kinds of failure, by what they mean to retry and circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// The call worked; the answer is a "no" that the caller asked for, such as too few tickets. Never retried.
@@ -49,11 +49,11 @@ pub enum FailureKind {
 /// What a result tells about the health of the dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It works.
+    /// The dependency works.
     Success,
-    /// It does not.
+    /// The dependency does not work.
     Failure,
-    /// Nothing.
+    /// The result says nothing about the dependency.
     Neutral,
 }
 
@@ -92,38 +92,45 @@ impl FailureKind {
 /// A call that was not let through. It is never retried, and tells the breaker nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// Nobody waits for the answer any more.
-    #[error("its caller's deadline has passed")]
+    /// The caller no longer waits for the answer.
+    #[error("the caller's deadline has passed")]
     TooLate,
     /// The circuit is open.
-    #[error("its circuit is open; next trial in {}", in_words(*.retry_in))]
+    #[error("the circuit is open; next trial call in {}", in_words(*.retry_in))]
     CircuitOpen {
         /// Time until a trial call may go through.
         retry_in: Duration,
     },
     /// The circuit is half-open and its trial calls are under way.
-    #[error("its circuit is half-open and {trials} trial call(s) are under way")]
+    #[error("the circuit is half-open and {trials} trial call(s) are in flight")]
     TrialsUnderWay {
-        /// How many.
+        /// Trial calls in flight.
         trials: u32,
     },
     /// A person holds the circuit open.
-    #[error("its circuit is held open by manualState: Open")]
+    #[error("the circuit is held open by manualState: Open")]
     HeldOpen,
     /// The bulkhead and its queue are full.
-    #[error("its bulkhead is full ({in_use} calls under way, {queued} waiting)")]
+    #[error("the bulkhead is full ({in_use} calls in flight, {queued} waiting)")]
     BulkheadFull {
         /// Calls under way.
         in_use: u32,
         /// Calls waiting.
         queued: u32,
     },
-    /// No place in the bulkhead came free in time.
-    #[error("no place in its bulkhead came free within {}", in_words(*.waited))]
+    /// It waited for a bulkhead slot for as long as it may.
+    #[error("timed out after {} waiting for a bulkhead slot", in_words(*.waited))]
     BulkheadWait {
         /// How long the call waited.
         waited: Duration,
     },
+}
+
+impl Rejection {
+    /// Whether it comes from the circuit.
+    pub fn is_open_circuit(&self) -> bool {
+        matches!(self, Self::CircuitOpen { .. } | Self::TrialsUnderWay { .. } | Self::HeldOpen)
+    }
 }
 
 /// Why a call through a [`crate::Dependency`] gave no answer.
@@ -132,17 +139,17 @@ pub enum CallError<E> {
     /// It was not let through.
     #[error("{dependency}: not called: {rejection}")]
     Rejected {
-        /// The dependency.
+        /// Name of the dependency.
         dependency: String,
-        /// Why.
+        /// Which layer refused it, and why.
         rejection: Rejection,
         /// Attempts that were made before.
         attempts: u32,
     },
     /// The last attempt had no answer within its time, or the total time ran out.
-    #[error("{dependency}: no answer within {}, after {attempts} attempt(s)", in_words(*.after))]
+    #[error("{dependency}: timed out after {} and {attempts} attempt(s)", in_words(*.after))]
     Timeout {
-        /// The dependency.
+        /// Name of the dependency.
         dependency: String,
         /// The time that ran out: of the attempt, or of the whole call.
         after: Duration,
@@ -150,9 +157,9 @@ pub enum CallError<E> {
         attempts: u32,
     },
     /// A drill made the last attempt fail.
-    #[error("{dependency}: failed on purpose after {attempts} attempt(s), by a drill")]
+    #[error("{dependency}: failed after {attempts} attempt(s) by fault injection")]
     Injected {
-        /// The dependency.
+        /// Name of the dependency.
         dependency: String,
         /// Attempts that were made.
         attempts: u32,
@@ -160,15 +167,15 @@ pub enum CallError<E> {
     /// It failed, and so did its fallbacks.
     #[error("{reason}; no fallback had an answer")]
     Unanswered {
-        /// The dependency.
+        /// Name of the dependency.
         dependency: String,
-        /// How it failed.
+        /// How it failed, in words.
         reason: String,
     },
     /// The last attempt failed.
     #[error("{dependency}: failed after {attempts} attempt(s): {source}")]
     Failed {
-        /// The dependency.
+        /// Name of the dependency.
         dependency: String,
         /// Attempts that were made.
         attempts: u32,

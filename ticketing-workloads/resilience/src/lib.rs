@@ -2,7 +2,7 @@
 //!
 //! A workload declares what it calls ([`Resilience::builder`]), makes every call through the [`Dependency`] of that
 //! name, and registers its health checks and recovery actions. The rest is done here: settings arrive as a
-//! [`contract::RuntimeConfig`], pushed to the [`admin`] port or read from the [`mount`], and take effect in place,
+//! [`contract::RuntimeConfig`], pushed to the [admin](control::admin) port or read from the [mount](control::mount), and take effect in place,
 //! without losing the state of a circuit breaker or the permits of a bulkhead.
 //!
 //! Layers of a call, outermost first:
@@ -11,46 +11,37 @@
 //! fallback( total timeout( retry( circuit breaker( bulkhead( attempt timeout( call ))))))
 //! ```
 
-pub mod actions;
-pub mod admin;
-pub mod breaker;
-pub mod budget;
+pub mod attempt;
 pub mod bulkhead;
-pub mod cache;
+pub mod circuit_breaker;
 pub mod clock;
-pub mod config;
+pub mod control;
 pub mod deadline;
-pub mod degradation;
 pub mod dependency;
+mod dependency_layer;
 pub mod failure;
-pub mod faults;
-pub mod flags;
-pub mod health;
-pub mod layers;
-pub mod memory;
+pub mod fallback;
+pub mod fault_injection;
+pub mod feature_flags;
 pub mod metrics;
-pub mod mount;
 pub mod retry;
 pub mod server;
+mod stack;
 pub mod stripes;
-pub mod token;
+mod sync;
+pub mod timeout;
 pub mod window;
 mod workload;
 
-pub use actions::Actions;
-pub use config::ConfigStore;
+pub use attempt::{Attempt, AttemptError, Repeatable};
+pub use control::actions::Actions;
+pub use control::config::ConfigStore;
+pub use control::health::{Check, CheckOutcome, Checks};
+pub use control::token::Tokens;
 pub use dependency::Dependency;
 pub use failure::{CallError, Failure, FailureKind, Rejection};
-pub use flags::{Attribute, Context, Flags};
-pub use health::{Check, CheckOutcome, Checks};
+pub use feature_flags::Flags;
+pub use flags::{Attribute, Context};
 pub use metrics::Metrics;
-pub use token::Tokens;
+pub use stack::{DependencyLayer, Guarded, GuardedAttempt};
 pub use workload::{Builder, Resilience};
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Locks `mutex`, also after a thread panicked while it held it: no code here panics between two writes that belong
-/// together.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

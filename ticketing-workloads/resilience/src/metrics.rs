@@ -1,8 +1,8 @@
 //! The metrics of ADR-007, and those of the control loop, in OpenMetrics text.
 
-use crate::bulkhead::Slots;
-use crate::dependency::Figures;
-use crate::{Dependency, lock};
+use crate::bulkhead::Bulkheads;
+use crate::circuit_breaker::Totals;
+use crate::sync::lock;
 use contract::{ActionOutcome, CircuitState, PushOutcome};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -111,17 +111,17 @@ impl Metrics {
                 metrics.circuit_state.clone(),
             );
             registry.register("retry_attempts", "Retries, by the attempt that failed", metrics.retries.clone());
-            let help = "Calls that fell back, by who answered";
+            let help = "Calls that fell back, by the fallback that answered";
             registry.register("fallback_answers", help, metrics.fallback_answers.clone());
             registry.register("degraded_mode_active", "Services in degraded mode", metrics.degraded.clone());
             registry.register(
                 "health_check_failures",
-                "Runs of health checks that found something wrong",
+                "Runs of health checks that were not healthy",
                 metrics.check_failures.clone(),
             );
             registry.register(
                 "resilience_config_received",
-                "Configurations received, by what became of them",
+                "Configurations received, by outcome",
                 metrics.config_received.clone(),
             );
             registry.register(
@@ -129,7 +129,7 @@ impl Metrics {
                 "Revision that is live; 0: built-in defaults",
                 metrics.config_revision.clone(),
             );
-            registry.register("resilience_actions", "Recovery actions asked for, by outcome", metrics.actions.clone());
+            registry.register("resilience_actions", "Recovery actions requested, by outcome", metrics.actions.clone());
         });
         metrics.degraded(false);
         metrics
@@ -144,7 +144,7 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut text = String::new();
         if encode(&mut text, &lock(&self.registry)).is_err() {
-            tracing::error!("metrics could not be written");
+            tracing::error!("failed to encode metrics");
         }
         text
     }
@@ -157,13 +157,13 @@ impl Metrics {
         self.circuit_reset.get_or_create(&service(dependency)).inc();
     }
 
-    /// Tells of what the dependency counts itself.
-    pub(crate) fn watch(&self, dependency: &'static Dependency) {
+    /// Includes what the dependency counts itself.
+    pub(crate) fn watch(&self, dependency: &'static dyn CallFigures) {
         lock(&self.watched.dependencies).push(dependency);
     }
 
-    /// Tells of these bulkheads.
-    pub(crate) fn watch_bulkheads(&self, bulkheads: &'static Slots) {
+    /// Includes these bulkheads.
+    pub(crate) fn watch_bulkheads(&self, bulkheads: &'static Bulkheads) {
         lock(&self.watched.bulkheads).push(bulkheads);
     }
 
@@ -227,11 +227,30 @@ impl Metrics {
     }
 }
 
+/// Figures of one dependency since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    /// How its calls ended, as its circuit breaker counts them.
+    pub calls: Totals,
+    /// Attempts that timed out.
+    pub timeouts: u64,
+    /// Retries that its budget did not allow.
+    pub retries_refused: u64,
+}
+
+/// A dependency that counts its calls itself, so that no call waits for another to be counted.
+pub(crate) trait CallFigures: Send + Sync {
+    /// Its name, as label.
+    fn name(&self) -> &str;
+    /// What it has counted so far.
+    fn figures(&self) -> Figures;
+}
+
 /// What counts for itself, where no call has to wait for another, and is asked when somebody wants to know.
 #[derive(Default)]
 struct Watched {
-    dependencies: Mutex<Vec<&'static Dependency>>,
-    bulkheads: Mutex<Vec<&'static Slots>>,
+    dependencies: Mutex<Vec<&'static dyn CallFigures>>,
+    bulkheads: Mutex<Vec<&'static Bulkheads>>,
 }
 
 struct Collected(Arc<Watched>);
@@ -244,7 +263,7 @@ impl fmt::Debug for Collected {
 
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let figures = |dependency: &&'static Dependency| (dependency.name(), dependency.figures());
+        let figures = |dependency: &&'static dyn CallFigures| (dependency.name(), dependency.figures());
         let dependencies: Vec<(&str, Figures)> = lock(&self.0.dependencies).iter().map(figures).collect();
         let calls = dependencies.iter().flat_map(|(name, figures)| {
             let results = [
@@ -255,23 +274,28 @@ impl Collector for Collected {
             ];
             results.map(|(result, count)| ([("service", *name), ("result", result)], count))
         });
-        let help = "Attempts that came to the circuit breaker, by how they ended";
+        let help = "Attempts that reached the circuit breaker, by result";
         counters(&mut encoder, "circuit_breaker_calls", help, calls)?;
         let timeouts = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.timeouts));
-        counters(&mut encoder, "attempt_timeouts", "Attempts that had no answer in time", timeouts)?;
+        counters(&mut encoder, "attempt_timeouts", "Attempts that timed out", timeouts)?;
         let refused = dependencies.iter().map(|(name, figures)| ([("service", *name)], figures.retries_refused));
-        counters(&mut encoder, "retry_budget_exhausted", "Retries that the budget did not allow", refused)?;
+        counters(&mut encoder, "retry_budget_exhausted", "Retries that the budget refused", refused)?;
 
-        let bulkheads: Vec<_> = lock(&self.0.bulkheads).iter().flat_map(|slots| slots.usage()).collect();
+        let bulkheads: Vec<_> = lock(&self.0.bulkheads).iter().flat_map(|bulkheads| bulkheads.usage()).collect();
         let rejected = bulkheads.iter().flat_map(|(name, usage)| {
-            let reasons = [("full", usage.full), ("waited_in_vain", usage.waited_in_vain)];
+            let reasons = [("full", usage.full), ("timeout", usage.timed_out)];
             reasons.map(|(reason, count)| ([("bulkhead", name.as_str()), ("reason", reason)], count))
         });
-        counters(&mut encoder, "bulkhead_rejected", "Calls that found no place in a bulkhead, by why", rejected)?;
+        counters(
+            &mut encoder,
+            "bulkhead_rejected",
+            "Calls that a bulkhead refused, by reason: its queue was full, or the wait in it timed out",
+            rejected,
+        )?;
         let in_use = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.in_use));
         gauges(&mut encoder, "bulkhead_in_use", "Calls in a bulkhead", in_use)?;
         let queued = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.queued));
-        gauges(&mut encoder, "bulkhead_queued", "Calls that wait for a place in a bulkhead", queued)
+        gauges(&mut encoder, "bulkhead_queued", "Calls that wait for a slot in a bulkhead", queued)
     }
 }
 

@@ -25,16 +25,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Bounds of a server.
+/// Bounds that keep clients from exhausting a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
     /// Time to send the head of a request; also the longest pause between two requests of a connection.
     pub head_timeout: Duration,
-    /// Headers of a request.
+    /// Most headers of a request.
     pub headers: usize,
-    /// Bytes of a request's head.
+    /// Most bytes of a request's head.
     pub head_bytes: usize,
 }
 
@@ -79,7 +79,7 @@ pub async fn serve(
     tracker.close();
     let drained = tokio::time::timeout(drain, tracker.wait()).await.is_ok();
     if !drained {
-        tracing::warn!(connections = tracker.len(), "requests did not end in time and are cut off");
+        tracing::warn!(connections = tracker.len(), "requests did not finish in time; closing their connections");
         abort.cancel();
         tracker.wait().await;
     }

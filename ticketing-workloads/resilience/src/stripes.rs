@@ -1,7 +1,7 @@
 //! Counters that many threads may add to at once without waiting for each other.
 //!
 //! One shared word costs every thread a cache miss per call. So each counter is there several times, each thread adds
-//! to its own copy, and whoever reads adds them up.
+//! to its own copy, and a reader adds them up.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -1,8 +1,10 @@
 //! The workload: what it calls, what it runs by, how busy it is.
 
-use crate::bulkhead::Slots;
-use crate::degradation::{Degradation, Load};
-use crate::{Dependency, Flags, Metrics};
+use crate::bulkhead::Bulkheads;
+use crate::control::degradation::{Degradation, Load};
+use crate::dependency::Dependency;
+use crate::feature_flags::Flags;
+use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use contract::{HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ const LOAD_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Resilience {
     id: WorkloadId,
     dependencies: BTreeMap<String, &'static Dependency>,
-    bulkheads: &'static Slots,
+    bulkheads: &'static Bulkheads,
     defaults: PolicySettings,
     policy: ArcSwap<PolicySettings>,
     flags: Flags,
@@ -27,12 +29,12 @@ pub struct Resilience {
     changes: watch::Sender<u64>,
 }
 
-/// Declares a workload.
+/// Declares what a workload calls and its built-in settings.
 pub struct Builder {
     id: WorkloadId,
     metrics: Arc<Metrics>,
     dependencies: BTreeMap<String, &'static Dependency>,
-    bulkheads: &'static Slots,
+    bulkheads: &'static Bulkheads,
     defaults: PolicySettings,
 }
 
@@ -73,15 +75,15 @@ impl Builder {
 }
 
 impl Resilience {
-    /// Starts a declaration.
+    /// Starts to declare the workload `id`.
     pub fn builder(id: WorkloadId) -> Builder {
         let metrics = Arc::new(Metrics::new(&id.name));
-        let bulkheads = Slots::new();
+        let bulkheads = Bulkheads::new();
         metrics.watch_bulkheads(bulkheads);
         Builder { id, metrics, dependencies: BTreeMap::new(), bulkheads, defaults: PolicySettings::default() }
     }
 
-    /// Which workload this is.
+    /// The workload that this process belongs to.
     pub fn id(&self) -> &WorkloadId {
         &self.id
     }
@@ -111,12 +113,12 @@ impl Resilience {
         self.degradation.is_active()
     }
 
-    /// Its metrics.
+    /// The metrics that the workload serves.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// The policy in force.
+    /// The settings of the policy in force; empty while there is none.
     pub fn policy(&self) -> Arc<PolicySettings> {
         self.policy.load_full()
     }
@@ -151,16 +153,16 @@ impl Resilience {
         for (name, dependency) in &self.dependencies {
             let default = self.defaults.dependencies.get(name);
             let mut settings = policy.dependencies.get(name).or(default).cloned().unwrap_or_default();
-            // Who says nothing of a compartment does not want its callers to starve each other.
+            // A policy that says nothing about bulkheads does not ask for callers to starve each other.
             settings.bulkhead = settings.bulkhead.or_else(|| default?.bulkhead.clone());
             let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
                 let found = bulkheads.get(name).copied();
                 if found.is_none() {
-                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "the policy names no such bulkhead; calls pass without one");
+                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "unknown bulkhead; calls pass without one");
                 }
                 found
             });
-            dependency.configure(settings, bulkhead.unwrap_or(Slots::NONE));
+            dependency.configure(settings, bulkhead.unwrap_or(Bulkheads::NONE));
         }
     }
 
@@ -185,7 +187,7 @@ impl Resilience {
         loop {
             ticks.tick().await;
             self.observe_load();
-            self.dependencies().for_each(Dependency::look);
+            self.dependencies().for_each(Dependency::update_budget);
         }
     }
 }

@@ -8,7 +8,7 @@ use contract::{
     RuntimeConfig, Section, WorkloadId,
 };
 use reqwest::{Client, Method, Response, StatusCode};
-use resilience::admin::Admin;
+use resilience::control::admin::Admin;
 use resilience::server::{Limits, serve};
 use resilience::{Actions, Check, CheckOutcome, Checks, ConfigStore, Resilience, Tokens, clock};
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ struct Pod {
 
 impl Pod {
     async fn start() -> Self {
-        Self::start_with(Limits { head_timeout: Duration::from_secs(30), ..resilience::admin::LIMITS }).await
+        Self::start_with(Limits { head_timeout: Duration::from_secs(30), ..resilience::control::admin::LIMITS }).await
     }
 
     async fn start_with(limits: Limits) -> Self {
@@ -163,24 +163,25 @@ async fn takes_configurations_and_lists_them() {
 }
 
 #[tokio::test]
-async fn a_huge_body_is_refused_and_a_strangers_is_not_even_read() {
+async fn a_huge_body_is_refused_and_one_without_a_token_is_not_even_read() {
     let pod = Pod::with_token().await;
     let answer = pod.call(Method::PUT, CONFIG_PATH, Some(TOKEN), vec![b' '; MAX_CONFIG_BYTES + 1]).await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), vec![b' '; 5_000]).await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    let mut stranger = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
+    let mut unauthorised = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
     let head = format!("PUT {CONFIG_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n");
-    stranger.write_all(head.as_bytes()).await.unwrap();
+    unauthorised.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
-    stranger.read_exact(&mut answer).await.unwrap();
+    unauthorised.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 401");
 }
 
 #[tokio::test]
 async fn a_client_that_dawdles_over_its_head_is_cut_off() {
-    let pod = Pod::start_with(Limits { head_timeout: Duration::from_millis(50), ..resilience::admin::LIMITS }).await;
+    let pod =
+        Pod::start_with(Limits { head_timeout: Duration::from_millis(50), ..resilience::control::admin::LIMITS }).await;
     let mut slow = TcpStream::connect(pod.base.trim_start_matches("http://")).await.unwrap();
     slow.write_all(b"GET /health HTTP/1.1\r\nhost:").await.unwrap();
     let mut rest = Vec::new();

@@ -160,7 +160,7 @@ async fn circuits(#[case] service: &str, #[case] name: &str, #[case] failures: u
 #[case::background("notification", "smtp", 5, 100, 30)]
 #[case::catalog("gateway", "catalog", 100, 200, 1)]
 #[tokio::test(start_paused = true)]
-async fn compartments(
+async fn bulkheads(
     #[case] service: &str,
     #[case] name: &str,
     #[case] at_once: usize,

@@ -3,8 +3,8 @@
 use crate::http_client::{self, HttpCall};
 use axum::http::StatusCode;
 use contract::CheckStatus;
-use resilience::layers::Attempt;
-use resilience::memory::MemoryProbe;
+use resilience::Attempt;
+use resilience::control::memory::MemoryProbe;
 use resilience::{Check, CheckOutcome};
 use serde_json::json;
 use std::sync::Arc;
@@ -27,9 +27,7 @@ pub fn service(name: &str, base: &str) -> Check {
         let service = service.clone();
         async move {
             match service.oneshot(Attempt::first(HttpCall::get("/readyz"), None)).await {
-                Ok(answer) if answer.status == StatusCode::OK => {
-                    CheckOutcome::new(CheckStatus::Healthy, "it says that it is ready")
-                }
+                Ok(answer) if answer.status == StatusCode::OK => CheckOutcome::new(CheckStatus::Healthy, "ready"),
                 Ok(answer) => CheckOutcome::new(CheckStatus::Unhealthy, format!("status {}", answer.status))
                     .with("status", json!(answer.status.as_u16())),
                 Err(error) => CheckOutcome::new(CheckStatus::Unhealthy, error.to_string()),

@@ -11,10 +11,10 @@ use axum::{Json, middleware};
 use contract::WorkloadId;
 use contract::admin::HEALTH_PATH;
 use futures::future::BoxFuture;
-use resilience::admin::{self, Admin};
-use resilience::mount::ConfigMount;
+use resilience::control::admin::{self, Admin};
+use resilience::control::mount::ConfigMount;
+use resilience::control::token::TokenMount;
 use resilience::server::{Limits, serve};
-use resilience::token::TokenMount;
 use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, Tokens, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -89,26 +89,17 @@ impl PodSettings {
 pub enum StartError {
     /// A port cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A setting is wrong.
+    Listen { address: SocketAddr, source: std::io::Error },
     #[error("{0}")]
     Setting(String),
 }
 
 /// What a service is made of.
 pub struct Parts {
-    /// Its patterns.
     pub resilience: Arc<Resilience>,
-    /// Its health checks.
     pub checks: Vec<Check>,
     /// What the operator may ask it to do for itself.
     pub actions: Actions,
-    /// Its interface.
     pub api: Router,
     /// What it does beside its requests, until it stops.
     pub tasks: Vec<BoxFuture<'static, ()>>,
@@ -183,7 +174,9 @@ impl Service {
 
         stop.await;
         ready.store(false, Ordering::Release);
-        tracing::info!("stopping: no longer ready, then no new connections, then the end of what is under way");
+        tracing::info!(
+            "stopping: not ready any more; new connections are refused after the shutdown delay, requests in flight finish"
+        );
         tokio::time::sleep(Duration::from_secs(pod.shutdown_delay_seconds)).await;
         stop_public.cancel();
         let drained = public.await.unwrap_or(false);
@@ -277,7 +270,7 @@ async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
-/// Counts the requests under way. Nobody is turned away for their number: connections and compartments are bounded.
+/// Counts the requests in flight. None is refused for their number: connections and bulkheads are bounded.
 async fn measure_load(
     State((resilience, capacity)): State<(Arc<Resilience>, u32)>,
     request: axum::extract::Request,
@@ -292,14 +285,14 @@ async fn bound_request(request: axum::extract::Request, next: middleware::Next) 
     let longest = Instant::now() + REQUEST_TIMEOUT;
     let until = deadline::of_request(request.headers()).map_or(longest, |given| given.min(longest));
     if until <= Instant::now() {
-        let message = "nobody waits for the answer any more";
+        let message = "the deadline of the request has passed";
         let mut response = problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", message);
         response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
         return response;
     }
     match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
         Ok(response) => response,
-        Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request took too long and was given up"),
+        Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request timed out"),
     }
 }
 
@@ -316,7 +309,7 @@ pub fn until_terminated() -> impl Future<Output = ()> {
                 }
             }
             (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "signals cannot be received; only SIGKILL ends this process");
+                tracing::error!(%error, "failed to install signal handlers; only SIGKILL ends this process");
                 std::future::pending::<()>().await;
             }
         }

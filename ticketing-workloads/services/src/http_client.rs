@@ -6,13 +6,13 @@ use axum::response::{IntoResponse, Response};
 use contract::RetrySettings;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use resilience::layers::{Attempt, Guarded, Repeatable};
+use resilience::{Attempt, Guarded, Repeatable};
 use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::{Layer, Service, ServiceExt};
 
-/// In an answer: its sender has made its own retries, so nobody above it should make more.
+/// In an answer: its sender has retried already, so its callers should not retry on top.
 pub const RETRIED: HeaderName = HeaderName::from_static("x-retried");
 /// In an answer: nothing has failed, its sender only does not want the request now.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-refused");
@@ -29,13 +29,10 @@ const IDLE_CONNECTIONS: usize = 32;
 /// A request to another service.
 #[derive(Clone, Debug)]
 pub struct HttpCall {
-    /// The method.
     pub method: Method,
     /// Path and query, from `/`.
     pub path: String,
-    /// Headers.
     pub headers: HeaderMap,
-    /// Body.
     pub body: Bytes,
 }
 
@@ -61,11 +58,8 @@ impl Repeatable for HttpCall {
 /// An answer, whole.
 #[derive(Clone, Debug)]
 pub struct HttpAnswer {
-    /// The status.
     pub status: StatusCode,
-    /// Headers.
     pub headers: HeaderMap,
-    /// Body.
     pub body: Bytes,
 }
 
@@ -115,7 +109,7 @@ impl Failure for HttpError {
     }
 }
 
-/// What an answer of a stranger says, who knows nothing of our headers.
+/// The kind of an answer from a service that does not send our headers.
 pub fn kind_of(status: StatusCode) -> FailureKind {
     match status {
         StatusCode::TOO_MANY_REQUESTS => FailureKind::RateLimited,
@@ -198,7 +192,6 @@ pub fn bare(base: &str) -> Bare {
     Bare { client, base: base.trim_end_matches('/').to_owned() }
 }
 
-/// Makes one call.
 pub async fn ask(service: &HttpService, call: HttpCall) -> Result<HttpAnswer, CallError<HttpError>> {
     service.clone().oneshot(call).await
 }
@@ -212,7 +205,7 @@ const PASSED_ON: [HeaderName; 5] = [
     HeaderName::from_static("idempotent-replayed"),
 ];
 
-/// An answer as it is told to whoever asked first.
+/// An answer as the gateway's caller gets it.
 pub fn pass_on(answer: HttpAnswer) -> Response {
     let mut response = (answer.status, answer.body).into_response();
     response.headers_mut().remove(header::CONTENT_TYPE);

@@ -1,5 +1,10 @@
 //! The ticketing services. Each is a module here and a subcommand of the binary `ticketing`.
 
+#![allow(
+    missing_docs,
+    reason = "only our own binary and tests use this library; names speak where a comment would repeat them"
+)]
+
 pub mod answers;
 pub mod booking;
 pub mod catalog;

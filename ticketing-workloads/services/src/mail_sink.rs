@@ -73,7 +73,6 @@ pub struct Behaviour {
     pub greylist: Option<String>,
 }
 
-/// A mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mail {
@@ -81,9 +80,7 @@ pub struct Mail {
     pub to: Vec<String>,
     /// Its Message-ID.
     pub message_id: String,
-    /// Its subject.
     pub subject: String,
-    /// All of it.
     pub text: String,
 }
 
@@ -159,7 +156,7 @@ async fn mails(State(kept): State<Kept>) -> Json<Value> {
 async fn behave(State(kept): State<Kept>, body: Bytes) -> Response {
     match serde_json::from_slice::<Behaviour>(&body) {
         Ok(behaviour) => {
-            tracing::info!(?behaviour, "behaves differently");
+            tracing::info!(?behaviour, "behavior changed");
             lock(&kept).behaviour = behaviour.clone();
             Json(behaviour).into_response()
         }
@@ -253,7 +250,7 @@ fn keep(kept: &Kept, to: Vec<String>, text: String) {
     };
     let (message_id, subject) = (header("Message-ID:"), header("Subject:"));
     let mail = Mail { to, message_id, subject, text };
-    tracing::info!(to = ?mail.to, message_id = %mail.message_id, subject = %mail.subject, "took a mail");
+    tracing::info!(to = ?mail.to, message_id = %mail.message_id, subject = %mail.subject, "mail received");
     let mut kept = lock(kept);
     kept.bytes += mail.text.len();
     kept.mails.push_back(mail);

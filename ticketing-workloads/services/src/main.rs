@@ -69,7 +69,7 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "cannot run");
+            tracing::error!(%error, "failed to run");
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,7 @@
 //! The gates that an action has to pass, in the order in which a person would want to hear of them.
 
 use super::{
-    ladder::{BLIND, millis},
+    ladder::{OBSERVATION_GRACE, millis},
     model::{CheckState, History, Observed, Outcome, PodFacts, Settings, Step, Withheld},
 };
 use jiff::Timestamp;
@@ -17,9 +17,9 @@ pub enum Gate {
     DependencyIsTheCause,
     /// The last ladder for this subject ended a moment ago.
     Cooldown,
-    /// All pods look broken: then whoever looks is the likelier culprit.
+    /// All pods look broken: then the observer is the likelier cause.
     AllPodsUnhealthy,
-    /// More pods are unwell than may be for one of them to be restarted.
+    /// More pods are unhealthy than may be for one of them to be restarted.
     TooManyUnhealthy,
     /// The policy's actions are used up.
     BudgetExhausted,
@@ -50,7 +50,7 @@ impl Gate {
 pub(super) struct Proposal<'a> {
     pub(super) check: &'a CheckState,
     pub(super) step: &'a Step,
-    /// It follows a rung that did not help: the same ladder goes on.
+    /// It follows a step that did not help: the same ladder goes on.
     pub(super) escalates: bool,
 }
 
@@ -59,7 +59,7 @@ type Closed = Option<(String, Option<Timestamp>)>;
 
 /// The first gate that is closed for an action, a new one or one that is asked for again (it is part of a ladder that goes
 /// on, and the caller takes it out of the history first). Dry-run is not among them: it comes after all of them, where the
-/// action is recorded and not carried out.
+/// action is recorded and not executed.
 pub(super) fn first_closed(
     settings: &Settings,
     observed: &Observed,
@@ -86,7 +86,7 @@ fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) ->
     })
 }
 
-/// The gates that hold whenever an action is about to be carried out.
+/// The gates that hold whenever an action is about to be executed.
 fn always(
     settings: &Settings,
     observed: &Observed,
@@ -95,50 +95,50 @@ fn always(
     now: Timestamp,
 ) -> [(Gate, Closed); 6] {
     let disrupts = proposal.step.action.disrupts();
-    let unwell = disrupts.then(|| Unwell::count(observed, history, proposal, now));
+    let unhealthy = disrupts.then(|| Unhealthy::count(observed, history, proposal, now));
     [
         (Gate::Suspended, suspended(settings)),
         (Gate::RolloutInProgress, rollout(observed, proposal)),
         (Gate::DependencyIsTheCause, dependency(observed, proposal)),
         (Gate::ActionNotSupported, supported(observed, proposal)),
-        (Gate::AllPodsUnhealthy, unwell.as_ref().and_then(Unwell::all)),
-        (Gate::TooManyUnhealthy, unwell.as_ref().and_then(|unwell| unwell.too_many(settings))),
+        (Gate::AllPodsUnhealthy, unhealthy.as_ref().and_then(Unhealthy::all)),
+        (Gate::TooManyUnhealthy, unhealthy.as_ref().and_then(|unhealthy| unhealthy.too_many(settings))),
     ]
 }
 
 /// How the pods of a workload are, before one of them is taken away.
-struct Unwell {
+struct Unhealthy {
     pods: usize,
     /// A check of theirs fails, the kubelet does not call them ready, or they were not heard yet.
     broken: usize,
-    /// Those, and the ones that are being healed.
-    broken_or_healed: usize,
+    /// Those, and the ones that are recovering.
+    broken_or_recovering: usize,
 }
 
-impl Unwell {
+impl Unhealthy {
     fn count(observed: &Observed, history: &History, proposal: &Proposal<'_>, now: Timestamp) -> Self {
         let target = &proposal.check.subject.target;
         let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
         let concerns = |subject: &super::Subject, uid: &str| subject.pod.as_ref().is_some_and(|pod| pod.uid == uid);
         // Whoever has just begun to look has not heard all of them; for a while, silence may be sickness.
-        let blind = now < observed.watching_since + BLIND;
+        let blind = now < observed.watching_since + OBSERVATION_GRACE;
         let broken = |uid: &str, facts: &PodFacts| {
             !facts.ready
                 || (blind && !facts.reported)
                 || observed.checks.iter().any(|check| !check.healthy && concerns(&check.subject, uid))
         };
-        let healed = |uid: &str| history.in_flight.iter().any(|record| concerns(&record.subject, uid));
+        let recovering = |uid: &str| history.in_flight.iter().any(|record| concerns(&record.subject, uid));
         Self {
             pods: pods.len(),
             broken: pods.iter().filter(|(uid, facts)| broken(uid, facts)).count(),
-            broken_or_healed: pods.iter().filter(|(uid, facts)| broken(uid, facts) || healed(uid)).count(),
+            broken_or_recovering: pods.iter().filter(|(uid, facts)| broken(uid, facts) || recovering(uid)).count(),
         }
     }
 
     fn all(&self) -> Closed {
         (self.pods >= 3 && self.broken == self.pods).then(|| {
             let message = format!(
-                "all {} pods look broken or were not heard yet, so whoever looks is the likelier culprit; no pod is restarted for it",
+                "all {} pods look broken or were not heard yet, so the observer is the likelier cause; no pod is restarted for it",
                 self.pods
             );
             (message, None)
@@ -147,10 +147,10 @@ impl Unwell {
 
     fn too_many(&self, settings: &Settings) -> Closed {
         let allowed = settings.limits.max_unhealthy.of(self.pods);
-        (self.broken_or_healed > allowed).then(|| {
+        (self.broken_or_recovering > allowed).then(|| {
             let message = format!(
-                "{} of {} pods are unhealthy, being healed or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
-                self.broken_or_healed, self.pods
+                "{} of {} pods are unhealthy, recovering or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
+                self.broken_or_recovering, self.pods
             );
             (message, None)
         })
@@ -222,7 +222,7 @@ fn spent(settings: &Settings, history: &History, now: Timestamp) -> Vec<Timestam
     let interval = millis(settings.limits.budget_interval_ms);
     let mut ends: Vec<_> = history
         .of_kind(settings.dry_run)
-        .map(|record| record.acted_at.unwrap_or(record.started_at) + interval)
+        .map(|record| record.executed_at.unwrap_or(record.started_at) + interval)
         .filter(|end| now < *end)
         .collect();
     ends.sort_unstable();

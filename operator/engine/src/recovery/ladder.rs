@@ -1,24 +1,24 @@
-//! The ladder: which rung comes next, and what came of the last one.
+//! The ladder: which step comes next, and what came of the last one.
 
 use super::model::{Action, CheckState, History, JobState, Observed, Outcome, Record, Settings, Step, Subject};
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
 
-/// The rung that comes next.
+/// The step that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// This one.
     Step {
         /// Its place, from 0.
         index: usize,
-        /// It follows a rung that did not help.
+        /// It follows a step that did not help.
         escalates: bool,
     },
     /// None is left.
     Exhausted,
 }
 
-/// The rung after the last one that was tried since the check began to fail. A pod that took the place of one whose
+/// The step after the last one that was tried since the check began to fail. A pod that took the place of one whose
 /// restart did not help goes on where that one was: another restart would help no more.
 pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, history: &History, dry_run: bool) -> Next {
     let inherited = |record: &Record| {
@@ -48,15 +48,15 @@ pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &Observed)
 /// Whether a pod that was created at that time may have taken the place of the one that `record` restarted.
 pub(super) fn replaces(record: &Record, subject: &Subject, created_at: Option<Timestamp>) -> bool {
     // An eviction may land though nobody heard so.
-    let asked_at = record.acted_at.unwrap_or(record.started_at);
+    let asked_at = record.executed_at.unwrap_or(record.started_at);
     record.step.action == Action::RestartPod
         && !record.dry_run
         && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
         && record.subject.pod != subject.pod
-        && created_at.is_some_and(|created| created >= asked_at - CLOCKS_APART)
+        && created_at.is_some_and(|created| created >= asked_at - MAX_CLOCK_SKEW)
 }
 
-/// Takes note of what shows that an action was carried out, though nobody could write it down.
+/// Takes note of what shows that an action was executed, though nobody could write it down.
 pub(super) fn catch_up(record: &mut Record, observed: &Observed) {
     if !matches!(record.outcome, Outcome::Pending | Outcome::Waiting) || record.dry_run {
         return;
@@ -72,7 +72,7 @@ pub(super) fn catch_up(record: &mut Record, observed: &Observed) {
     };
     if let Some((at, message)) = evidence {
         record.outcome = Outcome::Verifying;
-        record.acted_at = Some(at.max(record.started_at));
+        record.executed_at = Some(at.max(record.started_at));
         record.message = Some(message.to_owned());
     }
 }
@@ -95,80 +95,81 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
             None if !observed.wanted.contains_key(&record.subject.target) => {
                 return Verdict::Over(Outcome::Cancelled, "the workload is gone".to_owned());
             }
-            Some(facts) if record.acted_at.is_none() && other_process(record, facts.instance.as_ref()) => {
-                let why = "its process was started again before this was known to be carried out";
+            Some(facts) if record.executed_at.is_none() && other_process(record, facts.instance.as_ref()) => {
+                let why = "its process was started again before this was known to be executed";
                 return Verdict::Over(Outcome::Cancelled, why.to_owned());
             }
             _ => {}
         }
     }
     let Some(steps) = settings.ladders.get(&record.subject.check) else {
-        return Verdict::Over(Outcome::Cancelled, "the policy no longer heals this check".to_owned());
+        return Verdict::Over(Outcome::Cancelled, "the policy no longer recovers this check".to_owned());
     };
     let is_wanted = steps.get(record.index).is_some_and(|step| step.action == record.step.action);
-    if record.acted_at.is_none() && !is_wanted {
+    if record.executed_at.is_none() && !is_wanted {
         return Verdict::Over(Outcome::Cancelled, "the policy no longer has this step".to_owned());
     }
     let state = observed.checks.iter().find(|check| check.subject == record.subject);
     if record.outcome == Outcome::Waiting {
         return match state {
             Some(check) if check.healthy => {
-                Verdict::Over(Outcome::Cancelled, "healthy again before it could be carried out".to_owned())
+                Verdict::Over(Outcome::Cancelled, "healthy again before it could be executed".to_owned())
             }
             _ => Verdict::Wait(Some(now + WAITING_RETRY)),
         };
     }
-    let Some(acted_at) = record.acted_at else {
+    let Some(executed_at) = record.executed_at else {
         if let Some(check) = state.filter(|check| check.healthy)
             && !record.step.action.done_by_pod()
         {
             let took = seconds_between(record.failed_at, check.since.max(record.failed_at));
-            let why = format!("healthy again after {took} s, before this was known to be carried out");
+            let why = format!("healthy again after {took} s, before this was known to be executed");
             return Verdict::Over(Outcome::Cancelled, why);
         }
         // A new leader tries for a while, too, however long nobody could.
-        let deadline = (record.started_at + millis(record.step.timeout_ms)).max(observed.watching_since + BLIND);
+        let deadline =
+            (record.started_at + millis(record.step.timeout_ms)).max(observed.watching_since + OBSERVATION_GRACE);
         if now >= deadline {
             let why = record.message.as_deref().unwrap_or("no answer");
-            return Verdict::Over(Outcome::Failed, format!("it could not be carried out in time: {why}"));
+            return Verdict::Over(Outcome::Failed, format!("it could not be executed in time: {why}"));
         }
         return Verdict::Wait(Some(deadline));
     };
-    let deadline = acted_at + millis(record.step.timeout_ms);
+    let deadline = executed_at + millis(record.step.timeout_ms);
     let progress = match record.step.action {
-        _ if record.dry_run => judged(state),
-        Action::RestartPod => restarted(record, acted_at, observed, now),
+        _ if record.dry_run => evaluated(state),
+        Action::RestartPod => restarted(record, executed_at, observed, now),
         Action::RunCleanupJob => cleaned_up(record, state, observed),
-        _ => judged(state),
+        _ => evaluated(state),
     };
     match progress {
         Progress::Healthy(since) => {
-            let proven_at = since.max(acted_at) + millis(settings.healthy_delay_ms);
+            let proven_at = since.max(executed_at) + millis(settings.healthy_delay_ms);
             if now < proven_at {
                 return Verdict::Wait(Some(proven_at));
             }
-            let took = seconds_between(record.failed_at, since.max(record.failed_at));
+            let took = seconds_between(executed_at, since.max(executed_at));
             let stood = seconds(settings.healthy_delay_ms);
-            let message = format!("healthy again {took} s after it failed, and for {stood} s since");
+            let message = format!("healthy for {stood} s; recovered {took} s after the action");
             Verdict::Over(Outcome::Succeeded, message)
         }
         Progress::Over(outcome, why) => Verdict::Over(outcome, why),
         Progress::NotYet(..) if now < deadline => Verdict::Wait(Some(deadline)),
         // What was last heard before the deadline may have changed until then.
         Progress::NotYet(seen_at, what) => {
-            let patience = deadline.max(observed.watching_since) + BLIND;
-            if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= patience {
+            let latest = deadline.max(observed.watching_since) + OBSERVATION_GRACE;
+            if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= latest {
                 let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
                 Verdict::Over(Outcome::Failed, message)
             } else {
                 // A report that says nothing new wakes nobody.
-                Verdict::Wait(Some(patience.min(now + LISTEN)))
+                Verdict::Wait(Some(latest.min(now + LISTEN)))
             }
         }
     }
 }
 
-/// How an action that was carried out is getting on.
+/// How an action that was executed is getting on.
 enum Progress {
     /// The check is healthy, since then.
     Healthy(Timestamp),
@@ -182,7 +183,7 @@ fn other_process(record: &Record, now: Option<&String>) -> bool {
     record.instance.as_ref().zip(now).is_some_and(|(meant, now)| meant != now)
 }
 
-fn judged(state: Option<&CheckState>) -> Progress {
+fn evaluated(state: Option<&CheckState>) -> Progress {
     match state {
         Some(check) if check.healthy => Progress::Healthy(check.since),
         Some(check) => Progress::NotYet(Some(check.seen_at), format!("the check still fails: {}", check.message)),
@@ -195,12 +196,12 @@ fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &Observed) 
         Some(JobState::Failed(why)) => Progress::Over(Outcome::Failed, format!("the Job failed: {why}")),
         Some(JobState::Running) => Progress::NotYet(state.map(|check| check.seen_at), "the Job is not over".to_owned()),
         // A Job that somebody deleted tells nothing; the check does.
-        Some(JobState::Complete) | None => judged(state),
+        Some(JobState::Complete) | None => evaluated(state),
     }
 }
 
 /// The pod's successors must be there, ready, and healthy by the same check.
-fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Timestamp) -> Progress {
+fn restarted(record: &Record, executed_at: Timestamp, observed: &Observed, now: Timestamp) -> Progress {
     // What the cluster shows is as of now, once the watches have had the time to show it.
     let seen_at = (now >= observed.watching_since + WATCHES_CATCH_UP).then_some(now);
     let (target, check) = (&record.subject.target, &record.subject.check);
@@ -215,8 +216,11 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Tim
     if ready < wanted {
         return Progress::NotYet(seen_at, format!("{ready} of {wanted} pods are ready"));
     }
-    let successors: Vec<_> =
-        pods.iter().filter(|(_, facts)| facts.created_at >= acted_at - CLOCKS_APART).map(|(uid, _)| *uid).collect();
+    let successors: Vec<_> = pods
+        .iter()
+        .filter(|(_, facts)| facts.created_at >= executed_at - MAX_CLOCK_SKEW)
+        .map(|(uid, _)| *uid)
+        .collect();
     if successors.is_empty() {
         return Progress::NotYet(seen_at, "no pod took its place".to_owned());
     }
@@ -225,9 +229,9 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Tim
             state.subject.check == *check && state.subject.pod.as_ref().is_some_and(|pod| pod.uid == *uid)
         })
     };
-    let mut since = acted_at;
+    let mut since = executed_at;
     for uid in successors {
-        match judged(state_of(uid)) {
+        match evaluated(state_of(uid)) {
             Progress::Healthy(at) => since = since.max(at),
             not => return not,
         }
@@ -236,9 +240,9 @@ fn restarted(record: &Record, acted_at: Timestamp, observed: &Observed, now: Tim
 }
 
 /// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
-const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(30);
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
 /// How long an action may still be judged after its deadline, if nobody has looked since.
-pub(super) const BLIND: SignedDuration = SignedDuration::from_secs(30);
+pub(super) const OBSERVATION_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long until it is seen whether a report has come.
 const LISTEN: SignedDuration = SignedDuration::from_secs(1);
 /// How long after its start an operator may see the cluster as it was.
@@ -248,11 +252,11 @@ pub(super) const WAITING_RETRY: SignedDuration = SignedDuration::from_secs(5);
 
 /// When an action in flight has to be looked at again at the latest.
 pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
-    let from = record.acted_at.unwrap_or(record.started_at);
+    let from = record.executed_at.unwrap_or(record.started_at);
     from + millis(record.step.timeout_ms.max(settings.healthy_delay_ms))
 }
 
-/// Id of an intent: the same failure at the same rung gives the same id, whoever decides it.
+/// Id of an intent: the same failure at the same step gives the same id, whoever decides it.
 pub(super) fn intent_id(
     policy_uid: &str,
     subject: &Subject,

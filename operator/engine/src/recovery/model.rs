@@ -18,7 +18,7 @@ pub struct Settings {
     pub healthy_delay_ms: u64,
     /// The policy is suspended: nothing is begun.
     pub suspended: bool,
-    /// Nothing is carried out; decisions are recorded as if it were.
+    /// Nothing is executed; decisions are recorded as if it were.
     pub dry_run: bool,
 }
 
@@ -33,7 +33,7 @@ pub struct Limits {
     pub budget_actions: usize,
     /// See `budget_actions`; in milliseconds.
     pub budget_interval_ms: u64,
-    /// Most pods of a workload that may be unwell for one of them to be restarted.
+    /// Most pods of a workload that may be unhealthy for one of them to be restarted.
     pub max_unhealthy: MaxUnhealthy,
 }
 
@@ -63,7 +63,7 @@ impl MaxUnhealthy {
     }
 }
 
-/// One rung of a ladder.
+/// One step of a ladder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
     /// What is done.
@@ -108,7 +108,7 @@ impl Action {
     }
 }
 
-/// What is being healed.
+/// What is recovering.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject {
     /// Name of the workload.
@@ -140,7 +140,7 @@ impl Subject {
 pub struct CheckState {
     /// Whose check.
     pub subject: Subject,
-    /// Its judgement, after thresholds.
+    /// Its evaluation, after thresholds.
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
@@ -167,7 +167,7 @@ pub struct Observed {
     pub open_on_quorum: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
-    /// Actions that this operator can carry out.
+    /// Actions that this operator can execute.
     pub supported: BTreeSet<Action>,
     /// Since when this operator looks. Of the time before, it knows only what was written down: that a deadline passed
     /// meanwhile says nothing of what came of the action.
@@ -194,11 +194,11 @@ pub struct PodFacts {
 pub struct Job {
     /// When it was created, in whole seconds.
     pub created_at: Timestamp,
-    /// What became of it.
+    /// The outcome of it.
     pub state: JobState,
 }
 
-/// What became of a Job.
+/// The outcome of a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobState {
     /// It is not over.
@@ -214,27 +214,27 @@ pub enum JobState {
 pub struct Record {
     /// Id of the intent; equal intents have equal ids.
     pub id: String,
-    /// What is healed.
+    /// What is recovering.
     pub subject: Subject,
     /// For an action that a pod does itself: the process that is meant. Another one in that pod must not do it.
     pub instance: Option<String>,
-    /// The rung.
+    /// The step.
     pub step: Step,
     /// Its place in the ladder, from 0.
     pub index: usize,
-    /// Rungs of the ladder.
+    /// Steps of the ladder.
     pub steps: usize,
     /// When the check began to fail.
     pub failed_at: Timestamp,
     /// When the intent was decided.
     pub started_at: Timestamp,
-    /// When it was carried out.
-    pub acted_at: Option<Timestamp>,
+    /// When it was executed.
+    pub executed_at: Option<Timestamp>,
     /// When its outcome was known.
     pub finished_at: Option<Timestamp>,
     /// What came of it.
     pub outcome: Outcome,
-    /// Nothing was carried out.
+    /// Nothing was executed.
     pub dry_run: bool,
     /// Detail in words.
     pub message: Option<String>,
@@ -243,7 +243,7 @@ pub struct Record {
 /// What came of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Intended; whether it was carried out is not known.
+    /// Intended; whether it was executed is not known.
     Pending,
     /// Refused for now by what protects the workload, a disruption budget for one; it is asked for again.
     Waiting,
@@ -294,7 +294,7 @@ impl History {
 /// An action that is needed and held back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Withheld {
-    /// What is not healed.
+    /// What is not recovering.
     pub subject: Subject,
     /// The action that waits.
     pub action: Action,
@@ -306,7 +306,7 @@ pub struct Withheld {
     pub until: Option<Timestamp>,
 }
 
-/// A ladder with no rung left.
+/// A ladder with no step left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted {
     /// What still fails.
@@ -318,15 +318,15 @@ pub struct Exhausted {
 /// What to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
-    /// To be written before anything is carried out.
+    /// To be written before anything is executed.
     pub history: History,
-    /// To be carried out, in this order.
-    pub act: Vec<Record>,
+    /// To be executed, in this order.
+    pub execute: Vec<Record>,
     /// Settled by this decision.
     pub finished: Vec<Record>,
     /// Needed and held back.
     pub withheld: Vec<Withheld>,
-    /// Ladders with no rung left.
+    /// Ladders with no step left.
     pub exhausted: Vec<Exhausted>,
     /// Actions that may still be begun now.
     pub remaining_budget: usize,

@@ -67,12 +67,12 @@ fn observed(checks: Vec<CheckState>) -> Observed {
 }
 
 /// Carries out whatever a decision asks for, as the operator would.
-fn carry_out(decision: &Decision, now: Timestamp) -> History {
+fn execute_step(decision: &Decision, now: Timestamp) -> History {
     let mut history = decision.history.clone();
     for record in &mut history.in_flight {
         if record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
-            record.acted_at = Some(now);
+            record.executed_at = Some(now);
         }
     }
     history
@@ -90,17 +90,17 @@ fn heals_a_failing_check_and_verifies_it() {
     let settings = settings();
     let broken = observed(vec![check(POD, false, 0)]);
     let first = run(&settings, &broken, &History::default(), 1);
-    assert_eq!(first.act.len(), 1);
-    assert_eq!(first.act[0].outcome, Outcome::Pending, "the intent is recorded before it is carried out");
-    let history = carry_out(&first, at(2));
+    assert_eq!(first.execute.len(), 1);
+    assert_eq!(first.execute[0].outcome, Outcome::Pending, "the intent is recorded before it is executed");
+    let history = execute_step(&first, at(2));
 
-    let healed = observed(vec![check(POD, true, 5)]);
-    let waiting = run(&settings, &healed, &history, 14);
-    assert_eq!((waiting.act.len(), waiting.finished.len()), (0, 0));
+    let recovering = observed(vec![check(POD, true, 5)]);
+    let waiting = run(&settings, &recovering, &history, 14);
+    assert_eq!((waiting.execute.len(), waiting.finished.len()), (0, 0));
     assert_eq!(waiting.next_check, Some(at(15)), "healthy since 5, plus the healthy delay of 10 s");
-    let done = run(&settings, &healed, &waiting.history, 15);
+    let done = run(&settings, &recovering, &waiting.history, 15);
     assert_eq!(done.finished[0].outcome, Outcome::Succeeded);
-    assert_eq!(done.finished[0].message.as_deref(), Some("healthy again 5 s after it failed, and for 10 s since"));
+    assert_eq!(done.finished[0].message.as_deref(), Some("healthy for 10 s; recovered 3 s after the action"));
     assert!(done.history.in_flight.is_empty());
 }
 
@@ -111,7 +111,7 @@ fn an_intent_that_nobody_can_vouch_for_is_carried_out_again_under_its_id() {
     let first = run(&settings, &broken, &History::default(), 1);
     // The operator died after it wrote the intent; the next one reads the same history.
     let again = run(&settings, &broken, &first.history, 3);
-    assert_eq!(again.act, first.act);
+    assert_eq!(again.execute, first.execute);
     assert_eq!(again.history, first.history);
 }
 
@@ -122,7 +122,7 @@ fn a_pending_intent_is_not_carried_out_once_the_policy_is_suspended_or_runs_dry(
     for change in [|s: &mut Settings| s.suspended = true, |s: &mut Settings| s.dry_run = true] {
         let mut settings = settings();
         change(&mut settings);
-        assert!(run(&settings, &broken, &pending, 2).act.is_empty());
+        assert!(run(&settings, &broken, &pending, 2).execute.is_empty());
         assert_eq!(
             run(&settings, &broken, &pending, 16).finished[0].outcome,
             Outcome::Failed,
@@ -136,30 +136,33 @@ fn a_rung_that_does_not_help_leads_to_the_next_and_then_to_giving_up() {
     let settings = settings();
     let broken = observed(vec![check(POD, false, 0)]);
     let first = run(&settings, &broken, &History::default(), 1);
-    let history = carry_out(&first, at(1));
+    let history = execute_step(&first, at(1));
     let second = run(&settings, &broken, &history, 16);
     assert_eq!(second.finished[0].outcome, Outcome::Failed);
-    assert_eq!(second.act[0].index, 1, "the next rung follows at once: the cooldown is between ladders, not rungs");
-    assert_ne!(second.act[0].id, first.act[0].id);
-    let given_up = run(&settings, &broken, &carry_out(&second, at(16)), 76);
+    assert_eq!(second.execute[0].index, 1, "the next step follows at once: the cooldown is between ladders, not steps");
+    assert_ne!(second.execute[0].id, first.execute[0].id);
+    let given_up = run(&settings, &broken, &execute_step(&second, at(16)), 76);
     assert_eq!(given_up.exhausted, vec![Exhausted { subject: subject(POD), since: at(0) }]);
-    assert!(given_up.act.is_empty());
+    assert!(given_up.execute.is_empty());
     let still = run(&settings, &broken, &given_up.history, 3_600);
-    assert!(still.act.is_empty() && still.exhausted.len() == 1, "giving up is for good, until the check was healthy");
+    assert!(
+        still.execute.is_empty() && still.exhausted.len() == 1,
+        "giving up is for good, until the check was healthy"
+    );
 }
 
 #[test]
 fn a_new_failure_starts_the_ladder_again_after_the_cooldown() {
     let settings = settings();
     let first = run(&settings, &observed(vec![check(POD, false, 0)]), &History::default(), 1);
-    let history = carry_out(&first, at(1));
-    let healed = run(&settings, &observed(vec![check(POD, true, 2)]), &history, 12);
+    let history = execute_step(&first, at(1));
+    let recovering = run(&settings, &observed(vec![check(POD, true, 2)]), &history, 12);
     let broken = observed(vec![check(POD, false, 20)]);
-    let held = run(&settings, &broken, &healed.history, 21);
+    let held = run(&settings, &broken, &recovering.history, 21);
     assert_eq!((held.withheld[0].gate, held.withheld[0].until), (Gate::Cooldown, Some(at(72))));
     assert_eq!(held.next_check, Some(at(72)));
     let again = run(&settings, &broken, &held.history, 72);
-    assert_eq!(again.act[0].index, 0);
+    assert_eq!(again.execute[0].index, 0);
 }
 
 type Change = fn(&mut Settings, &mut Observed, &mut History);
@@ -188,7 +191,7 @@ fn a_closed_gate_holds_the_action() {
             (settings(), observed(vec![check(POD, false, 0)]), History::default());
         change(&mut settings, &mut observed, &mut history);
         let decision = run(&settings, &observed, &history, 1);
-        assert!(decision.act.is_empty(), "{gate:?}");
+        assert!(decision.execute.is_empty(), "{gate:?}");
         assert_eq!(decision.withheld.iter().map(|held| held.gate).collect::<Vec<_>>(), [gate]);
     }
 }
@@ -212,7 +215,7 @@ fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
         steps: 2,
         failed_at: at(started),
         started_at: at(started),
-        acted_at: Some(at(started)),
+        executed_at: Some(at(started)),
         finished_at: matches!(outcome, Outcome::Succeeded | Outcome::Failed).then(|| at(started + 1)),
         outcome,
         dry_run: false,
@@ -230,7 +233,7 @@ fn the_budget_frees_itself_as_actions_grow_old() {
     let held = run(&settings, &broken, &history, 101);
     assert_eq!((held.withheld[0].gate, held.withheld[0].until), (Gate::BudgetExhausted, Some(at(600))));
     assert_eq!(held.remaining_budget, 0);
-    assert_eq!(run(&settings, &broken, &history, 600).act.len(), 1);
+    assert_eq!(run(&settings, &broken, &history, 600).execute.len(), 1);
 }
 
 #[test]
@@ -239,7 +242,7 @@ fn dry_run_says_once_what_would_be_done_and_does_nothing() {
     settings.dry_run = true;
     let broken = observed(vec![check(POD, false, 0)]);
     let first = run(&settings, &broken, &History::default(), 1);
-    assert!(first.act.is_empty());
+    assert!(first.execute.is_empty());
     assert!(first.history.in_flight[0].dry_run);
     let second = run(&settings, &broken, &first.history, 2);
     assert_eq!(second.history, first.history, "the same intent is not told twice");
@@ -247,7 +250,7 @@ fn dry_run_says_once_what_would_be_done_and_does_nothing() {
     assert_eq!(escalated.history.in_flight[0].index, 1, "it shows what really would follow");
     settings.dry_run = false;
     let real = run(&settings, &broken, &escalated.history, 80);
-    assert_eq!(real.act.len(), 1, "a rehearsal uses up neither ladder nor budget");
+    assert_eq!(real.execute.len(), 1, "a rehearsal uses up neither ladder nor budget");
     assert_eq!(real.remaining_budget, 4);
 }
 
@@ -298,9 +301,9 @@ fn a_pending_intent_is_tried_by_whoever_leads_next_once_the_check_is_heard_to_fa
     new.pods.insert(POD.into(), facts());
     new.watching_since = at(3_600);
     let silent = run(&settings, &new, &pending, 3_601);
-    assert!(silent.act.is_empty() && silent.finished.is_empty() && silent.next_check == Some(at(3_630)));
+    assert!(silent.execute.is_empty() && silent.finished.is_empty() && silent.next_check == Some(at(3_630)));
     new.checks = vec![check(POD, false, 0)];
-    assert_eq!(run(&settings, &new, &pending, 3_602).act, pending.in_flight);
+    assert_eq!(run(&settings, &new, &pending, 3_602).execute, pending.in_flight);
 }
 
 #[test]
@@ -310,7 +313,7 @@ fn a_pod_that_got_well_meanwhile_is_not_evicted_for_what_was_intended_once() {
     let mut well = three();
     well.checks[0] = check(POD, true, 5);
     let decision = run(&settings, &well, &pending, 6);
-    assert!(decision.act.is_empty());
+    assert!(decision.execute.is_empty());
     assert_eq!(decision.finished[0].outcome, Outcome::Cancelled);
 }
 
@@ -323,15 +326,15 @@ fn an_action_is_for_the_process_that_was_meant() {
     };
     pod(&mut broken, "one");
     let first = run(&settings, &broken, &History::default(), 1);
-    assert_eq!(first.act[0].instance.as_deref(), Some("one"));
+    assert_eq!(first.execute[0].instance.as_deref(), Some("one"));
     pod(&mut broken, "two");
     let after = run(&settings, &broken, &first.history, 2);
     assert_eq!(after.finished[0].outcome, Outcome::Cancelled, "nobody knows whether the first process did it");
-    let verifying = carry_out(&first, at(1));
+    let verifying = execute_step(&first, at(1));
     assert!(run(&settings, &broken, &verifying, 2).finished.is_empty(), "it was done; only the check counts now");
 }
 
-/// A ladder with one rung for the check `database`.
+/// A ladder with one step for the check `database`.
 fn ladder(action: Action) -> Settings {
     let mut settings = settings();
     settings.ladders.insert("database".into(), vec![step(action, 60_000)]);
@@ -355,8 +358,8 @@ fn replaced(healthy: bool, since: i64, ready: bool) -> Observed {
 fn a_restart_is_verified_in_the_pod_that_takes_the_place() {
     let settings = ladder(Action::RestartPod);
     let first = run(&settings, &three(), &History::default(), 1);
-    assert_eq!(first.act[0].step.action, Action::RestartPod);
-    let history = carry_out(&first, at(2));
+    assert_eq!(first.execute[0].step.action, Action::RestartPod);
+    let history = execute_step(&first, at(2));
     assert!(run(&settings, &three(), &history, 3).finished.is_empty(), "the old one is still there");
     assert!(run(&settings, &replaced(true, 5, false), &history, 20).finished.is_empty(), "not ready yet");
     let waiting = run(&settings, &replaced(true, 5, true), &history, 14);
@@ -368,21 +371,21 @@ fn a_restart_is_verified_in_the_pod_that_takes_the_place() {
 #[test]
 fn a_restart_that_did_not_help_is_not_repeated_in_the_next_pod() {
     let settings = ladder(Action::RestartPod);
-    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let failed = run(&settings, &replaced(false, 5, true), &history, 62);
     assert_eq!(failed.finished[0].outcome, Outcome::Failed);
     assert!(failed.finished[0].message.as_ref().unwrap().contains("no answer"));
     assert_eq!(failed.exhausted[0].subject, subject("new"), "its successor is at the ladder's end, too");
-    assert!(failed.act.is_empty());
+    assert!(failed.execute.is_empty());
     // It got well, and fails again hours later: that is another failure.
     let later = run(&settings, &replaced(false, 9_000, true), &failed.history, 9_001);
-    assert_eq!(later.act.len(), 1);
+    assert_eq!(later.execute.len(), 1);
 }
 
 #[test]
 fn a_pod_that_nothing_replaces_ends_its_recovery() {
     let settings = ladder(Action::RestartPod);
-    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let mut smaller = observed(vec![check("b", true, -100), check("c", true, -100)]);
     assert!(run(&settings, &smaller, &history, 3).finished.is_empty(), "one may still come");
     let over = run(&settings, &smaller, &history, 62);
@@ -397,7 +400,7 @@ fn an_eviction_that_nobody_wrote_down_is_found_and_not_repeated() {
     let settings = ladder(Action::RestartPod);
     let pending = run(&settings, &three(), &History::default(), 1).history;
     let found = run(&settings, &replaced(true, 5, true), &pending, 6);
-    assert!(found.act.is_empty());
+    assert!(found.execute.is_empty());
     assert_eq!(found.history.in_flight[0].outcome, Outcome::Verifying);
     assert_eq!(run(&settings, &replaced(true, 5, true), &found.history, 15).finished[0].outcome, Outcome::Succeeded);
 }
@@ -405,7 +408,7 @@ fn an_eviction_that_nobody_wrote_down_is_found_and_not_repeated() {
 #[test]
 fn a_clock_ahead_of_the_servers_does_not_hide_the_successor() {
     let settings = ladder(Action::RestartPod);
-    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let mut behind = replaced(true, 5, true);
     behind.pods.get_mut("new").unwrap().created_at = at(-10);
     assert_eq!(run(&settings, &behind, &history, 15).finished[0].outcome, Outcome::Succeeded);
@@ -415,12 +418,12 @@ fn a_clock_ahead_of_the_servers_does_not_hide_the_successor() {
 fn a_successor_is_left_alone_while_its_predecessors_restart_is_judged_and_cools_down_after_it() {
     let mut settings = ladder(Action::RestartPod);
     settings.limits.max_in_flight = 3;
-    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let judging = run(&settings, &replaced(false, 5, true), &history, 10);
-    assert!(judging.act.is_empty() && judging.withheld.is_empty(), "{judging:?}");
-    let healed = run(&settings, &replaced(true, 11, true), &history, 21);
-    assert_eq!(healed.finished[0].outcome, Outcome::Succeeded);
-    let again = run(&settings, &replaced(false, 25, true), &healed.history, 26);
+    assert!(judging.execute.is_empty() && judging.withheld.is_empty(), "{judging:?}");
+    let recovering = run(&settings, &replaced(true, 11, true), &history, 21);
+    assert_eq!(recovering.finished[0].outcome, Outcome::Succeeded);
+    let again = run(&settings, &replaced(false, 25, true), &recovering.history, 26);
     assert_eq!((again.withheld[0].gate, again.withheld[0].until), (Gate::Cooldown, Some(at(81))));
 }
 
@@ -437,7 +440,7 @@ fn a_rehearsed_restart_is_judged_by_the_check() {
 /// Refuses whatever is asked for, as a disruption budget does.
 fn refuse(decision: &Decision) -> History {
     let mut history = decision.history.clone();
-    for record in history.in_flight.iter_mut().filter(|record| decision.act.iter().any(|act| act.id == record.id)) {
+    for record in history.in_flight.iter_mut().filter(|record| decision.execute.iter().any(|act| act.id == record.id)) {
         record.outcome = Outcome::Waiting;
         record.message = Some("refused".to_owned());
     }
@@ -451,23 +454,23 @@ fn a_refused_eviction_waits_as_long_as_it_takes_and_lets_milder_help_through() {
     settings.limits.max_unhealthy = MaxUnhealthy::Percent(100);
     let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
     let hours = run(&settings, &three(), &waiting, 7_200);
-    assert_eq!(hours.act.len(), 1, "it is asked for again");
-    assert_eq!(hours.act[0].id, waiting.in_flight[0].id);
+    assert_eq!(hours.execute.len(), 1, "it is asked for again");
+    assert_eq!(hours.execute[0].id, waiting.in_flight[0].id);
     assert_eq!(hours.next_check, Some(at(7_205)));
 
     let mut more = three();
     more.checks
         .push(CheckState { subject: Subject { check: "memory".into(), ..subject("b") }, ..check("b", false, 5) });
     let helped = run(&settings, &more, &waiting, 10);
-    assert_eq!(helped.act.len(), 1);
-    assert_eq!(helped.act[0].subject.check, "memory");
+    assert_eq!(helped.execute.len(), 1);
+    assert_eq!(helped.execute[0].subject.check, "memory");
     assert_eq!(helped.withheld[0].gate, Gate::OneStepAtATime, "meanwhile the eviction is not asked for");
 
     let mut well = three();
     well.checks[0] = check(POD, true, 8);
     let cancelled = run(&settings, &well, &waiting, 9);
     assert_eq!(cancelled.finished[0].outcome, Outcome::Cancelled);
-    assert!(cancelled.act.is_empty());
+    assert!(cancelled.execute.is_empty());
 }
 
 #[test]
@@ -480,21 +483,25 @@ fn a_new_leader_hears_all_pods_before_it_takes_one_away() {
     }
     started.checks.truncate(1);
     let held = run(&settings, &started, &History::default(), 1);
-    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::AllPodsUnhealthy));
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::AllPodsUnhealthy));
     started.pods.get_mut("b").unwrap().reported = true;
     let held = run(&settings, &started, &History::default(), 1);
-    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::TooManyUnhealthy));
-    assert_eq!(run(&settings, &started, &History::default(), 30).act.len(), 1, "a silent pod holds nobody up for ever");
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::TooManyUnhealthy));
+    assert_eq!(
+        run(&settings, &started, &History::default(), 30).execute.len(),
+        1,
+        "a silent pod holds nobody up for ever"
+    );
 }
 
 #[test]
 fn an_eviction_that_another_leader_began_goes_through_the_gates_again() {
     let settings = ladder(Action::RestartPod);
     let pending = run(&settings, &three(), &History::default(), 1).history;
-    assert_eq!(run(&settings, &three(), &pending, 2).act.len(), 1);
+    assert_eq!(run(&settings, &three(), &pending, 2).execute.len(), 1);
     let mut rolling = three();
     rolling.rolling_out.insert("booking".into());
-    assert!(run(&settings, &rolling, &pending, 2).act.is_empty());
+    assert!(run(&settings, &rolling, &pending, 2).execute.is_empty());
     let edited = run(&ladder(Action::ResetConnections), &three(), &pending, 2);
     assert_eq!(edited.finished[0].outcome, Outcome::Cancelled, "the policy no longer has this step");
 }
@@ -522,28 +529,28 @@ fn each_refused_eviction_is_asked_for_in_its_turn() {
     history = refuse(&run(&settings, &both, &history, 2));
     assert_eq!(history.in_flight.len(), 2);
     let asked: BTreeSet<_> =
-        (10..20).flat_map(|second| run(&settings, &both, &history, second).act).map(|record| record.id).collect();
+        (10..20).flat_map(|second| run(&settings, &both, &history, second).execute).map(|record| record.id).collect();
     assert_eq!(asked.len(), 2);
 }
 
 #[test]
 fn a_restart_that_did_not_help_is_known_to_the_next_leader_too() {
     let settings = ladder(Action::RestartPod);
-    let history = carry_out(&run(&settings, &three(), &History::default(), 1), at(2));
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let failed = run(&settings, &replaced(false, 5, true), &history, 62).history;
     let since = |began_before| failing_since(at(500), began_before, &subject("new"), Some(at(2)), &failed);
     assert_eq!((since(true), since(false)), (at(62), at(500)));
     let mut later = replaced(false, 5, true);
     later.checks[0].since = since(true);
     let decision = run(&settings, &later, &failed, 501);
-    assert!(decision.act.is_empty() && decision.exhausted.len() == 1, "{decision:?}");
+    assert!(decision.execute.is_empty() && decision.exhausted.len() == 1, "{decision:?}");
 }
 
 #[test]
 fn how_far_a_needed_ladder_was_climbed_is_remembered_longest() {
     let mut settings = ladder(Action::RestartPod);
     settings.limits.budget_actions = 0;
-    let mut history = carry_out(&run(&ladder(Action::RestartPod), &three(), &History::default(), 1), at(2));
+    let mut history = execute_step(&run(&ladder(Action::RestartPod), &three(), &History::default(), 1), at(2));
     history = run(&settings, &replaced(false, 5, true), &history, 62).history;
     let old: Vec<_> = (0..25).map(|n| record("gone", 100 + n, Outcome::Succeeded)).collect();
     history.recent.splice(0..0, old);
@@ -558,7 +565,7 @@ fn a_refused_eviction_ends_when_the_policy_drops_its_step() {
     let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
     let decision = run(&ladder(Action::ResetConnections), &three(), &waiting, 10);
     assert_eq!(decision.finished[0].outcome, Outcome::Cancelled);
-    assert!(decision.act.iter().all(|record| record.step.action == Action::ResetConnections));
+    assert!(decision.execute.iter().all(|record| record.step.action == Action::ResetConnections));
 }
 
 #[test]
@@ -568,7 +575,7 @@ fn a_refused_eviction_passes_the_gates_again() {
     let mut rolling = three();
     rolling.rolling_out.insert("booking".into());
     let held = run(&settings, &rolling, &waiting, 10);
-    assert_eq!((held.act.len(), held.withheld[0].gate), (0, Gate::RolloutInProgress));
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::RolloutInProgress));
     assert!(held.next_check.is_some(), "and is looked at again");
 }
 
@@ -592,14 +599,14 @@ fn a_pod_is_restarted_only_while_enough_others_are_well(
     settings.limits.max_unhealthy = max_unhealthy;
     let checks = (0..pods).map(|n| check(&format!("pod-{n}"), n >= failing, 0)).collect();
     let decision = run(&settings, &observed(checks), &History::default(), 1);
-    assert_eq!(decision.act.len(), usize::from(gate.is_none()));
+    assert_eq!(decision.execute.len(), usize::from(gate.is_none()));
     assert_eq!(
         decision.withheld.first().map(|held| held.gate),
         gate.or_else(|| (failing > 1).then_some(Gate::OneStepAtATime))
     );
     settings.ladders.insert("database".into(), vec![step(Action::ResetConnections, 15_000)]);
     let checks = (0..pods).map(|n| check(&format!("pod-{n}"), n >= failing, 0)).collect();
-    assert_eq!(run(&settings, &observed(checks), &History::default(), 1).act.len(), 1, "a reset takes no pod away");
+    assert_eq!(run(&settings, &observed(checks), &History::default(), 1).execute.len(), 1, "a reset takes no pod away");
 }
 
 /// The check of the whole workload fails.
@@ -614,9 +621,9 @@ fn inconsistent(healthy: bool, since: i64) -> Observed {
 fn a_cleanup_job_is_awaited_and_then_the_check_decides() {
     let settings = ladder(Action::RunCleanupJob);
     let first = run(&settings, &inconsistent(false, 0), &History::default(), 1);
-    assert_eq!(first.act[0].step.cron_job.as_deref(), Some("cleanup"));
-    let history = carry_out(&first, at(2));
-    let id = first.act[0].id.clone();
+    assert_eq!(first.execute[0].step.cron_job.as_deref(), Some("cleanup"));
+    let history = execute_step(&first, at(2));
+    let id = first.execute[0].id.clone();
     let with = |mut observed: Observed, state| {
         observed.jobs.insert(id.clone(), Job { created_at: at(2), state });
         observed
@@ -638,13 +645,13 @@ fn a_job_that_nobody_wrote_down_is_found_also_after_its_time() {
     let settings = ladder(Action::RunCleanupJob);
     let first = run(&settings, &inconsistent(false, 0), &History::default(), 1);
     let mut found = inconsistent(true, 5);
-    found.jobs.insert(first.act[0].id.clone(), Job { created_at: at(2), state: JobState::Complete });
+    found.jobs.insert(first.execute[0].id.clone(), Job { created_at: at(2), state: JobState::Complete });
     let decision = run(&settings, &found, &first.history, 3_600);
-    assert!(decision.act.is_empty());
+    assert!(decision.execute.is_empty());
     assert_eq!(decision.finished[0].outcome, Outcome::Succeeded);
 }
 
-/// A random night: checks flip, time passes, the operator dies between deciding and carrying out.
+/// A random night: checks flip, time reconciles, the operator dies between deciding and execution.
 #[derive(Clone, Debug)]
 enum Event {
     Flip(usize),
@@ -689,7 +696,7 @@ proptest! {
             prop_assert!(decision.history.in_flight.len() <= max_in_flight);
             prop_assert!(decision.next_check.is_none_or(|at| at > now));
             prop_assert!(decision.history.in_flight.is_empty() || decision.next_check.is_some(), "nothing is left without a next step");
-            prop_assert!(!dry_run || decision.act.is_empty());
+            prop_assert!(!dry_run || decision.execute.is_empty());
             for record in &decision.history.in_flight {
                 if !started.iter().any(|(id, _)| *id == record.id) {
                     started.push((record.id.clone(), record.started_at));
@@ -701,7 +708,7 @@ proptest! {
             ids.sort();
             ids.dedup();
             prop_assert_eq!(ids.len(), decision.history.in_flight.len() + decision.history.recent.len(), "no id twice");
-            history = if crash { decision.history } else { carry_out(&decision, now) };
+            history = if crash { decision.history } else { execute_step(&decision, now) };
         }
     }
 }

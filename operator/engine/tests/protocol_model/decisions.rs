@@ -8,7 +8,7 @@ use crate::{
 };
 use engine::recovery::{
     Action, CheckState, History, Job as ObservedJob, JobState as ObservedJobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Settings, Step as Rung, Subject, decide, failing_since,
+    Outcome, Pod, PodFacts, Record, Settings, Step, Subject, decide, failing_since,
 };
 use jiff::Timestamp;
 use std::{
@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
 };
 
-/// How far time passes in one step.
+/// How far time reconciles in one step.
 pub const TICK: Millis = 15_000;
 /// When time begins. A multiple of a second and a bit: creation times are cut to whole seconds, and a model in which
 /// nothing is cut would hide that.
@@ -73,7 +73,7 @@ impl Hash for Status {
         for record in in_flight.iter().chain(recent) {
             state.write(record.id.as_bytes());
             record.outcome.hash(state);
-            for at in [Some(record.started_at), record.acted_at, record.finished_at] {
+            for at in [Some(record.started_at), record.executed_at, record.finished_at] {
                 state.write_u64(at.map_or(0, |at| at.as_millisecond().cast_unsigned()));
             }
         }
@@ -196,7 +196,7 @@ impl Decisions {
         }
         let observed = self.observe(&view_seen, &history);
         let decision = decide(&self.settings, &observed, &history, "policy", at(now));
-        let acts: Vec<_> = decision.act.iter().map(|record| self.request(record)).collect();
+        let acts: Vec<_> = decision.execute.iter().map(|record| self.request(record)).collect();
         let mut landmarks = landmarks(&history, &decision.history, &decision.finished);
         if view_seen.seen.is_none() && !history.in_flight.is_empty() {
             landmarks.insert(Landmark::BlindDecision);
@@ -225,7 +225,7 @@ impl Decisions {
         let words = match answer {
             Answer::Done => {
                 record.outcome = Outcome::Verifying;
-                record.acted_at = Some(at(now));
+                record.executed_at = Some(at(now));
                 "done"
             }
             Answer::Refused => {
@@ -326,12 +326,12 @@ impl Decisions {
 }
 
 fn settings(scenario: &Scenario) -> Settings {
-    let rung = |action: &Action| Rung {
+    let step = |action: &Action| Step {
         action: *action,
         cron_job: (*action == Action::RunCleanupJob).then(|| "cleanup".to_owned()),
         timeout_ms: u64::from(TICK) * u64::from(scenario.rung_ticks),
     };
-    let ladder: Vec<_> = scenario.ladder.iter().map(rung).collect();
+    let ladder: Vec<_> = scenario.ladder.iter().map(step).collect();
     let checks = (0..2).map(|place| subject(scenario.scope, place, 0).check);
     Settings {
         ladders: checks.map(|check| (check, ladder.clone())).collect(),

@@ -84,7 +84,7 @@ impl Model {
 
 /// One pass of an operator.
 impl Model {
-    /// A pass begins: the operator decides, and sends the write of that. If there is nothing to write, it asks for what
+    /// A reconcile begins: the operator decides, and sends the write of that. If there is nothing to write, it asks for what
     /// is pending at once; if there is neither, it stays idle. The answer is what was remarkable, and when to look again.
     pub fn begin_pass(&mut self, state: &mut State, who: Who, look: Look) -> (Landmarks, Option<Millis>) {
         let leader = &state.leaders[who.0];
@@ -219,8 +219,8 @@ impl Model {
                 let what = format!("intent {intent} takes effect, and no status ever knew of it");
                 return Err(Violation::new(Property::WrittenFirst, what));
             }
-            let rungs = self.scenario.ladder.iter().filter(|action| **action == act.action).count();
-            if state.world.times_done(act).is_some_and(|times| times > rungs) {
+            let steps = self.scenario.ladder.iter().filter(|action| **action == act.action).count();
+            if state.world.times_done(act).is_some_and(|times| times > steps) {
                 let what = format!("intent {intent} does about a failure what another intent has done about it");
                 return Err(Violation::new(Property::OnlyOnce, what));
             }

@@ -66,7 +66,7 @@ pub enum Landmark {
     FoundDone,
     /// An operator decides before it heard any pod, while something is in flight.
     BlindDecision,
-    /// The second rung follows the first.
+    /// The second step follows the first.
     SecondRung,
     /// An intent succeeds.
     Succeeded,

@@ -21,7 +21,7 @@ pub enum Course {
 
 /// Far more steps than any ladder here needs.
 const MOST_STEPS: usize = 200;
-/// How long an operator waits after a pass that asked for something.
+/// How long an operator waits after a reconcile that asked for something.
 const PAUSE: Millis = 1_000;
 
 impl Model {
@@ -30,7 +30,7 @@ impl Model {
         self.has_next_step(state)?;
         let survivor = match state.leaders.last() {
             Some(leader) if leader.task == Task::Idle => leader.clone(),
-            // In the middle of a pass. Its end is a state of its own, and no more steps away than the pass has.
+            // In the middle of a reconcile. Its end is a state of its own, and no more steps away than the pass has.
             Some(_) => return Ok(()),
             None => Leader::new(state.now),
         };
@@ -103,7 +103,7 @@ impl Model {
         let fresh = if course == Course::Helps { Fresh::Healthy } else { Fresh::Fails };
         let likely = |change: &Change| match change {
             Change::Successor(_, check) => *check == fresh,
-            Change::JobEnds(_, end, heals) => *end == JobState::Complete && *heals == fate,
+            Change::JobEnds(_, end, recovers) => *end == JobState::Complete && *recovers == fate,
         };
         let changes: Vec<_> = Change::under_way(&state.world).into_iter().flatten().filter(likely).collect();
         if !changes.is_empty() {

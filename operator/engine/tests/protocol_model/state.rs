@@ -16,9 +16,9 @@ pub type PlanId = u32;
 pub struct Scenario {
     /// What the checks are about.
     pub scope: Scope,
-    /// Rungs of the ladder, for both subjects.
+    /// Steps of the ladder, for both subjects.
     pub ladder: Vec<Action>,
-    /// Time of a rung, in steps of time.
+    /// Time of a step, in steps of time.
     pub rung_ticks: u8,
     /// What may happen how often.
     pub bounds: Bounds,
@@ -38,7 +38,7 @@ pub enum Scope {
 /// What may still happen how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Bounds {
-    /// Time passes.
+    /// Time reconciles.
     pub ticks: u8,
     /// Anything of the following, in sum.
     pub faults: u8,
@@ -103,7 +103,7 @@ pub struct Seen {
 /// Where an operator is in its pass.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
-    /// Between two passes.
+    /// Between two reconciles.
     Idle,
     /// Waits for the answer to the write of what it decided.
     Intending {
@@ -120,7 +120,7 @@ pub enum Task {
         turn: u8,
         /// The decision, with what came of the ones before.
         after: StatusId,
-        /// Whether the status is still the one that this pass began with or wrote.
+        /// Whether the status is still the one that this reconcile began with or wrote.
         base: Base,
         /// What came back, as long as the operator has not taken note of it.
         answer: Option<Answer>,
@@ -178,7 +178,7 @@ pub struct Look {
 /// What happens.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Time passes, and some of what was under way comes to its end. An operator that lost the Lease notices.
+    /// Time reconciles, and some of what was under way comes to its end. An operator that lost the Lease notices.
     Tick(Vec<Change>),
     /// A replica begins to lead; whether another one has not noticed.
     TakesOver(bool),
@@ -202,7 +202,7 @@ pub enum Step {
     ProcessStarts(u8, Fresh),
 }
 
-/// What happens by itself while time passes.
+/// What happens by itself while time reconciles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A pod takes the place of one that was evicted.
@@ -279,9 +279,9 @@ impl State {
             Change::JobEnds(index, end, fate) => {
                 let job = &mut self.world.jobs[index];
                 job.state = end;
-                let healed = &mut self.world.places[usize::from(job.place)].failing;
-                let (place, failed_before) = (job.place, *healed);
-                *healed &= fate != Fate::Heals;
+                let recovering = &mut self.world.places[usize::from(job.place)].failing;
+                let (place, failed_before) = (job.place, *recovering);
+                *recovering &= fate != Fate::Heals;
                 self.see_change(place, failed_before);
             }
         }
@@ -352,7 +352,7 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tick(changes) => {
-                f.write_str("time passes")?;
+                f.write_str("time reconciles")?;
                 changes.iter().try_for_each(|change| write!(f, ", {change}"))
             }
             Self::TakesOver(false) => f.write_str("a replica begins to lead"),

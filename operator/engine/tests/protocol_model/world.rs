@@ -68,7 +68,7 @@ pub struct Place {
 pub struct Job {
     /// Its name.
     pub intent: Intent,
-    /// The place whose check it is to heal.
+    /// The place whose check it is to recover.
     pub place: u8,
     /// When it was created.
     pub created: Millis,
@@ -129,7 +129,7 @@ pub struct Act {
 /// What is left to chance when a request lands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fate {
-    /// It heals the check at once.
+    /// It recovers the check at once.
     Heals,
     /// It changes nothing about the check yet.
     HealsNot,
@@ -262,7 +262,7 @@ impl World {
 impl Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Heals => " and heals",
+            Self::Heals => " and recovers",
             Self::HealsNot => "",
             Self::Refused => " and is refused",
         })

@@ -3,21 +3,20 @@
 use super::PAYMENT;
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
-use super::reservations;
 use super::seats::{self, Booked, BookingError, Purpose};
-use crate::answers::{not_found, problem, refused, unavailable};
+use crate::answers::{problem, refused, unavailable};
 use crate::database::{Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use backon::{ExponentialBuilder, Retryable};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::degradation::InFlight;
+use resilience::control::degradation::InFlight;
 use resilience::failure::Verdict;
 use resilience::server::read_body;
 use resilience::{CallError, Failure, Rejection, Resilience};
@@ -37,11 +36,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
 /// A booking waits for its payment.
 const PENDING: &str = "PaymentPending";
-/// Seats are reserved and nobody has bought them yet.
+/// Seats are reserved and not bought yet.
 const HELD: &str = "Held";
 /// Why a booking is cancelled that was not paid for.
 const DECLINED: &str = "declined";
-/// How long whoever takes a booking has to ask payment for it, before others do.
+/// How long the request that takes a booking has to ask payment for it, before the settling task does.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// Header that marks the answer to a repeated request.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -86,7 +85,7 @@ impl Bookings {
         let limit = self.resilience.flags().integer(LIMIT_FLAG.0, LIMIT_FLAG.1);
         let limit = u32::try_from(limit.max(0)).unwrap_or(u32::MAX);
         self.resilience.load().enter(limit).ok_or_else(|| {
-            let message = format!("{limit} bookings are under way, the most that {} allows; try again", LIMIT_FLAG.0);
+            let message = format!("Too many bookings at once: {} allows {limit}. Please try again.", LIMIT_FLAG.0);
             Box::new(self.too_many(LIMIT_FLAG.0, &message))
         })
     }
@@ -107,13 +106,13 @@ impl Bookings {
         response
     }
 
-    /// Everything that is no "no" is told as the ADR has it, with the reason in the log only, but for a full compartment.
+    /// A failure is answered as the ADR has it, with the reason in the log only, but for a full bulkhead.
     pub(super) fn unavailable<E: Failure>(&self, error: &CallError<E>) -> Response {
         if let CallError::Rejected { rejection, .. } = error
             && matches!(rejection, Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. })
         {
             let name = self.database.bulkhead().unwrap_or_default();
-            return self.too_many(&name, &format!("The compartment {name} has no place: {rejection}; try again"));
+            return self.too_many(&name, "Too many bookings at once. Please try again.");
         }
         self.count("failed");
         tracing::warn!(%error, "booking failed");
@@ -128,20 +127,11 @@ impl Bookings {
     }
 }
 
-/// The routes.
-pub fn router(bookings: Arc<Bookings>) -> Router {
+pub fn routes() -> Router<Arc<Bookings>> {
     Router::new()
         .route("/api/bookings", post(create))
         .route("/api/bookings/{id}", get(find))
-        .route("/api/reservations", post(reservations::create))
-        .route("/api/reservations/{id}", delete(reservations::give_back))
-        .route("/api/reservations/{id}/confirm", post(reservations::confirm))
         .route("/api/events", get(events))
-        .fallback(not_found)
-        .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method")
-        })
-        .with_state(bookings)
 }
 
 async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body: Body) -> Response {
@@ -152,7 +142,7 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
 
 /// Takes the seats that somebody asks for, and goes on as far as it is to go at once.
 pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, purpose: Purpose) -> Response {
-    // Before it takes a place: who dawdles over a body is nobody's load.
+    // Before it counts as a booking in flight: a slow sender is no load.
     let key = headers.get(IDEMPOTENCY_HEADER).map(HeaderValue::as_bytes);
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(bytes) => Order::read(&bytes, key),
@@ -186,7 +176,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         }
         Err(error) if unanswered.into_inner() => {
             bookings.count("unknown");
-            tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "nobody knows whether it is booked");
+            tracing::warn!(event = %order.event_id, booking = %order.booking_id, %error, "booking outcome unknown");
             unknown(order.booking_id, Some(&order.idempotency_key))
         }
         Err(error) => fail(bookings, &error),
@@ -215,7 +205,7 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
                 _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
             }
         };
-        // Worth some patience, also where the compartment is full: else the buyer waits until somebody settles it.
+        // Worth several tries, also where the bulkhead is full: otherwise the buyer waits until the booking is settled later.
         let written =
             write.retry(ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_jitter()).await;
         match written {
@@ -229,7 +219,9 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
                 status = now;
             }
             // What payment said is asked for again with the same key, and written down then.
-            Err(error) => tracing::warn!(booking = %id, %error, "what payment said could not be written down"),
+            Err(error) => {
+                tracing::warn!(booking = %id, %error, "failed to record the payment outcome; it is looked up again");
+            }
         }
     }
     let (code, outcome) = match status.as_str() {
@@ -265,8 +257,8 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
 /// It may be done; the answer got lost.
 pub(super) fn unknown(booking: Uuid, key: Option<&str>) -> Response {
     let message = match key {
-        Some(_) => "Nobody knows yet whether this was booked. Send it again with the same Idempotency-Key to find out.",
-        None => "Nobody knows yet whether this was booked. Send it again to find out.",
+        Some(_) => "The outcome is unknown. Send the request again with the same Idempotency-Key to find out.",
+        None => "The outcome is unknown. Send the request again to find out.",
     };
     let answer = json!({
         "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message,
@@ -287,7 +279,7 @@ fn refuse(error: &OrderError) -> Response {
     }
 }
 
-/// A "no" is told as such.
+/// An error that is an answer keeps its own code.
 fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
     let CallError::Failed { source, .. } = error else { return bookings.unavailable(error) };
     let (outcome, status, code) = match source {
@@ -319,7 +311,7 @@ async fn events(State(bookings): State<Arc<Bookings>>) -> Response {
 }
 
 fn unreadable(error: &CallError<DatabaseError>) -> Response {
-    tracing::warn!(%error, "reading failed");
+    tracing::warn!(%error, "failed to read bookings or events");
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     unavailable("UNAVAILABLE", "Unable to read this at this time", wait)
 }

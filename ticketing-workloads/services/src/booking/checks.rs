@@ -40,6 +40,8 @@ async fn consistency(database: &Database) -> CheckOutcome {
                 .with("wrongEvents", json!(found.wrong_events))
                 .with("expiredHolds", json!(found.expired_holds))
         }
-        Err(error) => CheckOutcome::new(CheckStatus::Unknown, format!("the books could not be read: {error}")),
+        Err(error) => {
+            CheckOutcome::new(CheckStatus::Unknown, format!("failed to compare seats with bookings: {error}"))
+        }
     }
 }

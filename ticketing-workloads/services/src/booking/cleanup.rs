@@ -30,14 +30,12 @@ const WRONG: &str = "SELECT id FROM events e
 /// Why the books could not be put in order.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
-    /// A setting is wrong.
     #[error(transparent)]
     Setting(#[from] StartError),
-    /// The database failed.
     #[error("the database: {0}")]
     Database(#[from] DatabaseError),
     /// It took too long.
-    #[error("not done within {} s; run it again", TIMEOUT.as_secs())]
+    #[error("timed out after {} s; run it again", TIMEOUT.as_secs())]
     Timeout,
     /// More seats are sold than there are. What was repaired elsewhere is kept.
     #[error(
@@ -99,6 +97,6 @@ async fn clean(client: &mut tokio_postgres::Client) -> Result<Cleaned, CleanupEr
     }
     transaction.commit().await?;
     let cleaned = Cleaned { expired_holds, repaired_events };
-    tracing::info!(expired_holds, repaired_events, oversold = oversold.len(), "the books were looked through");
+    tracing::info!(expired_holds, repaired_events, oversold = oversold.len(), "compared seats with bookings");
     if oversold.is_empty() { Ok(cleaned) } else { Err(CleanupError::Oversold(oversold)) }
 }

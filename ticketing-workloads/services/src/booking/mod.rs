@@ -9,9 +9,12 @@ mod payments;
 mod reservations;
 mod seats;
 
+use crate::answers::{not_found, problem};
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::schema;
+use axum::Router;
+use axum::http::StatusCode;
 use contract::{
     BulkheadSettings, DegradationSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings,
     TimeoutSettings,
@@ -35,10 +38,8 @@ const CRITICAL: &str = "critical";
 /// Settings of the booking service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// The pod.
     #[command(flatten)]
     pub pod: PodSettings,
-    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
     /// Address of payment; without one nothing has to be paid for.
@@ -78,6 +79,16 @@ pub(crate) fn defaults() -> PolicySettings {
     }
 }
 
+fn router(bookings: Arc<api::Bookings>) -> Router {
+    let other_method =
+        || async { problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method") };
+    api::routes()
+        .merge(reservations::routes())
+        .fallback(not_found)
+        .method_not_allowed_fallback(other_method)
+        .with_state(bookings)
+}
+
 /// Opens the ports. The database may be away.
 pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let pod = settings.pod;
@@ -99,7 +110,7 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
     let parts = Parts {
         checks: checks::all(&database).into(),
         actions: database::actions(&resilience, database),
-        api: api::router(bookings),
+        api: router(bookings),
         tasks,
         work: TaskTracker::new(),
         // The flag MaxConcurrentBookings is it.

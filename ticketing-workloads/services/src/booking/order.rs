@@ -14,11 +14,8 @@ const FIELDS: [&str; 5] = ["eventId", "userId", "ticketCount", "idempotencyKey",
 pub struct Order {
     /// Id of the booking if it is made. Chosen before the first attempt, so that attempts cannot book twice.
     pub booking_id: Uuid,
-    /// The event.
     pub event_id: Uuid,
-    /// Who books.
     pub user_id: String,
-    /// Seats.
     pub ticket_count: i32,
     /// The same key twice is the same booking. The client's, or else the booking's id.
     pub idempotency_key: String,
@@ -32,10 +29,8 @@ pub enum OrderError {
     /// The body is not a JSON object.
     #[error("the body must be a JSON object with eventId, userId and ticketCount: {0}")]
     NotAnObject(String),
-    /// One field is wrong.
     #[error("{field} {problem}")]
     Field {
-        /// Which.
         field: String,
         /// What it must be.
         problem: &'static str,

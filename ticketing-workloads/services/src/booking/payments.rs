@@ -32,13 +32,12 @@ struct SettledLabel {
 /// What payment said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paid {
-    /// It is paid.
     Yes,
     /// It will not be paid.
     Declined,
     /// It is not paid, and nothing is under way.
     NotCharged,
-    /// Nobody knows yet.
+    /// Whether it is paid is unknown.
     Unknown,
 }
 
@@ -85,16 +84,16 @@ impl Payments {
                 StatusCode::ACCEPTED => Paid::Unknown,
                 status => {
                     let body = String::from_utf8_lossy(&answer.body);
-                    tracing::error!(%booking, %status, %body, "payment does not understand this service");
+                    tracing::error!(%booking, %status, %body, "payment rejected the request as invalid");
                     Paid::Unknown
                 }
             },
             Err(error) => {
-                tracing::warn!(%booking, %error, "payment gave no answer to go on with");
+                tracing::warn!(%booking, %error, "payment outcome unknown");
                 unpaid(&error)
             }
         };
-        tracing::debug!(%booking, ?paid, "payment was asked");
+        tracing::debug!(%booking, ?paid, "payment answered");
         paid
     }
 
@@ -107,7 +106,7 @@ impl Payments {
                 }
                 Ok(_) => tokio::time::sleep(LOOK).await,
                 Err(error) => {
-                    tracing::warn!(%error, "bookings to settle could not be read");
+                    tracing::warn!(%error, "failed to read bookings to settle");
                     tokio::time::sleep(LOOK * 4).await;
                 }
             }
@@ -116,7 +115,7 @@ impl Payments {
 
     /// A booking is paid that was cancelled: a person must give the money back.
     pub fn paid_for_nothing(&self, booking: Uuid) {
-        tracing::error!(%booking, "paid, and cancelled before that was known: give the money back");
+        tracing::error!(%booking, "charged after the booking was cancelled: refund it by hand");
         self.settled.get_or_create(&SettledLabel { outcome: "paid_for_nothing" }).inc();
     }
 
@@ -142,11 +141,11 @@ impl Payments {
         };
         match outcome {
             Ok(outcome) => {
-                tracing::info!(booking = %due.booking, outcome, tries = due.tries, "settled a booking");
+                tracing::info!(booking = %due.booking, outcome, tries = due.tries, "booking settled");
                 self.settled.get_or_create(&SettledLabel { outcome }).inc();
             }
             Err(error) => {
-                tracing::warn!(booking = %due.booking, %error, "a booking could not be settled; it is due again");
+                tracing::warn!(booking = %due.booking, %error, "failed to settle a booking; it stays due");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `/api/reservations`: seats that are kept for somebody who makes up his mind, or types the number of a card.
+//! `/api/reservations`: seats that are kept for a buyer for a limited time.
 
 use super::api::{self, Bookings};
 use super::holds;
@@ -6,10 +6,12 @@ use super::seats::Purpose;
 use crate::answers::problem;
 use crate::database::Database;
 use axum::Json;
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, post};
 use prometheus_client::metrics::counter::Counter;
 use resilience::Resilience;
 use serde_json::json;
@@ -21,14 +23,21 @@ use uuid::Uuid;
 /// Reservations that one statement ends.
 const AT_ONCE: i64 = 200;
 
+pub fn routes() -> Router<Arc<Bookings>> {
+    Router::new()
+        .route("/api/reservations", post(create))
+        .route("/api/reservations/{id}", delete(give_back))
+        .route("/api/reservations/{id}/confirm", post(confirm))
+}
+
 /// `POST /api/reservations`: takes the seats and keeps them.
-pub async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body: Body) -> Response {
+async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body: Body) -> Response {
     let keep = bookings.hold;
     api::take(&bookings, &headers, body, Purpose::Held { keep }).await
 }
 
 /// `POST /api/reservations/{id}/confirm`: buys what is reserved.
-pub async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
     let _under_way = match bookings.enter() {
         Ok(place) => place,
@@ -41,7 +50,7 @@ pub async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<Strin
         Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
         Ok(None) => not_found(),
         Err(error) if unanswered.into_inner() => {
-            tracing::warn!(booking = %id, %error, "nobody knows whether what was reserved is bought");
+            tracing::warn!(booking = %id, %error, "outcome of a purchase unknown");
             api::unknown(id, None)
         }
         Err(error) => bookings.unavailable(&error),
@@ -49,14 +58,14 @@ pub async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<Strin
 }
 
 /// `DELETE /api/reservations/{id}`: gives the seats back.
-pub async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
     match bookings.database.call(|connection| holds::give_back(connection, id)).await {
         Ok(Some(status)) if status == "Cancelled" => {
             Json(json!({"success": true, "bookingId": id, "status": status})).into_response()
         }
         Ok(Some(status)) => {
-            let message = format!("It is no reservation any more: its status is {status}");
+            let message = format!("This is not a reservation any more; its status is {status}");
             problem(StatusCode::CONFLICT, "ALREADY_BOOKED", &message)
         }
         Ok(None) => not_found(),
@@ -87,13 +96,13 @@ pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every:
             Ok(ended) => {
                 expired.inc_by(ended.unsigned_abs());
                 if ended > 0 {
-                    tracing::info!(ended, "reservations ran out; their seats are free again");
+                    tracing::info!(ended, "ended expired reservations; their seats are free again");
                 }
                 if ended >= AT_ONCE {
                     continue;
                 }
             }
-            Err(error) => tracing::warn!(%error, "reservations that ran out could not be ended"),
+            Err(error) => tracing::warn!(%error, "failed to end expired reservations"),
         }
         tokio::time::sleep(every).await;
     }

@@ -110,7 +110,6 @@ pub enum BookingError {
     /// Somebody else booked first.
     #[error("the event changed while it was being booked")]
     VersionConflict,
-    /// The database failed.
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -135,14 +134,10 @@ impl Failure for BookingError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Booking {
-    /// Its id.
     #[serde(rename = "bookingId")]
     pub id: Uuid,
-    /// The event.
     pub event_id: Uuid,
-    /// Who booked.
     pub user_id: String,
-    /// Seats.
     pub ticket_count: i32,
     /// `Confirmed`, `PaymentPending`, `Held` or `Cancelled`.
     pub status: String,
@@ -151,25 +146,20 @@ pub struct Booking {
     pub held_until: Option<String>,
 }
 
-/// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Its id.
     #[serde(rename = "eventId")]
     pub id: Uuid,
-    /// Its name.
     pub name: String,
     /// Seats in all.
     pub capacity: i32,
-    /// Seats that are free.
     pub available: i32,
 }
 
 /// A booking as it is when its seats are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Booked {
-    /// Its id.
     pub id: Uuid,
     /// `Confirmed`, `PaymentPending`, `Held`, or for an earlier one `Cancelled`.
     pub status: String,
@@ -187,15 +177,9 @@ pub enum Purpose {
     /// To be had: nothing has to be paid for.
     Free,
     /// To be paid for: somebody asks payment within this time.
-    Paid {
-        /// The time.
-        asks_within: Duration,
-    },
+    Paid { asks_within: Duration },
     /// To be kept for somebody this long.
-    Held {
-        /// The time.
-        keep: Duration,
-    },
+    Held { keep: Duration },
 }
 
 /// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
@@ -262,7 +246,6 @@ pub async fn answered<T>(
 /// A booking of which the payment is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// Its id.
     pub booking: Uuid,
     /// What is to be paid.
     pub amount_cents: i32,
@@ -306,7 +289,6 @@ async fn status(connection: &Connection, booking: Uuid) -> Result<String, Databa
     Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
-/// Finds a booking.
 pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, DatabaseError> {
     let find = connection.prepare_cached(FIND).await?;
     let Some(row) = connection.query_opt(&find, &[&id]).await? else { return Ok(None) };

@@ -9,9 +9,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use resilience::cache::Cache;
-use resilience::layers::fallback::{Answer, Fallbacks, Source};
-use resilience::layers::{Attempt, Repeatable};
+use resilience::fallback::Cache;
+use resilience::fallback::{Answer, Fallbacks, Source};
+use resilience::{Attempt, Repeatable};
 use resilience::{Attribute, CallError, Context, Dependency, Resilience};
 use serde_json::json;
 use std::sync::Arc;
@@ -91,7 +91,6 @@ fn key(Query { category, page, page_size }: &Query) -> String {
     format!("{}_{page}_{page_size}", category.as_deref().unwrap_or_default())
 }
 
-/// The routes.
 pub fn router(catalog: Arc<Catalog>) -> Router {
     Router::new().route("/api/events", get(list)).fallback(crate::answers::not_found).with_state(catalog)
 }
@@ -119,7 +118,7 @@ async fn list(State(catalog): State<Arc<Catalog>>, RawQuery(query): RawQuery) ->
             response
         }
         Err(error) => {
-            tracing::warn!(%error, "events could not be read");
+            tracing::warn!(%error, "failed to read events");
             let wait = error.retry_after().unwrap_or(RETRY_AFTER);
             unavailable("CATALOG_UNAVAILABLE", "Unable to read the events at this time", wait)
         }

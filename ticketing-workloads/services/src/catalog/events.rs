@@ -21,7 +21,6 @@ pub struct Query {
     pub page_size: u32,
 }
 
-/// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {

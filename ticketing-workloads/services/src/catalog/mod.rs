@@ -20,10 +20,8 @@ const DATABASE: &str = "database";
 /// Settings of the catalog service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// The pod.
     #[command(flatten)]
     pub pod: PodSettings,
-    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
     /// Seconds for which a page is not read again while EnableRealTimeInventory is off.
@@ -37,7 +35,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
     let database = DependencySettings { fallback, ..database::defaults() };
     PolicySettings {
         dependencies: [(DATABASE.to_owned(), database)].into(),
-        bulkheads: [database::compartment(pool_size)].into(),
+        bulkheads: [database::bulkhead(pool_size)].into(),
         ..Default::default()
     }
 }

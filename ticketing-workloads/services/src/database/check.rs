@@ -29,7 +29,7 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
     let (status, message) = match &health.error {
         _ if health.hung > 0 => {
             let message = format!(
-                "{} of {} pooled connections gave no answer within {}",
+                "{} of {} pooled connections did not answer within {}",
                 health.hung,
                 health.open,
                 in_words(time)
@@ -51,13 +51,13 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
 pub fn actions(resilience: &Resilience, database: Arc<Database>) -> Actions {
     let resets = database.resets().clone();
     resilience.metrics().register(|registry| {
-        registry.register("database_connection_resets", "Times that all pooled connections were given up", resets);
+        registry.register("database_connection_resets", "Resets of all pooled connections", resets);
     });
     Actions::new(Arc::clone(resilience.metrics())).on(Action::ResetConnections, CHECK, move || {
         let database = Arc::clone(&database);
         async move {
             let given_up = database.reset().map_err(|error| error.to_string())?;
-            Ok(format!("{given_up} pooled connections given up; calls open new ones"))
+            Ok(format!("closed {given_up} pooled connections; calls open new ones"))
         }
     })
 }

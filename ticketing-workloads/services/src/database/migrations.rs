@@ -36,12 +36,12 @@ pub async fn run_until_done(config: Config, service: &'static str, migrations: &
             Err(_) => Err(DatabaseError::ConnectTimeout),
         }
     };
-    let tell = |error: &DatabaseError, wait: Duration| {
-        tracing::warn!(%error, retry_in_ms = wait.as_millis(), "the schema is not up to date yet");
+    let log = |error: &DatabaseError, wait: Duration| {
+        tracing::warn!(%error, retry_in_ms = wait.as_millis(), "schema migration failed; retrying");
     };
-    match migrate.retry(waits).notify(tell).await {
+    match migrate.retry(waits).notify(log).await {
         Ok(applied) => tracing::info!(service, applied, "the schema is up to date"),
-        Err(error) => tracing::error!(%error, "the schema cannot be brought up to date"),
+        Err(error) => tracing::error!(%error, "schema migration failed"),
     }
 }
 

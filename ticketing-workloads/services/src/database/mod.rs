@@ -10,5 +10,5 @@ mod tracking;
 pub use check::{actions, check};
 pub use error::DatabaseError;
 pub use pool::{Database, PoolHealth};
-pub use settings::{DatabaseSettings, compartment, defaults};
+pub use settings::{DatabaseSettings, bulkhead, defaults};
 pub use tracking::Connection;

@@ -35,14 +35,14 @@ pub struct DatabaseSettings {
     pub database_pool_size: u16,
 }
 
-/// Name of the compartment of those who have no other one for the database.
-pub const COMPARTMENT: &str = "database";
+/// Name of the bulkhead of database calls that have no other one.
+pub const BULKHEAD: &str = "database";
 
-/// That compartment for a pool of `size` connections: more calls would only wait for a connection, and their attempts'
-/// time with them.
-pub fn compartment(size: u16) -> (String, BulkheadSettings) {
+/// That bulkhead for a pool of `size` connections: more calls at once would only spend their attempt's time waiting for a
+/// connection.
+pub fn bulkhead(size: u16) -> (String, BulkheadSettings) {
     let settings = BulkheadSettings { max_concurrent: u32::from(size), max_queued: 500, max_wait_ms: 2_000 };
-    (COMPARTMENT.to_owned(), settings)
+    (BULKHEAD.to_owned(), settings)
 }
 
 /// How a database is called without a policy: the ADR's numbers. Retries go after 200, 400 and 800 ms.
@@ -57,7 +57,7 @@ pub fn defaults() -> DependencySettings {
             retry_on: [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into(),
             ..Default::default()
         },
-        bulkhead: Some(COMPARTMENT.to_owned()),
+        bulkhead: Some(BULKHEAD.to_owned()),
         ..Default::default()
     }
 }

@@ -20,7 +20,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When to come back after a failure of which nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// The routes.
 pub fn router(base: &str, dependency: &'static Dependency) -> Router {
     let service = http_client::service(base, dependency);
     let paths = ["/api/bookings", "/api/bookings/{*rest}", "/api/reservations", "/api/reservations/{*rest}"];
@@ -58,7 +57,7 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
     response
 }
 
-/// Whether it is an order without a key: then it gets one here, so that its sender can ask what became of it.
+/// Whether it is an order without a key: then it gets one here, so that its sender can ask for the outcome.
 fn needs_a_key(body: &[u8]) -> bool {
     let order: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     order.is_object() && order["idempotencyKey"].is_null()
@@ -66,7 +65,7 @@ fn needs_a_key(body: &[u8]) -> bool {
 
 /// What booking itself said is passed on. Otherwise it depends on whether something may have happened.
 fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -> Response {
-    tracing::warn!(%error, "booking gave no answer");
+    tracing::warn!(%error, "booking did not answer");
     let never_sent = error.never_reached();
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     match error {
@@ -79,7 +78,7 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
         CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. }
             if never_sent =>
         {
-            let message = "More bookings are under way than this gateway takes at once. Please try again.";
+            let message = "Too many bookings at once. Please try again.";
             refused("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
         }
         _ if never_sent || !changes => {
@@ -88,7 +87,7 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
         _ => {
             let key = key.and_then(|key| key.to_str().ok());
             let again = if key.is_some() { " with the same Idempotency-Key" } else { "" };
-            let message = format!("Nobody knows yet whether this was done. Send it again{again} to find out.");
+            let message = format!("The outcome is unknown. Send the request again{again} to find out.");
             let answer = json!({
                 "success": false, "errorCode": "OUTCOME_UNKNOWN", "message": message, "idempotencyKey": key,
             });

@@ -9,7 +9,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use resilience::layers::fallback::{Answer, Fallbacks, Source};
+use resilience::fallback::{Answer, Fallbacks, Source};
 use resilience::{CallError, Dependency};
 use std::time::Duration;
 use tower::util::BoxCloneSyncService;
@@ -26,7 +26,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 type Events = BoxCloneSyncService<HttpCall, Answer<HttpAnswer>, CallError<HttpError>>;
 
-/// The routes.
 pub fn router(base: &str, dependency: &'static Dependency) -> Router {
     let weight = |answer: &HttpAnswer| {
         // A page that the catalog itself remembers is as old there as it may be.
@@ -51,7 +50,7 @@ async fn list(State(events): State<Events>, RawQuery(query): RawQuery) -> Respon
     };
     // In one spelling, so that what means the same is remembered once.
     match events.oneshot(HttpCall::get(format!("/api/events?{}", query.to_query()))).await {
-        Ok(answer) => told(answer),
+        Ok(answer) => respond(answer),
         Err(error) => {
             let wait = error.retry_after().unwrap_or(RETRY_AFTER);
             unavailable(
@@ -63,7 +62,7 @@ async fn list(State(events): State<Events>, RawQuery(query): RawQuery) -> Respon
     }
 }
 
-fn told(Answer { value, source }: Answer<HttpAnswer>) -> Response {
+fn respond(Answer { value, source }: Answer<HttpAnswer>) -> Response {
     let mut response = http_client::pass_on(value);
     let headers = response.headers_mut();
     match source {

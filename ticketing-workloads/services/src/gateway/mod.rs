@@ -24,7 +24,6 @@ const NO_EVENTS: &str = r#"{"events":[],"message":"Event catalog is temporarily 
 /// Settings of the gateway.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// The pod.
     #[command(flatten)]
     pub pod: PodSettings,
     /// Address of the catalog.

@@ -37,10 +37,10 @@ pub struct Drain {
     duplicates: Counter,
 }
 
-/// What became of a message.
+/// The outcome of a try to send a message.
 enum Outcome {
     Sent { ticket_follows: bool },
-    NobodyToTell,
+    NoRecipient,
     Later { unanswered: bool, wait: Option<Duration> },
     Never { reason: String },
 }
@@ -50,7 +50,7 @@ impl Drain {
     pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, mailer: Mailer) -> Arc<Self> {
         let (outcomes, duplicates) = (Family::<OutcomeLabel, Counter>::default(), Counter::default());
         resilience.metrics().register(|registry| {
-            registry.register("notifications", "Messages of the outbox, by what became of a try", outcomes.clone());
+            registry.register("notifications", "Tries to send messages of the outbox, by outcome", outcomes.clone());
             let help = "Mails that may have been sent twice, with the same Message-ID";
             registry.register("notification_possible_duplicates", help, duplicates.clone());
         });
@@ -66,11 +66,11 @@ impl Drain {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => tokio::time::sleep(LOOK).await,
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "the outbox could not be read or written");
+                    tracing::debug!(%error, "failed to read or write the outbox");
                     tokio::time::sleep(LOOK * 4).await;
                 }
                 Err(error) => {
-                    tracing::error!(%error, "a message could not be worked on");
+                    tracing::error!(%error, "sending a message panicked");
                     tokio::time::sleep(LOOK * 4).await;
                 }
             }
@@ -93,9 +93,9 @@ impl Drain {
         let message = &message;
         let outcome = self.send(message, tickets).await?;
         let label = outcome.name();
-        // What is known now, nobody else can find out: it is written down as soon as that can be.
+        // Only this process knows the outcome, so it is recorded as soon as that is possible.
         while let Err(error) = self.write(message, &outcome).await {
-            tracing::warn!(message = message.id, %error, "what became of a message could not be written down yet");
+            tracing::warn!(message = message.id, %error, "failed to record the outcome of a message; retrying");
             tokio::time::sleep(LOOK).await;
         }
         self.outcomes.get_or_create(&OutcomeLabel { outcome: label }).inc();
@@ -108,20 +108,20 @@ impl Drain {
             Outcome::Sent { ticket_follows } => {
                 database.call(|connection| outbox::done(connection, message, *ticket_follows)).await
             }
-            Outcome::NobodyToTell => database.call(|connection| outbox::done(connection, message, false)).await,
+            Outcome::NoRecipient => database.call(|connection| outbox::done(connection, message, false)).await,
             Outcome::Later { unanswered, wait } => {
                 let wait = wait.unwrap_or_default().max(wait_after(message.tries));
                 database.call(|connection| outbox::later(connection, message, wait, *unanswered)).await
             }
             Outcome::Never { reason } => {
-                tracing::error!(message = message.id, booking = %message.booking, %reason, "can never be sent: it goes to dead_letters");
+                tracing::error!(message = message.id, booking = %message.booking, %reason, "undeliverable; moved to dead_letters");
                 database.call(|connection| outbox::never(connection, message, reason)).await
             }
         }
     }
 
     async fn send(&self, message: &Message, tickets: bool) -> Result<Outcome, CallError<DatabaseError>> {
-        let Some(address) = &message.email else { return Ok(Outcome::NobodyToTell) };
+        let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
         let ticket = tickets.then(|| ticket::pdf(message));
         let mail = match self.mailer.compose(message, address, ticket) {
             Ok(mail) => mail,
@@ -137,13 +137,13 @@ impl Drain {
         let has_left = sent.as_ref().map_or_else(|not_sent| not_sent.may_be_sent, |()| true);
         if message.may_be_sent && has_left {
             self.duplicates.inc();
-            tracing::warn!(message = message.id, booking = %message.booking, "this mail may have been sent twice");
+            tracing::warn!(message = message.id, booking = %message.booking, "mail possibly sent twice");
         }
         Ok(match sent {
             Ok(()) => Outcome::Sent { ticket_follows: !tickets },
             Err(not_sent) => {
                 let error = &not_sent.error;
-                tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "a mail was not sent");
+                tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "mail not sent");
                 outcome(not_sent)
             }
         })
@@ -154,7 +154,7 @@ impl Outcome {
     fn name(&self) -> &'static str {
         match self {
             Self::Sent { .. } => "sent",
-            Self::NobodyToTell => "nobody_to_tell",
+            Self::NoRecipient => "no_recipient",
             Self::Later { .. } => "later",
             Self::Never { .. } => "never",
         }

@@ -35,19 +35,19 @@ pub enum Encryption {
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
     /// The server will never take it (5xx to its recipient or its text).
-    #[error("the mail server refuses it: {0}")]
+    #[error("the mail server refused the mail: {0}")]
     Refused(String),
     /// The server may take it later (4xx, or it refuses this service as such).
-    #[error("the mail server takes it later: {0}")]
+    #[error("the mail server asked to try later: {0}")]
     TryLater(String),
     /// The server may take mails to this address later (4xx): others it takes.
-    #[error("the mail server takes mails to this address later: {0}")]
+    #[error("the mail server asked to try this recipient later: {0}")]
     RecipientLater(String),
     /// There was no connection, or it broke before the mail had left.
-    #[error("nothing reached the mail server: {0}")]
+    #[error("not sent to the mail server: {0}")]
     NotSent(String),
     /// The connection broke after the mail had left: it may have been taken.
-    #[error("the mail server did not say whether it took the mail: {0}")]
+    #[error("delivery outcome unknown: {0}")]
     Broken(String),
 }
 
@@ -69,28 +69,19 @@ impl Failure for MailError {
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
     /// The address is none.
-    #[error("`{address}` is no mail address: {source}")]
-    Address {
-        /// The address.
-        address: String,
-        /// Why.
-        source: lettre::address::AddressError,
-    },
+    #[error("invalid mail address `{address}`: {source}")]
+    Address { address: String, source: lettre::address::AddressError },
     /// The address has letters that not every server takes.
     #[error("`{address}` has letters other than those of ASCII, which mail servers refuse")]
-    Letters {
-        /// The address.
-        address: String,
-    },
+    Letters { address: String },
     /// Something in it cannot be in a mail.
-    #[error("it cannot be put into a mail: {0}")]
+    #[error("failed to compose the mail: {0}")]
     Message(#[from] lettre::error::Error),
 }
 
 /// A mail that was not sent.
 #[derive(Debug)]
 pub struct NotSent {
-    /// Why.
     pub error: CallError<MailError>,
     /// Whether the server may have taken it all the same.
     pub may_be_sent: bool,
@@ -160,7 +151,6 @@ impl Mailer {
         })
     }
 
-    /// Sends a mail.
     pub async fn send(&self, mail: &lettre::Message) -> Result<(), NotSent> {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
         let unanswered = AtomicBool::new(false);

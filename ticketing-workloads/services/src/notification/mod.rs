@@ -33,10 +33,8 @@ const BACKGROUND: &str = "background";
 /// Settings of the notification service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// The pod.
     #[command(flatten)]
     pub pod: PodSettings,
-    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
     /// Host of the mail server.
@@ -76,7 +74,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
     let background = BulkheadSettings { max_concurrent: 5, max_queued: 100, max_wait_ms: 30_000 };
     PolicySettings {
         dependencies: [(DATABASE.to_owned(), database::defaults()), (SMTP.to_owned(), smtp)].into(),
-        bulkheads: [(BACKGROUND.to_owned(), background), database::compartment(pool_size)].into(),
+        bulkheads: [(BACKGROUND.to_owned(), background), database::bulkhead(pool_size)].into(),
         ..Default::default()
     }
 }

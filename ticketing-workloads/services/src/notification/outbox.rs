@@ -73,25 +73,18 @@ pub struct Message {
     /// Its place in the outbox.
     pub id: i64,
     claim: Uuid,
-    /// What it tells.
     pub kind: Kind,
     /// How often it was tried, this time included.
     pub tries: i32,
     /// Whether somebody may have sent it and died before that was written down.
     pub may_be_sent: bool,
-    /// The booking.
     pub booking: Uuid,
     /// Where it goes; nowhere if the buyer gave no address.
     pub email: Option<String>,
-    /// Who booked.
     pub user: String,
-    /// Seats.
     pub seats: i32,
-    /// What was paid.
     pub amount_cents: i32,
-    /// The event.
     pub event: String,
-    /// When it starts.
     pub starts_at: Option<String>,
 }
 
@@ -155,7 +148,6 @@ pub async fn never(connection: Connection, message: &Message, reason: &str) -> R
 
 #[cfg(test)]
 impl Message {
-    /// Any message.
     pub fn example(kind: Kind, event: &str) -> Self {
         Self {
             id: 1,

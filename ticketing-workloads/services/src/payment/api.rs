@@ -34,7 +34,6 @@ struct Wanted {
     currency: String,
 }
 
-/// The routes.
 pub fn router(payments: Arc<Payments>, work: TaskTracker) -> Router {
     Router::new().route("/api/payments", post(pay)).fallback(not_found).with_state((payments, work))
 }
@@ -72,19 +71,19 @@ async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, heade
     let until = resilience::deadline::current();
     let paying = work.spawn(async move { payments.pay(&order, until).await });
     match paying.await {
-        Ok(Ok(outcome)) => tell(outcome),
+        Ok(Ok(outcome)) => respond(outcome),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "a payment could not be worked on");
+            tracing::warn!(%error, "failed to process a payment");
             unavailable("PAYMENT_UNAVAILABLE", "Payment is temporarily unavailable", RETRY_AFTER)
         }
         Err(error) => {
-            tracing::error!(%error, "a payment ended in the middle");
+            tracing::error!(%error, "processing a payment panicked; its outcome is unknown");
             problem(StatusCode::INTERNAL_SERVER_ERROR, "PAYMENT_PENDING", "ask again with the same Idempotency-Key")
         }
     }
 }
 
-fn tell(outcome: Outcome) -> Response {
+fn respond(outcome: Outcome) -> Response {
     let pending = |message: &str| {
         let answer = json!({"success": false, "status": "PaymentPending", "message": message});
         let mut response = (StatusCode::ACCEPTED, Json(answer)).into_response();
@@ -98,8 +97,8 @@ fn tell(outcome: Outcome) -> Response {
         }))
         .into_response(),
         Outcome::Declined => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
-        Outcome::Unknown => pending("Nobody knows yet whether this was charged; it is not charged again"),
-        Outcome::UnderWay => pending("Another request works on this payment"),
+        Outcome::Unknown => pending("The outcome of the charge is unknown; it is looked up, and not charged again"),
+        Outcome::UnderWay => pending("Another request is processing this payment"),
         Outcome::AllFailed { reasons } => {
             let mut response =
                 unavailable("ALL_PROVIDERS_FAILED", "Payment processing is temporarily unavailable", RETRY_AFTER);

@@ -1,4 +1,4 @@
-//! What was asked of payment, and what became of each provider, in the database.
+//! The payments that were asked for, and the outcome at each provider, in the database.
 
 use crate::database::{Connection, Database, DatabaseError};
 use resilience::CallError;
@@ -24,7 +24,7 @@ const ATTEMPTS: &str = "
     SELECT provider, state, charge_id, extract(epoch FROM now() - began_at)::float8, asks
     FROM payment_attempts WHERE key = $1";
 
-/// Only whoever holds the claim writes.
+/// Only the holder of the claim writes.
 const BEGIN: &str = "
     INSERT INTO payment_attempts AS a (key, provider, state)
     SELECT key, $3, 'Begun' FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
@@ -32,7 +32,7 @@ const BEGIN: &str = "
     SET state = 'Begun', charge_id = NULL, began_at = now(), asks = a.asks + 1
     RETURNING asks";
 
-/// And only what came of the last time that the provider was asked: a statement that was held up on its way must not write
+/// And only the outcome of the last request to the provider: a statement that was held up on its way must not write
 /// over a newer one.
 const SETTLE: &str = "
     UPDATE payment_attempts a SET state = $4, charge_id = $5
@@ -54,7 +54,7 @@ pub struct Order {
 /// What is known of one provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// It was asked, and nobody knows whether it has charged.
+    /// It was asked, and charge outcome unknown.
     Begun {
         /// How long ago it was asked.
         age: Duration,
@@ -104,15 +104,13 @@ pub struct Claim {
 /// Why something could not be written down.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The database failed.
     #[error(transparent)]
     Database(#[from] CallError<DatabaseError>),
     /// The claim ran out, and somebody else may work on the payment.
-    #[error("the claim on the payment has run out")]
+    #[error("the claim on the payment has expired")]
     ClaimLost,
 }
 
-/// The ledger.
 pub struct Ledger {
     database: Arc<Database>,
 }
@@ -123,7 +121,7 @@ impl Ledger {
         Self { database: Arc::clone(database) }
     }
 
-    /// Takes an order, if nobody else works on it.
+    /// Takes an order, unless another request is processing it.
     pub async fn take(&self, order: &Order) -> Result<Taken, LedgerError> {
         let id = Uuid::new_v4();
         let work = |connection: Connection| async move {
@@ -168,7 +166,7 @@ impl Ledger {
             connection.execute(&release, &[&claim.key, &claim.id]).await.map_err(DatabaseError::from)
         };
         if let Err(error) = self.database.call(work).await {
-            tracing::warn!(key = %claim.key, %error, "a claim could not be given back; it runs out by itself");
+            tracing::warn!(key = %claim.key, %error, "failed to release the claim on a payment; it expires by itself");
         }
     }
 

@@ -34,10 +34,8 @@ const EXTERNAL_API: &str = "external-api";
 /// Settings of the payment service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// The pod.
     #[command(flatten)]
     pub pod: PodSettings,
-    /// The database.
     #[command(flatten)]
     pub database: DatabaseSettings,
     /// Address of the provider shaped as Stripe.
@@ -91,7 +89,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
             (PAYPAL.to_owned(), paypal),
         ]
         .into(),
-        bulkheads: [(EXTERNAL_API.to_owned(), room), database::compartment(pool_size)].into(),
+        bulkheads: [(EXTERNAL_API.to_owned(), room), database::bulkhead(pool_size)].into(),
         ..Default::default()
     }
 }

@@ -23,9 +23,7 @@ struct OutcomeLabels {
 /// What came of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is paid.
     Succeeded {
-        /// By whom.
         provider: String,
         /// The provider's id of the charge.
         charge: String,
@@ -36,7 +34,7 @@ pub enum Outcome {
     Declined,
     /// Somebody may have charged. It has to be asked for again, with the same key.
     Unknown,
-    /// Nobody has charged, and nobody could be asked. It may be asked for again.
+    /// No provider has charged, and none could be asked. It may be asked for again.
     AllFailed {
         /// For each provider, in the ADR's words, why not.
         reasons: Vec<(String, &'static str)>,
@@ -59,8 +57,8 @@ enum Next {
     LookUp(usize, Duration, i32),
     /// The provider of that number may be asked for money.
     Ask(usize),
-    /// Nobody is left who could be asked.
-    Nobody,
+    /// Every provider has answered definitely, or cannot be asked.
+    Exhausted,
 }
 
 /// Decides by what is known of all providers, in the order in which they are asked; `None`: not asked, or not charged.
@@ -83,7 +81,7 @@ fn next(known: &[Option<Known>], failed: &[bool], may_ask: &[bool]) -> Next {
         };
         (0..known.len()).find(free).map(Next::Ask)
     };
-    paid.or(open).or_else(ask).unwrap_or(Next::Nobody)
+    paid.or(open).or_else(ask).unwrap_or(Next::Exhausted)
 }
 
 /// A provider, asked for somebody who waits until then.
@@ -106,7 +104,6 @@ impl Bounded<'_> {
     }
 }
 
-/// Takes orders.
 pub struct Payments {
     resilience: Arc<Resilience>,
     ledger: Ledger,
@@ -158,7 +155,7 @@ impl Payments {
                 Next::LookUp(index, age, asks) => {
                     // Whoever asked may have died, or had no answer.
                     // The age is that of the first attempt; the last one may have left as late as this.
-                    let absent_is_never = age >= self.absent_after + self.providers[index].patience();
+                    let absent_is_never = age >= self.absent_after + self.providers[index].request_timeout();
                     (index, asks, self.look_up(&self.bounded(index, until), order, absent_is_never).await)
                 }
                 Next::Ask(index) => {
@@ -172,7 +169,7 @@ impl Payments {
                     }
                     (index, asks, found)
                 }
-                Next::Nobody => return Ok(self.nobody(order, &known, reasons)),
+                Next::Exhausted => return Ok(self.not_charged(order, &known, reasons)),
             };
             // Not known: it stays as it is written, and nobody else is asked.
             let Some(found) = found else { return Ok(Outcome::Unknown) };
@@ -192,7 +189,7 @@ impl Payments {
             Asked::Declined => (Some(Known::Declined), None),
             Asked::Failed { in_doubt, unavailable, reason } => {
                 let name = provider.name();
-                tracing::warn!(key = %order.key, provider = name, in_doubt, %reason, "a provider did not say that it has charged");
+                tracing::warn!(key = %order.key, provider = name, in_doubt, %reason, "charge failed or its outcome is unknown");
                 let word = if unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
                 let known = if in_doubt { self.look_up(provider, order, false).await } else { Some(Known::NotCharged) };
                 (known, Some(word))
@@ -200,7 +197,7 @@ impl Payments {
         }
     }
 
-    /// Looks the charge up at the provider; `None`: nobody knows. That it is not there says something only if
+    /// Looks the charge up at the provider; `None`: its outcome stays unknown. That it is not there says something only if
     /// `absent_is_never`: once no request can arrive any more, and what has arrived can be found.
     async fn look_up(&self, provider: &Bounded<'_>, order: &Order, absent_is_never: bool) -> Option<Known> {
         match provider.find(&order.key).await {
@@ -208,14 +205,14 @@ impl Payments {
             Ok(None) => absent_is_never.then_some(Known::NotCharged),
             Err(reason) => {
                 let name = provider.name();
-                tracing::warn!(key = %order.key, provider = name, %reason, "nobody knows whether it has charged");
+                tracing::warn!(key = %order.key, provider = name, %reason, "charge outcome unknown");
                 None
             }
         }
     }
 
-    /// Why nobody has charged.
-    fn nobody(&self, order: &Order, known: &[Option<Known>; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
+    /// The answer when no provider has charged.
+    fn not_charged(&self, order: &Order, known: &[Option<Known>; 2], reasons: [Option<&'static str>; 2]) -> Outcome {
         // The last word only if nobody is left who could be asked later.
         let exists = [true, self.may_fall_back()];
         if known.iter().zip(exists).all(|(known, exists)| !exists || *known == Some(Known::Declined)) {
@@ -281,8 +278,8 @@ mod tests {
     #[case::second_is_open([Some(Known::NotCharged), BEGUN], [false, false], look_up(1))]
     #[case::second_has_charged([Some(Known::NotCharged), Some(charged())], [false, false], Next::Paid(1, "c".into()))]
     #[case::second_has_charged_and_first_is_open([BEGUN, Some(charged())], [false, false], Next::Paid(1, "c".into()))]
-    #[case::both_failed([Some(Known::NotCharged), Some(Known::NotCharged)], [true, true], Next::Nobody)]
-    #[case::both_declined([Some(Known::Declined), Some(Known::Declined)], [false, false], Next::Nobody)]
+    #[case::both_failed([Some(Known::NotCharged), Some(Known::NotCharged)], [true, true], Next::Exhausted)]
+    #[case::both_declined([Some(Known::Declined), Some(Known::Declined)], [false, false], Next::Exhausted)]
     fn what_is_known_of_all_comes_before_asking_one(
         #[case] known: [Option<Known>; 2],
         #[case] failed: [bool; 2],
@@ -291,9 +288,9 @@ mod tests {
         assert_eq!(next(&known, &failed, &[true, true]), expected);
     }
 
-    /// All there is: nobody is asked while somebody has charged or may have.
+    /// Exhaustive: no provider is asked while another has charged or may have.
     #[test]
-    fn nobody_is_asked_while_somebody_may_have_charged() {
+    fn no_provider_is_asked_while_another_may_have_charged() {
         let states = [None, BEGUN, Some(charged()), Some(Known::NotCharged), Some(Known::Declined)];
         let both = [false, true];
         for first in &states {
@@ -303,7 +300,7 @@ mod tests {
                         let known = [first.clone(), second.clone()];
                         let spent = known.iter().any(|one| *one == BEGUN || *one == Some(charged()));
                         let next = next(&known, &failed, &may_ask);
-                        assert!(!(spent && matches!(next, Next::Ask(_) | Next::Nobody)), "{known:?} {next:?}");
+                        assert!(!(spent && matches!(next, Next::Ask(_) | Next::Exhausted)), "{known:?} {next:?}");
                         if let Next::Ask(index) = next {
                             assert!(may_ask[index] && !failed[index] && known[index] != Some(Known::Declined));
                         }

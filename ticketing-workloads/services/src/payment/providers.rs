@@ -4,7 +4,7 @@ use crate::http_client::{Bare, HttpAnswer, HttpCall, HttpError};
 use crate::{http_client, payment::ledger::Order};
 use async_trait::async_trait;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use resilience::layers::Attempt;
+use resilience::Attempt;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,8 +38,8 @@ pub trait ProviderClient: Send + Sync {
     /// Its name, which is that of the dependency.
     fn name(&self) -> &str;
 
-    /// How long asking it may take, with all attempts.
-    fn patience(&self) -> Duration;
+    /// Total timeout of a charge, with all its attempts.
+    fn request_timeout(&self) -> Duration;
 
     /// Asks for money. The same key again is the same charge, as far as this provider goes.
     async fn charge(&self, order: &Order) -> Asked;
@@ -53,8 +53,8 @@ pub trait ProviderClient: Send + Sync {
 enum ProviderError {
     #[error("declined")]
     Declined,
-    #[error("its answer makes no sense: {0}")]
-    Nonsense(String),
+    #[error("invalid provider response: {0}")]
+    InvalidResponse(String),
     #[error(transparent)]
     Http(#[from] HttpError),
 }
@@ -63,7 +63,7 @@ impl Failure for ProviderError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::Declined => FailureKind::Business,
-            Self::Nonsense(_) => FailureKind::Other,
+            Self::InvalidResponse(_) => FailureKind::Other,
             Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer.status),
             Self::Http(error) => error.kind(),
         }
@@ -82,7 +82,7 @@ impl ProviderError {
             Self::Declined | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
-            Self::Nonsense(_) | Self::Http(_) => true,
+            Self::InvalidResponse(_) | Self::Http(_) => true,
         }
     }
 }
@@ -139,13 +139,13 @@ impl Client {
         let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
         let answer = match tokio::time::timeout(time, self.once(call)).await {
             Ok(answer) => answer.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("no answer within {} ms", time.as_millis())),
+            Err(_) => return Err(format!("timed out after {} ms", time.as_millis())),
         };
         if answer.status != StatusCode::OK {
             return Err(format!("status {}", answer.status));
         }
         let body = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-        settled(&read(&body).ok_or("its answer makes no sense")?)
+        settled(&read(&body).ok_or("invalid provider response")?)
     }
 }
 
@@ -183,8 +183,8 @@ fn json_of(answer: &HttpAnswer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
 
-fn nonsense(answer: &HttpAnswer) -> ProviderError {
-    ProviderError::Nonsense(format!("status {}", answer.status))
+fn invalid_response(answer: &HttpAnswer) -> ProviderError {
+    ProviderError::InvalidResponse(format!("status {}", answer.status))
 }
 
 /// A value for a header; keys are plain text, which was seen to when they came.
@@ -208,7 +208,7 @@ impl ProviderClient for Stripe {
         self.0.dependency.name()
     }
 
-    fn patience(&self) -> Duration {
+    fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.0.dependency.timeouts().request_ms)
     }
 
@@ -228,7 +228,7 @@ impl ProviderClient for Stripe {
             match (answer.status, body["id"].as_str(), body["status"].as_str()) {
                 (StatusCode::OK, Some(id), Some("succeeded")) => Ok(id.to_owned()),
                 (StatusCode::PAYMENT_REQUIRED, ..) => Err(ProviderError::Declined),
-                _ => Err(nonsense(answer)),
+                _ => Err(invalid_response(answer)),
             }
         };
         self.0.charge(call, read).await
@@ -258,7 +258,7 @@ impl ProviderClient for Paypal {
         self.0.dependency.name()
     }
 
-    fn patience(&self) -> Duration {
+    fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.0.dependency.timeouts().request_ms)
     }
 
@@ -280,7 +280,7 @@ impl ProviderClient for Paypal {
             match (answer.status, body["id"].as_str(), body["status"].as_str()) {
                 (StatusCode::CREATED | StatusCode::OK, Some(id), Some("COMPLETED")) => Ok(id.to_owned()),
                 (StatusCode::UNPROCESSABLE_ENTITY, ..) => Err(ProviderError::Declined),
-                _ => Err(nonsense(answer)),
+                _ => Err(invalid_response(answer)),
             }
         };
         self.0.charge(call, read).await

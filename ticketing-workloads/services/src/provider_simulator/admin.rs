@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 type Providers = [Arc<Provider>; 2];
 
-/// The routes.
 pub fn router(providers: Providers) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok" }))

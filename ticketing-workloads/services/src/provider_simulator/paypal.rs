@@ -11,7 +11,6 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The routes.
 pub fn router(provider: Arc<Provider>) -> Router {
     Router::new().route("/v2/checkout/orders", post(create).get(find)).with_state(provider)
 }

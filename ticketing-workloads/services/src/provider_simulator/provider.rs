@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// Charges that are kept; a test needs a few thousand, ten minutes of load some hundred thousand.
 const MAX_CHARGES: usize = 400_000;
-/// How long an answer takes that nobody is to get.
+/// How long an answer takes that is never to arrive.
 const NEVER: Duration = Duration::from_secs(3_600);
 
 /// How a provider behaves. Without a body it behaves well.
@@ -19,7 +19,7 @@ const NEVER: Duration = Duration::from_secs(3_600);
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a thing to ask for on its own")]
 pub struct Behaviour {
-    /// Nobody listens: connections are refused.
+    /// The port is closed: connections are refused.
     pub refuse: bool,
     /// Time before anything else happens, in milliseconds.
     pub latency_ms: u64,
@@ -37,11 +37,9 @@ pub struct Behaviour {
     pub hide: bool,
 }
 
-/// A charge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Charge {
-    /// Its id.
     pub id: String,
     /// The key that it was asked for with.
     pub key: String,
@@ -70,9 +68,7 @@ struct Books {
     requests: u64,
 }
 
-/// A provider.
 pub struct Provider {
-    /// Its name.
     pub name: &'static str,
     books: Mutex<Books>,
     refuses: watch::Sender<bool>,
@@ -85,7 +81,6 @@ impl Provider {
         Self { name, books: Mutex::default(), refuses: watch::Sender::new(false), shape }
     }
 
-    /// Its interface.
     pub fn router(self: &Arc<Self>) -> Router {
         (self.shape)(Arc::clone(self))
     }
@@ -101,7 +96,7 @@ impl Provider {
 
     /// Changes how it behaves.
     pub fn behave(&self, behaviour: Behaviour) {
-        tracing::info!(provider = self.name, ?behaviour, "behaves differently");
+        tracing::info!(provider = self.name, ?behaviour, "behavior changed");
         self.refuses.send_replace(behaviour.refuse);
         self.books().behaviour = behaviour;
     }

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The routes.
 pub fn router(provider: Arc<Provider>) -> Router {
     Router::new()
         .route("/v1/payment_intents", post(create))

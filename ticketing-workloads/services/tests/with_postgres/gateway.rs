@@ -108,10 +108,10 @@ async fn a_stuck_catalog_keeps_nobody_from_booking() {
     let mut slow = quick();
     let catalog = slow.dependencies.get_mut("catalog").unwrap();
     (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (3_000, 3_000);
-    // The circuit is no help here: only the compartment, of which the policy says nothing, is.
+    // The circuit is no help here: only the bulkhead is, of which the policy says nothing.
     catalog.circuit_breaker.manual_state = ManualState::Closed;
     gateway.push(slow, FlagsSettings::default()).await;
-    // More than the connections that the gateway takes: without a compartment they would fill all of them.
+    // More than the connections that the gateway takes: without a bulkhead they would fill all of them.
     let looking = join_all((0..1_200).map(|_| gateway.get("/api/events")));
     let buying = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -201,13 +201,13 @@ async fn a_rush_of_buyers_opens_no_circuit() {
     assert_eq!(metric(&metrics(&gateway).await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
 }
 
-/// Nor may one who is in a hurry shut the others out: while somebody holds the event, no booking ends within his time.
+/// Nor may a caller with a short deadline shut the others out: while the event is locked, no booking ends within it.
 #[rstest::rstest]
 #[case::no_time(1)]
 #[case::some_time(60)]
 #[case::more_time(200)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hurried_buyer_opens_no_circuit(#[case] patience_ms: u64) {
+async fn a_short_deadline_opens_no_circuit(#[case] time_left_ms: u64) {
     let postgres = Postgres::start().await;
     let booking = App::start(&postgres, "booking-1").await;
     let gateway = App::gateway(nobody().await, booking.address).await;
@@ -215,7 +215,7 @@ async fn a_hurried_buyer_opens_no_circuit(#[case] patience_ms: u64) {
     holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
     for _ in 0..10 {
         let request = gateway.client.post(format!("http://{}/api/bookings", gateway.address));
-        let request = request.header("x-deadline-ms", patience_ms.to_string());
+        let request = request.header("x-deadline-ms", time_left_ms.to_string());
         let answer = request.body(order(OPENING_NIGHT, 1).to_string()).send().await.unwrap();
         assert!(matches!(answer.status().as_u16(), 503 | 504), "{}", answer.status());
     }

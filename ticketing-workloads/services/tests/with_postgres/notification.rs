@@ -83,7 +83,7 @@ async fn a_confirmed_booking_is_mailed_with_its_ticket() {
     let text = mails[0]["text"].as_str().unwrap();
     assert!(text.contains(&format!("ticket-{id}.pdf")) && text.contains("application/pdf"), "{text}");
     assert!(text.contains("JVBERi0"), "the beginning of a PDF in base64");
-    assert_eq!(metric(&stage.notification, r#"notifications_total{outcome="nobody_to_tell"}"#).await, 1);
+    assert_eq!(metric(&stage.notification, r#"notifications_total{outcome="no_recipient"}"#).await, 1);
 }
 
 #[rstest::rstest]

@@ -226,7 +226,7 @@ async fn a_thousand_buyers_of_500_seats() {
     let mut policy = quick(&[FallbackSettings::Queue]);
     let database = policy.dependencies.get_mut("database").unwrap();
     database.retry.num_retries = 8;
-    // As in the ADR: without a compartment a thousand buyers only get in each other's way.
+    // As in the ADR: without a bulkhead a thousand buyers only get in each other's way.
     database.bulkhead = Some("critical".to_owned());
     let critical = BulkheadSettings { max_concurrent: 8, max_queued: 200, max_wait_ms: 2_000 };
     policy.bulkheads.insert("critical".to_owned(), critical);

@@ -1,0 +1,170 @@
+//! What the database does, and what is done to it.
+
+use crate::fixture::{Fixture, OPENING_NIGHT, order};
+use e2e::local_stack::Port;
+use futures::future::join_all;
+use serde_json::json;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio_postgres::Client;
+
+const OPENED: &str = r#"circuit_breaker_opened_total{service="database"}"#;
+const RETRIES: &str = r#"retry_attempts_total{service="database""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_fails() {
+    let mut fixture = Fixture::start().await;
+    restarted(&mut fixture).await;
+    connections_killed(&mut fixture).await;
+    deadlocks(&mut fixture).await;
+    fixture.finish().await;
+}
+
+async fn connect(fixture: &Fixture) -> Client {
+    fixture.stack.connect().await.unwrap()
+}
+
+/// Seats that are not where the bookings say they are.
+async fn missing_seats(client: &Client) -> i64 {
+    let books = "SELECT capacity - available - (SELECT COALESCE(sum(ticket_count), 0) FROM bookings
+                 WHERE event_id = e.id AND status <> 'Cancelled') FROM events e WHERE id::text = $1";
+    client.query_one(books, &[&OPENING_NIGHT]).await.unwrap().get(0)
+}
+
+/// It crashes and comes back: nothing that was confirmed is lost, and nobody has to be restarted.
+async fn restarted(fixture: &mut Fixture) {
+    let confirmed = fixture.book().await;
+    assert_eq!(confirmed.in_words(), "201 Confirmed");
+    assert_eq!(fixture.events("").await.status, 200);
+    fixture.stack.crash_database().await;
+    let (mut slowest, mut sees) = (Duration::ZERO, String::new());
+    for _ in 0..4 {
+        let booked = fixture.book().await;
+        assert_eq!(booked.in_words(), "503 BOOKING_FAILED");
+        assert!(booked.header("retry-after").is_some());
+        slowest = slowest.max(booked.took);
+        sees = booked.in_words();
+    }
+    let events = fixture.events("").await;
+    assert_eq!((events.status, &events.body["isFromCache"]), (200, &json!(true)));
+    // The pods are alive and ready: a database that is away is no reason to take them out of service.
+    assert_eq!(fixture.get(Port::Booking, "/readyz").await.status, 200);
+    let opened = fixture.metric(Port::Booking, OPENED).await;
+    assert!(opened >= 1);
+    fixture.stack.start_database().await.unwrap();
+    let well = fixture.until_well().await;
+    let found =
+        fixture.get(Port::Gateway, &format!("/api/bookings/{}", confirmed.body["bookingId"].as_str().unwrap())).await;
+    assert_eq!(found.body["status"], "Confirmed");
+    assert_eq!(missing_seats(&connect(fixture).await).await, 0);
+    let metrics = format!("booking: database opened +{opened}");
+    fixture.record("database restarted", &format!("{sees}; events from memory"), slowest, well, &metrics);
+}
+
+/// Connections break in the middle of bookings: they are made again on new ones, and no seat is taken twice.
+async fn connections_killed(fixture: &mut Fixture) {
+    let client = connect(fixture).await;
+    let before = fixture.metrics(Port::Booking, RETRIES).await;
+    // Until ten have met a statement on its way: those between two statements are replaced without a retry.
+    let over = AtomicBool::new(false);
+    let kill = async {
+        fixture
+            .until("ten statements have lost their connection", async || {
+                let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                        WHERE application_name <> '' AND pid <> pg_backend_pid()";
+                client.execute(kill, &[]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fixture.metrics(Port::Booking, RETRIES).await >= before + 10
+            })
+            .await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let buy = join_all((0..4).map(|_| async {
+        let mut seen = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            // Who is unlucky four times in a row comes back with the same key.
+            let mut wanted = order();
+            wanted["idempotencyKey"] = json!(format!("{}", rand::random::<u64>()));
+            let mut booked = fixture.post("/api/bookings", &wanted).await;
+            while !matches!(booked.status, 201 | 202) {
+                assert!(matches!(booked.status, 503 | 504), "{}", booked.in_words());
+                booked = fixture.post("/api/bookings", &wanted).await;
+            }
+            seen.push(booked);
+        }
+        seen
+    }));
+    let ((), seen) = tokio::join!(kill, buy);
+    let seen = seen.into_iter().flatten().collect::<Vec<_>>();
+    let begin = Instant::now();
+    for booked in &seen {
+        fixture.until_confirmed(booked).await;
+        assert_eq!(fixture.charged(booked).await.len(), 1, "each is charged once");
+    }
+    let retried = fixture.metrics(Port::Booking, RETRIES).await - before;
+    assert_eq!(missing_seats(&client).await, 0);
+    fixture.until_well().await;
+    let slowest = seen.iter().map(|one| one.took).max().unwrap();
+    let later = seen.iter().filter(|one| one.status == 202).count();
+    let sees = format!("{} x 201 Confirmed, {later} x 202", seen.len() - later);
+    let metrics = format!("booking: database retries +{retried}");
+    fixture.record("all connections killed, again and again", &sees, slowest, begin.elapsed(), &metrics);
+}
+
+/// Deadlocks that PostgreSQL has counted so far; it takes up to a second to do so.
+async fn deadlocks_seen(client: &Client) -> i64 {
+    let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    client.query_one(count, &[]).await.unwrap().get(0)
+}
+
+/// A real deadlock: the booking has the event and waits for a key that somebody else is writing, who then wants the event.
+/// PostgreSQL breaks it by failing the booking (40P01), which is made again.
+async fn deadlocks(fixture: &mut Fixture) {
+    let setting = connect(fixture).await;
+    for statement in [
+        "ALTER SYSTEM SET deadlock_timeout = '400ms'",
+        "SELECT pg_reload_conf()",
+        "INSERT INTO events (id, name, capacity, available) VALUES (gen_random_uuid(), 'Elsewhere', 9, 9)",
+    ] {
+        setting.batch_execute(statement).await.unwrap();
+    }
+    let before = fixture.metrics(Port::Booking, RETRIES).await;
+    let mut slowest = Duration::ZERO;
+    let mut tries = 0;
+    // On a busy machine the other one may come too late for a deadlock; then it is only a wait.
+    while deadlocks_seen(&setting).await < 3 {
+        let nth = tries;
+        tries += 1;
+        assert!(tries < 30, "PostgreSQL sees no deadlocks");
+        let other = connect(fixture).await;
+        let key = format!("deadlock-{nth}");
+        // Only the booking looks for a deadlock, so it is the one that loses.
+        let write = format!(
+            "SET deadlock_timeout = '60s'; BEGIN;
+             INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key)
+             SELECT gen_random_uuid(), id, 'eve', 1, 'Cancelled', '{key}' FROM events WHERE name = 'Elsewhere'"
+        );
+        other.batch_execute(&write).await.unwrap();
+        let mut wanted = order();
+        wanted["idempotencyKey"] = json!(key);
+        let book = fixture.post("/api/bookings", &wanted);
+        let cross = async {
+            fixture
+                .until("the booking waits", async || {
+                    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+                    setting.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
+                })
+                .await;
+            let want = format!("UPDATE events SET name = name WHERE id = '{OPENING_NIGHT}'; ROLLBACK");
+            other.batch_execute(&want).await.unwrap();
+        };
+        let (booked, ()) = tokio::join!(book, cross);
+        assert_eq!(booked.in_words(), "201 Confirmed");
+        slowest = slowest.max(booked.took);
+    }
+    let retried = fixture.metrics(Port::Booking, RETRIES).await - before;
+    assert!(retried >= 3, "{retried}");
+    let well = fixture.until_well().await;
+    let metrics = format!("{} deadlocks, database retries +{retried}, nothing opened", deadlocks_seen(&setting).await);
+    fixture.record("deadlocks forced", "201 Confirmed", slowest, well, &metrics);
+}

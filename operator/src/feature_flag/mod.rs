@@ -1,0 +1,5 @@
+//! The flag set controller.
+
+pub mod events;
+pub mod reconcile;
+pub mod status;

@@ -1,0 +1,162 @@
+//! The status of a flag set.
+
+use crate::{
+    context::Context,
+    kubernetes::meta::created_at,
+    spec,
+    status::{
+        conditions::{self, Verdict},
+        target::{self, Target},
+    },
+};
+use contract::{FlagsSettings, MAX_CONFIG_BYTES};
+use crds::{
+    FeatureFlag, FeatureFlagStatus,
+    condition::types::{ACCEPTED, EXPIRED, OVERRIDDEN, PROGRAMMED},
+    feature_flag::FlagFinding,
+};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use std::{cmp::Reverse, collections::BTreeMap};
+
+/// The status of a set that cannot be used: what it said before stays, with the reason.
+pub fn refused(
+    old: FeatureFlagStatus,
+    (accepted, programmed): (Verdict, Verdict),
+    generation: Option<i64>,
+    now: Timestamp,
+) -> FeatureFlagStatus {
+    let mut verdicts = conditions::summarize(&accepted, &programmed, true, false).to_vec();
+    verdicts.extend([accepted, programmed]);
+    let conditions = conditions::settle(&old.conditions, verdicts, generation, now);
+    FeatureFlagStatus { observed_generation: generation, conditions, ..old }
+}
+
+/// The status of a readable set, and when it changes by itself.
+pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (FeatureFlagStatus, Option<Timestamp>) {
+    let old = set.status.clone().unwrap_or_default();
+    let generation = set.metadata.generation;
+    let settings = match spec::flags::flags(&set.spec) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let verdicts = conditions::invalid("InvalidFlagSet", error.to_string());
+            return (refused(old, verdicts, generation, now), None);
+        }
+    };
+    let namespace = set.namespace().unwrap_or_default();
+    let targets: Vec<Target> =
+        set.spec.target_refs.iter().map(|reference| target::look_up(ctx, &namespace, &reference.name)).collect();
+    let held: Vec<&Target> = targets.iter().filter(|target| target.found).collect();
+    let missing: Vec<_> = targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    let accepted = if held.is_empty() && !targets.is_empty() {
+        Verdict::new(
+            ACCEPTED,
+            false,
+            "TargetNotFound",
+            format!("no Deployment named {}; waits for one", missing.join(", ")),
+        )
+    } else if missing.is_empty() {
+        Verdict::new(ACCEPTED, true, "Accepted", "valid")
+    } else {
+        Verdict::new(
+            ACCEPTED,
+            true,
+            "Accepted",
+            format!("valid; waits for {}, which do not exist yet", missing.join(", ")),
+        )
+    };
+    let dry_run = ctx.shared.args.dry_run;
+    let (programmed, stalled) = if dry_run {
+        (Verdict::new(PROGRAMMED, false, "DryRun", "the operator runs dry: nothing is published"), false)
+    } else if let Some(full) = held.iter().find(|target| target.left_out.contains(&set.name_any())) {
+        let message = format!(
+            "{}: this set does not fit beside the others into the {MAX_CONFIG_BYTES} bytes of one document; what was live from it stays: target fewer or smaller flag sets at this workload",
+            full.name
+        );
+        (Verdict::new(PROGRAMMED, false, "ConfigTooLarge", message), true)
+    } else {
+        target::programmed(&held, &set.metadata)
+    };
+    let now_ms = now.as_millisecond();
+    let overridden = overridden(&settings, now_ms);
+    let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
+    verdicts.extend([accepted, programmed]);
+    verdicts.push(match overridden.as_slice() {
+        [] => Verdict::new(OVERRIDDEN, false, "NoOverride", ""),
+        some => Verdict::new(
+            OVERRIDDEN,
+            true,
+            "Overridden",
+            some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
+        ),
+    });
+    if let Some(expires) = &set.spec.expires_at {
+        let over = expires.0 <= now;
+        let message = format!(
+            "the set {} {}",
+            if over { "should have been removed by" } else { "should be removed by" },
+            expires.0
+        );
+        verdicts.push(Verdict::new(EXPIRED, over, if over { "Expired" } else { "NotExpired" }, message));
+    }
+    let ends =
+        settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
+    let ends = ends.filter_map(|until| Timestamp::from_millisecond(until).ok());
+    let expiry = set.spec.expires_at.as_ref().map(|expires| expires.0).filter(|at| *at > now);
+    let status = FeatureFlagStatus {
+        observed_generation: generation,
+        conditions: conditions::settle(&old.conditions, verdicts, generation, now),
+        programmed: Some(target::ratio(&held)),
+        flag_count: i32::try_from(settings.flags.len()).ok(),
+        overridden: i32::try_from(overridden.len()).ok(),
+        targets: targets
+            .iter()
+            .map(|target| {
+                let reason = if target.found { "Accepted" } else { "TargetNotFound" };
+                let message = target.problem.as_ref().map(|problem| problem.message.clone());
+                target::status(target, target.found, reason, message)
+            })
+            .collect(),
+        flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
+    };
+    (status, ends.chain(expiry).min())
+}
+
+/// The flags that another set with more say defines for the same workload.
+fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Vec<FlagFinding> {
+    let rank = |set: &FeatureFlag| (Reverse(set.spec.priority), created_at(set), set.name_any());
+    let mut lost = BTreeMap::new();
+    for target in held {
+        let others = ctx.caches.flag_sets_for(&set.namespace().unwrap_or_default(), &target.name);
+        for other in others.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|other| rank(other) < rank(set)) {
+            for key in set.spec.flag_spec.flags.keys().filter(|key| other.spec.flag_spec.flags.contains_key(*key)) {
+                lost.entry(key.clone())
+                    .or_insert_with(|| format!("{} runs by the set {}", target.name, other.name_any()));
+            }
+        }
+    }
+    let finding = |(key, message)| FlagFinding {
+        key,
+        source: "OtherSet".to_owned(),
+        effective_variant: None,
+        message: Some(message),
+    };
+    lost.into_iter().map(finding).collect()
+}
+
+/// The flags that a person has overridden and that are still so.
+fn overridden(settings: &FlagsSettings, now_ms: i64) -> Vec<FlagFinding> {
+    let finding = |(key, flag): (&String, &contract::FlagSettings)| {
+        let over = flag.active_override(now_ms)?;
+        let until = over.until_ms.and_then(|until| Timestamp::from_millisecond(until).ok());
+        let until = until.map_or_else(|| "until a person takes it back".to_owned(), |until| format!("until {until}"));
+        let why = if over.reason.is_empty() { String::new() } else { format!(": {}", over.reason) };
+        Some(FlagFinding {
+            key: key.clone(),
+            source: "Override".to_owned(),
+            effective_variant: Some(over.variant.clone()),
+            message: Some(format!("{until}{why}")),
+        })
+    };
+    settings.flags.iter().filter_map(finding).take(100).collect()
+}

@@ -1,0 +1,54 @@
+//! Small facts about objects that several rooms need: names, labels, owners, references.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::Resource;
+use serde_json::{Value, json};
+
+/// Who writes, in `managedFields`.
+pub const FIELD_MANAGER: &str = "resilience-operator";
+/// Label of a Job that was made for an intent; its value is the intent's id.
+pub const INTENT_LABEL: &str = "resilience.ticketwave.io/intent";
+/// Annotation that makes a pod's kubelet look at the pod at once, and so refresh its optional mounts.
+pub const MOUNT_REFRESH_ANNOTATION: &str = "resilience.ticketwave.io/mounts-wanted-at";
+
+/// Makes the workload the owner: what is ours goes with it, and outlives policy and operator.
+pub fn owner_reference(workload: &str, uid: &str) -> Value {
+    json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": workload, "uid": uid, "controller": true })
+}
+
+/// When an object was created.
+pub fn created_at<K: Resource>(object: &K) -> Timestamp {
+    object.meta().creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
+/// A hash, cut to what a person compares.
+pub fn short(hash: &str) -> &str {
+    hash.get(..6).unwrap_or(hash)
+}
+
+/// A reference to an object, for Events.
+pub fn object_reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        resource_version: meta.resource_version.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The owner that controls an object, if it is of `kind`.
+pub fn controller<'a>(owners: &'a [OwnerReference], kind: &str) -> Option<&'a OwnerReference> {
+    owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == kind)
+}
+
+/// `text`, cut to at most `max` bytes at a character boundary.
+pub fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}

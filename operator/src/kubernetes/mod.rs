@@ -1,0 +1,8 @@
+//! The API server: connections, watches, Events, leader election.
+
+pub mod clients;
+pub mod events;
+pub mod guard;
+pub mod leader_election;
+pub mod meta;
+pub mod watches;

@@ -1,0 +1,7 @@
+//! The pods: what is known of them, and the calls to their admin ports.
+
+pub mod client;
+pub mod prober;
+pub mod pusher;
+pub mod state;
+pub mod tokens;

@@ -1,0 +1,155 @@
+//! Tokens of the pods' admin ports.
+//!
+//! A workload's token is an HMAC of its uid and an epoch under a master key that never leaves the operator's own
+//! namespace. It is written to one Secret per workload, as `current` and `previous`, so that it can change without a
+//! gap. The operator may write Secrets elsewhere, but not read them: it computes the token whenever it needs it.
+
+use crate::kubernetes::{
+    clients::{ApiError, Clients, call},
+    meta::{FIELD_MANAGER, owner_reference},
+};
+use hmac::{Hmac, Mac};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use sha2::Sha256;
+use std::collections::BTreeMap;
+
+/// Name of the Secret with the master key, in the operator's namespace.
+pub const KEY_SECRET: &str = "resilience-operator-key";
+
+/// Why there is no master key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The Secret cannot be read or made.
+    #[error(
+        "the Secret {KEY_SECRET} in namespace {namespace} cannot be read or made: {source}; check the operator's Role there"
+    )]
+    Api {
+        /// The operator's namespace.
+        namespace: String,
+        /// The API server's words.
+        source: ApiError,
+    },
+    /// The Secret holds no usable key.
+    #[error(
+        "the Secret {KEY_SECRET} in namespace {namespace} has no key of at least 32 bytes under `key`: delete it, and a new one is made; pods then get new tokens"
+    )]
+    Unusable {
+        /// The operator's namespace.
+        namespace: String,
+    },
+}
+
+/// Makes tokens.
+#[derive(Clone)]
+pub struct Tokens {
+    key: Vec<u8>,
+    epoch: u64,
+}
+
+impl Tokens {
+    /// Makes tokens under `key`.
+    pub fn new(key: Vec<u8>, epoch: u64) -> Self {
+        Self { key, epoch }
+    }
+
+    /// Reads the master key, or makes one if there is none yet.
+    pub async fn load(clients: &Clients, namespace: &str) -> Result<Self, KeyError> {
+        let api: Api<Secret> = Api::namespaced(clients.act.clone(), namespace);
+        let failed = |source| KeyError::Api { namespace: namespace.to_owned(), source };
+        let secret = match call(api.get(KEY_SECRET)).await {
+            Ok(secret) => secret,
+            Err(error) if error.is_not_found() => {
+                let key: [u8; 32] = rand::random();
+                let mut secret = Secret::default();
+                secret.metadata.name = Some(KEY_SECRET.to_owned());
+                secret.data = Some(BTreeMap::from([
+                    ("key".into(), ByteString(key.to_vec())),
+                    ("epoch".into(), ByteString(b"1".to_vec())),
+                ]));
+                match call(api.create(&PostParams::default(), &secret)).await {
+                    Ok(secret) => secret,
+                    // Another replica was faster: its key counts.
+                    Err(error) if error.is_conflict() => call(api.get(KEY_SECRET)).await.map_err(failed)?,
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let data = secret.data.unwrap_or_default();
+        let epoch =
+            data.get("epoch").and_then(|value| std::str::from_utf8(&value.0).ok()?.trim().parse().ok()).unwrap_or(1);
+        match data.get("key") {
+            Some(key) if key.0.len() >= 32 => Ok(Self::new(key.0.clone(), epoch)),
+            _ => Err(KeyError::Unusable { namespace: namespace.to_owned() }),
+        }
+    }
+
+    /// The token of a workload in an epoch.
+    fn token(&self, workload_uid: &str, epoch: u64) -> String {
+        // HMAC takes keys of any length; the error type is there for ciphers that do not.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return String::new() };
+        mac.update(format!("{workload_uid}/{epoch}").as_bytes());
+        contract::canonical::hex(&mac.finalize().into_bytes())
+    }
+
+    /// The token of a workload now.
+    pub fn current(&self, workload_uid: &str) -> String {
+        self.token(workload_uid, self.epoch)
+    }
+
+    /// Writes the Secret of a workload. The Secret is owned by the workload, so it goes with it.
+    pub async fn write(&self, clients: &Clients, workload: &contract::WorkloadId, uid: &str) -> Result<(), ApiError> {
+        let name = contract::token_secret_name(&workload.name);
+        let [current, previous] = contract::admin::TOKEN_KEYS;
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {
+                "name": name,
+                "namespace": workload.namespace,
+                "labels": { "app.kubernetes.io/managed-by": FIELD_MANAGER },
+                "ownerReferences": [owner_reference(&workload.name, uid)],
+            },
+            "data": {
+                current: ByteString(self.current(uid).into_bytes()),
+                previous: ByteString(self.token(uid, self.epoch.saturating_sub(1)).into_bytes()),
+            },
+        });
+        let api: Api<Secret> = Api::namespaced(clients.act.clone(), &workload.namespace);
+        let data = secret["data"].clone();
+        let unreadable = |error: serde_json::Error| ApiError::Kube(kube::Error::SerdeError(error));
+        let secret: Secret = serde_json::from_value(secret).map_err(unreadable)?;
+        match call(api.create(&PostParams::default(), &secret)).await {
+            Err(error) if error.is_conflict() => {}
+            result => return result.map(drop),
+        }
+        // It exists. It may not be read, but it may be asked to change only if this very workload owns it.
+        let fenced = json!([
+            { "op": "test", "path": "/metadata/ownerReferences/0/uid", "value": uid },
+            { "op": "replace", "path": "/data", "value": data },
+        ]);
+        let patch: json_patch::Patch = serde_json::from_value(fenced).map_err(unreadable)?;
+        call(api.patch(&name, &PatchParams::default(), &Patch::Json::<()>(patch))).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_differ_by_workload_key_and_epoch() {
+        let tokens = Tokens::new(vec![1; 32], 2);
+        let all = [
+            tokens.current("a"),
+            tokens.current("b"),
+            Tokens::new(vec![2; 32], 2).current("a"),
+            Tokens::new(vec![1; 32], 3).current("a"),
+        ];
+        assert!(all.iter().all(|token| token.len() == 64));
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        assert_eq!(Tokens::new(vec![1; 32], 3).token("a", 2), all[0], "the epoch before is the previous token");
+    }
+}

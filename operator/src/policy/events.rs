@@ -1,0 +1,175 @@
+//! What to tell of a policy, from what changed in its status. Pure.
+
+use super::status::action_name;
+use crate::{kubernetes::events::Event, spec::recovery::action, status::conditions::find};
+use crds::{
+    ConditionStatus, ResiliencePolicyStatus,
+    condition::types::{ACCEPTED, PROGRAMMED, RECOVERY_ALLOWED, RECOVERY_EXHAUSTED},
+    status::ActionOutcome,
+};
+use engine::recovery::{Decision, Outcome};
+
+/// The events, in the order in which they happened.
+pub fn policy_events(
+    old: &ResiliencePolicyStatus,
+    new: &ResiliencePolicyStatus,
+    decision: &Decision,
+    live: String,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    events.extend(accepted(old, new));
+    events.extend(programmed(old, new, live));
+    events.extend(circuits(old, new));
+    events.extend(unhealthy(old, new));
+    events.extend(finished(decision));
+    events.extend(started(old, new));
+    events.extend(withheld(old, new));
+    events
+}
+
+/// The reason of a condition, if it is news.
+fn news<'a>(old: &ResiliencePolicyStatus, new: &'a ResiliencePolicyStatus, type_: &str) -> Option<&'a crds::Condition> {
+    let after = find(&new.conditions, type_)?;
+    let before = find(&old.conditions, type_);
+    (before.map(|before| (&before.reason, before.status)) != Some((&after.reason, after.status))).then_some(after)
+}
+
+fn accepted(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Option<Event> {
+    let condition = news(old, new, ACCEPTED).filter(|condition| condition.status == ConditionStatus::False)?;
+    let (reason, action) = match condition.reason.as_str() {
+        "InvalidPolicy" => ("InvalidPolicy", "Keep"),
+        "Conflicted" => ("Conflicted", "Yield"),
+        _ => ("TargetNotFound", "Wait"),
+    };
+    Some(Event::warning(reason, action, condition.message.clone()))
+}
+
+fn programmed(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus, live: String) -> Option<Event> {
+    let condition = find(&new.conditions, PROGRAMMED)?;
+    let hashes = |status: &ResiliencePolicyStatus| {
+        status.targets.iter().map(|target| target.content_hash.clone()).collect::<Vec<_>>()
+    };
+    match condition.reason.as_str() {
+        "Programmed" if news(old, new, PROGRAMMED).is_some() || hashes(old) != hashes(new) => {
+            Some(Event::normal("Programmed", "Publish", live))
+        }
+        "ConfigMapNotOurs" if news(old, new, PROGRAMMED).is_some() => {
+            Some(Event::warning("ConfigMapNotOurs", "Wait", condition.message.clone()))
+        }
+        "ConfigTooLarge" if news(old, new, PROGRAMMED).is_some() => {
+            Some(Event::warning("ConfigTooLarge", "Keep", condition.message.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn circuits(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
+    let has = |status: &ResiliencePolicyStatus, target: &str, dependency: &str| {
+        status.circuits.iter().any(|circuit| circuit.target == target && circuit.dependency == dependency)
+    };
+    let opened = new.circuits.iter().filter(|circuit| !has(old, &circuit.target, &circuit.dependency)).map(|circuit| {
+        let note = format!(
+            "{}: the circuit of {} is open in {} of {} pods",
+            circuit.target, circuit.dependency, circuit.open_pods, circuit.total_pods
+        );
+        Event::warning("CircuitOpened", "Observe", note)
+    });
+    let closed = old.circuits.iter().filter(|circuit| !has(new, &circuit.target, &circuit.dependency)).map(|circuit| {
+        Event::normal(
+            "CircuitClosed",
+            "Observe",
+            format!("{}: the circuit of {} is closed in all pods", circuit.target, circuit.dependency),
+        )
+    });
+    opened.chain(closed).collect()
+}
+
+fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
+    let mut events = Vec::new();
+    for finding in &new.checks {
+        let before = old.checks.iter().find(|old| old.target == finding.target && old.name == finding.name);
+        for pod in finding.pods.iter().filter(|pod| before.is_none_or(|before| !before.pods.contains(pod))) {
+            events.push(Event::warning(
+                "CheckUnhealthy",
+                "Observe",
+                format!("{pod}: {} fails: {}", finding.name, finding.message),
+            ));
+        }
+    }
+    events
+}
+
+fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
+    let known =
+        old.recovery.iter().flat_map(|recovery| &recovery.in_flight).map(|record| &record.id).collect::<Vec<_>>();
+    let records =
+        new.recovery.iter().flat_map(|recovery| &recovery.in_flight).filter(|record| !known.contains(&&record.id));
+    records
+        .map(|record| {
+            let subject = record.pod.as_deref().unwrap_or(&record.target);
+            let dry = if record.dry_run { " (dry run: nothing is done)" } else { "" };
+            let action = action_name(action(record.action));
+            let id = record.id.get(..4).unwrap_or(&record.id);
+            let note = format!(
+                "{subject}: {action} for {} (step {} of {}, intent {id}){dry}",
+                record.check, record.step, record.steps
+            );
+            Event::normal("RecoveryStarted", action, note)
+        })
+        .collect()
+}
+
+/// What was refused for now, when that is news.
+pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
+    let waiting = |status: &ResiliencePolicyStatus| -> Vec<_> {
+        let all = status.recovery.iter().flat_map(|recovery| &recovery.in_flight);
+        all.filter(|record| record.outcome == ActionOutcome::Waiting).cloned().collect()
+    };
+    let before = waiting(old);
+    let fresh = waiting(new).into_iter().filter(|record| !before.iter().any(|known| known.id == record.id));
+    fresh
+        .map(|record| {
+            let subject = record.pod.as_deref().unwrap_or(&record.target);
+            let action = action_name(action(record.action));
+            let note = format!("{subject}: {action} waits: {}", record.message.as_deref().unwrap_or_default());
+            Event::warning("RecoveryRefused", "Wait", note)
+        })
+        .collect()
+}
+
+fn finished(decision: &Decision) -> Vec<Event> {
+    let event = |record: &engine::recovery::Record| {
+        let subject = record.subject.display_name();
+        let action = action_name(record.step.action);
+        let note = format!(
+            "{subject}: {action} for {}: {}",
+            record.subject.check,
+            record.message.as_deref().unwrap_or_default()
+        );
+        match record.outcome {
+            Outcome::Succeeded => Event::normal("RecoverySucceeded", action, note),
+            Outcome::Cancelled => Event::normal("RecoveryCancelled", action, note),
+            _ => Event::warning("RecoveryFailed", action, note),
+        }
+    };
+    decision.finished.iter().map(event).collect()
+}
+
+fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
+    // What other Events tell, or what a person did on purpose.
+    const QUIET: [&str; 7] =
+        ["NoLadders", "Suspended", "DryRun", "OneStepAtATime", "InvalidPolicy", "Conflicted", "TargetNotFound"];
+    let mut events = Vec::new();
+    if let Some(condition) = news(old, new, RECOVERY_ALLOWED)
+        && condition.status == ConditionStatus::False
+        && !QUIET.contains(&condition.reason.as_str())
+    {
+        events.push(Event::warning("RecoveryWithheld", "Wait", condition.message.clone()));
+    }
+    if let Some(condition) =
+        news(old, new, RECOVERY_EXHAUSTED).filter(|condition| condition.status == ConditionStatus::True)
+    {
+        events.push(Event::warning("RecoveryExhausted", "GiveUp", condition.message.clone()));
+    }
+    events
+}

@@ -1,0 +1,178 @@
+//! Executes intents. Each act carries the intent's id, or a precondition, to where it lands: so a repetition, late or
+//! from another replica, changes nothing.
+
+use super::cleanup_jobs;
+use crate::{
+    context::Context,
+    crash_point::CrashPoint,
+    error::ReconcileError,
+    kubernetes::clients::call,
+    pods::{client::Endpoint, pusher::find_pod},
+};
+use contract::{ActionOutcome, ActionRequest, WorkloadId};
+use crds::ResiliencePolicy;
+use engine::recovery::{Action, Decision, Outcome, Pod as SubjectPod, Record};
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt, api::PostParams};
+use serde_json::{Value, json};
+use std::{sync::PoisonError, time::Duration};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// What this version can execute.
+pub const SUPPORTED: [Action; 3] = [Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
+/// How long until what was refused for now is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Acts of one policy that are under way at once.
+const AT_ONCE: usize = 16;
+
+/// What came of executing an intent.
+pub enum Attempt {
+    /// It is done, now or before; what there is to say of it.
+    Done(Option<String>),
+    /// What protects the workload refused it for now.
+    Refused(String),
+    /// It is not known to be done.
+    Unknown(String),
+}
+
+/// Carries out what a decision asks for, and says what is known of it then. What is left to do is in its `execute`.
+pub async fn execute(
+    policy: &ResiliencePolicy,
+    ctx: &Context,
+    namespace: &str,
+    decision: &Decision,
+) -> Result<Decision, ReconcileError> {
+    let mut after = decision.clone();
+    after.execute.clear();
+    after.finished.clear();
+    // Side by side: a pod that hangs must not use up the time of those behind it.
+    let mut attempts = Vec::new();
+    for record in &decision.execute {
+        attempts.push(fenced(ctx, namespace, record));
+    }
+    let attempts: Vec<_> = futures::stream::iter(attempts).buffered(AT_ONCE).collect().await;
+    for attempt in attempts {
+        let (record, attempt) = attempt?;
+        let now = Timestamp::now();
+        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+        let Some(known) = after.history.in_flight.iter_mut().find(|other| other.id == record.id) else { continue };
+        let (policy, intent, subject) = (policy.name_any(), &record.id, record.subject.display_name());
+        let action = record.step.action;
+        match attempt {
+            Attempt::Done(message) => {
+                info!(%policy, %intent, subject, ?action, "executed");
+                known.outcome = Outcome::Verifying;
+                known.executed_at = Some(now);
+                known.message = message;
+            }
+            Attempt::Refused(why) => {
+                if known.outcome != Outcome::Waiting {
+                    warn!(%policy, %intent, subject, ?action, why, "refused for now");
+                }
+                known.outcome = Outcome::Waiting;
+                known.message = Some(why);
+                after.execute.push(record.clone());
+            }
+            Attempt::Unknown(why) => {
+                warn!(%policy, %intent, subject, ?action, why, "not executed yet");
+                known.message = Some(why);
+                after.execute.push(record.clone());
+            }
+        }
+    }
+    Ok(after)
+}
+
+async fn fenced<'a>(
+    ctx: &Context,
+    namespace: &str,
+    record: &'a Record,
+) -> Result<(&'a Record, Attempt), ReconcileError> {
+    if !ctx.shared.fence.holds() {
+        return Err(ReconcileError::NotLeading);
+    }
+    let attempt = execute_step(ctx, namespace, record).await;
+    ctx.shared.crash(CrashPoint::AfterAct);
+    Ok((record, attempt))
+}
+
+async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
+    let result = match (record.step.action, &record.subject.pod) {
+        (Action::ResetConnections, Some(pod)) => reset_connections(ctx, namespace, record, pod).await,
+        (Action::RunCleanupJob, _) => cleanup_jobs::run(ctx, namespace, record).await,
+        (Action::RestartPod, Some(pod)) => return evict(ctx, namespace, record, pod).await,
+        (action, _) => Err(format!("this version cannot do {action:?}")),
+    };
+    result.map_or_else(Attempt::Unknown, Attempt::Done)
+}
+
+/// The pod remembers the ids that it has done, and does nothing for a process that it is not.
+async fn reset_connections(
+    ctx: &Context,
+    namespace: &str,
+    record: &Record,
+    pod: &SubjectPod,
+) -> Result<Option<String>, String> {
+    let id = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
+    let workload_uid = ctx.fleet.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
+    let found = find_pod(&ctx.caches, namespace, &pod.name, &pod.uid).ok_or("the pod is gone")?;
+    let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
+    let request = ActionRequest {
+        intent_id: record.id.clone(),
+        action: contract::Action::ResetConnections,
+        check: record.subject.check.clone(),
+        instance: record.instance.clone(),
+    };
+    let token = ctx.shared.tokens.current(&workload_uid);
+    let answer = ctx.shared.pods.act(&endpoint, &token, &request).await.map_err(|error| error.to_string())?;
+    match answer.outcome {
+        ActionOutcome::Done | ActionOutcome::AlreadyDone => Ok((!answer.message.is_empty()).then_some(answer.message)),
+        outcome => Err(format!("the pod answered {outcome:?}: {}", answer.message)),
+    }
+}
+
+/// Evicts the pod, so that disruption budgets hold. The uid is a precondition: a pod of the same name that took its place
+/// is never evicted for it.
+async fn evict(ctx: &Context, namespace: &str, record: &Record, pod: &SubjectPod) -> Attempt {
+    if let Some(why) = refused_lately(ctx, &record.id) {
+        return Attempt::Refused(why);
+    }
+    // Not kube's own helper: it names the options `delete_options`, which the API server does not read.
+    let eviction = json!({
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": { "name": pod.name, "namespace": namespace },
+        "deleteOptions": { "preconditions": { "uid": pod.uid } },
+    });
+    let api: Api<Pod> = Api::namespaced(ctx.shared.clients.act.clone(), namespace);
+    let how = PostParams::default();
+    let answer = call(api.create_subresource::<_, Value>("eviction", &pod.name, &how, &eviction)).await;
+    let mut refused = ctx.refused.lock().unwrap_or_else(PoisonError::into_inner);
+    match answer {
+        Ok(_) => {
+            refused.remove(&record.id);
+            Attempt::Done(Some("evicted; another pod takes its place".to_owned()))
+        }
+        // Gone, or another pod has its name: what was wanted has happened.
+        Err(error) if error.is_not_found() || (error.is_conflict() && error.to_string().contains("UID")) => {
+            refused.remove(&record.id);
+            Attempt::Done(Some("the pod was gone already".to_owned()))
+        }
+        Err(error) if error.code() == Some(429) => {
+            let why = format!("the eviction is refused for now: {}", error.words());
+            refused.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(600));
+            refused.insert(record.id.clone(), (Instant::now(), why.clone()));
+            Attempt::Refused(why)
+        }
+        Err(error) => Attempt::Unknown(error.to_string()),
+    }
+}
+
+/// Why an intent was refused a moment ago, if it was.
+fn refused_lately(ctx: &Context, id: &str) -> Option<String> {
+    let refused = ctx.refused.lock().unwrap_or_else(PoisonError::into_inner);
+    refused.get(id).filter(|(at, _)| at.elapsed() < ASK_AGAIN).map(|(_, why)| why.clone())
+}

@@ -1,0 +1,9 @@
+//! The policy controller: one driver, a file per step.
+
+pub mod cleanup_jobs;
+pub mod events;
+pub mod execute;
+pub mod history;
+pub mod observe;
+pub mod reconcile;
+pub mod status;

@@ -1,0 +1,357 @@
+//! The status of a policy, put together from what is known and decided. Pure.
+
+use super::{execute::SUPPORTED, history};
+use crate::{
+    kubernetes::meta::{cut, short},
+    spec::{self, Invalid},
+    status::{
+        conditions::{self, Verdict},
+        target::{self, Target},
+    },
+};
+use contract::PolicySettings;
+use crds::{
+    ConditionStatus, ResiliencePolicy, ResiliencePolicyStatus,
+    condition::types::{ACCEPTED, DEGRADED, HEALTHY, PROGRAMMED, RECOVERY_ALLOWED, RECOVERY_EXHAUSTED},
+    resilience_policy::Mode,
+    status::{CheckFinding, CircuitStatus, RecoveryStatus, TargetStatus},
+};
+use engine::recovery::{Action, Decision, Outcome, Settings};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a status is made from.
+pub struct Inputs<'a> {
+    /// The policy.
+    pub policy: &'a ResiliencePolicy,
+    /// What it means, or why it cannot be used.
+    pub settings: &'a Result<PolicySettings, Invalid>,
+    /// How it recovers.
+    pub recovery: &'a Settings,
+    /// Its targets, in its own order.
+    pub targets: &'a [Target],
+    /// Targets that another policy has, with that policy's name.
+    pub lost: &'a BTreeMap<String, String>,
+    /// In a dry run: the hash that each target would get.
+    pub would_publish: &'a BTreeMap<String, String>,
+    /// The operator itself runs dry.
+    pub operator_dry_run: bool,
+    /// Now.
+    pub now: Timestamp,
+}
+
+impl Inputs<'_> {
+    fn dry_run(&self) -> bool {
+        self.operator_dry_run || self.policy.spec.mode == Mode::DryRun
+    }
+
+    fn held(&self) -> Vec<&Target> {
+        self.targets.iter().filter(|target| target.found && !self.lost.contains_key(&target.name)).collect()
+    }
+}
+
+/// The status of a policy that cannot be read.
+pub fn unreadable(meta: &ObjectMeta, why: &str, now: Timestamp) -> ResiliencePolicyStatus {
+    let (accepted, programmed) = conditions::invalid("InvalidPolicy", format!("it cannot be read: {why}"));
+    let mut verdicts = conditions::summarize(&accepted, &programmed, true, false).to_vec();
+    verdicts.extend([accepted, programmed]);
+    ResiliencePolicyStatus {
+        observed_generation: meta.generation,
+        conditions: conditions::settle(&[], verdicts, meta.generation, now),
+        ..ResiliencePolicyStatus::default()
+    }
+}
+
+/// The status of a readable policy.
+pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicyStatus) -> ResiliencePolicyStatus {
+    let generation = inputs.policy.metadata.generation;
+    let held = inputs.held();
+    let (accepted, refused) = accepted(inputs, &held);
+    let (programmed, stuck) = programmed(inputs, &held, &accepted);
+    let rests = inputs.dry_run();
+    let usable = accepted.status == ConditionStatus::True;
+    let not_allowed = Verdict::new(
+        RECOVERY_ALLOWED,
+        false,
+        accepted.reason,
+        "the policy is not in force, so nothing is recovering by it",
+    );
+    let mut verdicts = conditions::summarize(&accepted, &programmed, refused || stuck, rests).to_vec();
+    verdicts.extend([accepted, programmed]);
+    let checks = findings(inputs, &held);
+    verdicts.push(healthy(&checks, &held));
+    let degraded: Vec<_> = held.iter().flat_map(|target| &target.degraded).cloned().collect();
+    verdicts.push(match degraded.as_slice() {
+        [] => Verdict::new(DEGRADED, false, "NotDegraded", ""),
+        pods => Verdict::new(DEGRADED, true, "Degraded", format!("degraded under load: {}", first(pods, 5))),
+    });
+    verdicts.push(if usable { allowed(inputs, decision) } else { not_allowed });
+    verdicts.push(exhausted(decision));
+    ResiliencePolicyStatus {
+        observed_generation: generation,
+        conditions: conditions::settle(&old.conditions, verdicts, generation, inputs.now),
+        programmed: Some(if rests {
+            format!("0/{}", held.iter().map(|t| t.acknowledged.ready).sum::<usize>())
+        } else {
+            target::ratio(&held)
+        }),
+        open: open(&held),
+        degraded: Some(!degraded.is_empty()),
+        targets: inputs.targets.iter().map(|target| target_status(inputs, target)).collect(),
+        circuits: circuits(&held, old),
+        checks,
+        recovery: recovery(inputs, decision),
+    }
+}
+
+/// Accepted, and whether only a person can change that.
+fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
+    let settings = match inputs.settings {
+        Ok(settings) => settings,
+        Err(error) => return (conditions::invalid("InvalidPolicy", error.to_string()).0, true),
+    };
+    if held.is_empty() && !inputs.lost.is_empty() {
+        let others: BTreeSet<_> = inputs.lost.values().map(String::as_str).collect();
+        let others: Vec<_> = others.into_iter().collect();
+        let message = format!(
+            "an older policy has every target: {}; delete one of the policies, or let them name different targets",
+            others.join(", ")
+        );
+        return (Verdict::new(ACCEPTED, false, "Conflicted", message), true);
+    }
+    let missing: Vec<_> =
+        inputs.targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    if held.is_empty() {
+        return (
+            Verdict::new(
+                ACCEPTED,
+                false,
+                "TargetNotFound",
+                format!("no Deployment named {}; waits for one", missing.join(", ")),
+            ),
+            false,
+        );
+    }
+    let mut message = vec!["valid".to_owned()];
+    if !missing.is_empty() {
+        message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
+    }
+    message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
+    let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
+    message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
+    message.extend(spec::policy::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
+    (Verdict::new(ACCEPTED, true, "Accepted", message.join("; ")), false)
+}
+
+fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Verdict, bool) {
+    if inputs.dry_run() {
+        let hashes: Vec<_> =
+            inputs.would_publish.iter().map(|(target, hash)| format!("{} for {target}", short(hash))).collect();
+        let message = format!("dry run: nothing is published; it would be {}", hashes.join(", "));
+        return (Verdict::new(PROGRAMMED, false, "DryRun", message), false);
+    }
+    if accepted.status != ConditionStatus::True {
+        return (
+            Verdict::new(
+                PROGRAMMED,
+                ConditionStatus::Unknown,
+                accepted.reason,
+                "the last valid configuration stays in effect",
+            ),
+            false,
+        );
+    }
+    let (verdict, stuck) = target::programmed(held, &inputs.policy.metadata);
+    if inputs.policy.spec.suspend {
+        // Nothing is under way, whoever runs what.
+        let message = format!("suspended: changes are not published; {}", verdict.message);
+        return (Verdict::new(PROGRAMMED, true, "Suspended", message), false);
+    }
+    (verdict, stuck)
+}
+
+fn target_status(inputs: &Inputs<'_>, target: &Target) -> TargetStatus {
+    if !target.found {
+        return target::status(target, false, "TargetNotFound", Some("no such Deployment; waits for one".to_owned()));
+    }
+    if let Some(other) = inputs.lost.get(&target.name) {
+        return target::status(target, false, "Conflicted", Some(format!("runs by the older policy {other}")));
+    }
+    let problem = target.problem.as_ref().map(|problem| problem.message.clone());
+    if inputs.dry_run() {
+        let would_publish = inputs.would_publish.get(&target.name).cloned();
+        return TargetStatus { would_publish, ..target::status(target, false, "DryRun", problem) };
+    }
+    target::status(target, true, if inputs.policy.spec.suspend { "Suspended" } else { "Accepted" }, problem)
+}
+
+/// Checks that fail somewhere.
+fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
+    let mut findings = Vec::new();
+    for target in held {
+        for check in &inputs.policy.spec.health_checks {
+            let failing: Vec<_> = target
+                .pods
+                .iter()
+                .filter_map(|(_, pod, evaluations)| {
+                    evaluations.get(&check.name).filter(|j| !j.healthy).map(|j| (pod, j))
+                })
+                .collect();
+            let Some((_, oldest)) = failing.iter().min_by_key(|(_, evaluation)| evaluation.since) else { continue };
+            findings.push(CheckFinding {
+                target: target.name.clone(),
+                name: check.name.clone(),
+                pods: failing.iter().take(10).map(|(pod, _)| (*pod).clone()).collect(),
+                unhealthy_pods: i32::try_from(failing.len()).unwrap_or(i32::MAX),
+                since: MicroTime(oldest.since),
+                message: cut(&oldest.message, 1000).to_owned(),
+            });
+        }
+    }
+    findings
+}
+
+fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
+    if findings.is_empty() {
+        let degraded: BTreeSet<_> = held.iter().flat_map(|target| &target.degraded_checks).cloned().collect();
+        let degraded: Vec<_> = degraded.into_iter().collect();
+        let message =
+            if degraded.is_empty() { String::new() } else { format!("degraded, but working: {}", degraded.join(", ")) };
+        return Verdict::new(HEALTHY, true, "AllChecksPass", message);
+    }
+    let parts: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            format!(
+                "{} fails in {} ({}) since {}: {}",
+                finding.name,
+                finding.unhealthy_pods,
+                finding.pods.join(", "),
+                finding.since.0,
+                finding.message
+            )
+        })
+        .collect();
+    Verdict::new(HEALTHY, false, "CheckUnhealthy", parts.join("; "))
+}
+
+fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
+    if let Some(held) = decision.withheld.first() {
+        let until = held.until.map(|until| format!("; it goes on at {until}")).unwrap_or_default();
+        let subject = held.subject.display_name();
+        let message = format!(
+            "{subject}: {} for {} is held back: {}{until}",
+            action_name(held.action),
+            held.subject.check,
+            held.message
+        );
+        return Verdict::new(RECOVERY_ALLOWED, false, held.gate.reason(), message);
+    }
+    if inputs.recovery.ladders.is_empty() {
+        return Verdict::new(RECOVERY_ALLOWED, false, "NoLadders", "no recovery steps are configured");
+    }
+    if inputs.recovery.suspended {
+        return Verdict::new(RECOVERY_ALLOWED, false, "Suspended", "the policy is suspended");
+    }
+    if inputs.recovery.dry_run {
+        return Verdict::new(
+            RECOVERY_ALLOWED,
+            false,
+            "DryRun",
+            "decisions are recorded in recovery.recent and not executed",
+        );
+    }
+    Verdict::new(RECOVERY_ALLOWED, true, "Allowed", "")
+}
+
+fn exhausted(decision: &Decision) -> Verdict {
+    if decision.exhausted.is_empty() {
+        return Verdict::new(RECOVERY_EXHAUSTED, false, "NotExhausted", "");
+    }
+    let parts: Vec<_> = decision
+        .exhausted
+        .iter()
+        .take(5)
+        .map(|end| format!("{}: {} fails since {}", end.subject.display_name(), end.subject.check, end.since))
+        .collect();
+    let message = format!("every step was tried and did not help; it waits for a person: {}", parts.join("; "));
+    Verdict::new(RECOVERY_EXHAUSTED, true, "RecoveryExhausted", message)
+}
+
+fn open(held: &[&Target]) -> Option<String> {
+    let open: Vec<_> = held
+        .iter()
+        .flat_map(|target| &target.circuits)
+        .filter(|(_, view)| view.open > 0)
+        .map(|(dependency, view)| format!("{dependency} {}/{}", view.open, view.total))
+        .take(20)
+        .collect();
+    (!open.is_empty()).then(|| cut(&open.join(", "), 1000).to_owned())
+}
+
+fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus> {
+    let mut circuits = Vec::new();
+    for target in held {
+        for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.open > 0) {
+            // The operator may be younger than the outage.
+            let before = old.circuits.iter().find(|old| old.target == target.name && old.dependency == *dependency);
+            let before = before.and_then(|old| old.open_since.as_ref()).map(|since| since.0);
+            let since = target.open_since.get(dependency).copied().into_iter().chain(before).min();
+            circuits.push(CircuitStatus {
+                target: target.name.clone(),
+                dependency: dependency.clone(),
+                open_pods: i32::try_from(view.open).unwrap_or(i32::MAX),
+                total_pods: i32::try_from(view.total).unwrap_or(i32::MAX),
+                open_since: since.map(MicroTime),
+            });
+        }
+    }
+    circuits.truncate(256);
+    circuits
+}
+
+fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> {
+    if inputs.recovery.ladders.is_empty() && decision.history.in_flight.is_empty() && decision.history.recent.is_empty()
+    {
+        return None;
+    }
+    let summary = decision
+        .history
+        .in_flight
+        .iter()
+        .map(|record| {
+            let dry = match (record.dry_run, record.outcome) {
+                (true, _) => ", dry run",
+                (false, Outcome::Waiting) => ", waits",
+                _ => "",
+            };
+            format!("{} ({} of {}{dry})", action_name(record.step.action), record.index + 1, record.steps)
+        })
+        .next()
+        .or_else(|| decision.withheld.first().map(|held| held.gate.reason().to_owned()))
+        .or_else(|| (!decision.exhausted.is_empty()).then(|| "RecoveryExhausted".to_owned()));
+    Some(RecoveryStatus {
+        summary,
+        remaining_budget: i32::try_from(decision.remaining_budget).ok().filter(|_| !inputs.recovery.ladders.is_empty()),
+        in_flight: decision.history.in_flight.iter().take(100).map(history::write).collect(),
+        recent: decision.history.recent.iter().map(history::write).collect(),
+    })
+}
+
+/// An action, as people write it.
+pub const fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::TrimMemory => "TrimMemory",
+        Action::ResetConnections => "ResetConnections",
+        Action::RunCleanupJob => "RunCleanupJob",
+        Action::RestartPod => "RestartPod",
+        Action::RolloutRestart => "RolloutRestart",
+        Action::Rollback => "Rollback",
+    }
+}
+
+fn first(names: &[String], most: usize) -> String {
+    let shown = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > most { format!("{shown} and {} more", names.len() - most) } else { shown }
+}

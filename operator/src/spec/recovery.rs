@@ -1,0 +1,61 @@
+//! From what people write to how recovery decides. Nothing else turns `spec.recovery` into settings.
+
+use crds::{ResiliencePolicySpec, bounded::IntOrPercent, resilience_policy as api};
+use engine::recovery::{Action, Limits, MaxUnhealthy, Settings, Step};
+
+/// How the operator recovers under a policy. `dry_run` is the operator's own switch.
+pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
+    let dry_run = dry_run || spec.mode == api::Mode::DryRun;
+    let Some(recovery) = &spec.recovery else {
+        return Settings { suspended: spec.suspend, dry_run, ..Settings::default() };
+    };
+    let step = |step: &api::Step| Step {
+        action: action(step.action),
+        cron_job: step.cron_job_ref.as_ref().map(|reference| reference.name.clone()),
+        timeout_ms: step.timeout.millis(),
+    };
+    Settings {
+        ladders: recovery
+            .ladders
+            .iter()
+            .map(|ladder| (ladder.check.clone(), ladder.steps.iter().map(step).collect()))
+            .collect(),
+        limits: Limits {
+            max_in_flight: usize::try_from(recovery.limits.max_in_flight).unwrap_or(1),
+            cooldown_ms: recovery.limits.cooldown.millis(),
+            budget_actions: usize::try_from(recovery.limits.budget.actions).unwrap_or(0),
+            budget_interval_ms: recovery.limits.budget.interval.millis(),
+            max_unhealthy: match recovery.limits.max_unhealthy {
+                IntOrPercent::Count(count) => MaxUnhealthy::Count(count as usize),
+                IntOrPercent::Percent(percent) => MaxUnhealthy::Percent(percent as usize),
+            },
+        },
+        healthy_delay_ms: recovery.healthy_delay.millis(),
+        suspended: spec.suspend,
+        dry_run,
+    }
+}
+
+/// A step's action.
+pub const fn action(spec: api::StepAction) -> Action {
+    match spec {
+        api::StepAction::TrimMemory => Action::TrimMemory,
+        api::StepAction::ResetConnections => Action::ResetConnections,
+        api::StepAction::RunCleanupJob => Action::RunCleanupJob,
+        api::StepAction::RestartPod => Action::RestartPod,
+        api::StepAction::RolloutRestart => Action::RolloutRestart,
+        api::StepAction::Rollback => Action::Rollback,
+    }
+}
+
+/// The reverse of [`action`].
+pub const fn step_action(action: Action) -> api::StepAction {
+    match action {
+        Action::TrimMemory => api::StepAction::TrimMemory,
+        Action::ResetConnections => api::StepAction::ResetConnections,
+        Action::RunCleanupJob => api::StepAction::RunCleanupJob,
+        Action::RestartPod => api::StepAction::RestartPod,
+        Action::RolloutRestart => api::StepAction::RolloutRestart,
+        Action::Rollback => api::StepAction::Rollback,
+    }
+}

@@ -1,0 +1,5 @@
+//! What the process tells of itself: logs, metrics, probes.
+
+pub mod logging;
+pub mod metrics;
+pub mod server;

@@ -1,0 +1,4 @@
+//! The workload controller: one workload, one document, one writer.
+
+pub mod publish;
+pub mod reconcile;

@@ -1,0 +1,117 @@
+//! The `flags` section of a document: flagd flag definitions, only those that target the workload, with what a person
+//! put over them. The crate `flags` evaluates them.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// All flags of a workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FlagsSettings {
+    /// Flags by key.
+    pub flags: BTreeMap<String, FlagSettings>,
+    /// Shared targeting rules by name (flagd's `$evaluators`).
+    pub evaluators: BTreeMap<String, Value>,
+}
+
+/// One flag, as flagd defines it, with an override if a person set one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlagSettings {
+    /// Whether it is evaluated at all.
+    pub state: FlagState,
+    /// Values by variant name.
+    pub variants: BTreeMap<String, Value>,
+    /// Variant without a targeting match; absent: the caller's own default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_variant: Option<String>,
+    /// flagd targeting rule (JSON logic).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targeting: Option<Value>,
+    /// A person's override; it stands above everything else while it lasts.
+    #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
+    pub kill_switch: Option<FlagOverride>,
+}
+
+impl FlagSettings {
+    /// The override that is in force at `now_ms`, if any.
+    ///
+    /// The pod evaluates the end itself, because the operator may be down when it comes.
+    pub fn active_override(&self, now_ms: i64) -> Option<&FlagOverride> {
+        self.kill_switch.as_ref().filter(|over| over.until_ms.is_none_or(|until| now_ms < until))
+    }
+
+    /// The value without targeting at `now_ms`: override, else default variant. `None`: the caller's own default.
+    pub fn value(&self, now_ms: i64) -> Option<&Value> {
+        if let Some(over) = self.active_override(now_ms) {
+            return self.variants.get(&over.variant);
+        }
+        match self.state {
+            FlagState::Enabled => self.variants.get(self.default_variant.as_ref()?),
+            FlagState::Disabled | FlagState::Unknown => None,
+        }
+    }
+}
+
+/// Whether a flag is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum FlagState {
+    /// It is evaluated.
+    Enabled,
+    /// It is not evaluated: callers get their own default.
+    Disabled,
+    /// A state that this reader does not know; it behaves as disabled.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A person's override of one flag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlagOverride {
+    /// The variant that applies while the override lasts.
+    pub variant: String,
+    /// End, in milliseconds since the Unix epoch; absent: until a person takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<i64>,
+    /// Why, in the person's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Stands for an override without an end.
+    const FOR_EVER: i64 = i64::MAX;
+
+    fn flag(over: Option<FlagOverride>, state: FlagState) -> FlagSettings {
+        FlagSettings {
+            state,
+            variants: BTreeMap::from([("on".into(), json!(true)), ("off".into(), json!(false))]),
+            default_variant: Some("on".into()),
+            targeting: None,
+            kill_switch: over,
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::spec(None, FlagState::Enabled, Some(json!(true)))]
+    #[case::disabled(None, FlagState::Disabled, None)]
+    #[case::override_in_force(Some(1_001), FlagState::Enabled, Some(json!(false)))]
+    #[case::override_without_end(Some(FOR_EVER), FlagState::Enabled, Some(json!(false)))]
+    #[case::override_is_over(Some(1_000), FlagState::Enabled, Some(json!(true)))]
+    #[case::override_beats_disabled(Some(FOR_EVER), FlagState::Disabled, Some(json!(false)))]
+    fn precedence(#[case] until: Option<i64>, #[case] state: FlagState, #[case] expected: Option<Value>) {
+        let over = until.map(|until| (until != FOR_EVER).then_some(until)).map(|until_ms| FlagOverride {
+            variant: "off".into(),
+            until_ms,
+            reason: String::new(),
+        });
+        assert_eq!(flag(over, state).value(1_000), expected.as_ref());
+    }
+}

@@ -1,0 +1,226 @@
+//! The flags of a workload, compiled once and evaluated for each request.
+
+use crate::Context;
+use crate::targeting::{self, Request, Rule, RuleError};
+use contract::{FlagSettings, FlagState, FlagsSettings};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// All flags of a configuration, ready to be evaluated.
+#[derive(Debug, Default)]
+pub struct FlagSet {
+    /// Ordered by length and then by name: most comparisons are over after the length.
+    flags: Box<[(Box<str>, Flag)]>,
+}
+
+impl FlagSet {
+    /// Compiles every targeting rule. A rule that does not compile costs only its own flag the targeting: its default
+    /// variant applies ([`Flag::rule_error`]).
+    pub fn compile(settings: FlagsSettings) -> Self {
+        let FlagsSettings { flags, evaluators } = settings;
+        let mut flags: Box<[_]> = flags
+            .into_iter()
+            .map(|(key, settings)| (key.into_boxed_str(), Flag::compile(settings, &evaluators)))
+            .collect();
+        flags.sort_by(|(left, _), (right, _)| order(left, right));
+        Self { flags }
+    }
+
+    /// The flag of that key, if it is in the set.
+    #[inline]
+    pub fn find(&self, key: &str) -> Option<&Flag> {
+        let at = self.flags.binary_search_by(|(known, _)| order(known, key)).ok()?;
+        self.flags.get(at).map(|(_, flag)| flag)
+    }
+
+    /// All flags with their keys, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Flag)> {
+        self.flags.iter().map(|(key, flag)| (&**key, flag))
+    }
+}
+
+#[inline]
+fn order(left: &str, right: &str) -> std::cmp::Ordering {
+    left.len().cmp(&right.len()).then_with(|| left.cmp(right))
+}
+
+/// A flag, ready to be evaluated.
+#[derive(Debug)]
+pub struct Flag {
+    settings: FlagSettings,
+    /// The value of the default variant.
+    default: Option<Value>,
+    rule: Option<Rule>,
+    rule_error: Option<RuleError>,
+}
+
+/// What an evaluation depends on besides the flag and the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inputs<'a> {
+    /// What is known about the request.
+    pub context: Context<'a>,
+    /// The variant that the flag has while the workload is degraded; `None`: the workload is not degraded, or degradation
+    /// leaves this flag alone. A variant that the flag does not have is ignored.
+    pub degraded_variant: Option<&'a str>,
+}
+
+/// Why a targeting rule has no usable answer for a request. The caller's own default is safer than any guess.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvaluationError {
+    /// The rule failed.
+    #[error(transparent)]
+    Rule(#[from] targeting::EvaluationError),
+    /// The rule answered with a variant that the flag does not have.
+    #[error("{0} is not among the variants")]
+    UnknownVariant(String),
+}
+
+impl Flag {
+    fn compile(settings: FlagSettings, evaluators: &BTreeMap<String, Value>) -> Self {
+        let rule = settings.targeting.as_ref().map_or(Ok(None), |rule| Rule::compile(rule, evaluators));
+        let (rule, rule_error) = rule.map_or_else(|error| (None, Some(error)), |rule| (rule, None));
+        let default = settings.default_variant.as_ref().and_then(|variant| settings.variants.get(variant)).cloned();
+        Self { settings, default, rule, rule_error }
+    }
+
+    /// Why the targeting rule is ignored, if it is.
+    pub fn rule_error(&self) -> Option<&RuleError> {
+        self.rule_error.as_ref()
+    }
+
+    /// The value of this flag, whose key is `key`; `None`: the caller's own default.
+    ///
+    /// Precedence: a person's override while it lasts, then degradation, then the definition (state, targeting rule,
+    /// default variant). `now_ms` (milliseconds since the Unix epoch) is asked only by flags that depend on the time.
+    #[inline]
+    pub fn evaluate<'a>(
+        &'a self,
+        key: &str,
+        inputs: &Inputs<'_>,
+        now_ms: impl Fn() -> i64,
+    ) -> Result<Option<&'a Value>, EvaluationError> {
+        let variants = &self.settings.variants;
+        if self.settings.kill_switch.is_some()
+            && let Some(over) = self.settings.active_override(now_ms())
+        {
+            return Ok(variants.get(&over.variant));
+        }
+        if let Some(variant) = inputs.degraded_variant
+            && let Some(value) = variants.get(variant)
+        {
+            return Ok(Some(value));
+        }
+        if self.settings.state != FlagState::Enabled {
+            return Ok(None);
+        }
+        match &self.rule {
+            None => Ok(self.default.as_ref()),
+            Some(rule) => self.target(rule, key, inputs.context, now_ms),
+        }
+    }
+
+    fn target(
+        &self,
+        rule: &Rule,
+        key: &str,
+        context: Context<'_>,
+        now_ms: impl Fn() -> i64,
+    ) -> Result<Option<&Value>, EvaluationError> {
+        let now_ms = if rule.uses_time() { now_ms() } else { 0 };
+        match rule.evaluate(&Request { flag_key: key, now_ms, context })? {
+            None => Ok(self.default.as_ref()),
+            Some(variant) => match self.settings.variants.get(&*variant) {
+                Some(value) => Ok(Some(value)),
+                None => Err(EvaluationError::UnknownVariant(variant.into_owned())),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Attribute;
+    use serde_json::json;
+
+    /// One flag, `Limit`, with this targeting rule and these members in place of the usual ones.
+    fn limit(targeting: &Value, members: &Value) -> FlagSet {
+        let mut flag = json!({
+            "state": "ENABLED", "defaultVariant": "none", "targeting": targeting,
+            "variants": {"none": 0, "some": 10, "all": 100, "true": 1, "false": 2},
+        });
+        members.as_object().unwrap().iter().for_each(|(name, value)| flag[name] = value.clone());
+        let settings = json!({
+            "flags": {"Limit": flag},
+            "evaluators": {"isVip": {"ends_with": [{"var": "email"}, "@vip.example"]}},
+        });
+        FlagSet::compile(serde_json::from_value(settings).unwrap())
+    }
+
+    fn at(set: &FlagSet, now_ms: i64, degraded_variant: Option<&str>) -> Result<Option<Value>, EvaluationError> {
+        let attributes = [("email", Attribute::Text("a@vip.example")), ("country", Attribute::Text("AT"))];
+        let inputs = Inputs { context: Context::new(&attributes).with_key("k"), degraded_variant };
+        set.find("Limit").unwrap().evaluate("Limit", &inputs, || now_ms).map(Option::<&Value>::cloned)
+    }
+
+    #[rstest::rstest]
+    #[case::a_text(json!({"if": [{"==": [{"var": "country"}, "AT"]}, "all", "some"]}), 100)]
+    #[case::a_shared_rule(json!({"if": [{"$ref": "isVip"}, "all", null]}), 100)]
+    #[case::yes(json!({"$ref": "isVip"}), 1)]
+    #[case::no(json!({"!": {"$ref": "isVip"}}), 2)]
+    #[case::null_is_the_default_variant(json!({"if": [false, "all"]}), 0)]
+    #[case::no_rule(json!({}), 0)]
+    #[case::flag_key(json!({"if": [{"==": [{"var": "$flagd.flagKey"}, "Limit"]}, "all"]}), 100)]
+    #[case::clock(json!({"if": [{">": [{"var": "$flagd.timestamp"}, 1_700_000_000]}, "all"]}), 100)]
+    #[case::targeting_key(json!({"if": [{"==": [{"var": "targetingKey"}, "k"]}, "all"]}), 100)]
+    #[case::a_rule_that_does_not_compile(json!({"iff": [true, "all"]}), 0)]
+    #[case::an_unknown_shared_rule(json!({"$ref": "nobody"}), 0)]
+    fn targeting(#[case] rule: Value, #[case] expected: i64) {
+        let set = limit(&rule, &json!({}));
+        assert_eq!(at(&set, 1_800_000_000_000, None), Ok(Some(json!(expected))));
+    }
+
+    #[test]
+    fn a_rule_without_a_usable_answer_is_an_error_and_one_that_does_not_compile_is_known() {
+        let unknown = limit(&json!({"cat": ["no", "body"]}), &json!({}));
+        assert_eq!(at(&unknown, 0, None), Err(EvaluationError::UnknownVariant("nobody".into())));
+        let number = limit(&json!({"+": [1, 2]}), &json!({}));
+        assert!(matches!(at(&number, 0, None), Err(EvaluationError::Rule(_))));
+        let broken = limit(&json!({"iff": [true, "all"]}), &json!({}));
+        assert!(broken.find("Limit").unwrap().rule_error().is_some());
+        assert_eq!(broken.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["Limit"]);
+    }
+
+    const OVERRIDE: &str = r#"{"override": {"variant": "none", "untilMs": 1000}}"#;
+    const DISABLED: &str = r#"{"state": "DISABLED"}"#;
+
+    #[rstest::rstest]
+    #[case::targeting("{}", 0, None, Some(100))]
+    #[case::degradation_beats_targeting("{}", 0, Some("some"), Some(10))]
+    #[case::an_unknown_degraded_variant_is_ignored("{}", 0, Some("absent"), Some(100))]
+    #[case::an_override_beats_degradation(OVERRIDE, 999, Some("some"), Some(0))]
+    #[case::an_override_that_is_over(OVERRIDE, 1_000, Some("some"), Some(10))]
+    #[case::an_override_that_is_over_and_not_degraded(OVERRIDE, 1_000, None, Some(100))]
+    #[case::disabled(DISABLED, 0, None, None)]
+    #[case::degradation_beats_disabled(DISABLED, 0, Some("some"), Some(10))]
+    #[case::no_default_variant(r#"{"defaultVariant": null, "targeting": null}"#, 0, None, None)]
+    fn precedence(
+        #[case] members: &str,
+        #[case] now_ms: i64,
+        #[case] degraded: Option<&str>,
+        #[case] expected: Option<i64>,
+    ) {
+        let set = limit(&json!({"if": [true, "all"]}), &serde_json::from_str(members).unwrap());
+        assert_eq!(at(&set, now_ms, degraded), Ok(expected.map(|value| json!(value))));
+    }
+
+    #[test]
+    fn a_flag_is_found_among_many() {
+        let one = |nth| json!({"state": "ENABLED", "variants": {"it": nth}, "defaultVariant": "it"});
+        let all: serde_json::Map<_, _> = (0..500).map(|nth| (format!("flag-{nth}"), one(nth))).collect();
+        let set = FlagSet::compile(serde_json::from_value(json!({ "flags": all })).unwrap());
+        let value = |key: &str| set.find(key)?.evaluate(key, &Inputs::default(), || 0).unwrap()?.as_i64();
+        assert!((0..500).all(|nth| value(&format!("flag-{nth}")) == Some(nth)));
+        assert_eq!((value("flag-500"), value("")), (None, None));
+    }
+}

@@ -1,0 +1,434 @@
+//! From a JSON rule to a [`Rule`], once per configuration.
+
+use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
+use super::{MAX_DEPTH, MAX_NODES, Rule};
+use crate::fractional::MAX_WEIGHT_SUM;
+use crate::semver::{Comparison, Version};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// The operators, for those who mistyped one.
+const OPERATORS: &str = "var, missing, missing_some, if, ?:, ==, ===, !=, !==, !, !!, and, or, <, <=, >, >=, max, min, \
+     +, -, *, /, %, in, cat, substr, map, filter, reduce, all, some, none, merge, fractional, sem_ver, starts_with, \
+     ends_with, $ref";
+
+/// Why a rule cannot be used, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {mistake}")]
+pub struct RuleError {
+    /// The place: `targeting.if[0].in` in the rule itself, `$evaluators.vip.in[1]` in a shared one.
+    pub path: String,
+    /// What is wrong there.
+    pub mistake: Mistake,
+}
+
+/// What can be wrong with a rule, with what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mistake {
+    /// There is no such operator.
+    #[error("{0} is not an operator; use one of {OPERATORS}")]
+    UnknownOperator(String),
+    /// An object that is no operation.
+    #[error("must be an operation, an object with exactly one member; it has {0}: join several with and or or")]
+    NotOneOperation(usize),
+    /// Too few or too many values.
+    #[error("takes {wanted}, found {found}")]
+    Arity {
+        /// How many it takes, in words.
+        wanted: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// A `$ref` to nothing.
+    #[error("{name} is not among $evaluators ({known}); define it there, or correct the name")]
+    UnknownEvaluator {
+        /// What was referred to.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// Shared rules that need each other.
+    #[error("refers to itself: {0}; take one of the references out")]
+    Cycle(String),
+    /// Nested deeper than can be evaluated.
+    #[error("is nested deeper than {MAX_DEPTH} levels, references included; make the rule flatter")]
+    TooDeep,
+    /// Larger than what is evaluated in time.
+    #[error("has more than {MAX_NODES} parts, references included; split the rule")]
+    TooLarge,
+    /// Anything else, in words.
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+/// Compiles `rule` and the shared rules that it refers to. `inside`: what it is used for is not known, so `var` may look
+/// into an item of a list.
+pub(super) fn compile(
+    rule: &Value,
+    evaluators: &BTreeMap<String, Value>,
+    path: &str,
+    inside: bool,
+) -> Result<Rule, RuleError> {
+    let mut compiler = Compiler {
+        evaluators,
+        path: path.to_owned(),
+        parts: 0,
+        references: Vec::new(),
+        items: usize::from(inside),
+        uses_time: false,
+    };
+    let root = compiler.node(rule, 0)?;
+    Ok(Rule { root, uses_time: compiler.uses_time })
+}
+
+struct Compiler<'r> {
+    evaluators: &'r BTreeMap<String, Value>,
+    path: String,
+    parts: usize,
+    /// Names of the shared rules that are being compiled.
+    references: Vec<&'r str>,
+    /// How many operators over lists are around this place: inside of them, `var` looks into the item at hand.
+    items: usize,
+    uses_time: bool,
+}
+
+type Compiled<T = Node> = Result<T, RuleError>;
+
+impl<'r> Compiler<'r> {
+    fn error<T>(&self, mistake: Mistake) -> Compiled<T> {
+        Err(RuleError { path: self.path.clone(), mistake })
+    }
+
+    fn malformed<T>(&self, message: &'static str) -> Compiled<T> {
+        self.error(Mistake::Malformed(message))
+    }
+
+    /// Does `work` one step further inside.
+    fn at<T>(&mut self, step: impl std::fmt::Display, work: impl FnOnce(&mut Self) -> Compiled<T>) -> Compiled<T> {
+        let length = self.path.len();
+        // Writing to a String cannot fail.
+        let _ = write!(self.path, "{step}");
+        let result = work(self);
+        self.path.truncate(length);
+        result
+    }
+
+    fn node(&mut self, value: &'r Value, depth: usize) -> Compiled {
+        if depth > MAX_DEPTH {
+            return self.error(Mistake::TooDeep);
+        }
+        self.parts += 1;
+        if self.parts > MAX_NODES {
+            return self.error(Mistake::TooLarge);
+        }
+        Ok(match value {
+            Value::Null => Node::Null,
+            Value::Bool(value) => Node::Bool(*value),
+            Value::Number(number) => {
+                number.as_i64().map_or_else(|| Node::Float(number.as_f64().unwrap_or(f64::NAN)), Node::Int)
+            }
+            Value::String(text) => Node::Text(text.as_str().into()),
+            Value::Array(items) => {
+                let items = self.nodes(items, depth)?;
+                if items.iter().all(is_literal) { Node::Json(value.clone()) } else { Node::List(items) }
+            }
+            Value::Object(members) => {
+                let mut all = members.iter();
+                let (Some((name, argument)), None) = (all.next(), all.next()) else {
+                    return self.error(Mistake::NotOneOperation(members.len()));
+                };
+                if name == "$ref" {
+                    return self.reference(argument, depth);
+                }
+                self.at(format_args!(".{name}"), |this| {
+                    let arguments = Arguments {
+                        values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
+                        listed: argument.is_array(),
+                    };
+                    this.operation(name, &arguments, depth + 1)
+                })?
+            }
+        })
+    }
+
+    fn nodes(&mut self, items: &'r [Value], depth: usize) -> Compiled<Box<[Node]>> {
+        items
+            .iter()
+            .enumerate()
+            .map(|(at, item)| self.at(format_args!("[{at}]"), |this| this.node(item, depth + 1)))
+            .collect()
+    }
+
+    fn reference(&mut self, name: &'r Value, depth: usize) -> Compiled {
+        let evaluators = self.evaluators;
+        let known = || evaluators.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let Some((name, rule)) = name.as_str().and_then(|name| evaluators.get_key_value(name)) else {
+            let name = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+            let mistake = Mistake::UnknownEvaluator { name, known: known() };
+            return self.at(".$ref", |this| this.error(mistake));
+        };
+        if let Some(first) = self.references.iter().position(|open| open == name) {
+            let round: Vec<_> = self.references[first..].iter().copied().chain([name.as_str()]).collect();
+            return self.at(".$ref", |this| this.error(Mistake::Cycle(round.join(" -> "))));
+        }
+        self.references.push(name);
+        let outside = std::mem::replace(&mut self.path, format!("$evaluators.{name}"));
+        let node = self.node(rule, depth + 1)?;
+        self.path = outside;
+        self.references.pop();
+        Ok(node)
+    }
+
+    fn operation(&mut self, name: &str, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        Ok(match name {
+            "var" => self.var(arguments, depth)?,
+            "if" | "?:" => Node::If(self.many(arguments, depth)?),
+            "and" => Node::And(self.many(arguments, depth)?),
+            "or" => Node::Or(self.many(arguments, depth)?),
+            "!" => Node::Not(self.one(arguments, depth)?.into()),
+            "!!" => Node::IsTrue(self.one(arguments, depth)?.into()),
+            "==" | "===" | "!=" | "!==" => Node::Equal {
+                strict: name.len() == 3,
+                negated: name.starts_with('!'),
+                sides: self.two(arguments, depth)?,
+            },
+            "<" => Node::Order(Order::Less, self.two_or_three(arguments, depth)?),
+            "<=" => Node::Order(Order::LessOrEqual, self.two_or_three(arguments, depth)?),
+            ">" => Node::Order(Order::Greater, self.two_or_three(arguments, depth)?),
+            ">=" => Node::Order(Order::GreaterOrEqual, self.two_or_three(arguments, depth)?),
+            "+" => Node::Fold(Fold::Sum, self.many(arguments, depth)?),
+            "*" => Node::Fold(Fold::Product, self.many(arguments, depth)?),
+            "min" => Node::Fold(Fold::Smallest, self.many(arguments, depth)?),
+            "max" => Node::Fold(Fold::Largest, self.many(arguments, depth)?),
+            "-" if arguments.values.len() == 1 => Node::Negate(self.one(arguments, depth)?.into()),
+            "-" => Node::Arithmetic(Arithmetic::Minus, self.two(arguments, depth)?),
+            "/" => Node::Arithmetic(Arithmetic::Divide, self.two(arguments, depth)?),
+            "%" => Node::Arithmetic(Arithmetic::Modulo, self.two(arguments, depth)?),
+            "in" => Node::In(self.two(arguments, depth)?),
+            "cat" => Node::Cat(self.many(arguments, depth)?),
+            "substr" => Node::Substr(self.up_to_three(arguments, depth)?),
+            "missing" => self.missing(arguments, depth)?,
+            "missing_some" => Node::MissingSome(self.two(arguments, depth)?),
+            "merge" => Node::Merge(self.many(arguments, depth)?),
+            "map" => self.each(Each::Map, arguments, depth)?,
+            "filter" => self.each(Each::Filter, arguments, depth)?,
+            "all" => self.each(Each::All, arguments, depth)?,
+            "some" => self.each(Each::Some, arguments, depth)?,
+            "none" => self.each(Each::None, arguments, depth)?,
+            "reduce" => self.reduce(arguments, depth)?,
+            "starts_with" => Node::Affix(Affix::Start, self.two(arguments, depth)?),
+            "ends_with" => Node::Affix(Affix::End, self.two(arguments, depth)?),
+            "sem_ver" => self.sem_ver(arguments, depth)?,
+            "fractional" => self.fractional(arguments, depth)?,
+            _ => return self.error(Mistake::UnknownOperator(name.to_owned())),
+        })
+    }
+
+    /// The argument at `index`.
+    fn argument(&mut self, arguments: &Arguments<'r>, index: usize, depth: usize) -> Compiled {
+        let value = &arguments.values[index];
+        if arguments.listed {
+            self.at(format_args!("[{index}]"), |this| this.node(value, depth))
+        } else {
+            self.node(value, depth)
+        }
+    }
+
+    fn exactly<const N: usize>(
+        &mut self,
+        arguments: &Arguments<'r>,
+        depth: usize,
+        wanted: &'static str,
+    ) -> Compiled<Box<[Node; N]>> {
+        let nodes = self.between(arguments, depth, N, N, wanted)?;
+        let found = nodes.len();
+        nodes.try_into().or_else(|_| self.error(Mistake::Arity { wanted, found }))
+    }
+
+    fn between(
+        &mut self,
+        arguments: &Arguments<'r>,
+        depth: usize,
+        least: usize,
+        most: usize,
+        wanted: &'static str,
+    ) -> Compiled<Box<[Node]>> {
+        let found = arguments.values.len();
+        if found < least || found > most {
+            return self.error(Mistake::Arity { wanted, found });
+        }
+        (0..found).map(|index| self.argument(arguments, index, depth)).collect()
+    }
+
+    fn many(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+        self.between(arguments, depth, 1, usize::MAX, "one value or more")
+    }
+
+    fn one(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let [node] = *self.exactly::<1>(arguments, depth, "one value")?;
+        Ok(node)
+    }
+
+    fn two(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 2]>> {
+        self.exactly(arguments, depth, "two values")
+    }
+
+    fn two_or_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+        self.between(arguments, depth, 2, 3, "two or three values")
+    }
+
+    /// Two values or three; a third that is not there is null.
+    fn up_to_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 3]>> {
+        let mut nodes = self.two_or_three(arguments, depth)?.into_vec();
+        nodes.resize(3, Node::Null);
+        nodes.into_boxed_slice().try_into().or_else(|_| self.error(Mistake::TooLarge))
+    }
+
+    fn var(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let nodes = self.between(arguments, depth, 0, 2, "a path and perhaps a default")?;
+        let mut nodes = nodes.into_iter();
+        let path = match nodes.next().unwrap_or(Node::Null) {
+            Node::Null => Path::Known(Box::new([])),
+            Node::Text(path) if path.is_empty() => Path::Known(Box::new([])),
+            Node::Text(path) => Path::Known(path.split('.').map(Into::into).collect()),
+            Node::Int(index) => Path::Known(Box::new([index.to_string().into()])),
+            Node::Bool(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
+                return self.malformed("needs the name of an attribute, such as email or user.country");
+            }
+            computed => Path::Computed(computed),
+        };
+        match &path {
+            Path::Known(names) if self.items == 0 => match names.first().map(|name| &**name) {
+                None => {
+                    return self.malformed("names no attribute; outside of map, filter and the like it needs a name");
+                }
+                Some("$flagd") => match names.get(1).map(|name| &**name) {
+                    Some("timestamp") if names.len() == 2 => self.uses_time = true,
+                    Some("flagKey") if names.len() == 2 => {}
+                    _ => return self.malformed("only $flagd.flagKey and $flagd.timestamp exist"),
+                },
+                Some(_) => {}
+            },
+            Path::Known(_) => {}
+            // It may turn out to be the timestamp.
+            Path::Computed(_) => self.uses_time = true,
+        }
+        Ok(Node::Var(Box::new(Var { path, default: nodes.next().unwrap_or(Node::Null) })))
+    }
+
+    fn missing(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        // Any name may be asked for, the timestamp too.
+        self.uses_time = true;
+        Ok(Node::Missing(self.between(arguments, depth, 0, usize::MAX, "names")?))
+    }
+
+    /// What is done with each item, in which `var` looks into the item.
+    fn per_item(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        self.items += 1;
+        let node = self.argument(arguments, 1, depth)?;
+        self.items -= 1;
+        Ok(node)
+    }
+
+    fn each(&mut self, each: Each, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let found = arguments.values.len();
+        if found != 2 {
+            return self.error(Mistake::Arity { wanted: "a list, and what is asked of each item", found });
+        }
+        let list = self.argument(arguments, 0, depth)?;
+        Ok(Node::Each(each, Box::new([list, self.per_item(arguments, depth)?])))
+    }
+
+    fn reduce(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let found = arguments.values.len();
+        if !(2..=3).contains(&found) {
+            let wanted = "a list, what is done with each item, and perhaps a value to begin with";
+            return self.error(Mistake::Arity { wanted, found });
+        }
+        let list = self.argument(arguments, 0, depth)?;
+        let step = self.per_item(arguments, depth)?;
+        let first = if found == 3 { self.argument(arguments, 2, depth)? } else { Node::Null };
+        Ok(Node::Reduce(Box::new([list, step, first])))
+    }
+
+    fn sem_ver(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
+        let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
+        let Some(comparison) = comparison else {
+            return self.at("[1]", |this| this.malformed("must be one of =, !=, <, <=, >, >=, ^ and ~"));
+        };
+        for (index, side) in [(0, &left), (2, &right)] {
+            if let Node::Text(text) = side
+                && Version::parse(text).is_none()
+            {
+                return self.at(format_args!("[{index}]"), |this| this.malformed("must be a version such as 1.2.3"));
+            }
+        }
+        Ok(Node::SemVer(comparison, Box::new([left, right])))
+    }
+
+    fn fractional(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+        let (bucket_by, first) = match arguments.values.first() {
+            Some(Value::Array(_)) | None => (None, 0),
+            Some(_) => (Some(self.argument(arguments, 0, depth)?), 1),
+        };
+        let lists = arguments.values.iter().enumerate().skip(first);
+        let buckets: Box<[_]> = lists
+            .map(|(index, bucket)| self.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth)))
+            .collect::<Compiled<_>>()?;
+        if buckets.is_empty() || !arguments.listed {
+            return self.malformed("needs buckets, such as [\"on\", 10], [\"off\", 90]");
+        }
+        let known =
+            |bucket: &Bucket| if let Weight::Known(weight) = bucket.weight { Some(u64::from(weight)) } else { None };
+        let total = match buckets.iter().map(known).sum::<Option<u64>>() {
+            Some(0) => return self.malformed("needs a weight above 0"),
+            Some(total) => match u32::try_from(total) {
+                Ok(total) if total <= MAX_WEIGHT_SUM => Some(total),
+                _ => return self.malformed("the weights must not add up to more than 2147483647; make them smaller"),
+            },
+            None => None,
+        };
+        Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
+    }
+
+    fn bucket(&mut self, bucket: &'r Value, depth: usize) -> Compiled<Bucket> {
+        let Some(parts @ ([_] | [_, _])) = bucket.as_array().map(Vec::as_slice) else {
+            return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
+        };
+        let variant = self.at("[0]", |this| this.node(&parts[0], depth + 1))?;
+        if matches!(variant, Node::Json(_) | Node::List(_)) {
+            return self.at("[0]", |this| this.malformed("must be the name of a variant"));
+        }
+        let Some(weight) = parts.get(1) else { return Ok(Bucket { variant, weight: Weight::Known(1) }) };
+        let weight = self.at("[1]", |this| match this.node(weight, depth + 1)? {
+            // Rollouts are computed, and may come out below 0: that is nobody.
+            Node::Int(weight) if weight <= i64::from(MAX_WEIGHT_SUM) => {
+                Ok(Weight::Known(u32::try_from(weight).unwrap_or(0)))
+            }
+            Node::Float(weight) if weight.fract() == 0.0 && weight <= f64::from(MAX_WEIGHT_SUM) =>
+            {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "guarded by the range check"
+                )]
+                Ok(Weight::Known(weight.max(0.0) as u32))
+            }
+            literal if is_literal(&literal) => this.malformed("must be a whole number of at most 2147483647"),
+            computed => Ok(Weight::Computed(computed)),
+        })?;
+        Ok(Bucket { variant, weight })
+    }
+}
+
+/// The values of an operation. One that is alone may be written without a list.
+struct Arguments<'r> {
+    values: &'r [Value],
+    listed: bool,
+}
+
+const fn is_literal(node: &Node) -> bool {
+    matches!(node, Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Json(_))
+}

@@ -1,0 +1,105 @@
+//! flagd targeting rules: JsonLogic with flagd's own operators.
+//!
+//! A rule is compiled once, when a configuration arrives ([`Rule::compile`]), and evaluated for each request
+//! ([`Rule::evaluate`]): at once, without a clock, on borrowed values. Ordinary rules allocate nothing. Work has bounds: a rule
+//! has at most [`MAX_NODES`] parts nested at most [`MAX_DEPTH`] deep, and an evaluation takes at most [`MAX_STEPS`]
+//! steps, whatever lists the caller brings along.
+//!
+//! Where implementations of flagd differ, docs/featureflag.md says what is done here.
+
+mod compile;
+mod evaluate;
+mod node;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use compile::{Mistake, RuleError};
+pub use evaluate::EvaluationError;
+
+use crate::context::Context;
+use node::Node;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Deepest nesting of a rule, shared rules included.
+pub const MAX_DEPTH: usize = 64;
+
+/// Most parts of a rule, shared rules counted wherever they are referred to.
+pub const MAX_NODES: usize = 10_000;
+
+/// Most steps of one evaluation; a step is a part of the rule, an item of a list, or 64 bytes of a text that it makes.
+pub const MAX_STEPS: usize = 100_000;
+
+/// A rule, ready to be evaluated.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    root: Node,
+    uses_time: bool,
+}
+
+/// What a rule is evaluated for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Key of the flag.
+    pub flag_key: &'a str,
+    /// The time, in milliseconds since the Unix epoch; rules see whole seconds.
+    pub now_ms: i64,
+    /// What the caller knows about the request.
+    pub context: Context<'a>,
+}
+
+impl Rule {
+    /// Compiles `rule`, with the shared rules in `evaluators` that it refers to. `None`: `{}` and null are no rule.
+    pub fn compile(rule: &Value, evaluators: &BTreeMap<String, Value>) -> Result<Option<Self>, RuleError> {
+        if rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty) {
+            return Ok(None);
+        }
+        compile::compile(rule, evaluators, "targeting", false).map(Some)
+    }
+
+    /// Compiles the shared rule `name` alone, to see whether it could be referred to.
+    pub fn validate_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<(), RuleError> {
+        let reference = serde_json::json!({ "$ref": name });
+        compile::compile(&reference, evaluators, "$evaluators", true).map(|_| ())
+    }
+
+    /// Whether the time makes a difference. If not, any [`Request::now_ms`] will do.
+    pub const fn uses_time(&self) -> bool {
+        self.uses_time
+    }
+
+    /// The name of the variant for `request`; `None`: the default variant. The name may be one that the flag does not
+    /// have.
+    pub fn evaluate<'a>(&'a self, request: &Request<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
+        evaluate::evaluate(&self.root, request)
+    }
+
+    /// The names that stand in the rule where its answer comes from. Others may be computed.
+    pub fn named_variants(&self) -> BTreeSet<&str> {
+        let mut names = BTreeSet::new();
+        let mut open = vec![&self.root];
+        while let Some(node) = open.pop() {
+            match node {
+                Node::Text(name) => {
+                    names.insert(&**name);
+                }
+                Node::Bool(value) => {
+                    names.insert(if *value { "true" } else { "false" });
+                }
+                // Conditions stand before each answer, and the last answer stands alone.
+                Node::If(branches) => open.extend(
+                    branches
+                        .iter()
+                        .enumerate()
+                        .filter(|(at, _)| at % 2 == 1 || at + 1 == branches.len())
+                        .map(|(_, node)| node),
+                ),
+                Node::Fractional(split) => open.extend(split.buckets.iter().map(|bucket| &bucket.variant)),
+                _ => {}
+            }
+        }
+        names
+    }
+}

@@ -1,0 +1,134 @@
+//! The admin port: the operator's way into the pod.
+//!
+//! Every call carries the token; without one mounted, every call is refused. A call is accepted or refused by its head, so
+//! a caller without the token cannot even send a body.
+
+use crate::clock;
+use crate::control::actions::Actions;
+use crate::control::config::ConfigStore;
+use crate::control::health::Checks;
+use crate::control::token::{TokenVerdict, Tokens};
+use crate::server::{BodyError, Limits, read_body};
+use crate::workload::Resilience;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::{ActionRequest, AppliedFrom, HealthReport, MAX_CONFIG_BYTES};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// An action request has a few dozen bytes.
+const MAX_ACTION_BYTES: usize = 4 * 1024;
+/// Ids are remembered, so they are bounded.
+const MAX_INTENT_ID_BYTES: usize = 256;
+
+/// Bounds of the admin port, whose clients are the operator and the kubelet.
+pub const LIMITS: Limits =
+    Limits { connections: 512, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 };
+
+/// Everything that the admin port works on.
+pub struct Admin {
+    /// The workload that is configured and reported.
+    pub resilience: Arc<Resilience>,
+    /// Takes pushed configurations.
+    pub store: Arc<ConfigStore>,
+    /// Health checks, for the report.
+    pub checks: Arc<Checks>,
+    /// Recovery actions that the workload supports.
+    pub actions: Arc<Actions>,
+    /// The tokens in force.
+    pub tokens: Arc<Tokens>,
+    /// Name of the pod, for the report.
+    pub pod: String,
+}
+
+impl Admin {
+    /// The deep health report.
+    pub fn report(&self) -> HealthReport {
+        let (status, checks) = self.checks.report();
+        HealthReport {
+            status,
+            pod: self.pod.clone(),
+            instance: self.actions.instance().to_owned(),
+            checks,
+            circuits: self.resilience.dependencies().map(|one| (one.name().to_owned(), one.circuit())).collect(),
+            load: self.resilience.load().report(),
+            degraded: self.resilience.is_degraded(),
+            applied: self.store.applied(),
+            actions_done: self.actions.counts(),
+        }
+    }
+
+    /// The routes of the admin port.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route(CONFIG_PATH, put(put_config))
+            .route(APPLIED_PATH, get(get_applied))
+            .route(ACTIONS_PATH, post(post_action))
+            .route(HEALTH_PATH, get(get_health))
+            .fallback(|| async { refuse(StatusCode::NOT_FOUND, "NotFound", "there is no such call") })
+            .layer(middleware::from_fn_with_state(Arc::clone(self), authorise))
+            .with_state(Arc::clone(self))
+    }
+}
+
+async fn authorise(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let presented = request.headers().get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
+    match admin.tokens.verify(presented) {
+        TokenVerdict::Valid => next.run(request).await,
+        TokenVerdict::NoToken => refuse(
+            StatusCode::UNAUTHORIZED,
+            "NoToken",
+            "no token is mounted in this pod yet; it refuses every call until one is",
+        ),
+        TokenVerdict::Invalid => {
+            let message =
+                format!("the header {TOKEN_HEADER} is missing or holds a token that is not in force in this pod");
+            refuse(StatusCode::UNAUTHORIZED, "WrongToken", &message)
+        }
+    }
+}
+
+async fn put_config(State(admin): State<Arc<Admin>>, body: Body) -> Result<Response, BodyError> {
+    let bytes = read_body(body, MAX_CONFIG_BYTES, BODY_TIMEOUT).await?;
+    let answer = admin.store.apply(&bytes, AppliedFrom::Push, clock::now_ms());
+    // A refusal is an answer, too: the outcome says so, and any other status means that there is none.
+    Ok(Json(answer).into_response())
+}
+
+async fn get_applied(State(admin): State<Arc<Admin>>) -> Response {
+    Json(admin.store.history()).into_response()
+}
+
+async fn get_health(State(admin): State<Arc<Admin>>) -> Response {
+    Json(admin.report()).into_response()
+}
+
+async fn post_action(State(admin): State<Arc<Admin>>, body: Body) -> Result<Response, BodyError> {
+    let bytes = read_body(body, MAX_ACTION_BYTES, BODY_TIMEOUT).await?;
+    let request: ActionRequest = match serde_json::from_slice(&bytes) {
+        Ok(request) => request,
+        Err(error) => return Ok(refuse(StatusCode::BAD_REQUEST, "Malformed", &error.to_string())),
+    };
+    if request.intent_id.is_empty() || request.intent_id.len() > MAX_INTENT_ID_BYTES {
+        let message = format!("intentId must have 1 to {MAX_INTENT_ID_BYTES} bytes");
+        return Ok(refuse(StatusCode::BAD_REQUEST, "Malformed", &message));
+    }
+    let check = request.check.clone();
+    let answer = admin.actions.act(request).await;
+    // The operator waits to see the check well again; it need not wait for the interval.
+    admin.checks.run_now(&check);
+    Ok(Json(answer).into_response())
+}
+
+fn refuse(status: StatusCode, reason: &str, message: &str) -> Response {
+    (status, Json(json!({ "reason": reason, "message": message }))).into_response()
+}

@@ -1,0 +1,164 @@
+use super::*;
+use contract::{DependencySettings, PolicySettings, Section, WorkloadId, canonical};
+use serde_json::{Value, json};
+
+const NOW: i64 = 1_800_000_000_000;
+
+fn id() -> WorkloadId {
+    WorkloadId { namespace: "ticketing".into(), name: "booking".into() }
+}
+
+fn store() -> Arc<ConfigStore> {
+    ConfigStore::new(Resilience::builder(id()).dependency("database").build())
+}
+
+fn document(revision: i64, request_ms: u64) -> Vec<u8> {
+    let mut policy = PolicySettings::default();
+    for name in ["database", "payment"] {
+        let mut settings = DependencySettings::default();
+        settings.timeout.request_ms = request_ms;
+        policy.dependencies.insert(name.into(), settings);
+    }
+    let policy = Section { sources: Vec::new(), settings: policy };
+    RuntimeConfig::new(id(), revision, policy, Section::default()).to_bytes().unwrap()
+}
+
+/// A document changed by `edit`, with the hash that its writer would have given it.
+fn edited(edit: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let mut value: Value = serde_json::from_slice(&document(NOW, 5_000)).unwrap();
+    edit(&mut value);
+    let sections = json!({"policy": value["policy"]["settings"], "flags": value["flags"]["settings"]});
+    value["contentHash"] = json!(canonical::content_hash(&sections));
+    value.to_string().into_bytes()
+}
+
+fn request_ms(store: &ConfigStore) -> u64 {
+    store.resilience.dependency("database").unwrap().settings().timeout.request_ms
+}
+
+fn push(store: &ConfigStore, bytes: &[u8]) -> PushAnswer {
+    store.apply(bytes, AppliedFrom::Push, NOW)
+}
+
+#[test]
+fn starts_on_the_defaults_of_the_adr() {
+    let store = store();
+    assert_eq!(store.applied(), Applied { contract_version: CONTRACT_VERSION, ..Applied::default() });
+    assert_eq!(request_ms(&store), 15_000);
+}
+
+#[test]
+fn applies_what_is_newer_and_names_what_the_workload_lacks() {
+    let store = store();
+    let answer = push(&store, &document(NOW, 5_000));
+    assert_eq!(answer.outcome, PushOutcome::Applied);
+    assert_eq!(answer.applied.unknown_dependencies, ["payment"]);
+    assert_eq!(
+        (answer.applied.revision, answer.applied.from, answer.applied.applied_at_ms),
+        (NOW, AppliedFrom::Push, NOW)
+    );
+    assert_eq!(request_ms(&store), 5_000);
+}
+
+#[test]
+fn the_same_meaning_at_a_newer_revision_changes_only_the_order() {
+    let store = store();
+    push(&store, &document(NOW, 5_000));
+    let again = push(&store, &document(NOW + 5, 5_000));
+    assert_eq!((again.outcome, again.applied.revision), (PushOutcome::Unchanged, NOW + 5));
+    assert_eq!(push(&store, &document(NOW + 4, 6_000)).outcome, PushOutcome::RefusedOlder);
+    assert_eq!(store.history().len(), 1);
+}
+
+#[rstest::rstest]
+#[case::garbage(b"}{ not json".to_vec(), PushOutcome::RefusedInvalid, "not a runtime configuration")]
+#[case::empty(Vec::new(), PushOutcome::RefusedInvalid, "not a runtime configuration")]
+#[case::half_written(document(NOW + 1, 9)[..200].to_vec(), PushOutcome::RefusedInvalid, "not a runtime configuration")]
+#[case::too_large(vec![b' '; contract::MAX_CONFIG_BYTES + 1], PushOutcome::RefusedInvalid, "more than")]
+#[case::edited_by_hand(
+    String::from_utf8(document(NOW + 1, 5_000)).unwrap().replace("5000", "5001").into_bytes(),
+    PushOutcome::RefusedInvalid,
+    "edited by hand"
+)]
+#[case::older(document(NOW - 1, 9), PushOutcome::RefusedOlder, "is older than")]
+#[case::far_future(document(NOW + MAX_AHEAD_MS + 1, 9), PushOutcome::RefusedFuture, "60 min ahead")]
+#[case::wrong_workload(
+    edited(|value| value["workload"]["name"] = json!("catalog")),
+    PushOutcome::RefusedInvalid,
+    "the document is for ticketing/catalog"
+)]
+#[case::wrong_namespace(
+    edited(|value| value["workload"]["namespace"] = json!("other")),
+    PushOutcome::RefusedInvalid,
+    "the document is for other/booking"
+)]
+fn bad_input_leaves_the_last_good_configuration(
+    #[case] bytes: Vec<u8>,
+    #[case] outcome: PushOutcome,
+    #[case] message: &str,
+    #[values(AppliedFrom::Push, AppliedFrom::Mount)] from: AppliedFrom,
+) {
+    let store = store();
+    let good = push(&store, &document(NOW, 5_000)).applied;
+    let answer = store.apply(&bytes, from, NOW);
+    assert_eq!(answer.outcome, outcome);
+    assert!(answer.message.contains(message), "{}", answer.message);
+    assert_eq!(answer.applied, good);
+    assert_eq!(request_ms(&store), 5_000);
+}
+
+#[test]
+fn what_a_newer_operator_adds_is_ignored_and_reported() {
+    let store = store();
+    let answer = push(&store, &edited(|value| value["policy"]["settings"]["hedging"] = json!({"after": 10})));
+    assert_eq!(answer.outcome, PushOutcome::Applied);
+    assert_eq!(answer.applied.unsupported, ["policy.settings.hedging"]);
+}
+
+#[test]
+fn a_newer_contract_is_taken_as_far_as_it_is_understood_and_that_is_reported() {
+    let store = store();
+    let answer = push(&store, &edited(|value| value["contractVersion"] = json!(CONTRACT_VERSION + 1)));
+    assert_eq!(answer.outcome, PushOutcome::Applied);
+    assert_eq!(answer.applied.unsupported, [format!("contractVersion {}", CONTRACT_VERSION + 1)]);
+}
+
+#[test]
+fn an_empty_document_brings_the_defaults_back() {
+    let store = store();
+    push(&store, &document(NOW, 5_000));
+    let defaults = RuntimeConfig::new(id(), NOW + 1, Section::default(), Section::default()).to_bytes().unwrap();
+    assert_eq!(push(&store, &defaults).outcome, PushOutcome::Applied);
+    assert_eq!(request_ms(&store), 15_000);
+}
+
+#[test]
+fn the_history_is_bounded_and_newest_first() {
+    let store = store();
+    for step in 0..100 {
+        assert_eq!(push(&store, &document(NOW + step, 1_000 + step.unsigned_abs())).outcome, PushOutcome::Applied);
+    }
+    let history = store.history();
+    assert_eq!((history.len(), history[0].revision, history[63].revision), (64, NOW + 99, NOW + 36));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_the_state_of_the_circuit() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("down")]
+    struct Down;
+    impl crate::Failure for Down {
+        fn kind(&self) -> crate::FailureKind {
+            crate::FailureKind::Other
+        }
+    }
+    let store = store();
+    let database = store.resilience.dependency("database").unwrap();
+    for _ in 0..5 {
+        assert!(database.call(|| async { Err::<(), _>(Down) }).await.is_err());
+    }
+    assert_eq!(database.circuit().state, contract::CircuitState::Open);
+    push(&store, &document(NOW, 5_000));
+    assert_eq!(database.circuit().state, contract::CircuitState::Open);
+    assert_eq!(database.circuit().opened_total, 1);
+}
