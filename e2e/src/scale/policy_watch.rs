@@ -115,6 +115,8 @@ impl PolicyWatch {
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Err(format!("after {} s {last}", patience.as_secs()));
             }
+            // Thousands of events come at once, and when each came is known: there is no hurry to look at all of them.
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
