@@ -93,7 +93,7 @@ fn lines(runs: &[Run]) -> Vec<Line> {
     let met = programmed_ratio(ours).map(|ratio| ratio <= goal::PROGRAMMED && ahead_of_all(runs));
     line(
         "**all Programmed** (× applying + bare writes)".to_owned(),
-        format!("≤ {} ×, ahead of the peer", goal::PROGRAMMED),
+        format!("≤ {} ×, {}", goal::PROGRAMMED, if runs.len() > 1 { "ahead of the peer" } else { "no peer measured" }),
         met,
         &|run| {
             show(&run.programmed, |programmed| {
@@ -451,6 +451,7 @@ mod tests {
     #[test]
     fn a_phase_that_failed_says_what_it_waited_for() {
         let report = markdown(&[run("operator", 100, 12)], 2, "v1.37.0");
+        assert!(row(&report, "**all Programmed**").contains("| ≤ 1.3 ×, no peer measured | ✓ |"));
         let cells = row(&report, "400 pods do not answer: CPU");
         assert!(cells.contains("| failed: after 60 s 3 of 400 pods were asked / once |"), "{cells}");
         let none = markdown(&[Run::new("operator", Size { policies: 1, pods_each: 1 }, 0.0)], 2, "v1.37.0");
