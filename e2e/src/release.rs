@@ -123,9 +123,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_is_exported_whole_and_one_that_cannot_be_had_is_named_with_the_way_out() {
+    async fn a_commit_is_exported_also_from_a_shallow_clone_and_one_that_cannot_be_had_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let (repository, source) = (dir.path().join("repository"), dir.path().join("source"));
+        let repository = dir.path().join("repository");
         std::fs::create_dir(&repository).unwrap();
         git(&repository, "init --quiet").await;
         std::fs::write(repository.join("file"), "then").unwrap();
@@ -133,10 +133,17 @@ mod tests {
         git(&repository, "commit --quiet --message=first").await;
         let commit = git(&repository, "rev-parse HEAD").await.leak();
         std::fs::write(repository.join("file"), "now").unwrap();
+        git(&repository, "commit --quiet --all --message=second").await;
+        let shallow = dir.path().join("shallow");
+        let origin = format!("file://{}", repository.display());
+        git(dir.path(), &format!("clone --quiet --depth=1 {origin} {}", shallow.display())).await;
 
         let quiet = Progress::quiet();
-        Release { version: "0.1", commit }.export(&repository, &source, &quiet).await.unwrap();
-        assert_eq!(std::fs::read_to_string(source.join("file")).unwrap(), "then");
+        for (number, clone) in [&repository, &shallow].into_iter().enumerate() {
+            let source = dir.path().join(format!("source-{number}"));
+            Release { version: "0.1", commit }.export(clone, &source, &quiet).await.unwrap();
+            assert_eq!(std::fs::read_to_string(source.join("file")).unwrap(), "then", "from {}", clone.display());
+        }
 
         let unknown = Release { version: "0.0", commit: "0000000000000000000000000000000000000001" };
         let other = dir.path().join("other");
