@@ -95,7 +95,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 }
 
 /// Opens the ports. Database and providers may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
@@ -125,5 +125,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

@@ -167,7 +167,7 @@ async fn a_reload_keeps_an_open_circuit_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_without_its_database_and_works_when_it_comes() {
     let postgres = Postgres::start_without_database().await;
-    let app = App::start_bare(&postgres, "pod-1").await;
+    let app = App::start_bare(&postgres, "pod-1");
     for probe in ["/livez", "/readyz"] {
         assert_eq!(app.get(probe).await.status(), 200, "{probe}");
     }
@@ -200,7 +200,7 @@ async fn pods_that_start_together_migrate_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_mounted_is_followed_and_garbage_is_not() {
     let postgres = Postgres::start().await;
-    let app = App::start_bare(&postgres, "pod-1").await;
+    let app = App::start_bare(&postgres, "pod-1");
     assert!(app.admin_health().await.is_none(), "no token yet");
     app.mount("token/current", "0123456789abcdef\n");
     eventually("the token is read", async || app.admin_health().await).await;
