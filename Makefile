@@ -41,7 +41,7 @@ test: check e2e-tool ## Everything: check, services against PostgreSQL, controll
 	$(E2E) packages
 	cargo test --workspace --test admin --test with_postgres
 	cargo build --workspace --bins
-	cargo test --workspace --test laptop -- --nocapture
+	cargo test --workspace --test local_stack -- --nocapture
 	cargo test --workspace --test bare_api_server --test controllers
 	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
 	$(MAKE) e2e NODES=$(or $(NODES),2)
@@ -51,6 +51,11 @@ e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|kind|existing N
 	cargo build --workspace --bins
 	$(E2E) cluster down
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture
+
+.PHONY: e2e-upgrade
+e2e-upgrade: e2e-tool ## helm upgrade from version 0.1, built from git, while a recovery is in flight: PROVIDER=local|kind
+	$(E2E) cluster down
+	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),1) cargo test --workspace --test upgrade -- --test-threads=1 --nocapture
 
 .PHONY: soak
 soak: soak-services soak-operator ## Both soaks: the services' memory under load, the operator killed at random

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// They may do nothing until a test binds a role to them: `user-1`, `user-2` and so on.
 pub const USERS: &[&str] = &["user-1", "user-2", "user-3", "user-4", "operator", "viewer"];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The API server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum ApiServerError {
     Io {
         /// What was being done.
         what: &'static str,
-        /// Why not.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// It did not come up.
@@ -122,12 +122,15 @@ impl TestApiServer {
         let begin = Instant::now();
         loop {
             let ended = [&mut self.etcd, &mut self.server].into_iter().any(|c| !matches!(c.try_wait(), Ok(None)));
-            if ended || begin.elapsed() > PATIENCE {
+            if ended || begin.elapsed() > START_TIMEOUT {
                 let read = |name: &str| {
                     last_lines(&std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default(), 8)
                 };
-                let what =
-                    if ended { "ended".to_owned() } else { format!("was not ready after {} s", PATIENCE.as_secs()) };
+                let what = if ended {
+                    "ended".to_owned()
+                } else {
+                    format!("was not ready after {} s", START_TIMEOUT.as_secs())
+                };
                 return Err(ApiServerError::NotUp {
                     what,
                     tail: format!("{}\n{}", read("etcd.log"), read("apiserver.log")),

@@ -4,7 +4,7 @@ use crate::{
     pod_admin::PodAdmin,
     progress::Progress,
     provider::ProviderKind,
-    stage::{Images, Stage, StageError, TICKETING, is_true, until},
+    testbed::{Images, TICKETING, Testbed, TestbedError, is_true, until},
 };
 use contract::AppliedFrom;
 use crds::condition::types::PROGRAMMED;
@@ -20,26 +20,26 @@ const CHANGES: u64 = 50;
 const MOUNT_CHANGES: u64 = 3;
 
 /// Runs it and prints the table.
-pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) -> Result<(), StageError> {
+pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) -> Result<(), TestbedError> {
     let images = Images::find(kind, progress).await?;
-    let stage = Stage::open(kind, name, 1, progress).await?;
-    stage.install_operator(&images, &[]).await?;
-    stage.install_booking(&images, PODS).await?;
-    stage.delete_resources().await?;
-    stage.apply_file("crds/samples/quickstart.yaml").await?;
+    let testbed = Testbed::open(kind, name, 1, progress).await?;
+    testbed.install_operator(&images, &[]).await?;
+    testbed.install_booking(&images, PODS).await?;
+    testbed.delete_resources().await?;
+    testbed.apply_file("crds/samples/quickstart.yaml").await?;
     let wanted = format!("{PODS}/{PODS}");
-    stage
+    testbed
         .policy_until("booking", Duration::from_secs(180), "the policy live in every pod", |policy| {
             is_true(policy, PROGRAMMED) && policy.status.as_ref().and_then(|s| s.programmed.as_deref()) == Some(&wanted)
         })
         .await?;
-    let pods = PodAdmin::find(&stage).await?;
+    let pods = PodAdmin::find(&testbed).await?;
 
     let (mut acknowledged, mut in_status) = (Vec::new(), Vec::new());
     for change in 0..CHANGES {
         // Every value is a new meaning, so every change is published.
-        let (answered_at, answered) = change_policy(&stage, change).await?;
-        let policy = stage
+        let (answered_at, answered) = change_policy(&testbed, change).await?;
+        let policy = testbed
             .policy_until("booking", Duration::from_secs(30), "the change live in every pod", |policy| {
                 is_true(policy, PROGRAMMED) && revision(policy) > 0
             })
@@ -56,16 +56,16 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) ->
     progress.say("the same by the mounted ConfigMap alone: the operator writes it and cannot reach the pods");
     let mut mounted = Vec::new();
     for change in 0..MOUNT_CHANGES {
-        mounted.extend(by_mount(&stage, &pods, CHANGES + change, progress).await?);
+        mounted.extend(by_mount(&testbed, &pods, CHANGES + change, progress).await?);
     }
     print_table(&mut acknowledged, &mut in_status, &mut mounted);
     Ok(())
 }
 
-async fn change_policy(stage: &Stage, change: u64) -> Result<(i64, Instant), StageError> {
+async fn change_policy(testbed: &Testbed, change: u64) -> Result<(i64, Instant), TestbedError> {
     let dependencies = json!([{ "name": "database", "timeout": { "request": format!("{}ms", 5_001 + change), "perTry": "1s" },
         "retry": { "numRetries": 3, "backOff": { "baseInterval": "200ms" } } }]);
-    stage.patch_policy("booking", &json!({ "dependencies": dependencies })).await?;
+    testbed.patch_policy("booking", &json!({ "dependencies": dependencies })).await?;
     Ok((jiff::Timestamp::now().as_millisecond(), Instant::now()))
 }
 
@@ -75,20 +75,25 @@ fn revision(policy: &crds::ResiliencePolicy) -> i64 {
 
 /// One change that the pods get by their mount only: the document is written by hand as the operator would have, while
 /// the operator is away.
-async fn by_mount(stage: &Stage, pods: &PodAdmin, change: u64, progress: &Progress) -> Result<Vec<u64>, StageError> {
-    stage.scale_operator(0).await?;
-    let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(stage.client.clone(), TICKETING);
+async fn by_mount(
+    testbed: &Testbed,
+    pods: &PodAdmin,
+    change: u64,
+    progress: &Progress,
+) -> Result<Vec<u64>, TestbedError> {
+    testbed.scale_operator(0).await?;
+    let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(testbed.client.clone(), TICKETING);
     let name = contract::config_map_name(contract::WorkloadKind::Deployment, "booking");
     let map = maps.get(&name).await?;
     let text = map.data.as_ref().and_then(|data| data.get(contract::CONFIG_KEY)).cloned().unwrap_or_default();
     let (mut document, _) = contract::RuntimeConfig::parse(text.as_bytes())
-        .map_err(|error| StageError::unexpected("a sound document", &error.to_string()))?;
+        .map_err(|error| TestbedError::unexpected("a sound document", &error.to_string()))?;
     if let Some(database) = document.policy.settings.dependencies.get_mut("database") {
         database.timeout.request_ms = 5_001 + change;
     }
     let now = jiff::Timestamp::now().as_millisecond();
     let document = contract::RuntimeConfig::new(document.workload, now, document.policy, document.flags);
-    let bytes = document.to_bytes().map_err(|error| StageError::unexpected("a document", &error.to_string()))?;
+    let bytes = document.to_bytes().map_err(|error| TestbedError::unexpected("a document", &error.to_string()))?;
     let patch = json!({ "data": { (contract::CONFIG_KEY): String::from_utf8_lossy(&bytes) } });
     maps.patch(&name, &kube::api::PatchParams::default(), &kube::api::Patch::Merge(patch)).await?;
     let written = jiff::Timestamp::now().as_millisecond();
@@ -104,7 +109,7 @@ async fn by_mount(stage: &Stage, pods: &PodAdmin, change: u64, progress: &Progre
             }),
         )
         .await?;
-    stage.scale_operator(1).await?;
+    testbed.scale_operator(1).await?;
     Ok(samples.iter().map(|applied| applied.applied_at_ms.saturating_sub(written).max(0).unsigned_abs()).collect())
 }
 

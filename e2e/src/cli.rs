@@ -4,12 +4,12 @@ use clap::{Parser, Subcommand, ValueEnum};
 use e2e::binaries::{Binaries, BinaryError, Tool};
 use e2e::checkout;
 use e2e::image::{ImageError, build_workspace_images, postgres_image};
-use e2e::laptop::{self, LaptopError};
+use e2e::local_stack::{self, LocalStackError};
 use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
 use e2e::soak::SoakError;
-use e2e::stage::StageError;
+use e2e::testbed::TestbedError;
 use e2e::{bench, demo, goodput, packages, soak};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,7 +44,7 @@ enum Command {
         #[arg(long, value_enum, value_delimiter = ',')]
         only: Vec<ImageSet>,
     },
-    /// Show the whole loop on a real cluster: program, break, detect, heal, verify
+    /// Show the whole loop on a real cluster: program, break, detect, recover, verify
     Demo {
         #[command(flatten)]
         which: Which,
@@ -148,11 +148,11 @@ pub enum CliError {
     #[error(transparent)]
     Binary(#[from] BinaryError),
     #[error(transparent)]
-    Stage(#[from] StageError),
+    Testbed(#[from] TestbedError),
     #[error(transparent)]
     Package(#[from] PackageError),
     #[error(transparent)]
-    Laptop(#[from] LaptopError),
+    LocalStack(#[from] LocalStackError),
     #[error(transparent)]
     Soak(#[from] SoakError),
     #[error("interrupted; what had been started is taken down")]
@@ -184,7 +184,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                     _ = interrupt.recv() => {}
                 }
             };
-            Ok(laptop::run(first_port, stop, &progress).await?)
+            Ok(local_stack::run(first_port, stop, &progress).await?)
         }
         Command::Goodput => Ok(goodput::run(&progress).await?),
         Command::Soak { minutes } => Ok(soak::run(Duration::from_secs(minutes * 60), &progress).await?),

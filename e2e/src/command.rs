@@ -1,4 +1,4 @@
-//! Runs other programs and tells plainly when one fails.
+//! Runs other programs; the error of one that fails says what it printed last.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub enum CommandError {
     Io {
         /// The command line, shortened.
         line: String,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
 }
@@ -146,7 +146,7 @@ impl Run {
         let stdin = child.stdin.take();
         let feed = async move {
             if let Some(mut pipe) = stdin {
-                // A program that ends before it has read everything tells why by its exit status.
+                // A program that ends before it has read everything says why by its exit status.
                 let _ = pipe.write_all(&input).await;
             }
         };

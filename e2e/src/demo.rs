@@ -1,11 +1,11 @@
-//! The demo: the whole loop on a real cluster, told as a timeline while it happens.
+//! The demo: the whole loop on a real cluster, printed as a timeline while it happens.
 
 use crate::{
     progress::Progress,
     provider::ProviderKind,
     sabotage::StoppedBackends,
     sale::{self, Sale},
-    stage::{Images, SYSTEM, Stage, StageError, TICKETING, is_true},
+    testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true},
     traffic::Traffic,
 };
 use crds::{ResiliencePolicy, condition::types::PROGRAMMED, status::ActionOutcome};
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Bookings that a healthy start must show before anything is broken.
 const WARM_UP: u64 = 40;
 
-/// The lines of the story, each with the time since its beginning.
+/// Prints one line per event, each with the time since the start.
 struct Timeline {
     start: Instant,
     colour: bool,
@@ -33,7 +33,7 @@ impl Timeline {
         Self { start: Instant::now(), colour: std::io::stdout().is_terminal() }
     }
 
-    fn tell(&self, tone: Tone, what: &str, text: &str) {
+    fn print(&self, tone: Tone, what: &str, text: &str) {
         let time = self.start.elapsed().as_secs_f64();
         let (on, off) = match (self.colour, tone) {
             (false, _) | (true, Tone::Plain) => ("", ""),
@@ -51,37 +51,37 @@ enum Tone {
     Bad,
 }
 
-/// Shows it. An error means that something did not happen.
-pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), StageError> {
+/// Runs the demo. An error means that something did not happen.
+pub async fn run(kind: ProviderKind, name: Option<&str>, nodes: u32, progress: &Progress) -> Result<(), TestbedError> {
     let images = Images::find(kind, progress).await?;
-    let stage = Stage::open(kind, name, nodes, progress).await?;
-    stage.install_operator(&images, &[]).await?;
-    stage.install_all(&images, REPLICAS).await?;
-    // From an earlier run: the story begins with nothing programmed.
-    stage.delete_resources().await?;
+    let testbed = Testbed::open(kind, name, nodes, progress).await?;
+    testbed.install_operator(&images, &[]).await?;
+    testbed.install_all(&images, REPLICAS).await?;
+    // From an earlier run: the timeline begins with nothing programmed.
+    testbed.delete_resources().await?;
     println!();
-    let story = story(&stage).await;
+    let shown = show(&testbed).await;
     println!();
-    if story.is_ok() {
-        farewell(&stage);
+    if shown.is_ok() {
+        farewell(&testbed);
     } else {
         eprintln!("The operator's log:  kubectl logs -n {SYSTEM} deployment/resilience-operator");
-        eprintln!("The policy's story:  kubectl describe rpol booking -n {TICKETING}");
+        eprintln!("The policy's Events: kubectl describe rpol booking -n {TICKETING}");
     }
-    story
+    shown
 }
 
-async fn story(stage: &Stage) -> Result<(), StageError> {
-    let traffic = Traffic::start(stage, PAUSE).await?;
-    // The services may have started before their database: the story begins when each of them sells.
+async fn show(testbed: &Testbed) -> Result<(), TestbedError> {
+    let traffic = Traffic::start(testbed, PAUSE).await?;
+    // The services may have started before their database: the timeline begins when each of them sells.
     wait_for_bookings(&traffic, WARM_UP).await?;
     let time = Timeline::begin();
 
     let applied = Instant::now();
-    stage.apply_file("crds/samples/quickstart.yaml").await?;
-    stage.apply_file("crds/samples/flags.yaml").await?;
-    time.tell(Tone::Plain, "applied", "ResiliencePolicy booking and FeatureFlag ticketing (crds/samples)");
-    let programmed = stage
+    testbed.apply_file("crds/samples/quickstart.yaml").await?;
+    testbed.apply_file("crds/samples/flags.yaml").await?;
+    time.print(Tone::Plain, "applied", "ResiliencePolicy booking and FeatureFlag ticketing (crds/samples)");
+    let programmed = testbed
         .policy_until("booking", Duration::from_secs(120), "the policy live in every pod", |policy| {
             is_true(policy, PROGRAMMED) && ratio(policy) == format!("{REPLICAS}/{REPLICAS}")
         })
@@ -94,106 +94,115 @@ async fn story(stage: &Stage) -> Result<(), StageError> {
         ratio(&programmed),
         applied.elapsed().as_millis()
     );
-    time.tell(Tone::Good, "programmed", &text);
+    time.print(Tone::Good, "programmed", &text);
 
     // Under the built-in defaults a version conflict is not retried; under the policy it is.
     let first = traffic.count.now();
     wait_for_bookings(&traffic, first.0 + WARM_UP).await?;
-    tell_bookings(&time, &traffic, first);
+    print_bookings(&time, &traffic, first);
 
     let victim = traffic.by_pod.first().map(|(name, _)| name.clone()).unwrap_or_default();
-    let stopped = StoppedBackends::of(stage, &victim).await?;
+    let stopped = StoppedBackends::of(testbed, &victim).await?;
     let broken_at = Instant::now();
     let before = traffic.count.now();
     let text = format!(
         "{victim}: the {} processes that serve its database connections are stopped (SIGSTOP); new connections would work",
         stopped.pids.len()
     );
-    time.tell(Tone::Bad, "broken", &text);
-    let healed = follow_recovery(stage, &time, &victim, broken_at).await;
-    // Whatever came of it, the database is left as it was found.
-    stopped.resume(stage).await?;
-    healed?;
+    time.print(Tone::Bad, "broken", &text);
+    let recovered = follow_recovery(testbed, &time, &victim, broken_at).await;
+    // Also after a failure the database is left as it was found.
+    stopped.resume(testbed).await?;
+    recovered?;
 
     let after = traffic.count.now();
     let text = format!("{} succeeded, {} failed between the break and now", after.0 - before.0, after.1 - before.1);
-    time.tell(Tone::Plain, "bookings", &text);
+    time.print(Tone::Plain, "bookings", &text);
     let own = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
     let again = |now: u64| now >= own + 5;
-    crate::stage::until(Duration::from_secs(30), "the healed pod taking bookings again", || async {
+    crate::testbed::until(Duration::from_secs(30), "the recovered pod taking bookings again", || async {
         let now = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
         Ok(if again(now) { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
     })
     .await?;
-    time.tell(Tone::Good, "healed", &format!("{victim} takes bookings again; it was never restarted"));
-    sale(stage, &time, &traffic).await
+    time.print(Tone::Good, "recovered", &format!("{victim} takes bookings again; it was never restarted"));
+    sale(testbed, &time, &traffic).await
 }
 
-/// The second act: a sale through all services, and another one while the first payment provider is away.
-async fn sale(stage: &Stage, time: &Timeline, traffic: &Traffic) -> Result<(), StageError> {
+/// The second part: a sale through all services, and another one while the first payment provider is away.
+async fn sale(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
     println!();
     let others = ["gateway", "catalog", "payment", "notification"];
     for file in others {
-        stage.apply_file(&format!("crds/samples/{file}.yaml")).await?;
+        testbed.apply_file(&format!("crds/samples/{file}.yaml")).await?;
     }
     for name in others {
         let live = |policy: &ResiliencePolicy| is_true(policy, PROGRAMMED) && ratio(policy) == "1/1";
-        stage.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
+        testbed.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
     }
-    time.tell(Tone::Good, "programmed", "the policies of gateway, catalog, payment and notification are live, too");
+    time.print(Tone::Good, "programmed", "the policies of gateway, catalog, payment and notification are live, too");
 
-    let sold = sell_by(stage, "stripe", Some("ann@example.com")).await?;
+    let sold = sell_by(testbed, "stripe", Some("ann@example.com")).await?;
     let begin = Instant::now();
-    sale::mailed(stage, &sold.booking).await?;
+    sale::mailed(testbed, &sold.booking).await?;
     let text = format!(
         "gateway → catalog → booking → payment → notification: {}, charged by stripe, mailed {:.1} s later",
         sold.status,
         begin.elapsed().as_secs_f64()
     );
-    time.tell(Tone::Good, "sold", &text);
+    time.print(Tone::Good, "sold", &text);
 
-    sale::stripe(stage, &json!({"refuse": true})).await?;
+    sale::stripe(testbed, &json!({"refuse": true})).await?;
     let before = traffic.count.now();
-    time.tell(Tone::Bad, "broken", "the Stripe-shaped provider refuses connections");
-    let during = sell_during(stage, time).await;
-    // Whatever came of it, the provider is left as it was found.
-    sale::stripe(stage, &json!({})).await?;
+    time.print(Tone::Bad, "broken", "the Stripe-shaped provider refuses connections");
+    let during = sell_during(testbed, time).await;
+    // Also after a failure the provider is left as it was found.
+    sale::stripe(testbed, &json!({})).await?;
     during?;
     let after = traffic.count.now();
     let text = format!("{} succeeded, {} failed while it was away", after.0 - before.0, after.1 - before.1);
-    time.tell(Tone::Plain, "bookings", &text);
-    time.tell(Tone::Good, "done", "the provider is back; its circuit tries it again when its break of 2 min is over");
+    time.print(Tone::Plain, "bookings", &text);
+    time.print(Tone::Good, "done", "the provider is back; its circuit tries it again when its break of 2 min is over");
     Ok(())
 }
 
-async fn sell_during(stage: &Stage, time: &Timeline) -> Result<(), StageError> {
+async fn sell_during(testbed: &Testbed, time: &Timeline) -> Result<(), TestbedError> {
     let begin = Instant::now();
-    let sold = sell_by(stage, "paypal", None).await?;
+    let sold = sell_by(testbed, "paypal", None).await?;
     let text = format!("{}, charged by paypal, {} ms for all of it", sold.status, begin.elapsed().as_millis());
-    time.tell(Tone::Good, "sold", &text);
+    time.print(Tone::Good, "sold", &text);
     let open = |policy: &ResiliencePolicy| {
         let circuits = policy.status.iter().flat_map(|status| &status.circuits);
         circuits.into_iter().any(|circuit| circuit.dependency == "stripe" && circuit.open_pods > 0)
     };
-    stage.policy_until("payment", Duration::from_secs(60), "the circuit to stripe open", open).await?;
-    time.tell(Tone::Bad, "circuit", "stripe is open in 1/1 pods of payment: no call waits for it (`kubectl get rpol`)");
+    testbed.policy_until("payment", Duration::from_secs(60), "the circuit to stripe open", open).await?;
+    time.print(
+        Tone::Bad,
+        "circuit",
+        "stripe is open in 1/1 pods of payment: no call waits for it (`kubectl get rpol`)",
+    );
     Ok(())
 }
 
 /// Sells one seat that this provider, and nobody else, charges for.
-async fn sell_by(stage: &Stage, provider: &str, email: Option<&str>) -> Result<Sale, StageError> {
-    let sold = sale::sell(stage, email).await?;
+async fn sell_by(testbed: &Testbed, provider: &str, email: Option<&str>) -> Result<Sale, TestbedError> {
+    let sold = sale::sell(testbed, email).await?;
     if sold.status == "Confirmed" && sold.charged_by == [provider] {
         return Ok(sold);
     }
-    Err(StageError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
+    Err(TestbedError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
 }
 
-/// Tells detection, action and verification as the policy's status shows them.
-async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at: Instant) -> Result<(), StageError> {
+/// Prints detection, action and verification as the policy's status shows them.
+async fn follow_recovery(
+    testbed: &Testbed,
+    time: &Timeline,
+    victim: &str,
+    broken_at: Instant,
+) -> Result<(), TestbedError> {
     let limit = Duration::from_secs(90);
     let since = |at: Instant| format!("{:.1} s after the break", at.elapsed().as_secs_f64());
-    let found = stage
+    let found = testbed
         .policy_until("booking", limit, "the check database failing in the broken pod", |policy| {
             let findings = policy.status.iter().flat_map(|status| &status.checks);
             findings
@@ -202,22 +211,22 @@ async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at
         })
         .await?;
     let message = found.status.iter().flat_map(|s| &s.checks).find(|f| f.name == "database").map(|f| f.message.clone());
-    time.tell(
+    time.print(
         Tone::Bad,
         "detected",
         &format!("{victim}: database: {}, {}", message.unwrap_or_default(), since(broken_at)),
     );
 
-    let acting = stage
+    let executing = testbed
         .policy_until("booking", limit, "an action for the broken pod", |policy| record(policy, victim).is_some())
         .await?;
-    if let Some(record) = record(&acting, victim) {
+    if let Some(record) = record(&executing, victim) {
         let id = record.id.get(..4).unwrap_or_default();
         let text = format!("{victim}: {:?} (step {} of {}, intent {id})", record.action, record.step, record.steps);
-        time.tell(Tone::Plain, "action", &text);
+        time.print(Tone::Plain, "action", &text);
     }
 
-    let over = stage
+    let over = testbed
         .policy_until("booking", limit, "the outcome of the action", |policy| {
             record(policy, victim).is_some_and(|record| record.finished_at.is_some())
         })
@@ -225,13 +234,13 @@ async fn follow_recovery(stage: &Stage, time: &Timeline, victim: &str, broken_at
     let record = record(&over, victim).cloned();
     let message = record.as_ref().and_then(|record| record.message.clone()).unwrap_or_default();
     if record.is_none_or(|record| record.outcome != ActionOutcome::Succeeded) {
-        return Err(StageError::Expected {
+        return Err(TestbedError::Expected {
             expected: "a recovery that succeeds".into(),
             seen: message,
             waited: broken_at.elapsed(),
         });
     }
-    time.tell(Tone::Good, "verified", &format!("{victim}: database {message}"));
+    time.print(Tone::Good, "verified", &format!("{victim}: database {message}"));
     Ok(())
 }
 
@@ -245,8 +254,8 @@ fn ratio(policy: &ResiliencePolicy) -> String {
     policy.status.as_ref().and_then(|status| status.programmed.clone()).unwrap_or_default()
 }
 
-async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), StageError> {
-    crate::stage::until(Duration::from_secs(60), "bookings that succeed in every pod", || async {
+async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), TestbedError> {
+    crate::testbed::until(Duration::from_secs(60), "bookings that succeed in every pod", || async {
         let slowest = traffic.by_pod.iter().map(|(_, count)| count.now().0).min().unwrap_or_default();
         let (succeeded, failed) = traffic.count.now();
         let enough = succeeded >= wanted && slowest >= 4;
@@ -259,19 +268,19 @@ async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), StageEr
     .await
 }
 
-fn tell_bookings(time: &Timeline, traffic: &Traffic, since: (u64, u64)) {
+fn print_bookings(time: &Timeline, traffic: &Traffic, since: (u64, u64)) {
     let (succeeded, failed) = traffic.count.now();
     let text = format!("{} succeeded, {} failed since then", succeeded - since.0, failed - since.1);
-    time.tell(Tone::Plain, "bookings", &text);
+    time.print(Tone::Plain, "bookings", &text);
 }
 
-fn farewell(stage: &Stage) {
-    let kubectl = stage.kubectl.program().display();
-    if let Some(kubeconfig) = stage.cluster.kubeconfig() {
+fn farewell(testbed: &Testbed) {
+    let kubectl = testbed.kubectl.program().display();
+    if let Some(kubeconfig) = testbed.cluster.kubeconfig() {
         println!("The cluster is still up:  export KUBECONFIG={}", kubeconfig.display());
     }
     println!("Try next:");
-    println!("  {kubectl} describe rpol booking -n {TICKETING}        # what just happened, as a story");
+    println!("  {kubectl} describe rpol booking -n {TICKETING}        # what just happened, as Events");
     println!(
         "  {kubectl} edit rpol booking -n {TICKETING}            # change a timeout; watch `get rpol -w` in another window"
     );

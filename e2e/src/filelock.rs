@@ -30,8 +30,8 @@ impl FileLock {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Self(file)),
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
-                    if let Some(tell) = waiting.take() {
-                        tell();
+                    if let Some(report) = waiting.take() {
+                        report();
                     }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }

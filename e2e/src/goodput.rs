@@ -2,8 +2,8 @@
 //! with the patterns and without them.
 
 use crate::bench::percentile;
-use crate::buyers::{Answer, Market};
-use crate::laptop::{Laptop, LaptopError, Port, Ports};
+use crate::load_generator::{Answer, LoadGenerator};
+use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
 use crate::progress::Progress;
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FlagsSettings, ManualState, PolicySettings,
@@ -52,7 +52,7 @@ fn per_second(count: usize) -> f64 {
 }
 
 /// Runs it and prints the table.
-pub async fn run(progress: &Progress) -> Result<(), LaptopError> {
+pub async fn run(progress: &Progress) -> Result<(), LocalStackError> {
     println!("{BUYERS} buyers at once for {} s a case; seats per second, milliseconds", MEASURED.as_secs());
     println!(
         "without the patterns: towards services and providers a timeout of {} s and nothing else\n",
@@ -91,25 +91,25 @@ pub async fn run(progress: &Progress) -> Result<(), LaptopError> {
     Ok(())
 }
 
-async fn case(behaviour: &Value, patterns: bool) -> Result<Measured, LaptopError> {
-    let first_port = Ports::any_free().ok_or(LaptopError::NoPorts)?;
-    // Each case has a shop of its own: the circuits of the one before would still be open.
-    let laptop = Laptop::start(Laptop::release_program(), first_port, &[], false, &Progress::quiet()).await?;
+async fn case(behaviour: &Value, patterns: bool) -> Result<Measured, LocalStackError> {
+    let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
+    // Each case has a local stack of its own: the circuits of the one before would still be open.
+    let stack = LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
     if !patterns {
         for (service, admin) in
             [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]
         {
-            laptop.push(service, admin, nothing(service), FlagsSettings::default()).await?;
+            stack.push(service, admin, nothing(service), FlagsSettings::default()).await?;
         }
     }
-    let market = Market::open(&laptop, EVENTS).await?;
+    let load = LoadGenerator::new(&stack, EVENTS).await?;
     // Connections are open, statements are prepared.
-    market.rush(BUYERS, Duration::from_secs(2)).await;
-    let url = laptop.url(Port::Providers) + "/providers/stripe";
-    let told = Client::new().put(url).body(behaviour.to_string()).send().await;
-    told.and_then(reqwest::Response::error_for_status).map_err(LaptopError::Simulator)?;
-    let answers = market.rush(BUYERS, MEASURED).await;
-    laptop.stop().await;
+    load.run(BUYERS, Duration::from_secs(2)).await;
+    let url = stack.url(Port::Providers) + "/providers/stripe";
+    let set = Client::new().put(url).body(behaviour.to_string()).send().await;
+    set.and_then(reqwest::Response::error_for_status).map_err(LocalStackError::Simulator)?;
+    let answers = load.run(BUYERS, MEASURED).await;
+    stack.stop().await;
     Ok(Measured::of(&answers))
 }
 

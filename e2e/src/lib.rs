@@ -7,7 +7,6 @@
 pub mod apiserver;
 pub mod bench;
 pub mod binaries;
-pub mod buyers;
 pub mod checkout;
 pub mod command;
 pub mod demo;
@@ -15,16 +14,18 @@ pub mod filelock;
 pub mod goodput;
 pub mod image;
 pub mod kubectl;
-pub mod laptop;
+pub mod load_generator;
+pub mod local_stack;
 pub mod packages;
 pub mod pod_admin;
 pub mod process;
 pub mod progress;
 pub mod provider;
+pub mod release;
 pub mod sabotage;
 pub mod sale;
 pub mod soak;
-pub mod stage;
+pub mod testbed;
 pub mod traffic;
 
 mod audit;

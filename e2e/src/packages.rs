@@ -30,7 +30,7 @@ pub enum PackageError {
     Install {
         /// Their names.
         missing: String,
-        /// What it said.
+        /// The failed command and the end of its output.
         source: CommandError,
     },
     /// apt-get was content, but what we need is not there.

@@ -17,7 +17,7 @@ pub enum PkiError {
     Write {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
 }

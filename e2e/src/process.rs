@@ -33,19 +33,19 @@ impl ProcessId {
         self.alive() && kill_process(pid, signal).is_ok()
     }
 
-    /// Asks it to end, and after `patience` makes it.
-    pub async fn stop(&self, patience: Duration) {
+    /// Asks it to end, and kills it if that takes longer than `timeout`.
+    pub async fn stop(&self, timeout: Duration) {
         self.signal(Signal::TERM);
-        if !self.gone_within(patience).await {
+        if !self.gone_within(timeout).await {
             self.signal(Signal::KILL);
             self.gone_within(Duration::from_secs(5)).await;
         }
     }
 
-    async fn gone_within(&self, patience: Duration) -> bool {
+    async fn gone_within(&self, timeout: Duration) -> bool {
         let begin = Instant::now();
         while self.alive() {
-            if begin.elapsed() > patience {
+            if begin.elapsed() > timeout {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,4 @@
-//! Lines on standard error that tell a person what is going on and for how long.
+//! Lines on standard error that show a person what is going on and for how long.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

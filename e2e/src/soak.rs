@@ -1,7 +1,7 @@
 //! Whether the services keep their memory under load: ten minutes of buyers, failures and changes of the configuration.
 
-use crate::buyers::Market;
-use crate::laptop::{Laptop, LaptopError, Port, Ports};
+use crate::load_generator::LoadGenerator;
+use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
 use crate::progress::Progress;
 use contract::{DependencySettings, FlagsSettings, PolicySettings, RetryOn};
 use reqwest::Client;
@@ -19,11 +19,11 @@ const EVENTS: i32 = 100;
 const READ_EVERY: Duration = Duration::from_secs(2);
 /// The memory is that of the readings within so much time.
 const READINGS: Duration = Duration::from_secs(20);
-/// When the memory is first judged.
+/// When the memory is first evaluated.
 const WARM: Duration = Duration::from_secs(60);
 /// How much more it may be in the end, in percent.
 const MAX_GROWTH_PERCENT: u64 = 10;
-/// The services that are judged, and where they are configured.
+/// The services whose memory is evaluated, and where they are configured.
 const SERVICES: [(&str, Port); 5] = [
     ("gateway", Port::GatewayAdmin),
     ("catalog", Port::CatalogAdmin),
@@ -35,13 +35,13 @@ const SERVICES: [(&str, Port); 5] = [
 /// Why the soak did not pass.
 #[derive(Debug, thiserror::Error)]
 pub enum SoakError {
-    /// The shop could not be run.
+    /// The local stack could not be run.
     #[error(transparent)]
-    Laptop(#[from] LaptopError),
+    LocalStack(#[from] LocalStackError),
     /// A service has more memory in the end.
     #[error("more than {MAX_GROWTH_PERCENT} % more memory in the end than after {} s: {services}", WARM.as_secs())]
     Grown {
-        /// Which.
+        /// Names of the services, joined by commas.
         services: String,
     },
     /// The memory of a process cannot be read.
@@ -57,7 +57,7 @@ pub enum SoakError {
     },
 }
 
-/// What became of orders and looks.
+/// Counts of what one buyer did.
 #[derive(Default)]
 struct Tally {
     asked: usize,
@@ -67,20 +67,20 @@ struct Tally {
 
 /// Runs it and prints the table.
 pub async fn run(time: Duration, progress: &Progress) -> Result<(), SoakError> {
-    let first_port = Ports::any_free().ok_or(LaptopError::NoPorts)?;
+    let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
     let hold = [("HOLD_SECONDS", "5")];
-    let laptop = Laptop::start(Laptop::release_program(), first_port, &hold, false, &Progress::quiet()).await?;
-    let market = Market::open(&laptop, EVENTS).await?;
+    let stack = LocalStack::start(LocalStack::release_program(), first_port, &hold, false, &Progress::quiet()).await?;
+    let load = LoadGenerator::new(&stack, EVENTS).await?;
     let begin = Instant::now();
     let end = begin + time;
     let (readings, tallies, failures) = tokio::join!(
-        read_memory(&laptop, begin, end, progress),
-        futures::future::join_all((0..BUYERS).map(|buyer| buy(&market, buyer, end))),
-        trouble(&laptop, end),
+        read_memory(&stack, begin, end, progress),
+        futures::future::join_all((0..BUYERS).map(|buyer| buy(&load, buyer, end))),
+        trouble(&stack, end),
     );
     let readings = readings?;
     let troubles = failures?;
-    laptop.stop().await;
+    stack.stop().await;
     let sum = |figure: fn(&Tally) -> usize| tallies.iter().map(figure).sum::<usize>();
     let (asked, taken, looks) = (sum(|tally| tally.asked), sum(|tally| tally.taken), sum(|tally| tally.looks));
     println!("{} s, {BUYERS} buyers: {asked} orders, {taken} of them taken, {looks} looks at events", time.as_secs());
@@ -88,20 +88,20 @@ pub async fn run(time: Duration, progress: &Progress) -> Result<(), SoakError> {
     if taken * 2 < asked || asked == 0 {
         return Err(SoakError::Idle { sold: taken, asked });
     }
-    judge(&readings, time)
+    evaluate(&readings, time)
 }
 
-async fn buy(market: &Market, buyer: usize, end: Instant) -> Tally {
+async fn buy(load: &LoadGenerator, buyer: usize, end: Instant) -> Tally {
     let mut tally = Tally::default();
     for nth in buyer.. {
         if Instant::now() >= end {
             break;
         }
         if nth % 2 == 0 {
-            market.look(nth).await;
+            load.look(nth).await;
             tally.looks += 1;
         } else {
-            let answer = if nth % 5 == 0 { market.reserve().await } else { market.book().await };
+            let answer = if nth % 5 == 0 { load.reserve().await } else { load.book().await };
             tally.asked += 1;
             tally.taken += usize::from(matches!(answer.status, 201 | 202));
         }
@@ -111,12 +111,12 @@ async fn buy(market: &Market, buyer: usize, end: Instant) -> Tally {
 }
 
 /// Something changes every five seconds; the answer is how often.
-async fn trouble(laptop: &Laptop, end: Instant) -> Result<usize, LaptopError> {
+async fn trouble(stack: &LocalStack, end: Instant) -> Result<usize, LocalStackError> {
     let client = Client::new();
     let behave = async |behaviour: Value| {
-        let url = laptop.url(Port::Providers) + "/providers/stripe";
-        let told = client.put(url).body(behaviour.to_string()).send().await;
-        told.and_then(reqwest::Response::error_for_status).map(drop).map_err(LaptopError::Simulator)
+        let url = stack.url(Port::Providers) + "/providers/stripe";
+        let set = client.put(url).body(behaviour.to_string()).send().await;
+        set.and_then(reqwest::Response::error_for_status).map(drop).map_err(LocalStackError::Simulator)
     };
     let mut times = 0;
     while Instant::now() < end {
@@ -128,7 +128,7 @@ async fn trouble(laptop: &Laptop, end: Instant) -> Result<usize, LaptopError> {
             4 => {
                 let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
                            AND backend_type = 'client backend'";
-                laptop.connect().await?.execute(cut, &[]).await?;
+                stack.connect().await?.execute(cut, &[]).await?;
             }
             _ => {
                 // A change that means something each time, and nothing to those who are called.
@@ -140,7 +140,7 @@ async fn trouble(laptop: &Laptop, end: Instant) -> Result<usize, LaptopError> {
                 let policy =
                     PolicySettings { dependencies: [("database".to_owned(), database)].into(), ..Default::default() };
                 for (service, admin) in SERVICES.into_iter().filter(|(service, _)| *service != "gateway") {
-                    laptop.push(service, admin, policy.clone(), FlagsSettings::default()).await?;
+                    stack.push(service, admin, policy.clone(), FlagsSettings::default()).await?;
                 }
             }
         }
@@ -154,7 +154,7 @@ async fn trouble(laptop: &Laptop, end: Instant) -> Result<usize, LaptopError> {
 type Readings = BTreeMap<&'static str, Vec<(Duration, u64)>>;
 
 async fn read_memory(
-    laptop: &Laptop,
+    stack: &LocalStack,
     begin: Instant,
     end: Instant,
     progress: &Progress,
@@ -163,7 +163,7 @@ async fn read_memory(
     let mut minute = 1;
     while Instant::now() < end {
         for (service, _) in SERVICES {
-            let process = laptop.process(service)?;
+            let process = stack.process(service)?;
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
             let bytes = resident_bytes(&status).ok_or(SoakError::Unreadable(service))?;
             readings.entry(service).or_default().push((begin.elapsed(), bytes));
@@ -181,7 +181,7 @@ async fn read_memory(
     Ok(readings)
 }
 
-fn judge(readings: &Readings, time: Duration) -> Result<(), SoakError> {
+fn evaluate(readings: &Readings, time: Duration) -> Result<(), SoakError> {
     println!("{:<16}{:>14}{:>14}{:>12}", "MiB resident", "after 1 min", "in the end", "change");
     let mut grown = Vec::new();
     for (service, all) in readings {
@@ -232,9 +232,9 @@ mod tests {
     #[test]
     fn memory_may_grow_by_a_tenth_and_no_more() {
         let time = Duration::from_secs(600);
-        assert!(judge(&readings(1_100_000), time).is_ok());
-        assert!(judge(&readings(500_000), time).is_ok());
-        let error = judge(&readings(1_100_001), time).unwrap_err().to_string();
+        assert!(evaluate(&readings(1_100_000), time).is_ok());
+        assert!(evaluate(&readings(500_000), time).is_ok());
+        let error = evaluate(&readings(1_100_001), time).unwrap_err().to_string();
         assert!(error.ends_with("booking"), "{error}");
     }
 }

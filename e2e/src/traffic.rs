@@ -1,6 +1,6 @@
-//! Buyers: a steady stream of bookings, each pod asked in turn, with a count of what became of them.
+//! Buyers: a steady stream of bookings, each pod asked in turn, with a count of outcomes.
 
-use crate::stage::{Stage, StageError, TICKETING};
+use crate::testbed::{TICKETING, Testbed, TestbedError};
 use serde_json::json;
 use std::{
     process::Stdio,
@@ -28,14 +28,14 @@ pub struct Forward {
 
 impl Forward {
     /// Opens a way to a port of a pod. It works the same on every provider.
-    pub async fn open(stage: &Stage, pod: &str, port: u16) -> Result<Self, StageError> {
-        let failed = |what: &str, why: String| StageError::Expected {
+    pub async fn open(testbed: &Testbed, pod: &str, port: u16) -> Result<Self, TestbedError> {
+        let failed = |what: &str, why: String| TestbedError::Expected {
             expected: what.to_owned(),
             seen: why,
             waited: Duration::ZERO,
         };
-        let mut command = Command::new(stage.kubectl.program());
-        if let Some(kubeconfig) = stage.cluster.kubeconfig() {
+        let mut command = Command::new(testbed.kubectl.program());
+        if let Some(kubeconfig) = testbed.cluster.kubeconfig() {
             command.arg("--kubeconfig").arg(kubeconfig);
         }
         command.args(["port-forward", "-n", TICKETING, &format!("pod/{pod}"), &format!(":{port}")]);
@@ -79,17 +79,17 @@ pub struct Traffic {
 
 impl Traffic {
     /// Starts a buyer for each pod, who books every `pause`.
-    pub async fn start(stage: &Stage, pause: Duration) -> Result<Self, StageError> {
+    pub async fn start(testbed: &Testbed, pause: Duration) -> Result<Self, TestbedError> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(15))
             .build()
-            .map_err(|error| StageError::Kubeconfig(error.to_string()))?;
+            .map_err(|error| TestbedError::Kubeconfig(error.to_string()))?;
         let count = Arc::new(Count::default());
         let (mut buyers, mut by_pod, mut forwards) = (Vec::new(), Vec::new(), Vec::new());
-        for pod in stage.booking_pods().await? {
+        for pod in testbed.booking_pods().await? {
             let name = pod.metadata.name.unwrap_or_default();
-            let forward = Forward::open(stage, &name, 8080).await?;
+            let forward = Forward::open(testbed, &name, 8080).await?;
             let own = Arc::new(Count::default());
             // Several buyers for each pod, so that one that waits does not hide what happens to the others.
             for number in 0..4u32 {

@@ -1,6 +1,6 @@
-//! What becomes of a local cluster whose `up` does not come to its end, and of two at once.
+//! What an `up` that does not finish leaves of a local cluster, and two clusters at once.
 //!
-//! Judged from outside, by what the machine shows: processes, mounts, interfaces, namespaces, cgroups, settings.
+//! Verified from outside, by what the machine shows: processes, mounts, interfaces, namespaces, cgroups, settings.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 const STATE: &str = "/var/lib/ticketwave";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long an `up` may take; what it would download or build first, `make test` has got before.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How far an `up` has come.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ impl Cluster {
         let begin = Instant::now();
         while !self.has_come_to(moment) {
             assert!(up.try_wait().unwrap().is_none(), "it ended before {moment:?}:\n{}", self.said());
-            assert!(begin.elapsed() < PATIENCE, "it never came to {moment:?}:\n{}", self.said());
+            assert!(begin.elapsed() < TIMEOUT, "it never came to {moment:?}:\n{}", self.said());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -145,7 +145,7 @@ impl Drop for Cluster {
     }
 }
 
-/// What tells that something belongs to a cluster.
+/// The marks by which something belongs to a cluster.
 struct Footprint {
     dir: PathBuf,
     slot: Option<u8>,
@@ -231,7 +231,7 @@ async fn an_interrupted_up_cleans_up_after_itself() {
         cluster.until(moment, &mut up).await;
         let footprint = cluster.footprint();
         send(&up, Signal::INT);
-        let status = tokio::time::timeout(PATIENCE, up.wait()).await.expect("it ends").unwrap();
+        let status = tokio::time::timeout(TIMEOUT, up.wait()).await.expect("it ends").unwrap();
         assert_eq!(status.code(), Some(1), "{moment:?}: {}", cluster.said());
         assert!(cluster.said().contains("interrupted"), "{}", cluster.said());
         cluster.is_gone(&footprint, false).await;
@@ -260,7 +260,7 @@ async fn an_up_that_fails_cleans_up_and_keeps_the_logs() {
     cluster.until(Moment::Nodes, &mut up).await;
     let footprint = cluster.footprint();
     assert!(cluster.component("kube-apiserver").unwrap().signal(Signal::KILL));
-    let status = tokio::time::timeout(PATIENCE, up.wait()).await.expect("it ends").unwrap();
+    let status = tokio::time::timeout(TIMEOUT, up.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(1), "{}", cluster.said());
     assert!(cluster.said().contains("kube-apiserver"), "it says who ended: {}", cluster.said());
     assert!(cluster.dir().join("log/kube-apiserver.log").is_file());

@@ -41,7 +41,7 @@ pub enum BinaryError {
         program: &'static str,
         /// The tools module.
         module: PathBuf,
-        /// What went wrong.
+        /// The failed command and the end of its output.
         source: CommandError,
     },
     /// The cache could not be written.
@@ -49,7 +49,7 @@ pub enum BinaryError {
     Cache {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// The cache could not be locked.

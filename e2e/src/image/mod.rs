@@ -13,6 +13,7 @@ pub use archive::{Archive, Image};
 pub use layer::{Entry, Layer};
 pub use postgres::postgres_image;
 pub use system::{COREDNS_IMAGE, PAUSE_IMAGE, coredns_image, pause_image};
+pub(crate) use workspace::build_images;
 pub use workspace::{IMAGE_BINARIES, build_workspace_images, workspace_image};
 
 use crate::binaries::BinaryError;
@@ -29,7 +30,7 @@ pub enum ImageError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// Not an archive of ours.
@@ -37,7 +38,7 @@ pub enum ImageError {
     NotAnArchive {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What the archive lacks.
         reason: String,
     },
     /// A program that runs in an image without libraries must be static.
@@ -51,16 +52,16 @@ pub enum ImageError {
     Build {
         /// The image.
         image: String,
-        /// What went wrong.
+        /// The failed command and the end of its output.
         source: CommandError,
     },
-    /// Debian packages.
+    /// A Debian package could not be installed.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// Go programs.
+    /// A Go program could not be built.
     #[error(transparent)]
     Binary(#[from] BinaryError),
-    /// The cache.
+    /// The lock of the cache could not be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
 }

@@ -26,12 +26,20 @@ pub fn workspace_image(name: &str, binary: &Path) -> Result<Image, ImageError> {
 
 /// Builds the workspace's programs as static release binaries and writes their images to `dir`.
 pub async fn build_workspace_images(dir: &Path, progress: &Progress) -> Result<Vec<Archive>, ImageError> {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let root = checkout::root();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let what = "building the operator and the services (release, static)";
+    progress.during(what, build_images(&root, &target, dir)).await
+}
+
+/// Builds the programs of the workspace in `source` in the target directory `target`, and writes their images to `dir`.
+pub(crate) async fn build_images(source: &Path, target: &Path, dir: &Path) -> Result<Vec<Archive>, ImageError> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // With a target triple cargo keeps these flags away from build scripts and the host's own builds.
-    let mut build = Run::new(cargo).words("build --release --quiet --target").arg(&triple).dir(&root);
+    let mut build = Run::new(cargo).words("build --release --quiet --target").arg(&triple).dir(source);
     build = build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    build = build.env("CARGO_TARGET_DIR", target.to_string_lossy());
     // What cargo tells a program that it runs about that program's package would make build scripts run again, and
     // with them half of the dependencies be built again, whenever this is called another way.
     build = build.without_env(&["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "LD_LIBRARY_PATH"]);
@@ -39,11 +47,7 @@ pub async fn build_workspace_images(dir: &Path, progress: &Progress) -> Result<V
         build = build.args(["-p", package]);
     }
     let image = || IMAGE_BINARIES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(" and ");
-    progress
-        .during("building the operator and the services (release, static)", build.run())
-        .await
-        .map_err(|source| ImageError::Build { image: image(), source })?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    build.run().await.map_err(|source| ImageError::Build { image: image(), source })?;
     let mut archives = Vec::new();
     for (name, _, binary) in IMAGE_BINARIES {
         let binary = target.join(&triple).join("release").join(binary);

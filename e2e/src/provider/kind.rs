@@ -24,7 +24,7 @@ const AUDIT_DIR: &str = "/etc/kubernetes/audit";
 /// Where the API server's node keeps the audit log.
 const AUDIT_LOG: &str = "/var/log/kubernetes/audit.log";
 /// How long the cluster may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(180);
+const READY_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Something that kind or Docker could not do.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub enum KindError {
         nodes: usize,
     },
     /// It did not become ready.
-    #[error("the cluster {name} did not become ready within {} s: {seen}", PATIENCE.as_secs())]
+    #[error("the cluster {name} did not become ready within {} s: {seen}", READY_TIMEOUT.as_secs())]
     NotReady {
         /// Its name.
         name: String,
@@ -66,7 +66,7 @@ pub enum KindError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// kind, docker or kubectl said no.
@@ -172,11 +172,11 @@ impl KindCluster {
         let ready = |list: &Value| items(list).iter().filter(|node| condition(node, "Ready") == Some("True")).count();
         let not_ready = |seen: String| KindError::NotReady { name: self.name.clone(), seen };
         let all = |list: &Value| u32::try_from(ready(list)) == Ok(nodes);
-        let waiting = kubectl.wait_until("nodes", PATIENCE, all);
+        let waiting = kubectl.wait_until("nodes", READY_TIMEOUT, all);
         let seen = self.progress.during("waiting for the nodes", waiting).await;
         seen.map_err(|list| not_ready(format!("{} of {nodes} nodes are Ready", ready(&list))))?;
         let available = |seen: &Value| condition(seen, "Available") == Some("True");
-        let waiting = kubectl.wait_until("deployment coredns -n kube-system", PATIENCE, available);
+        let waiting = kubectl.wait_until("deployment coredns -n kube-system", READY_TIMEOUT, available);
         let dns = self.progress.during("waiting for the DNS server", waiting).await;
         dns.map_err(|_| not_ready("the DNS server does not get ready".to_owned()))?;
         Ok(())

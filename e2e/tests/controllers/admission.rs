@@ -1,6 +1,6 @@
 //! What the API server takes, and what it refuses and in which words.
 
-use crate::support::{World, flag_set, healing_policy, policy};
+use crate::support::{World, flag_set, policy, recovery_policy};
 use axum::http::Request;
 use e2e::checkout;
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
     let plain = || policy("p", "w");
     let dependency = "/spec/dependencies/0";
     let at = |rest: &str| format!("{dependency}{rest}");
-    let healing = || healing_policy("p", "w");
+    let recovering = || recovery_policy("p", "w");
     let targets: Vec<_> =
         (0..17).map(|n| json!({ "group": "apps", "kind": "Deployment", "name": format!("w{n}") })).collect();
     let two_of = |item: Value| json!([item.clone(), item]);
@@ -139,31 +139,31 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
         ),
         (
             "a ladder for a check that is not there",
-            with(healing(), "/spec/recovery/ladders/0/check", json!("memory")),
+            with(recovering(), "/spec/recovery/ladders/0/check", json!("memory")),
             "spec.recovery",
             "must name an entry of healthChecks",
         ),
         (
             "a cleanup job without a CronJob",
-            with(healing(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "RunCleanupJob" })),
+            with(recovering(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "RunCleanupJob" })),
             "spec.recovery.ladders[0].steps[0].cronJobRef",
             "must be set for action RunCleanupJob",
         ),
         (
             "an action that does not exist",
-            with(healing(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "TurnItOffAndOn" })),
+            with(recovering(), "/spec/recovery/ladders/0/steps/0", json!({ "action": "TurnItOffAndOn" })),
             "spec.recovery.ladders[0].steps[0].action",
             "supported values",
         ),
         (
-            "a rung without time",
-            with(healing(), "/spec/recovery/ladders/0/steps/0/timeout", json!("999ms")),
+            "a step without time",
+            with(recovering(), "/spec/recovery/ladders/0/steps/0/timeout", json!("999ms")),
             "spec.recovery.ladders[0].steps[0].timeout",
             "must be between 1s and",
         ),
         (
             "two checks of one name",
-            with(healing(), "/spec/healthChecks", two_of(json!({ "name": "database" }))),
+            with(recovering(), "/spec/healthChecks", two_of(json!({ "name": "database" }))),
             "spec.healthChecks",
             "Duplicate value",
         ),

@@ -1,4 +1,4 @@
-//! What people do to the ConfigMap, and what becomes of it.
+//! The ConfigMap is edited or deleted by hand, and repaired.
 
 use crate::support::{
     World, flag_set,
@@ -100,12 +100,12 @@ async fn a_revision_far_in_the_future_is_brought_back_within_the_pods_reach() {
 async fn a_config_map_that_is_not_ours_is_never_touched_and_holds_nobody_else_up() {
     let world = World::new().await;
     let (_booking, catalog) = (world.workload("booking", 1).await, world.workload("catalog", 1).await);
-    let foreign = json!({
+    let not_ours = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": config_map_name(contract::WorkloadKind::Deployment, "booking"), "labels": { "app.kubernetes.io/managed-by": "somebody" } },
         "data": { CONFIG_KEY: "mine" },
     });
-    world.apply(&foreign).await;
+    world.apply(&not_ours).await;
     let before = world.config_map("booking").await.unwrap();
     let _operator = world.operator().await;
     world.apply(&policy("booking", "booking")).await;
@@ -120,7 +120,7 @@ async fn a_config_map_that_is_not_ours_is_never_touched_and_holds_nobody_else_up
     catalog.pods[0].until_it_runs("its own policy", |running| request_ms(running) == Some(5_000)).await;
     assert_eq!(world.config_map("booking").await.unwrap(), before, "not a byte of it changed");
 
-    world.delete(&foreign).await;
+    world.delete(&not_ours).await;
     let document = world.document("booking").await;
     assert_eq!(request_ms(&document), Some(5_000));
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;

@@ -149,7 +149,7 @@ async fn what_the_schema_cannot_see_in_a_flag_is_refused_by_the_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flag_nested_beyond_all_measure_blinds_nobody() {
+async fn a_flag_nested_too_deeply_stops_no_other_object() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
     let mut deep = json!(1);

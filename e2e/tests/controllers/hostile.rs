@@ -1,8 +1,8 @@
-//! A hundred pods, ten of them hostile: none delays the good ones, none is believed, each is seen.
+//! A hundred pods, ten of them hostile: none delays the correct ones, no report of theirs is used, each is counted.
 
 use crate::support::{
-    Manners, StandIn, World,
-    manifests::{healing_policy, policy_with_request},
+    Behavior, FakePod, World,
+    manifests::{policy_with_request, recovery_policy},
     within,
     world::{condition, request_ms},
 };
@@ -10,16 +10,16 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What the hostile pods do; the last is not even a pod of the workload.
-const HOSTILE: [Manners; 9] = [
-    Manners::Garbage,
-    Manners::Huge,
-    Manners::Slow,
-    Manners::Endless,
-    Manners::FromTheFuture,
-    Manners::Impossible,
-    Manners::SomebodyElse,
-    Manners::Forgetful,
-    Manners::NoTokenYet,
+const HOSTILE: [Behavior; 9] = [
+    Behavior::Garbage,
+    Behavior::Huge,
+    Behavior::Slow,
+    Behavior::Endless,
+    Behavior::UnpublishedRevision,
+    Behavior::ImpossibleFigures,
+    Behavior::OtherPodName,
+    Behavior::Forgetful,
+    Behavior::NoTokenYet,
 ];
 const GOOD: usize = 90;
 const CHANGES: u64 = 12;
@@ -35,14 +35,14 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
     let world = World::new().await;
     let workload = world.workload("booking", GOOD + HOSTILE.len()).await;
     let (hostile, good) = workload.pods.split_at(HOSTILE.len());
-    for (pod, manners) in hostile.iter().zip(HOSTILE) {
-        pod.script().manners = manners;
-        // What they say of their health must not be believed either.
+    for (pod, behavior) in hostile.iter().zip(HOSTILE) {
+        pod.script().behavior = behavior;
+        // Their health reports must not be used either.
         pod.script().failing = true;
     }
-    let impostor = workload.impostor(&world).await;
+    let unowned = workload.unowned_pod(&world).await;
     let operator = world.operator().await;
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["dependencies"][0]["timeout"]["request"] = json!("5s");
     world.apply(&policy).await;
     for pod in good {
@@ -70,7 +70,7 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
         })
         .await;
     let target = &seen.status.as_ref().unwrap().targets[0];
-    assert!(target.message.as_ref().unwrap().contains(&impostor.name), "the impostor is named: {:?}", target.message);
+    assert!(target.message.as_ref().unwrap().contains(&unowned.name), "the unowned pod is named: {:?}", target.message);
     within(Duration::from_secs(60), "each hostile pod is named", async || {
         let policy = world.policy("booking").await;
         let words = condition(&policy, "Programmed").message.clone();
@@ -78,9 +78,10 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
         if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} are not in {words:?}")) }
     })
     .await;
-    // Not believed: Garbage, Huge, FromTheFuture, Impossible, SomebodyElse, Forgetful. Not heard: the other three.
-    let expected = [("pods_distrusted", 6.0), ("pods_foreign", 1.0), ("pods_unreachable", 9.0), ("pods_in_sync", 90.0)];
-    within(Duration::from_secs(30), "the metrics tell of them", async || {
+    // Reports rejected: Garbage, Huge, UnpublishedRevision, ImpossibleFigures, OtherPodName, Forgetful. No answer: the other three.
+    let expected =
+        [("pods_reports_rejected", 6.0), ("pods_unowned", 1.0), ("pods_unreachable", 9.0), ("pods_in_sync", 90.0)];
+    within(Duration::from_secs(30), "the metrics count them", async || {
         let metrics = operator.metrics().await;
         let gauge = |name: &str| {
             let line = metrics.lines().find(|line| line.starts_with(&format!("resilience_operator_{name}{{")));
@@ -91,7 +92,7 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
     })
     .await;
 
-    // None of them is believed to be ill but those who may be: a forgetful pod reports honestly.
+    // Only the report of the forgetful pod is valid, so only that pod may be recovered.
     let recovery = world.policy("booking").await.status.unwrap().recovery.unwrap_or_default();
     let forgetful = &hostile[7].name;
     let others: Vec<_> = recovery
@@ -101,12 +102,12 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
         .filter(|record| record.pod.as_ref() != Some(forgetful))
         .collect();
     assert!(others.is_empty(), "{others:?}");
-    let script = impostor.script();
-    assert_eq!((script.requests, script.tokens_seen.len()), (0, 0), "the impostor is never contacted");
+    let script = unowned.script();
+    assert_eq!((script.requests, script.tokens_seen.len()), (0, 0), "the unowned pod is never contacted");
 }
 
 /// How long it took until each of the pods ran the change.
-async fn reached(pods: &[StandIn], request: u64, begin: Instant) -> Vec<Duration> {
+async fn reached(pods: &[FakePod], request: u64, begin: Instant) -> Vec<Duration> {
     let mut left: Vec<_> = pods.iter().collect();
     let mut times = Vec::new();
     while !left.is_empty() {

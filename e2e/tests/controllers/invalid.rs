@@ -84,7 +84,7 @@ async fn an_invalid_policy_keeps_what_is_live_and_holds_up_nobody_else() {
     let contradictory = policy_with_request("booking", "booking", "500ms");
     world.apply(&contradictory).await;
     let words = until_it_says(&world, &contradictory, "Accepted", "False", "InvalidPolicy").await;
-    assert!(words.contains("spec.dependencies[0].timeout.perTry") && words.contains("stays live"), "{words}");
+    assert!(words.contains("spec.dependencies[0].timeout.perTry") && words.contains("stays in effect"), "{words}");
     until_it_says(&world, &contradictory, "Stalled", "True", "InvalidPolicy").await;
     until_it_says(&world, &contradictory, "Ready", "False", "InvalidPolicy").await;
     throw("off").await;
@@ -117,7 +117,7 @@ async fn an_invalid_policy_keeps_what_is_live_and_holds_up_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_flag_set_keeps_its_flags_and_is_told_once() {
+async fn an_unreadable_flag_set_keeps_its_flags_and_is_reported_once() {
     let world = lax_world().await;
     let booking = world.workload("booking", 1).await;
     let operator = world.operator().await;
@@ -130,19 +130,19 @@ async fn an_unreadable_flag_set_keeps_its_flags_and_is_told_once() {
     world.apply(&unreadable).await;
     let words = until_it_says(&world, &unreadable, "Accepted", "False", "InvalidFlagSet").await;
     assert!(words.contains("MAYBE"), "{words}");
-    let told = || {
+    let status_writes = || {
         let mut writes = operator_writes(&world.cluster, &[&world.namespace]);
         writes.retain(|write| write.resource == "featureflags/status");
         writes.len()
     };
-    let before = told();
+    let before = status_writes();
     for request in ["6s", "7s", "8s"] {
         world.apply(&policy_with_request("booking", "booking", request)).await;
         until_it_says(&world, &policy("booking", "booking"), "Ready", "True", "Programmed").await;
     }
     pod_runs(&booking, 8_000, true).await;
     booking.pods[0].after_more_reports(1).await;
-    assert_eq!(told(), before, "nothing new is to be said of it");
+    assert_eq!(status_writes(), before, "its status did not change");
 
     operator.stop().await;
     let _operator = world.operator().await;

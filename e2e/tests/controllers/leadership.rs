@@ -26,9 +26,9 @@ async fn until_leads(world: &World, replica: &str) {
 async fn a_standby_takes_over_when_the_leader_ends_or_dies() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
-    let first = Operator::start_mortal(&world, "first").await;
+    let first = Operator::start_with_short_lease(&world, "first").await;
     until_leads(&world, "first").await;
-    let second = Operator::start_mortal(&world, "second").await;
+    let second = Operator::start_with_short_lease(&world, "second").await;
     world.apply(&policy("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     assert_eq!(workload.pods[0].script().pushes.len(), 1, "only one of the two pushes");
@@ -39,7 +39,7 @@ async fn a_standby_takes_over_when_the_leader_ends_or_dies() {
     workload.pods[0].until_it_runs("the edit", |running| request_ms(running) == Some(6_000)).await;
 
     // This one releases nothing: the next has to wait until the Lease has run out.
-    let _third = Operator::start_mortal(&world, "third").await;
+    let _third = Operator::start_with_short_lease(&world, "third").await;
     second.crash().await;
     until_leads(&world, "third").await;
     world.apply(&policy_with_request("booking", "booking", "7s")).await;
@@ -51,7 +51,7 @@ async fn a_standby_takes_over_when_the_leader_ends_or_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_lease_is_taken_ends_and_says_so() {
     let world = World::new().await;
-    let first = Operator::start_mortal(&world, "first").await;
+    let first = Operator::start_with_short_lease(&world, "first").await;
     until_leads(&world, "first").await;
     let leases: Api<Lease> = Api::namespaced(world.client.clone(), &world.home);
     let taken = json!({ "spec": { "holderIdentity": "somebody" } });

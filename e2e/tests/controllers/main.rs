@@ -1,7 +1,7 @@
 //! The operator's controllers against a real API server.
 //!
-//! There are no nodes: a pod is an object that the test makes, and behind its address the test itself speaks the
-//! contract, as obligingly or as badly as it is told to. The operator runs in the test's process, as a user that may do
+//! There are no nodes: a pod is an object that the test makes, and at its address the test itself speaks the
+//! contract, correctly or wrongly. The operator runs in the test's process, as a user that may do
 //! exactly what the chart allows it.
 
 #![allow(
@@ -27,5 +27,5 @@ mod programming;
 mod recovery;
 mod recovery_gates;
 mod rest;
-mod rungs;
+mod steps;
 mod support;

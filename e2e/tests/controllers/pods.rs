@@ -1,9 +1,10 @@
-//! Pods of all kinds: not ready, not owned, not authorised yet, slow, senseless, gone.
+//! Pods of all kinds: not ready, unowned, without a token yet, slow, with invalid answers, gone.
 
-use crate::support::StandIn;
+use crate::support::FakePod;
 use crate::support::{
-    Manners, World, eventually, healing_policy, policy, says,
-    stand_in::annotations,
+    Behavior, World, eventually,
+    fake_pod::annotations,
+    policy, recovery_policy, says,
     workload::owned_by,
     world::{condition, policy_conditions, request_ms},
 };
@@ -25,16 +26,16 @@ async fn a_pod_that_is_not_ready_is_pushed_to_and_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_only_looks_like_one_of_ours_is_never_contacted() {
+async fn an_unowned_pod_with_the_workloads_labels_is_never_contacted() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
-    let labelled = workload.impostor(&world).await;
+    let labelled = workload.unowned_pod(&world).await;
     // It names our ReplicaSet, but another one than there is; or an owner of another kind.
     let unreal = "00000000-0000-0000-0000-000000000000";
-    let wrong_uid = StandIn::start(&world, "booking", owned_by("ReplicaSet", "booking-1", unreal), true).await;
-    let direct = StandIn::start(&world, "booking", owned_by("Deployment", "booking", &workload.uid), true).await;
+    let wrong_uid = FakePod::start(&world, "booking", owned_by("ReplicaSet", "booking-1", unreal), true).await;
+    let direct = FakePod::start(&world, "booking", owned_by("Deployment", "booking", &workload.uid), true).await;
     let _operator = world.operator().await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     let done = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     assert_eq!(done.status.unwrap().programmed.as_deref(), Some("1/1"), "they do not count");
     workload.pods[0].after_more_reports(2).await;
@@ -46,10 +47,10 @@ async fn a_pod_that_only_looks_like_one_of_ours_is_never_contacted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_without_its_token_is_nudged_and_then_succeeds() {
+async fn a_pod_without_its_token_gets_a_mount_refresh_and_then_succeeds() {
     let world = World::new().await;
     let workload = world.workload("booking", 2).await;
-    workload.pods[0].script().manners = Manners::NoTokenYet;
+    workload.pods[0].script().behavior = Behavior::NoTokenYet;
     let _operator = world.operator().await;
     world.apply(&policy("booking", "booking")).await;
     let wanted = "resilience.ticketwave.io/mounts-wanted-at";
@@ -66,7 +67,7 @@ async fn a_pod_without_its_token_is_nudged_and_then_succeeds() {
     assert!(says(policy_conditions(&partial), "Programmed", "False", "PartiallyProgrammed"));
     assert!(!annotations(&world, &workload.pods[1]).await.contains_key(wanted), "the other one needs none");
 
-    workload.pods[0].script().manners = Manners::Obliging;
+    workload.pods[0].script().behavior = Behavior::Correct;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
 }
 
@@ -104,7 +105,7 @@ async fn a_pod_that_does_not_answer_is_named_and_nothing_is_done_to_it() {
     workload.pods[0].go_silent();
     workload.pods[0].script().failing = true;
     let _operator = world.operator().await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     let partial = world
         .until_policy("booking", "it is named as unreachable", |policy| {
             condition(policy, "Programmed").message.contains("cannot be reached")
@@ -121,11 +122,11 @@ async fn a_pod_that_does_not_answer_is_named_and_nothing_is_done_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_and_senseless_pods_hold_nobody_up() {
+async fn slow_pods_and_pods_with_invalid_answers_delay_no_other() {
     let world = World::new().await;
     let workload = world.workload("booking", 3).await;
-    workload.pods[0].script().manners = Manners::Slow;
-    workload.pods[1].script().manners = Manners::Garbage;
+    workload.pods[0].script().behavior = Behavior::Slow;
+    workload.pods[1].script().behavior = Behavior::Garbage;
     let _operator = world.operator().await;
     world.apply(&policy("warm-up", "booking")).await;
     workload.pods[2].until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
@@ -141,8 +142,8 @@ async fn slow_and_senseless_pods_hold_nobody_up() {
         .await;
     assert_eq!(partial.status.unwrap().programmed.as_deref(), Some("1/3"));
 
-    workload.pods[0].script().manners = Manners::Obliging;
-    workload.pods[1].script().manners = Manners::Obliging;
+    workload.pods[0].script().behavior = Behavior::Correct;
+    workload.pods[1].script().behavior = Behavior::Correct;
     let done = world.until_policy_says("warm-up", "Ready", "True", "Programmed").await;
     assert_eq!(done.status.unwrap().programmed.as_deref(), Some("3/3"));
 }

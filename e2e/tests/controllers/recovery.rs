@@ -1,20 +1,20 @@
 //! A check fails, connections are reset, and the check says whether it helped.
 
 use crate::support::{
-    World, healing_policy,
+    World,
     operator::Operator,
-    says,
+    recovery_policy, says,
     world::{condition, policy_conditions},
 };
 use crds::{resilience_policy::StepAction, status::ActionOutcome};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_check_is_healed_once_and_the_intent_is_written_before_the_act() {
+async fn a_failing_check_recovers_by_one_action_whose_intent_is_written_first() {
     let world = World::new().await;
     let workload = world.workload("booking", 2).await;
     let _operator = world.operator().await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     workload.pods[0].script().failing = true;
 
@@ -24,21 +24,21 @@ async fn a_failing_check_is_healed_once_and_the_intent_is_written_before_the_act
     assert_eq!((intent.action, intent.check.as_str()), (StepAction::ResetConnections, "database"));
     assert_eq!(intent.pod.as_deref(), Some(workload.pods[0].name.as_str()));
 
-    let healed = world
+    let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
             let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
             recovery.recent.first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
-    let recovery = healed.status.clone().unwrap().recovery.unwrap();
+    let recovery = recovered.status.clone().unwrap().recovery.unwrap();
     let record = &recovery.recent[0];
     assert_eq!((record.id.as_str(), record.dry_run), (asked[0].intent_id.as_str(), false));
     assert!(record.acted_at.is_some() && record.finished_at.is_some());
     assert!(recovery.in_flight.is_empty());
     assert_eq!(recovery.remaining_budget, Some(19));
-    assert!(says(policy_conditions(&healed), "Healthy", "True", "AllChecksPass"));
+    assert!(says(policy_conditions(&recovered), "Healthy", "True", "AllChecksPass"));
     assert!(
-        says(policy_conditions(&healed), "Ready", "True", "Programmed"),
+        says(policy_conditions(&recovered), "Ready", "True", "Programmed"),
         "an incident never makes a policy unready"
     );
 
@@ -54,10 +54,10 @@ async fn when_no_step_helps_the_ladder_ends_and_a_person_is_called() {
     let workload = world.workload("booking", 1).await;
     {
         let mut script = workload.pods[0].script();
-        (script.failing, script.curable) = (true, false);
+        (script.failing, script.reset_helps) = (true, false);
     }
     let _operator = world.operator().await;
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     let step = json!({ "action": "ResetConnections", "timeout": "1s" });
     policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([step, step]);
     // Within one ladder the next step need not wait for the cooldown.
@@ -94,16 +94,16 @@ async fn an_operator_that_starts_again_neither_repeats_nor_forgets() {
     let workload = world.workload("booking", 1).await;
     {
         let mut script = workload.pods[0].script();
-        (script.failing, script.curable) = (true, false);
+        (script.failing, script.reset_helps) = (true, false);
     }
-    let operator = Operator::start_mortal(&world, "first").await;
-    let mut policy = healing_policy("booking", "booking");
+    let operator = Operator::start_with_short_lease(&world, "first").await;
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([{ "action": "ResetConnections", "timeout": "20s" }]);
     world.apply(&policy).await;
     workload.pods[0].until_asked(1).await;
     operator.crash().await;
 
-    let _operator = Operator::start_mortal(&world, "second").await;
+    let _operator = Operator::start_with_short_lease(&world, "second").await;
     workload.pods[0].after_more_reports(3).await;
     let ids: std::collections::BTreeSet<_> =
         workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();

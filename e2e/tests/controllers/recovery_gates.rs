@@ -3,10 +3,10 @@
 use crate::support::{
     World,
     audit::operator_writes,
-    eventually, flag_set, healing_policy,
+    eventually, flag_set,
     manifests::policy_with_request,
     operator::Operator,
-    says,
+    recovery_policy, says,
     workload::Workload,
     world::{condition, policy_conditions},
 };
@@ -44,8 +44,8 @@ async fn held_back(world: &World, workload: &Workload, reason: &str) -> Resilien
         .await
 }
 
-/// The first pod fails once, is healed, and the policy says so.
-async fn healed_once(world: &World, workload: &Workload) {
+/// The first pod fails once and recovers, and the policy says so.
+async fn recovered_once(world: &World, workload: &Workload) {
     workload.pods[0].script().failing = true;
     workload.pods[0].until_asked(1).await;
     world
@@ -57,8 +57,8 @@ async fn healed_once(world: &World, workload: &Workload) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_policy_heals_nothing_until_it_is_not() {
-    let mut policy = healing_policy("booking", "booking");
+async fn a_suspended_policy_executes_nothing_until_it_is_resumed() {
+    let mut policy = recovery_policy("booking", "booking");
     let (world, workload, _operator) = in_order(1, &policy).await;
     policy["spec"]["suspend"] = json!(true);
     world.apply(&policy).await;
@@ -71,10 +71,10 @@ async fn a_suspended_policy_heals_nothing_until_it_is_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_failure_waits_for_the_cooldown() {
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["recovery"]["limits"]["cooldown"] = json!("10m");
     let (world, workload, _operator) = in_order(1, &policy).await;
-    healed_once(&world, &workload).await;
+    recovered_once(&world, &workload).await;
     let held = held_back(&world, &workload, "Cooldown").await;
     assert!(condition(&held, "RecoveryAllowed").message.contains("it goes on at"), "it says until when");
     world.until_events("booking", &["RecoveryWithheld"]).await;
@@ -82,22 +82,22 @@ async fn a_second_failure_waits_for_the_cooldown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_failure_finds_the_budget_used_up() {
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["recovery"]["limits"]["budget"]["actions"] = json!(1);
     let (world, workload, _operator) = in_order(1, &policy).await;
-    healed_once(&world, &workload).await;
+    recovered_once(&world, &workload).await;
     let held = held_back(&world, &workload, "BudgetExhausted").await;
     assert_eq!(held.status.unwrap().recovery.unwrap().remaining_budget, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_pod_is_healed_at_a_time() {
-    let mut policy = healing_policy("booking", "booking");
+async fn one_pod_is_recovered_at_a_time() {
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["recovery"]["ladders"][0]["steps"][0]["timeout"] = json!("20s");
     let (world, workload, _operator) = in_order(2, &policy).await;
     for pod in &workload.pods {
         let mut script = pod.script();
-        (script.failing, script.curable) = (true, false);
+        (script.failing, script.reset_helps) = (true, false);
     }
     let asked = || workload.pods.iter().map(|pod| pod.script().asked.len()).sum::<usize>();
     eventually("one is asked", async || if asked() > 0 { Ok(()) } else { Err(String::new()) }).await;
@@ -110,7 +110,7 @@ async fn one_pod_is_healed_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_done_while_pods_are_being_replaced() {
-    let (world, workload, _operator) = in_order(1, &healing_policy("booking", "booking")).await;
+    let (world, workload, _operator) = in_order(1, &recovery_policy("booking", "booking")).await;
     let deployments = world.api::<Deployment>();
     let status = |updated: i32| Patch::Merge(json!({ "status": { "updatedReplicas": updated } }));
     deployments.patch_status("booking", &PatchParams::default(), &status(0)).await.unwrap();
@@ -121,7 +121,7 @@ async fn nothing_is_done_while_pods_are_being_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_are_left_alone_when_their_dependency_is_the_cause() {
-    let (world, workload, _operator) = in_order(3, &healing_policy("booking", "booking")).await;
+    let (world, workload, _operator) = in_order(3, &recovery_policy("booking", "booking")).await;
     for pod in &workload.pods[..2] {
         pod.script().circuits.insert("database".to_owned(), CircuitState::Open);
     }
@@ -145,48 +145,48 @@ async fn pods_are_left_alone_when_their_dependency_is_the_cause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_policy_only_says_what_it_would_do() {
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["mode"] = json!("DryRun");
     let (world, workload, _operator) = in_order(1, &policy).await;
     let status = world.policy("booking").await.status.unwrap();
     assert!(says(&status.conditions, "Programmed", "False", "DryRun"));
     assert!(status.targets[0].would_publish.is_some());
     workload.pods[0].script().failing = true;
-    let rehearsed = world
+    let simulated = world
         .until_policy("booking", "what would have been done", |policy| {
             let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
             recovery.recent.first().is_some_and(|record| record.dry_run)
         })
         .await;
     workload.pods[0].after_more_reports(3).await;
-    let recent = rehearsed.status.unwrap().recovery.unwrap().recent;
+    let recent = simulated.status.unwrap().recovery.unwrap().recent;
     assert_eq!(recent.len(), 1, "once: {recent:?}");
     assert_eq!(workload.pods[0].script().requests, 0, "its admin port is never asked anything");
     assert!(world.config_map("booking").await.is_none());
 
-    // It holds no claim: a younger policy that acts has the workload.
-    world.apply(&policy_with_request("acting", "booking", "6s")).await;
-    world.until_policy_says("acting", "Ready", "True", "Programmed").await;
+    // It holds no claim: a younger policy in mode Enforce owns the workload.
+    world.apply(&policy_with_request("enforced", "booking", "6s")).await;
+    world.until_policy_says("enforced", "Ready", "True", "Programmed").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rehearsal_has_no_say_in_how_the_acting_policy_judges_health() {
+async fn a_dry_run_policy_does_not_change_how_the_enforced_one_evaluates_health() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
     let _operator = world.operator().await;
     // It would call a check unhealthy only after a hundred failures, and among equals the one first by name counts.
-    let mut rehearsal = healing_policy("a-rehearsal", "booking");
-    rehearsal["spec"]["mode"] = json!("DryRun");
-    rehearsal["spec"]["healthChecks"][0]["unhealthyThreshold"] = json!(100);
-    world.apply(&rehearsal).await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    let mut dry_run = recovery_policy("a-dry-run", "booking");
+    dry_run["spec"]["mode"] = json!("DryRun");
+    dry_run["spec"]["healthChecks"][0]["unhealthyThreshold"] = json!(100);
+    world.apply(&dry_run).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "").await;
     world
-        .until_policy("a-rehearsal", "it rehearses", |policy| {
+        .until_policy("a-dry-run", "its dry run is in the status", |policy| {
             policy.status.as_ref().unwrap().targets.first().is_some_and(|target| target.would_publish.is_some())
         })
         .await;
-    healed_once(&world, &workload).await;
+    recovered_once(&world, &workload).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +195,7 @@ async fn a_dry_run_operator_writes_nothing_but_statuses() {
     let workload = world.workload("booking", 1).await;
     workload.pods[0].script().failing = true;
     let _operator = Operator::start(&world, &["--dry-run"]).await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     world.apply(&flag_set("flags", "booking")).await;
     world.until_flags_say("flags", "Programmed", "False", "DryRun").await;
     let status = world

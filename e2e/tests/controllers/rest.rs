@@ -1,6 +1,6 @@
 //! Nothing changes, so nothing is written; and what is allowed is enough.
 
-use crate::support::{World, audit::operator_writes, cluster::Cluster, flag_set, healing_policy};
+use crate::support::{World, audit::operator_writes, cluster::Cluster, flag_set, recovery_policy};
 use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -10,14 +10,14 @@ async fn at_rest_nothing_is_written_but_the_lease() {
     let _operator = world.operator().await;
     for name in ["gateway", "catalog", "booking", "payment", "notification"] {
         workloads.push(world.workload(name, 2).await);
-        world.apply(&healing_policy(name, name)).await;
+        world.apply(&recovery_policy(name, name)).await;
     }
     world.apply(&flag_set("flags", "booking")).await;
     for workload in &workloads {
         world.until_policy_says(&workload.name, "Ready", "True", "Programmed").await;
     }
     world.until_flags_say("flags", "Ready", "True", "Programmed").await;
-    // What is told of the beginning may still be on its way.
+    // Events of the beginning may still be on their way.
     let written = || operator_writes(&world.cluster, &[&world.namespace, &world.home]);
     for workload in &workloads {
         world.until_events(&workload.name, &["Programmed"]).await;
@@ -45,7 +45,7 @@ async fn all_namespaces_can_be_watched_with_the_chart_s_cluster_role() {
     let (one, two) = (world.workload("booking", 1).await, other.workload("booking", 1).await);
     let _operator = world.operator().await;
     for (world, workload) in [(&world, &one), (&other, &two)] {
-        world.apply(&healing_policy("booking", "booking")).await;
+        world.apply(&recovery_policy("booking", "booking")).await;
         world.until_policy_says("booking", "Ready", "True", "Programmed").await;
         workload.pods[0].script().failing = true;
         workload.pods[0].until_asked(1).await;

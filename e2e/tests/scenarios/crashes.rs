@@ -1,14 +1,14 @@
-//! The operator dies at every point of the protocol, is paused, loses the API server: each thing is done once, and nothing
-//! is forgotten.
+//! The operator dies at every point of the protocol, is paused, loses the API server: each action is executed once, and
+//! none is lost.
 
 use crate::{
     POLICY, SOON, event_reasons,
     incident::{Broken, Incident, prepare},
     operator_process::OperatorProcess,
-    programmed, restarts, stage,
+    programmed, restarts, testbed,
 };
 use crds::status::ActionOutcome;
-use e2e::{pod_admin::PodAdmin, provider::ProviderKind, sabotage::StoppedBackends, stage::until};
+use e2e::{pod_admin::PodAdmin, provider::ProviderKind, sabotage::StoppedBackends, testbed::until};
 use kube::ResourceExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
@@ -19,9 +19,9 @@ const CRASH_POINTS: [&str; 4] = ["before-intent", "after-intent", "after-act", "
 const RANDOM_KILLS: usize = 4;
 
 #[tokio::test]
-async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
-    let (stage, _turn) = stage().await;
-    stage.scale_operator(0).await.unwrap();
+async fn an_operator_that_is_killed_executes_each_action_once_and_loses_none() {
+    let (testbed, _turn) = testbed().await;
+    testbed.scale_operator(0).await.unwrap();
     let kills: usize = std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(RANDOM_KILLS);
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
     println!("random kills with SEED={seed}");
@@ -29,59 +29,59 @@ async fn an_operator_that_is_killed_does_each_thing_once_and_forgets_nothing() {
     let rounds = CRASH_POINTS.into_iter().map(Some).chain(std::iter::repeat_n(None, kills));
     for (round, crash_at) in rounds.enumerate() {
         let incident = Incident::ALL[(round + round / CRASH_POINTS.len()) % Incident::ALL.len()];
-        let patience = Duration::from_millis(random.random_range(0..5_000));
+        let delay = Duration::from_millis(random.random_range(0..5_000));
         println!(
             "round {round}: {incident:?}, killed {}",
-            crash_at.map_or_else(|| format!("after {patience:?}"), |at| at.replace('-', " "))
+            crash_at.map_or_else(|| format!("after {delay:?}"), |at| at.replace('-', " "))
         );
-        prepare(&stage, incident).await;
-        let mut first = OperatorProcess::start(&stage, &format!("first-{round}"), crash_at);
-        first.leads(&stage).await;
-        programmed(&stage).await;
-        let broken = Broken::bring_about(&stage, incident, round).await;
+        prepare(&testbed, incident, "1s").await;
+        let mut first = OperatorProcess::start(&testbed, &format!("first-{round}"), crash_at);
+        first.leads(&testbed).await;
+        programmed(&testbed).await;
+        let broken = Broken::bring_about(&testbed, incident, round).await;
         if let Some(point) = crash_at {
             let status = first.ended().await;
             assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "at {point}: {status}\n{}", first.said());
         } else {
-            tokio::time::sleep(patience).await;
+            tokio::time::sleep(delay).await;
             first.kill().await;
         }
-        let second = OperatorProcess::start(&stage, &format!("second-{round}"), None);
-        broken.healed_once(&stage).await;
+        let second = OperatorProcess::start(&testbed, &format!("second-{round}"), None);
+        broken.recovered_once(&testbed).await;
         second.stop().await;
     }
-    stage.scale_operator(1).await.unwrap();
+    testbed.scale_operator(1).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_does_nothing_twice() {
-    let (stage, _turn) = stage().await;
-    stage.scale_operator(0).await.unwrap();
+async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_executes_nothing_twice() {
+    let (testbed, _turn) = testbed().await;
+    testbed.scale_operator(0).await.unwrap();
     // Paused as soon as its intent is written, whatever it is about to do; and before it has seen anything.
     let moments =
         [(Incident::Reset, true), (Incident::Cleanup, true), (Incident::Restart, true), (Incident::Reset, false)];
     for (round, (incident, intent_first)) in moments.into_iter().enumerate() {
-        prepare(&stage, incident).await;
-        let mut paused = OperatorProcess::start(&stage, &format!("paused-{round}"), None);
-        paused.leads(&stage).await;
-        let standby = OperatorProcess::start(&stage, &format!("standby-{round}"), None);
-        programmed(&stage).await;
-        let broken = Broken::bring_about(&stage, incident, round).await;
+        prepare(&testbed, incident, "1s").await;
+        let mut paused = OperatorProcess::start(&testbed, &format!("paused-{round}"), None);
+        paused.leads(&testbed).await;
+        let standby = OperatorProcess::start(&testbed, &format!("standby-{round}"), None);
+        programmed(&testbed).await;
+        let broken = Broken::bring_about(&testbed, incident, round).await;
         if intent_first {
-            broken.intended(&stage).await;
+            broken.intended(&testbed).await;
         }
         paused.signal(Signal::STOP);
-        standby.leads(&stage).await;
+        standby.leads(&testbed).await;
         if !intent_first {
-            broken.intended(&stage).await;
+            broken.intended(&testbed).await;
         }
         paused.signal(Signal::CONT);
         let status = paused.ended().await;
         assert_eq!(status.code(), Some(1), "it ends, and says why: {}", paused.said());
-        broken.healed_once(&stage).await;
+        broken.recovered_once(&testbed).await;
         standby.stop().await;
     }
-    stage.scale_operator(1).await.unwrap();
+    testbed.scale_operator(1).await.unwrap();
 }
 
 #[tokio::test]
@@ -90,50 +90,51 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
         println!("not on somebody else's cluster: its API server is not ours to freeze");
         return;
     }
-    let (stage, _turn) = stage().await;
-    stage.apply_file(POLICY).await.unwrap();
-    programmed(&stage).await;
-    let before = restarts(&stage).await;
-    let victim = stage.booking_pods().await.unwrap()[0].name_any();
-    let done_before = resets(&stage, &victim).await;
-    let stopped = StoppedBackends::of(&stage, &victim).await.unwrap();
-    stage
+    let (testbed, _turn) = testbed().await;
+    testbed.apply_file(POLICY).await.unwrap();
+    programmed(&testbed).await;
+    let before = restarts(&testbed).await;
+    let victim = testbed.booking_pods().await.unwrap()[0].name_any();
+    let done_before = resets(&testbed, &victim).await;
+    let stopped = StoppedBackends::of(&testbed, &victim).await.unwrap();
+    testbed
         .policy_until("booking", SOON, "an intent", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| !recovery.in_flight.is_empty())
         })
         .await
         .unwrap();
-    stage.cluster.pause_api_server().await.unwrap();
+    testbed.cluster.pause_api_server().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    stage.cluster.resume_api_server().await.unwrap();
-    let healed = stage
+    testbed.cluster.resume_api_server().await.unwrap();
+    let recovered = testbed
         .policy_until("booking", SOON * 3, "the recovery at its end", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| recovery.in_flight.is_empty() && !recovery.recent.is_empty())
         })
         .await;
-    stopped.resume(&stage).await.unwrap();
-    let recent = healed.unwrap().status.unwrap().recovery.unwrap().recent;
+    stopped.resume(&testbed).await.unwrap();
+    let recent = recovered.unwrap().status.unwrap().recovery.unwrap().recent;
     assert_eq!(recent.len(), 1, "{recent:#?}");
     let record = &recent[0];
     assert_eq!((record.outcome, record.pod.as_ref()), (ActionOutcome::Succeeded, Some(&victim)), "{record:?}");
-    assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status tells the story: {record:?}");
-    assert_eq!(resets(&stage, &victim).await, done_before + 1, "once");
-    assert_eq!(restarts(&stage).await, before, "no pod was restarted for it");
-    programmed(&stage).await;
-    until(SOON, "the story in Events", || async {
-        let reasons = event_reasons(&stage).await;
-        let told = ["RecoveryStarted", "RecoverySucceeded"].iter().all(|one| reasons.iter().any(|seen| seen == one));
-        Ok(if told { Ok(()) } else { Err(format!("{reasons:?}")) })
+    assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status has both times: {record:?}");
+    assert_eq!(resets(&testbed, &victim).await, done_before + 1, "once");
+    assert_eq!(restarts(&testbed).await, before, "no pod was restarted for it");
+    programmed(&testbed).await;
+    until(SOON, "the recovery in Events", || async {
+        let reasons = event_reasons(&testbed).await;
+        let published =
+            ["RecoveryStarted", "RecoverySucceeded"].iter().all(|one| reasons.iter().any(|seen| seen == one));
+        Ok(if published { Ok(()) } else { Err(format!("{reasons:?}")) })
     })
     .await
     .unwrap();
 }
 
 /// How often a pod gave its connections up, as it counts itself.
-async fn resets(stage: &e2e::stage::Stage, pod: &str) -> u64 {
+async fn resets(testbed: &e2e::testbed::Testbed, pod: &str) -> u64 {
     let report =
-        until(SOON, "the pod's own count", || async { Ok(Ok(PodAdmin::find(stage).await?.health(pod).await?)) });
+        until(SOON, "the pod's own count", || async { Ok(Ok(PodAdmin::find(testbed).await?.health(pod).await?)) });
     report.await.unwrap().actions_done.get("ResetConnections").copied().unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! Incidents that recovery heals, and what can be seen of the healing from outside: in the pods' own counters and in the
+//! Incidents that pods recover from, and what can be seen of the recovery from outside: in the pods' own counters and in the
 //! API server's audit log.
 
-use crate::{SOON, audit_lines};
+use crate::common::SOON;
 use crds::{
     ResiliencePolicy,
     condition::types::HEALTHY,
@@ -10,13 +10,13 @@ use crds::{
 use e2e::{
     pod_admin::PodAdmin,
     sabotage::{StoppedBackends, sql},
-    stage::{Stage, TICKETING, is_true, until},
+    testbed::{TICKETING, Testbed, is_true, until},
 };
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What goes wrong, and which rung is to heal it.
+/// What goes wrong, and by which step it is to recover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incident {
     /// A pod's connections hang; the pod gives them up.
@@ -31,14 +31,15 @@ impl Incident {
     pub const ALL: [Self; 3] = [Self::Reset, Self::Cleanup, Self::Restart];
 
     fn ladder(self) -> Value {
-        let (check, step) = match self {
-            Self::Reset => ("database", json!({ "action": "ResetConnections", "timeout": "30s" })),
-            Self::Restart => ("database", json!({ "action": "RestartPod", "timeout": "90s" })),
+        let (check, mut step) = match self {
+            Self::Reset => ("database", json!({ "action": "ResetConnections" })),
+            Self::Restart => ("database", json!({ "action": "RestartPod" })),
             Self::Cleanup => (
                 "booking-consistency",
-                json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" }, "timeout": "60s" }),
+                json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" } }),
             ),
         };
+        step["timeout"] = json!("3m");
         json!([{ "check": check, "steps": [step] }])
     }
 }
@@ -60,8 +61,9 @@ pub struct Broken {
     before: Before,
 }
 
-/// Makes the policy heal this kind of incident, quickly and without limits that would get in the way.
-pub async fn prepare(stage: &Stage, incident: Incident) {
+/// Applies a policy that recovers from this kind of incident without limits that would get in the way; an action has
+/// succeeded when the check was healthy for `healthy_delay`.
+pub async fn prepare(testbed: &Testbed, incident: Incident, healthy_delay: &str) {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": { "name": "booking", "namespace": TICKETING },
@@ -75,42 +77,42 @@ pub async fn prepare(stage: &Stage, incident: Incident) {
             "recovery": {
                 "ladders": incident.ladder(),
                 "limits": { "cooldown": "0s", "budget": { "actions": 20, "interval": "1s" } },
-                "healthyDelay": "1s",
+                "healthyDelay": healthy_delay,
             },
         },
     });
-    stage.kubectl.apply(&policy.to_string()).await.unwrap();
+    testbed.kubectl.apply(&policy.to_string()).await.unwrap();
 }
 
 impl Broken {
     /// Brings the incident about in pod number `index`.
-    pub async fn bring_about(stage: &Stage, incident: Incident, index: usize) -> Self {
-        let before = Before::look(stage).await;
-        let pods = stage.booking_pods().await.unwrap();
+    pub async fn bring_about(testbed: &Testbed, incident: Incident, index: usize) -> Self {
+        let before = Before::look(testbed).await;
+        let pods = testbed.booking_pods().await.unwrap();
         let victim = (incident != Incident::Cleanup).then(|| pods[index % pods.len()].name_any());
         let stopped = if let Some(pod) = &victim {
-            Some(StoppedBackends::of(stage, pod).await.unwrap())
+            Some(StoppedBackends::of(testbed, pod).await.unwrap())
         } else {
-            sql(stage, "update events set available = available - 1").await.unwrap();
+            sql(testbed, "update events set available = available - 1").await.unwrap();
             None
         };
         Self { incident, victim, stopped, before }
     }
 
     /// Waits until an intent for it is in the status.
-    pub async fn intended(&self, stage: &Stage) {
+    pub async fn intended(&self, testbed: &Testbed) {
         let there = |policy: &ResiliencePolicy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
             recovery.is_some_and(|recovery| !recovery.in_flight.is_empty())
         };
-        stage.policy_until("booking", SOON, "an intent", there).await.unwrap();
+        testbed.policy_until("booking", SOON, "an intent", there).await.unwrap();
     }
 
-    /// Waits until it is healed and nothing is in flight, and judges from outside what was done for it.
-    pub async fn healed_once(self, stage: &Stage) {
+    /// Waits until it has recovered and nothing is in flight, and checks from outside what was done for it.
+    pub async fn recovered_once(self, testbed: &Testbed) {
         let incident = self.incident;
-        let healed = stage
-            .policy_until("booking", SOON * 3, &format!("{incident:?} healed"), |policy| {
+        let recovered = testbed
+            .policy_until("booking", SOON * 3, &format!("{incident:?} recovered"), |policy| {
                 let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
                 let over = recovery.is_some_and(|recovery| {
                     recovery.in_flight.is_empty()
@@ -120,15 +122,15 @@ impl Broken {
             })
             .await;
         if let Some(stopped) = &self.stopped {
-            stopped.resume(stage).await.unwrap();
+            stopped.resume(testbed).await.unwrap();
         }
-        let healed = healed.unwrap();
-        let records: Vec<ActionRecord> = healed.status.unwrap().recovery.unwrap().recent;
+        let recovered = recovered.unwrap();
+        let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;
         let new: Vec<_> = records.iter().filter(|record| !self.before.ids.contains(&record.id)).collect();
         assert!(new.iter().all(|record| record.outcome == ActionOutcome::Succeeded), "{incident:?}: {new:#?}");
         assert_eq!(new.len(), 1, "{incident:?}: one incident, one intent: {new:#?}");
 
-        let after = Before::look(stage).await;
+        let after = Before::look(testbed).await;
         let resets = |seen: &Before| seen.resets.clone();
         let gone = self.before.pods.difference(&after.pods).count();
         let what = format!("{incident:?} of {:?}, {new:?}", self.victim);
@@ -147,7 +149,7 @@ impl Broken {
         }
         let evictions = after.evictions - self.before.evictions;
         let jobs = after.jobs - self.before.jobs;
-        if stage.cluster.audit_log().await.unwrap().is_some() {
+        if testbed.cluster.audit_log().await.unwrap().is_some() {
             assert_eq!(evictions, usize::from(incident == Incident::Restart), "{what}");
             assert_eq!(jobs, usize::from(incident == Incident::Cleanup), "{what}");
         }
@@ -155,11 +157,11 @@ impl Broken {
 }
 
 impl Before {
-    async fn look(stage: &Stage) -> Self {
-        let policy = stage.policies().get("booking").await.unwrap();
+    async fn look(testbed: &Testbed) -> Self {
+        let policy = testbed.policies().get("booking").await.unwrap();
         let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
         let ids = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone()).collect();
-        let audit = audit_lines(stage).await;
+        let audit = testbed.audit_lines().await.unwrap();
         let made = |resource: &str, subresource: Option<&str>| {
             let of_that = |line: &&Value| {
                 let object = &line["objectRef"];
@@ -172,10 +174,10 @@ impl Before {
             };
             audit.iter().filter(of_that).count()
         };
-        let pods = stage.booking_pods().await.unwrap().iter().filter_map(ResourceExt::uid).collect();
+        let pods = testbed.booking_pods().await.unwrap().iter().filter_map(ResourceExt::uid).collect();
         Self {
             ids,
-            resets: resets(stage).await,
+            resets: resets(testbed).await,
             evictions: made("pods", Some("eviction")),
             jobs: made("jobs", None),
             pods,
@@ -184,9 +186,9 @@ impl Before {
 }
 
 /// How often each pod gave its connections up, as the pods themselves count.
-async fn resets(stage: &Stage) -> BTreeMap<String, u64> {
+async fn resets(testbed: &Testbed) -> BTreeMap<String, u64> {
     until(SOON, "every pod says what it has done", || async {
-        let pods = PodAdmin::find(stage).await?;
+        let pods = PodAdmin::find(testbed).await?;
         let mut counts = BTreeMap::new();
         for name in &pods.names {
             let done = pods.health(name).await?.actions_done;

@@ -4,7 +4,7 @@
 use crate::SOON;
 use e2e::{
     process::ProcessId,
-    stage::{SYSTEM, Stage, TICKETING, until},
+    testbed::{SYSTEM, TICKETING, Testbed, until},
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
@@ -25,7 +25,7 @@ pub struct OperatorProcess {
 
 impl OperatorProcess {
     /// Starts one; it ends itself at the crash point, if one is named.
-    pub fn start(stage: &Stage, name: &str, crash_at: Option<&str>) -> Self {
+    pub fn start(testbed: &Testbed, name: &str, crash_at: Option<&str>) -> Self {
         // Built beside this test.
         let own = std::env::current_exe().unwrap();
         let program = own.ancestors().nth(2).unwrap().join("resilience-operator");
@@ -35,7 +35,7 @@ impl OperatorProcess {
         command.args(["--namespace", SYSTEM, "--watch-namespaces", TICKETING, "--identity", name]);
         command.args(["--listen", "127.0.0.1:0", "--lease-duration", "6s", "--pod-transport", "apiserver-proxy"]);
         command.args(crash_at.iter().flat_map(|point| ["--crash-at", *point]));
-        if let Some(kubeconfig) = stage.cluster.kubeconfig() {
+        if let Some(kubeconfig) = testbed.cluster.kubeconfig() {
             command.env("KUBECONFIG", kubeconfig);
         }
         command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).kill_on_drop(true);
@@ -43,8 +43,8 @@ impl OperatorProcess {
     }
 
     /// Waits until it leads.
-    pub async fn leads(&self, stage: &Stage) {
-        let leases: Api<Lease> = Api::namespaced(stage.client.clone(), SYSTEM);
+    pub async fn leads(&self, testbed: &Testbed) {
+        let leases: Api<Lease> = Api::namespaced(testbed.client.clone(), SYSTEM);
         until(SOON, &format!("{} leads", self.name), || async {
             let holder = leases.get_opt("resilience-operator").await?.and_then(|lease| lease.spec?.holder_identity);
             Ok(if holder.as_ref() == Some(&self.name) { Ok(()) } else { Err(format!("{holder:?}\n{}", self.said())) })

@@ -53,7 +53,7 @@ pub fn start(
     let mut command = tokio::process::Command::new("setsid");
     command.args(["sh", "-c", ENTER_CGROUPS, "sh"]).args(cgroups.system_procs()).arg("--");
     command.args(enter(component)).arg(&component.program).args(&component.args);
-    // Components call iptables, mount, runc and more; whoever starts them may have an odd PATH.
+    // Components call iptables, mount, runc and more; the process that starts them may have an odd PATH.
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.stdin(Stdio::null()).stdout(open()?).stderr(open()?).current_dir("/");
     let spawn = |source| LocalError::Start { component: component.name.clone(), source };
@@ -126,7 +126,7 @@ async fn first_to_end(record: &Record) -> String {
     }
 }
 
-/// Asks until `ready` says so; after `limit` the error tells the end of the component's log.
+/// Asks until `ready` says so; after `limit` the error holds the end of the component's log.
 pub async fn wait_ready<F: Future<Output = bool>>(
     dir: &Path,
     component: &str,

@@ -39,7 +39,7 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// The record, or if `up` was killed before it wrote one, what the slot's file tells.
+    /// The record, or if `up` was killed before it wrote one, what the slot's file says.
     fn record_or_guess(&self) -> Result<Option<Record>, LocalError> {
         if let Some(record) = Record::read(&self.dir)? {
             return Ok(Some(record));

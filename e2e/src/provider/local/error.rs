@@ -33,7 +33,7 @@ pub enum LocalError {
         "the cluster {name} is up with {has} node(s), not {wanted}: take it down first (`ticketwave-e2e cluster down`)"
     )]
     OtherSize {
-        /// The cluster.
+        /// Name of the cluster.
         name: String,
         /// How many nodes it has.
         has: u32,
@@ -43,7 +43,7 @@ pub enum LocalError {
     /// There is no cluster.
     #[error("the cluster {name} is not up: run `ticketwave-e2e cluster up`")]
     NotUp {
-        /// The cluster.
+        /// Name of the cluster.
         name: String,
     },
     /// A node that does not exist.
@@ -64,7 +64,7 @@ pub enum LocalError {
     Start {
         /// Its name.
         component: String,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// A component did not come up.
@@ -99,12 +99,12 @@ pub enum LocalError {
         /// What is left.
         left: String,
     },
-    /// A file.
+    /// A file could not be read or written.
     #[error("cannot read or write {path}: {source}")]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
     /// A program failed.

@@ -27,7 +27,7 @@ impl LocalCluster {
     }
 }
 
-/// Loads it unless every one of its names stands for this content already; tells whether it did.
+/// Loads it unless every one of its names stands for this content already; the answer is whether it did.
 async fn load_on(node: &Node, image: &Archive) -> Result<bool, LocalError> {
     let file = node.dir.join("images.json");
     let mut known: BTreeMap<String, String> =

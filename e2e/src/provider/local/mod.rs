@@ -209,4 +209,4 @@ impl ClusterProvider for LocalCluster {
 }
 
 /// How long a component may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const READY_TIMEOUT: Duration = Duration::from_secs(120);

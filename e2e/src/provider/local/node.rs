@@ -125,7 +125,7 @@ runtime_type = "io.containerd.runc.v2"
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
             "imageGCHighThresholdPercent": 100,
             "imageMinimumGCAge": "24h",
-            // Changes are told within 2 s; without one the status is not written again.
+            // Changes are reported within 2 s; without one the status is not written again.
             "nodeStatusUpdateFrequency": "2s",
             "nodeStatusReportFrequency": "5m",
             "nodeLeaseDurationSeconds": 12,

@@ -6,7 +6,7 @@ use super::network::Network;
 use super::node::Node;
 use super::plan::{MAX_NODES, Plan, node_name};
 use super::record::Record;
-use super::{LocalCluster, LocalError, PATIENCE, addons, control_plane, slot, sysctl};
+use super::{LocalCluster, LocalError, READY_TIMEOUT, addons, control_plane, slot, sysctl};
 use crate::binaries::{KUBERNETES_VERSION, Tool};
 use crate::command::{Run, find_program};
 use crate::image::{COREDNS_IMAGE, coredns_image, pause_image};
@@ -162,7 +162,7 @@ impl LocalCluster {
         }
         let kubectl = self.kubectl().await?;
         let ready = || kubectl.server_ready();
-        wait_ready(&self.dir, "kube-apiserver", PATIENCE, ready).await
+        wait_ready(&self.dir, "kube-apiserver", READY_TIMEOUT, ready).await
     }
 
     /// Everything that talks to the API server.
@@ -202,7 +202,7 @@ impl LocalCluster {
             let answers = || async {
                 Run::new("ctr").words("--connect-timeout 1s -a").arg(node.socket()).arg("version").run().await.is_ok()
             };
-            wait_ready(&self.dir, &format!("containerd-{}", node.number), PATIENCE, answers).await?;
+            wait_ready(&self.dir, &format!("containerd-{}", node.number), READY_TIMEOUT, answers).await?;
         }
         Ok(())
     }
@@ -210,13 +210,14 @@ impl LocalCluster {
     async fn wait_cluster(&self, record: &Record) -> Result<(), LocalError> {
         let kubectl = self.kubectl().await?;
         kubectl.apply(&addons::dns_manifest(record.plan, COREDNS_IMAGE)).await?;
-        self.progress.during("waiting for the nodes", self.wait_nodes(record.nodes, PATIENCE)).await?;
+        self.progress.during("waiting for the nodes", self.wait_nodes(record.nodes, READY_TIMEOUT)).await?;
         let dns = "deployment coredns -n kube-system";
         let available = |seen: &Value| condition(seen, "Available") == Some("True");
-        let waiting = kubectl.wait_until(dns, PATIENCE, available);
+        let waiting = kubectl.wait_until(dns, READY_TIMEOUT, available);
         let result = self.progress.during("waiting for the DNS server", waiting).await;
         result.map_err(|_| self.not_ready("the DNS server is", "its pod does not get ready".into()))?;
-        let account = kubectl.wait_until("serviceaccount default -n default", PATIENCE, |seen| !seen.is_null()).await;
+        let account =
+            kubectl.wait_until("serviceaccount default -n default", READY_TIMEOUT, |seen| !seen.is_null()).await;
         account.map(|_| ()).map_err(|_| self.not_ready("the default service account is", "it does not exist".into()))
     }
 
@@ -240,6 +241,11 @@ impl LocalCluster {
     }
 
     fn not_ready(&self, what: &str, seen: String) -> LocalError {
-        LocalError::NotReady { what: what.to_owned(), seconds: PATIENCE.as_secs(), seen, logs: self.dir.join("log") }
+        LocalError::NotReady {
+            what: what.to_owned(),
+            seconds: READY_TIMEOUT.as_secs(),
+            seen,
+            logs: self.dir.join("log"),
+        }
     }
 }

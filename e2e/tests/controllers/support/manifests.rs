@@ -27,7 +27,7 @@ pub fn policy_with_request(name: &str, workload: &str, request: &str) -> Value {
 }
 
 /// A policy that resets connections when the check `database` fails, with gates that are out of the way.
-pub fn healing_policy(name: &str, workload: &str) -> Value {
+pub fn recovery_policy(name: &str, workload: &str) -> Value {
     let mut policy = policy(name, workload);
     policy["spec"]["healthChecks"] = json!([{ "name": "database", "interval": "1s", "unhealthyThreshold": 1 }]);
     policy["spec"]["recovery"] = json!({

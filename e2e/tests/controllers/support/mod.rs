@@ -2,14 +2,14 @@
 
 pub mod audit;
 pub mod cluster;
+pub mod fake_pod;
 pub mod manifests;
 pub mod operator;
-pub mod stand_in;
 pub mod wait;
 pub mod workload;
 pub mod world;
 
-pub use manifests::{flag_set, healing_policy, policy};
-pub use stand_in::{Manners, StandIn};
+pub use fake_pod::{Behavior, FakePod};
+pub use manifests::{flag_set, policy, recovery_policy};
 pub use wait::{eventually, within};
 pub use world::{World, says};

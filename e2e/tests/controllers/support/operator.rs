@@ -52,7 +52,7 @@ impl Operator {
     }
 
     /// Starts one whose Lease runs out soon after it has died.
-    pub async fn start_mortal(world: &World, identity: &str) -> Self {
+    pub async fn start_with_short_lease(world: &World, identity: &str) -> Self {
         Self::start(world, &["--identity", identity, "--lease-duration", "3s"]).await
     }
 

@@ -3,18 +3,18 @@
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks again and again until the answer is `Ok`; fails with the last answer after [`PATIENCE`].
+/// Asks again and again until the answer is `Ok`; fails with the last answer after [`TIMEOUT`].
 pub async fn eventually<T, Fut>(what: &str, probe: impl FnMut() -> Fut) -> T
 where
     Fut: Future<Output = Result<T, String>>,
 {
-    within(PATIENCE, what, probe).await
+    within(TIMEOUT, what, probe).await
 }
 
-/// As [`eventually`], with a patience of its own.
-pub async fn within<T, Fut>(patience: Duration, what: &str, mut probe: impl FnMut() -> Fut) -> T
+/// As [`eventually`], with another timeout.
+pub async fn within<T, Fut>(timeout: Duration, what: &str, mut probe: impl FnMut() -> Fut) -> T
 where
     Fut: Future<Output = Result<T, String>>,
 {
@@ -22,8 +22,8 @@ where
     loop {
         match probe().await {
             Ok(value) => return value,
-            Err(last) if begin.elapsed() > patience => {
-                panic!("after {patience:?} still not: {what}; last seen: {last}")
+            Err(last) if begin.elapsed() > timeout => {
+                panic!("after {timeout:?} still not: {what}; last seen: {last}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(40)).await,
         }

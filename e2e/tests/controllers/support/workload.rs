@@ -1,6 +1,6 @@
 //! A Deployment, its ReplicaSet and its pods: what the controllers of a whole cluster would have made.
 
-use super::{StandIn, World};
+use super::{FakePod, World};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use kube::{
     ResourceExt,
@@ -14,7 +14,7 @@ pub struct Workload {
     pub uid: String,
     set_name: String,
     set_uid: String,
-    pub pods: Vec<StandIn>,
+    pub pods: Vec<FakePod>,
 }
 
 /// The owner reference of a controller.
@@ -23,7 +23,7 @@ pub fn owned_by(kind: &str, name: &str, uid: &str) -> Value {
 }
 
 impl World {
-    /// A workload of `count` obliging pods that are ready.
+    /// A workload of `count` fake pods that are ready and answer correctly.
     pub async fn workload(&self, name: &str, count: usize) -> Workload {
         let template = json!({
             "metadata": { "labels": { "app": name } },
@@ -62,9 +62,9 @@ impl World {
 
 impl Workload {
     /// One more pod of this workload.
-    pub async fn new_pod(&self, world: &World, ready: bool) -> StandIn {
+    pub async fn new_pod(&self, world: &World, ready: bool) -> FakePod {
         let owners = owned_by("ReplicaSet", &self.set_name, &self.set_uid);
-        StandIn::start(world, &self.name, owners, ready).await
+        FakePod::start(world, &self.name, owners, ready).await
     }
 
     /// Deletes the Deployment, its ReplicaSet and its pods, and leaves what else they own.
@@ -78,9 +78,9 @@ impl Workload {
         }
     }
 
-    /// A pod with the workload's labels that nobody owns.
-    pub async fn impostor(&self, world: &World) -> StandIn {
-        StandIn::start(world, &self.name, json!([]), true).await
+    /// A pod with the workload's labels and without an owner.
+    pub async fn unowned_pod(&self, world: &World) -> FakePod {
+        FakePod::start(world, &self.name, json!([]), true).await
     }
 
     /// The revisions that went live in a pod, in order, must have grown.

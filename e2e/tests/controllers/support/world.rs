@@ -29,7 +29,7 @@ pub struct World {
     pub namespace: String,
     /// Namespace of the operator itself.
     pub home: String,
-    /// What the operator is told to watch; empty: every namespace.
+    /// Namespace that the operator watches; empty: every namespace.
     pub watched: String,
 }
 
@@ -192,14 +192,14 @@ impl World {
         all.into_iter().filter_map(|event| event.reason).collect()
     }
 
-    /// Waits until all of these Events were told about an object.
+    /// Waits until all of these Events about an object were published.
     pub async fn until_events(&self, name: &str, reasons: &[&str]) {
         eventually(&format!("Events {reasons:?} about {name}"), async || {
-            let told = self.events_about(name).await;
-            if reasons.iter().all(|reason| told.iter().any(|one| one == reason)) {
+            let published = self.events_about(name).await;
+            if reasons.iter().all(|reason| published.iter().any(|one| one == reason)) {
                 return Ok(());
             }
-            Err(format!("{told:?}"))
+            Err(format!("{published:?}"))
         })
         .await;
     }

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod database;
+mod fixture;
 mod hostile;
 mod load;
 mod providers;
 mod services;
-mod shop;

@@ -1,6 +1,6 @@
 //! Which port each process has: in a row, from the first one on.
 
-use super::LaptopError;
+use super::LocalStackError;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -63,7 +63,7 @@ const NAMES: [(Port, &str); COUNT as usize] = [
     (Port::NotificationAdmin, "notification's admin interface"),
 ];
 
-/// The ports of one laptop.
+/// The ports of one local stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
     first: u16,
@@ -71,9 +71,9 @@ pub struct Ports {
 
 impl Ports {
     /// Those from `first` on, if all of them are free.
-    pub fn from(first: u16) -> Result<Self, LaptopError> {
+    pub fn from(first: u16) -> Result<Self, LocalStackError> {
         for (port, (_, what)) in (first..=u16::MAX).zip(NAMES) {
-            TcpListener::bind(("127.0.0.1", port)).map_err(|_| LaptopError::Port { port, what })?;
+            TcpListener::bind(("127.0.0.1", port)).map_err(|_| LocalStackError::Port { port, what })?;
         }
         Ok(Self { first })
     }

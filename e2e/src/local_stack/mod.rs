@@ -1,4 +1,5 @@
-//! All services and the simulators as processes of this machine, on a PostgreSQL of their own: no Kubernetes, no operator.
+//! The local stack: all services and the simulators as processes of this machine, on a PostgreSQL of their own, without
+//! Kubernetes and without the operator.
 
 mod child;
 mod ports;
@@ -23,87 +24,87 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 /// How long everything may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to end what is under way.
-const STOPPING: Duration = Duration::from_secs(15);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// The namespace that the services believe to be in.
 const NAMESPACE: &str = "default";
 
-/// The services could not be run.
+/// Why the local stack could not be run.
 #[derive(Debug, thiserror::Error)]
-pub enum LaptopError {
-    /// A port is taken.
+pub enum LocalStackError {
+    /// A port is in use by another process.
     #[error("port {port}, for {what}, is taken: choose others with FIRST_PORT, such as `make run FIRST_PORT=9000`")]
     Port {
-        /// The port.
+        /// The port's number.
         port: u16,
-        /// What it is for.
+        /// The service that needs it, in words.
         what: &'static str,
     },
     /// A process could not be started.
     #[error("cannot start {what}: {source}")]
     Start {
-        /// Which.
+        /// Name of the process.
         what: String,
-        /// Why.
+        /// The system's reason.
         source: std::io::Error,
     },
-    /// A process ended.
-    #[error("{what} has ended; the last that it said:\n{tail}")]
+    /// A process ended by itself.
+    #[error("{what} has ended; its last output:\n{tail}")]
     Ended {
-        /// Which.
+        /// Name of the process.
         what: String,
-        /// Its last lines.
+        /// The last lines of its output.
         tail: String,
     },
-    /// It took too long.
-    #[error("{what} is not ready after {} s; the last that it said:\n{tail}", PATIENCE.as_secs())]
+    /// A service did not become ready in time.
+    #[error("{what} is not ready after {} s; its last output:\n{tail}", START_TIMEOUT.as_secs())]
     NotReady {
-        /// Which.
+        /// Name or address of the service.
         what: String,
-        /// Its last lines.
+        /// The last lines of its output.
         tail: String,
     },
     /// A program of PostgreSQL failed.
     #[error("{program} failed:\n{output}")]
     Program {
-        /// Which.
+        /// Name of the program.
         program: &'static str,
-        /// What it said.
+        /// Its standard error.
         output: String,
     },
-    /// PostgreSQL is not there.
+    /// PostgreSQL's programs are not where Debian puts them.
     #[error("PostgreSQL's server programs are not below /usr/lib/postgresql, though its package is installed")]
     NoPostgres,
-    /// A file.
+    /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         source: std::io::Error,
     },
-    /// A configuration was not taken.
-    #[error("{service} did not take the configuration: {why}")]
+    /// A service refused a configuration.
+    #[error("{service} refused the configuration: {why}")]
     Push {
-        /// Which service.
+        /// Name of the service.
         service: &'static str,
-        /// Why not.
+        /// Its reason.
         why: String,
     },
-    /// The simulator did not do as it was told.
+    /// The simulator refused a new behaviour.
     #[error("the provider simulator: {0}")]
     Simulator(reqwest::Error),
-    /// There is no room.
+    /// No range of free ports was found.
     #[error("there are no {} free ports in a row", ports::COUNT)]
     NoPorts,
-    /// There is no such process.
+    /// A service was named that is not running.
     #[error("{0} is not running")]
     NotRunning(&'static str),
-    /// The database said no.
+    /// A query of the database failed.
     #[error("the database: {0}")]
     Database(#[from] tokio_postgres::Error),
-    /// A package is missing.
+    /// A Debian package could not be installed.
     #[error(transparent)]
     Package(#[from] PackageError),
 }
@@ -115,7 +116,7 @@ struct Service {
 }
 
 impl Service {
-    fn start(&self, program: &Path, show: bool) -> Result<Running, LaptopError> {
+    fn start(&self, program: &Path, show: bool) -> Result<Running, LocalStackError> {
         let mut command = Command::new(program);
         command.arg(self.name).stdin(Stdio::null()).env("BIND_ADDRESS", "127.0.0.1").env("POD_NAMESPACE", NAMESPACE);
         // Ctrl-C reaches a whole group of processes: these are ended in order instead.
@@ -124,8 +125,8 @@ impl Service {
     }
 }
 
-/// Everything, running.
-pub struct Laptop {
+/// The running processes. They end with this value; [`LocalStack::stop`] ends them in order.
+pub struct LocalStack {
     program: PathBuf,
     ports: Ports,
     services: Vec<Service>,
@@ -138,7 +139,7 @@ pub struct Laptop {
     show: bool,
 }
 
-impl Laptop {
+impl LocalStack {
     /// The `ticketing` that was built without debug information and with optimisation, as images have it.
     pub fn release_program() -> PathBuf {
         let target =
@@ -146,19 +147,19 @@ impl Laptop {
         target.join("release/ticketing")
     }
 
-    /// Starts everything on [`ports::COUNT`] ports from `first_port` on, and waits until it works. With `show`, what the
-    /// processes say is printed, each line with its service before it. `program` is `ticketing`; every service gets
-    /// `environment`, too.
+    /// Starts everything on [`ports::COUNT`] ports from `first_port` on, and waits until an order would succeed. With
+    /// `show`, the output of the processes is printed, each line with the name of its service before it. `program` is
+    /// the path of `ticketing`; `environment` is added to that of every service.
     pub async fn start(
         program: PathBuf,
         first_port: u16,
         environment: &[(&'static str, &'static str)],
         show: bool,
         progress: &Progress,
-    ) -> Result<Self, LaptopError> {
+    ) -> Result<Self, LocalStackError> {
         packages::ensure(packages::POSTGRES_IMAGE, progress).await?;
         let ports = Ports::from(first_port)?;
-        let start = |source| LaptopError::Start { what: "a temporary folder".into(), source };
+        let start = |source| LocalStackError::Start { what: "a temporary folder".into(), source };
         let directory = tempfile::Builder::new().prefix("ticketwave-").tempdir().map_err(start)?;
         // The database runs as somebody else, and has to find its own folder in here.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
@@ -172,13 +173,13 @@ impl Laptop {
         let postgres = Postgres::create(&home, ports.of(Port::Postgres), show).await?;
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap_or_default();
         let (services, running) = (Vec::new(), Vec::new());
-        let mut laptop = Self { program, ports, services, running, postgres, token, client, directory, show };
-        laptop.start_services(environment)?;
-        laptop.until_ready().await?;
-        Ok(laptop)
+        let mut stack = Self { program, ports, services, running, postgres, token, client, directory, show };
+        stack.start_services(environment)?;
+        stack.until_ready().await?;
+        Ok(stack)
     }
 
-    /// Where something is.
+    /// Base URL of a service.
     pub fn url(&self, of: Port) -> String {
         self.ports.url(of)
     }
@@ -188,7 +189,7 @@ impl Laptop {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.ports.of(Port::Postgres))
     }
 
-    fn start_services(&mut self, all: &[(&'static str, &'static str)]) -> Result<(), LaptopError> {
+    fn start_services(&mut self, all: &[(&'static str, &'static str)]) -> Result<(), LocalStackError> {
         let port = |of| self.ports.of(of).to_string();
         let none: Vec<(&str, String)> = Vec::new();
         let with = |more: Vec<(&'static str, String)>| {
@@ -252,25 +253,25 @@ impl Laptop {
     }
 
     /// The process of a service.
-    pub fn process(&self, name: &'static str) -> Result<ProcessId, LaptopError> {
+    pub fn process(&self, name: &'static str) -> Result<ProcessId, LocalStackError> {
         let running = self.running.iter().find(|running| running.name == name);
-        running.and_then(Running::process).ok_or(LaptopError::NotRunning(name))
+        running.and_then(Running::process).ok_or(LocalStackError::NotRunning(name))
     }
 
     /// Stops a service as a hung machine would (SIGSTOP): its connections stay open and silent.
-    pub fn freeze(&self, name: &'static str) -> Result<(), LaptopError> {
+    pub fn freeze(&self, name: &'static str) -> Result<(), LocalStackError> {
         self.process(name)?.signal(Signal::STOP);
         Ok(())
     }
 
     /// Lets a service go on that was frozen.
-    pub fn thaw(&self, name: &'static str) -> Result<(), LaptopError> {
+    pub fn thaw(&self, name: &'static str) -> Result<(), LocalStackError> {
         self.process(name)?.signal(Signal::CONT);
         Ok(())
     }
 
     /// A connection to the database.
-    pub async fn connect(&self) -> Result<tokio_postgres::Client, LaptopError> {
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, LocalStackError> {
         let (client, connection) = tokio_postgres::connect(&self.database_url(), tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -282,7 +283,7 @@ impl Laptop {
     }
 
     /// Starts a database that has crashed, and waits until it answers.
-    pub async fn start_database(&mut self) -> Result<(), LaptopError> {
+    pub async fn start_database(&mut self) -> Result<(), LocalStackError> {
         self.postgres.start().await
     }
 
@@ -293,8 +294,8 @@ impl Laptop {
         admin: Port,
         policy: PolicySettings,
         flags: FlagsSettings,
-    ) -> Result<(), LaptopError> {
-        let failed = |why: String| LaptopError::Push { service, why };
+    ) -> Result<(), LocalStackError> {
+        let failed = |why: String| LocalStackError::Push { service, why };
         let id = WorkloadId::deployment(NAMESPACE, service);
         let policy = Section { sources: Vec::new(), settings: policy };
         let flags = Section { sources: Vec::new(), settings: flags };
@@ -312,7 +313,7 @@ impl Laptop {
     }
 
     /// Starts a service that was killed.
-    pub fn restart(&mut self, name: &str) -> Result<(), LaptopError> {
+    pub fn restart(&mut self, name: &str) -> Result<(), LocalStackError> {
         for service in self.services.iter().filter(|service| service.name == name) {
             self.running.push(service.start(&self.program, self.show)?);
         }
@@ -320,7 +321,7 @@ impl Laptop {
     }
 
     /// Waits until a look at the events goes through all the way to the database.
-    async fn until_ready(&mut self) -> Result<(), LaptopError> {
+    async fn until_ready(&mut self) -> Result<(), LocalStackError> {
         let begin = Instant::now();
         let urls = [
             (None, self.url(Port::Payment) + "/readyz"),
@@ -336,10 +337,10 @@ impl Laptop {
                 if answer.is_ok_and(|answer| answer.status().is_success()) {
                     break;
                 }
-                if begin.elapsed() > PATIENCE {
+                if begin.elapsed() > START_TIMEOUT {
                     let slow = self.running.iter().find(|one| name.is_none_or(|name| one.name == name));
                     let tail = slow.map(Running::tail).unwrap_or_default();
-                    return Err(LaptopError::NotReady { what: url, tail });
+                    return Err(LocalStackError::NotReady { what: url, tail });
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -348,13 +349,13 @@ impl Laptop {
     }
 
     /// Fails if a process has ended.
-    fn check(&mut self) -> Result<(), LaptopError> {
+    fn check(&mut self) -> Result<(), LocalStackError> {
         self.postgres.check()?;
         self.running.iter_mut().try_for_each(Running::check)
     }
 
     /// Waits until a process ends.
-    pub async fn until_one_ends(&mut self) -> LaptopError {
+    pub async fn until_one_ends(&mut self) -> LocalStackError {
         loop {
             if let Err(error) = self.check() {
                 return error;
@@ -368,7 +369,7 @@ impl Laptop {
         for process in self.running.iter().rev().filter_map(Running::process) {
             // One that is frozen could not end.
             process.signal(Signal::CONT);
-            process.stop(STOPPING).await;
+            process.stop(STOP_TIMEOUT).await;
         }
         // At once, without a checkpoint: the data go with the folder.
         self.postgres.crash().await;
@@ -398,7 +399,7 @@ What a service says of itself:
   curl {booking}/health
   curl {booking}/metrics
 
-What the operator does to heal it, by hand (the same intentId again does nothing):
+What the operator does to recover it, by hand (the same intentId again does nothing):
 
   curl {booking_admin}{ACTIONS_PATH} -H '{TOKEN_HEADER}: {token}' -d '{{"intentId":"mine-1","action":"ResetConnections","check":"database"}}'
 "#
@@ -407,22 +408,22 @@ What the operator does to heal it, by hand (the same intentId again does nothing
 }
 
 /// Runs everything until `stop`.
-pub async fn run(first_port: u16, stop: impl Future<Output = ()>, progress: &Progress) -> Result<(), LaptopError> {
+pub async fn run(first_port: u16, stop: impl Future<Output = ()>, progress: &Progress) -> Result<(), LocalStackError> {
     let program = std::env::current_exe().unwrap_or_default().with_file_name("ticketing");
-    let starting = Laptop::start(program, first_port, &[], true, progress);
+    let starting = LocalStack::start(program, first_port, &[], true, progress);
     let mut stop = std::pin::pin!(stop);
-    let mut laptop = tokio::select! {
-        laptop = starting => laptop?,
+    let mut stack = tokio::select! {
+        stack = starting => stack?,
         // Whatever has been started ends with its handle.
         () = &mut stop => return Ok(()),
     };
-    eprintln!("\nEverything runs. Ctrl-C ends it.\n\n{}", laptop.tour());
+    eprintln!("\nEverything runs. Ctrl-C ends it.\n\n{}", stack.tour());
     let result = tokio::select! {
-        error = laptop.until_one_ends() => Err(error),
+        error = stack.until_one_ends() => Err(error),
         () = &mut stop => Ok(()),
     };
     progress.say("stopping");
-    laptop.stop().await;
+    stack.stop().await;
     progress.say("stopped, nothing is left");
     result
 }

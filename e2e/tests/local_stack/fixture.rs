@@ -1,10 +1,10 @@
-//! The whole shop, a buyer, and a look at what is going on behind the counter.
+//! The test fixture: a local stack, one buyer's requests to it, and what health reports, metrics and simulators say.
 
 use contract::{
     BulkheadSettings, CheckReport, CircuitState, DegradationSettings, DependencySettings, FallbackSettings,
     FlagsSettings, HealthReport, PolicySettings, RetryOn, TripRule,
 };
-use e2e::laptop::{Laptop, Port, Ports};
+use e2e::local_stack::{LocalStack, Port, Ports};
 use e2e::progress::Progress;
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -21,8 +21,8 @@ pub const SERVICES: [(&str, Port, Port); 5] = [
     ("payment", Port::Payment, Port::PaymentAdmin),
     ("notification", Port::Notification, Port::NotificationAdmin),
 ];
-const PATIENCE: Duration = Duration::from_secs(60);
-/// What the ADR answers when there is neither a catalog nor a memory of it.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The ADR's answer when there is neither a catalog nor a cached page of it.
 pub const NO_EVENTS: &str = r#"{"events":[],"message":"Event catalog is temporarily unavailable. Please try again later.","isFromCache":false,"isFallback":true}"#;
 
 /// An answer, and how long it took.
@@ -45,42 +45,42 @@ impl Seen {
     }
 }
 
-/// Everything running, with the ADR's shape of all policies and shorter times.
-pub struct Shop {
-    pub laptop: Laptop,
+/// A local stack whose services have the ADR's policies with shorter times.
+pub struct Fixture {
+    pub stack: LocalStack,
     client: Client,
     rows: Vec<String>,
 }
 
-impl Shop {
-    pub async fn open() -> Self {
+impl Fixture {
+    pub async fn start() -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_ticketwave-e2e")).with_file_name("ticketing");
         assert!(program.is_file(), "build it first: cargo build --workspace --bins");
         let first_port = Ports::any_free().unwrap();
         // What no policy says is shortened here: when an absent charge was never made.
         let environment = [("ABSENT_AFTER_SECONDS", "2"), ("EXPIRE_EVERY_SECONDS", "1")];
-        let laptop = Laptop::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
+        let stack = LocalStack::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        let shop = Self { laptop, client, rows: Vec::new() };
+        let fixture = Self { stack, client, rows: Vec::new() };
         for (service, ..) in SERVICES {
-            shop.configure(service, policy(service)).await;
+            fixture.configure(service, policy(service)).await;
         }
-        shop
+        fixture
     }
 
-    /// Ends everything, and prints what was seen.
-    pub async fn close(self) {
+    /// Ends everything, and prints the table.
+    pub async fn finish(self) {
         if !self.rows.is_empty() {
             let (what, sees) = ("what fails", "what the buyer sees");
             println!("\n{what:<40} {sees:<38} {:>9}  {:>9}  what the metrics say", "answer", "well in");
             println!("{}\n", self.rows.join("\n"));
         }
-        self.laptop.stop().await;
+        self.stack.stop().await;
     }
 
-    /// Adds a row to the table: how long the buyer waited, and how long it took from the end of the failure until all was
-    /// well.
-    pub fn tell(&mut self, what: &str, sees: &str, took: Duration, well_in: Duration, metrics: &str) {
+    /// Adds a row to the table: `took` is how long the buyer waited, `well_in` the time from the end of the failure until
+    /// everything worked again.
+    pub fn record(&mut self, what: &str, sees: &str, took: Duration, well_in: Duration, metrics: &str) {
         let (took, well_in) = (took.as_millis(), well_in.as_millis());
         self.rows.push(format!("{what:<40} {sees:<38} {took:>6} ms  {well_in:>6} ms  {metrics}"));
     }
@@ -92,7 +92,7 @@ impl Shop {
     /// A live change, as the operator makes it.
     pub async fn configure_all(&self, service: &'static str, policy: PolicySettings, flags: FlagsSettings) {
         let (.., admin) = SERVICES.into_iter().find(|(name, ..)| *name == service).unwrap();
-        self.laptop.push(service, admin, policy, flags).await.unwrap();
+        self.stack.push(service, admin, policy, flags).await.unwrap();
     }
 
     async fn seen(&self, request: reqwest::RequestBuilder) -> Seen {
@@ -104,18 +104,18 @@ impl Shop {
     }
 
     pub async fn get(&self, of: Port, path: &str) -> Seen {
-        self.seen(self.client.get(self.laptop.url(of) + path)).await
+        self.seen(self.client.get(self.stack.url(of) + path)).await
     }
 
     /// Whether it answers at all, and well.
     pub async fn get_if_there(&self, of: Port, path: &str) -> bool {
-        let answer = self.client.get(self.laptop.url(of) + path).send().await;
+        let answer = self.client.get(self.stack.url(of) + path).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
     /// Mails that are still to be sent.
     pub async fn open_mails(&self) -> usize {
-        let client = self.laptop.connect().await.unwrap();
+        let client = self.stack.connect().await.unwrap();
         let row = client.query_one("SELECT count(*) FROM outbox WHERE done_at IS NULL", &[]).await.unwrap();
         usize::try_from(row.get::<_, i64>(0)).unwrap()
     }
@@ -135,20 +135,20 @@ impl Shop {
     }
 
     pub async fn post_text(&self, path: &str, body: String) -> Seen {
-        self.seen(self.client.post(self.laptop.url(Port::Gateway) + path).body(body)).await
+        self.seen(self.client.post(self.stack.url(Port::Gateway) + path).body(body)).await
     }
 
     async fn behave(&self, of: Port, path: &str, behaviour: &Value) {
-        let answer = self.client.put(self.laptop.url(of) + path).body(behaviour.to_string()).send().await.unwrap();
+        let answer = self.client.put(self.stack.url(of) + path).body(behaviour.to_string()).send().await.unwrap();
         assert_eq!(answer.status(), 200);
     }
 
-    /// Says how a provider behaves from now on; `{}`: well.
+    /// Sets how a provider behaves from now on; `{}`: as it should.
     pub async fn provider(&self, name: &str, behaviour: Value) {
         self.behave(Port::Providers, &format!("/providers/{name}"), &behaviour).await;
     }
 
-    /// Says how the mail server behaves from now on; `{}`: well.
+    /// Sets how the mail server behaves from now on; `{}`: as it should.
     pub async fn mail_server(&self, behaviour: Value) {
         self.behave(Port::Mails, "/behaviour", &behaviour).await;
     }
@@ -176,14 +176,14 @@ impl Shop {
 
     /// A figure of a service, such as `circuit_breaker_opened_total{service="stripe"}`; 0 if it has none yet.
     pub async fn metric(&self, of: Port, name: &str) -> u64 {
-        let text = self.client.get(self.laptop.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
+        let text = self.client.get(self.stack.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
         let figures = text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         figures.sum()
     }
 
     /// The same of all labels that go on as `start` does.
     pub async fn metrics(&self, of: Port, start: &str) -> u64 {
-        let text = self.client.get(self.laptop.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
+        let text = self.client.get(self.stack.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
         let figures = text.lines().filter(|line| line.starts_with(start));
         figures.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
@@ -192,7 +192,7 @@ impl Shop {
     pub async fn until<Fut: Future<Output = bool>>(&self, what: &str, done: impl Fn() -> Fut) -> Duration {
         let begin = Instant::now();
         while !done().await {
-            assert!(begin.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+            assert!(begin.elapsed() < WAIT_TIMEOUT, "not within {} s: {what}", WAIT_TIMEOUT.as_secs());
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
         begin.elapsed()
@@ -244,7 +244,7 @@ fn dependency(request_ms: u64, per_try_ms: u64, retries: u32) -> DependencySetti
     settings
 }
 
-/// The database as every service calls it: more patience than a lock takes on the server.
+/// The database as every service calls it: longer than the server takes to break a deadlock.
 fn database() -> DependencySettings {
     let mut database = dependency(3_000, 1_000, 3);
     database.retry.jitter_percent = 50;
@@ -310,7 +310,7 @@ pub fn degradation() -> DegradationSettings {
     }
 }
 
-/// The compartment of bookings, as small as this.
+/// The bulkhead of bookings, as small as this.
 pub fn critical(max_concurrent: u32, max_queued: u32) -> (String, BulkheadSettings) {
     ("critical".to_owned(), BulkheadSettings { max_concurrent, max_queued, max_wait_ms: 1_000 })
 }

@@ -1,7 +1,7 @@
 //! What the database does, and what is done to it.
 
-use crate::shop::{OPENING_NIGHT, Shop, order};
-use e2e::laptop::Port;
+use crate::fixture::{Fixture, OPENING_NIGHT, order};
+use e2e::local_stack::Port;
 use futures::future::join_all;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +13,15 @@ const RETRIES: &str = r#"retry_attempts_total{service="database""#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_fails() {
-    let mut shop = Shop::open().await;
-    restarted(&mut shop).await;
-    connections_killed(&mut shop).await;
-    deadlocks(&mut shop).await;
-    shop.close().await;
+    let mut fixture = Fixture::start().await;
+    restarted(&mut fixture).await;
+    connections_killed(&mut fixture).await;
+    deadlocks(&mut fixture).await;
+    fixture.finish().await;
 }
 
-async fn connect(shop: &Shop) -> Client {
-    shop.laptop.connect().await.unwrap()
+async fn connect(fixture: &Fixture) -> Client {
+    fixture.stack.connect().await.unwrap()
 }
 
 /// Seats that are not where the bookings say they are.
@@ -31,50 +31,52 @@ async fn missing_seats(client: &Client) -> i64 {
     client.query_one(books, &[&OPENING_NIGHT]).await.unwrap().get(0)
 }
 
-/// It crashes and comes back: nothing that was told is lost, and nobody has to be restarted.
-async fn restarted(shop: &mut Shop) {
-    let told = shop.book().await;
-    assert_eq!(told.in_words(), "201 Confirmed");
-    assert_eq!(shop.events("").await.status, 200);
-    shop.laptop.crash_database().await;
+/// It crashes and comes back: nothing that was confirmed is lost, and nobody has to be restarted.
+async fn restarted(fixture: &mut Fixture) {
+    let confirmed = fixture.book().await;
+    assert_eq!(confirmed.in_words(), "201 Confirmed");
+    assert_eq!(fixture.events("").await.status, 200);
+    fixture.stack.crash_database().await;
     let (mut slowest, mut sees) = (Duration::ZERO, String::new());
     for _ in 0..4 {
-        let booked = shop.book().await;
+        let booked = fixture.book().await;
         assert_eq!(booked.in_words(), "503 BOOKING_FAILED");
         assert!(booked.header("retry-after").is_some());
         slowest = slowest.max(booked.took);
         sees = booked.in_words();
     }
-    let events = shop.events("").await;
+    let events = fixture.events("").await;
     assert_eq!((events.status, &events.body["isFromCache"]), (200, &json!(true)));
     // The pods are alive and ready: a database that is away is no reason to take them out of service.
-    assert_eq!(shop.get(Port::Booking, "/readyz").await.status, 200);
-    let opened = shop.metric(Port::Booking, OPENED).await;
+    assert_eq!(fixture.get(Port::Booking, "/readyz").await.status, 200);
+    let opened = fixture.metric(Port::Booking, OPENED).await;
     assert!(opened >= 1);
-    shop.laptop.start_database().await.unwrap();
-    let well = shop.until_well().await;
-    let found = shop.get(Port::Gateway, &format!("/api/bookings/{}", told.body["bookingId"].as_str().unwrap())).await;
+    fixture.stack.start_database().await.unwrap();
+    let well = fixture.until_well().await;
+    let found =
+        fixture.get(Port::Gateway, &format!("/api/bookings/{}", confirmed.body["bookingId"].as_str().unwrap())).await;
     assert_eq!(found.body["status"], "Confirmed");
-    assert_eq!(missing_seats(&connect(shop).await).await, 0);
+    assert_eq!(missing_seats(&connect(fixture).await).await, 0);
     let metrics = format!("booking: database opened +{opened}");
-    shop.tell("database restarted", &format!("{sees}; events from memory"), slowest, well, &metrics);
+    fixture.record("database restarted", &format!("{sees}; events from memory"), slowest, well, &metrics);
 }
 
 /// Connections break in the middle of bookings: they are made again on new ones, and no seat is taken twice.
-async fn connections_killed(shop: &mut Shop) {
-    let client = connect(shop).await;
-    let before = shop.metrics(Port::Booking, RETRIES).await;
+async fn connections_killed(fixture: &mut Fixture) {
+    let client = connect(fixture).await;
+    let before = fixture.metrics(Port::Booking, RETRIES).await;
     // Until ten have met a statement on its way: those between two statements are replaced without a retry.
     let over = AtomicBool::new(false);
     let kill = async {
-        shop.until("ten statements have lost their connection", async || {
-            let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        fixture
+            .until("ten statements have lost their connection", async || {
+                let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                         WHERE application_name <> '' AND pid <> pg_backend_pid()";
-            client.execute(kill, &[]).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            shop.metrics(Port::Booking, RETRIES).await >= before + 10
-        })
-        .await;
+                client.execute(kill, &[]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fixture.metrics(Port::Booking, RETRIES).await >= before + 10
+            })
+            .await;
         over.store(true, Ordering::Relaxed);
     };
     let buy = join_all((0..4).map(|_| async {
@@ -83,10 +85,10 @@ async fn connections_killed(shop: &mut Shop) {
             // Who is unlucky four times in a row comes back with the same key.
             let mut wanted = order();
             wanted["idempotencyKey"] = json!(format!("{}", rand::random::<u64>()));
-            let mut booked = shop.post("/api/bookings", &wanted).await;
+            let mut booked = fixture.post("/api/bookings", &wanted).await;
             while !matches!(booked.status, 201 | 202) {
                 assert!(matches!(booked.status, 503 | 504), "{}", booked.in_words());
-                booked = shop.post("/api/bookings", &wanted).await;
+                booked = fixture.post("/api/bookings", &wanted).await;
             }
             seen.push(booked);
         }
@@ -96,17 +98,17 @@ async fn connections_killed(shop: &mut Shop) {
     let seen = seen.into_iter().flatten().collect::<Vec<_>>();
     let begin = Instant::now();
     for booked in &seen {
-        shop.until_confirmed(booked).await;
-        assert_eq!(shop.charged(booked).await.len(), 1, "each is charged once");
+        fixture.until_confirmed(booked).await;
+        assert_eq!(fixture.charged(booked).await.len(), 1, "each is charged once");
     }
-    let retried = shop.metrics(Port::Booking, RETRIES).await - before;
+    let retried = fixture.metrics(Port::Booking, RETRIES).await - before;
     assert_eq!(missing_seats(&client).await, 0);
-    shop.until_well().await;
+    fixture.until_well().await;
     let slowest = seen.iter().map(|one| one.took).max().unwrap();
     let later = seen.iter().filter(|one| one.status == 202).count();
     let sees = format!("{} x 201 Confirmed, {later} x 202", seen.len() - later);
     let metrics = format!("booking: database retries +{retried}");
-    shop.tell("all connections killed, again and again", &sees, slowest, begin.elapsed(), &metrics);
+    fixture.record("all connections killed, again and again", &sees, slowest, begin.elapsed(), &metrics);
 }
 
 /// Deadlocks that PostgreSQL has counted so far; it takes up to a second to do so.
@@ -117,8 +119,8 @@ async fn deadlocks_seen(client: &Client) -> i64 {
 
 /// A real deadlock: the booking has the event and waits for a key that somebody else is writing, who then wants the event.
 /// PostgreSQL breaks it by failing the booking (40P01), which is made again.
-async fn deadlocks(shop: &mut Shop) {
-    let setting = connect(shop).await;
+async fn deadlocks(fixture: &mut Fixture) {
+    let setting = connect(fixture).await;
     for statement in [
         "ALTER SYSTEM SET deadlock_timeout = '400ms'",
         "SELECT pg_reload_conf()",
@@ -126,7 +128,7 @@ async fn deadlocks(shop: &mut Shop) {
     ] {
         setting.batch_execute(statement).await.unwrap();
     }
-    let before = shop.metrics(Port::Booking, RETRIES).await;
+    let before = fixture.metrics(Port::Booking, RETRIES).await;
     let mut slowest = Duration::ZERO;
     let mut tries = 0;
     // On a busy machine the other one may come too late for a deadlock; then it is only a wait.
@@ -134,7 +136,7 @@ async fn deadlocks(shop: &mut Shop) {
         let nth = tries;
         tries += 1;
         assert!(tries < 30, "PostgreSQL sees no deadlocks");
-        let other = connect(shop).await;
+        let other = connect(fixture).await;
         let key = format!("deadlock-{nth}");
         // Only the booking looks for a deadlock, so it is the one that loses.
         let write = format!(
@@ -145,13 +147,14 @@ async fn deadlocks(shop: &mut Shop) {
         other.batch_execute(&write).await.unwrap();
         let mut wanted = order();
         wanted["idempotencyKey"] = json!(key);
-        let book = shop.post("/api/bookings", &wanted);
+        let book = fixture.post("/api/bookings", &wanted);
         let cross = async {
-            shop.until("the booking waits", async || {
-                let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
-                setting.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
-            })
-            .await;
+            fixture
+                .until("the booking waits", async || {
+                    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+                    setting.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
+                })
+                .await;
             let want = format!("UPDATE events SET name = name WHERE id = '{OPENING_NIGHT}'; ROLLBACK");
             other.batch_execute(&want).await.unwrap();
         };
@@ -159,9 +162,9 @@ async fn deadlocks(shop: &mut Shop) {
         assert_eq!(booked.in_words(), "201 Confirmed");
         slowest = slowest.max(booked.took);
     }
-    let retried = shop.metrics(Port::Booking, RETRIES).await - before;
+    let retried = fixture.metrics(Port::Booking, RETRIES).await - before;
     assert!(retried >= 3, "{retried}");
-    let well = shop.until_well().await;
+    let well = fixture.until_well().await;
     let metrics = format!("{} deadlocks, database retries +{retried}, nothing opened", deadlocks_seen(&setting).await);
-    shop.tell("deadlocks forced", "201 Confirmed", slowest, well, &metrics);
+    fixture.record("deadlocks forced", "201 Confirmed", slowest, well, &metrics);
 }

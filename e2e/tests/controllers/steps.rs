@@ -1,9 +1,9 @@
-//! The rungs above ResetConnections: a pod is evicted, a cleanup Job is run.
+//! The steps after ResetConnections: a pod is evicted, a cleanup Job is run.
 
 use crate::support::{
-    World, eventually, healing_policy,
+    World, eventually,
     operator::Operator,
-    says, within,
+    recovery_policy, says, within,
     workload::Workload,
     world::{condition, policy_conditions},
 };
@@ -19,12 +19,12 @@ use kube::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// A workload under a ladder of a reset and a restart. Its first pod is to fail in a way that a reset does not cure.
+/// A workload under a ladder of a reset and a restart. Its first pod is to fail in a way that a reset does not help.
 async fn with_restart(pods: usize) -> (World, Workload, Operator) {
     let world = World::new().await;
     let workload = world.workload("booking", pods).await;
-    let operator = Operator::start_mortal(&world, "first").await;
-    let mut policy = healing_policy("booking", "booking");
+    let operator = Operator::start_with_short_lease(&world, "first").await;
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["recovery"]["ladders"][0]["steps"] =
         json!([{ "action": "ResetConnections", "timeout": "1s" }, { "action": "RestartPod", "timeout": "90s" }]);
     world.apply(&policy).await;
@@ -32,9 +32,9 @@ async fn with_restart(pods: usize) -> (World, Workload, Operator) {
     (world, workload, operator)
 }
 
-fn break_for_good(workload: &Workload, pod: usize) {
+fn break_permanently(workload: &Workload, pod: usize) {
     let mut script = workload.pods[pod].script();
-    (script.failing, script.curable) = (true, false);
+    (script.failing, script.reset_helps) = (true, false);
 }
 
 async fn until_gone(world: &World, pod: &str) {
@@ -56,11 +56,11 @@ fn codes(world: &World, verb: &str, resource: &str) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_a_reset_does_not_help_is_evicted_and_its_successor_proves_it() {
+async fn a_pod_that_a_reset_does_not_help_is_evicted_and_verified_by_its_successor() {
     let (world, workload, _operator) = with_restart(3).await;
-    break_for_good(&workload, 0);
+    break_permanently(&workload, 0);
     until_gone(&world, &workload.pods[0].name).await;
-    assert_eq!(workload.pods[0].script().asked.len(), 1, "the mildest rung came first");
+    assert_eq!(workload.pods[0].script().asked.len(), 1, "the mildest step came first");
     let waiting = world
         .until_policy("booking", "it waits for the successor", |policy| {
             let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
@@ -69,13 +69,13 @@ async fn a_pod_that_a_reset_does_not_help_is_evicted_and_its_successor_proves_it
         .await;
     assert_eq!(recent(&waiting).len(), 1, "only the reset is over: {:?}", recent(&waiting));
     let successor = workload.new_pod(&world, true).await;
-    let healed = world
+    let recovered = world
         .until_policy("booking", "the restart succeeded", |policy| {
             recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
-    let told: Vec<_> = recent(&healed).iter().map(|record| (record.step, record.outcome)).collect();
-    assert_eq!(told, [(2, ActionOutcome::Succeeded), (1, ActionOutcome::Failed)]);
+    let outcomes: Vec<_> = recent(&recovered).iter().map(|record| (record.step, record.outcome)).collect();
+    assert_eq!(outcomes, [(2, ActionOutcome::Succeeded), (1, ActionOutcome::Failed)]);
     assert!(successor.script().running.is_some(), "it was programmed on the way");
     assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
 }
@@ -97,7 +97,7 @@ async fn a_refused_eviction_waits_says_so_and_goes_on() {
         api.patch_status("booking", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
     };
     allow(0).await;
-    break_for_good(&workload, 0);
+    break_permanently(&workload, 0);
     let waiting = world
         .until_policy("booking", "the eviction waits", |policy| {
             let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
@@ -128,12 +128,12 @@ async fn a_refused_eviction_waits_says_so_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_pod_is_restarted_while_too_many_are_unwell() {
+async fn no_pod_is_restarted_while_too_many_are_unhealthy() {
     let (world, workload, _operator) = with_restart(3).await;
-    break_for_good(&workload, 0);
-    break_for_good(&workload, 1);
+    break_permanently(&workload, 0);
+    break_permanently(&workload, 1);
     world.until_policy_says("booking", "RecoveryAllowed", "False", "TooManyUnhealthy").await;
-    break_for_good(&workload, 2);
+    break_permanently(&workload, 2);
     let held = world.until_policy_says("booking", "RecoveryAllowed", "False", "AllPodsUnhealthy").await;
     assert!(condition(&held, "RecoveryAllowed").message.contains("all 3 pods"));
     for pod in &workload.pods {
@@ -149,17 +149,17 @@ async fn no_pod_is_restarted_while_too_many_are_unwell() {
 async fn a_process_that_was_started_since_is_not_asked_to_do_what_another_was_meant_to_do() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
-    let operator = Operator::start_mortal(&world, "first").await;
-    world.apply(&healing_policy("booking", "booking")).await;
+    let operator = Operator::start_with_short_lease(&world, "first").await;
+    world.apply(&recovery_policy("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "").await;
     {
         let mut script = workload.pods[0].script();
-        (script.failing, script.curable) = (true, false);
+        (script.failing, script.reset_helps) = (true, false);
     }
     workload.pods[0].until_asked(1).await;
     operator.crash().await;
     workload.pods[0].restart_process();
-    let _operator = Operator::start_mortal(&world, "second").await;
+    let _operator = Operator::start_with_short_lease(&world, "second").await;
     workload.pods[0].until_it_runs("its configuration", |_| true).await;
     workload.pods[0].after_more_reports(3).await;
     assert!(workload.pods[0].script().effects.values().all(|times| *times == 1), "nothing twice");
@@ -178,9 +178,9 @@ async fn with_cleanup(pods: usize, timeout: &str) -> (World, Workload, Operator)
             "template": { "spec": { "restartPolicy": "Never", "containers": [container] } } } } },
     });
     world.apply(&cron_job).await;
-    let operator = Operator::start_mortal(&world, "first").await;
+    let operator = Operator::start_with_short_lease(&world, "first").await;
     let step = json!({ "action": "RunCleanupJob", "cronJobRef": { "name": "booking-cleanup" }, "timeout": timeout });
-    let mut policy = healing_policy("booking", "booking");
+    let mut policy = recovery_policy("booking", "booking");
     policy["spec"]["healthChecks"] =
         json!([{ "name": "booking-consistency", "scope": "Workload", "interval": "1s", "unhealthyThreshold": 1 }]);
     policy["spec"]["recovery"]["ladders"] = json!([{ "check": "booking-consistency", "steps": [step] }]);
@@ -227,18 +227,18 @@ async fn wrong_books_are_put_right_by_one_job_for_the_whole_workload() {
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Deployment", workload.uid.as_str()));
     // Another leader goes on with the same Job.
     operator.crash().await;
-    let _operator = Operator::start_mortal(&world, "second").await;
+    let _operator = Operator::start_with_short_lease(&world, "second").await;
     set_books(&workload, false);
     workload.pods[0].after_more_reports(4).await;
     let open = world.policy("booking").await;
     assert!(recent(&open).is_empty(), "the Job is not over: {:?}", recent(&open));
     finish(&world, &job, true).await;
-    let healed = world
+    let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
             recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
-    let record = &recent(&healed)[0];
+    let record = &recent(&recovered)[0];
     assert_eq!(job.name_any(), format!("booking-cleanup-{}", record.id), "the Job is named by its intent");
     assert!(record.pod.is_none());
     the_job(&world).await;
@@ -246,7 +246,7 @@ async fn wrong_books_are_put_right_by_one_job_for_the_whole_workload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_fails_ends_its_rung_at_once_and_says_why() {
+async fn a_job_that_fails_ends_its_step_at_once_and_says_why() {
     let (world, workload, _operator) = with_cleanup(2, "90s").await;
     set_books(&workload, true);
     let job = the_job(&world).await;

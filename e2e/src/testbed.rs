@@ -1,6 +1,6 @@
-//! A cluster with the operator and the ticketing workloads on it, installed as users do: with Helm.
+//! The testbed: a cluster with the operator and the ticketing workloads, installed as users do, with Helm.
 //!
-//! The demo, the scenarios and the benchmark all stand on it, whatever the provider.
+//! The demo, the scenarios and the benchmark use it, with every provider.
 
 use crate::{
     binaries::{Binaries, BinaryError, Tool},
@@ -10,6 +10,7 @@ use crate::{
     kubectl::Kubectl,
     progress::Progress,
     provider::{self, ClusterProvider, ProviderError, ProviderKind},
+    release::{Release, ReleaseError},
 };
 use crds::{FeatureFlag, ResiliencePolicy};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
@@ -20,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -31,22 +32,25 @@ pub const SYSTEM: &str = "resilience-system";
 /// Longest wait for a Helm release to be ready.
 const HELM_TIMEOUT: &str = "180s";
 
-/// What went wrong on the stage.
+/// Why an operation on the testbed failed.
 #[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    /// The cluster.
+pub enum TestbedError {
+    /// The cluster could not be brought up or reached.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// An image.
+    /// An image could not be built.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A program.
+    /// An earlier release could not be built.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// A program such as helm could not be found, downloaded or built.
     #[error(transparent)]
     Binary(#[from] BinaryError),
-    /// A program said no.
+    /// A program such as helm or kubectl failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The API server said no.
+    /// A request to the API server failed.
     #[error("the API server: {0}")]
     Kube(#[from] Box<kube::Error>),
     /// The kubeconfig is of no use.
@@ -64,22 +68,22 @@ pub enum StageError {
     },
 }
 
-impl StageError {
+impl TestbedError {
     /// Something else than `expected` was seen.
     pub fn unexpected(expected: &str, seen: &str) -> Self {
         Self::Expected { expected: expected.to_owned(), seen: seen.to_owned(), waited: Duration::ZERO }
     }
 }
 
-impl From<kube::Error> for StageError {
+impl From<kube::Error> for TestbedError {
     fn from(error: kube::Error) -> Self {
         Self::Kube(Box::new(error))
     }
 }
 
-/// A cluster with everything on it.
-pub struct Stage {
-    /// The cluster.
+/// A cluster that is up, and the clients for it.
+pub struct Testbed {
+    /// The provider that runs the cluster.
     pub cluster: Box<dyn ClusterProvider>,
     /// kubectl, pointed at it.
     pub kubectl: Kubectl,
@@ -89,8 +93,9 @@ pub struct Stage {
     progress: Progress,
 }
 
-/// The images to install.
+/// The images to install, and the charts that install them.
 pub struct Images {
+    charts: PathBuf,
     operator: Image,
     workloads: Image,
     postgres: Image,
@@ -114,22 +119,47 @@ const OFFICIAL_POSTGRES: &str = "docker.io/library/postgres:17";
 const IMAGES_VARIABLE: &str = "E2E_IMAGES";
 
 impl Images {
+    /// Reference of the operator's image.
+    pub fn operator(&self) -> &str {
+        &self.operator.reference
+    }
+
     /// The images for a provider: built here and loaded into a cluster of ours; named by `E2E_IMAGES` for another one,
     /// which pulls them by itself.
-    pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
+    pub async fn find(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
         match kind {
             ProviderKind::Local | ProviderKind::Kind => Self::build(kind, progress).await,
             ProviderKind::Existing => Self::named(&std::env::var(IMAGES_VARIABLE).unwrap_or_default()),
         }
     }
 
-    async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, StageError> {
-        let dir = checkout::root().join("target/images");
-        let mut built = build_workspace_images(&dir, progress).await?;
+    /// The images and the charts of an earlier release, built from this repository's history.
+    pub async fn of_release(release: Release, kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
+        if kind == ProviderKind::Existing {
+            let expected = "PROVIDER=local or kind: the images of an earlier release are built here, and an existing \
+                            cluster could not pull them";
+            return Err(TestbedError::unexpected(expected, "PROVIDER=existing"));
+        }
+        let built = release.build(progress).await?;
+        Self::with_postgres(built.images, built.charts, kind, progress).await
+    }
+
+    async fn build(kind: ProviderKind, progress: &Progress) -> Result<Self, TestbedError> {
+        let built = build_workspace_images(&images_dir(), progress).await?;
+        Self::with_postgres(built, charts(), kind, progress).await
+    }
+
+    async fn with_postgres(
+        mut built: Vec<Archive>,
+        charts: PathBuf,
+        kind: ProviderKind,
+        progress: &Progress,
+    ) -> Result<Self, TestbedError> {
+        let dir = images_dir();
         let mut take = |name: &str| {
             let position = built.iter().position(|archive| archive.pinned().contains(name));
             let archive = position.map(|position| built.remove(position));
-            archive.map(Image::from).ok_or_else(|| StageError::unexpected(&format!("an image named {name}"), "none"))
+            archive.map(Image::from).ok_or_else(|| TestbedError::unexpected(&format!("an image named {name}"), "none"))
         };
         let (operator, workloads) = (take("resilience-operator")?, take("workloads")?);
         let postgres = match kind {
@@ -141,11 +171,11 @@ impl Images {
             }
             _ => postgres_image(&dir, progress).await?.into(),
         };
-        Ok(Self { operator, workloads, postgres })
+        Ok(Self { charts, operator, workloads, postgres })
     }
 
     /// `operator=REFERENCE,workloads=REFERENCE`, and `postgres=REFERENCE` if it is not the official one.
-    fn named(text: &str) -> Result<Self, StageError> {
+    fn named(text: &str) -> Result<Self, TestbedError> {
         let entries: Vec<_> = text.split(',').filter_map(|entry| entry.split_once('=')).collect();
         let find = |name: &str| {
             let found = entries.iter().find(|(key, _)| key.trim() == name);
@@ -155,15 +185,26 @@ impl Images {
             let expected = format!(
                 "{IMAGES_VARIABLE}=operator=REFERENCE,workloads=REFERENCE, of images that the cluster can pull"
             );
-            StageError::unexpected(&expected, &format!("no {name} in {text:?}"))
+            TestbedError::unexpected(&expected, &format!("no {name} in {text:?}"))
         };
         Ok(Self {
+            charts: charts(),
             operator: find("operator").ok_or_else(|| missing("operator"))?,
             workloads: find("workloads").ok_or_else(|| missing("workloads"))?,
             postgres: find("postgres")
                 .unwrap_or_else(|| Image { reference: OFFICIAL_POSTGRES.to_owned(), archive: None }),
         })
     }
+}
+
+/// Where the images of this checkout are written.
+fn images_dir() -> PathBuf {
+    checkout::root().join("target/images")
+}
+
+/// The charts of this checkout.
+fn charts() -> PathBuf {
+    checkout::root().join("charts")
 }
 
 /// Whether Docker has an image, or can get it.
@@ -176,27 +217,27 @@ async fn pulled(reference: &str, progress: &Progress) -> bool {
     matches!(progress.during(&format!("docker pull {reference}"), pull).await, Ok(Ok(())))
 }
 
-impl Stage {
+impl Testbed {
     /// Brings up a cluster (or finds the one that is up) and connects to it.
     pub async fn open(
         kind: ProviderKind,
         name: Option<&str>,
         nodes: u32,
         progress: &Progress,
-    ) -> Result<Self, StageError> {
+    ) -> Result<Self, TestbedError> {
         let cluster = provider::open(kind, name, progress)?;
         cluster.up(nodes).await?;
         Self::connect(cluster, progress).await
     }
 
     /// Connects to a cluster that is up.
-    pub async fn connect(cluster: Box<dyn ClusterProvider>, progress: &Progress) -> Result<Self, StageError> {
+    pub async fn connect(cluster: Box<dyn ClusterProvider>, progress: &Progress) -> Result<Self, TestbedError> {
         let binaries = Binaries::new(progress.clone());
         let helm = binaries.path(Tool::Helm).await?;
         let kubectl = Kubectl::new(binaries.path(Tool::Kubectl).await?, cluster.kubeconfig());
-        let unusable = |error: kube::config::KubeconfigError| StageError::Kubeconfig(error.to_string());
+        let unusable = |error: kube::config::KubeconfigError| TestbedError::Kubeconfig(error.to_string());
         let config = match cluster.kubeconfig() {
-            None => Config::infer().await.map_err(|error| StageError::Kubeconfig(error.to_string()))?,
+            None => Config::infer().await.map_err(|error| TestbedError::Kubeconfig(error.to_string()))?,
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(unusable)?;
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)?
@@ -206,8 +247,13 @@ impl Stage {
         Ok(Self { cluster, kubectl, client, helm, progress: progress.clone() })
     }
 
+    /// Loads the operator's image into the cluster, so that an upgrade that follows does not wait for it.
+    pub async fn load_operator(&self, images: &Images) -> Result<(), TestbedError> {
+        self.load(&images.operator).await
+    }
+
     /// Installs or upgrades the operator. `extra` are further `--set` values.
-    pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), StageError> {
+    pub async fn install_operator(&self, images: &Images, extra: &[&str]) -> Result<(), TestbedError> {
         self.load(&images.operator).await?;
         // An interrupted run may have left it scaled down, which Helm would take for somebody else's decision.
         let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
@@ -218,24 +264,27 @@ impl Stage {
         let image = image_values("image", &images.operator.reference);
         let values = image.iter().map(String::as_str).chain(extra.iter().copied()).collect::<Vec<_>>();
         self.progress
-            .during("helm install resilience-operator", self.helm("resilience-operator", SYSTEM, &values))
+            .during(
+                "helm install resilience-operator",
+                self.helm(&images.charts, "resilience-operator", SYSTEM, &values),
+            )
             .await
     }
 
     /// Installs or upgrades the booking service with its database, and nothing else: what is measured or counted there
     /// depends on nobody.
-    pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+    pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
         let mut values = vec!["simulators.enabled=false".to_owned(), "services.booking.env.PAYMENT_URL=".to_owned()];
         values.extend(["gateway", "catalog", "payment", "notification"].map(|s| format!("services.{s}.enabled=false")));
         self.install_ticketing(images, replicas, &values).await
     }
 
     /// Installs or upgrades all services and the simulators, one pod of each but of booking.
-    pub async fn install_all(&self, images: &Images, replicas: u32) -> Result<(), StageError> {
+    pub async fn install_all(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
         self.install_ticketing(images, replicas, &["serviceDefaults.replicas=1".to_owned()]).await
     }
 
-    async fn install_ticketing(&self, images: &Images, replicas: u32, extra: &[String]) -> Result<(), StageError> {
+    async fn install_ticketing(&self, images: &Images, replicas: u32, extra: &[String]) -> Result<(), TestbedError> {
         self.load(&images.workloads).await?;
         self.load(&images.postgres).await?;
         let mut values: Vec<String> = image_values("image", &images.workloads.reference).into();
@@ -243,18 +292,18 @@ impl Stage {
         values.push(format!("services.booking.replicas={replicas}"));
         values.extend_from_slice(extra);
         let values: Vec<_> = values.iter().map(String::as_str).collect();
-        self.progress.during("helm install ticketing", self.helm("ticketing", TICKETING, &values)).await
+        self.progress.during("helm install ticketing", self.helm(&images.charts, "ticketing", TICKETING, &values)).await
     }
 
-    async fn load(&self, image: &Image) -> Result<(), StageError> {
+    async fn load(&self, image: &Image) -> Result<(), TestbedError> {
         match &image.archive {
             Some(archive) => Ok(self.cluster.load_image(archive).await?),
             None => Ok(()),
         }
     }
 
-    async fn helm(&self, release: &str, namespace: &str, values: &[&str]) -> Result<(), StageError> {
-        let chart = checkout::root().join("charts").join(release);
+    async fn helm(&self, charts: &Path, release: &str, namespace: &str, values: &[&str]) -> Result<(), TestbedError> {
+        let chart = charts.join(release);
         let mut run = Run::new(&self.helm).args(["upgrade", "--install", release]).arg(chart).args([
             "--namespace",
             namespace,
@@ -273,7 +322,7 @@ impl Stage {
     }
 
     /// Removes both releases and their namespaces.
-    pub async fn uninstall(&self) -> Result<(), StageError> {
+    pub async fn uninstall(&self) -> Result<(), TestbedError> {
         for (release, namespace) in [("ticketing", TICKETING), ("resilience-operator", SYSTEM)] {
             let mut run =
                 Run::new(&self.helm).args(["uninstall", release, "--namespace", namespace, "--ignore-not-found"]);
@@ -288,11 +337,26 @@ impl Stage {
         Ok(())
     }
 
+    /// Removes our custom resource definitions, and with them every object of their kinds.
+    pub async fn delete_definitions(&self) -> Result<(), TestbedError> {
+        for definition in crds::manifests::definitions() {
+            let name = definition.metadata.name.unwrap_or_default();
+            self.kubectl.run(&format!("delete crd {name} --ignore-not-found --wait=true --timeout=60s")).await?;
+        }
+        Ok(())
+    }
+
     /// Applies a file of the checkout, as `kubectl apply -f` does.
-    pub async fn apply_file(&self, file: &str) -> Result<(), StageError> {
+    pub async fn apply_file(&self, file: &str) -> Result<(), TestbedError> {
         let path = checkout::root().join(file);
         let path = path.to_string_lossy();
         Ok(self.kubectl.args(&["apply", "-f", &path]).await.map(drop)?)
+    }
+
+    /// The entries of the API server's audit log so far; none if the provider keeps no log.
+    pub async fn audit_lines(&self) -> Result<Vec<Value>, TestbedError> {
+        let text = self.cluster.audit_log().await?.unwrap_or_default();
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
     /// Policies in the ticketing namespace.
@@ -311,7 +375,7 @@ impl Stage {
     }
 
     /// The running pods of the booking service, by name.
-    pub async fn booking_pods(&self) -> Result<Vec<Pod>, StageError> {
+    pub async fn booking_pods(&self) -> Result<Vec<Pod>, TestbedError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), TICKETING);
         let list = pods.list(&ListParams::default().labels("app.kubernetes.io/name=booking")).await?;
         let mut pods: Vec<_> = list.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
@@ -320,19 +384,19 @@ impl Stage {
     }
 
     /// Changes a policy with a merge patch of its spec.
-    pub async fn patch_policy(&self, name: &str, spec: &Value) -> Result<ResiliencePolicy, StageError> {
+    pub async fn patch_policy(&self, name: &str, spec: &Value) -> Result<ResiliencePolicy, TestbedError> {
         Ok(self.policies().patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?)
     }
 
     /// Deletes every policy and flag set.
-    pub async fn delete_resources(&self) -> Result<(), StageError> {
+    pub async fn delete_resources(&self) -> Result<(), TestbedError> {
         self.policies().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         self.flag_sets().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         Ok(())
     }
 
     /// Sends the operator away, or brings it back, and waits until that is so.
-    pub async fn scale_operator(&self, replicas: i32) -> Result<(), StageError> {
+    pub async fn scale_operator(&self, replicas: i32) -> Result<(), TestbedError> {
         let operators: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         operators.patch("resilience-operator", &PatchParams::default(), &patch).await?;
@@ -358,7 +422,7 @@ impl Stage {
         limit: Duration,
         expected: &str,
         check: impl Fn(&ResiliencePolicy) -> bool,
-    ) -> Result<ResiliencePolicy, StageError> {
+    ) -> Result<ResiliencePolicy, TestbedError> {
         let api = self.policies();
         until(limit, expected, || async {
             let policy = api.get_opt(name).await?;
@@ -373,10 +437,10 @@ impl Stage {
 }
 
 /// Asks again and again until the answer is good. The inner error says what was seen.
-pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, StageError>
+pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, TestbedError>
 where
     F: Fn() -> Fut,
-    Fut: Future<Output = Result<Result<T, String>, StageError>>,
+    Fut: Future<Output = Result<Result<T, String>, TestbedError>>,
 {
     let begin = Instant::now();
     loop {
@@ -386,7 +450,7 @@ where
             Err(error) => error.to_string(),
         };
         if begin.elapsed() >= limit {
-            return Err(StageError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
+            return Err(TestbedError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -1,6 +1,6 @@
-//! The processes that are started, and what they said last.
+//! The processes of the local stack, and the end of their output.
 
-use super::LaptopError;
+use super::LocalStackError;
 use crate::process::ProcessId;
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
-/// Lines of a process that are shown if it ends by itself.
+/// Lines of output that are kept for the message about a process that ends by itself.
 const LAST_LINES: usize = 15;
 
-/// A process and what it said last.
+/// A process and the last lines of its output.
 pub(super) struct Running {
     pub(super) name: &'static str,
     pub(super) child: Child,
@@ -19,17 +19,17 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts one; with `show`, what it says is printed, with its name before each line.
-    pub(super) fn start(name: &'static str, mut command: Command, show: bool) -> Result<Self, LaptopError> {
+    /// Starts a process; with `show`, its output is printed, with `name` before each line.
+    pub(super) fn start(name: &'static str, mut command: Command, show: bool) -> Result<Self, LocalStackError> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let start = |source| LaptopError::Start { what: name.to_owned(), source };
+        let start = |source| LocalStackError::Start { what: name.to_owned(), source };
         let mut child = command.spawn().map_err(start)?;
         let last = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(output) = child.stdout.take() {
-            tokio::spawn(pass_on(name, output, Arc::clone(&last), show));
+            tokio::spawn(forward_lines(name, output, Arc::clone(&last), show));
         }
         if let Some(output) = child.stderr.take() {
-            tokio::spawn(pass_on(name, output, Arc::clone(&last), show));
+            tokio::spawn(forward_lines(name, output, Arc::clone(&last), show));
         }
         Ok(Self { name, child, last })
     }
@@ -40,10 +40,10 @@ impl Running {
     }
 
     /// Fails if it has ended.
-    pub(super) fn check(&mut self) -> Result<(), LaptopError> {
+    pub(super) fn check(&mut self) -> Result<(), LocalStackError> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
-            _ => Err(LaptopError::Ended { what: self.name.to_owned(), tail: self.tail() }),
+            _ => Err(LocalStackError::Ended { what: self.name.to_owned(), tail: self.tail() }),
         }
     }
 
@@ -53,8 +53,8 @@ impl Running {
     }
 }
 
-/// Prints each line with the name of its process before it.
-async fn pass_on(name: &str, output: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<String>>>, show: bool) {
+/// Keeps the last lines, and with `show` prints each one with the name of its process before it.
+async fn forward_lines(name: &str, output: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<String>>>, show: bool) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if show {

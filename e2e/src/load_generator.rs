@@ -1,43 +1,43 @@
-//! Buyers of a laptop's shop, as many at once as are wanted, and what became of their orders.
+//! A load generator for a local stack: any number of concurrent buyers, and the outcome and latency of each order.
 
-use crate::laptop::{Laptop, LaptopError, Port};
+use crate::local_stack::{LocalStack, LocalStackError, Port};
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Seats of an event: nobody is to be told that there are none left.
+/// An answer that takes longer counts as none.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Seats of an event: so many that none of them sells out.
 const SEATS: i32 = 1_000_000;
 
-/// Where seats are sold, and of what.
-pub struct Market {
+/// Sends orders for the seats of its own events to the gateway.
+pub struct LoadGenerator {
     gateway: String,
     client: Client,
     events: Vec<String>,
     next: AtomicUsize,
 }
 
-/// An answer to an order.
+/// The answer to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Its status; 0: there was none.
+    /// HTTP status; 0 if there was no answer in time.
     pub status: u16,
-    /// How long it took.
+    /// Time from the request to the end of the answer.
     pub took: Duration,
 }
 
-impl Market {
-    /// With as many new events, so that buyers do not stand in each other's way.
-    pub async fn open(laptop: &Laptop, events: i32) -> Result<Self, LaptopError> {
+impl LoadGenerator {
+    /// Adds `events` new events to the database; with more of them, fewer buyers contend for one row.
+    pub async fn new(stack: &LocalStack, events: i32) -> Result<Self, LocalStackError> {
         let insert = "INSERT INTO events (id, name, capacity, available, price_cents)
                       SELECT gen_random_uuid(), 'Evening ' || nth, $2, $2, 4500 FROM generate_series(1, $1::int) nth
                       RETURNING id::text";
-        let rows = laptop.connect().await?.query(insert, &[&events, &SEATS]).await?;
+        let rows = stack.connect().await?.query(insert, &[&events, &SEATS]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap_or_default();
-        Ok(Self { gateway: laptop.url(Port::Gateway), client, events, next: AtomicUsize::new(0) })
+        let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
+        Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0) })
     }
 
     fn order(&self) -> Value {
@@ -87,9 +87,9 @@ impl Market {
         Answer { status, took: begin.elapsed() }
     }
 
-    /// As many buyers at once book one seat after the other for so long. Those who still wait at the end count with the
-    /// time that they have waited.
-    pub async fn rush(&self, buyers: usize, time: Duration) -> Vec<Answer> {
+    /// `buyers` concurrent buyers each book one seat after the other for `time`. An order that is still open at the end
+    /// has status 0 and the time that it has taken so far.
+    pub async fn run(&self, buyers: usize, time: Duration) -> Vec<Answer> {
         let end = tokio::time::Instant::now() + time;
         let one = || async {
             let mut answers = Vec::new();

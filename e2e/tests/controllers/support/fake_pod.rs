@@ -1,5 +1,5 @@
-//! A pod that is no more than an address: the test answers behind it as a pod of the contract would, or as badly as it
-//! is told to.
+//! A fake pod: a Pod object of the API server, and at its address a server in the test's process that speaks the contract,
+//! correctly or wrongly as the test sets it.
 
 use super::{World, eventually};
 use axum::{
@@ -33,28 +33,31 @@ use std::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-/// How a pod treats the operator.
+/// Added to a revision, in milliseconds: more than any test lasts, because later changes have higher revisions.
+const NEVER_PUBLISHED: i64 = 24 * 60 * 60 * 1_000;
+
+/// How a fake pod answers the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manners {
+pub enum Behavior {
     /// As the contract says.
-    Obliging,
+    Correct,
     /// It has not mounted its token yet and refuses everything.
     NoTokenYet,
-    /// It answers after longer than anybody waits.
+    /// It answers after longer than the operator waits.
     Slow,
-    /// It answers with what is no answer.
+    /// Its answers are not of the contract.
     Garbage,
     /// Its answers never end.
     Endless,
     /// Its answers are far too big.
     Huge,
-    /// It says that it runs what was never published.
-    FromTheFuture,
-    /// Its figures cannot be.
-    Impossible,
-    /// It says that it is another pod.
-    SomebodyElse,
-    /// It acknowledges what is pushed, and runs nothing a moment later.
+    /// It reports a revision that was never published.
+    UnpublishedRevision,
+    /// It reports figures that cannot be true.
+    ImpossibleFigures,
+    /// It reports under another pod's name.
+    OtherPodName,
+    /// It acknowledges a configuration, and has none a moment later.
     Forgetful,
 }
 
@@ -72,9 +75,9 @@ pub struct Asked {
     pub in_status: Option<ActionRecord>,
 }
 
-/// What a pod does, and what was done to it.
+/// What a fake pod is to do, and what it was asked so far.
 pub struct Script {
-    pub manners: Manners,
+    pub behavior: Behavior,
     /// Paths of a document that it does not know, as an older version of the workload would not.
     pub unsupported: Vec<String>,
     /// Version of the contract that it speaks.
@@ -84,7 +87,7 @@ pub struct Script {
     /// Whether its check `database` fails.
     pub failing: bool,
     /// Whether ResetConnections makes the check healthy.
-    pub curable: bool,
+    pub reset_helps: bool,
     pub circuits: BTreeMap<String, CircuitState>,
     pub running: Option<RuntimeConfig>,
     pub pushes: Vec<Push>,
@@ -105,8 +108,8 @@ pub struct Script {
     consecutive_failures: u32,
 }
 
-/// What the server behind the address works with.
-struct Behind {
+/// What the servers of one fake pod share.
+struct PodServer {
     world_client: Client,
     namespace: String,
     workload: String,
@@ -114,21 +117,21 @@ struct Behind {
     script: Mutex<Script>,
 }
 
-/// A pod.
-pub struct StandIn {
+/// A fake pod; its servers end with this value.
+pub struct FakePod {
     pub name: String,
-    behind: Arc<Behind>,
+    server: Arc<PodServer>,
     servers: Vec<JoinHandle<()>>,
 }
 
-impl Drop for StandIn {
+impl Drop for FakePod {
     fn drop(&mut self) {
         self.servers.iter().for_each(JoinHandle::abort);
     }
 }
 
-impl StandIn {
-    /// Makes a pod, and answers at its address.
+impl FakePod {
+    /// Creates the Pod object, and answers at its address.
     pub async fn start(world: &World, workload: &str, owners: Value, ready: bool) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
         let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -146,7 +149,7 @@ impl StandIn {
             "metadata": { "name": name, "labels": { "app": workload }, "ownerReferences": owners },
             "spec": { "containers": [{ "name": "main", "image": "none", "ports": ports }] },
         });
-        let behind = Arc::new(Behind {
+        let server = Arc::new(PodServer {
             world_client: world.client.clone(),
             namespace: world.namespace.clone(),
             workload: workload.to_owned(),
@@ -157,8 +160,8 @@ impl StandIn {
             .route(CONFIG_PATH, put(take_config))
             .route(ACTIONS_PATH, post(take_action))
             .route(HEALTH_PATH, get(report_to_operator))
-            .with_state(Arc::clone(&behind));
-        let site = Router::new().route(HEALTH_PATH, get(report_to_public)).with_state(Arc::clone(&behind));
+            .with_state(Arc::clone(&server));
+        let site = Router::new().route(HEALTH_PATH, get(report_to_public)).with_state(Arc::clone(&server));
         let serve = |listener, app: Router| {
             tokio::spawn(async move {
                 let _ = axum::serve(listener, app).await;
@@ -173,12 +176,12 @@ impl StandIn {
             "conditions": [{ "type": "Ready", "status": ready }],
         }});
         pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&status)).await.unwrap();
-        Self { name, behind, servers }
+        Self { name, server, servers }
     }
 
     /// What it does and what was done to it.
     pub fn script(&self) -> MutexGuard<'_, Script> {
-        self.behind.script()
+        self.server.script()
     }
 
     /// Its process ends, and another one starts that knows nothing.
@@ -248,12 +251,12 @@ impl StandIn {
 impl Default for Script {
     fn default() -> Self {
         Self {
-            manners: Manners::Obliging,
+            behavior: Behavior::Correct,
             unsupported: Vec::new(),
             contract_version: CONTRACT_VERSION,
             dependencies: None,
             failing: false,
-            curable: true,
+            reset_helps: true,
             circuits: BTreeMap::new(),
             running: None,
             pushes: Vec::new(),
@@ -353,31 +356,31 @@ impl Script {
     }
 }
 
-impl Behind {
+impl PodServer {
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
     }
 
-    /// Counts a request to the admin port and judges it; an answer instead of one if it goes no further.
+    /// Counts a request to the admin port and checks its token; the error is the answer to a request that goes no further.
     async fn receive(&self, headers: &HeaderMap) -> Result<(), Response> {
         let shown = headers.get(TOKEN_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-        let manners = {
+        let behavior = {
             let mut script = self.script();
             script.requests += 1;
             script.tokens_seen.insert(shown.clone());
-            script.manners
+            script.behavior
         };
-        match manners {
-            Manners::NoTokenYet => return Err(StatusCode::UNAUTHORIZED.into_response()),
-            Manners::Slow => tokio::time::sleep(Duration::from_secs(60)).await,
-            Manners::Garbage => return Err("<html>welcome</html>".into_response()),
-            Manners::Endless => return Err(endless(Duration::from_millis(10))),
-            Manners::Huge => return Err(Body::from(vec![b' '; 64 << 20]).into_response()),
-            Manners::Obliging
-            | Manners::FromTheFuture
-            | Manners::Impossible
-            | Manners::SomebodyElse
-            | Manners::Forgetful => {}
+        match behavior {
+            Behavior::NoTokenYet => return Err(StatusCode::UNAUTHORIZED.into_response()),
+            Behavior::Slow => tokio::time::sleep(Duration::from_secs(60)).await,
+            Behavior::Garbage => return Err("<html>welcome</html>".into_response()),
+            Behavior::Endless => return Err(endless(Duration::from_millis(10))),
+            Behavior::Huge => return Err(Body::from(vec![b' '; 64 << 20]).into_response()),
+            Behavior::Correct
+            | Behavior::UnpublishedRevision
+            | Behavior::ImpossibleFigures
+            | Behavior::OtherPodName
+            | Behavior::Forgetful => {}
         }
         let secrets: Api<Secret> = Api::namespaced(self.world_client.clone(), &self.namespace);
         let secret = secrets
@@ -402,16 +405,16 @@ impl Behind {
     }
 }
 
-async fn take_config(State(behind): State<Arc<Behind>>, headers: HeaderMap, body: Bytes) -> Response {
-    if let Err(answer) = behind.receive(&headers).await {
+async fn take_config(State(server): State<Arc<PodServer>>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Err(answer) = server.receive(&headers).await {
         return answer;
     }
-    let mut script = behind.script();
+    let mut script = server.script();
     let (outcome, message) = script.take(&body);
     let mut applied = script.applied();
-    match script.manners {
-        Manners::Forgetful => script.running = None,
-        Manners::FromTheFuture => applied.revision += 1_000,
+    match script.behavior {
+        Behavior::Forgetful => script.running = None,
+        Behavior::UnpublishedRevision => applied.revision += NEVER_PUBLISHED,
         _ => {}
     }
     let status = match outcome {
@@ -423,15 +426,15 @@ async fn take_config(State(behind): State<Arc<Behind>>, headers: HeaderMap, body
 }
 
 async fn take_action(
-    State(behind): State<Arc<Behind>>,
+    State(server): State<Arc<PodServer>>,
     headers: HeaderMap,
     Json(request): Json<ActionRequest>,
 ) -> Response {
-    if let Err(answer) = behind.receive(&headers).await {
+    if let Err(answer) = server.receive(&headers).await {
         return answer;
     }
-    let in_status = behind.intent(&request.intent_id).await;
-    let mut script = behind.script();
+    let in_status = server.intent(&request.intent_id).await;
+    let mut script = server.script();
     let done_before = script.asked.iter().any(|asked| asked.intent_id == request.intent_id);
     script.asked.push(Asked { intent_id: request.intent_id.clone(), in_status });
     let outcome = if request.instance.as_ref().is_some_and(|meant| *meant != script.instance) {
@@ -440,22 +443,24 @@ async fn take_action(
         ActionOutcome::AlreadyDone
     } else {
         *script.effects.entry(request.intent_id.clone()).or_default() += 1;
-        script.failing = script.failing && !script.curable;
+        script.failing = script.failing && !script.reset_helps;
         ActionOutcome::Done
     };
     Json(ActionAnswer { intent_id: request.intent_id, outcome, message: String::new() }).into_response()
 }
 
-async fn report_to_operator(State(behind): State<Arc<Behind>>, headers: HeaderMap) -> Response {
-    if let Err(answer) = behind.receive(&headers).await {
+async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: HeaderMap) -> Response {
+    if let Err(answer) = server.receive(&headers).await {
         return answer;
     }
-    let mut script = behind.script();
-    let mut report = script.report(&behind.pod);
-    match script.manners {
-        Manners::FromTheFuture => report.applied.revision += 1_000,
-        Manners::Impossible => report.checks.values_mut().for_each(|check| check.consecutive_failures = u32::MAX),
-        Manners::SomebodyElse => report.pod.push_str("-not"),
+    let mut script = server.script();
+    let mut report = script.report(&server.pod);
+    match script.behavior {
+        Behavior::UnpublishedRevision => report.applied.revision += NEVER_PUBLISHED,
+        Behavior::ImpossibleFigures => {
+            report.checks.values_mut().for_each(|check| check.consecutive_failures = u32::MAX);
+        }
+        Behavior::OtherPodName => report.pod.push_str("-not"),
         _ => {}
     }
     Json(report).into_response()
@@ -470,11 +475,11 @@ fn endless(pause: Duration) -> Response {
     Body::from_stream(crumbs).into_response()
 }
 
-async fn report_to_public(State(behind): State<Arc<Behind>>) -> Json<HealthReport> {
-    Json(behind.script().report(&behind.pod))
+async fn report_to_public(State(server): State<Arc<PodServer>>) -> Json<HealthReport> {
+    Json(server.script().report(&server.pod))
 }
 
 /// Annotations of a pod.
-pub async fn annotations(world: &World, pod: &StandIn) -> BTreeMap<String, String> {
+pub async fn annotations(world: &World, pod: &FakePod) -> BTreeMap<String, String> {
     world.api::<Pod>().get(&pod.name).await.unwrap().annotations().clone()
 }

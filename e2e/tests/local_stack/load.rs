@@ -1,8 +1,8 @@
 //! Too many buyers, and too little memory.
 
-use crate::shop::{Shop, critical, degradation, policy};
+use crate::fixture::{Fixture, critical, degradation, policy};
 use contract::{CheckStatus, FlagsSettings};
-use e2e::laptop::Port;
+use e2e::local_stack::Port;
 use futures::future::join_all;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -12,62 +12,62 @@ const TOO_MANY: &str = "503 TOO_MANY_BOOKINGS";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn load_and_memory_are_too_high() {
-    let mut shop = Shop::open().await;
-    memory_over_the_limit(&mut shop).await;
-    load_over_80_percent(&mut shop).await;
-    the_smaller_limit_wins(&mut shop).await;
-    shop.close().await;
+    let mut fixture = Fixture::start().await;
+    memory_over_the_limit(&mut fixture).await;
+    load_over_80_percent(&mut fixture).await;
+    the_smaller_limit_wins(&mut fixture).await;
+    fixture.finish().await;
 }
 
 /// The limit falls below what the process has: it says so, and goes on selling.
-async fn memory_over_the_limit(shop: &mut Shop) {
+async fn memory_over_the_limit(fixture: &mut Fixture) {
     let failures = r#"health_check_failures_total{check_name="memory"}"#;
     let mut little = policy("booking");
     little.health_checks.get_mut("memory").unwrap().memory_max_bytes = Some(1 << 20);
-    shop.configure("booking", little).await;
-    let is = async |status| shop.check(Port::Booking, "memory").await.status == status;
-    let noticed = shop.until("the check is degraded", async || is(CheckStatus::Degraded).await).await;
-    let report = shop.health(Port::Booking).await;
+    fixture.configure("booking", little).await;
+    let is = async |status| fixture.check(Port::Booking, "memory").await.status == status;
+    let noticed = fixture.until("the check is degraded", async || is(CheckStatus::Degraded).await).await;
+    let report = fixture.health(Port::Booking).await;
     assert_eq!(report.status, CheckStatus::Degraded, "degraded, not unhealthy: nothing is restarted for it");
     assert!(report.checks["memory"].data["usedBytes"].as_u64().unwrap() > 1 << 20);
-    let booked = shop.book().await;
+    let booked = fixture.book().await;
     assert_eq!(booked.in_words(), "201 Confirmed");
-    let failed = shop.metric(Port::Booking, failures).await;
+    let failed = fixture.metric(Port::Booking, failures).await;
     assert!(failed >= 1);
-    shop.configure("booking", policy("booking")).await;
-    let well = shop.until_well().await;
+    fixture.configure("booking", policy("booking")).await;
+    let well = fixture.until_well().await;
     let metrics = format!("memory check failed {failed} times, seen after {} ms", noticed.as_millis());
-    shop.tell("memory over the limit", "201 Confirmed", booked.took, well, &metrics);
+    fixture.record("memory over the limit", "201 Confirmed", booked.took, well, &metrics);
 }
 
 /// Buyers come back until they have a seat. From 80 % on, payment is asked later, so that places come free; more than the
-/// limit are told to come back.
-async fn load_over_80_percent(shop: &mut Shop) {
+/// limit are asked to try again.
+async fn load_over_80_percent(fixture: &mut Fixture) {
     let degraded = r#"degraded_mode_active{service="booking"}"#;
     let flags = json!({"flags": {"MaxConcurrentBookings": {
         "state": "ENABLED", "variants": {"low": 5}, "defaultVariant": "low"}}});
     let flags: FlagsSettings = serde_json::from_value(flags).unwrap();
     let mut busy = policy("booking");
     busy.degradation = Some(degradation());
-    shop.configure_all("booking", busy, flags).await;
+    fixture.configure_all("booking", busy, flags).await;
     // Slow enough to fill all places, and within its time.
-    shop.provider("stripe", json!({"latencyMs": 200})).await;
+    fixture.provider("stripe", json!({"latencyMs": 200})).await;
     let until = Instant::now() + Duration::from_secs(3);
     let buyers = join_all((0..12).map(|_| {
-        let shop = &*shop;
+        let fixture = &*fixture;
         async move {
             let mut seen = Vec::new();
             while Instant::now() < until {
-                seen.push(shop.book().await);
-                // As somebody who was told to come back in a moment.
+                seen.push(fixture.book().await);
+                // Like a buyer who was asked to try again in a moment.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             seen
         }
     }));
-    let watch = shop.until("it is degraded", async || shop.metric(Port::Booking, degraded).await == 1);
+    let watch = fixture.until("it is degraded", async || fixture.metric(Port::Booking, degraded).await == 1);
     let (seen, noticed) = tokio::join!(buyers, watch);
-    shop.provider("stripe", json!({})).await;
+    fixture.provider("stripe", json!({})).await;
     let begin = Instant::now();
     let mut answers: BTreeMap<String, usize> = BTreeMap::new();
     for booked in seen.iter().flatten() {
@@ -77,45 +77,51 @@ async fn load_over_80_percent(shop: &mut Shop) {
             assert_eq!((limit, booked.header("retry-after")), (&json!("MaxConcurrentBookings"), Some("1")));
         }
     }
-    // Who loses against the others four times in a row is told to come back, too.
+    // Who loses against the others four times in a row is asked to try again, too.
     let expected = ["201 Confirmed", "202 PaymentPending", TOO_MANY, "503 BOOKING_FAILED"];
     assert!(answers.keys().all(|answer| expected.contains(&answer.as_str())), "{answers:?}");
     assert!(expected[..3].iter().all(|answer| answers.contains_key(*answer)), "{answers:?}");
     for booked in seen.iter().flatten().filter(|booked| booked.status == 202) {
-        shop.until_confirmed(booked).await;
+        fixture.until_confirmed(booked).await;
     }
-    shop.until_well().await;
-    assert_eq!(shop.metric(Port::Booking, degraded).await, 0);
-    let limited = shop.metric(Port::Booking, r#"bookings_total{outcome="limited"}"#).await;
+    fixture.until_well().await;
+    assert_eq!(fixture.metric(Port::Booking, degraded).await, 0);
+    let limited = fixture.metric(Port::Booking, r#"bookings_total{outcome="limited"}"#).await;
     let slowest = seen.iter().flatten().map(|one| one.took).max().unwrap();
     let count = |answer: &str| answers.get(answer).copied().unwrap_or(0);
     let sees =
         format!("{} x 201, {} x 202, {} x 503", count("201 Confirmed"), count("202 PaymentPending"), count(TOO_MANY));
     let metrics = format!("degraded_mode_active 1 after {} ms, {limited} limited", noticed.as_millis());
-    shop.tell("load over 80 %", &sees, slowest, begin.elapsed(), &metrics);
+    fixture.record("load over 80 %", &sees, slowest, begin.elapsed(), &metrics);
 }
 
-/// A compartment that is smaller than the flag: the answer names it.
-async fn the_smaller_limit_wins(shop: &mut Shop) {
+/// A bulkhead that is smaller than the flag: the answer names it.
+async fn the_smaller_limit_wins(fixture: &mut Fixture) {
     let rejected = r#"bulkhead_rejected_total{bulkhead="critical",reason="full"}"#;
     let mut small = policy("booking");
     small.bulkheads.extend([critical(1, 0)]);
-    shop.configure("booking", small).await;
-    let seen = join_all((0..40).map(|_| shop.book())).await;
+    fixture.configure("booking", small).await;
+    let seen = join_all((0..40).map(|_| fixture.book())).await;
     let refused: Vec<_> = seen.iter().filter(|booked| booked.status == 503).collect();
     assert!(!refused.is_empty());
     for booked in &refused {
         assert_eq!((booked.in_words().as_str(), &booked.body["limit"]), ("503 TOO_MANY_BOOKINGS", &json!("critical")));
     }
-    let rejected = shop.metric(Port::Booking, rejected).await;
+    let rejected = fixture.metric(Port::Booking, rejected).await;
     assert!(rejected >= 1);
-    shop.configure("booking", policy("booking")).await;
+    fixture.configure("booking", policy("booking")).await;
     let begin = Instant::now();
     for booked in seen.iter().filter(|booked| booked.status == 202) {
-        shop.until_confirmed(booked).await;
+        fixture.until_confirmed(booked).await;
     }
-    shop.until_well().await;
+    fixture.until_well().await;
     let slowest = seen.iter().map(|one| one.took).max().unwrap();
     let sees = format!("{} taken, {} x 503 that names it", seen.len() - refused.len(), refused.len());
-    shop.tell("compartment of 1, 40 buyers", &sees, slowest, begin.elapsed(), &format!("critical rejected {rejected}"));
+    fixture.record(
+        "bulkhead of 1, 40 buyers",
+        &sees,
+        slowest,
+        begin.elapsed(),
+        &format!("critical rejected {rejected}"),
+    );
 }

@@ -1,7 +1,7 @@
 //! A PostgreSQL of its own, in a temporary folder.
 
 use super::child::Running;
-use super::{LaptopError, PATIENCE, STOPPING};
+use super::{LocalStackError, START_TIMEOUT, STOP_TIMEOUT};
 use rustix::process::Signal;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -23,19 +23,19 @@ pub(super) struct Postgres {
 
 impl Postgres {
     /// Makes an empty data directory in `home` and starts a server on it.
-    pub(super) async fn create(home: &Path, port: u16, show: bool) -> Result<Self, LaptopError> {
+    pub(super) async fn create(home: &Path, port: u16, show: bool) -> Result<Self, LocalStackError> {
         let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         let mut found: Vec<_> = installed.map(|entry| entry.path().join("bin")).collect();
         found.retain(|programs| programs.join("initdb").exists() && programs.join("postgres").exists());
         found.sort();
-        let programs = found.pop().ok_or(LaptopError::NoPostgres)?;
-        let file = |source| LaptopError::File { path: home.to_owned(), source };
+        let programs = found.pop().ok_or(LocalStackError::NoPostgres)?;
+        let file = |source| LocalStackError::File { path: home.to_owned(), source };
         std::fs::create_dir(home).map_err(file)?;
         std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)).map_err(file)?;
         if is_root() {
             chown(home, Some(NOBODY.0), Some(NOBODY.1)).map_err(file)?;
         }
-        let start = |source| LaptopError::Start { what: "PostgreSQL".into(), source };
+        let start = |source| LocalStackError::Start { what: "PostgreSQL".into(), source };
         let made = unprivileged(&programs.join("initdb"), home)
             .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"])
             .arg(home.join("data"))
@@ -44,7 +44,7 @@ impl Postgres {
             .map_err(start)?;
         if !made.status.success() {
             let output = String::from_utf8_lossy(&made.stderr).into_owned();
-            return Err(LaptopError::Program { program: "initdb", output });
+            return Err(LocalStackError::Program { program: "initdb", output });
         }
         let mut postgres = Self { programs, home: home.to_owned(), port, show, server: None };
         postgres.start().await?;
@@ -53,7 +53,7 @@ impl Postgres {
 
     /// Starts the server on its data, and waits until it answers. The services would come up without it, and say so at
     /// length.
-    pub(super) async fn start(&mut self) -> Result<(), LaptopError> {
+    pub(super) async fn start(&mut self) -> Result<(), LocalStackError> {
         let port = self.port.to_string();
         let mut command = unprivileged(&self.programs.join("postgres"), &self.home);
         command.arg("-D").arg(self.home.join("data")).arg("-k").arg(&self.home).args(["-p", &port]);
@@ -64,8 +64,8 @@ impl Postgres {
             || Command::new(self.programs.join("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
         while !ask().await.is_ok_and(|status| status.success()) {
             server.check()?;
-            if begin.elapsed() > PATIENCE {
-                return Err(LaptopError::NotReady { what: "PostgreSQL".into(), tail: server.tail() });
+            if begin.elapsed() > START_TIMEOUT {
+                return Err(LocalStackError::NotReady { what: "PostgreSQL".into(), tail: server.tail() });
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -78,7 +78,7 @@ impl Postgres {
         if let Some(mut server) = self.server.take() {
             if let Some(process) = server.process() {
                 process.signal(Signal::QUIT);
-                process.stop(STOPPING).await;
+                process.stop(STOP_TIMEOUT).await;
             }
             // Only to leave no zombie behind.
             let _ = server.child.wait().await;
@@ -86,7 +86,7 @@ impl Postgres {
     }
 
     /// Fails if the server has ended by itself.
-    pub(super) fn check(&mut self) -> Result<(), LaptopError> {
+    pub(super) fn check(&mut self) -> Result<(), LocalStackError> {
         self.server.iter_mut().try_for_each(Running::check)
     }
 }
