@@ -319,6 +319,7 @@ mod tests {
             message: String::new(),
             tags: vec![],
             dependency: None,
+            dependency_answers: None,
             duration_ms: 0,
             consecutive_failures: u32::from(!healthy),
             runs: 1,

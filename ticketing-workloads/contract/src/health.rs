@@ -65,6 +65,11 @@ pub struct CheckReport {
     /// The dependency whose failure makes the check fail, if it is one of the workload's dependencies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<String>,
+    /// Whether a fresh connection to the dependency answered, while the connections that the pod keeps did not. `true`: the
+    /// pod's own connections are the cause, not the dependency. `false`: a fresh one did not answer either. Absent: it was
+    /// not tried, or the pod is of version 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency_answers: Option<bool>,
     /// How long the run took, in milliseconds.
     #[serde(default)]
     pub duration_ms: u64,

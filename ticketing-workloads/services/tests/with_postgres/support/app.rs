@@ -222,6 +222,16 @@ impl App {
         futures::future::join_all((0..count).map(|_| self.book())).await
     }
 
+    /// Bookings that are under way, with their statuses to come.
+    pub fn book_in_the_background(&self, count: usize) -> Vec<tokio::task::JoinHandle<u16>> {
+        let url = format!("http://{}/api/bookings", self.address);
+        let one = || {
+            let request = self.client.post(&url).body(order(OPENING_NIGHT, 1).to_string());
+            tokio::spawn(async move { request.send().await.unwrap().status().as_u16() })
+        };
+        (0..count).map(|_| one()).collect()
+    }
+
     pub async fn health(&self) -> HealthReport {
         self.get("/health").await.json().await.unwrap()
     }
