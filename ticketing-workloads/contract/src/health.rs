@@ -159,3 +159,20 @@ pub enum AppliedFrom {
     #[serde(other)]
     Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Reports of version 0.1 have no `dependencyAnswers`, and one that was not tried is left out.
+    #[rstest::rstest]
+    #[case::of_version_0_1(json!({"status": "Unhealthy"}), None)]
+    #[case::the_pool_is_the_cause(json!({"status": "Unhealthy", "dependencyAnswers": true}), Some(true))]
+    #[case::the_dependency_is(json!({"status": "Unhealthy", "dependencyAnswers": false}), Some(false))]
+    fn evidence_of_a_check(#[case] report: Value, #[case] expected: Option<bool>) {
+        let read: CheckReport = serde_json::from_value(report.clone()).unwrap();
+        assert_eq!(read.dependency_answers, expected);
+        assert_eq!(json!(read).get("dependencyAnswers"), report.get("dependencyAnswers"));
+    }
+}

@@ -3,7 +3,7 @@
 //!
 //! ADR-007 §2 asks the second provider after any failure of the first. That charges twice when the first has charged and
 //! its answer got lost: an idempotency key binds one provider only. So what became of each provider is written down
-//! ([`ledger`]) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
+//! (`ledger.rs`) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
 
 mod api;
 mod ledger;
