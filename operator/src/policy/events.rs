@@ -2,7 +2,10 @@
 
 use super::status::action_name;
 use crate::{kubernetes::events::Event, spec::recovery::action, status::conditions::find};
-use crds::{Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus, status::{ActionOutcome, CircuitStatus}};
+use crds::{
+    Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus,
+    status::{ActionOutcome, CircuitStatus},
+};
 use engine::recovery::{Decision, Outcome};
 
 /// The events, in the order in which they happened.

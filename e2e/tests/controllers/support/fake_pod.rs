@@ -336,6 +336,7 @@ impl Script {
             message: if self.failing { "no connection answers".to_owned() } else { String::new() },
             tags: Vec::new(),
             dependency: Some("database".to_owned()),
+            dependency_answers: None,
             duration_ms: 1,
             consecutive_failures: self.consecutive_failures,
             runs: self.reports,
