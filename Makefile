@@ -12,6 +12,17 @@ export PROVIDER
 E2E := $(or $(CARGO_TARGET_DIR),target)/debug/ticketwave-e2e
 # The benchmark is a workspace of its own.
 BENCH_TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench
+# The compiler that rust-toolchain.toml names is installed where it is missing. Where it cannot be had, the stable one builds.
+PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+ifneq ($(shell command -v rustup 2>/dev/null),)
+ifeq ($(filter $(PINNED)-%,$(shell rustup toolchain list 2>/dev/null)),)
+ifneq ($(shell rustup toolchain install $(PINNED) --profile minimal --component clippy,rustfmt --no-self-update >&2 && echo installed),installed)
+$(warning Rust $(PINNED) cannot be installed; building with the stable toolchain)
+export RUSTUP_TOOLCHAIN := stable
+endif
+endif
+endif
+
 # A shell with Rust on its PATH, also right after rustup was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
