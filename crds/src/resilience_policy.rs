@@ -612,16 +612,18 @@ pub struct Step {
     pub timeout: StepTime,
 }
 
-/// What a step does.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "described on Step::action, which is what people see")]
-pub enum StepAction {
-    TrimMemory,
-    ResetConnections,
-    RunCleanupJob,
-    RestartPod,
-    RolloutRestart,
-    Rollback,
+crate::words! {
+    /// What a step does.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    #[expect(missing_docs, reason = "described on Step::action, which is what people see")]
+    pub enum StepAction {
+        TrimMemory,
+        ResetConnections,
+        RunCleanupJob,
+        RestartPod,
+        RolloutRestart,
+        Rollback,
+    }
 }
 
 /// Reference to a CronJob of the policy's namespace.

@@ -110,6 +110,72 @@ fn every_runbook_is_listed_and_named_for_its_reason() {
     }
 }
 
+/// Pages of `docs/runbooks` that are not about the reason of a condition.
+const OTHER_PAGES: [&str; 4] = ["no-leader", "reconcile-timed-out", "recovery-refused", "unreachable-pods"];
+
+#[test]
+fn every_reason_has_a_page_and_no_page_is_without_a_reason() {
+    let index = read("docs/runbooks/README.md");
+    for reason in crds::Reason::ALL {
+        let page = reason.runbook();
+        assert!(
+            root().join(format!("docs/runbooks/{page}.md")).exists(),
+            "{reason} has no page docs/runbooks/{page}.md"
+        );
+        assert!(index.contains(&format!("[{reason}]({page}.md)")), "{reason} has no row in docs/runbooks/README.md");
+    }
+    let mut pages = Vec::new();
+    files(&root().join("docs/runbooks"), ".md", &mut pages);
+    let names = pages.iter().map(|page| page.file_stem().unwrap().to_string_lossy().into_owned());
+    let pages: BTreeSet<_> = names.filter(|name| name != "README").collect();
+    let reasons = crds::Reason::ALL.iter().map(|reason| reason.runbook());
+    let expected: BTreeSet<_> = reasons.chain(OTHER_PAGES.map(str::to_owned)).collect();
+    assert_eq!(pages, expected);
+}
+
+#[test]
+fn every_event_is_explained() {
+    let text = read("docs/runbooks/README.md");
+    let events = text.split("\n## Events\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    // The first column of the table.
+    let rows = events.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let named: BTreeSet<_> = rows.flat_map(|names| names.split('`').skip(1).step_by(2)).collect();
+    let expected: BTreeSet<_> = crds::EventReason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(named, expected, "the table of Events in docs/runbooks/README.md");
+}
+
+/// Names of metrics between quotes, where the code registers or encodes them.
+fn metric_names(source: &str) -> BTreeSet<String> {
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let mut found = BTreeSet::new();
+    for start in ["registry.register(", "counters(", "gauges("] {
+        for part in source.split(start).skip(1) {
+            let part = part.trim_start().trim_start_matches("&mut encoder,").trim_start();
+            let name = part.strip_prefix('"').and_then(|rest| rest.split('"').next());
+            found.extend(name.map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_metric_has_a_row_and_no_row_is_without_a_metric() {
+    let text = read("docs/metrics.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next().map(str::to_owned));
+    let rows: BTreeSet<_> = rows.collect();
+    let mut sources = Vec::new();
+    for folder in ["resilience", "services"] {
+        files(&root().join(format!("ticketing-workloads/{folder}/src")), ".rs", &mut sources);
+    }
+    let mut metrics: BTreeSet<_> =
+        sources.iter().flat_map(|file| metric_names(&std::fs::read_to_string(file).unwrap())).collect();
+    assert!(metrics.len() > 20, "{metrics:?}");
+    metrics.extend(operator::telemetry::metrics::MetricName::ALL.iter().map(|name| name.full()));
+    let missing: Vec<_> = metrics.difference(&rows).collect();
+    let stale: Vec<_> = rows.difference(&metrics).collect();
+    assert!(missing.is_empty() && stale.is_empty(), "docs/metrics.md lacks {missing:?} and has too many: {stale:?}");
+}
+
 /// Names in capitals between quotes, in the code and not in its tests.
 fn codes(source: &str) -> BTreeSet<String> {
     let source = source.split("#[cfg(test)]").next().unwrap();

@@ -1,7 +1,6 @@
 //! What to tell of a policy, from what changed in its status. Pure.
 
-use super::status::action_name;
-use crate::{kubernetes::events::Event, spec::recovery::action, status::conditions::find};
+use crate::{kubernetes::events::Event, status::conditions::find};
 use crds::{
     Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus,
     status::{ActionOutcome, CircuitStatus},
@@ -118,7 +117,7 @@ fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Ev
         .map(|record| {
             let subject = record.pod.as_deref().unwrap_or(&record.target);
             let dry = if record.dry_run { " (dry run: nothing is done)" } else { "" };
-            let action = action_name(action(record.action));
+            let action = record.action.as_str();
             let id = record.id.get(..4).unwrap_or(&record.id);
             let note = format!(
                 "{subject}: {action} for {} (step {} of {}, intent {id}){dry}",
@@ -140,7 +139,7 @@ pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Ve
     fresh
         .map(|record| {
             let subject = record.pod.as_deref().unwrap_or(&record.target);
-            let action = action_name(action(record.action));
+            let action = record.action.as_str();
             let note = format!("{subject}: {action} waits: {}", record.message.as_deref().unwrap_or_default());
             Event::warning(EventReason::RecoveryRefused, "Wait", note)
         })
@@ -150,7 +149,7 @@ pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Ve
 fn finished(decision: &Decision) -> Vec<Event> {
     let event = |record: &engine::recovery::Record| {
         let subject = record.subject.display_name();
-        let action = action_name(record.step.action);
+        let action = record.step.action.as_str();
         let dry = if record.dry_run { " (dry run)" } else { "" };
         let note = format!(
             "{subject}: {action} for {}{dry}: {}",

@@ -67,21 +67,21 @@ pub async fn execute(
         let action = record.step.action;
         match attempt {
             Attempt::Done(message) => {
-                info!(%policy, %intent, subject, ?action, "executed");
+                info!(%policy, %intent, subject, %action, "executed");
                 known.outcome = Outcome::Verifying;
                 known.executed_at = Some(now);
                 known.message = message;
             }
             Attempt::Refused(why) => {
                 if known.outcome != Outcome::Waiting {
-                    warn!(%policy, %intent, subject, ?action, why, "refused for now");
+                    warn!(%policy, %intent, subject, %action, why, "refused for now");
                 }
                 known.outcome = Outcome::Waiting;
                 known.message = Some(why);
                 after.execute.push(record.clone());
             }
             Attempt::Unknown(why) => {
-                warn!(%policy, %intent, subject, ?action, why, "not executed yet");
+                warn!(%policy, %intent, subject, %action, why, "not executed yet");
                 known.message = Some(why);
                 after.execute.push(record.clone());
             }
@@ -108,7 +108,7 @@ async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attemp
         (Action::ResetConnections, Some(pod)) => reset_connections(ctx, namespace, record, pod).await,
         (Action::RunCleanupJob, _) => cleanup_jobs::run(ctx, namespace, record).await,
         (Action::RestartPod, Some(pod)) => return evict(ctx, namespace, record, pod).await,
-        (action, _) => Err(format!("this version cannot do {action:?}")),
+        (action, _) => Err(format!("this version cannot do {action}")),
     };
     result.map_or_else(Attempt::Unknown, Attempt::Done)
 }

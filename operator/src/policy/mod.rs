@@ -7,3 +7,6 @@ pub mod history;
 pub mod observe;
 pub mod reconcile;
 pub mod status;
+
+#[cfg(test)]
+mod tests;

@@ -243,7 +243,7 @@ fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[Record], decision: &
     let labels = |action: RecoveryAction, outcome| RecoveryLabels {
         namespace: policy.namespace().unwrap_or_default(),
         policy: policy.name_any(),
-        action: status::action_name(action),
+        action: action.as_str(),
         outcome,
     };
     let counter = |record: &Record, outcome| {

@@ -17,7 +17,7 @@ use crds::{
 };
 use engine::{
     ack::Acknowledged,
-    recovery::{Action, Decision, Gate, History, Outcome, Settings},
+    recovery::{Decision, Gate, History, Outcome, Settings},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -295,12 +295,8 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
     if let Some(held) = decision.withheld.first() {
         let until = held.until.map(|until| format!("; it goes on at {until}")).unwrap_or_default();
         let subject = held.subject.display_name();
-        let message = format!(
-            "{subject}: {} for {} is held back: {}{until}",
-            action_name(held.action),
-            held.subject.check,
-            held.message
-        );
+        let message =
+            format!("{subject}: {} for {} is held back: {}{until}", held.action, held.subject.check, held.message);
         return Verdict::new(ConditionType::RecoveryAllowed, false, gate_reason(held.gate), message);
     }
     if inputs.recovery.ladders.is_empty() {
@@ -392,7 +388,7 @@ pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStat
                 (false, Outcome::Waiting) => ", waits",
                 _ => "",
             };
-            format!("{} ({} of {}{dry})", action_name(record.step.action), record.index + 1, record.steps)
+            format!("{} ({} of {}{dry})", record.step.action, record.index + 1, record.steps)
         })
         .next()
         .or_else(|| decision.withheld.first().map(|held| gate_reason(held.gate).as_str().to_owned()))
@@ -418,18 +414,6 @@ const fn gate_reason(gate: Gate) -> Reason {
         Gate::BudgetExhausted => Reason::BudgetExhausted,
         Gate::OneStepAtATime => Reason::OneStepAtATime,
         Gate::ActionNotSupported => Reason::ActionNotSupported,
-    }
-}
-
-/// An action, as people write it.
-pub const fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::TrimMemory => "TrimMemory",
-        Action::ResetConnections => "ResetConnections",
-        Action::RunCleanupJob => "RunCleanupJob",
-        Action::RestartPod => "RestartPod",
-        Action::RolloutRestart => "RolloutRestart",
-        Action::Rollback => "Rollback",
     }
 }
 

@@ -71,7 +71,7 @@ pub fn not_done_yet(spec: &ResiliencePolicySpec, supported: &[Action]) -> Vec<St
         asked.map(|check| format!("{}: this version does not ask http and tcp checks itself", check.name)).collect();
     for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
         let steps = ladder.steps.iter().filter(|step| !supported.contains(&action(step.action)));
-        notes.extend(steps.map(|step| format!("{}: this version cannot do {:?}", ladder.check, step.action)));
+        notes.extend(steps.map(|step| format!("{}: this version cannot do {}", ladder.check, step.action)));
     }
     notes
 }

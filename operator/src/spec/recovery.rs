@@ -38,24 +38,45 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
 
 /// A step's action.
 pub const fn action(spec: api::StepAction) -> Action {
-    match spec {
-        api::StepAction::TrimMemory => Action::TrimMemory,
-        api::StepAction::ResetConnections => Action::ResetConnections,
-        api::StepAction::RunCleanupJob => Action::RunCleanupJob,
-        api::StepAction::RestartPod => Action::RestartPod,
-        api::StepAction::RolloutRestart => Action::RolloutRestart,
-        api::StepAction::Rollback => Action::Rollback,
-    }
+    Action::ALL[spec as usize]
 }
 
 /// The reverse of [`action`].
 pub const fn step_action(action: Action) -> api::StepAction {
-    match action {
-        Action::TrimMemory => api::StepAction::TrimMemory,
-        Action::ResetConnections => api::StepAction::ResetConnections,
-        Action::RunCleanupJob => api::StepAction::RunCleanupJob,
-        Action::RestartPod => api::StepAction::RestartPod,
-        Action::RolloutRestart => api::StepAction::RolloutRestart,
-        Action::Rollback => api::StepAction::Rollback,
+    api::StepAction::ALL[action as usize]
+}
+
+// The API and the decision have the same actions, by name and in the same order. Otherwise this does not compile.
+const _: () = {
+    assert!(Action::ALL.len() == api::StepAction::ALL.len());
+    let mut index = 0;
+    while index < Action::ALL.len() {
+        assert!(is_same(Action::ALL[index].as_str(), api::StepAction::ALL[index].as_str()));
+        index += 1;
+    }
+};
+
+const fn is_same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut index = 0;
+    while index < one.len() && index < other.len() {
+        if one[index] != other[index] {
+            return false;
+        }
+        index += 1;
+    }
+    one.len() == other.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_of_the_api_is_one_of_the_decision() {
+        for step in api::StepAction::ALL {
+            assert_eq!(action(*step).as_str(), step.as_str());
+            assert_eq!(step_action(action(*step)), *step);
+        }
     }
 }

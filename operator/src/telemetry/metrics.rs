@@ -11,6 +11,62 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// What all names begin with.
+const PREFIX: &str = "resilience_operator";
+
+/// Declares the metrics: name and help of each, once.
+macro_rules! metric_names {
+    ($($variant:ident = $name:literal: $help:literal,)+) => {
+        /// Names of the metrics. `docs/metrics.md` has a row for each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum MetricName {
+            $(#[doc = $help] $variant,)+
+        }
+
+        impl MetricName {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Its name without the prefix, and without the suffix that its type brings.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// What it says, in a line.
+            pub const fn help(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $help,)+
+                }
+            }
+        }
+    };
+}
+
+metric_names! {
+    Reconciliations = "reconciliations": "Reconciles over objects, by kind and result",
+    ReconcileDurationSeconds = "reconcile_duration_seconds": "Time of a reconcile",
+    Pods = "pods": "Ready pods of a workload",
+    PodsInSync = "pods_in_sync": "Ready pods that run what is published",
+    PodsUnreachable = "pods_unreachable": "Pods whose admin port does not answer",
+    PodsReportsRejected = "pods_reports_rejected": "Pods whose answers cannot be true",
+    PodsUnowned = "pods_unowned": "Pods with a workload's labels that are not its own",
+    CircuitOpenPods = "circuit_open_pods": "Pods whose circuit is not closed",
+    Publications = "publications": "Configurations published",
+    PodCalls = "pod_calls": "Calls to pods, by call and result",
+    AcknowledgeDurationSeconds = "acknowledge_duration_seconds": "From publishing to a pod's acknowledgement",
+    RecoveryActions = "recovery_actions": "Recovery actions, by outcome",
+    Leader = "leader": "1 while this replica leads",
+}
+
+impl MetricName {
+    /// Its name with the prefix.
+    pub fn full(self) -> String {
+        format!("{PREFIX}_{}", self.as_str())
+    }
+}
+
 /// Which kind of object a reconcile was over.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReconcileLabels {
@@ -60,14 +116,14 @@ pub struct RecoveryLabels {
     pub policy: String,
     /// The action.
     pub action: &'static str,
-    /// `started`, `succeeded`, `failed` or `cancelled`.
+    /// `started`, `succeeded`, `failed`, `cancelled` or `simulated`.
     pub outcome: &'static str,
 }
 
 /// Outcome of a call to a pod.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PodCallLabels {
-    /// `push`, `health` or `action`.
+    /// `push`, `health`, `action` or `effective`.
     pub call: &'static str,
     /// `ok`, `refused`, `unreachable` or `invalid`.
     pub result: &'static str,
@@ -135,30 +191,35 @@ impl Default for Metrics {
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let r = registry.sub_registry_with_prefix("resilience_operator");
-        r.register("reconciliations", "Reconciles over objects, by kind and result", metrics.reconciliations.clone());
-        r.register("reconcile_duration_seconds", "Time of a reconcile", metrics.reconcile_seconds.clone());
-        r.register("pods", "Ready pods of a workload", metrics.pods.clone());
-        r.register("pods_in_sync", "Ready pods that run what is published", metrics.pods_in_sync.clone());
-        r.register("pods_unreachable", "Pods whose admin port does not answer", metrics.pods_unreachable.clone());
-        r.register("pods_reports_rejected", "Pods whose answers cannot be true", metrics.pods_reports_rejected.clone());
-        r.register("pods_unowned", "Pods with a workload's labels that are not its own", metrics.pods_unowned.clone());
-        r.register("circuit_open_pods", "Pods whose circuit is not closed", metrics.circuit_open_pods.clone());
-        r.register("publications", "Configurations published", metrics.publications.clone());
-        r.register("pod_calls", "Calls to pods, by call and result", metrics.pod_calls.clone());
-        r.register(
-            "acknowledge_duration_seconds",
-            "From publishing to a pod's acknowledgement",
-            metrics.acknowledge_seconds.clone(),
-        );
-        r.register("recovery_actions", "Recovery actions, by outcome", metrics.recovery_actions.clone());
-        r.register("leader", "1 while this replica leads", metrics.leader.clone());
+        let prefixed = registry.sub_registry_with_prefix(PREFIX);
+        for name in MetricName::ALL {
+            metrics.register(*name, prefixed);
+        }
         drop(registry);
         metrics
     }
 }
 
 impl Metrics {
+    fn register(&self, which: MetricName, registry: &mut Registry) {
+        let (name, help) = (which.as_str(), which.help());
+        match which {
+            MetricName::Reconciliations => registry.register(name, help, self.reconciliations.clone()),
+            MetricName::ReconcileDurationSeconds => registry.register(name, help, self.reconcile_seconds.clone()),
+            MetricName::Pods => registry.register(name, help, self.pods.clone()),
+            MetricName::PodsInSync => registry.register(name, help, self.pods_in_sync.clone()),
+            MetricName::PodsUnreachable => registry.register(name, help, self.pods_unreachable.clone()),
+            MetricName::PodsReportsRejected => registry.register(name, help, self.pods_reports_rejected.clone()),
+            MetricName::PodsUnowned => registry.register(name, help, self.pods_unowned.clone()),
+            MetricName::CircuitOpenPods => registry.register(name, help, self.circuit_open_pods.clone()),
+            MetricName::Publications => registry.register(name, help, self.publications.clone()),
+            MetricName::PodCalls => registry.register(name, help, self.pod_calls.clone()),
+            MetricName::AcknowledgeDurationSeconds => registry.register(name, help, self.acknowledge_seconds.clone()),
+            MetricName::RecoveryActions => registry.register(name, help, self.recovery_actions.clone()),
+            MetricName::Leader => registry.register(name, help, self.leader.clone()),
+        }
+    }
+
     /// The metrics as OpenMetrics text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
@@ -208,5 +269,36 @@ impl WorkloadLabels {
     /// The labels of a workload.
     pub fn of(id: &WorkloadId) -> Self {
         Self { namespace: id.namespace.clone(), kind: id.kind.as_str(), workload: id.name.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_under_its_name() {
+        let metrics = Metrics::default();
+        let id = WorkloadId::deployment("n", "w");
+        metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "policy", result: "ok" }).inc();
+        metrics.reconcile_seconds.get_or_create(&KindLabels { kind: "policy" }).observe(0.1);
+        for gauge in [
+            &metrics.pods,
+            &metrics.pods_in_sync,
+            &metrics.pods_unreachable,
+            &metrics.pods_reports_rejected,
+            &metrics.pods_unowned,
+        ] {
+            gauge.get_or_create(&WorkloadLabels::of(&id)).set(1);
+        }
+        metrics.set_circuits(&id, [("database", 1)].into_iter());
+        metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: "ok" }).inc();
+        let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
+        metrics.recovery_actions.get_or_create(&action).inc();
+        let text = metrics.render().unwrap();
+        let shown: BTreeSet<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let names: Vec<_> = MetricName::ALL.iter().map(|name| name.full()).collect();
+        assert_eq!(shown, names.iter().map(String::as_str).collect());
     }
 }

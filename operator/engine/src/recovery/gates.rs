@@ -183,10 +183,10 @@ fn dependency(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
 fn supported(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let action = proposal.step.action;
     if !observed.supported.contains(&action) {
-        return Some((format!("this version of the operator cannot do {action:?}; it waits for a person"), None));
+        return Some((format!("this version of the operator cannot do {action}; it waits for a person"), None));
     }
     (action.needs_pod() && proposal.check.subject.pod.is_none()).then(|| {
-        (format!("{action:?} is done to a pod, but this check is of scope Workload; it waits for a person"), None)
+        (format!("{action} is done to a pod, but this check is of scope Workload; it waits for a person"), None)
     })
 }
 

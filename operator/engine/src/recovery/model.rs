@@ -74,37 +74,70 @@ pub struct Step {
     pub timeout_ms: u64,
 }
 
-/// What can be done, mildest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Action {
-    /// The pod gives memory back.
-    TrimMemory,
-    /// The pod gives up its pooled connections.
-    ResetConnections,
-    /// A Job is made from a CronJob.
-    RunCleanupJob,
-    /// The pod is evicted.
-    RestartPod,
-    /// All pods are replaced, one after the other.
-    RolloutRestart,
-    /// The current rollout is undone.
-    Rollback,
+/// Declares the actions, mildest first: the name of each, and what the protocol has to know of it.
+macro_rules! actions {
+    ($($(#[$doc:meta])* $name:ident {
+        needs_pod: $needs_pod:literal, done_by_pod: $done_by_pod:literal, disrupts: $disrupts:literal
+    },)+) => {
+        /// What can be done, mildest first.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Action {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Action {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// Its name, as people write it in a policy.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+
+            /// It is done to one pod, so it needs one.
+            pub(super) const fn needs_pod(self) -> bool {
+                match self {
+                    $(Self::$name => $needs_pod,)+
+                }
+            }
+
+            /// The pod does it itself, in its running process.
+            pub(super) const fn done_by_pod(self) -> bool {
+                match self {
+                    $(Self::$name => $done_by_pod,)+
+                }
+            }
+
+            /// It takes pods away for a while.
+            pub(super) const fn disrupts(self) -> bool {
+                match self {
+                    $(Self::$name => $disrupts,)+
+                }
+            }
+        }
+    };
 }
 
-impl Action {
-    /// It is done to one pod, so it needs one.
-    pub(super) const fn needs_pod(self) -> bool {
-        matches!(self, Self::TrimMemory | Self::ResetConnections | Self::RestartPod)
-    }
+actions! {
+    /// The pod gives memory back.
+    TrimMemory { needs_pod: true, done_by_pod: true, disrupts: false },
+    /// The pod gives up its pooled connections.
+    ResetConnections { needs_pod: true, done_by_pod: true, disrupts: false },
+    /// A Job is made from a CronJob.
+    RunCleanupJob { needs_pod: false, done_by_pod: false, disrupts: false },
+    /// The pod is evicted.
+    RestartPod { needs_pod: true, done_by_pod: false, disrupts: true },
+    /// All pods are replaced, one after the other.
+    RolloutRestart { needs_pod: false, done_by_pod: false, disrupts: true },
+    /// The current rollout is undone.
+    Rollback { needs_pod: false, done_by_pod: false, disrupts: true },
+}
 
-    /// The pod does it itself, in its running process.
-    pub(super) const fn done_by_pod(self) -> bool {
-        matches!(self, Self::TrimMemory | Self::ResetConnections)
-    }
-
-    /// It takes pods away for a while.
-    pub(super) const fn disrupts(self) -> bool {
-        matches!(self, Self::RestartPod | Self::RolloutRestart | Self::Rollback)
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
