@@ -295,3 +295,65 @@ fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "resilience-operator".to_owned(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    fn refused(code: u16) -> ApiError {
+        kube::Error::Api(Status::failure("policies may not be listed", "Refused").with_code(code).boxed()).into()
+    }
+
+    /// Meets the same error again and again, and says after what time it was given up, if that was within ten minutes.
+    async fn given_up_after(error: impl Fn() -> ApiError) -> Option<(Duration, ApiError)> {
+        let (started, mut patience) = (Instant::now(), Patience::waiting_for("the API server"));
+        while started.elapsed() < Duration::from_secs(600) {
+            if let Err(error) = patience.after(error()).await {
+                return Some((started.elapsed(), error));
+            }
+        }
+        None
+    }
+
+    #[rstest::rstest]
+    #[case::roles_are_not_synced(403)]
+    #[case::busy(429)]
+    #[case::broken(500)]
+    #[case::starting(503)]
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_may_pass_is_waited_for_a_minute(#[case] code: u16) {
+        let (after, error) = given_up_after(|| refused(code)).await.unwrap();
+        assert_eq!(after, PATIENCE_AT_START);
+        assert_eq!(error.code(), Some(code));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_will_not_pass_is_not_waited_for() {
+        for code in [400, 404] {
+            let (after, _) = given_up_after(|| refused(code)).await.unwrap();
+            assert_eq!(after, Duration::ZERO, "{code}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_cannot_be_reached_is_waited_for_and_does_not_use_the_minute_up() {
+        assert!(given_up_after(|| ApiError::Deadline).await.is_none());
+        let mut patience = Patience::waiting_for("the API server");
+        for _ in 0..100 {
+            patience.after(ApiError::Deadline).await.unwrap();
+        }
+        patience.after(refused(403)).await.unwrap();
+    }
+
+    #[test]
+    fn the_end_names_what_could_not_be_done() {
+        let policies = RunError::Watch(refused(403)).to_string();
+        assert_eq!(
+            policies,
+            "policies cannot be watched: policies may not be listed; check the operator's roles, and that its CRDs are installed"
+        );
+        let key = RunError::Key(KeyError::Api { namespace: "home".to_owned(), source: refused(403) }).to_string();
+        assert!(key.contains("the Secret resilience-operator-key in namespace home") && key.contains("Role"), "{key}");
+    }
+}

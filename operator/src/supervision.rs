@@ -109,4 +109,42 @@ mod tests {
         supervisor.drain().await;
         assert!(endings.recv().now_or_never().is_none());
     }
+
+    #[tokio::test]
+    async fn every_task_is_watched_until_the_last() {
+        let (mut supervisor, mut endings) = Supervisor::new(CancellationToken::new());
+        for name in ["watch", "workload controller", "policy controller"] {
+            supervisor.start(name, async {});
+        }
+        let mut names = Vec::new();
+        for _ in 0..3 {
+            names.push(endings.recv().await.task);
+        }
+        names.sort_unstable();
+        assert_eq!(names, ["policy controller", "watch", "workload controller"]);
+        drop(supervisor);
+        assert!(endings.recv().now_or_never().is_none(), "nothing is left that could end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_at_shutdown_is_finished_and_its_panic_ends_nothing() {
+        for panics in [false, true] {
+            let shutdown = CancellationToken::new();
+            let (mut supervisor, mut endings) = Supervisor::new(shutdown.clone());
+            let (finished, is_finished) = tokio::sync::oneshot::channel();
+            supervisor.start("policy controller", {
+                let shutdown = shutdown.clone();
+                async move {
+                    shutdown.cancelled().await;
+                    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+                    let _ = finished.send(());
+                    assert!(!panics, "provoked");
+                }
+            });
+            shutdown.cancel();
+            supervisor.drain().await;
+            assert!(is_finished.await.is_ok(), "it was waited for");
+            assert!(endings.recv().now_or_never().is_none());
+        }
+    }
 }

@@ -220,12 +220,17 @@ impl FleetState {
 }
 
 impl WorkloadState {
-    /// Keeps exactly the pods that exist, and says which are new, and which of the others can be asked only now. What
-    /// another workload of the same name left behind is forgotten.
-    pub fn keep(&mut self, uid: &str, pods: &[Arc<PodFacts>], now: Timestamp) -> Arrivals {
+    /// Makes this the state of the workload with that uid: what another of the same name left behind is forgotten.
+    pub fn belong_to(&mut self, uid: &str) {
         if self.uid != uid {
             *self = Self { uid: uid.to_owned(), ..Self::default() };
         }
+    }
+
+    /// Keeps exactly the pods that exist, and says which are new, and which of the others can be asked only now. What
+    /// another workload of the same name left behind is forgotten.
+    pub fn keep(&mut self, uid: &str, pods: &[Arc<PodFacts>], now: Timestamp) -> Arrivals {
+        self.belong_to(uid);
         let existing: HashSet<&Uid> = pods.iter().map(|pod| &pod.uid).collect();
         let gone: Vec<_> = self.pods.keys().filter(|uid| !existing.contains(uid)).cloned().collect();
         for uid in gone {

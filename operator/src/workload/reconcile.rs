@@ -65,6 +65,9 @@ impl Reconciler for WorkloadReconciler {
     }
 
     async fn report_internal_error(&self, id: &WorkloadId, message: &str) {
+        let Some(facts) = self.0.index.workload(id) else { return };
+        // The reconcile may have failed before it noted which workload of that name this is.
+        self.0.fleet.write(id, |workload| workload.belong_to(&facts.uid));
         let message = format!("the operator failed over this workload ({message}); it tries again ever more rarely");
         note_problem(&self.0, id, Problem { reason: Reason::InternalError, message, stalled: false });
     }

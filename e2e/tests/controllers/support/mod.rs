@@ -1,10 +1,12 @@
 //! What every test stands on.
 
+pub mod api_proxy;
 pub mod audit;
 pub mod cluster;
 pub mod fake_pod;
 pub mod manifests;
 pub mod operator;
+pub mod tcp_proxy;
 pub mod wait;
 pub mod workload;
 pub mod world;

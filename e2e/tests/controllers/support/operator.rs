@@ -2,6 +2,7 @@
 
 use super::world::World;
 use clap::Parser;
+use kube::Config;
 use operator::{RunError, args::Args};
 use std::{
     sync::atomic::{AtomicU16, Ordering},
@@ -20,6 +21,11 @@ pub struct Operator {
 impl Operator {
     /// Starts one for the world's namespace, with `extra` on its command line.
     pub async fn start(world: &World, extra: &[&str]) -> Self {
+        Self::start_through(world, world.operator_config().await, extra)
+    }
+
+    /// Starts one that reaches the API server as `config` says.
+    pub fn start_through(world: &World, config: Config, extra: &[&str]) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
         // An address of its own for each, so that no two want the same port.
         let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -38,7 +44,6 @@ impl Operator {
         // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
         let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
         let args = Args::parse_from(usual.iter().chain(lease).chain(extra));
-        let config = world.operator_config().await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
         Self { shutdown, task: Some(task), listen }
@@ -46,9 +51,36 @@ impl Operator {
 
     /// Its metrics as it serves them.
     pub async fn metrics(&self) -> String {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = client.get(format!("http://{}/metrics", self.listen)).send().await.unwrap();
+        let answer = self.get("/metrics").await;
         answer.error_for_status().unwrap().text().await.unwrap()
+    }
+
+    /// The value of one line of its metrics, named with its labels in the order in which they are served; 0 if there is none.
+    pub async fn metric(&self, line: &str) -> u64 {
+        let metrics = self.metrics().await;
+        metrics
+            .lines()
+            .find_map(|each| each.strip_prefix(line)?.strip_prefix(' '))
+            .map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Its own word on whether it should be restarted.
+    pub async fn assert_alive(&self) {
+        let answer = self.get("/livez").await;
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success() && text == "ok", "/livez: {status} {text}");
+        assert!(!self.has_ended(), "it ended");
+    }
+
+    /// Whether it has ended, for whatever reason.
+    pub fn has_ended(&self) -> bool {
+        self.task.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Response {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        client.get(format!("http://{}{path}", self.listen)).send().await.unwrap()
     }
 
     /// Starts one whose Lease runs out soon after it has died.
