@@ -29,7 +29,7 @@ pub enum Gate {
     BudgetExhausted,
     /// As many actions as are allowed at once are under way.
     OneStepAtATime,
-    /// This version cannot carry the action out.
+    /// This version cannot execute the action.
     ActionNotSupported,
 }
 
