@@ -33,24 +33,6 @@ pub enum Gate {
     ActionNotSupported,
 }
 
-impl Gate {
-    /// One CamelCase word.
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Suspended => "Suspended",
-            Self::ObserverStale => "ObserverStale",
-            Self::RolloutInProgress => "RolloutInProgress",
-            Self::DependencyIsTheCause => "DependencyIsTheCause",
-            Self::Cooldown => "Cooldown",
-            Self::AllPodsUnhealthy => "AllPodsUnhealthy",
-            Self::TooManyUnhealthy => "TooManyUnhealthy",
-            Self::BudgetExhausted => "BudgetExhausted",
-            Self::OneStepAtATime => "OneStepAtATime",
-            Self::ActionNotSupported => "ActionNotSupported",
-        }
-    }
-}
-
 /// An action that would be taken now.
 pub(super) struct Proposal<'a> {
     pub(super) check: &'a CheckState,
