@@ -5,9 +5,9 @@ crate::words! {
     pub enum Reason {
         /// The resource is valid, and has its targets.
         Accepted,
-        /// A field makes no sense, or the object cannot be read.
+        /// A field is invalid, or the object cannot be read.
         InvalidPolicy,
-        /// A field makes no sense, or the object cannot be read.
+        /// A field is invalid, or the object cannot be read.
         InvalidFlagSet,
         /// No workload of that kind and name exists.
         TargetNotFound,
@@ -101,9 +101,9 @@ impl Reason {
 crate::words! {
     /// Reasons of Events.
     pub enum EventReason {
-        /// A policy makes no sense or cannot be read; the last valid configuration stays in effect.
+        /// A policy is invalid or cannot be read; the last valid configuration stays in effect.
         InvalidPolicy,
-        /// A flag set makes no sense or cannot be read; the last valid configuration stays in effect.
+        /// A flag set is invalid or cannot be read; the last valid configuration stays in effect.
         InvalidFlagSet,
         /// No workload of that kind and name exists.
         TargetNotFound,

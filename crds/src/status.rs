@@ -212,7 +212,7 @@ pub struct ActionRecord {
     pub failed_at: MicroTime,
     /// When the intent was written.
     pub started_at: MicroTime,
-    /// When the action was carried out.
+    /// When the action was executed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acted_at: Option<MicroTime>,
     /// When the outcome was known.
@@ -232,7 +232,7 @@ pub struct ActionRecord {
 /// What came of an action.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActionOutcome {
-    /// Intended, not yet known to be carried out.
+    /// Intended, not yet known to be executed.
     Pending,
     /// Refused for now, by a disruption budget for example; it is asked for again.
     Waiting,

@@ -1,7 +1,7 @@
 //! Automatic recovery: which action to take for which failing check, and when not to.
 //!
-//! [`decide`] is the whole protocol. Its caller writes the returned history to the policy's status *before* it carries
-//! out anything in [`Decision::execute`]; the id of each record travels to where the action lands, which does each id once.
+//! [`decide`] is the whole protocol. Its caller writes the returned history to the policy's status *before* it executes
+//! anything in [`Decision::execute`]; the id of each record travels to where the action lands, which does each id once.
 //! So a crash at any point neither loses an action nor repeats one: what is recorded as pending is executed again
 //! under the same id.
 

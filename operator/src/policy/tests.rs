@@ -343,7 +343,7 @@ fn a_closed_gate_is_the_reason_of_that_name(#[case] gate: Gate) {
     let mut world = World::default();
     world.withheld(gate);
     let status = world.status(&ResiliencePolicyStatus::default());
-    let expected = format!("RecoveryAllowed=False/{}", gate.reason());
+    let expected = format!("RecoveryAllowed=False/{gate:?}");
     assert!(conditions(&status).contains(&expected), "{expected}");
 }
 

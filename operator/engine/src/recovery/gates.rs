@@ -29,26 +29,8 @@ pub enum Gate {
     BudgetExhausted,
     /// As many actions as are allowed at once are under way.
     OneStepAtATime,
-    /// This version cannot carry the action out.
+    /// This version cannot execute the action.
     ActionNotSupported,
-}
-
-impl Gate {
-    /// One CamelCase word.
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Suspended => "Suspended",
-            Self::ObserverStale => "ObserverStale",
-            Self::RolloutInProgress => "RolloutInProgress",
-            Self::DependencyIsTheCause => "DependencyIsTheCause",
-            Self::Cooldown => "Cooldown",
-            Self::AllPodsUnhealthy => "AllPodsUnhealthy",
-            Self::TooManyUnhealthy => "TooManyUnhealthy",
-            Self::BudgetExhausted => "BudgetExhausted",
-            Self::OneStepAtATime => "OneStepAtATime",
-            Self::ActionNotSupported => "ActionNotSupported",
-        }
-    }
 }
 
 /// An action that would be taken now.

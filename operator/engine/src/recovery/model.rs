@@ -282,7 +282,7 @@ pub enum Outcome {
     Pending,
     /// Refused for now by what protects the workload, a disruption budget for one; it is asked for again.
     Waiting,
-    /// Carried out; the check is watched.
+    /// Executed; the check is watched.
     Verifying,
     /// The check was healthy for the healthy delay.
     Succeeded,
