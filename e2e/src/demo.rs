@@ -1,12 +1,13 @@
 //! The demo: the whole loop on a real cluster, printed as a timeline while it happens.
 
 use crate::{
+    pod_admin::PodAdmin,
     progress::Progress,
     provider::ProviderKind,
-    sabotage::StoppedBackends,
+    sabotage::{HungCalls, StoppedBackends, have_patient_calls, replaced_connections},
     sale::{self, Sale},
     testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true},
-    traffic::Traffic,
+    traffic::{Count, Traffic},
 };
 use crds::{ConditionType, ResiliencePolicy, status::ActionOutcome};
 use serde_json::json;
@@ -21,6 +22,10 @@ const REPLICAS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Bookings that a healthy start must show before anything is broken.
 const WARM_UP: u64 = 40;
+/// `request` and `perTry` of calls that wait long enough for a hang to need the operator.
+const PATIENT: (&str, &str) = ("60s", "50s");
+/// Longest wait for something to happen.
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Prints one line per event, each with the time since the start.
 struct Timeline {
@@ -101,37 +106,100 @@ async fn show(testbed: &Testbed) -> Result<(), TestbedError> {
     wait_for_bookings(&traffic, first.0 + WARM_UP).await?;
     print_bookings(&time, &traffic, first);
 
-    let victim = traffic.by_pod.first().map(|(name, _)| name.clone()).unwrap_or_default();
-    let stopped = StoppedBackends::of(testbed, &victim).await?;
-    let broken_at = Instant::now();
-    let before = traffic.count.now();
-    let text = format!(
-        "{victim}: the {} processes that serve its database connections are stopped (SIGSTOP); new connections would work",
-        stopped.pids.len()
-    );
-    time.print(Tone::Bad, "broken", &text);
-    let recovered = follow_recovery(testbed, &time, &victim, broken_at).await;
-    // Also after a failure the database is left as it was found.
-    stopped.resume(testbed).await?;
-    recovered?;
-
-    let after = traffic.count.now();
-    let text = format!("{} succeeded, {} failed between the break and now", after.0 - before.0, after.1 - before.1);
-    time.print(Tone::Plain, "bookings", &text);
-    let own = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
-    let again = |now: u64| now >= own + 5;
-    crate::testbed::until(Duration::from_secs(30), "the recovered pod taking bookings again", || async {
-        let now = traffic.by_pod.first().map(|(_, count)| count.now().0).unwrap_or_default();
-        Ok(if again(now) { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
-    })
-    .await?;
-    time.print(Tone::Good, "recovered", &format!("{victim} takes bookings again; it was never restarted"));
+    cured_by_the_pool(testbed, &time, &traffic).await?;
+    println!();
+    recovered_by_the_operator(testbed, &time, &traffic).await?;
+    println!();
     sale(testbed, &time, &traffic).await
 }
 
-/// The second part: a sale through all services, and another one while the first payment provider is away.
+/// What needs no operator: idle connections that do not answer any more.
+async fn cured_by_the_pool(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
+    let Some((victim, own)) = traffic.by_pod.first() else { return Ok(()) };
+    let replaced = replaced_connections(testbed, victim).await?;
+    let before = traffic.count.now();
+    let stopped = StoppedBackends::of(testbed, victim).await?;
+    let silent = stopped.pids.len();
+    let text = format!(
+        "{victim}: the {silent} processes that serve its database connections are stopped (SIGSTOP); new connections would work"
+    );
+    time.print(Tone::Bad, "broken", &text);
+    let cured = crate::testbed::until(LIMIT, "every silent connection replaced by the pod's pool", || async {
+        let now = replaced_connections(testbed, victim).await?.saturating_sub(replaced);
+        Ok(if now >= silent { Ok(()) } else { Err(format!("{now} of {silent} replaced")) })
+    });
+    let cured = cured.await;
+    let took = stopped.since.elapsed();
+    let sells = if cured.is_ok() { sells_again(victim, own).await } else { Ok(()) };
+    // Also after a failure the database is left as it was found.
+    stopped.resume(testbed).await?;
+    cured.and(sells)?;
+    let policy = testbed.policies().get("booking").await?;
+    if let Some(record) = record(&policy, victim) {
+        return Err(TestbedError::unexpected("no action of the operator", &format!("{record:?}")));
+    }
+    let text = format!(
+        "{victim}: all {silent} replaced by the pool itself in {:.1} s; the operator did nothing, nothing was restarted",
+        took.as_secs_f64()
+    );
+    time.print(Tone::Good, "cured", &text);
+    print_bookings(time, traffic, before);
+    Ok(())
+}
+
+/// What the pool cannot know: calls that are meant to wait long, and hang.
+async fn recovered_by_the_operator(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
+    let Some((victim, own)) = traffic.by_pod.last() else { return Ok(()) };
+    let applied = Instant::now();
+    have_patient_calls(testbed, PATIENT).await?;
+    let ready = |policy: &ResiliencePolicy| is_true(policy, ConditionType::Programmed.as_str());
+    testbed.policy_until("booking", LIMIT, "the change live in every pod", ready).await?;
+    let text = format!(
+        "database.timeout.perTry {} instead of 1s, live {} ms after the change: calls that hang are not given up any more",
+        PATIENT.1,
+        applied.elapsed().as_millis()
+    );
+    time.print(Tone::Plain, "changed", &text);
+    let uid = pod_uid(testbed, victim).await?;
+    let before = traffic.count.now();
+    let hung = HungCalls::of(testbed, victim).await?;
+    let text =
+        format!("{victim}: a rush, and all {} connections hang in the middle of a booking (SIGSTOP)", hung.count());
+    time.print(Tone::Bad, "broken", &text);
+    let recovered = follow_recovery(testbed, time, victim, hung.since()).await;
+    // Also after a failure the database is left as it was found.
+    hung.resume(testbed).await?;
+    recovered?;
+    print_bookings(time, traffic, before);
+    sells_again(victim, own).await?;
+    if pod_uid(testbed, victim).await? != uid {
+        return Err(TestbedError::unexpected("the same pod as before", "another one"));
+    }
+    time.print(Tone::Good, "recovered", &format!("{victim} takes bookings again; it was never restarted"));
+    testbed.apply_file("crds/samples/quickstart.yaml").await
+}
+
+/// Identity and restarts of a booking pod.
+async fn pod_uid(testbed: &Testbed, name: &str) -> Result<(String, i32), TestbedError> {
+    let pods = testbed.booking_pods().await?;
+    let pod = pods.into_iter().find(|pod| pod.metadata.name.as_deref() == Some(name));
+    let pod = pod.ok_or_else(|| TestbedError::unexpected(name, "no such pod"))?;
+    let containers = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
+    let restarts = containers.iter().map(|container| container.restart_count).sum();
+    Ok((pod.metadata.uid.unwrap_or_default(), restarts))
+}
+
+async fn sells_again(pod: &str, count: &Count) -> Result<(), TestbedError> {
+    let begin = count.now().0;
+    crate::testbed::until(Duration::from_secs(30), &format!("{pod} takes bookings again"), || async {
+        let sold = count.now().0 - begin;
+        Ok(if sold >= 5 { Ok(()) } else { Err(format!("{sold} bookings since")) })
+    })
+    .await
+}
+
+/// The last part: a sale through all services, and another one while the first payment provider is away.
 async fn sale(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
-    println!();
     let others = ["gateway", "catalog", "payment", "notification"];
     for file in others {
         testbed.apply_file(&format!("crds/samples/{file}.yaml")).await?;
@@ -201,10 +269,9 @@ async fn follow_recovery(
     victim: &str,
     broken_at: Instant,
 ) -> Result<(), TestbedError> {
-    let limit = Duration::from_secs(90);
     let since = |at: Instant| format!("{:.1} s after the break", at.elapsed().as_secs_f64());
     let found = testbed
-        .policy_until("booking", limit, "the check database failing in the broken pod", |policy| {
+        .policy_until("booking", LIMIT, "the check database failing in the broken pod", |policy| {
             let findings = policy.status.iter().flat_map(|status| &status.checks);
             findings
                 .into_iter()
@@ -212,14 +279,16 @@ async fn follow_recovery(
         })
         .await?;
     let message = found.status.iter().flat_map(|s| &s.checks).find(|f| f.name == "database").map(|f| f.message.clone());
-    time.print(
-        Tone::Bad,
-        "detected",
-        &format!("{victim}: database: {}, {}", message.unwrap_or_default(), since(broken_at)),
-    );
+    let report = PodAdmin::find(testbed).await?.health(victim).await?;
+    let cause = match report.checks.get("database").and_then(|check| check.dependency_answers) {
+        Some(true) => "; a fresh connection answers, so the pod is the cause",
+        _ => "",
+    };
+    let text = format!("{victim}: database: {}{cause}; {}", message.unwrap_or_default(), since(broken_at));
+    time.print(Tone::Bad, "detected", &text);
 
     let executing = testbed
-        .policy_until("booking", limit, "an action for the broken pod", |policy| record(policy, victim).is_some())
+        .policy_until("booking", LIMIT, "an action for the broken pod", |policy| record(policy, victim).is_some())
         .await?;
     if let Some(record) = record(&executing, victim) {
         let id = record.id.get(..4).unwrap_or_default();
@@ -228,7 +297,7 @@ async fn follow_recovery(
     }
 
     let over = testbed
-        .policy_until("booking", limit, "the outcome of the action", |policy| {
+        .policy_until("booking", LIMIT, "the outcome of the action", |policy| {
             record(policy, victim).is_some_and(|record| record.finished_at.is_some())
         })
         .await?;
@@ -271,7 +340,7 @@ async fn wait_for_bookings(traffic: &Traffic, wanted: u64) -> Result<(), Testbed
 
 fn print_bookings(time: &Timeline, traffic: &Traffic, since: (u64, u64)) {
     let (succeeded, failed) = traffic.count.now();
-    let text = format!("{} succeeded, {} failed since then", succeeded - since.0, failed - since.1);
+    let text = format!("{} succeeded, {} failed meanwhile", succeeded - since.0, failed - since.1);
     time.print(Tone::Plain, "bookings", &text);
 }
 

@@ -53,6 +53,13 @@ impl Forward {
     }
 }
 
+/// Books one seat at a pod; the answer is whether that succeeded.
+pub async fn book(client: &reqwest::Client, address: &str) -> bool {
+    let body = json!({ "eventId": EVENT, "userId": "demo", "ticketCount": 1 });
+    let answer = client.post(format!("http://{address}/api/bookings")).json(&body).send().await;
+    answer.is_ok_and(|answer| answer.status().is_success())
+}
+
 /// Counts of one stream.
 #[derive(Debug, Default)]
 pub struct Count {
@@ -93,14 +100,12 @@ impl Traffic {
             let own = Arc::new(Count::default());
             // Several buyers for each pod, so that one that waits does not hide what happens to the others.
             for number in 0..4u32 {
-                let url = format!("http://{}/api/bookings", forward.address);
-                let (client, count, own) = (client.clone(), Arc::clone(&count), Arc::clone(&own));
+                let (client, address) = (client.clone(), forward.address.clone());
+                let (count, own) = (Arc::clone(&count), Arc::clone(&own));
                 buyers.push(tokio::spawn(async move {
                     tokio::time::sleep(pause * number / 4).await;
                     loop {
-                        let body = json!({ "eventId": EVENT, "userId": "demo", "ticketCount": 1 });
-                        let answer = client.post(&url).json(&body).send().await;
-                        let good = answer.is_ok_and(|answer| answer.status().is_success());
+                        let good = book(&client, &address).await;
                         for count in [&count, &own] {
                             let which = if good { &count.succeeded } else { &count.failed };
                             which.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,12 @@ use crate::{
     programmed, restarts, testbed,
 };
 use crds::status::ActionOutcome;
-use e2e::{pod_admin::PodAdmin, provider::ProviderKind, sabotage::StoppedBackends, testbed::until};
+use e2e::{
+    pod_admin::PodAdmin,
+    provider::ProviderKind,
+    sabotage::{HungCalls, PATIENT, have_patient_calls},
+    testbed::until,
+};
 use kube::ResourceExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
@@ -92,11 +97,12 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     }
     let (testbed, _turn) = testbed().await;
     testbed.apply_file(POLICY).await.unwrap();
+    have_patient_calls(&testbed, PATIENT).await.unwrap();
     programmed(&testbed).await;
     let before = restarts(&testbed).await;
     let victim = testbed.booking_pods().await.unwrap()[0].name_any();
     let done_before = resets(&testbed, &victim).await;
-    let stopped = StoppedBackends::of(&testbed, &victim).await.unwrap();
+    let hung = HungCalls::of(&testbed, &victim).await.unwrap();
     testbed
         .policy_until("booking", SOON, "an intent", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
@@ -113,7 +119,7 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
             recovery.is_some_and(|recovery| recovery.in_flight.is_empty() && !recovery.recent.is_empty())
         })
         .await;
-    stopped.resume(&testbed).await.unwrap();
+    hung.resume(&testbed).await.unwrap();
     let recent = recovered.unwrap().status.unwrap().recovery.unwrap().recent;
     assert_eq!(recent.len(), 1, "{recent:#?}");
     let record = &recent[0];

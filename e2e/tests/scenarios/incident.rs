@@ -8,7 +8,7 @@ use crds::{
 };
 use e2e::{
     pod_admin::PodAdmin,
-    sabotage::{StoppedBackends, sql},
+    sabotage::{HungCalls, PATIENT, sql},
     testbed::{TICKETING, Testbed, is_true, until},
 };
 use kube::ResourceExt;
@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What goes wrong, and by which step it is to recover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incident {
-    /// A pod's connections hang; the pod gives them up.
+    /// All of a pod's connections hang while they are in use; the pod gives them up.
     Reset,
-    /// A pod's connections hang; the pod is evicted.
+    /// All of a pod's connections hang while they are in use; the pod is evicted.
     Restart,
     /// The books do not add up; a Job puts them right.
     Cleanup,
@@ -56,7 +56,7 @@ pub struct Before {
 pub struct Broken {
     pub incident: Incident,
     victim: Option<String>,
-    stopped: Option<StoppedBackends>,
+    hung: Option<HungCalls>,
     before: Before,
 }
 
@@ -68,7 +68,7 @@ pub async fn prepare(testbed: &Testbed, incident: Incident, healthy_delay: &str)
         "metadata": { "name": "booking", "namespace": TICKETING },
         "spec": {
             "targetRefs": [{ "name": "booking" }],
-            "dependencies": [{ "name": "database", "timeout": { "request": "5s", "perTry": "1s" }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
+            "dependencies": [{ "name": "database", "timeout": { "request": PATIENT.0, "perTry": PATIENT.1 }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
             "healthChecks": [
                 { "name": "database", "interval": "1s", "unhealthyThreshold": 1 },
                 { "name": "booking-consistency", "scope": "Workload", "interval": "1s", "unhealthyThreshold": 1 },
@@ -89,13 +89,13 @@ impl Broken {
         let before = Before::look(testbed).await;
         let pods = testbed.booking_pods().await.unwrap();
         let victim = (incident != Incident::Cleanup).then(|| pods[index % pods.len()].name_any());
-        let stopped = if let Some(pod) = &victim {
-            Some(StoppedBackends::of(testbed, pod).await.unwrap())
+        let hung = if let Some(pod) = &victim {
+            Some(HungCalls::of(testbed, pod).await.unwrap())
         } else {
             sql(testbed, "update events set available = available - 1").await.unwrap();
             None
         };
-        Self { incident, victim, stopped, before }
+        Self { incident, victim, hung, before }
     }
 
     /// Waits until an intent for it is in the status.
@@ -120,8 +120,8 @@ impl Broken {
                 over && is_true(policy, ConditionType::Healthy.as_str())
             })
             .await;
-        if let Some(stopped) = &self.stopped {
-            stopped.resume(testbed).await.unwrap();
+        if let Some(hung) = &self.hung {
+            hung.resume(testbed).await.unwrap();
         }
         let recovered = recovered.unwrap();
         let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;

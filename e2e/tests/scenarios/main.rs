@@ -17,7 +17,10 @@ use e2e::{
     pod_admin::PodAdmin,
     progress::Progress,
     provider::ProviderKind,
-    sabotage::{StoppedBackends, resume_database, sql, stop_database},
+    sabotage::{
+        HungCalls, PATIENT, StoppedBackends, have_patient_calls, replaced_connections, resume_database, sql,
+        stop_database,
+    },
     testbed::{Images, SYSTEM, TICKETING, Testbed, is_true, reason, until},
     traffic::Traffic,
 };
@@ -84,20 +87,57 @@ async fn event_reasons(testbed: &Testbed) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn broken_connections_are_found_reset_and_verified_while_bookings_go_on() {
+async fn silent_connections_are_replaced_by_their_pool_and_the_operator_does_nothing() {
     let (testbed, _turn) = testbed().await;
     testbed.apply_file(POLICY).await.unwrap();
     programmed(&testbed).await;
-    let traffic = Traffic::start(&testbed, Duration::from_millis(100)).await.unwrap();
+    let traffic = selling(&testbed).await;
+    let before = restarts(&testbed).await;
+    let victim = traffic.by_pod[1].0.clone();
+    let replaced = replaced_connections(&testbed, &victim).await.unwrap();
+    let stopped = StoppedBackends::of(&testbed, &victim).await.unwrap();
+    let cured = until(Duration::from_secs(15), "every silent connection replaced", || async {
+        let now = replaced_connections(&testbed, &victim).await? - replaced;
+        Ok(if now >= stopped.pids.len() { Ok(()) } else { Err(format!("{now} of {}", stopped.pids.len())) })
+    });
+    let cured = cured.await;
+    let own = traffic.by_pod[1].1.now().0;
+    let sells = until(SOON, "the pod sells again", || async {
+        let now = traffic.by_pod[1].1.now().0;
+        Ok(if now > own + 5 { Ok(()) } else { Err(format!("{} bookings since", now - own)) })
+    });
+    let sells = sells.await;
+    stopped.resume(&testbed).await.unwrap();
+    cured.and(sells).unwrap();
+    let policy = testbed.policies().get("booking").await.unwrap();
+    let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
+    assert!(recovery.in_flight.is_empty() && recovery.recent.is_empty(), "{recovery:#?}");
+    assert_eq!(restarts(&testbed).await, before, "nothing was restarted");
+    assert!(PodAdmin::find(&testbed).await.unwrap().health(&victim).await.unwrap().actions_done.is_empty());
+}
+
+/// Buyers that have sold in every pod.
+async fn selling(testbed: &Testbed) -> Traffic {
+    let traffic = Traffic::start(testbed, Duration::from_millis(100)).await.unwrap();
     until(SOON, "bookings in every pod", || async {
         let slowest = traffic.by_pod.iter().map(|(_, count)| count.now().0).min().unwrap_or(0);
         Ok(if slowest >= 5 { Ok(()) } else { Err(format!("{slowest} bookings in the slowest pod")) })
     })
     .await
     .unwrap();
+    traffic
+}
+
+#[tokio::test]
+async fn connections_that_hang_in_use_are_found_reset_and_verified_while_bookings_go_on() {
+    let (testbed, _turn) = testbed().await;
+    testbed.apply_file(POLICY).await.unwrap();
+    have_patient_calls(&testbed, PATIENT).await.unwrap();
+    programmed(&testbed).await;
+    let traffic = selling(&testbed).await;
     let before = restarts(&testbed).await;
     let victim = traffic.by_pod[1].0.clone();
-    let stopped = StoppedBackends::of(&testbed, &victim).await.unwrap();
+    let hung = HungCalls::of(&testbed, &victim).await.unwrap();
     let others =
         || traffic.by_pod.iter().filter(|(name, _)| *name != victim).map(|(_, count)| count.now().0).sum::<u64>();
     let others_before = others();
@@ -108,7 +148,7 @@ async fn broken_connections_are_found_reset_and_verified_while_bookings_go_on() 
             recovery.is_some_and(|recovery| recovery.recent.iter().any(|record| record.pod.as_deref() == Some(&victim)))
         })
         .await;
-    stopped.resume(&testbed).await.unwrap();
+    hung.resume(&testbed).await.unwrap();
     let recovered = recovered.unwrap();
     let recovery = recovered.status.as_ref().unwrap().recovery.as_ref().unwrap();
     let record = &recovery.recent[0];
