@@ -10,6 +10,7 @@ mod crashes;
 mod incident;
 mod operator_process;
 mod services;
+mod stateful_set;
 
 use common::{REPLICAS, SOON, in_every_pod, nodes, programmed, provider, published, restarts};
 use crds::{
