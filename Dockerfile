@@ -5,7 +5,7 @@
 #
 # Both images hold one static binary, nothing else: no shell, no package manager, no root.
 
-FROM rust:1-bookworm AS build
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
 # glibc is linked in, so that the binary runs from an empty image. Naming the target, even the machine's own,

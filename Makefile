@@ -10,6 +10,8 @@ export PROVIDER
 
 # Built with the features of the whole workspace, as the tests are: then one build serves all.
 E2E := $(or $(CARGO_TARGET_DIR),target)/debug/ticketwave-e2e
+# The benchmark is a workspace of its own.
+BENCH_TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench
 # A shell with Rust on its PATH, also right after rustup was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -30,21 +32,37 @@ run: e2e-tool ## Run all services on this machine, without Kubernetes, until Ctr
 demo-down: cluster-down ## Remove what the demo left running
 
 .PHONY: check
-check: prerequisites ## The inner loop: format, lints, unit and property tests
+check: prerequisites ## The inner loop: format, lints, unit and property tests, docs, charts, benches that compile
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path ticketing-workloads/bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo test --workspace --lib --bins --test generated --test protocol_model
+	cargo test --workspace --lib --bins --examples --test generated --test protocol_model --test charts --test docs
+	cargo test --workspace --doc
+	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items
+	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo check --locked --manifest-path ticketing-workloads/bench/Cargo.toml
+
+.PHONY: check-msrv
+check-msrv: ## Build with the oldest compiler that is supported: rust-version in Cargo.toml
+	version=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) && \
+	rustup toolchain install "$$version" --profile minimal --no-self-update && \
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/msrv cargo "+$$version" check --workspace --all-targets --locked
 
 .PHONY: test
-test: check e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
+test: check test-services test-controllers e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
+	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
+	$(MAKE) e2e NODES=$(or $(NODES),2)
+
+.PHONY: test-services
+test-services: e2e-tool ## The services against PostgreSQL, and all of them together on this machine
 	$(E2E) packages
 	cargo test --workspace --test admin --test with_postgres
 	cargo build --workspace --bins
 	cargo test --workspace --test local_stack -- --nocapture
+
+.PHONY: test-controllers
+test-controllers: e2e-tool ## The controllers against a real API server
+	$(E2E) packages
 	cargo test --workspace --test bare_api_server --test controllers
-	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
-	$(MAKE) e2e NODES=$(or $(NODES),2)
 
 .PHONY: e2e
 e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|kind|existing NODES=1..3
@@ -76,7 +94,7 @@ bench: bench-layers bench-goodput e2e-tool ## All figures: layers, goodput, how 
 
 .PHONY: bench-layers
 bench-layers: prerequisites ## What each layer costs per call, beside hand-written floors and other crates
-	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
+	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
 
 .PHONY: bench-goodput
 bench-goodput: e2e-tool release-services ## Seats sold while the first payment provider is down, with the patterns and without

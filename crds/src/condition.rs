@@ -45,28 +45,30 @@ impl From<bool> for ConditionStatus {
     }
 }
 
-/// Condition types.
-pub mod types {
-    /// Everything that was asked for is in place.
-    pub const READY: &str = "Ready";
-    /// Work is under way (kstatus).
-    pub const RECONCILING: &str = "Reconciling";
-    /// A person has to change something before work can go on (kstatus).
-    pub const STALLED: &str = "Stalled";
-    /// The resource is valid and holds at least one of its targets.
-    pub const ACCEPTED: &str = "Accepted";
-    /// All ready pods run what the resource says.
-    pub const PROGRAMMED: &str = "Programmed";
-    /// Some check of the targets is failing.
-    pub const HEALTHY: &str = "Healthy";
-    /// Some pod runs in degraded mode.
-    pub const DEGRADED: &str = "Degraded";
-    /// Recovery may act now; if not, the reason names the gate that holds it.
-    pub const RECOVERY_ALLOWED: &str = "RecoveryAllowed";
-    /// Every rung of a ladder was tried and the check still fails.
-    pub const RECOVERY_EXHAUSTED: &str = "RecoveryExhausted";
-    /// Some flag is overridden by a person.
-    pub const OVERRIDDEN: &str = "Overridden";
-    /// The flag set is past its `expiresAt`.
-    pub const EXPIRED: &str = "Expired";
+crate::words! {
+    /// Types of conditions.
+    pub enum ConditionType {
+        /// Everything that was asked for is in place.
+        Ready,
+        /// Work is under way (kstatus).
+        Reconciling,
+        /// A person has to change something before work can go on (kstatus).
+        Stalled,
+        /// The resource is valid and holds at least one of its targets.
+        Accepted,
+        /// All ready pods run what the resource says.
+        Programmed,
+        /// No check of the targets is failing.
+        Healthy,
+        /// Some pod runs in degraded mode.
+        Degraded,
+        /// Recovery may act now; if not, the reason names the gate that holds it.
+        RecoveryAllowed,
+        /// Every step of a ladder was tried and the check still fails.
+        RecoveryExhausted,
+        /// Some flag is overridden by a person.
+        Overridden,
+        /// The flag set is past its `expiresAt`.
+        Expired,
+    }
 }

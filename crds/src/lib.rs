@@ -9,13 +9,16 @@ pub mod bounded;
 pub mod condition;
 pub mod feature_flag;
 pub mod manifests;
+pub mod reason;
 pub mod resilience_policy;
 pub mod schema;
 pub mod status;
+mod words;
 
 pub use bounded::{ByteSize, Duration, IntOrPercent};
-pub use condition::{Condition, ConditionStatus};
+pub use condition::{Condition, ConditionStatus, ConditionType};
 pub use feature_flag::{FeatureFlag, FeatureFlagSpec, FeatureFlagStatus};
+pub use reason::{EventReason, Reason};
 pub use resilience_policy::{ResiliencePolicy, ResiliencePolicySpec};
 pub use status::ResiliencePolicyStatus;
 

@@ -95,7 +95,7 @@ pub struct TargetRef {
     /// API group of the workload. Only apps is known.
     #[serde(default)]
     pub group: TargetGroup,
-    /// Kind of the workload. Only Deployment is known.
+    /// Kind of the workload: Deployment (the default) or StatefulSet.
     #[serde(default)]
     pub kind: TargetKind,
     /// Name of the workload, at most 63 characters; it need not exist yet.
@@ -106,7 +106,7 @@ pub struct TargetRef {
 /// API group of a workload.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TargetGroup {
-    /// The group of Deployments.
+    /// The group of Deployments and StatefulSets.
     #[default]
     #[serde(rename = "apps")]
     Apps,
@@ -118,6 +118,8 @@ pub enum TargetKind {
     /// A Deployment.
     #[default]
     Deployment,
+    /// A StatefulSet.
+    StatefulSet,
 }
 
 /// Whether a policy acts.

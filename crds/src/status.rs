@@ -6,6 +6,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Most actions that are in flight.
+pub const MAX_IN_FLIGHT: usize = 100;
 /// Most finished actions that are kept.
 pub const MAX_RECENT: usize = 20;
 
@@ -94,8 +96,8 @@ pub struct TargetStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitStatus {
-    /// Name of the workload.
-    #[schemars(length(max = 63))]
+    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
+    #[schemars(length(max = 80))]
     pub target: String,
     /// Name of the dependency.
     #[schemars(length(max = 63))]
@@ -115,8 +117,8 @@ pub struct CircuitStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckFinding {
-    /// Name of the workload.
-    #[schemars(length(max = 63))]
+    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
+    #[schemars(length(max = 80))]
     pub target: String,
     /// Name of the check.
     #[schemars(length(max = 63))]
@@ -164,8 +166,8 @@ pub struct ActionRecord {
     /// Id of the intent; it is carried to where the action lands, which does each id once.
     #[schemars(length(min = 1, max = 64))]
     pub id: String,
-    /// Name of the workload.
-    #[schemars(length(max = 63))]
+    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
+    #[schemars(length(max = 80))]
     pub target: String,
     /// Name of the pod, for an action on a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use crate::{
     testbed::{Images, TICKETING, Testbed, TestbedError, is_true, until},
 };
 use contract::AppliedFrom;
-use crds::condition::types::PROGRAMMED;
+use crds::ConditionType;
 use kube::Api;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -30,7 +30,8 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) ->
     let wanted = format!("{PODS}/{PODS}");
     testbed
         .policy_until("booking", Duration::from_secs(180), "the policy live in every pod", |policy| {
-            is_true(policy, PROGRAMMED) && policy.status.as_ref().and_then(|s| s.programmed.as_deref()) == Some(&wanted)
+            is_true(policy, ConditionType::Programmed.as_str())
+                && policy.status.as_ref().and_then(|s| s.programmed.as_deref()) == Some(&wanted)
         })
         .await?;
     let pods = PodAdmin::find(&testbed).await?;
@@ -41,7 +42,7 @@ pub async fn run(kind: ProviderKind, name: Option<&str>, progress: &Progress) ->
         let (answered_at, answered) = change_policy(&testbed, change).await?;
         let policy = testbed
             .policy_until("booking", Duration::from_secs(30), "the change live in every pod", |policy| {
-                is_true(policy, PROGRAMMED) && revision(policy) > 0
+                is_true(policy, ConditionType::Programmed.as_str()) && revision(policy) > 0
             })
             .await?;
         in_status.push(millis(answered.elapsed()));
@@ -83,7 +84,7 @@ async fn by_mount(
 ) -> Result<Vec<u64>, TestbedError> {
     testbed.scale_operator(0).await?;
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(testbed.client.clone(), TICKETING);
-    let name = contract::config_map_name("booking");
+    let name = contract::config_map_name(contract::WorkloadKind::Deployment, "booking");
     let map = maps.get(&name).await?;
     let text = map.data.as_ref().and_then(|data| data.get(contract::CONFIG_KEY)).cloned().unwrap_or_default();
     let (mut document, _) = contract::RuntimeConfig::parse(text.as_bytes())

@@ -8,7 +8,7 @@ use crate::{
     testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true},
     traffic::Traffic,
 };
-use crds::{ResiliencePolicy, condition::types::PROGRAMMED, status::ActionOutcome};
+use crds::{ConditionType, ResiliencePolicy, status::ActionOutcome};
 use serde_json::json;
 use std::{
     io::IsTerminal,
@@ -83,7 +83,7 @@ async fn show(testbed: &Testbed) -> Result<(), TestbedError> {
     time.print(Tone::Plain, "applied", "ResiliencePolicy booking and FeatureFlag ticketing (crds/samples)");
     let programmed = testbed
         .policy_until("booking", Duration::from_secs(120), "the policy live in every pod", |policy| {
-            is_true(policy, PROGRAMMED) && ratio(policy) == format!("{REPLICAS}/{REPLICAS}")
+            is_true(policy, ConditionType::Programmed.as_str()) && ratio(policy) == format!("{REPLICAS}/{REPLICAS}")
         })
         .await?;
     let hash =
@@ -137,7 +137,8 @@ async fn sale(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(
         testbed.apply_file(&format!("crds/samples/{file}.yaml")).await?;
     }
     for name in others {
-        let live = |policy: &ResiliencePolicy| is_true(policy, PROGRAMMED) && ratio(policy) == "1/1";
+        let live =
+            |policy: &ResiliencePolicy| is_true(policy, ConditionType::Programmed.as_str()) && ratio(policy) == "1/1";
         testbed.policy_until(name, Duration::from_secs(120), "the policy live in its pod", live).await?;
     }
     time.print(Tone::Good, "programmed", "the policies of gateway, catalog, payment and notification are live, too");

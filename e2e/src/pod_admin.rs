@@ -18,7 +18,7 @@ impl PodAdmin {
     /// The booking pods and the token that they take.
     pub async fn find(testbed: &Testbed) -> Result<Self, TestbedError> {
         let names = testbed.booking_pods().await?.into_iter().filter_map(|pod| pod.metadata.name).collect();
-        Self::of(testbed, &contract::token_secret_name("booking"), names).await
+        Self::of(testbed, &contract::token_secret_name(contract::WorkloadKind::Deployment, "booking"), names).await
     }
 
     /// The pods of these names, which take the token in this Secret.

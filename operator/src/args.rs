@@ -1,6 +1,6 @@
 //! Command line and environment.
 
-use crate::crash_point::CrashPoint;
+use crate::crash_point::{CrashPoint, Fault};
 use clap::{Parser, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
 
@@ -30,7 +30,7 @@ pub struct Args {
     pub identity: Option<String>,
 
     /// Address of /livez, /readyz and /metrics
-    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
     /// How long a leader that is not heard of keeps the lead; a standby takes over that long after its last sign of life
@@ -40,6 +40,10 @@ pub struct Args {
     /// Ends the process where a test wants it to; no release takes it
     #[arg(long, hide = true, value_parser = crate::crash_point::parse)]
     pub crash_at: Option<CrashPoint>,
+
+    /// Fails as a test wants it to; no release takes it
+    #[arg(long, hide = true, value_parser = crate::crash_point::parse_fault)]
+    pub fault: Option<Fault>,
 
     /// Shape of the log lines
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]

@@ -1,31 +1,28 @@
-//! One watched namespace, or all of them: its caches, its queues of work, and what turns a change into work.
+//! One watched namespace, or all of them: what is known of it, its queues of work, and what turns a change into work.
 //!
 //! Everything that belongs together lives in one namespace, so contexts share nothing but the process.
 
 use crate::{
     args::Args,
     crash_point::CrashPoint,
-    error::Backoffs,
+    fleet::index::{Affected, FleetIndex, ObjectKey, target_id},
     kubernetes::{
-        clients::Clients,
-        events::Events,
-        leader_election::Fence,
-        meta::controller,
-        watches::{Caches, Change, FlagSet, Policy, flag_set_targets, policy_targets},
+        clients::Clients, events::Events, leader_election::Fence, observation::STALE_AFTER, queue::Queue,
+        releases::Releases,
     },
-    pods::{client::PodClient, state::FleetState, tokens::Tokens},
+    pods::{client::PodClient, fair_queue::FairQueue, prober::ProbeKey, state::FleetState, tokens::Tokens},
+    status::writes::StatusWrites,
     telemetry::metrics::Metrics,
 };
 use contract::WorkloadId;
-use futures::channel::mpsc::UnboundedSender;
+use crds::resilience_policy::TargetRef;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
-use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 /// What all contexts share.
 pub struct Shared {
@@ -43,10 +40,14 @@ pub struct Shared {
     pub tokens: Tokens,
     /// Connections to pods.
     pub pods: PodClient,
-    /// Bounds the calls to pods that are under way at once.
-    pub pod_calls: Semaphore,
+    /// Who may call a pod now.
+    pub pod_calls: FairQueue,
     /// Since when this replica leads; only a leader asks the pods.
     pub leading_since: OnceLock<Timestamp>,
+    /// Other releases of the operator.
+    pub releases: Releases,
+    /// This release of the operator, as it marks what it writes: namespace and name of its Lease.
+    pub release: String,
 }
 
 impl Shared {
@@ -59,23 +60,13 @@ impl Shared {
     pub fn crash(&self, point: CrashPoint) {
         point.reached(self.args.crash_at);
     }
-}
 
-/// Queues of work.
-pub struct Queues {
-    /// Workloads to publish and push.
-    pub workloads: UnboundedSender<ObjectRef<Deployment>>,
-    /// Policies whose status and recovery to look at.
-    pub policies: UnboundedSender<ObjectRef<Policy>>,
-    /// Flag sets whose status to look at.
-    pub flag_sets: UnboundedSender<ObjectRef<FlagSet>>,
-}
-
-/// When the generation of an object was first seen, and which workloads it named.
-struct Seen {
-    generation: i64,
-    at: Instant,
-    targets: BTreeSet<String>,
+    /// Fails as a test told it to, over an object of that name.
+    pub fn fail_for_test(&self, name: &str) {
+        if let Some(fault) = &self.args.fault {
+            fault.provoke(name);
+        }
+    }
 }
 
 /// One watched namespace, or all of them.
@@ -83,153 +74,94 @@ pub struct Context {
     /// What all contexts share.
     pub shared: Arc<Shared>,
     /// The cluster.
-    pub caches: Caches,
-    /// The pods.
+    pub index: Arc<FleetIndex>,
+    /// What was published, and what the pods say.
     pub fleet: FleetState,
-    /// Waits after failures.
-    pub backoffs: Backoffs,
     /// When what was refused for now was last asked for, by intent.
     pub refused: Mutex<HashMap<String, (Instant, String)>>,
-    /// Resource versions from before this process's last write of a status: a cache that still shows one is stale.
-    pub written: Mutex<HashMap<String, String>>,
-    queues: Queues,
-    seen: Mutex<HashMap<String, Seen>>,
+    /// What this process wrote of statuses, and when.
+    pub status_writes: StatusWrites,
+    /// Workloads to publish and push.
+    pub workloads: Queue<WorkloadId>,
+    /// Policies whose status and recovery to look at.
+    pub policies: Queue<ObjectKey>,
+    /// Flag sets whose status to look at.
+    pub flag_sets: Queue<ObjectKey>,
+    /// Pods to ask for their health.
+    pub probes: Queue<ProbeKey>,
 }
 
 impl Context {
-    /// A ctx over `caches`.
-    pub fn new(shared: Arc<Shared>, caches: Caches, queues: Queues) -> Self {
-        let (fleet, backoffs, refused, written, seen) = Default::default();
-        Self { shared, caches, fleet, backoffs, refused, written, queues, seen }
-    }
-
-    /// Turns a change into work.
-    pub fn on_change(&self, change: &Change) {
-        match change {
-            Change::Everything => self.enqueue_everything(),
-            Change::Deployment(deployment) => {
-                self.enqueue(deployment.metadata.namespace.as_deref(), deployment.metadata.name.as_deref());
-            }
-            Change::ReplicaSet(set) => {
-                let owner = controller(set.owner_references(), "Deployment");
-                self.enqueue(set.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));
-            }
-            Change::Pod(pod) => {
-                if let Some(owner) = self.caches.owner_of(pod) {
-                    self.enqueue(pod.metadata.namespace.as_deref(), owner.metadata.name.as_deref());
-                } else {
-                    for looks_like in self.caches.workloads_selecting(pod) {
-                        self.enqueue(pod.metadata.namespace.as_deref(), looks_like.metadata.name.as_deref());
-                    }
-                }
-            }
-            Change::ConfigMap(map) => {
-                let owner = controller(map.owner_references(), "Deployment");
-                self.enqueue(map.metadata.namespace.as_deref(), owner.map(|owner| owner.name.as_str()));
-            }
-            Change::Job(job) => {
-                let owner = controller(job.owner_references(), "Deployment");
-                if let (Some(namespace), Some(owner)) = (&job.metadata.namespace, owner) {
-                    self.enqueue_status(namespace, &owner.name);
-                }
-            }
-            Change::Policy(policy, gone) => {
-                self.enqueue_targets(&**policy, policy_targets(policy).map(str::to_owned).collect(), *gone);
-                let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
-            }
-            Change::FlagSet(set, gone) => {
-                self.enqueue_targets(&**set, flag_set_targets(set).map(str::to_owned).collect(), *gone);
-                let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
-            }
+    /// A context of which nothing is known yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            index: Arc::default(),
+            fleet: FleetState::default(),
+            refused: Mutex::default(),
+            status_writes: StatusWrites::default(),
+            workloads: Queue::default(),
+            policies: Queue::default(),
+            flag_sets: Queue::default(),
+            probes: Queue::default(),
         }
     }
 
-    /// Looks at a workload, and at every policy and flag set that names it.
-    fn enqueue(&self, namespace: Option<&str>, name: Option<&str>) {
-        if let (Some(namespace), Some(name)) = (namespace, name) {
-            self.enqueue_workload(namespace, name);
-            self.enqueue_status(namespace, name);
+    /// Turns a change into work.
+    pub fn enqueue(&self, affected: Vec<Affected>) {
+        for one in affected {
+            match one {
+                Affected::Workload(id) => {
+                    self.enqueue_status(&id);
+                    self.enqueue_workload(&id);
+                }
+                Affected::Status(id) => self.enqueue_status(&id),
+                Affected::Policy(key) => self.policies.enqueue(key),
+                Affected::FlagSet(key) => self.flag_sets.enqueue(key),
+            }
         }
     }
 
     /// Looks at a workload.
-    pub fn enqueue_workload(&self, namespace: &str, name: &str) {
-        if self.caches.deployment(namespace, name).is_some() {
-            // The receiver is gone only at shutdown.
-            let _ = self.queues.workloads.unbounded_send(ObjectRef::new(name).within(namespace));
-        } else {
-            let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
-            let gone = self.fleet.lock().remove(&id).unwrap_or_default();
-            self.shared.metrics.forget(namespace, name, gone.circuits().keys());
-        }
-    }
-
-    /// Looks at every policy and flag set that names a workload.
-    pub fn enqueue_status(&self, namespace: &str, name: &str) {
-        for policy in self.caches.policies_for(namespace, name) {
-            let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
-        }
-        for set in self.caches.flag_sets_for(namespace, name) {
-            let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
-        }
-    }
-
-    /// Looks at all there is: at the start, when this replica comes to lead, and after a watch began anew.
-    pub fn enqueue_everything(&self) {
-        for deployment in self.caches.deployments.state() {
-            let _ = self.queues.workloads.unbounded_send(ObjectRef::from_obj(deployment.as_ref()));
-        }
-        for policy in self.caches.policies.state() {
-            let _ = self.queues.policies.unbounded_send(ObjectRef::from_obj(policy.as_ref()));
-        }
-        for set in self.caches.flag_sets.state() {
-            let _ = self.queues.flag_sets.unbounded_send(ObjectRef::from_obj(set.as_ref()));
-        }
-    }
-
-    /// Looks at the workloads that an object names, and at those that it named before.
-    fn enqueue_targets<K: Resource<DynamicType = ()>>(&self, object: &K, targets: BTreeSet<String>, gone: bool) {
-        let Some(namespace) = object.meta().namespace.clone() else { return };
-        let uid = object.meta().uid.clone().unwrap_or_default();
-        let generation = object.meta().generation.unwrap_or_default();
-        let before = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if gone {
-                seen.remove(&uid).map(|seen| seen.targets)
-            } else {
-                let new = |targets| Seen { generation, at: Instant::now(), targets };
-                match seen.get_mut(&uid) {
-                    // Only its status changed.
-                    Some(old) if old.generation == generation => return,
-                    Some(old) => Some(std::mem::replace(old, new(targets.clone())).targets),
-                    None => {
-                        seen.insert(uid.clone(), new(targets.clone()));
-                        None
-                    }
-                }
-            }
-        };
-        if gone {
-            self.backoffs.forget(&uid);
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| !key.starts_with(&uid));
-        }
-        for name in targets.into_iter().chain(before.into_iter().flatten()).collect::<BTreeSet<_>>() {
-            self.enqueue(Some(&namespace), Some(&name));
-        }
-    }
-
-    /// When the present generation of an object was first seen by this process.
-    pub fn seen_at(&self, uid: &str, generation: i64) -> Option<Instant> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(uid).filter(|seen| seen.generation == generation).map(|seen| seen.at)
+    pub fn enqueue_workload(&self, id: &WorkloadId) {
+        self.workloads.enqueue(id.clone());
     }
 
     /// Looks at a workload again after a while.
-    pub fn enqueue_workload_later(self: &Arc<Self>, id: WorkloadId, after: std::time::Duration) {
-        let ctx = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            ctx.enqueue_workload(&id.namespace, &id.name);
-        });
+    pub fn enqueue_workload_after(&self, id: &WorkloadId, after: Duration) {
+        self.workloads.enqueue_after(id.clone(), after);
+    }
+
+    /// Looks at every policy and flag set that names a workload.
+    pub fn enqueue_status(&self, id: &WorkloadId) {
+        for key in self.index.policy_keys_of(id) {
+            self.policies.enqueue(key);
+        }
+        for key in self.index.flag_set_keys_of(id) {
+            self.flag_sets.enqueue(key);
+        }
+    }
+
+    /// Another release of the operator that writes the document of one of these workloads, if one does.
+    pub fn managed_elsewhere<'a>(
+        &self,
+        namespace: &str,
+        targets: impl IntoIterator<Item = &'a TargetRef>,
+    ) -> Option<String> {
+        let ids = targets.into_iter().map(|target| target_id(namespace, target));
+        let mut writers = ids.filter_map(|id| self.index.config_map(&id)?.operator.clone());
+        writers.find(|writer| *writer != self.shared.release)
+    }
+
+    /// Why what the index shows may be too old to act on, if it may.
+    pub fn observer_stale(&self) -> Option<String> {
+        let (path, age) = self.shared.clients.observation.stale(Instant::now())?;
+        let (age, limit) = (age.as_secs(), STALE_AFTER.as_secs());
+        Some(format!("the watch of {path} has heard nothing from the API server for {age} s (the limit is {limit} s)"))
+    }
+
+    /// Looks at all there is: when this replica comes to lead.
+    pub fn enqueue_everything(&self) {
+        self.enqueue(self.index.everything());
     }
 }

@@ -1,8 +1,9 @@
-//! Points at which a test ends the process at once, as a crash would: nothing is released and nothing is finished.
+//! What only builds for tests do: end the process at a chosen point, or fail over a chosen object.
 
 use clap::ValueEnum;
+use std::str::FromStr;
 
-/// Where the process ends.
+/// Where the process ends at once, as a crash would: nothing is released and nothing is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CrashPoint {
     /// An action is decided; nothing of it is written.
@@ -26,11 +27,47 @@ impl CrashPoint {
     }
 }
 
-/// Only builds for tests take the flag: a release refuses it.
-pub fn parse(text: &str) -> Result<CrashPoint, String> {
-    if cfg!(debug_assertions) {
-        CrashPoint::from_str(text, false)
-    } else {
-        Err("this is a release: crash points are there in test builds only".to_owned())
+/// How the reconcile of an object fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It panics: `panic=NAME`.
+    Panic(String),
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("panic", name)) => Ok(Self::Panic(name.to_owned())),
+            _ => Err("must be panic=NAME".to_owned()),
+        }
     }
+}
+
+impl Fault {
+    /// Fails, if it is meant for this object.
+    ///
+    /// # Panics
+    ///
+    /// When it is: that is what a test asks for, and no release takes the flag.
+    pub fn provoke(&self, object: &str) {
+        let Self::Panic(name) = self;
+        assert_ne!(name, object, "provoked by a test");
+    }
+}
+
+/// Only builds for tests take the flags: a release refuses them.
+fn in_tests<T>(parsed: Result<T, String>) -> Result<T, String> {
+    if cfg!(debug_assertions) { parsed } else { Err("this is a release: only test builds take this".to_owned()) }
+}
+
+/// Reads a crash point.
+pub fn parse(text: &str) -> Result<CrashPoint, String> {
+    in_tests(CrashPoint::from_str(text, false))
+}
+
+/// Reads a fault.
+pub fn parse_fault(text: &str) -> Result<Fault, String> {
+    in_tests(text.parse())
 }

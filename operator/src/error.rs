@@ -1,13 +1,12 @@
-//! Why a reconcile over an object failed, and when to try again.
+//! Why a reconciliation failed.
 
 use crate::{kubernetes::clients::ApiError, workload::publish::PublishError};
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-/// Why a reconcile failed.
+/// Longest time that a reconcile may take; every call in it has a shorter deadline of its own.
+pub const RECONCILE_DEADLINE: Duration = Duration::from_secs(45);
+
+/// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The API server refused or did not answer.
@@ -24,6 +23,12 @@ pub enum ReconcileError {
     /// This replica stopped leading in the middle.
     #[error("this replica does not lead any more: nothing was done")]
     NotLeading,
+    /// It took too long.
+    #[error("not done within {} s; it is tried again from the start", RECONCILE_DEADLINE.as_secs())]
+    TimedOut,
+    /// The operator's own code failed.
+    #[error("internal error: {0}")]
+    Panicked(String),
 }
 
 impl ReconcileError {
@@ -41,26 +46,14 @@ impl ReconcileError {
             _ => false,
         }
     }
-}
 
-/// How often each object failed in a row.
-#[derive(Default)]
-pub struct Backoffs(Mutex<HashMap<String, u32>>);
-
-impl Backoffs {
-    /// The wait after one more failure: 0.5 s doubled up to 60 s; a conflict waits 0.1 s.
-    pub fn after_failure(&self, key: &str, error: &ReconcileError) -> Duration {
-        if error.is_conflict() {
-            return Duration::from_millis(100);
+    /// Label for metrics: `conflict`, `timeout`, `panic` or `error`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            _ if self.is_conflict() => "conflict",
+            Self::TimedOut => "timeout",
+            Self::Panicked(_) => "panic",
+            _ => "error",
         }
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = all.entry(key.to_owned()).or_insert(0);
-        *failures = failures.saturating_add(1);
-        Duration::from_millis(250 * 2u64.pow((*failures).min(8))).min(Duration::from_secs(60))
-    }
-
-    /// The object is well again, or gone.
-    pub fn forget(&self, key: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }

@@ -7,54 +7,53 @@ pub mod context;
 pub mod crash_point;
 pub mod error;
 pub mod feature_flag;
+pub mod fleet;
 pub mod kubernetes;
 pub mod pods;
 pub mod policy;
 pub mod spec;
 pub mod status;
+pub mod supervision;
 pub mod telemetry;
 pub mod workload;
 
 use args::Args;
-use context::{Context, Queues, Shared};
-use error::ReconcileError;
-use futures::{FutureExt, StreamExt, channel::mpsc};
-use kube::{
-    Config, Resource, ResourceExt,
-    runtime::{
-        controller::{Action, Config as ControllerConfig, ReconcileRequest, applier},
-        reflector::{ObjectRef, Store},
-    },
-};
+use context::{Context, Shared};
+use feature_flag::reconcile::FlagSetReconciler;
+use futures::StreamExt;
+use kube::Config;
 use kubernetes::{
-    clients::Clients,
+    clients::{ApiError, Clients},
+    controller,
     events::Events,
     leader_election::{ApiLeaseStore, Election, Fence, LostLead},
-    watches::Caches,
+    releases::{self, Releases},
+    watches::{self, Filling, News},
 };
 use pods::{
     client::PodClient,
+    fair_queue::FairQueue,
     prober,
-    tokens::{self, Tokens},
+    tokens::{KeyError, Tokens},
 };
+use policy::reconcile::PolicyReconciler;
 use std::{
-    convert::Infallible,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
-use telemetry::{logging, server};
-use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, info, info_span, warn};
+use supervision::{Ended, Supervisor};
+use telemetry::{metrics::Metrics, server};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use workload::reconcile::WorkloadReconciler;
 
-/// Objects of one kind that are looked at at once.
-const CONCURRENCY: u16 = 16;
-/// Calls to pods that are under way at once.
-const POD_CALLS: usize = 256;
-/// Longest time that a reconcile may take; every call in it has a shorter deadline of its own.
-const RECONCILE_DEADLINE: Duration = Duration::from_secs(45);
 /// How long reconciles under way may take to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long an API server that answers, but not as it should, is waited for at the start.
+const PATIENCE_AT_START: Duration = Duration::from_secs(60);
+/// Wait between two questions to an API server that is starting.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why the operator stopped.
 #[derive(Debug, thiserror::Error)]
@@ -62,85 +61,158 @@ pub enum RunError {
     /// There is no way to the API server.
     #[error("cannot connect to the API server: {0}")]
     Connect(#[source] Box<kube::Error>),
-    /// The client for pods could not be made.
-    #[error("cannot make a client for pods: {0}")]
-    PodClient(#[from] reqwest::Error),
+    /// The API server does not let policies be watched.
+    #[error("policies cannot be watched: {0}; check the operator's roles, and that its CRDs are installed")]
+    Watch(#[source] ApiError),
     /// There is no master key.
     #[error(transparent)]
-    Key(#[from] tokens::KeyError),
+    Key(#[from] KeyError),
     /// The address is taken.
     #[error(transparent)]
     Listen(#[from] server::ListenError),
     /// Another replica may lead now.
     #[error(transparent)]
     Lost(#[from] LostLead),
+    /// A task ended that should not.
+    #[error(transparent)]
+    TaskEnded(#[from] Ended),
 }
 
-/// Runs until `shutdown`, or until the lead is lost.
+/// Runs until `shutdown`, or until the lead or a task is lost.
 pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
-    let clients = Clients::new(&config).map_err(|error| RunError::Connect(Box::new(error)))?;
+    let mut clients = Clients::new(&config).map_err(|error| RunError::Connect(Box::new(error)))?;
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let status = server::Status::default();
-    let tracker = TaskTracker::new();
     let serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
 
-    let Some(tokens) = shutdown.run_until_cancelled(load_tokens(&clients, &args.namespace)).await.transpose()? else {
+    let first = args.namespaces().into_iter().next().flatten();
+    let starting = async {
+        let mut patience = Patience::waiting_for("the API server");
+        while let Err(error) = clients.look_at_server(first.as_deref()).await {
+            patience.after(error).await.map_err(RunError::Watch)?;
+        }
+        load_tokens(&clients, &args.namespace).await.map_err(RunError::Key)
+    };
+    let Some(tokens) = shutdown.run_until_cancelled(starting).await.transpose()? else {
         return Ok(());
     };
     let fence = Fence::default();
     let shared = Arc::new(Shared {
-        pods: PodClient::new(args.pod_transport, &clients)?,
+        pods: PodClient::new(args.pod_transport, &clients),
         events: Events::new(clients.clone(), identity.clone()),
         metrics: status.metrics.clone(),
         fence: fence.clone(),
         tokens,
-        pod_calls: Semaphore::new(POD_CALLS),
+        pod_calls: FairQueue::default(),
         leading_since: OnceLock::new(),
+        releases: Releases::default(),
+        release: releases::mark(&args.namespace),
         clients: clients.clone(),
         args: args.clone(),
     });
+    let (mut supervisor, mut ended) = Supervisor::new(shutdown.clone());
     let mut contexts = Vec::new();
+    let mut fillings = Vec::new();
     for namespace in args.namespaces() {
-        contexts.push(start_controllers(&shared, namespace.as_deref(), &tracker, &shutdown));
+        let filling = Filling::default();
+        let ctx = start_controllers(&shared, namespace.as_deref(), &filling, &mut supervisor, &status);
+        contexts.push(ctx);
+        fillings.push(filling);
     }
-    let filled = async {
-        for ctx in &contexts {
-            ctx.caches.ready().await;
+    let filled = async move {
+        for filling in fillings {
+            filling.done().await;
         }
     };
-    if shutdown.run_until_cancelled(filled).await.is_some() {
-        status.ready.store(true, Ordering::Relaxed);
-        info!(%identity, dry_run = args.dry_run, "the caches are filled");
-    }
-
-    let election =
-        Election::new(ApiLeaseStore::new(&clients, &args.namespace), identity, args.lease_duration, fence.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        lost = lead(&election, &contexts, &shared) => Err(RunError::Lost(lost)),
-        served = serving => match served {
-            Ok(Err(error)) => Err(RunError::Listen(error)),
-            _ => Ok(()),
-        },
+        task = ended.recv() => Err(task.into()),
+        () = filled => {
+            status.ready.store(true, Ordering::Relaxed);
+            info!(%identity, dry_run = args.dry_run, streamed = clients.streams_lists, "the caches are filled");
+            lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, serving).await
+        }
     };
     shutdown.cancel();
-    tracker.close();
-    if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN, supervisor.drain()).await.is_err() {
         warn!("some reconciles did not end in time");
     }
     if outcome.is_ok() {
-        election.release().await;
+        Election::new(
+            ApiLeaseStore::new(&clients, &args.namespace),
+            shared.events.instance().to_owned(),
+            args.lease_duration,
+            fence,
+        )
+        .release()
+        .await;
     }
     outcome
 }
 
-/// The master key. An API server that is away is waited for; anything else is said.
-async fn load_tokens(clients: &Clients, namespace: &str) -> Result<Tokens, tokens::KeyError> {
+/// Takes part in the election until something ends it.
+async fn lead_until(
+    args: &Args,
+    identity: String,
+    contexts: &[Arc<Context>],
+    shared: &Arc<Shared>,
+    shutdown: &CancellationToken,
+    ended: &mut supervision::Endings,
+    serving: tokio::task::JoinHandle<Result<(), server::ListenError>>,
+) -> Result<(), RunError> {
+    let store = ApiLeaseStore::new(&shared.clients, &args.namespace);
+    let election = Election::new(store, identity, args.lease_duration, shared.fence.clone());
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        lost = lead(&election, contexts, shared) => Err(RunError::Lost(lost)),
+        task = ended.recv() => Err(task.into()),
+        served = serving => match served {
+            Ok(Err(error)) => Err(RunError::Listen(error)),
+            Ok(Ok(())) if shutdown.is_cancelled() => Ok(()),
+            _ => Err(Ended::of("server").into()),
+        },
+    }
+}
+
+/// How long the API server is waited for at the start. One that cannot be reached is waited for; one that answers with an
+/// error that may pass (it is starting, it is busy, roles are not synced yet) for [`PATIENCE_AT_START`].
+struct Patience {
+    what: &'static str,
+    answered_at: Option<Instant>,
+}
+
+impl Patience {
+    fn waiting_for(what: &'static str) -> Self {
+        Self { what, answered_at: None }
+    }
+
+    /// Waits until it is worth asking again; fails if it is not.
+    async fn after(&mut self, error: ApiError) -> Result<(), ApiError> {
+        let what = self.what;
+        if !error.is_transient() {
+            return Err(error);
+        }
+        if error.code().is_none() {
+            warn!(%error, "waiting for {what}: the API server cannot be reached");
+        } else {
+            let since = *self.answered_at.get_or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE_AT_START {
+                return Err(error);
+            }
+            warn!(%error, "waiting for {what}, at most {} s", PATIENCE_AT_START.as_secs());
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+        Ok(())
+    }
+}
+
+/// The master key.
+async fn load_tokens(clients: &Clients, namespace: &str) -> Result<Tokens, KeyError> {
+    let mut patience = Patience::waiting_for("the operator's key Secret");
     loop {
         match Tokens::load(clients, namespace).await {
-            Err(tokens::KeyError::Api { source, .. }) if source.code().is_none() => {
-                warn!(error = %source, "the API server cannot be reached; trying again");
-                tokio::time::sleep(Duration::from_secs(2)).await;
+            Err(KeyError::Api { namespace, source }) => {
+                patience.after(source).await.map_err(|source| KeyError::Api { namespace, source })?;
             }
             other => return other,
         }
@@ -162,94 +234,61 @@ async fn lead(election: &Election<ApiLeaseStore>, contexts: &[Arc<Context>], sha
 fn start_controllers(
     shared: &Arc<Shared>,
     namespace: Option<&str>,
-    tracker: &TaskTracker,
-    shutdown: &CancellationToken,
+    filling: &Filling,
+    supervisor: &mut Supervisor,
+    status: &server::Status,
 ) -> Arc<Context> {
-    let (caches, changes) = Caches::start(&shared.clients, namespace);
-    let (workloads, workload_queue) = mpsc::unbounded();
-    let (policies, policy_queue) = mpsc::unbounded();
-    let (flag_sets, flag_set_queue) = mpsc::unbounded();
-    let ctx = Arc::new(Context::new(Arc::clone(shared), caches, Queues { workloads, policies, flag_sets }));
-    tracker.spawn({
+    let ctx = Arc::new(Context::new(Arc::clone(shared)));
+    let metrics = || -> Metrics { shared.metrics.clone() };
+    let news = watches::start(&shared.clients, namespace, &ctx.index, filling);
+    let shutdown = supervisor.shutdown();
+    supervisor.start("watch", {
         let (ctx, shutdown) = (Arc::clone(&ctx), shutdown.clone());
         async move {
-            let mut changes = std::pin::pin!(changes);
-            while let Some(Some(change)) = shutdown.run_until_cancelled(changes.next()).await {
-                ctx.on_change(&change);
+            let mut news = std::pin::pin!(news);
+            while let Some(Some(news)) = shutdown.run_until_cancelled(news.next()).await {
+                match news {
+                    News::Changed(affected) => ctx.enqueue(affected),
+                    News::Filled => ctx.enqueue_everything(),
+                }
             }
         }
     });
-    tracker.spawn(control(
-        "workload",
-        ctx.caches.deployments.clone(),
-        workload_queue,
-        workload::reconcile::reconcile,
-        Arc::clone(&ctx),
+    let workloads = controller::run(
+        Arc::new(WorkloadReconciler(Arc::clone(&ctx))),
+        ctx.workloads.clone(),
+        metrics(),
         shutdown.clone(),
-    ));
-    tracker.spawn(control(
-        "policy",
-        ctx.caches.policies.clone(),
-        policy_queue,
-        policy::reconcile::reconcile,
-        Arc::clone(&ctx),
+    );
+    supervisor.start("workload controller", workloads);
+    let policies = controller::run(
+        Arc::new(PolicyReconciler(Arc::clone(&ctx))),
+        ctx.policies.clone(),
+        metrics(),
         shutdown.clone(),
-    ));
-    tracker.spawn(control(
-        "flag",
-        ctx.caches.flag_sets.clone(),
-        flag_set_queue,
-        feature_flag::reconcile::reconcile,
-        Arc::clone(&ctx),
+    );
+    supervisor.start("policy controller", policies);
+    let flag_sets = controller::run(
+        Arc::new(FlagSetReconciler(Arc::clone(&ctx))),
+        ctx.flag_sets.clone(),
+        metrics(),
         shutdown.clone(),
-    ));
-    tracker.spawn(prober::run(Arc::clone(&ctx), shutdown.clone()));
+    );
+    supervisor.start("flag controller", flag_sets);
+    supervisor.start("prober", prober::run(Arc::clone(&ctx), shutdown));
+    status.watch_progress("workload", {
+        let queue = ctx.workloads.clone();
+        move |now| queue.stuck_for(now)
+    });
+    status.watch_progress("policy", {
+        let queue = ctx.policies.clone();
+        move |now| queue.stuck_for(now)
+    });
+    status.watch_progress("flag", {
+        let queue = ctx.flag_sets.clone();
+        move |now| queue.stuck_for(now)
+    });
     ctx
-}
-
-/// Runs one controller: takes references off the queue, never looks at one object twice at once, and tries again after
-/// a growing wait when a reconcile fails.
-async fn control<K, F, Fut>(
-    kind: &'static str,
-    store: Store<K>,
-    queue: mpsc::UnboundedReceiver<ObjectRef<K>>,
-    reconcile: F,
-    ctx: Arc<Context>,
-    shutdown: CancellationToken,
-) where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
-    F: Fn(Arc<K>, Arc<Context>) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
-{
-    let requests = queue
-        .map(|reference| Ok::<_, Infallible>(ReconcileRequest::from(reference)))
-        .take_until(shutdown.cancelled_owned());
-    let reconcile_object = move |object: Arc<K>, ctx: Arc<Context>| {
-        let span = info_span!(
-            "reconcile",
-            kind,
-            object = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
-            trace_id = logging::trace_id()
-        );
-        let work = reconcile(object, ctx);
-        async move {
-            tokio::time::timeout(RECONCILE_DEADLINE, work).await.unwrap_or(Ok(Action::requeue(Duration::from_secs(5))))
-        }
-        .instrument(span)
-        .boxed()
-    };
-    let on_error = move |object: Arc<K>, error: &ReconcileError, ctx: Arc<Context>| {
-        let wait = ctx.backoffs.after_failure(&object.uid().unwrap_or_default(), error);
-        let object = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
-        if error.is_conflict() {
-            tracing::debug!(kind, %object, %error, "changed meanwhile; looking again");
-        } else {
-            warn!(kind, %object, %error, retry_in = ?wait, "reconciliation failed");
-        }
-        Action::requeue(wait)
-    };
-    let config = ControllerConfig::default().concurrency(CONCURRENCY);
-    applier(reconcile_object, on_error, ctx, store, requests, config).for_each(|_| std::future::ready(())).await;
 }
 
 fn host_name() -> String {

@@ -2,10 +2,11 @@
 
 use clap::Parser;
 use operator::{args::Args, run, telemetry::logging};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -15,6 +16,7 @@ async fn main() -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
+    raise_open_files();
     let shutdown = CancellationToken::new();
     if let Err(error) = cancel_on_signal(&shutdown) {
         error!(%error, "failed to install signal handlers");
@@ -36,6 +38,17 @@ async fn main() -> ExitCode {
             error!(%error, "stopped");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Lets this process have as many connections as the system allows: one for each pod, and some more.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, limit = ?limit.current, "the limit of open files could not be raised; with very many pods, connections may fail");
     }
 }
 

@@ -296,7 +296,7 @@ impl LocalStack {
         flags: FlagsSettings,
     ) -> Result<(), LocalStackError> {
         let failed = |why: String| LocalStackError::Push { service, why };
-        let id = WorkloadId { namespace: NAMESPACE.to_owned(), name: service.to_owned() };
+        let id = WorkloadId::deployment(NAMESPACE, service);
         let policy = Section { sources: Vec::new(), settings: policy };
         let flags = Section { sources: Vec::new(), settings: flags };
         // Changes that follow each other within a millisecond would have one revision.

@@ -213,7 +213,7 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
         ),
         (
             "a target of another kind",
-            with(plain(), "/spec/targetRefs/0/kind", json!("StatefulSet")),
+            with(plain(), "/spec/targetRefs/0/kind", json!("DaemonSet")),
             "spec.targetRefs[0].kind",
             "supported values: \"Deployment\"",
         ),

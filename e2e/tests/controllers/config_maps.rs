@@ -102,7 +102,7 @@ async fn a_config_map_that_is_not_ours_is_never_touched_and_holds_nobody_else_up
     let (_booking, catalog) = (world.workload("booking", 1).await, world.workload("catalog", 1).await);
     let not_ours = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": { "name": config_map_name("booking"), "labels": { "app.kubernetes.io/managed-by": "somebody" } },
+        "metadata": { "name": config_map_name(contract::WorkloadKind::Deployment, "booking"), "labels": { "app.kubernetes.io/managed-by": "somebody" } },
         "data": { CONFIG_KEY: "mine" },
     });
     world.apply(&not_ours).await;

@@ -66,7 +66,7 @@ async fn a_flag_document_of_a_megabyte_is_refused_and_what_was_live_stays() {
     assert!(says(&refused.conditions, "Stalled", "True", "InvalidFlagSet"));
     assert!(says(&refused.conditions, "Ready", "False", "InvalidFlagSet"));
     let words = &refused.conditions.iter().find(|one| one.type_ == "Accepted").unwrap().message;
-    assert!(words.contains("spec.flagSpec") && words.contains("split the set"), "{words}");
+    assert!(words.contains("more than the") && words.contains("split it"), "{words}");
 
     // The policy beside it goes on, and the last good flags with it.
     world.apply(&policy_with_request("booking", "booking", "7s")).await;

@@ -21,6 +21,7 @@ mod flags;
 mod hostile;
 mod invalid;
 mod leadership;
+mod least_privilege;
 mod older_and_newer;
 mod pods;
 mod programming;

@@ -75,7 +75,7 @@ async fn a_pod_without_its_token_gets_a_mount_refresh_and_then_succeeds() {
 async fn a_secret_of_our_name_that_somebody_else_made_is_left_as_it_is() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
-    let name = contract::token_secret_name("booking");
+    let name = contract::token_secret_name(contract::WorkloadKind::Deployment, "booking");
     let theirs = json!({ "metadata": { "name": name }, "stringData": { "current": "a secret of somebody else" } });
     let secrets = world.api::<Secret>();
     let made = secrets.create(&PostParams::default(), &serde_json::from_value(theirs).unwrap()).await.unwrap();

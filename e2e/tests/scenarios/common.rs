@@ -1,6 +1,6 @@
 //! What the scenarios and the upgrade share: which cluster, and the state of the booking service on it.
 
-use crds::condition::types::{PROGRAMMED, READY};
+use crds::ConditionType;
 use e2e::{
     pod_admin::PodAdmin,
     provider::ProviderKind,
@@ -43,8 +43,8 @@ pub async fn in_every_pod(
 pub async fn programmed(testbed: &Testbed) -> crds::ResiliencePolicy {
     let wanted = format!("{REPLICAS}/{REPLICAS}");
     let live = |policy: &crds::ResiliencePolicy| {
-        is_true(policy, PROGRAMMED)
-            && is_true(policy, READY)
+        is_true(policy, ConditionType::Programmed.as_str())
+            && is_true(policy, ConditionType::Ready.as_str())
             && policy.status.as_ref().and_then(|status| status.programmed.as_deref()) == Some(&wanted)
     };
     testbed.policy_until("booking", SOON * 2, "the policy live in every pod", live).await.unwrap()

@@ -3,8 +3,7 @@
 
 use crate::common::SOON;
 use crds::{
-    ResiliencePolicy,
-    condition::types::HEALTHY,
+    ConditionType, ResiliencePolicy,
     status::{ActionOutcome, ActionRecord},
 };
 use e2e::{
@@ -118,7 +117,7 @@ impl Broken {
                     recovery.in_flight.is_empty()
                         && recovery.recent.iter().any(|one| !self.before.ids.contains(&one.id))
                 });
-                over && is_true(policy, HEALTHY)
+                over && is_true(policy, ConditionType::Healthy.as_str())
             })
             .await;
         if let Some(stopped) = &self.stopped {

@@ -13,10 +13,7 @@ mod services;
 mod stateful_set;
 
 use common::{REPLICAS, SOON, in_every_pod, nodes, programmed, provider, published, restarts};
-use crds::{
-    condition::types::{ACCEPTED, HEALTHY, PROGRAMMED, READY, RECOVERY_ALLOWED},
-    status::ActionOutcome,
-};
+use crds::{ConditionType, status::ActionOutcome};
 use e2e::{
     pod_admin::PodAdmin,
     progress::Progress,
@@ -119,7 +116,7 @@ async fn broken_connections_are_found_reset_and_verified_while_bookings_go_on() 
     assert_eq!(record.outcome, ActionOutcome::Succeeded, "{record:?}");
     assert!(record.started_at.0 <= record.acted_at.as_ref().unwrap().0, "the intent comes before the action");
     assert_eq!(recovery.remaining_budget, Some(4));
-    assert!(is_true(&recovered, READY), "an incident must not make the policy unready");
+    assert!(is_true(&recovered, ConditionType::Ready.as_str()), "an incident must not make the policy unready");
 
     // The pod did it once, and under no other id.
     let pods = PodAdmin::find(&testbed).await.unwrap();
@@ -156,7 +153,7 @@ async fn a_change_goes_live_without_a_restart() {
         .unwrap();
     let second = testbed
         .policy_until("booking", SOON, "the change live in every pod", |policy| {
-            is_true(policy, PROGRAMMED)
+            is_true(policy, ConditionType::Programmed.as_str())
                 && policy.status.as_ref().unwrap().targets[0].content_hash.as_deref() != Some(&first.1)
         })
         .await
@@ -173,7 +170,9 @@ async fn a_change_goes_live_without_a_restart() {
     // A change that means the same is not published.
     testbed.patch_policy("booking", &json!({ "healthChecks": [{ "name": "memory", "memory": { "max": "1Gi", "maxPercentOfLimit": 80 } }, { "name": "booking-consistency", "scope": "Workload" }, { "name": "database", "interval": "1000ms" }] })).await.unwrap();
     let same = testbed
-        .policy_until("booking", SOON, "the new generation observed", |policy| is_true(policy, PROGRAMMED))
+        .policy_until("booking", SOON, "the new generation observed", |policy| {
+            is_true(policy, ConditionType::Programmed.as_str())
+        })
         .await
         .unwrap();
     assert_eq!(published(&same), second);
@@ -220,7 +219,7 @@ async fn a_configuration_that_somebody_edits_or_deletes_is_put_right() {
     testbed.apply_file(POLICY).await.unwrap();
     let (first, hash) = published(&programmed(&testbed).await);
     let maps: Api<ConfigMap> = Api::namespaced(testbed.client.clone(), TICKETING);
-    let name = contract::config_map_name("booking");
+    let name = contract::config_map_name(contract::WorkloadKind::Deployment, "booking");
     let sound = |after: i64| {
         let (maps, name, hash) = (maps.clone(), name.clone(), hash.clone());
         move || {
@@ -244,7 +243,7 @@ async fn a_configuration_that_somebody_edits_or_deletes_is_put_right() {
     // The pods already run what it means, so the newer revision may reach them by their mounts, in its own time.
     assert!(third > second);
     until(SOON, "every pod on it", || in_every_pod(&testbed, |h, _| h == hash)).await.unwrap();
-    assert!(is_true(&programmed(&testbed).await, READY));
+    assert!(is_true(&programmed(&testbed).await, ConditionType::Ready.as_str()));
 }
 
 #[tokio::test]
@@ -256,7 +255,7 @@ async fn pods_are_reached_through_the_api_server_too() {
     testbed.install_operator(images, &proxied).await.unwrap();
     testbed.apply_file(POLICY).await.unwrap();
     let live = programmed(&testbed).await;
-    assert!(is_true(&live, HEALTHY));
+    assert!(is_true(&live, ConditionType::Healthy.as_str()));
     testbed.install_operator(images, &words(&own)).await.unwrap();
 }
 
@@ -270,18 +269,21 @@ async fn no_pod_is_restarted_for_a_database_that_hangs_for_all_pods() {
     stop_database(&testbed).await.unwrap();
     let held = testbed
         .policy_until("booking", SOON * 2, "recovery held back, with the root cause named", |policy| {
-            reason(policy, RECOVERY_ALLOWED) == Some("DependencyIsTheCause")
+            reason(policy, ConditionType::RecoveryAllowed.as_str()) == Some("DependencyIsTheCause")
         })
         .await;
     resume_database(&testbed).await.unwrap();
     let held = held.unwrap();
-    assert!(is_true(&held, READY) && is_true(&held, ACCEPTED), "an open circuit must not make the policy unready");
+    assert!(
+        is_true(&held, ConditionType::Ready.as_str()) && is_true(&held, ConditionType::Accepted.as_str()),
+        "an open circuit must not make the policy unready"
+    );
     assert_eq!(held.status.as_ref().unwrap().open.as_deref().map(|open| open.starts_with("database")), Some(true));
     assert_eq!(restarts(&testbed).await, before, "nothing was restarted for it");
     // A circuit closes when a call succeeds, so the buyers stay until all are closed.
     testbed
         .policy_until("booking", SOON * 2, "all circuits closed and all checks healthy again", |policy| {
-            is_true(policy, HEALTHY) && policy.status.as_ref().unwrap().open.is_none()
+            is_true(policy, ConditionType::Healthy.as_str()) && policy.status.as_ref().unwrap().open.is_none()
         })
         .await
         .unwrap();
@@ -305,7 +307,9 @@ async fn at_rest_nothing_is_written_but_the_lease() {
     testbed.kubectl.apply(&fifth.to_string()).await.unwrap();
     programmed(&testbed).await;
     testbed
-        .policy_until("latecomer", SOON, "a conflict", |policy| reason(policy, ACCEPTED) == Some("Conflicted"))
+        .policy_until("latecomer", SOON, "a conflict", |policy| {
+            reason(policy, ConditionType::Accepted.as_str()) == Some("Conflicted")
+        })
         .await
         .unwrap();
     settle(&testbed).await;

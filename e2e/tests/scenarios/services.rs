@@ -2,7 +2,7 @@
 //! away.
 
 use crate::{REPLICAS, SOON, testbed};
-use crds::condition::types::{PROGRAMMED, READY};
+use crds::ConditionType;
 use e2e::{
     sale,
     testbed::{Testbed, is_true, until},
@@ -23,7 +23,9 @@ async fn all_services_run_by_their_policies_and_sell_while_the_first_provider_is
         let live = |policy: &crds::ResiliencePolicy| {
             let pods = if name == "booking" { REPLICAS } else { 1 };
             let programmed = policy.status.as_ref().and_then(|status| status.programmed.as_deref());
-            is_true(policy, PROGRAMMED) && is_true(policy, READY) && programmed == Some(&format!("{pods}/{pods}"))
+            is_true(policy, ConditionType::Programmed.as_str())
+                && is_true(policy, ConditionType::Ready.as_str())
+                && programmed == Some(&format!("{pods}/{pods}"))
         };
         testbed.policy_until(name, SOON * 2, "the policy live in every pod", live).await.unwrap();
     }

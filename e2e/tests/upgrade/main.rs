@@ -184,7 +184,12 @@ async fn leads(testbed: &Testbed, new: &Images) -> jiff::Timestamp {
 /// The token that the booking pods take.
 async fn token(testbed: &Testbed) -> BTreeMap<String, ByteString> {
     let secrets: Api<Secret> = Api::namespaced(testbed.client.clone(), TICKETING);
-    secrets.get(&contract::token_secret_name("booking")).await.unwrap().data.unwrap()
+    secrets
+        .get(&contract::token_secret_name(contract::WorkloadKind::Deployment, "booking"))
+        .await
+        .unwrap()
+        .data
+        .unwrap()
 }
 
 /// Bookings that the pods without the incident have taken.
@@ -202,7 +207,7 @@ async fn pods_of_0_1_are_programmed_and_recovered(testbed: &Testbed) {
         .unwrap();
     let changed = testbed
         .policy_until("booking", SOON, "the change live in every pod", |policy| {
-            e2e::testbed::is_true(policy, crds::condition::types::PROGRAMMED) && published(policy).1 != before.1
+            e2e::testbed::is_true(policy, crds::ConditionType::Programmed.as_str()) && published(policy).1 != before.1
         })
         .await
         .unwrap();

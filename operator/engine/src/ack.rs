@@ -3,20 +3,20 @@
 use contract::{Applied, CONTRACT_VERSION};
 
 /// A pod, as far as acknowledgement goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodView {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodView<'a> {
     /// Name.
-    pub name: String,
+    pub name: &'a str,
     /// Whether Kubernetes calls it Ready.
     pub ready: bool,
     /// What it last said that it runs; absent: it never answered.
-    pub applied: Option<Applied>,
+    pub applied: Option<&'a Applied>,
     /// Why its admin port does not answer, if it does not.
-    pub unreachable: Option<String>,
+    pub unreachable: Option<&'a str>,
     /// Why nothing that it says is believed, if so.
-    pub rejected: Option<String>,
+    pub rejected: Option<&'a str>,
     /// Why it refused what was last pushed, if it did.
-    pub refused: Option<String>,
+    pub refused: Option<&'a str>,
 }
 
 /// Count over the pods of one workload.
@@ -44,104 +44,153 @@ impl Acknowledged {
     }
 }
 
-/// Counts who runs `content_hash`.
-pub fn count(pods: &[PodView], content_hash: &str) -> Acknowledged {
-    let mut result = Acknowledged::default();
-    for pod in pods {
+/// Counts who runs a document.
+pub struct Counter<'a> {
+    content_hash: &'a str,
+    result: Acknowledged,
+}
+
+impl<'a> Counter<'a> {
+    /// Counts who runs `content_hash`.
+    pub fn new(content_hash: &'a str) -> Self {
+        Self { content_hash, result: Acknowledged::default() }
+    }
+
+    /// Counts one pod.
+    pub fn count(&mut self, pod: &PodView<'_>) {
+        let result = &mut self.result;
         result.unreachable += usize::from(pod.unreachable.is_some() || pod.rejected.is_some());
         if !pod.ready {
-            continue;
+            return;
         }
         result.ready += 1;
-        match lag(pod, content_hash) {
-            None => result.in_sync += 1,
-            Some(reason) if result.lagging.len() < MAX_REASONS => {
+        match lag(pod, self.content_hash, result.lagging.len() < MAX_REASONS) {
+            Lag::None => result.in_sync += 1,
+            Lag::Told(reason) => {
                 // Part of it may be the pod's own words.
                 let reason: String = reason.chars().take(MAX_REASON).collect();
                 result.lagging.push(format!("{}: {reason}", pod.name));
             }
-            Some(_) => {}
+            Lag::Untold => {}
         }
     }
-    result
+
+    /// The count.
+    pub fn done(self) -> Acknowledged {
+        self.result
+    }
+}
+
+/// Whether a pod is in sync.
+enum Lag {
+    None,
+    Told(String),
+    Untold,
+}
+
+/// Whether a pod is in sync; why not, only if that is `wanted`.
+fn lag(pod: &PodView<'_>, content_hash: &str, wanted: bool) -> Lag {
+    let runs_all = pod.applied.is_some_and(|applied| {
+        applied.content_hash == content_hash
+            && applied.unsupported.is_empty()
+            && applied.unknown_dependencies.is_empty()
+    });
+    match (pod.rejected.is_none() && runs_all, wanted) {
+        (true, _) => Lag::None,
+        (false, true) => Lag::Told(why(pod, content_hash)),
+        (false, false) => Lag::Untold,
+    }
 }
 
 /// Why a pod is not in sync.
-fn lag(pod: &PodView, content_hash: &str) -> Option<String> {
-    if pod.rejected.is_some() {
-        return pod.rejected.clone();
+fn why(pod: &PodView<'_>, content_hash: &str) -> String {
+    if let Some(why) = pod.rejected {
+        return why.to_owned();
     }
-    let Some(applied) = &pod.applied else {
-        return Some(pod.unreachable.clone().unwrap_or_else(|| "has not answered yet".to_owned()));
+    let Some(applied) = pod.applied else {
+        return pod.unreachable.unwrap_or("has not answered yet").to_owned();
     };
     if applied.content_hash != content_hash {
         let runs = match applied.content_hash.get(..6) {
             Some(hash) => format!("still runs {hash}"),
             None => "still runs its built-in defaults".to_owned(),
         };
-        return Some(match pod.unreachable.as_ref().or(pod.refused.as_ref()) {
+        return match pod.unreachable.or(pod.refused) {
             Some(why) => format!("{runs}; {why}; the push is repeated"),
             None => format!("{runs}; the push is repeated"),
-        });
+        };
     }
     if !applied.unsupported.is_empty() {
         let speaks = applied.contract_version;
-        return Some(format!(
+        return format!(
             "does not know {} (it speaks contract {speaks}, the operator {CONTRACT_VERSION}): upgrade the workload",
             applied.unsupported.join(", ")
-        ));
+        );
     }
-    if !applied.unknown_dependencies.is_empty() {
-        return Some(format!("has no dependency named {}", applied.unknown_dependencies.join(", ")));
-    }
-    None
+    format!("has no dependency named {}", applied.unknown_dependencies.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pod(ready: bool, hash: Option<&str>) -> PodView {
-        let applied = hash.map(|hash| Applied { content_hash: hash.into(), ..Applied::default() });
-        PodView { name: "p".into(), ready, applied, unreachable: None, rejected: None, refused: None }
+    fn applied(hash: &str) -> Applied {
+        Applied { content_hash: hash.into(), ..Applied::default() }
+    }
+
+    fn pod(ready: bool, applied: Option<&Applied>) -> PodView<'_> {
+        PodView { name: "p", ready, applied, unreachable: None, rejected: None, refused: None }
+    }
+
+    fn count(pods: &[PodView<'_>]) -> Acknowledged {
+        let mut counter = Counter::new("abcdef1");
+        for pod in pods {
+            counter.count(pod);
+        }
+        counter.done()
     }
 
     #[rstest::rstest]
-    #[case::no_pods(vec![], 0, 0)]
-    #[case::in_sync(vec![pod(true, Some("abcdef1"))], 1, 1)]
-    #[case::other_hash(vec![pod(true, Some("1234567"))], 1, 0)]
-    #[case::built_in(vec![pod(true, Some(""))], 1, 0)]
-    #[case::silent(vec![pod(true, None)], 1, 0)]
-    #[case::not_ready_does_not_count(vec![pod(false, None), pod(true, Some("abcdef1"))], 1, 1)]
-    fn counts(#[case] pods: Vec<PodView>, #[case] ready: usize, #[case] in_sync: usize) {
-        let result = count(&pods, "abcdef1");
+    #[case::no_pods(&[], 0, 0)]
+    #[case::in_sync(&[(true, Some("abcdef1"))], 1, 1)]
+    #[case::other_hash(&[(true, Some("1234567"))], 1, 0)]
+    #[case::built_in(&[(true, Some(""))], 1, 0)]
+    #[case::silent(&[(true, None)], 1, 0)]
+    #[case::not_ready_does_not_count(&[(false, None), (true, Some("abcdef1"))], 1, 1)]
+    fn counts(#[case] pods: &[(bool, Option<&str>)], #[case] ready: usize, #[case] in_sync: usize) {
+        let all: Vec<_> = pods.iter().map(|(ready, hash)| (*ready, hash.map(applied))).collect();
+        let result = count(&all.iter().map(|(ready, applied)| pod(*ready, applied.as_ref())).collect::<Vec<_>>());
         assert_eq!((result.ready, result.in_sync), (ready, in_sync));
         assert_eq!(result.complete(), result.lagging.is_empty());
     }
 
     #[test]
     fn running_it_without_understanding_it_is_not_in_sync() {
-        let mut older = pod(true, Some("abcdef1"));
-        older.applied.as_mut().unwrap().unsupported = vec!["policy.settings.hedging".into()];
-        let mut other = pod(true, Some("abcdef1"));
-        other.applied.as_mut().unwrap().unknown_dependencies = vec!["paymnet".into()];
-        let result = count(&[older, other], "abcdef1");
+        let older = Applied { unsupported: vec!["policy.settings.hedging".into()], ..applied("abcdef1") };
+        let other = Applied { unknown_dependencies: vec!["paymnet".into()], ..applied("abcdef1") };
+        let result = count(&[pod(true, Some(&older)), pod(true, Some(&other))]);
         assert_eq!(result.in_sync, 0);
         assert!(result.lagging[0].contains("policy.settings.hedging") && result.lagging[1].contains("paymnet"));
     }
 
     #[test]
-    fn a_pod_that_is_not_believed_does_not_count() {
-        let pod = PodView { rejected: Some("it makes no sense".into()), ..pod(true, Some("abcdef1")) };
-        let result = count(&[pod], "abcdef1");
+    fn a_pod_whose_report_is_rejected_does_not_count() {
+        let applied = applied("abcdef1");
+        let result = count(&[PodView { rejected: Some("invalid response"), ..pod(true, Some(&applied)) }]);
         assert_eq!((result.in_sync, result.unreachable), (0, 1));
-        assert_eq!(result.lagging, ["p: it makes no sense"]);
+        assert_eq!(result.lagging, ["p: invalid response"]);
     }
 
     #[test]
     fn an_unreachable_pod_that_is_in_sync_still_counts() {
-        let pod = PodView { unreachable: Some("no answer within 2 s".into()), ..pod(true, Some("abcdef1")) };
-        let result = count(&[pod], "abcdef1");
+        let applied = applied("abcdef1");
+        let result = count(&[PodView { unreachable: Some("no answer within 2 s"), ..pod(true, Some(&applied)) }]);
         assert_eq!((result.in_sync, result.unreachable), (1, 1));
+    }
+
+    #[test]
+    fn only_the_first_reasons_are_told() {
+        let result = count(&vec![pod(true, None); 100]);
+        assert_eq!((result.ready, result.in_sync, result.lagging.len()), (100, 0, MAX_REASONS));
     }
 }

@@ -95,7 +95,7 @@ fn merge(
     let flags = merge_flags(flag_sets, live.map(|live| &live.flags));
     // The size is judged on a whole document, with the longest revision and workload and a hash of the right length.
     let compiled = Compiled { policy: policy.clone(), flags, content_hash: "0".repeat(64), left_out: Vec::new() };
-    let longest = contract::WorkloadId { namespace: "n".repeat(63), name: "n".repeat(63) };
+    let longest = contract::WorkloadId::new("n".repeat(63), contract::WorkloadKind::StatefulSet, "n".repeat(63));
     match compiled.document(longest, i64::MIN).to_bytes() {
         Ok(_) => Ok(compiled.flags),
         Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     fn live(compiled: &Compiled) -> RuntimeConfig {
-        compiled.document(contract::WorkloadId { namespace: "n".into(), name: "w".into() }, 5)
+        compiled.document(contract::WorkloadId::deployment("n", "w"), 5)
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! `now`, and get back what to do. So every rule is table-tested, and the same input always gives the same answer.
 
 pub mod ack;
+pub mod admin_auth;
 pub mod check;
 pub mod claim;
 pub mod compile;

@@ -77,7 +77,7 @@ mod tests {
     const FAR: i64 = NOW + revision::MAX_AHEAD_MS + 1;
 
     fn document(revision: i64) -> Published {
-        let workload = WorkloadId { namespace: "n".into(), name: "w".into() };
+        let workload = WorkloadId::deployment("n", "w");
         let mut document = RuntimeConfig::new(workload, revision, Section::default(), Section::default());
         document.content_hash = "live".into();
         Published::Document(Box::new(document))

@@ -8,6 +8,7 @@
 mod gates;
 mod ladder;
 mod model;
+mod view;
 
 pub use gates::Gate;
 pub use model::{
@@ -15,8 +16,9 @@ pub use model::{
     PodFacts, Record, Settings, Step, Subject, Withheld,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use ladder::Next;
+use view::View;
 
 /// Decides what to do now. `policy_uid` makes ids unique among policies.
 pub fn decide(
@@ -26,6 +28,7 @@ pub fn decide(
     policy_uid: &str,
     now: Timestamp,
 ) -> Decision {
+    let observed = &View::new(observed, now);
     let mut decision = Decision { history: history.clone(), ..Decision::default() };
     settle(settings, observed, &mut decision, now);
 
@@ -74,7 +77,7 @@ pub fn decide(
     // Not while the policy is suspended or runs dry, though: then what is pending waits, and fails when its time is over.
     if !settings.suspended && !settings.dry_run {
         // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
-        let fails = |subject: &Subject| observed.checks.iter().any(|check| check.subject == *subject && !check.healthy);
+        let fails = |subject: &Subject| observed.check(subject).is_some_and(|check| !check.healthy);
         // A pod is only taken away through the gates: what was begun in another pass goes through them again, below.
         let at_once = |record: &Record| record.started_at == now || !record.step.action.disrupts();
         let pending = |record: &&Record| {
@@ -98,13 +101,13 @@ pub fn decide(
         decision.wake_at(Some(deadline));
     }
     decision.remaining_budget = gates::remaining_budget(settings, &decision.history, now);
-    decision.next_check = decision.next_check.map(|at| at.max(now + SignedDuration::from_millis(1)));
+    decision.next_check = decision.next_check.map(|at| at.max(ladder::later(now, 1)));
     decision
 }
 
 /// What was refused for now, and what would take a pod away and nobody can vouch for, is asked for again, as long as the
 /// gates would let it begin.
-fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, now: Timestamp) {
+fn ask_again(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now: Timestamp) {
     if settings.dry_run || settings.suspended {
         return;
     }
@@ -121,8 +124,7 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, 
         waiting.rotate_left(turn);
     }
     for record in waiting {
-        let failing = |check: &&CheckState| check.subject == record.subject && !check.healthy;
-        let Some(check) = observed.checks.iter().find(failing) else { continue };
+        let Some(check) = observed.check(&record.subject).filter(|check| !check.healthy) else { continue };
         let proposal = gates::Proposal { check, step: &record.step, escalates: true };
         // Those that are asked for now count as busy, too.
         let mut busy = decision.history.clone();
@@ -138,8 +140,8 @@ fn ask_again(settings: &Settings, observed: &Observed, decision: &mut Decision, 
 }
 
 /// Whether the record's check is heard of now.
-fn is_reported(observed: &Observed, record: &Record) -> bool {
-    observed.checks.iter().any(|check| check.subject == record.subject)
+fn is_reported(observed: &View<'_>, record: &Record) -> bool {
+    observed.check(&record.subject).is_some()
 }
 
 /// Since when something fails. Of a failure that began before this operator looked, the history knows since when, so that
@@ -166,13 +168,13 @@ pub fn failing_since(
 }
 
 /// The process that is to do what a pod does itself.
-fn instance(observed: &Observed, subject: &Subject, action: Action) -> Option<String> {
+fn instance(observed: &View<'_>, subject: &Subject, action: Action) -> Option<String> {
     let pod = subject.pod.as_ref().filter(|_| action.done_by_pod())?;
     observed.pods.get(&pod.uid)?.instance.clone()
 }
 
 /// Brings every action in flight to its outcome where that is known.
-fn settle(settings: &Settings, observed: &Observed, decision: &mut Decision, now: Timestamp) {
+fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now: Timestamp) {
     for mut record in std::mem::take(&mut decision.history.in_flight) {
         ladder::catch_up(&mut record, observed);
         match ladder::outcome(&record, settings, observed, now) {

@@ -1,4 +1,4 @@
-//! The flag set controller: says in the status the outcome of a set. Publishing is the workload controller's work.
+//! The flag set controller: says in the status whether a set is in force. Publishing is the workload controller's work.
 
 use super::{
     events::publish_events,
@@ -7,53 +7,75 @@ use super::{
 use crate::{
     context::Context,
     error::ReconcileError,
-    kubernetes::watches::FlagSet,
+    fleet::index::{FlagSet, ObjectKey},
+    kubernetes::controller::{Next, Reconciler},
     status::{
         conditions,
-        write::{note_written, write_status, written_before},
+        write::{write_internal_error, write_status, write_unreadable_status},
     },
-    telemetry::metrics::ReconcileLabels,
 };
-use crds::{FeatureFlag, FeatureFlagStatus};
+use crds::{FeatureFlag, FeatureFlagStatus, Reason};
 use jiff::Timestamp;
-use kube::{Resource, runtime::controller::Action};
+use kube::Resource;
+use serde_json::json;
 use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 
-/// Reconciles one object.
-pub async fn reconcile(set: Arc<FlagSet>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
-    if !ctx.shared.fence.holds() {
-        return Ok(Action::await_change());
+/// The flag set controller.
+pub struct FlagSetReconciler(pub Arc<Context>);
+
+impl Reconciler for FlagSetReconciler {
+    type Key = ObjectKey;
+    const KIND: &'static str = "flag";
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
+        let ctx = &*self.0;
+        let Some(set) = ctx.index.flag_set(key).filter(|_| ctx.shared.fence.holds()) else {
+            return Ok(Next::AwaitChange);
+        };
+        ctx.shared.fail_for_test(&key.name);
+        if ctx.managed_elsewhere(&key.namespace, set.0.iter().flat_map(|set| &set.spec.target_refs)).is_some() {
+            return Ok(Next::AwaitChange);
+        }
+        reconcile(&set, ctx).await
     }
-    let result = reconcile_readable(&set, &ctx).await;
-    let label = if result.is_ok() { "ok" } else { "error" };
-    ctx.shared.metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "flag", result: label }).inc();
-    if result.is_ok() {
-        ctx.backoffs.forget(&set.meta().uid.clone().unwrap_or_default());
+
+    async fn report_internal_error(&self, key: &ObjectKey, message: &str) {
+        let Some(set) = self.0.index.flag_set(key) else { return };
+        let old = set.0.as_ref().ok().and_then(|set| set.status.as_ref());
+        let old = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
+        write_internal_error::<FeatureFlag>(&self.0, set.meta(), old, message).await;
     }
-    result
 }
 
-async fn reconcile_readable(set: &FlagSet, ctx: &Context) -> Result<Action, ReconcileError> {
+async fn reconcile(set: &FlagSet, ctx: &Context) -> Result<Next, ReconcileError> {
     let now = Timestamp::now();
-    let (old, new, next) = match &set.0 {
-        // Its status cannot be read, so the write is remembered by generation: once for each edit.
-        Err(_) if written_before(ctx, set.meta()) => return Ok(Action::await_change()),
+    let readable = match &set.0 {
+        Ok(readable) => readable,
+        // Its status cannot be compared, so it is written once for each edit.
+        Err(_) if ctx.status_writes.told_unreadable(set.meta()) => return Ok(Next::AwaitChange),
         Err(unreadable) => {
-            let verdicts = conditions::invalid("InvalidFlagSet", format!("it cannot be read: {unreadable}"));
-            (None, refused(FeatureFlagStatus::default(), verdicts, set.meta().generation, now), None)
-        }
-        Ok(set) => {
-            let (status, next) = status(set, ctx, now);
-            (set.status.clone(), status, next)
+            let verdicts = conditions::invalid(Reason::InvalidFlagSet, format!("it cannot be read: {unreadable}"));
+            let new = refused(FeatureFlagStatus::default(), verdicts, set.meta().generation, now);
+            let parts = json!({ "observedGeneration": new.observed_generation, "conditions": new.conditions });
+            write_unreadable_status::<FeatureFlag>(ctx, set.meta(), &parts).await?;
+            publish_events(ctx, set, None, &new);
+            return Ok(Next::AwaitChange);
         }
     };
-    if old.as_ref() != Some(&new) {
-        write_status::<FeatureFlag>(ctx, set.meta(), &new).await?;
-        if set.0.is_err() {
-            note_written(ctx, set.meta());
+    if ctx.status_writes.cache_is_stale(set.meta()) {
+        return Ok(Next::After(Duration::from_millis(100)));
+    }
+    let (new, next) = status(readable, ctx, now);
+    let Some(new) = new else { return Ok(Next::After(Duration::from_millis(100))) };
+    let old = readable.status.as_ref();
+    if old != Some(&new) {
+        if let Some(wait) = ctx.status_writes.wait(set.meta(), Instant::now()) {
+            return Ok(Next::After(wait));
         }
-        publish_events(ctx, set, old.as_ref(), &new);
+        write_status::<FeatureFlag>(ctx, set.meta(), &new).await?;
+        publish_events(ctx, set, old, &new);
     }
     let wait = next.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(wait.map_or_else(Action::await_change, |wait| Action::requeue(wait + Duration::from_millis(1))))
+    Ok(wait.map_or(Next::AwaitChange, |wait| Next::After(wait + Duration::from_millis(1))))
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     context::Context,
+    fleet::index::target_id,
     kubernetes::meta::created_at,
     spec,
     status::{
@@ -9,12 +10,8 @@ use crate::{
         target::{self, Target},
     },
 };
-use contract::{FlagsSettings, MAX_CONFIG_BYTES};
-use crds::{
-    FeatureFlag, FeatureFlagStatus,
-    condition::types::{ACCEPTED, EXPIRED, OVERRIDDEN, PROGRAMMED},
-    feature_flag::FlagFinding,
-};
+use contract::{FlagsSettings, MAX_CONFIG_BYTES, WorkloadId};
+use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -32,48 +29,64 @@ pub fn refused(
     FeatureFlagStatus { observed_generation: generation, conditions, ..old }
 }
 
-/// The status of a readable set, and when it changes by itself.
-pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (FeatureFlagStatus, Option<Timestamp>) {
+/// The status of a readable set, and when it changes by itself. There is none yet while pods are being asked or pushed to
+/// for the first moment.
+pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (Option<FeatureFlagStatus>, Option<Timestamp>) {
     let old = set.status.clone().unwrap_or_default();
     let generation = set.metadata.generation;
     let settings = match spec::flags::flags(&set.spec) {
         Ok(settings) => settings,
         Err(error) => {
-            let verdicts = conditions::invalid("InvalidFlagSet", error.to_string());
-            return (refused(old, verdicts, generation, now), None);
+            let verdicts = conditions::invalid(Reason::InvalidFlagSet, error.to_string());
+            return (Some(refused(old, verdicts, generation, now)), None);
         }
     };
     let namespace = set.namespace().unwrap_or_default();
     let targets: Vec<Target> =
-        set.spec.target_refs.iter().map(|reference| target::look_up(ctx, &namespace, &reference.name)).collect();
+        set.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
     let held: Vec<&Target> = targets.iter().filter(|target| target.found).collect();
-    let missing: Vec<_> = targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    if held.iter().any(|target| target.is_settling(&set.metadata)) {
+        return (None, None);
+    }
+    let missing: Vec<_> = targets
+        .iter()
+        .filter(|target| !target.found)
+        .map(|target| format!("{} {}", target.kind, target.name))
+        .collect();
     let accepted = if held.is_empty() && !targets.is_empty() {
         Verdict::new(
-            ACCEPTED,
+            ConditionType::Accepted,
             false,
-            "TargetNotFound",
-            format!("no Deployment named {}; waits for one", missing.join(", ")),
+            Reason::TargetNotFound,
+            format!("there is no {}; waits for one", missing.join(", ")),
         )
     } else if missing.is_empty() {
-        Verdict::new(ACCEPTED, true, "Accepted", "valid")
+        Verdict::new(ConditionType::Accepted, true, Reason::Accepted, "valid")
     } else {
         Verdict::new(
-            ACCEPTED,
+            ConditionType::Accepted,
             true,
-            "Accepted",
+            Reason::Accepted,
             format!("valid; waits for {}, which do not exist yet", missing.join(", ")),
         )
     };
     let dry_run = ctx.shared.args.dry_run;
     let (programmed, stalled) = if dry_run {
-        (Verdict::new(PROGRAMMED, false, "DryRun", "the operator runs dry: nothing is published"), false)
+        (
+            Verdict::new(
+                ConditionType::Programmed,
+                false,
+                Reason::DryRun,
+                "the operator runs dry: nothing is published",
+            ),
+            false,
+        )
     } else if let Some(full) = held.iter().find(|target| target.left_out.contains(&set.name_any())) {
         let message = format!(
             "{}: this set does not fit beside the others into the {MAX_CONFIG_BYTES} bytes of one document; what was live from it stays: target fewer or smaller flag sets at this workload",
             full.name
         );
-        (Verdict::new(PROGRAMMED, false, "ConfigTooLarge", message), true)
+        (Verdict::new(ConditionType::Programmed, false, Reason::ConfigTooLarge, message), true)
     } else {
         target::programmed(&held, &set.metadata)
     };
@@ -82,11 +95,11 @@ pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (FeatureFlagS
     let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
     verdicts.extend([accepted, programmed]);
     verdicts.push(match overridden.as_slice() {
-        [] => Verdict::new(OVERRIDDEN, false, "NoOverride", ""),
+        [] => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
         some => Verdict::new(
-            OVERRIDDEN,
+            ConditionType::Overridden,
             true,
-            "Overridden",
+            Reason::Overridden,
             some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
         ),
     });
@@ -97,7 +110,12 @@ pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (FeatureFlagS
             if over { "should have been removed by" } else { "should be removed by" },
             expires.0
         );
-        verdicts.push(Verdict::new(EXPIRED, over, if over { "Expired" } else { "NotExpired" }, message));
+        verdicts.push(Verdict::new(
+            ConditionType::Expired,
+            over,
+            if over { Reason::Expired } else { Reason::NotExpired },
+            message,
+        ));
     }
     let ends =
         settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
@@ -112,14 +130,14 @@ pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (FeatureFlagS
         targets: targets
             .iter()
             .map(|target| {
-                let reason = if target.found { "Accepted" } else { "TargetNotFound" };
+                let reason = if target.found { Reason::Accepted } else { Reason::TargetNotFound };
                 let message = target.problem.as_ref().map(|problem| problem.message.clone());
                 target::status(target, target.found, reason, message)
             })
             .collect(),
         flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
     };
-    (status, ends.chain(expiry).min())
+    (Some(status), ends.chain(expiry).min())
 }
 
 /// The flags that another set with more say defines for the same workload.
@@ -127,7 +145,8 @@ fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Vec<FlagFind
     let rank = |set: &FeatureFlag| (Reverse(set.spec.priority), created_at(set), set.name_any());
     let mut lost = BTreeMap::new();
     for target in held {
-        let others = ctx.caches.flag_sets_for(&set.namespace().unwrap_or_default(), &target.name);
+        let id = WorkloadId::new(set.namespace().unwrap_or_default(), target.kind, target.name.as_str());
+        let others = ctx.index.flag_sets_of(&id);
         for other in others.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|other| rank(other) < rank(set)) {
             for key in set.spec.flag_spec.flags.keys().filter(|key| other.spec.flag_spec.flags.contains_key(*key)) {
                 lost.entry(key.clone())

@@ -1,10 +1,24 @@
-//! Two clients: one that watches, and one that acts.
+//! Three clients: one that watches, one that acts, and one for the Lease alone.
 //!
 //! The acting client never retries by itself: a refused eviction is a 429 with `Retry-After`, and a retry that the
-//! caller does not see would hold up everything behind it. Each of its calls has a deadline.
+//! caller does not see would hold up everything behind it. Each of its calls has a deadline. The Lease has connections of
+//! its own, so that nothing else can be in its way.
 
-use kube::{Client, Config};
+use super::observation::{Observation, ObservationLayer};
+use crds::ResiliencePolicy;
+use futures::StreamExt;
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Api, Client, Config,
+    api::{WatchEvent, WatchParams},
+    client::{Body, ClientBuilder, ConfigExt},
+    runtime::watcher,
+};
 use std::time::Duration;
+use tower::{BoxError, ServiceBuilder};
 
 /// Longest time of a call to the API server.
 pub const API_DEADLINE: Duration = Duration::from_secs(10);
@@ -12,23 +26,87 @@ pub const API_DEADLINE: Duration = Duration::from_secs(10);
 /// The clients.
 #[derive(Clone)]
 pub struct Clients {
-    /// For lists and watches: retries, and never times out while a watch is silent.
+    /// For lists and watches: it never times out while a watch is silent, but notices a dead connection.
     pub watch: Client,
     /// For everything else: no retries, and a deadline.
     pub act: Client,
+    /// As `act`, for the Lease alone.
+    pub lease: Client,
+    /// When each watch was last heard.
+    pub observation: Observation,
+    /// Whether the API server streams initial lists.
+    pub streams_lists: bool,
 }
 
 impl Clients {
-    /// Connects as `config` says.
+    /// Clients as `config` says; nothing is connected yet.
     pub fn new(config: &Config) -> kube::Result<Self> {
-        let watch = Client::try_from(config.clone())?;
+        let observation = Observation::default();
         let mut acting = config.clone();
         acting.default_retry = false;
         acting.connect_timeout = Some(Duration::from_secs(5));
         acting.read_timeout = Some(API_DEADLINE);
         acting.write_timeout = Some(API_DEADLINE);
-        Ok(Self { watch, act: Client::try_from(acting)? })
+        Ok(Self {
+            watch: watching(config, &observation)?,
+            act: Client::try_from(acting.clone())?,
+            lease: Client::try_from(acting)?,
+            observation,
+            streams_lists: false,
+        })
     }
+
+    /// Asks the API server whether it streams initial lists. Its version does not tell: it depends on its store, too. So a
+    /// list of nothing is asked for in that way.
+    pub async fn look_at_server(&mut self, namespace: Option<&str>) -> Result<(), ApiError> {
+        let api: Api<ResiliencePolicy> = match namespace {
+            Some(namespace) => Api::namespaced(self.act.clone(), namespace),
+            None => Api::all(self.act.clone()),
+        };
+        let nothing = WatchParams {
+            field_selector: Some("metadata.name=no-such-policy".to_owned()),
+            timeout: Some(2),
+            bookmarks: true,
+            send_initial_events: true,
+            ..WatchParams::default()
+        };
+        let first = async {
+            let mut events = api.watch(&nothing, "0").await?.boxed();
+            Ok(events.next().await)
+        };
+        self.streams_lists = match call(first).await {
+            Ok(Some(Ok(WatchEvent::Bookmark(_)))) => true,
+            // It knows the way and cannot go it, or it does not know it.
+            Ok(_) => false,
+            Err(error) if error.code() == Some(422) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+}
+
+/// A client for watches, whose TCP keep-alive ends a connection that died silently after 25 s.
+fn watching(config: &Config, observation: &Observation) -> kube::Result<Client> {
+    let layer = ObservationLayer::new(observation.clone());
+    if config.proxy_url.is_some() {
+        return Ok(ClientBuilder::try_from(config.clone())?.with_layer(&layer).build());
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(Duration::from_secs(5)));
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(Duration::from_secs(10)));
+    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+    connector.set_keepalive_retries(Some(3));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
+    Ok(Client::new(service, config.default_namespace.clone()))
 }
 
 /// Why a call to the API server failed.
@@ -38,7 +116,7 @@ pub enum ApiError {
     #[error("the API server did not answer within {} s", API_DEADLINE.as_secs())]
     Deadline,
     /// It answered with an error.
-    #[error(transparent)]
+    #[error("{}", spelled(.0))]
     Kube(#[from] kube::Error),
 }
 
@@ -51,11 +129,14 @@ impl ApiError {
         }
     }
 
-    /// What the server said, or why it said nothing.
-    pub fn words(&self) -> String {
+    /// The server refused or failed for now: it is worth asking again. 403 counts, because roles take a moment to sync
+    /// when a cluster starts.
+    pub fn is_transient(&self) -> bool {
         match self {
-            Self::Kube(kube::Error::Api(status)) => status.message.clone(),
-            other => other.to_string(),
+            Self::Kube(kube::Error::Api(status)) => matches!(status.code, 401 | 403 | 408 | 429 | 500..),
+            Self::Deadline
+            | Self::Kube(kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_)) => true,
+            Self::Kube(_) => false,
         }
     }
 
@@ -81,4 +162,33 @@ pub async fn call<T>(future: impl Future<Output = kube::Result<T>>) -> Result<T,
         Ok(result) => Ok(result?),
         Err(_) => Err(ApiError::Deadline),
     }
+}
+
+/// The server's own words, or why there are none.
+pub fn spelled(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.message.is_empty() => format!("{} ({})", status.reason, status.code),
+        kube::Error::Api(status) => status.message.clone(),
+        other => root_cause(other),
+    }
+}
+
+/// Why a watch failed, in the server's own words where it has any.
+pub fn spelled_watch(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(source) => format!("the list failed: {}", spelled(source)),
+        watcher::Error::WatchStartFailed(source) => format!("the watch could not start: {}", spelled(source)),
+        watcher::Error::WatchError(status) => format!("the server ended the watch: {}", status.message),
+        watcher::Error::WatchFailed(source) => format!("the watch broke: {}", spelled(source)),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}
+
+/// The innermost cause, which says "connection refused" where the outer ones say "error sending request".
+pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }

@@ -1,12 +1,13 @@
-//! Kubernetes Events: the event of an incident, as `kubectl describe` tells it.
+//! Kubernetes Events: what `kubectl describe` shows of an incident.
 //!
-//! They are told on changes only, best effort: a lost Event never holds up or fails anything else. Too many of one
+//! They are published on changes only, best effort: a lost Event never holds up or fails anything else. Too many of one
 //! object within a minute are dropped, so that a flapping check cannot flood the API server.
 
 use super::{
     clients::{Clients, call},
     meta::cut,
 };
+use crds::EventReason;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event as ApiEvent},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -38,13 +39,13 @@ pub enum Severity {
     Warning,
 }
 
-/// Something worth telling.
+/// Something that a person wants to hear of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Good or bad.
     pub severity: Severity,
     /// One CamelCase word.
-    pub reason: &'static str,
+    pub reason: EventReason,
     /// What the operator did about it.
     pub action: &'static str,
     /// What happened, for people.
@@ -53,17 +54,17 @@ pub struct Event {
 
 impl Event {
     /// Good news.
-    pub fn normal(reason: &'static str, action: &'static str, note: String) -> Self {
+    pub fn normal(reason: EventReason, action: &'static str, note: String) -> Self {
         Self { severity: Severity::Normal, reason, action, note }
     }
 
     /// Bad news.
-    pub fn warning(reason: &'static str, action: &'static str, note: String) -> Self {
+    pub fn warning(reason: EventReason, action: &'static str, note: String) -> Self {
         Self { severity: Severity::Warning, reason, action, note }
     }
 }
 
-/// Tells Events.
+/// Publishes Events.
 #[derive(Clone)]
 pub struct Events {
     clients: Clients,
@@ -73,12 +74,17 @@ pub struct Events {
 }
 
 impl Events {
-    /// Tells as replica `instance`.
+    /// Publishes as replica `instance`.
     pub fn new(clients: Clients, instance: String) -> Self {
         Self { clients, instance, sent: Arc::default(), serial: Arc::default() }
     }
 
-    /// Tells in the background.
+    /// The replica that publishes.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Publishes in the background.
     pub fn publish(&self, regarding: &ObjectReference, event: &Event) {
         if !self.within_limits(regarding.uid.as_deref().unwrap_or_default()) {
             return;
@@ -91,7 +97,7 @@ impl Events {
             action: Some(event.action.to_owned()),
             event_time: Some(MicroTime(now)),
             note: Some(cut(&event.note, MAX_NOTE).to_owned()),
-            reason: Some(event.reason.to_owned()),
+            reason: Some(event.reason.as_str().to_owned()),
             regarding: Some(regarding.clone()),
             reporting_controller: Some("resilience.ticketwave.io/operator".to_owned()),
             reporting_instance: Some(cut(&self.instance, 128).to_owned()),

@@ -1,6 +1,8 @@
-//! Objects that may be unreadable. One of them must not hide all others: not when its fields make no sense, and not when
-//! it is nested deeper than a parser may follow.
+//! Objects that may be unreadable. One of them must not hide all others: not when its fields make no sense, not when it is
+//! nested deeper than a parser may follow, and not when it is larger than anything that it may hold. That is seen before it
+//! is parsed, and what cannot be read is not kept.
 
+use super::meta::cut;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::{
@@ -9,6 +11,12 @@ use serde::{
 };
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+
+/// Largest object that is read, in bytes, with everything around it: `kubectl apply` keeps a copy of it in an annotation,
+/// and the API server notes who set each field.
+const MAX_OBJECT_BYTES: usize = 3 * crds::feature_flag::MAX_FLAG_SPEC_BYTES;
+/// Longest error that is kept, in bytes. It may quote the object.
+const MAX_ERROR: usize = 1024;
 
 /// An object, or the reason why it cannot be read.
 #[derive(Clone, Debug)]
@@ -52,13 +60,16 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Guard<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Raw text is passed over without recursion, so no depth can fail what surrounds this object.
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        match serde_json::from_str(text.get()) {
-            Ok(object) => Ok(Self(Ok(object))),
-            Err(error) => {
-                let Named { metadata } = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
-                Ok(Self(Err(Unreadable { error: error.to_string(), metadata: metadata.into() })))
-            }
-        }
+        let parsed = if text.get().len() > MAX_OBJECT_BYTES {
+            Err(format!("has {} bytes, more than the {MAX_OBJECT_BYTES} that are read: split it", text.get().len()))
+        } else {
+            serde_json::from_str(text.get()).map_err(|error| error.to_string())
+        };
+        parsed.map(|object| Self(Ok(object))).or_else(|error| {
+            let Named { metadata } = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+            let error = cut(&error, MAX_ERROR).to_owned();
+            Ok(Self(Err(Unreadable { error, metadata: metadata.into() })))
+        })
     }
 }
 
@@ -113,5 +124,14 @@ mod tests {
             assert!(list[0].0.is_err() && list[0].meta().name.as_deref() == Some("odd"));
             assert!(list[1].0.is_ok());
         }
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_parsed() {
+        let list = list(&format!("{{\"in\":[\"{}\"]}}", "x".repeat(MAX_OBJECT_BYTES)));
+        let unreadable = list[0].0.as_ref().unwrap_err();
+        assert!(unreadable.error.contains("more than the"), "{unreadable}");
+        assert_eq!(list[0].meta().name.as_deref(), Some("odd"));
+        assert!(list[1].0.is_ok());
     }
 }

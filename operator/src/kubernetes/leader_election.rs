@@ -21,6 +21,9 @@ use tracing::{info, warn};
 /// Name of the Lease, in the operator's namespace.
 pub const LEASE_NAME: &str = "resilience-operator";
 
+/// Shortest time that a try to renew is given, and wait between two that failed.
+const LEAST_TRY: Duration = Duration::from_millis(250);
+
 /// Where the Lease is kept: the API server, or a table in tests.
 pub trait LeaseStore: Send + Sync {
     /// The Lease, if there is one.
@@ -37,7 +40,7 @@ pub struct ApiLeaseStore(Api<Lease>);
 impl ApiLeaseStore {
     /// The Lease of the operator in `namespace`.
     pub fn new(clients: &Clients, namespace: &str) -> Self {
-        Self(Api::namespaced(clients.act.clone(), namespace))
+        Self(Api::namespaced(clients.lease.clone(), namespace))
     }
 }
 
@@ -157,12 +160,21 @@ impl<S: LeaseStore> Election<S> {
     /// Renews until the lead is lost; then nothing may be done any more.
     pub async fn keep(&self) -> LostLead {
         let mut renewed_at = Instant::now();
+        let mut failed = false;
         loop {
-            tokio::time::sleep(self.duration / 5).await;
+            if failed {
+                // Time is short.
+                tokio::time::sleep(LEAST_TRY).await;
+            } else {
+                tokio::time::sleep(self.duration / 5).await;
+            }
+            failed = true;
             let began = Instant::now();
             let left = self.acting_time().saturating_sub(began.duration_since(renewed_at));
-            match tokio::time::timeout(left, self.renew()).await {
+            // One try that hangs must leave time for another, over a fresh connection.
+            match tokio::time::timeout((left / 2).max(LEAST_TRY), self.renew()).await {
                 Ok(Ok(None)) => {
+                    failed = false;
                     renewed_at = began;
                     self.fence.set(Some(began + self.acting_time()));
                 }
@@ -171,7 +183,7 @@ impl<S: LeaseStore> Election<S> {
                     return LostLead::Taken(other);
                 }
                 Ok(Err(error)) => warn!(%error, "the lease could not be renewed; trying again"),
-                Err(_) => {}
+                Err(_) => warn!("the lease was not renewed in time; trying again over another connection"),
             }
             if renewed_at.elapsed() >= self.acting_time() {
                 self.fence.set(None);

@@ -1,23 +1,29 @@
 //! Small facts about objects that several rooms need: names, labels, owners, references.
 
+use contract::WorkloadId;
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::ObjectReference,
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
-};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
 use serde_json::{Value, json};
 
 /// Who writes, in `managedFields`.
 pub const FIELD_MANAGER: &str = "resilience-operator";
+/// Annotation of a ConfigMap that says which release of the operator writes it, as `namespace/name` of its Lease.
+pub const OPERATOR_ANNOTATION: &str = "resilience.ticketwave.io/operator";
 /// Label of a Job that was made for an intent; its value is the intent's id.
 pub const INTENT_LABEL: &str = "resilience.ticketwave.io/intent";
 /// Annotation that makes a pod's kubelet look at the pod at once, and so refresh its optional mounts.
 pub const MOUNT_REFRESH_ANNOTATION: &str = "resilience.ticketwave.io/mounts-wanted-at";
 
 /// Makes the workload the owner: what is ours goes with it, and outlives policy and operator.
-pub fn owner_reference(workload: &str, uid: &str) -> Value {
-    json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": workload, "uid": uid, "controller": true })
+pub fn owner_reference(workload: &WorkloadId, uid: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": workload.kind.as_str(),
+        "name": workload.name,
+        "uid": uid,
+        "controller": true,
+    })
 }
 
 /// When an object was created.
@@ -41,11 +47,6 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Obj
         resource_version: meta.resource_version.clone(),
         ..ObjectReference::default()
     }
-}
-
-/// The owner that controls an object, if it is of `kind`.
-pub fn controller<'a>(owners: &'a [OwnerReference], kind: &str) -> Option<&'a OwnerReference> {
-    owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == kind)
 }
 
 /// `text`, cut to at most `max` bytes at a character boundary.

@@ -1,254 +1,181 @@
-//! What the operator knows of the cluster: one watch and one cache for each kind.
-//!
-//! Objects are stripped to what decisions need before they are kept: ten thousand pods have to fit into memory.
+//! Watches: they keep the fleet index up to date, and say what each change affects.
 
 use super::{
     clients::Clients,
-    guard::Guard,
-    meta::{FIELD_MANAGER, INTENT_LABEL, controller},
+    meta::{FIELD_MANAGER, INTENT_LABEL},
 };
-use crds::{FeatureFlag, ResiliencePolicy};
-use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    batch::v1::{Job, JobSpec},
-    core::v1::{ConfigMap, Pod, PodTemplateSpec},
+use crate::fleet::{
+    facts::{ConfigMapFacts, DeploymentFacts, JobFacts, PodFacts, ReplicaSetFacts, Seen, StatefulSetFacts},
+    index::{Affected, FlagSet, FleetIndex, ObjectKey, Policy},
 };
+use contract::WorkloadId;
+use futures::{Stream, StreamExt, stream::BoxStream};
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ConfigMap};
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Resource,
     core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
-        reflector::{self, ObjectRef, Store},
         watcher::{self, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::sync::Notify;
 use tracing::warn;
 
-/// A policy, or the reason why it cannot be read. One unreadable object must not hide all others.
-pub type Policy = Guard<ResiliencePolicy>;
-/// A flag set, or the reason why it cannot be read.
-pub type FlagSet = Guard<FeatureFlag>;
+/// How long the API server keeps a watch open, in seconds. Its client gives up 5 s later: so a connection that died
+/// silently is noticed within a minute.
+const WATCH_SECONDS: u32 = 50;
+/// Objects in one answer to a list, where the server cannot stream lists: they are in memory together for a moment, and
+/// each may be large.
+const PAGE: u32 = 50;
+/// Kinds that are watched in each namespace.
+const KINDS: usize = 8;
 
-/// The caches of one watched namespace, or of all.
-pub struct Caches {
-    /// Workloads.
-    pub deployments: Store<Deployment>,
-    /// Between workloads and pods.
-    pub replica_sets: Store<PartialObjectMeta<ReplicaSet>>,
-    /// Pods.
-    pub pods: Store<Pod>,
-    /// ConfigMaps that carry our label.
-    pub config_maps: Store<ConfigMap>,
-    /// Jobs that were made for an intent.
-    pub jobs: Store<Job>,
-    /// Policies.
-    pub policies: Store<Policy>,
-    /// Flag sets.
-    pub flag_sets: Store<FlagSet>,
+/// What a watch says.
+pub enum News {
+    /// Something changed, and this is what has to be looked at.
+    Changed(Vec<Affected>),
+    /// Every watch has been filled for the first time.
+    Filled,
 }
 
-/// Something changed; the reference says what.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// A workload.
-    Deployment(Arc<Deployment>),
-    /// What joins a workload to its pods.
-    ReplicaSet(Arc<PartialObjectMeta<ReplicaSet>>),
-    /// A pod.
-    Pod(Arc<Pod>),
-    /// A ConfigMap of ours.
-    ConfigMap(Arc<ConfigMap>),
-    /// A Job of ours.
-    Job(Arc<Job>),
-    /// A policy; the flag says that it is gone.
-    Policy(Arc<Policy>, bool),
-    /// A flag set; the flag says that it is gone.
-    FlagSet(Arc<FlagSet>, bool),
-    /// A watch began anew: anything may have changed meanwhile.
-    Everything,
+/// Whether all watches of a namespace have been filled once.
+#[derive(Clone)]
+pub struct Filling(Arc<(AtomicUsize, Notify)>);
+
+impl Default for Filling {
+    fn default() -> Self {
+        Self(Arc::new((AtomicUsize::new(KINDS), Notify::new())))
+    }
 }
 
-impl Caches {
-    /// Starts the watches. The stream yields every change after its cache shows it; it ends only with the process.
-    pub fn start(clients: &Clients, namespace: Option<&str>) -> (Self, impl Stream<Item = Change> + Send + use<>) {
-        let (deployments, writer) = reflector::store();
-        let deployment_changes = changes(watcher(api(clients, namespace), config()), writer, strip_deployment)
-            .map(|change| change.map_or(Change::Everything, |(object, _)| Change::Deployment(object)));
-        let (replica_sets, writer) = reflector::store();
-        let replica_set_changes =
-            changes(watcher(api::<PartialObjectMeta<ReplicaSet>>(clients, namespace), config()), writer, strip)
-                .map(|change| change.map_or(Change::Everything, |(set, _)| Change::ReplicaSet(set)));
-        let (pods, writer) = reflector::store();
-        let pod_changes = changes(watcher(api(clients, namespace), config()), writer, strip_pod)
-            .map(|change| change.map_or(Change::Everything, |(pod, _)| Change::Pod(pod)));
-        let (config_maps, writer) = reflector::store();
-        let ours = config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-        let config_map_changes = changes(watcher(api(clients, namespace), ours), writer, strip)
-            .map(|change| change.map_or(Change::Everything, |(map, _)| Change::ConfigMap(map)));
-        let (jobs, writer) = reflector::store();
-        let for_intents = config().labels(INTENT_LABEL);
-        let job_changes = changes(watcher(api(clients, namespace), for_intents), writer, strip_job)
-            .map(|change| change.map_or(Change::Everything, |(job, _)| Change::Job(job)));
-        let (policies, writer) = reflector::store();
-        let policy_changes = changes(watcher(api(clients, namespace), config()), writer, strip)
-            .map(|change| change.map_or(Change::Everything, |(policy, gone)| Change::Policy(policy, gone)));
-        let (flag_sets, writer) = reflector::store();
-        let flag_changes = changes(watcher(api(clients, namespace), config()), writer, strip)
-            .map(|change| change.map_or(Change::Everything, |(flags, gone)| Change::FlagSet(flags, gone)));
-        let streams = futures::stream::select_all([
-            deployment_changes.boxed(),
-            replica_set_changes.boxed(),
-            pod_changes.boxed(),
-            config_map_changes.boxed(),
-            job_changes.boxed(),
-            policy_changes.boxed(),
-            flag_changes.boxed(),
-        ]);
-        (Self { deployments, replica_sets, pods, config_maps, jobs, policies, flag_sets }, streams)
-    }
-
-    /// Waits until every cache has been filled once.
-    pub async fn ready(&self) {
-        let all = futures::join!(
-            self.deployments.wait_until_ready(),
-            self.replica_sets.wait_until_ready(),
-            self.pods.wait_until_ready(),
-            self.config_maps.wait_until_ready(),
-            self.jobs.wait_until_ready(),
-            self.policies.wait_until_ready(),
-            self.flag_sets.wait_until_ready(),
-        );
-        // An error means that the watch is gone, and with it the process.
-        let _ = all;
-    }
-
-    /// A workload by name.
-    pub fn deployment(&self, namespace: &str, name: &str) -> Option<Arc<Deployment>> {
-        self.deployments.get(&ObjectRef::new(name).within(namespace))
-    }
-
-    /// The workload that a pod belongs to: by owner references, never by labels, which anybody can give a pod.
-    pub fn owner_of(&self, pod: &Pod) -> Option<Arc<Deployment>> {
-        let namespace = pod.metadata.namespace.as_deref()?;
-        let to_set = controller(pod.owner_references(), "ReplicaSet")?;
-        let set = self.replica_sets.get(&ObjectRef::new(&to_set.name).within(namespace))?;
-        if set.metadata.uid.as_deref() != Some(to_set.uid.as_str()) {
-            return None;
+impl Filling {
+    /// Notes that one more kind is filled; says whether it was the last.
+    fn one_more(&self) -> bool {
+        let last = self.0.0.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last {
+            self.0.1.notify_waiters();
         }
-        let to_deployment = controller(set.owner_references(), "Deployment")?;
-        let deployment = self.deployment(namespace, &to_deployment.name)?;
-        (deployment.metadata.uid.as_deref() == Some(to_deployment.uid.as_str())).then_some(deployment)
+        last
     }
 
-    /// The pods of a workload that are not going away, by name.
-    pub fn pods_of(&self, deployment: &Deployment) -> Vec<Arc<Pod>> {
-        let uid = deployment.metadata.uid.as_deref();
-        let mut pods: Vec<_> = self
-            .pods
-            .state()
-            .into_iter()
-            .filter(|pod| {
-                pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none()
-            })
-            .filter(|pod| !matches!(phase(pod), Some("Succeeded" | "Failed")))
-            .filter(|pod| self.owner_of(pod).is_some_and(|owner| owner.metadata.uid.as_deref() == uid))
-            .collect();
-        pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        pods
-    }
-
-    /// The workloads whose labels a pod carries.
-    pub fn workloads_selecting(&self, pod: &Pod) -> Vec<Arc<Deployment>> {
-        self.deployments.state_filter(|deployment| {
-            deployment.metadata.namespace == pod.metadata.namespace && has_labels_of(pod, deployment)
-        })
-    }
-
-    /// Names of pods that carry the labels of a workload and do not belong to it.
-    pub fn unowned_pods(&self, deployment: &Deployment) -> Vec<String> {
-        let uid = deployment.metadata.uid.as_deref();
-        let mut names: Vec<_> = self
-            .pods
-            .state()
-            .into_iter()
-            .filter(|pod| {
-                pod.metadata.namespace == deployment.metadata.namespace && pod.metadata.deletion_timestamp.is_none()
-            })
-            .filter(|pod| has_labels_of(pod, deployment))
-            .filter(|pod| self.owner_of(pod).is_none_or(|owner| owner.metadata.uid.as_deref() != uid))
-            .map(|pod| pod.name_any())
-            .collect();
-        names.sort();
-        names
-    }
-
-    /// The Jobs that were made for intents about a workload.
-    pub fn jobs_of(&self, deployment: &Deployment) -> Vec<Arc<Job>> {
-        let (namespace, uid) = (&deployment.metadata.namespace, deployment.metadata.uid.as_deref());
-        self.jobs.state_filter(|job| {
-            job.metadata.namespace == *namespace
-                && controller(job.owner_references(), "Deployment").is_some_and(|owner| Some(owner.uid.as_str()) == uid)
-        })
-    }
-
-    /// The pods that a Job started, the newest first.
-    pub fn pods_of_job(&self, job: &Job) -> Vec<Arc<Pod>> {
-        let (namespace, uid) = (&job.metadata.namespace, job.metadata.uid.as_deref());
-        let mut pods = self.pods.state_filter(|pod| {
-            pod.metadata.namespace == *namespace
-                && controller(pod.owner_references(), "Job").is_some_and(|owner| Some(owner.uid.as_str()) == uid)
-        });
-        pods.sort_by_key(|pod| std::cmp::Reverse(pod.creation_timestamp().map(|time| time.0)));
-        pods
-    }
-
-    /// The policies that name a workload.
-    pub fn policies_for(&self, namespace: &str, workload: &str) -> Vec<Arc<Policy>> {
-        self.policies.state_filter(|policy| {
-            policy.namespace().as_deref() == Some(namespace) && policy_targets(policy).any(|name| name == workload)
-        })
-    }
-
-    /// The flag sets that name a workload.
-    pub fn flag_sets_for(&self, namespace: &str, workload: &str) -> Vec<Arc<FlagSet>> {
-        self.flag_sets.state_filter(|set| {
-            set.namespace().as_deref() == Some(namespace) && flag_set_targets(set).any(|name| name == workload)
-        })
+    /// Waits until all are.
+    pub async fn done(&self) {
+        loop {
+            let notified = self.0.1.notified();
+            if self.0.0.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            notified.await;
+        }
     }
 }
 
-/// The workloads that a policy names; none, if it cannot be read.
-pub fn policy_targets(policy: &Policy) -> impl Iterator<Item = &str> {
-    policy.0.iter().flat_map(|policy| &policy.spec.target_refs).map(|target| target.name.as_str())
+/// How one kind gets into the index and out of it.
+struct Upkeep<T, K> {
+    /// What tells its objects apart; nothing for one that is not kept.
+    key: fn(&T) -> Option<K>,
+    put: fn(&FleetIndex, T) -> Vec<Affected>,
+    remove: fn(&FleetIndex, &K) -> Vec<Affected>,
 }
 
-/// The workloads that a flag set names; none, if it cannot be read.
-pub fn flag_set_targets(set: &FlagSet) -> impl Iterator<Item = &str> {
-    set.0.iter().flat_map(|set| &set.spec.target_refs).map(|target| target.name.as_str())
+/// Starts the watches of a namespace, or of all. The stream ends only with the process.
+pub fn start(
+    clients: &Clients,
+    namespace: Option<&str>,
+    index: &Arc<FleetIndex>,
+    filling: &Filling,
+) -> impl Stream<Item = News> + Send + use<> {
+    let config = || {
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+        if clients.streams_lists { config.streaming_lists() } else { config }
+    };
+    let keep = Keeper { index: Arc::clone(index), filling: filling.clone() };
+    let ours = || config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
+    futures::stream::select_all([
+        keep.up_to_date(
+            watcher(api::<Seen<DeploymentFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
+                put: |index, seen| index.put_workload(seen.facts.0),
+                remove: |index, (id, uid)| index.remove_workload(id, uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<StatefulSetFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some((seen.facts.0.id.clone(), Arc::clone(&seen.facts.0.uid))),
+                put: |index, seen| index.put_workload(seen.facts.0),
+                remove: |index, (id, uid)| index.remove_workload(id, uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<PartialObjectMeta<ReplicaSet>>(clients, namespace), config()),
+            Upkeep {
+                key: |set: &PartialObjectMeta<ReplicaSet>| set.metadata.uid.clone(),
+                put: |index, set| index.put_replica_set(ReplicaSetFacts::of(&set)),
+                remove: |index, uid| index.remove_replica_set(uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<PodFacts>>(clients, namespace), config()),
+            Upkeep {
+                key: |seen| Some(Arc::clone(&seen.facts.uid)),
+                put: |index, seen| index.put_pod(seen.facts),
+                remove: |index, uid| index.remove_pod(uid),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<PartialObjectMeta<ConfigMap>>(clients, namespace), ours()),
+            Upkeep {
+                key: |map: &PartialObjectMeta<ConfigMap>| ConfigMapFacts::of(map).map(|facts| facts.owner.0),
+                put: |index, map| ConfigMapFacts::of(&map).map(|facts| index.put_config_map(facts)).unwrap_or_default(),
+                remove: |index: &FleetIndex, id: &WorkloadId| index.remove_config_map(id),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Seen<JobFacts>>(clients, namespace), config().labels(INTENT_LABEL)),
+            Upkeep {
+                key: |seen| Some(ObjectKey::of(seen)),
+                put: |index, seen| index.put_job(&seen.metadata.namespace.clone().unwrap_or_default(), seen.facts),
+                remove: |index, key| index.remove_job(key),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<Policy>(clients, namespace), config()),
+            Upkeep {
+                key: |policy| Some(ObjectKey::of(policy)),
+                put: |index, policy| index.put_policy(without_managed_fields(policy)),
+                remove: |index, key| index.remove_policy(key),
+            },
+        ),
+        keep.up_to_date(
+            watcher(api::<FlagSet>(clients, namespace), config()),
+            Upkeep {
+                key: |set| Some(ObjectKey::of(set)),
+                put: |index, set| index.put_flag_set(without_managed_fields(set)),
+                remove: |index, key| index.remove_flag_set(key),
+            },
+        ),
+    ])
 }
 
-/// Whether a pod carries the labels by which a workload selects its pods.
-fn has_labels_of(pod: &Pod, deployment: &Deployment) -> bool {
-    let wanted = deployment.spec.selector.match_labels.as_ref().filter(|labels| !labels.is_empty());
-    wanted.is_some_and(|wanted| wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
-}
-
-/// Phase of a pod.
-fn phase(pod: &Pod) -> Option<&str> {
-    pod.status.as_ref()?.phase.as_deref()
-}
-
-/// Whether Kubernetes calls a pod Ready.
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-fn config() -> watcher::Config {
-    watcher::Config::default()
+fn without_managed_fields<K: Resource>(mut object: K) -> K {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    // `kubectl apply` keeps a copy of the whole object here.
+    meta.annotations = None;
+    object
 }
 
 fn api<K>(clients: &Clients, namespace: Option<&str>) -> Api<K>
@@ -261,72 +188,77 @@ where
     }
 }
 
-/// Keeps a store filled from a watch, and yields what changed; `None` when the watch has filled it anew. Errors of the
-/// watch are logged, and it goes on.
-fn changes<K>(
-    watch: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-    writer: reflector::store::Writer<K>,
-    strip: fn(&mut K),
-) -> impl Stream<Item = Option<(Arc<K>, bool)>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let kind = K::kind(&()).into_owned();
-    watch
-        .default_backoff()
-        .modify(strip)
-        .reflect(writer)
-        .inspect_err(move |error| warn!(kind, %error, "a watch failed; it is started again"))
-        .filter_map(|event| {
-            std::future::ready(match event {
-                Ok(Event::Apply(object)) => Some(Some((Arc::new(object), false))),
-                Ok(Event::Delete(object)) => Some(Some((Arc::new(object), true))),
-                Ok(Event::InitDone) => Some(None),
-                Ok(Event::Init | Event::InitApply(_)) | Err(_) => None,
-            })
-        })
+struct Keeper {
+    index: Arc<FleetIndex>,
+    filling: Filling,
 }
 
-fn strip<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
-}
-
-fn strip_deployment(deployment: &mut Deployment) {
-    strip(deployment);
-    deployment.metadata.annotations = None;
-    deployment.spec.template = PodTemplateSpec::default();
-}
-
-fn strip_job(job: &mut Job) {
-    strip(job);
-    job.metadata.annotations = None;
-    job.spec = job.spec.as_ref().map(|_| JobSpec::default());
-}
-
-fn strip_pod(pod: &mut Pod) {
-    strip(pod);
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        let ports = spec
-            .containers
-            .iter_mut()
-            .map(|container| k8s_openapi::api::core::v1::Container {
-                name: std::mem::take(&mut container.name),
-                ports: container.ports.take(),
-                ..Default::default()
-            })
-            .collect();
-        *spec = k8s_openapi::api::core::v1::PodSpec { containers: ports, ..Default::default() };
-    }
-    if let Some(status) = &mut pod.status {
-        *status = k8s_openapi::api::core::v1::PodStatus {
-            phase: status.phase.take(),
-            pod_ip: status.pod_ip.take(),
-            conditions: status.conditions.take().map(|mut all| {
-                all.retain(|condition| condition.type_ == "Ready");
-                all
-            }),
-            ..Default::default()
+impl Keeper {
+    /// Keeps the index up to date from one watch. Errors of the watch are logged, and it goes on.
+    fn up_to_date<T, K>(
+        &self,
+        watch: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
+        Upkeep { key, put, remove }: Upkeep<T, K>,
+    ) -> BoxStream<'static, News>
+    where
+        T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        K: Hash + Eq + Clone + Send + 'static,
+    {
+        let kind = T::kind(&()).into_owned();
+        let (index, filling) = (Arc::clone(&self.index), self.filling.clone());
+        let mut known = Known { keys: HashMap::new(), round: 0, filled: false };
+        let news = move |event: watcher::Result<Event<T>>| match event {
+            Ok(Event::Init) => {
+                known.round += 1;
+                None
+            }
+            Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                if let Some(known_by) = key(&object) {
+                    known.keys.insert(known_by, known.round);
+                }
+                Some(News::Changed(put(&index, object)))
+            }
+            Ok(Event::Delete(object)) => {
+                let known_by = key(&object)?;
+                known.keys.remove(&known_by);
+                Some(News::Changed(remove(&index, &known_by)))
+            }
+            Ok(Event::InitDone) => {
+                // What the new list does not have went away while nobody watched.
+                let gone = known.end_of_list();
+                let affected = gone.iter().flat_map(|key| remove(&index, key)).collect();
+                if !known.filled {
+                    known.filled = true;
+                    if filling.one_more() {
+                        return Some(News::Filled);
+                    }
+                }
+                Some(News::Changed(affected))
+            }
+            Err(error) => {
+                warn!(kind, error = %super::clients::spelled_watch(&error), "a watch failed; it is started again");
+                None
+            }
         };
+        let mut news = news;
+        watch.default_backoff().filter_map(move |event| std::future::ready(news(event))).boxed()
+    }
+}
+
+/// The objects that a watch has shown, each with the list in which it was last seen.
+struct Known<K> {
+    keys: HashMap<K, u32>,
+    round: u32,
+    filled: bool,
+}
+
+impl<K: Hash + Eq + Clone> Known<K> {
+    /// The objects that the list that just ended does not have.
+    fn end_of_list(&mut self) -> Vec<K> {
+        let round = self.round;
+        let (kept, gone) = std::mem::take(&mut self.keys).into_iter().partition(|(_, seen)| *seen == round);
+        self.keys = kept;
+        let gone: HashMap<K, u32> = gone;
+        gone.into_keys().collect()
     }
 }

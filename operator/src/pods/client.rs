@@ -3,20 +3,33 @@
 //! A pod may be slow, broken or hostile: every call has a deadline, every answer a size limit, and whatever comes back
 //! is read as the contract's types or not at all.
 
-use crate::{args::PodTransport, kubernetes::clients::Clients};
-use contract::{ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin};
+use super::http::{HttpClient, HttpError, Request, Response};
+use crate::{
+    args::PodTransport,
+    fleet::facts::PodFacts,
+    kubernetes::clients::{Clients, root_cause},
+};
+use bytes::Bytes;
+use contract::{
+    ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin,
+    signing::{self, Advertised, ContentHash},
+};
+use engine::admin_auth::{self, AdminAuth};
 use http_body_util::{BodyExt, Limited};
-use k8s_openapi::api::core::v1::Pod;
+use jiff::Timestamp;
 use kube::Client;
 use serde::de::DeserializeOwned;
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// Longest time of a call to a pod.
 pub const POD_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest time of an action in a pod.
 const ACTION_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where a pod's admin port is.
+/// Where a port of a pod is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Namespace of the pod.
@@ -24,35 +37,24 @@ pub struct Endpoint {
     /// Name of the pod.
     pub pod: String,
     /// Its address.
-    pub ip: String,
+    pub ip: IpAddr,
     /// Its port.
     pub port: u16,
 }
 
 impl Endpoint {
     /// The admin port of a pod that has an address.
-    pub fn admin(pod: &Pod) -> Option<Self> {
-        Self::named(pod, admin::PORT_NAME, admin::DEFAULT_PORT)
+    pub fn admin(pod: &PodFacts) -> Option<Self> {
+        Self::of(pod, pod.admin_port)
     }
 
     /// The port that serves the public, where the health report is to be had without a token.
-    pub fn public(pod: &Pod) -> Option<Self> {
-        Self::named(pod, "http", 8080)
+    pub fn public(pod: &PodFacts) -> Option<Self> {
+        Self::of(pod, pod.public_port)
     }
 
-    fn named(pod: &Pod, name: &str, otherwise: u16) -> Option<Self> {
-        let ip = pod.status.as_ref()?.pod_ip.clone().filter(|ip| !ip.is_empty())?;
-        let ports = pod
-            .spec
-            .iter()
-            .flat_map(|spec| &spec.containers)
-            .filter_map(|container| container.ports.as_ref())
-            .flatten();
-        let port = ports
-            .filter(|port| port.name.as_deref() == Some(name))
-            .find_map(|port| u16::try_from(port.container_port).ok())
-            .unwrap_or(otherwise);
-        Some(Self { namespace: pod.metadata.namespace.clone()?, pod: pod.metadata.name.clone()?, ip, port })
+    fn of(pod: &PodFacts, port: u16) -> Option<Self> {
+        Some(Self { namespace: pod.namespace.to_string(), pod: pod.name.to_string(), ip: pod.ip?, port })
     }
 }
 
@@ -90,136 +92,165 @@ impl PodError {
 /// Calls pods.
 #[derive(Clone)]
 pub enum PodClient {
-    /// Straight at their address.
-    Direct(reqwest::Client),
+    /// Straight at their address. No proxy of the environment and no redirect has a say in where a token goes.
+    Direct(HttpClient),
     /// Through the API server.
     Proxy(Client),
 }
 
+/// A pod to be called, and how it wants to be authenticated to.
+pub struct Access<'a> {
+    /// Where it is.
+    pub to: &'a Endpoint,
+    /// Which pod.
+    pub uid: &'a str,
+    /// Its annotation says that it understands signed requests.
+    pub signs: bool,
+    /// The workload's token; absent at the public port, which asks for none.
+    pub token: Option<String>,
+    /// What was learned of how it wants requests to be authenticated; a call may learn more.
+    pub auth: AdminAuth,
+}
+
+/// One call.
+struct Call {
+    method: &'static str,
+    path: &'static str,
+    body: Bytes,
+    content: ContentHash,
+    deadline: Duration,
+    /// Statuses besides 2xx that carry an answer of the contract.
+    also_answers: &'static [u16],
+}
+
+/// Tries of one call while the pod says how it wants to be authenticated to: its audience, its clock, its version.
+const TRIES: usize = 3;
+
 impl PodClient {
     /// As the command line says.
-    pub fn new(transport: PodTransport, clients: &Clients) -> Result<Self, reqwest::Error> {
-        Ok(match transport {
+    pub fn new(transport: PodTransport, clients: &Clients) -> Self {
+        match transport {
             PodTransport::ApiserverProxy => Self::Proxy(clients.act.clone()),
-            PodTransport::Direct => Self::Direct(
-                reqwest::Client::builder()
-                    // Pods are reached by address; a proxy of the environment or a redirect would lead the token astray.
-                    .no_proxy()
-                    .redirect(reqwest::redirect::Policy::none())
-                    .connect_timeout(Duration::from_secs(1))
-                    .pool_idle_timeout(Duration::from_secs(30))
-                    .pool_max_idle_per_host(1)
-                    .build()?,
-            ),
-        })
+            PodTransport::Direct => Self::Direct(HttpClient::new(MAX_REPORT_BYTES)),
+        }
     }
 
-    /// Pushes a document.
-    pub async fn push(&self, endpoint: &Endpoint, token: &str, document: Vec<u8>) -> Result<PushAnswer, PodError> {
-        // A refusal (409, 422) carries an answer too.
-        self.call(endpoint, "PUT", admin::CONFIG_PATH, token, document, POD_DEADLINE, &[409, 422]).await
+    /// Closes connections that nobody has used for a while.
+    pub fn close_unused(&self) {
+        if let Self::Direct(client) = self {
+            client.close_unused();
+        }
+    }
+
+    /// Pushes a document; `content` is the hash of its bytes.
+    pub async fn push(
+        &self,
+        access: &mut Access<'_>,
+        document: Bytes,
+        content: ContentHash,
+    ) -> Result<PushAnswer, PodError> {
+        let (method, path, deadline) = ("PUT", admin::CONFIG_PATH, POD_DEADLINE);
+        // A refusal carries an answer too.
+        self.call(access, Call { method, path, body: document, content, deadline, also_answers: &[409, 422] }).await
     }
 
     /// Asks for the health report.
-    pub async fn health(&self, endpoint: &Endpoint, token: &str) -> Result<HealthReport, PodError> {
-        // A pod that is unhealthy may say so with 503.
-        self.call(endpoint, "GET", admin::HEALTH_PATH, token, Vec::new(), POD_DEADLINE, &[503]).await
+    pub async fn health(&self, access: &mut Access<'_>) -> Result<HealthReport, PodError> {
+        let (method, path, deadline) = ("GET", admin::HEALTH_PATH, POD_DEADLINE);
+        let (body, content) = (Bytes::new(), ContentHash::of(b""));
+        // An unhealthy pod may say so with 503.
+        self.call(access, Call { method, path, body, content, deadline, also_answers: &[503] }).await
     }
 
     /// Asks for an action.
-    pub async fn act(
-        &self,
-        endpoint: &Endpoint,
-        token: &str,
-        request: &ActionRequest,
-    ) -> Result<ActionAnswer, PodError> {
-        let body = serde_json::to_vec(request).map_err(|error| PodError::InvalidResponse(error.to_string()))?;
-        self.call(endpoint, "POST", admin::ACTIONS_PATH, token, body, ACTION_DEADLINE, &[409, 422, 500, 501]).await
+    pub async fn execute(&self, access: &mut Access<'_>, request: &ActionRequest) -> Result<ActionAnswer, PodError> {
+        let body: Bytes =
+            serde_json::to_vec(request).map_err(|error| PodError::InvalidResponse(error.to_string()))?.into();
+        let (method, path, deadline) = ("POST", admin::ACTIONS_PATH, ACTION_DEADLINE);
+        let content = ContentHash::of(&body);
+        self.call(access, Call { method, path, body, content, deadline, also_answers: &[409, 422, 500, 501] }).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one private function behind three public ones")]
-    async fn call<T: DeserializeOwned>(
-        &self,
-        endpoint: &Endpoint,
-        method: &str,
-        path: &str,
-        token: &str,
-        body: Vec<u8>,
-        deadline: Duration,
-        also_answers: &[u16],
-    ) -> Result<T, PodError> {
-        let exchange = async {
-            match self {
-                Self::Direct(client) => direct(client, endpoint, method, path, token, body).await,
-                Self::Proxy(client) => proxied(client, endpoint, method, path, token, body).await,
-            }
-        };
-        let (status, answer) =
-            tokio::time::timeout(deadline, exchange).await.map_err(|_| PodError::Deadline(deadline))??;
-        match status {
+    async fn call<T: DeserializeOwned>(&self, access: &mut Access<'_>, call: Call) -> Result<T, PodError> {
+        let exchange = tokio::time::timeout(call.deadline, self.authenticated(access, &call)).await;
+        let Response { status, body, .. } = exchange.map_err(|_| PodError::Deadline(call.deadline))??;
+        let answer = match status {
             401 => Err(PodError::Unauthorized),
-            200..=299 => serde_json::from_slice(&answer).map_err(|error| PodError::InvalidResponse(error.to_string())),
-            other if also_answers.contains(&other) => {
-                serde_json::from_slice(&answer).map_err(|_| PodError::Status(other))
+            200..=299 => serde_json::from_slice(&body).map_err(|error| PodError::InvalidResponse(error.to_string())),
+            other if call.also_answers.contains(&other) => {
+                serde_json::from_slice(&body).map_err(|_| PodError::Status(other))
             }
             other => Err(PodError::Status(other)),
+        }?;
+        // Only an answer of the contract shows that the pod has understood how it was asked.
+        if access.token.is_some() {
+            access.auth.accepted();
         }
+        Ok(answer)
+    }
+
+    /// Sends a request, and again as long as the pod says how it wants it to be authenticated.
+    async fn authenticated(&self, access: &mut Access<'_>, call: &Call) -> Result<Response, PodError> {
+        let pod = admin_auth::Pod { uid: access.uid, name: &access.to.pod, signs: access.signs };
+        let request = admin_auth::Request { method: call.method, path: call.path, content: call.content };
+        for last in [false, false, true].into_iter().take(TRIES) {
+            let now = Timestamp::now().as_millisecond();
+            let headers = match &access.token {
+                Some(token) => access.auth.headers(pod, request, token, now),
+                None => Vec::new(),
+            };
+            let response = match self {
+                Self::Direct(client) => direct(client, access.to, call, &headers).await,
+                Self::Proxy(client) => proxied(client, access.to, call, &headers).await,
+            }?;
+            if access.token.is_none() || response.status != 401 {
+                return Ok(response);
+            }
+            let advertised = Advertised::read(|name| response.header(name));
+            if !access.auth.refused(pod, advertised.as_ref(), now) || last {
+                return Ok(response);
+            }
+        }
+        Err(PodError::Unauthorized)
     }
 }
-
-type Answer = Result<(u16, Vec<u8>), PodError>;
 
 async fn direct(
-    client: &reqwest::Client,
+    client: &HttpClient,
     to: &Endpoint,
-    method: &str,
-    path: &str,
-    token: &str,
-    body: Vec<u8>,
-) -> Answer {
-    let unreachable = |error: reqwest::Error| PodError::Unreachable(root_cause(&error));
-    let host = if to.ip.contains(':') { format!("[{}]", to.ip) } else { to.ip.clone() };
-    let method = method.parse::<reqwest::Method>().map_err(|error| PodError::InvalidResponse(error.to_string()))?;
-    let request = client
-        .request(method, format!("http://{host}:{}{path}", to.port))
-        .header(admin::TOKEN_HEADER, token)
-        .header("content-type", "application/json")
-        .body(body);
-    let mut response = request.send().await.map_err(unreachable)?;
-    let status = response.status().as_u16();
-    let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-        if answer.len() + chunk.len() > MAX_REPORT_BYTES {
-            return Err(PodError::InvalidResponse(format!("it is longer than {MAX_REPORT_BYTES} bytes")));
-        }
-        answer.extend_from_slice(&chunk);
-    }
-    Ok((status, answer))
+    call: &Call,
+    headers: &[(&'static str, String)],
+) -> Result<Response, PodError> {
+    let request = Request { method: call.method, path: call.path, headers, body: call.body.clone() };
+    client.send(SocketAddr::new(to.ip, to.port), &request).await.map_err(|error| match error {
+        HttpError::Io(error) => PodError::Unreachable(root_cause(&error)),
+        HttpError::Invalid(what) => PodError::InvalidResponse(what),
+    })
 }
 
-async fn proxied(client: &Client, to: &Endpoint, method: &str, path: &str, token: &str, body: Vec<u8>) -> Answer {
-    let url = format!("/api/v1/namespaces/{}/pods/{}:{}/proxy{path}", to.namespace, to.pod, to.port);
-    let request = http::Request::builder()
-        .method(method)
-        .uri(url)
-        .header(admin::TOKEN_HEADER, token)
-        .header("content-type", "application/json")
-        .body(kube::client::Body::from(body))
+async fn proxied(
+    client: &Client,
+    to: &Endpoint,
+    call: &Call,
+    headers: &[(&'static str, String)],
+) -> Result<Response, PodError> {
+    let Endpoint { namespace, pod, port, .. } = to;
+    let url = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{}", call.path);
+    let mut request = http::Request::builder().method(call.method).uri(url).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
+    let request = request
+        .body(kube::client::Body::from(call.body.to_vec()))
         .map_err(|error| PodError::InvalidResponse(error.to_string()))?;
-    let response = client.send(request).await.map_err(|error| PodError::Unreachable(error.to_string()))?;
+    let response = client.send(request).await.map_err(|error| PodError::Unreachable(root_cause(&error)))?;
     let status = response.status().as_u16();
-    let answer = Limited::new(response.into_body(), MAX_REPORT_BYTES)
+    let own = [signing::SCHEME_HEADER, signing::AUDIENCE_HEADER, signing::TIME_HEADER];
+    let header = |name: &str| Some((name.to_owned(), response.headers().get(name)?.to_str().ok()?.to_owned()));
+    let headers = own.into_iter().filter_map(header).collect();
+    let body = Limited::new(response.into_body(), MAX_REPORT_BYTES)
         .collect()
         .await
         .map_err(|error| PodError::InvalidResponse(error.to_string()))?;
-    Ok((status, answer.to_bytes().to_vec()))
-}
-
-/// The innermost cause, which says "connection refused" where the outer ones say "error sending request".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+    Ok(Response { status, headers, body: body.to_bytes().to_vec() })
 }

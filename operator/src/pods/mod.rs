@@ -1,6 +1,8 @@
 //! The pods: what is known of them, and the calls to their admin ports.
 
 pub mod client;
+pub mod fair_queue;
+pub mod http;
 pub mod prober;
 pub mod pusher;
 pub mod state;

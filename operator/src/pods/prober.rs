@@ -1,129 +1,182 @@
-//! Asks pods for their health, each at its own moment of the interval, so that ten thousand pods are asked evenly and
-//! not all at once. Only the leader asks.
+//! Asks pods for their health, each at its own moment of the interval, so that ten thousand pods are asked evenly and not
+//! all at once. Only the leader asks. A pod that does not answer is asked ever more rarely, up to [`MAX_BACK_OFF`].
 
 use super::{
-    client::{Endpoint, PodError},
-    pusher::{find_pod, refresh_token},
+    client::{Access, Endpoint, PodError},
+    fair_queue::Class,
+    pusher::refresh_token,
 };
-use crate::{context::Context, status::target, telemetry::metrics::PodCallLabels};
+use crate::{context::Context, fleet::facts::Uid, telemetry::metrics::PodCallLabels};
 use contract::WorkloadId;
-use engine::report_validation;
+use engine::{admin_auth::AdminAuth, report_validation};
 use jiff::Timestamp;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
 };
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How finely questions are spread.
-const TICK: Duration = Duration::from_millis(100);
+/// Longest wait until a pod that does not answer is asked again, unless its interval is longer.
+const MAX_BACK_OFF: Duration = Duration::from_secs(15);
+/// Questions in a row without an answer after which the waits grow.
+const PATIENT_MISSES: u32 = 3;
+
+/// A pod to be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProbeKey {
+    /// Its workload.
+    pub workload: Arc<WorkloadId>,
+    /// Which pod.
+    pub uid: Uid,
+}
 
 /// Asks until `shutdown`.
 pub async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while shutdown.run_until_cancelled(tick.tick()).await.is_some() {
-        if ctx.shared.fence.holds() {
-            for due in due(&ctx, Instant::now()) {
-                let ctx = Arc::clone(&ctx);
-                tokio::spawn(async move { probe(&ctx, due).await });
-            }
+    let mut tidied = Instant::now();
+    while let Some(key) = shutdown.run_until_cancelled(ctx.probes.next()).await {
+        if tidied.elapsed() > Duration::from_secs(30) {
+            ctx.shared.pods.close_unused();
+            tidied = Instant::now();
         }
+        let ctx = Arc::clone(&ctx);
+        tokio::spawn(async move {
+            let again = probe(&ctx, &key).await;
+            ctx.probes.done(&key, again);
+        });
     }
 }
 
-/// A pod that is to be asked now.
-struct Due {
-    id: WorkloadId,
-    uid: String,
-    workload_uid: String,
-    endpoint: Endpoint,
-    with_token: bool,
+/// The moment within the interval at which a pod is asked for the first time.
+pub fn offset(uid: &str, every: Duration) -> Duration {
+    every.mul_f64(f64::from(u16::try_from(hash(uid) % 1000).unwrap_or(0)) / 1000.0)
 }
 
-/// The pods that are to be asked now; each is given its next moment.
-fn due(ctx: &Context, now: Instant) -> Vec<Due> {
-    let mut all = Vec::new();
-    let mut fleet = ctx.fleet.lock();
-    for (id, workload) in &mut *fleet {
-        let Some(every) = workload.probe_every else { continue };
-        // Without a token (nothing was ever published, as in a dry run) the public port has the same report.
-        let with_token = workload.token_written_at.is_some();
-        for (uid, pod) in &mut workload.pods {
-            let at = *pod.probe_at.get_or_insert_with(|| now + offset(uid, every));
-            if pod.probing || now < at {
-                continue;
-            }
-            let Some(found) = find_pod(&ctx.caches, &id.namespace, &pod.name, uid) else { continue };
-            let endpoint = if with_token { Endpoint::admin(&found) } else { Endpoint::public(&found) };
-            if let Some(endpoint) = endpoint {
-                pod.probing = true;
-                pod.probe_at = Some(now + every);
-                all.push(Due {
-                    id: id.clone(),
-                    uid: uid.clone(),
-                    workload_uid: workload.uid.clone(),
-                    endpoint,
-                    with_token,
-                });
-            }
-        }
-    }
-    all
-}
-
-/// A pod's own moment within the interval.
-fn offset(uid: &str, every: Duration) -> Duration {
+fn hash(value: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    uid.hash(&mut hasher);
-    every.mul_f64(f64::from(u16::try_from(hasher.finish() % 1000).unwrap_or(0)) / 1000.0)
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
-async fn probe(ctx: &Arc<Context>, due: Due) {
-    let token = if due.with_token { ctx.shared.tokens.current(&due.workload_uid) } else { String::new() };
-    let asked = Instant::now();
-    let result = {
-        let Ok(_permit) = ctx.shared.pod_calls.acquire().await else { return };
-        ctx.shared.pods.health(&due.endpoint, &token).await
+/// When a pod that has missed so many questions in a row is asked again.
+fn wait(uid: &str, every: Duration, misses: u32) -> Duration {
+    let Some(doublings) = misses.checked_sub(PATIENT_MISSES) else { return every };
+    let longest = MAX_BACK_OFF.max(every);
+    let wait = every.saturating_mul(2u32.saturating_pow(doublings.min(16))).min(longest);
+    // Pods that went silent together are not asked together.
+    wait.mul_f64(0.8 + 0.4 * f64::from(u16::try_from(hash((uid, misses)) % 1000).unwrap_or(0)) / 1000.0)
+}
+
+/// What is known of a pod before it is asked.
+struct Question {
+    every: Duration,
+    endpoint: Option<Endpoint>,
+    with_token: bool,
+    workload_uid: String,
+    suspect: bool,
+    signs: bool,
+    auth: AdminAuth,
+    newest: Option<i64>,
+}
+
+fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
+    ctx.fleet
+        .read(&key.workload, |workload| {
+            let pod = workload.pod(&key.uid)?;
+            // Without a token (nothing was ever published, as in a dry run) the public port has the same report.
+            let with_token = workload.has_token;
+            Some(Question {
+                every: workload.probe_every?,
+                endpoint: if with_token { Endpoint::admin(&pod.facts) } else { Endpoint::public(&pod.facts) },
+                with_token,
+                workload_uid: workload.uid.clone(),
+                suspect: pod.misses > 0,
+                signs: pod.facts.signs,
+                auth: pod.auth.clone(),
+                newest: workload.published.as_ref().map(|published| published.revision),
+            })
+        })
+        .flatten()
+}
+
+/// Asks one pod. The value says when to ask it again; none, if it is not to be asked any more.
+async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
+    let Question { every, endpoint, with_token, workload_uid, suspect, signs, auth, newest } = question(ctx, key)?;
+    if !ctx.shared.fence.holds() {
+        return Some(every);
+    }
+    // It gets an address later, and then it is asked at once.
+    let endpoint = endpoint?;
+    let token = with_token.then(|| ctx.shared.tokens.current(&workload_uid));
+    let mut access = Access { to: &endpoint, uid: &key.uid, signs, token, auth };
+    let (asked, result) = {
+        let _slot = ctx.shared.pod_calls.slot(&key.workload, Class::Probe, suspect).await;
+        (Instant::now(), ctx.shared.pods.health(&mut access).await)
     };
-    let newest = ctx.fleet.read(&due.id, |workload| workload.published.as_ref().map(|one| one.revision)).flatten();
+    ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth);
     let result = result.and_then(|report| {
-        report_validation::report(&report, &due.endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
+        report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
         Ok(report)
     });
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "health", result: label }).inc();
-    // Whole milliseconds, as status keeps them.
-    let now = Timestamp::now();
-    let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     let unauthorized = result.as_ref().err() == Some(&PodError::Unauthorized);
-    let news = {
+    let now = now_in_milliseconds();
+    let (news, behind, wait) = {
         let mut fleet = ctx.fleet.lock();
-        let Some(workload) = fleet.get_mut(&due.id) else { return };
-        let published = workload.published.as_ref().map(|published| published.content_hash.clone());
-        let Some(pod) = workload.pods.get_mut(&due.uid) else { return };
-        pod.probing = false;
-        let changed = match result {
-            Ok(report) => pod.take(&report, &workload.thresholds, asked, now),
-            Err(error) => pod.miss(&error),
-        };
-        let behind =
-            published.is_some() && published.as_ref() != pod.applied.as_ref().map(|applied| &applied.content_hash);
-        workload.note_circuits(now);
-        workload.update_majorities(now);
-        (changed, behind)
+        let workload = fleet.get_mut(&*key.workload)?;
+        let answered = result.is_ok();
+        let news = match result {
+            Ok(report) => workload.take(&key.uid, &report, asked, now),
+            Err(error) => workload.miss(&key.uid, &error, now),
+        }?;
+        let pod = workload.pod(&key.uid)?;
+        let published = workload.published.as_ref().map(|published| &*published.content_hash);
+        let runs = pod.applied.as_ref().map(|applied| applied.content_hash.as_str());
+        // A pod that does not answer has nothing pushed to it until it does: it would not take it either.
+        (news, answered && published.is_some() && published != runs, wait(&key.uid, every, pod.misses))
     };
     if unauthorized {
-        refresh_token(ctx, &due.id, &due.uid, &due.workload_uid, &due.endpoint).await;
+        refresh_token(ctx, &key.workload, &key.uid, &workload_uid, &endpoint).await;
     }
-    let (changed, behind) = news;
-    if changed {
-        target::gauge(ctx, &due.id);
-        ctx.enqueue_status(&due.id.namespace, &due.id.name);
+    if news {
+        ctx.enqueue_status(&key.workload);
     }
-    if changed || behind {
-        ctx.enqueue_workload(&due.id.namespace, &due.id.name);
+    if behind {
+        ctx.enqueue_workload(&key.workload);
+    }
+    Some(wait)
+}
+
+/// Now, in whole milliseconds, as statuses keep times.
+pub fn now_in_milliseconds() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_does_not_answer_is_asked_ever_more_rarely() {
+        let every = Duration::from_secs(1);
+        assert_eq!([0, 1, 2].map(|misses| wait("u", every, misses)), [every; 3]);
+        let waits: Vec<_> = (3..12).map(|misses| wait("u", every, misses).as_secs_f64()).collect();
+        assert!((0.8..=1.2).contains(&waits[0]) && (1.6..=2.4).contains(&waits[1]), "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= 18.0) && *waits.last().unwrap() >= 12.0, "{waits:?}");
+        assert_eq!(wait("u", Duration::from_secs(60), 2), Duration::from_secs(60));
+        assert!(wait("u", Duration::from_secs(60), 20).as_secs() >= 48, "never more often than its interval");
+    }
+
+    #[test]
+    fn pods_are_asked_evenly_over_the_interval() {
+        let every = Duration::from_secs(10);
+        let offsets: Vec<_> = (0..1000).map(|number| offset(&format!("uid-{number}"), every).as_secs()).collect();
+        for second in 0..10 {
+            let count = offsets.iter().filter(|offset| **offset == second).count();
+            assert!((50..=160).contains(&count), "{count} in second {second}");
+        }
     }
 }

@@ -1,17 +1,18 @@
 //! Brings published documents to pods, each pod by itself: a slow one delays no other.
 
 use super::{
-    client::{Endpoint, PodError},
-    state::Published,
+    client::{Access, Endpoint, PodError},
+    fair_queue::Class,
+    prober::now_in_milliseconds,
+    state::{PodState, Published},
 };
 use crate::{
     context::Context,
+    fleet::facts::Uid,
     kubernetes::{
         clients::call,
         meta::{MOUNT_REFRESH_ANNOTATION, cut},
-        watches::Caches,
     },
-    status::target,
     telemetry::metrics::PodCallLabels,
 };
 use contract::{PushAnswer, WorkloadId};
@@ -20,7 +21,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{Patch, PatchParams},
-    runtime::reflector::ObjectRef,
 };
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
@@ -29,14 +29,15 @@ use tracing::{debug, warn};
 
 /// A pod's mounts are refreshed, and its Secret written again, at most this often.
 const MOUNT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// Longest wait until a push that failed is repeated.
+const MAX_BACK_OFF: Duration = Duration::from_secs(15);
 
-/// Writes the token Secret of a workload once in the life of this process, and again when pods do not take the token.
+/// Writes the token Secret of a workload once, unless its pods can be expected to have it: a document that was found came
+/// with one. A pod that does not take the token has it written again.
 pub async fn ensure_token(ctx: &Context, id: &WorkloadId, uid: &str) {
-    let written = ctx.fleet.read(id, |workload| workload.token_written_at).flatten();
-    if written.is_some() {
-        return;
+    if !ctx.fleet.read(id, |workload| workload.has_token).unwrap_or(false) {
+        write_token(ctx, id, uid).await;
     }
-    write_token(ctx, id, uid).await;
 }
 
 async fn write_token(ctx: &Context, id: &WorkloadId, uid: &str) {
@@ -44,20 +45,25 @@ async fn write_token(ctx: &Context, id: &WorkloadId, uid: &str) {
         return;
     }
     match ctx.shared.tokens.write(&ctx.shared.clients, id, uid).await {
-        Ok(()) => {
-            if let Some(workload) = ctx.fleet.lock().get_mut(id) {
-                workload.token_written_at = Some(Instant::now());
-            }
-        }
+        Ok(()) => ctx.fleet.write(id, |workload| {
+            workload.token_written_at = Some(Instant::now());
+            workload.has_token = true;
+        }),
         Err(error) => {
             warn!(workload = %id, %error, "the token Secret could not be written; its pods cannot be reached until it is");
         }
     }
 }
 
-/// The pod of that name and uid, if the cluster still has it.
-pub fn find_pod(caches: &Caches, namespace: &str, name: &str, uid: &str) -> Option<Arc<Pod>> {
-    caches.pods.get(&ObjectRef::new(name).within(namespace)).filter(|pod| pod.metadata.uid.as_deref() == Some(uid))
+/// Whether a pod is to be pushed to now.
+fn is_due(pod: &PodState, published: &Published, now: Instant) -> bool {
+    let in_sync = pod.applied.as_ref().is_some_and(|applied| applied.content_hash == *published.content_hash);
+    let busy = pod.pushing.is_some_and(|revision| revision >= published.revision);
+    // Most pods run a document that was found; so they are heard first.
+    let unheard = published.found && pod.applied.is_none();
+    // It does not answer: its next answer, not a timer, starts the push.
+    let silent = pod.unreachable.is_some() && pod.misses > 0;
+    !in_sync && !busy && !unheard && !silent && pod.push_after.is_none_or(|after| now >= after)
 }
 
 /// Pushes what is published to every pod that does not run it and is not being pushed to.
@@ -68,16 +74,10 @@ pub fn push_to_all(ctx: &Arc<Context>, id: &WorkloadId) {
         let mut fleet = ctx.fleet.lock();
         let Some(workload) = fleet.get_mut(id) else { return };
         let Some(published) = workload.published.clone() else { return };
-        for (uid, pod) in &mut workload.pods {
-            let in_sync = pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash);
-            let busy = pod.pushing.is_some_and(|revision| revision >= published.revision);
-            if in_sync || busy || pod.push_after.is_some_and(|after| now < after) {
-                continue;
-            }
-            let endpoint = find_pod(&ctx.caches, &id.namespace, &pod.name, uid).and_then(|pod| Endpoint::admin(&pod));
-            if let Some(endpoint) = endpoint {
+        for pod in workload.pods_mut().filter(|pod| is_due(pod, &published, now)) {
+            if let Some(endpoint) = Endpoint::admin(&pod.facts) {
                 pod.pushing = Some(published.revision);
-                due.push((uid.clone(), endpoint, published.clone()));
+                due.push((Arc::clone(&pod.facts.uid), endpoint, published.clone()));
             }
         }
     }
@@ -87,17 +87,23 @@ pub fn push_to_all(ctx: &Arc<Context>, id: &WorkloadId) {
     }
 }
 
-async fn push(ctx: &Arc<Context>, id: &WorkloadId, uid: &str, endpoint: &Endpoint, published: &Published) {
-    let workload_uid = ctx.fleet.read(id, |workload| workload.uid.clone()).unwrap_or_default();
-    let token = ctx.shared.tokens.current(&workload_uid);
+async fn push(ctx: &Arc<Context>, id: &WorkloadId, uid: &Uid, endpoint: &Endpoint, published: &Published) {
+    let known = ctx.fleet.read(id, |workload| {
+        let pod = workload.pod(uid)?;
+        Some((workload.uid.clone(), pod.misses > 0, pod.facts.signs, pod.auth.clone()))
+    });
+    let Some((workload_uid, suspect, signs, auth)) = known.flatten() else { return };
+    let token = Some(ctx.shared.tokens.current(&workload_uid));
+    let mut access = Access { to: endpoint, uid, signs, token, auth };
     let result = {
-        let Ok(_permit) = ctx.shared.pod_calls.acquire().await else { return };
+        let _slot = ctx.shared.pod_calls.slot(id, Class::Push, suspect).await;
         if !ctx.shared.fence.holds() {
             ctx.fleet.with_pod(id, uid, |pod| pod.pushing = None);
             return;
         }
-        ctx.shared.pods.push(endpoint, &token, published.bytes.as_ref().clone()).await
+        ctx.shared.pods.push(&mut access, published.bytes.clone(), published.content).await
     };
+    ctx.fleet.learn_auth(id, uid, access.auth);
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: label }).inc();
     let unauthorized = result == Err(PodError::Unauthorized);
@@ -105,10 +111,9 @@ async fn push(ctx: &Arc<Context>, id: &WorkloadId, uid: &str, endpoint: &Endpoin
     if unauthorized {
         refresh_token(ctx, id, uid, &workload_uid, endpoint).await;
     }
-    target::gauge(ctx, id);
-    ctx.enqueue_status(&id.namespace, &id.name);
+    ctx.enqueue_status(id);
     if let Some(after) = retry {
-        ctx.enqueue_workload_later(id.clone(), after);
+        ctx.enqueue_workload_after(id, after);
     }
 }
 
@@ -120,52 +125,73 @@ fn settle(
     published: &Published,
     result: Result<PushAnswer, PodError>,
 ) -> Option<Duration> {
+    let now = now_in_milliseconds();
+    let mut fleet = ctx.fleet.lock();
+    let workload = fleet.get_mut(id)?;
     // It may run something newer by now than what this push brought.
-    let newest = ctx.fleet.read(id, |workload| workload.published.as_ref().map(|one| one.revision)).flatten();
+    let newest = workload.published.as_ref().map(|one| one.revision);
     let result = result.and_then(|answer| {
         report_validation::applied(&answer.applied, newest).map_err(PodError::InvalidResponse)?;
         Ok(answer)
     });
-    ctx
-        .fleet
-        .with_pod(id, uid, |pod| {
-            // A newer push may have begun meanwhile; it settles for itself.
-            if pod.pushing == Some(published.revision) {
-                pod.pushing = None;
-            }
-            let mut quick = false;
-            match result {
-                Ok(answer) => {
-                    if !answer.message.is_empty() {
-                        warn!(workload = %id, pod = %pod.name, outcome = ?answer.outcome, message = %cut(&answer.message, 200), "a pod did not take the configuration");
-                    }
-                    pod.unreachable = None;
-                    pod.refused = (!answer.message.is_empty()).then(|| cut(&answer.message, 200).to_owned());
-                    pod.applied = Some(answer.applied);
-                    if pod.applied.as_ref().is_some_and(|applied| applied.content_hash == published.content_hash) {
-                        pod.acknowledged =
-                            Some((published.revision, published.content_hash.clone(), Instant::now()));
-                        if pod.push_failures == 0 {
-                            ctx.shared.metrics.acknowledge_seconds.observe(published.at.elapsed().as_secs_f64());
-                        }
-                        pod.push_failures = 0;
-                        pod.push_after = None;
-                        return None;
-                    }
-                }
-                Err(error) => {
-                    debug!(workload = %id, pod = %pod.name, %error, "push failed");
-                    quick = error == PodError::Unauthorized;
-                    pod.miss(&error);
-                }
-            }
-            pod.push_failures = pod.push_failures.saturating_add(1);
-            let (first, most) = if quick { (100, 5_000) } else { (250, 15_000) };
-            let wait = Duration::from_millis((first * 2u64.pow((pod.push_failures - 1).min(10))).min(most));
-            pod.push_after = Some(Instant::now() + wait);
-            Some(wait + Duration::from_millis(1))
-        })
-        .flatten()
+    let retry = match result {
+        Ok(answer) => workload.change(uid, now, |pod| take_answer(ctx, id, pod, published, &answer)),
+        Err(error) => {
+            debug!(workload = %id, pod = uid, %error, "push failed");
+            workload.miss(uid, &error, now);
+            let quick = error == PodError::Unauthorized;
+            workload.change(uid, now, |pod| Some(put_off(pod, published, quick)))
+        }
+    };
+    retry.flatten()
+}
+
+fn take_answer(
+    ctx: &Context,
+    id: &WorkloadId,
+    pod: &mut PodState,
+    published: &Published,
+    answer: &PushAnswer,
+) -> Option<Duration> {
+    let message = cut(&answer.message, 200);
+    if !message.is_empty() {
+        warn!(workload = %id, pod = %pod.facts.name, outcome = ?answer.outcome, %message, "a pod did not take the configuration");
+    }
+    pod.refused = (!message.is_empty()).then(|| message.into());
+    pod.acknowledge(&answer.applied);
+    if answer.applied.content_hash != *published.content_hash {
+        return Some(put_off(pod, published, false));
+    }
+    pod.acknowledged = Some((published.revision, Arc::clone(&published.content_hash), Instant::now()));
+    if pod.push_failures == 0 && !published.found {
+        ctx.shared.metrics.acknowledge_seconds.observe(published.at.elapsed().as_secs_f64());
+    }
+    (pod.push_failures, pod.push_after) = (0, None);
+    no_longer_pushing(pod, published);
+    None
+}
+
+/// A newer push may have begun meanwhile; it settles for itself.
+fn no_longer_pushing(pod: &mut PodState, published: &Published) {
+    if pod.pushing == Some(published.revision) {
+        pod.pushing = None;
+    }
+}
+
+fn put_off(pod: &mut PodState, published: &Published, quick: bool) -> Duration {
+    no_longer_pushing(pod, published);
+    pod.push_failures = pod.push_failures.saturating_add(1);
+    let wait = back_off(pod.push_failures, quick, rand::random());
+    pod.push_after = Some(Instant::now() + wait);
+    wait + Duration::from_millis(1)
+}
+
+/// The wait after so many pushes that failed in a row: 0.25 s (0.1 s where a mount is on its way) doubled up to 15 s,
+/// with up to a fifth more or less of it by `random`.
+fn back_off(failures: u32, quick: bool, random: u16) -> Duration {
+    let (first, longest) = if quick { (100, Duration::from_secs(5)) } else { (250, MAX_BACK_OFF) };
+    let wait = Duration::from_millis(first * 2u64.pow(failures.saturating_sub(1).min(10))).min(longest);
+    wait.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u16::MAX))
 }
 
 /// A pod does not take the token: it has most likely not mounted the Secret yet, because it started before the Secret
@@ -192,5 +218,27 @@ pub async fn refresh_token(ctx: &Context, id: &WorkloadId, uid: &str, workload_u
     // By way of the status, which cannot touch what the pod runs.
     if let Err(error) = call(api.patch_status(&endpoint.pod, &PatchParams::default(), &Patch::Merge(&patch))).await {
         warn!(workload = %id, pod = %endpoint.pod, %error, "the pod's kubelet could not be asked to refresh its mounts; it does so by itself within two minutes");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::the_first(1, false, 200..=300)]
+    #[case::the_third(3, false, 800..=1_200)]
+    #[case::a_mount_on_its_way(1, true, 80..=120)]
+    #[case::the_longest(60, false, 12_000..=18_000)]
+    #[case::the_longest_for_a_mount(60, true, 4_000..=6_000)]
+    fn waits_grow_up_to_a_limit_and_differ(
+        #[case] failures: u32,
+        #[case] quick: bool,
+        #[case] expected: std::ops::RangeInclusive<u128>,
+    ) {
+        for random in [0, u16::MAX / 2, u16::MAX] {
+            let wait = back_off(failures, quick, random).as_millis();
+            assert!(expected.contains(&wait), "{wait}");
+        }
     }
 }

@@ -10,13 +10,16 @@ use crate::kubernetes::{
 };
 use hmac::{Hmac, Mac};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PostParams};
 use serde_json::json;
 use sha2::Sha256;
 use std::collections::BTreeMap;
+use tracing::info;
 
 /// Name of the Secret with the master key, in the operator's namespace.
 pub const KEY_SECRET: &str = "resilience-operator-key";
+/// Type of the Secrets with the pods' tokens.
+pub const TOKEN_SECRET_TYPE: &str = "resilience.ticketwave.io/admin-token";
 
 /// Why there is no master key.
 #[derive(Debug, thiserror::Error)]
@@ -100,17 +103,22 @@ impl Tokens {
     }
 
     /// Writes the Secret of a workload. The Secret is owned by the workload, so it goes with it.
+    ///
+    /// It is replaced as a whole and never patched, because a patch reads: its answer, and the errors of one that is
+    /// refused, can hold what the Secret held. The type is the fence: the API server lets nobody change the type of a
+    /// Secret, so one that somebody else made is refused, and left as it is.
     pub async fn write(&self, clients: &Clients, workload: &contract::WorkloadId, uid: &str) -> Result<(), ApiError> {
-        let name = contract::token_secret_name(&workload.name);
+        let name = contract::token_secret_name(workload.kind, &workload.name);
         let [current, previous] = contract::admin::TOKEN_KEYS;
         let secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
+            "type": TOKEN_SECRET_TYPE,
             "metadata": {
                 "name": name,
                 "namespace": workload.namespace,
                 "labels": { "app.kubernetes.io/managed-by": FIELD_MANAGER },
-                "ownerReferences": [owner_reference(&workload.name, uid)],
+                "ownerReferences": [owner_reference(workload, uid)],
             },
             "data": {
                 current: ByteString(self.current(uid).into_bytes()),
@@ -118,20 +126,25 @@ impl Tokens {
             },
         });
         let api: Api<Secret> = Api::namespaced(clients.act.clone(), &workload.namespace);
-        let data = secret["data"].clone();
-        let unreadable = |error: serde_json::Error| ApiError::Kube(kube::Error::SerdeError(error));
-        let secret: Secret = serde_json::from_value(secret).map_err(unreadable)?;
-        match call(api.create(&PostParams::default(), &secret)).await {
+        let secret: Secret =
+            serde_json::from_value(secret).map_err(|error| ApiError::Kube(kube::Error::SerdeError(error)))?;
+        let how = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        match call(api.create(&how, &secret)).await {
             Err(error) if error.is_conflict() => {}
             result => return result.map(drop),
         }
-        // It exists. It may not be read, but it may be asked to change only if this very workload owns it.
-        let fenced = json!([
-            { "op": "test", "path": "/metadata/ownerReferences/0/uid", "value": uid },
-            { "op": "replace", "path": "/data", "value": data },
-        ]);
-        let patch: json_patch::Patch = serde_json::from_value(fenced).map_err(unreadable)?;
-        call(api.patch(&name, &PatchParams::default(), &Patch::Json::<()>(patch))).await.map(drop)
+        match call(api.replace(&name, &how, &secret)).await {
+            // Version 0.1 made them without a type of their own, and of the same key: those are as good.
+            Err(error) if error.code() == Some(422) => {
+                info!(
+                    %workload,
+                    secret = name,
+                    "the token Secret was made by version 0.1 or by somebody else, and stays as it is; if the pods do not take the operator's token, delete it"
+                );
+                Ok(())
+            }
+            result => result.map(drop),
+        }
     }
 }
 

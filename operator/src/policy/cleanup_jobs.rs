@@ -2,11 +2,12 @@
 
 use crate::{
     context::Context,
+    fleet::facts::JobFacts as KnownJob,
     kubernetes::{
         clients::call,
-        meta::{FIELD_MANAGER, INTENT_LABEL, created_at, owner_reference},
-        watches::Caches,
+        meta::{FIELD_MANAGER, INTENT_LABEL, owner_reference},
     },
+    status::target::workload_of,
 };
 use contract::WorkloadId;
 use engine::recovery::{Action, History, Job as JobFacts, JobState, Record};
@@ -16,11 +17,14 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{LogParams, PostParams},
+    api::{ListParams, LogParams, PostParams},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Annotation of a Job that was made for an intent: the CronJob that it was made from. The chart's admission policy compares
+/// the two.
+const CRON_JOB_ANNOTATION: &str = "resilience.ticketwave.io/cron-job";
 /// How long a Job is kept after its end: far longer than any lease, because its name is what keeps it from being made
 /// twice.
 const KEPT_SECONDS: i64 = 24 * 3600;
@@ -30,7 +34,9 @@ const LOG_BYTES: usize = 500;
 
 /// Name of the Job of an intent. Nothing that a person can edit meanwhile has a part in it.
 fn name(record: &Record) -> String {
-    let target: String = record.subject.target.chars().take(37).collect();
+    // A StatefulSet's key has its kind in it; the name of an object has no room for that.
+    let target = record.subject.target.rsplit('/').next().unwrap_or_default();
+    let target: String = target.chars().take(37).collect();
     format!("{}-cleanup-{}", target.trim_end_matches(['-', '.']), record.id)
 }
 
@@ -48,6 +54,7 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
     labels.insert(INTENT_LABEL.to_owned(), record.id.clone());
     let mut annotations = meta.annotations.unwrap_or_default();
     annotations.insert("cronjob.kubernetes.io/instantiate".to_owned(), "manual".to_owned());
+    annotations.insert(CRON_JOB_ANNOTATION.to_owned(), cron_job.name_any());
     annotations.insert("resilience.ticketwave.io/check".to_owned(), record.subject.check.clone());
     let manifest = json!({
         "apiVersion": "batch/v1",
@@ -57,7 +64,7 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
             "namespace": workload.namespace,
             "labels": labels,
             "annotations": annotations,
-            "ownerReferences": [owner_reference(&workload.name, workload_uid)],
+            "ownerReferences": [owner_reference(workload, workload_uid)],
         },
         "spec": serde_json::to_value(spec).unwrap_or(Value::Null),
     });
@@ -67,8 +74,8 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
 /// Makes the Job of an intent. One that is there already is the same one.
 pub async fn run(ctx: &Context, namespace: &str, record: &Record) -> Result<Option<String>, String> {
     let cron_name = record.step.cron_job.as_deref().ok_or("the policy does not name this step's CronJob any more")?;
-    let workload = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
-    let deployment = ctx.caches.deployment(namespace, &workload.name).ok_or("the workload is gone")?;
+    let workload = workload_of(namespace, &record.subject.target);
+    let known = ctx.index.workload(&workload).ok_or("the workload is gone")?;
     let client = &ctx.shared.clients.act;
     let cron_jobs: Api<CronJob> = Api::namespaced(client.clone(), namespace);
     let cron_job = match call(cron_jobs.get(cron_name)).await {
@@ -76,16 +83,16 @@ pub async fn run(ctx: &Context, namespace: &str, record: &Record) -> Result<Opti
         Err(error) if error.is_not_found() => {
             return Err(format!("there is no CronJob {cron_name} in namespace {namespace}: create it"));
         }
-        Err(error) => return Err(format!("the CronJob {cron_name} cannot be read: {}", error.words())),
+        Err(error) => return Err(format!("the CronJob {cron_name} cannot be read: {error}")),
     };
-    let job = job(&cron_job, record, &workload, &deployment.uid().unwrap_or_default())?;
+    let job = job(&cron_job, record, &workload, &known.uid)?;
     let name = job.name_any();
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
     let how = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     match call(jobs.create(&how, &job)).await {
         Ok(_) => Ok(Some(format!("Job {name} was made from CronJob {cron_name}"))),
         Err(error) if error.is_already_there() => Ok(Some(format!("Job {name} was there already"))),
-        Err(error) => Err(format!("the Job {name} cannot be made: {}", error.words())),
+        Err(error) => Err(format!("the Job {name} cannot be made: {error}")),
     }
 }
 
@@ -93,41 +100,27 @@ pub async fn run(ctx: &Context, namespace: &str, record: &Record) -> Result<Opti
 pub async fn gather(ctx: &Context, namespace: &str, history: &History) -> BTreeMap<String, JobFacts> {
     let mut found = BTreeMap::new();
     for record in history.in_flight.iter().filter(|record| record.step.action == Action::RunCleanupJob) {
-        let Some(deployment) = ctx.caches.deployment(namespace, &record.subject.target) else { continue };
-        let jobs = ctx.caches.jobs_of(&deployment);
-        let Some(job) = jobs.iter().find(|job| job.labels().get(INTENT_LABEL) == Some(&record.id)) else { continue };
-        let mut state = state(job);
+        let workload = workload_of(namespace, &record.subject.target);
+        let Some(job) = ctx.index.job_of(&workload, &record.id) else { continue };
+        let mut state = job.state.clone();
         if let JobState::Failed(why) = &mut state
-            && let Some(tail) = log_tail(ctx, &ctx.caches, namespace, job).await
+            && let Some(tail) = log_tail(ctx, namespace, &job).await
         {
             why.push_str("; its log ends: ");
             why.push_str(&tail);
         }
-        found.insert(record.id.clone(), JobFacts { created_at: created_at(job.as_ref()), state });
+        found.insert(record.id.clone(), JobFacts { created_at: job.created_at, state });
     }
     found
 }
 
-/// The outcome of a Job, as its conditions say.
-fn state(job: &Job) -> JobState {
-    let conditions = job.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-    for condition in conditions.filter(|condition| condition.status == "True") {
-        match condition.type_.as_str() {
-            "Complete" => return JobState::Complete,
-            "Failed" => {
-                let words = [condition.reason.as_deref(), condition.message.as_deref()];
-                return JobState::Failed(words.into_iter().flatten().collect::<Vec<_>>().join(": "));
-            }
-            _ => {}
-        }
-    }
-    JobState::Running
-}
-
 /// How the log of a failed Job ends; nothing if it cannot be had.
-async fn log_tail(ctx: &Context, caches: &Caches, namespace: &str, job: &Job) -> Option<String> {
-    let pod = caches.pods_of_job(job).into_iter().next()?;
+async fn log_tail(ctx: &Context, namespace: &str, job: &KnownJob) -> Option<String> {
     let pods: Api<Pod> = Api::namespaced(ctx.shared.clients.act.clone(), namespace);
+    let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", job.name)).limit(20);
+    let mut found = call(pods.list(&of_job)).await.ok()?.items;
+    found.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
+    let pod = found.pop()?;
     let container = pod.spec.as_ref()?.containers.first()?.name.clone();
     let what = LogParams {
         container: Some(container),
@@ -179,11 +172,12 @@ mod tests {
     #[case::a_shorter_one(json!(30), 30)]
     #[case::a_longer_one(json!(600), 91)]
     fn a_job_is_the_cron_jobs_bound_to_its_intent(#[case] deadline: Value, #[case] expected: i64) {
-        let workload = WorkloadId { namespace: "ticketing".into(), name: "booking".into() };
+        let workload = WorkloadId::deployment("ticketing", "booking");
         let job = job(&cron_job(&deadline), &record(), &workload, "uid").unwrap();
         assert_eq!(job.name_any(), "booking-cleanup-0123456789abcdef");
         assert_eq!(job.labels()[INTENT_LABEL], "0123456789abcdef");
         assert_eq!(job.labels()["team"], "booking");
+        assert_eq!(job.annotations()[CRON_JOB_ANNOTATION], "cleanup");
         assert_eq!(job.owner_references()[0].uid, "uid");
         let spec = job.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (Some(expected), Some(0)));
@@ -196,14 +190,5 @@ mod tests {
         record.subject.target = "a".repeat(36) + "-" + &"b".repeat(26);
         let name = name(&record);
         assert!(name.len() <= 63 && name.ends_with("-cleanup-0123456789abcdef") && !name.contains("--"), "{name}");
-    }
-
-    #[rstest::rstest]
-    #[case::new(json!({}), JobState::Running)]
-    #[case::not_really(json!({ "conditions": [{ "type": "Failed", "status": "False" }] }), JobState::Running)]
-    #[case::done(json!({ "conditions": [{ "type": "SuccessCriteriaMet", "status": "True" }, { "type": "Complete", "status": "True" }] }), JobState::Complete)]
-    #[case::failed(json!({ "conditions": [{ "type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "too often" }] }), JobState::Failed("BackoffLimitExceeded: too often".into()))]
-    fn conditions_tell_what_became_of_it(#[case] status: Value, #[case] expected: JobState) {
-        assert_eq!(state(&serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap()), expected);
     }
 }

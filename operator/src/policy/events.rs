@@ -2,11 +2,7 @@
 
 use super::status::action_name;
 use crate::{kubernetes::events::Event, spec::recovery::action, status::conditions::find};
-use crds::{
-    ConditionStatus, ResiliencePolicyStatus,
-    condition::types::{ACCEPTED, PROGRAMMED, RECOVERY_ALLOWED, RECOVERY_EXHAUSTED},
-    status::ActionOutcome,
-};
+use crds::{Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus, status::ActionOutcome};
 use engine::recovery::{Decision, Outcome};
 
 /// The events, in the order in which they happened.
@@ -28,36 +24,41 @@ pub fn policy_events(
 }
 
 /// The reason of a condition, if it is news.
-fn news<'a>(old: &ResiliencePolicyStatus, new: &'a ResiliencePolicyStatus, type_: &str) -> Option<&'a crds::Condition> {
+fn news<'a>(
+    old: &ResiliencePolicyStatus,
+    new: &'a ResiliencePolicyStatus,
+    type_: ConditionType,
+) -> Option<&'a Condition> {
     let after = find(&new.conditions, type_)?;
     let before = find(&old.conditions, type_);
     (before.map(|before| (&before.reason, before.status)) != Some((&after.reason, after.status))).then_some(after)
 }
 
 fn accepted(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Option<Event> {
-    let condition = news(old, new, ACCEPTED).filter(|condition| condition.status == ConditionStatus::False)?;
+    let condition =
+        news(old, new, ConditionType::Accepted).filter(|condition| condition.status == ConditionStatus::False)?;
     let (reason, action) = match condition.reason.as_str() {
-        "InvalidPolicy" => ("InvalidPolicy", "Keep"),
-        "Conflicted" => ("Conflicted", "Yield"),
-        _ => ("TargetNotFound", "Wait"),
+        "InvalidPolicy" => (EventReason::InvalidPolicy, "Keep"),
+        "Conflicted" => (EventReason::Conflicted, "Yield"),
+        _ => (EventReason::TargetNotFound, "Wait"),
     };
     Some(Event::warning(reason, action, condition.message.clone()))
 }
 
 fn programmed(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus, live: String) -> Option<Event> {
-    let condition = find(&new.conditions, PROGRAMMED)?;
+    let condition = find(&new.conditions, ConditionType::Programmed)?;
     let hashes = |status: &ResiliencePolicyStatus| {
         status.targets.iter().map(|target| target.content_hash.clone()).collect::<Vec<_>>()
     };
     match condition.reason.as_str() {
-        "Programmed" if news(old, new, PROGRAMMED).is_some() || hashes(old) != hashes(new) => {
-            Some(Event::normal("Programmed", "Publish", live))
+        "Programmed" if news(old, new, ConditionType::Programmed).is_some() || hashes(old) != hashes(new) => {
+            Some(Event::normal(EventReason::Programmed, "Publish", live))
         }
-        "ConfigMapNotOurs" if news(old, new, PROGRAMMED).is_some() => {
-            Some(Event::warning("ConfigMapNotOurs", "Wait", condition.message.clone()))
+        "ConfigMapNotOurs" if news(old, new, ConditionType::Programmed).is_some() => {
+            Some(Event::warning(EventReason::ConfigMapNotOurs, "Wait", condition.message.clone()))
         }
-        "ConfigTooLarge" if news(old, new, PROGRAMMED).is_some() => {
-            Some(Event::warning("ConfigTooLarge", "Keep", condition.message.clone()))
+        "ConfigTooLarge" if news(old, new, ConditionType::Programmed).is_some() => {
+            Some(Event::warning(EventReason::ConfigTooLarge, "Keep", condition.message.clone()))
         }
         _ => None,
     }
@@ -72,11 +73,11 @@ fn circuits(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<E
             "{}: the circuit of {} is open in {} of {} pods",
             circuit.target, circuit.dependency, circuit.open_pods, circuit.total_pods
         );
-        Event::warning("CircuitOpened", "Observe", note)
+        Event::warning(EventReason::CircuitOpened, "Observe", note)
     });
     let closed = old.circuits.iter().filter(|circuit| !has(new, &circuit.target, &circuit.dependency)).map(|circuit| {
         Event::normal(
-            "CircuitClosed",
+            EventReason::CircuitClosed,
             "Observe",
             format!("{}: the circuit of {} is closed in all pods", circuit.target, circuit.dependency),
         )
@@ -90,7 +91,7 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
         let before = old.checks.iter().find(|old| old.target == finding.target && old.name == finding.name);
         for pod in finding.pods.iter().filter(|pod| before.is_none_or(|before| !before.pods.contains(pod))) {
             events.push(Event::warning(
-                "CheckUnhealthy",
+                EventReason::CheckUnhealthy,
                 "Observe",
                 format!("{pod}: {} fails: {}", finding.name, finding.message),
             ));
@@ -114,7 +115,7 @@ fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Ev
                 "{subject}: {action} for {} (step {} of {}, intent {id}){dry}",
                 record.check, record.step, record.steps
             );
-            Event::normal("RecoveryStarted", action, note)
+            Event::normal(EventReason::RecoveryStarted, action, note)
         })
         .collect()
 }
@@ -132,7 +133,7 @@ pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Ve
             let subject = record.pod.as_deref().unwrap_or(&record.target);
             let action = action_name(action(record.action));
             let note = format!("{subject}: {action} waits: {}", record.message.as_deref().unwrap_or_default());
-            Event::warning("RecoveryRefused", "Wait", note)
+            Event::warning(EventReason::RecoveryRefused, "Wait", note)
         })
         .collect()
 }
@@ -147,9 +148,9 @@ fn finished(decision: &Decision) -> Vec<Event> {
             record.message.as_deref().unwrap_or_default()
         );
         match record.outcome {
-            Outcome::Succeeded => Event::normal("RecoverySucceeded", action, note),
-            Outcome::Cancelled => Event::normal("RecoveryCancelled", action, note),
-            _ => Event::warning("RecoveryFailed", action, note),
+            Outcome::Succeeded => Event::normal(EventReason::RecoverySucceeded, action, note),
+            Outcome::Cancelled => Event::normal(EventReason::RecoveryCancelled, action, note),
+            _ => Event::warning(EventReason::RecoveryFailed, action, note),
         }
     };
     decision.finished.iter().map(event).collect()
@@ -160,16 +161,16 @@ fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<E
     const QUIET: [&str; 7] =
         ["NoLadders", "Suspended", "DryRun", "OneStepAtATime", "InvalidPolicy", "Conflicted", "TargetNotFound"];
     let mut events = Vec::new();
-    if let Some(condition) = news(old, new, RECOVERY_ALLOWED)
+    if let Some(condition) = news(old, new, ConditionType::RecoveryAllowed)
         && condition.status == ConditionStatus::False
         && !QUIET.contains(&condition.reason.as_str())
     {
-        events.push(Event::warning("RecoveryWithheld", "Wait", condition.message.clone()));
+        events.push(Event::warning(EventReason::RecoveryWithheld, "Wait", condition.message.clone()));
     }
     if let Some(condition) =
-        news(old, new, RECOVERY_EXHAUSTED).filter(|condition| condition.status == ConditionStatus::True)
+        news(old, new, ConditionType::RecoveryExhausted).filter(|condition| condition.status == ConditionStatus::True)
     {
-        events.push(Event::warning("RecoveryExhausted", "GiveUp", condition.message.clone()));
+        events.push(Event::warning(EventReason::RecoveryExhausted, "GiveUp", condition.message.clone()));
     }
     events
 }

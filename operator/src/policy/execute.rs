@@ -1,4 +1,4 @@
-//! Executes intents. Each act carries the intent's id, or a precondition, to where it lands: so a repetition, late or
+//! Executes intents. Each action carries the intent's id, or a precondition, to where it lands: so a repetition, late or
 //! from another replica, changes nothing.
 
 use super::cleanup_jobs;
@@ -7,13 +7,18 @@ use crate::{
     crash_point::CrashPoint,
     error::ReconcileError,
     kubernetes::clients::call,
-    pods::{client::Endpoint, pusher::find_pod},
+    pods::{
+        client::{Access, Endpoint, PodError},
+        fair_queue::Class,
+        prober::now_in_milliseconds,
+    },
+    status::target::workload_of,
+    telemetry::metrics::PodCallLabels,
 };
-use contract::{ActionOutcome, ActionRequest, WorkloadId};
+use contract::{ActionOutcome, ActionRequest};
 use crds::ResiliencePolicy;
 use engine::recovery::{Action, Decision, Outcome, Pod as SubjectPod, Record};
 use futures::StreamExt;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::PostParams};
 use serde_json::{Value, json};
@@ -25,7 +30,7 @@ use tracing::{info, warn};
 pub const SUPPORTED: [Action; 3] = [Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
 /// How long until what was refused for now is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Acts of one policy that are under way at once.
+/// Actions of one policy that are under way at once.
 const AT_ONCE: usize = 16;
 
 /// What came of executing an intent.
@@ -38,7 +43,7 @@ pub enum Attempt {
     Unknown(String),
 }
 
-/// Carries out what a decision asks for, and says what is known of it then. What is left to do is in its `execute`.
+/// Executes what a decision asks for, and says what is known of it then. What is left to do is in its `execute`.
 pub async fn execute(
     policy: &ResiliencePolicy,
     ctx: &Context,
@@ -56,8 +61,7 @@ pub async fn execute(
     let attempts: Vec<_> = futures::stream::iter(attempts).buffered(AT_ONCE).collect().await;
     for attempt in attempts {
         let (record, attempt) = attempt?;
-        let now = Timestamp::now();
-        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+        let now = now_in_milliseconds();
         let Some(known) = after.history.in_flight.iter_mut().find(|other| other.id == record.id) else { continue };
         let (policy, intent, subject) = (policy.name_any(), &record.id, record.subject.display_name());
         let action = record.step.action;
@@ -116,9 +120,9 @@ async fn reset_connections(
     record: &Record,
     pod: &SubjectPod,
 ) -> Result<Option<String>, String> {
-    let id = WorkloadId { namespace: namespace.to_owned(), name: record.subject.target.clone() };
+    let id = workload_of(namespace, &record.subject.target);
     let workload_uid = ctx.fleet.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
-    let found = find_pod(&ctx.caches, namespace, &pod.name, &pod.uid).ok_or("the pod is gone")?;
+    let found = ctx.index.pod(&pod.uid).ok_or("the pod is gone")?;
     let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
     let request = ActionRequest {
         intent_id: record.id.clone(),
@@ -126,8 +130,18 @@ async fn reset_connections(
         check: record.subject.check.clone(),
         instance: record.instance.clone(),
     };
-    let token = ctx.shared.tokens.current(&workload_uid);
-    let answer = ctx.shared.pods.act(&endpoint, &token, &request).await.map_err(|error| error.to_string())?;
+    let auth = ctx.fleet.read(&id, |workload| workload.pod(&pod.uid).map(|pod| pod.auth.clone())).flatten();
+    let token = Some(ctx.shared.tokens.current(&workload_uid));
+    let auth = auth.unwrap_or_default();
+    let mut access = Access { to: &endpoint, uid: &pod.uid, signs: found.signs, token, auth };
+    let answer = {
+        let _slot = ctx.shared.pod_calls.slot(&id, Class::Action, false).await;
+        ctx.shared.pods.execute(&mut access, &request).await
+    };
+    ctx.fleet.learn_auth(&id, &pod.uid, access.auth);
+    let label = answer.as_ref().map_or_else(PodError::label, |_| "ok");
+    ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "action", result: label }).inc();
+    let answer = answer.map_err(|error| error.to_string())?;
     match answer.outcome {
         ActionOutcome::Done | ActionOutcome::AlreadyDone => Ok((!answer.message.is_empty()).then_some(answer.message)),
         outcome => Err(format!("the pod answered {outcome:?}: {}", answer.message)),
@@ -162,7 +176,7 @@ async fn evict(ctx: &Context, namespace: &str, record: &Record, pod: &SubjectPod
             Attempt::Done(Some("the pod was gone already".to_owned()))
         }
         Err(error) if error.code() == Some(429) => {
-            let why = format!("the eviction is refused for now: {}", error.words());
+            let why = format!("the eviction is refused for now: {error}");
             refused.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(600));
             refused.insert(record.id.clone(), (Instant::now(), why.clone()));
             Attempt::Refused(why)

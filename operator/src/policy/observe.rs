@@ -18,17 +18,19 @@ pub fn observe(
     history: &History,
     jobs: BTreeMap<String, Job>,
     watching_since: Timestamp,
+    observer_stale: Option<String>,
 ) -> Observed {
-    let mut observed = Observed { supported: SUPPORTED.into(), jobs, watching_since, ..Observed::default() };
+    let supported = SUPPORTED.into();
+    let mut observed = Observed { supported, jobs, watching_since, observer_stale, ..Observed::default() };
     for target in held {
         observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
-        observed.wanted.insert(target.name.clone(), target.wanted);
-        if target.rolling_out {
-            observed.rolling_out.insert(target.name.clone());
+        observed.wanted.insert(target.key.clone(), target.wanted);
+        if target.rollout.in_progress {
+            observed.rolling_out.insert(target.key.clone());
         }
         for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.quorum()) {
             let pods = format!("{} of {} pods", view.open, view.total);
-            observed.open_on_quorum.insert((target.name.clone(), dependency.clone()), pods);
+            observed.open_on_quorum.insert((target.key.clone(), dependency.clone()), pods);
         }
         for check in &policy.spec.health_checks {
             match check.scope {
@@ -44,7 +46,7 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
     let state = |(uid, name, evaluations): &(String, String, BTreeMap<_, Evaluation>)| {
         let evaluation = evaluations.get(check)?;
         let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
-        let subject = Subject { target: target.name.clone(), pod, check: check.to_owned() };
+        let subject = Subject { target: target.key.clone(), pod, check: check.to_owned() };
         let created_at = target.existing.get(uid).map(|facts| facts.created_at);
         let since = failing_since(evaluation.since, evaluation.began_before, &subject, created_at, history);
         Some(CheckState {
@@ -62,7 +64,7 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
 /// One fact that all pods see.
 fn workload_check(target: &Target, check: &str, history: &History) -> Option<CheckState> {
     let majority = target.majorities.get(check)?;
-    let subject = Subject { target: target.name.clone(), pod: None, check: check.to_owned() };
+    let subject = Subject { target: target.key.clone(), pod: None, check: check.to_owned() };
     Some(CheckState {
         since: failing_since(majority.since, majority.began_before, &subject, None, history),
         seen_at: majority.seen_at,

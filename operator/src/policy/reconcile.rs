@@ -1,9 +1,10 @@
-//! The policy controller: says in the status the outcome of a policy, and recovers its workloads.
+//! The policy controller: says in the status whether a policy is in force, and recovers its workloads.
 //!
 //! One reconcile: gather, decide (pure), write the status with every intent in it (fenced), execute what is pending, and
-//! write what came of it. The intent is always written before the act.
+//! write the outcome of that. The intent is always written before the act.
 
 use super::{
+    cleanup_jobs,
     events::{policy_events, refused},
     execute::execute,
     history,
@@ -14,64 +15,91 @@ use crate::{
     context::Context,
     crash_point::CrashPoint,
     error::ReconcileError,
-    kubernetes::{events::Event, meta::object_reference, watches::Policy},
-    policy::cleanup_jobs,
+    fleet::index::{ObjectKey, target_id},
+    kubernetes::{
+        controller::{Next, Reconciler},
+        events::Event,
+        meta::object_reference,
+    },
+    pods::prober::now_in_milliseconds,
     spec,
     status::{
-        target::{self, Target},
-        write::{cache_is_stale, note_written, patch_status, write_status, written_before},
+        target::{self, Target, target_key},
+        write::{write_internal_error, write_status, write_unreadable_status},
     },
-    telemetry::metrics::{ReconcileLabels, RecoveryLabels},
+    telemetry::metrics::RecoveryLabels,
     workload,
 };
-use contract::WorkloadId;
-use crds::{ResiliencePolicy, resilience_policy::Mode};
-use engine::recovery::{self, Action as RecoveryAction, Decision, Outcome, Record};
+use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus, resilience_policy::Mode};
+use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Resource, ResourceExt, runtime::controller::Action};
+use kube::{Resource, ResourceExt};
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tracing::warn;
 
-/// Reconciles one object.
-pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
-    if !ctx.shared.fence.holds() {
-        return Ok(Action::await_change());
+/// How soon to look again while pods are being asked or pushed to for the first moment.
+const SETTLING: Duration = Duration::from_millis(100);
+/// How soon to look again at an action that was executed: its first report may be there.
+const AFTER_ACTION: Duration = Duration::from_millis(200);
+/// How soon to look again at an action whose execution is not known.
+const AFTER_UNKNOWN: Duration = Duration::from_secs(1);
+
+/// The policy controller.
+pub struct PolicyReconciler(pub Arc<Context>);
+
+impl Reconciler for PolicyReconciler {
+    type Key = ObjectKey;
+    const KIND: &'static str = "policy";
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
+        let ctx = &*self.0;
+        let Some(policy) = ctx.index.policy(key).filter(|_| ctx.shared.fence.holds()) else {
+            return Ok(Next::AwaitChange);
+        };
+        ctx.shared.fail_for_test(&key.name);
+        if ctx.managed_elsewhere(&key.namespace, policy.0.iter().flat_map(|policy| &policy.spec.target_refs)).is_some()
+        {
+            return Ok(Next::AwaitChange);
+        }
+        if ctx.status_writes.cache_is_stale(policy.meta()) {
+            return Ok(Next::After(SETTLING));
+        }
+        match &policy.0 {
+            Ok(readable) => reconcile(readable, ctx).await,
+            Err(unreadable) => reconcile_unreadable(policy.meta(), &unreadable.to_string(), ctx).await,
+        }
     }
-    let uid = policy.meta().uid.clone().unwrap_or_default();
-    if cache_is_stale(&ctx, policy.meta()) {
-        return Ok(Action::requeue(Duration::from_millis(100)));
+
+    async fn report_internal_error(&self, key: &ObjectKey, message: &str) {
+        let Some(policy) = self.0.index.policy(key) else { return };
+        let old = policy.0.as_ref().ok().and_then(|policy| policy.status.as_ref());
+        let old = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
+        write_internal_error::<ResiliencePolicy>(&self.0, policy.meta(), old, message).await;
     }
-    let result = match &policy.0 {
-        Ok(readable) => reconcile_readable(readable, &ctx).await,
-        Err(unreadable) => reconcile_unreadable(policy.meta(), &unreadable.to_string(), &ctx).await,
-    };
-    let label = if result.is_ok() { "ok" } else { "error" };
-    ctx.shared.metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "policy", result: label }).inc();
-    if result.is_ok() {
-        ctx.backoffs.forget(&uid);
-    }
-    result
 }
 
-async fn reconcile_readable(policy: &ResiliencePolicy, ctx: &Context) -> Result<Action, ReconcileError> {
-    // Whole milliseconds, as status keeps them.
-    let now = Timestamp::now();
-    let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, ReconcileError> {
+    let now = now_in_milliseconds();
     let namespace = policy.namespace().unwrap_or_default();
     let settings = spec::policy::policy(&policy.spec);
     let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run);
     let targets: Vec<Target> =
-        policy.spec.target_refs.iter().map(|reference| target::look_up(ctx, &namespace, &reference.name)).collect();
+        policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
     let lost = lost_claims(policy, ctx, &namespace);
-    let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.name)).collect();
+    let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();
-    let history = history::read(old.recovery.as_ref(), &policy.spec);
+    let mut history = history::read(old.recovery.as_ref(), &policy.spec);
+    let impossible = history.take_impossible(now);
 
-    let decision = if settings.is_ok() {
+    // What pods fail at is not known before they were heard.
+    let listening = held.iter().any(|target| target.listening);
+    let decision = if settings.is_ok() && !listening {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
-        let observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now));
+        let stale = ctx.observer_stale();
+        let observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
         recovery::decide(&recovery, &observed, &history, &policy.uid().unwrap_or_default(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }
@@ -83,16 +111,25 @@ async fn reconcile_readable(policy: &ResiliencePolicy, ctx: &Context) -> Result<
         recovery: &recovery,
         targets: &targets,
         lost: &lost,
+        impossible: &impossible,
         would_publish: &would_publish,
         operator_dry_run: ctx.shared.args.dry_run,
         now,
     };
+    let begun = begun(&decision, &history);
+    let settling = || held.iter().any(|target| target.is_settling(&policy.metadata));
+    let waits = if listening || settling() || is_publishing(ctx, policy, &held) {
+        Some(SETTLING)
+    } else {
+        ctx.status_writes.wait(policy.meta(), Instant::now())
+    };
+    let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
+    if let Some(wait) = waits.filter(|_| !urgent) {
+        return Ok(Next::After(wait));
+    }
     let new = status::build(&inputs, &decision, &old);
-    let reference = object_reference::<ResiliencePolicy>(policy.meta());
     let mut meta = policy.metadata.clone();
     if new != old {
-        let begun: Vec<_> =
-            decision.execute.iter().filter(|act| !history.in_flight.iter().any(|known| known.id == act.id)).collect();
         if !begun.is_empty() {
             ctx.shared.crash(CrashPoint::BeforeIntent);
         }
@@ -103,44 +140,74 @@ async fn reconcile_readable(policy: &ResiliencePolicy, ctx: &Context) -> Result<
         if !begun.is_empty() {
             ctx.shared.crash(CrashPoint::AfterIntent);
         }
-        let changed_at = ctx.seen_at(&policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or_default());
+        let changed_at = ctx.index.policy_seen_at(&ObjectKey::of(policy));
+        let reference = object_reference::<ResiliencePolicy>(policy.meta());
         for event in policy_events(&old, &new, &decision, target::programmed_note(&held, changed_at)) {
             ctx.shared.events.publish(&reference, &event);
         }
         count(ctx, policy, &begun, &decision);
     }
     if !decision.execute.is_empty() {
-        // Also what was pending before, if nobody can vouch for it: it is executed again under its id.
-        let executed = execute(policy, ctx, &namespace, &decision).await?;
-        let after = status::build(&inputs, &executed, &new);
-        if after != new {
-            write_status::<ResiliencePolicy>(ctx, &meta, &after).await?;
-            for event in refused(&new, &after) {
-                ctx.shared.events.publish(&reference, &event);
-            }
-        }
-        let pause = if executed.execute.is_empty() { Duration::from_millis(200) } else { Duration::from_secs(1) };
-        return Ok(Action::requeue(pause));
+        return execute_pending(&inputs, ctx, &namespace, &decision, &meta, new).await;
     }
     let wait = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(wait.map_or_else(Action::await_change, |wait| Action::requeue(wait.max(Duration::from_millis(20)))))
+    Ok(wait.map_or(Next::AwaitChange, |wait| Next::After(wait.max(Duration::from_millis(20)))))
 }
 
-async fn reconcile_unreadable(meta: &ObjectMeta, why: &str, ctx: &Context) -> Result<Action, ReconcileError> {
-    // Its status cannot be read, so the write is remembered by generation: once for each edit.
-    if written_before(ctx, meta) {
-        return Ok(Action::await_change());
+/// Whether an edit was seen a moment ago and is on its way to the pods: what there is to say of it changes at once.
+fn is_publishing(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target]) -> bool {
+    let young = ctx.index.policy_seen_at(&ObjectKey::of(policy)).is_some_and(|at| at.elapsed() < AFTER_ACTION);
+    let uid = policy.metadata.uid.as_deref().unwrap_or_default();
+    let unpublished = |target: &&&Target| {
+        target.problem.is_none() && target.considered.get(uid).copied() != policy.metadata.generation
+    };
+    young
+        && policy.spec.mode == Mode::Enforce
+        && !ctx.shared.args.dry_run
+        && held.iter().any(|target| unpublished(&target))
+}
+
+/// The actions that this decision begins.
+fn begun(decision: &Decision, history: &History) -> Vec<Record> {
+    let known = |id: &str| history.in_flight.iter().any(|known| known.id == id);
+    decision.history.in_flight.iter().filter(|record| !known(&record.id)).cloned().collect()
+}
+
+/// Executes what is pending, also what was pending before if nobody can vouch for it: that is executed again under its id.
+async fn execute_pending(
+    inputs: &Inputs<'_>,
+    ctx: &Context,
+    namespace: &str,
+    decision: &Decision,
+    meta: &ObjectMeta,
+    written: ResiliencePolicyStatus,
+) -> Result<Next, ReconcileError> {
+    let executed = execute(inputs.policy, ctx, namespace, decision).await?;
+    let after = ResiliencePolicyStatus { recovery: status::recovery(inputs, &executed), ..written.clone() };
+    if after != written {
+        write_status::<ResiliencePolicy>(ctx, meta, &after).await?;
+        let reference = object_reference::<ResiliencePolicy>(meta);
+        for event in refused(&written, &after) {
+            ctx.shared.events.publish(&reference, &event);
+        }
     }
-    warn!(policy = %meta.name.clone().unwrap_or_default(), why, "a policy cannot be read; the last valid configuration stays in effect");
+    Ok(Next::After(if executed.execute.is_empty() { AFTER_ACTION } else { AFTER_UNKNOWN }))
+}
+
+async fn reconcile_unreadable(meta: &ObjectMeta, why: &str, ctx: &Context) -> Result<Next, ReconcileError> {
+    // Its status cannot be compared, so it is written once for each edit.
+    if ctx.status_writes.told_unreadable(meta) {
+        return Ok(Next::AwaitChange);
+    }
+    warn!(why, "a policy cannot be read; the last valid configuration stays in effect");
     // Merged, not applied: history and budget must outlive an edit that cannot be read.
     let new = status::unreadable(meta, why, Timestamp::now());
-    let status = json!({ "observedGeneration": new.observed_generation, "conditions": new.conditions });
-    patch_status::<ResiliencePolicy>(ctx, meta, &status, false).await?;
-    note_written(ctx, meta);
+    let parts = json!({ "observedGeneration": new.observed_generation, "conditions": new.conditions });
+    write_unreadable_status::<ResiliencePolicy>(ctx, meta, &parts).await?;
     let note = format!("it cannot be read: {why}; the last valid configuration stays in effect");
-    let event = Event::warning("InvalidPolicy", "Keep", note);
+    let event = Event::warning(EventReason::InvalidPolicy, "Keep", note);
     ctx.shared.events.publish(&object_reference::<ResiliencePolicy>(meta), &event);
-    Ok(Action::await_change())
+    Ok(Next::AwaitChange)
 }
 
 /// The targets that an older policy has, with that policy's name.
@@ -149,11 +216,10 @@ fn lost_claims(policy: &ResiliencePolicy, ctx: &Context, namespace: &str) -> BTr
         return BTreeMap::new();
     }
     let name = policy.name_any();
-    let targets = policy.spec.target_refs.iter().map(|reference| reference.name.clone());
-    let other = |target: String| {
-        let id = WorkloadId { namespace: namespace.to_owned(), name: target };
+    let targets = policy.spec.target_refs.iter().map(|target| target_id(namespace, target));
+    let other = |id| {
         let holder = workload::reconcile::holder(ctx, &id).filter(|holder| *holder != name)?;
-        Some((id.name, holder))
+        Some((target_key(&id), holder))
     };
     targets.filter_map(other).collect()
 }
@@ -168,31 +234,32 @@ fn would_publish(
     if policy.spec.mode != Mode::DryRun && !ctx.shared.args.dry_run {
         return BTreeMap::new();
     }
-    held.iter()
-        .filter_map(|target| {
-            let id = WorkloadId { namespace: namespace.to_owned(), name: target.name.clone() };
-            Some((target.name.clone(), workload::reconcile::preview(ctx, &id, policy)?))
-        })
-        .collect()
+    let ids = policy.spec.target_refs.iter().map(|target| target_id(namespace, target));
+    let held = ids.filter(|id| held.iter().any(|target| target.key == target_key(id)));
+    held.filter_map(|id| Some((target_key(&id), workload::reconcile::preview(ctx, &id, policy)?))).collect()
 }
 
-fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[&Record], decision: &Decision) {
+fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[Record], decision: &Decision) {
     let labels = |action: RecoveryAction, outcome| RecoveryLabels {
         namespace: policy.namespace().unwrap_or_default(),
         policy: policy.name_any(),
         action: status::action_name(action),
         outcome,
     };
-    for record in &decision.finished {
-        let outcome = match record.outcome {
-            Outcome::Succeeded => "succeeded",
-            Outcome::Failed => "failed",
-            Outcome::Cancelled => "cancelled",
-            Outcome::Pending | Outcome::Waiting | Outcome::Verifying => continue,
-        };
+    let counter = |record: &Record, outcome| {
+        // What was only rehearsed is no action.
+        let outcome = if record.dry_run { "simulated" } else { outcome };
         ctx.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, outcome)).inc();
+    };
+    for record in decision.finished.iter().filter(|record| !record.dry_run) {
+        match record.outcome {
+            Outcome::Succeeded => counter(record, "succeeded"),
+            Outcome::Failed => counter(record, "failed"),
+            Outcome::Cancelled => counter(record, "cancelled"),
+            Outcome::Pending | Outcome::Waiting | Outcome::Verifying => {}
+        }
     }
     for record in begun {
-        ctx.shared.metrics.recovery_actions.get_or_create(&labels(record.step.action, "started")).inc();
+        counter(record, "started");
     }
 }

@@ -11,12 +11,11 @@ use crate::{
 };
 use contract::PolicySettings;
 use crds::{
-    ConditionStatus, ResiliencePolicy, ResiliencePolicyStatus,
-    condition::types::{ACCEPTED, DEGRADED, HEALTHY, PROGRAMMED, RECOVERY_ALLOWED, RECOVERY_EXHAUSTED},
+    ConditionStatus, ConditionType, Reason, ResiliencePolicy, ResiliencePolicyStatus,
     resilience_policy::Mode,
-    status::{CheckFinding, CircuitStatus, RecoveryStatus, TargetStatus},
+    status::{CheckFinding, CircuitStatus, MAX_IN_FLIGHT, MAX_RECENT, RecoveryStatus, TargetStatus},
 };
-use engine::recovery::{Action, Decision, Outcome, Settings};
+use engine::recovery::{Action, Decision, Gate, History, Outcome, Settings};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +32,8 @@ pub struct Inputs<'a> {
     pub targets: &'a [Target],
     /// Targets that another policy has, with that policy's name.
     pub lost: &'a BTreeMap<String, String>,
+    /// What the status had of actions with times that cannot be: it is kept, and nothing is computed from it.
+    pub impossible: &'a History,
     /// In a dry run: the hash that each target would get.
     pub would_publish: &'a BTreeMap<String, String>,
     /// The operator itself runs dry.
@@ -47,13 +48,13 @@ impl Inputs<'_> {
     }
 
     fn held(&self) -> Vec<&Target> {
-        self.targets.iter().filter(|target| target.found && !self.lost.contains_key(&target.name)).collect()
+        self.targets.iter().filter(|target| target.found && !self.lost.contains_key(&target.key)).collect()
     }
 }
 
 /// The status of a policy that cannot be read.
 pub fn unreadable(meta: &ObjectMeta, why: &str, now: Timestamp) -> ResiliencePolicyStatus {
-    let (accepted, programmed) = conditions::invalid("InvalidPolicy", format!("it cannot be read: {why}"));
+    let (accepted, programmed) = conditions::invalid(Reason::InvalidPolicy, format!("it cannot be read: {why}"));
     let mut verdicts = conditions::summarize(&accepted, &programmed, true, false).to_vec();
     verdicts.extend([accepted, programmed]);
     ResiliencePolicyStatus {
@@ -72,7 +73,7 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     let rests = inputs.dry_run();
     let usable = accepted.status == ConditionStatus::True;
     let not_allowed = Verdict::new(
-        RECOVERY_ALLOWED,
+        ConditionType::RecoveryAllowed,
         false,
         accepted.reason,
         "the policy is not in force, so nothing is recovering by it",
@@ -83,8 +84,13 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     verdicts.push(healthy(&checks, &held));
     let degraded: Vec<_> = held.iter().flat_map(|target| &target.degraded).cloned().collect();
     verdicts.push(match degraded.as_slice() {
-        [] => Verdict::new(DEGRADED, false, "NotDegraded", ""),
-        pods => Verdict::new(DEGRADED, true, "Degraded", format!("degraded under load: {}", first(pods, 5))),
+        [] => Verdict::new(ConditionType::Degraded, false, Reason::NotDegraded, ""),
+        pods => Verdict::new(
+            ConditionType::Degraded,
+            true,
+            Reason::Degraded,
+            format!("degraded under load: {}", first(pods, 5)),
+        ),
     });
     verdicts.push(if usable { allowed(inputs, decision) } else { not_allowed });
     verdicts.push(exhausted(decision));
@@ -109,7 +115,7 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
 fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     let settings = match inputs.settings {
         Ok(settings) => settings,
-        Err(error) => return (conditions::invalid("InvalidPolicy", error.to_string()).0, true),
+        Err(error) => return (conditions::invalid(Reason::InvalidPolicy, error.to_string()).0, true),
     };
     if held.is_empty() && !inputs.lost.is_empty() {
         let others: BTreeSet<_> = inputs.lost.values().map(String::as_str).collect();
@@ -118,17 +124,21 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
             "an older policy has every target: {}; delete one of the policies, or let them name different targets",
             others.join(", ")
         );
-        return (Verdict::new(ACCEPTED, false, "Conflicted", message), true);
+        return (Verdict::new(ConditionType::Accepted, false, Reason::Conflicted, message), true);
     }
-    let missing: Vec<_> =
-        inputs.targets.iter().filter(|target| !target.found).map(|target| target.name.as_str()).collect();
+    let missing: Vec<_> = inputs
+        .targets
+        .iter()
+        .filter(|target| !target.found)
+        .map(|target| format!("{} {}", target.kind, target.name))
+        .collect();
     if held.is_empty() {
         return (
             Verdict::new(
-                ACCEPTED,
+                ConditionType::Accepted,
                 false,
-                "TargetNotFound",
-                format!("no Deployment named {}; waits for one", missing.join(", ")),
+                Reason::TargetNotFound,
+                format!("there is no {}; waits for one", missing.join(", ")),
             ),
             false,
         );
@@ -141,7 +151,14 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
     message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
     message.extend(spec::policy::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
-    (Verdict::new(ACCEPTED, true, "Accepted", message.join("; ")), false)
+    let impossible = inputs.impossible.in_flight.iter().chain(&inputs.impossible.recent);
+    message.extend(impossible.map(|record| {
+        format!(
+            "warning: the record of intent {} in status.recovery has a time that cannot be; it is kept and ignored",
+            short(&record.id)
+        )
+    }));
+    (Verdict::new(ConditionType::Accepted, true, Reason::Accepted, message.join("; ")), false)
 }
 
 fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Verdict, bool) {
@@ -149,12 +166,12 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
         let hashes: Vec<_> =
             inputs.would_publish.iter().map(|(target, hash)| format!("{} for {target}", short(hash))).collect();
         let message = format!("dry run: nothing is published; it would be {}", hashes.join(", "));
-        return (Verdict::new(PROGRAMMED, false, "DryRun", message), false);
+        return (Verdict::new(ConditionType::Programmed, false, Reason::DryRun, message), false);
     }
     if accepted.status != ConditionStatus::True {
         return (
             Verdict::new(
-                PROGRAMMED,
+                ConditionType::Programmed,
                 ConditionStatus::Unknown,
                 accepted.reason,
                 "the last valid configuration stays in effect",
@@ -166,24 +183,29 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
     if inputs.policy.spec.suspend {
         // Nothing is under way, whoever runs what.
         let message = format!("suspended: changes are not published; {}", verdict.message);
-        return (Verdict::new(PROGRAMMED, true, "Suspended", message), false);
+        return (Verdict::new(ConditionType::Programmed, true, Reason::Suspended, message), false);
     }
     (verdict, stuck)
 }
 
 fn target_status(inputs: &Inputs<'_>, target: &Target) -> TargetStatus {
     if !target.found {
-        return target::status(target, false, "TargetNotFound", Some("no such Deployment; waits for one".to_owned()));
+        return target::status(
+            target,
+            false,
+            Reason::TargetNotFound,
+            Some(format!("no such {}; waits for one", target.kind)),
+        );
     }
-    if let Some(other) = inputs.lost.get(&target.name) {
-        return target::status(target, false, "Conflicted", Some(format!("runs by the older policy {other}")));
+    if let Some(other) = inputs.lost.get(&target.key) {
+        return target::status(target, false, Reason::Conflicted, Some(format!("runs by the older policy {other}")));
     }
     let problem = target.problem.as_ref().map(|problem| problem.message.clone());
     if inputs.dry_run() {
-        let would_publish = inputs.would_publish.get(&target.name).cloned();
-        return TargetStatus { would_publish, ..target::status(target, false, "DryRun", problem) };
+        let would_publish = inputs.would_publish.get(&target.key).cloned();
+        return TargetStatus { would_publish, ..target::status(target, false, Reason::DryRun, problem) };
     }
-    target::status(target, true, if inputs.policy.spec.suspend { "Suspended" } else { "Accepted" }, problem)
+    target::status(target, true, if inputs.policy.spec.suspend { Reason::Suspended } else { Reason::Accepted }, problem)
 }
 
 /// Checks that fail somewhere.
@@ -200,7 +222,7 @@ fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
                 .collect();
             let Some((_, oldest)) = failing.iter().min_by_key(|(_, evaluation)| evaluation.since) else { continue };
             findings.push(CheckFinding {
-                target: target.name.clone(),
+                target: target.key.clone(),
                 name: check.name.clone(),
                 pods: failing.iter().take(10).map(|(pod, _)| (*pod).clone()).collect(),
                 unhealthy_pods: i32::try_from(failing.len()).unwrap_or(i32::MAX),
@@ -218,13 +240,13 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
         let degraded: Vec<_> = degraded.into_iter().collect();
         let message =
             if degraded.is_empty() { String::new() } else { format!("degraded, but working: {}", degraded.join(", ")) };
-        return Verdict::new(HEALTHY, true, "AllChecksPass", message);
+        return Verdict::new(ConditionType::Healthy, true, Reason::AllChecksPass, message);
     }
     let parts: Vec<_> = findings
         .iter()
         .map(|finding| {
             format!(
-                "{} fails in {} ({}) since {}: {}",
+                "{} is unhealthy in {} ({}) since {}: {}",
                 finding.name,
                 finding.unhealthy_pods,
                 finding.pods.join(", "),
@@ -233,7 +255,7 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
             )
         })
         .collect();
-    Verdict::new(HEALTHY, false, "CheckUnhealthy", parts.join("; "))
+    Verdict::new(ConditionType::Healthy, false, Reason::CheckUnhealthy, parts.join("; "))
 }
 
 fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
@@ -246,28 +268,33 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
             held.subject.check,
             held.message
         );
-        return Verdict::new(RECOVERY_ALLOWED, false, held.gate.reason(), message);
+        return Verdict::new(ConditionType::RecoveryAllowed, false, gate_reason(held.gate), message);
     }
     if inputs.recovery.ladders.is_empty() {
-        return Verdict::new(RECOVERY_ALLOWED, false, "NoLadders", "no recovery steps are configured");
+        return Verdict::new(
+            ConditionType::RecoveryAllowed,
+            false,
+            Reason::NoLadders,
+            "no recovery steps are configured",
+        );
     }
     if inputs.recovery.suspended {
-        return Verdict::new(RECOVERY_ALLOWED, false, "Suspended", "the policy is suspended");
+        return Verdict::new(ConditionType::RecoveryAllowed, false, Reason::Suspended, "the policy is suspended");
     }
     if inputs.recovery.dry_run {
         return Verdict::new(
-            RECOVERY_ALLOWED,
+            ConditionType::RecoveryAllowed,
             false,
-            "DryRun",
+            Reason::DryRun,
             "decisions are recorded in recovery.recent and not executed",
         );
     }
-    Verdict::new(RECOVERY_ALLOWED, true, "Allowed", "")
+    Verdict::new(ConditionType::RecoveryAllowed, true, Reason::Allowed, "")
 }
 
 fn exhausted(decision: &Decision) -> Verdict {
     if decision.exhausted.is_empty() {
-        return Verdict::new(RECOVERY_EXHAUSTED, false, "NotExhausted", "");
+        return Verdict::new(ConditionType::RecoveryExhausted, false, Reason::NotExhausted, "");
     }
     let parts: Vec<_> = decision
         .exhausted
@@ -276,7 +303,7 @@ fn exhausted(decision: &Decision) -> Verdict {
         .map(|end| format!("{}: {} fails since {}", end.subject.display_name(), end.subject.check, end.since))
         .collect();
     let message = format!("every step was tried and did not help; it waits for a person: {}", parts.join("; "));
-    Verdict::new(RECOVERY_EXHAUSTED, true, "RecoveryExhausted", message)
+    Verdict::new(ConditionType::RecoveryExhausted, true, Reason::RecoveryExhausted, message)
 }
 
 fn open(held: &[&Target]) -> Option<String> {
@@ -295,11 +322,11 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
     for target in held {
         for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.open > 0) {
             // The operator may be younger than the outage.
-            let before = old.circuits.iter().find(|old| old.target == target.name && old.dependency == *dependency);
+            let before = old.circuits.iter().find(|old| old.target == target.key && old.dependency == *dependency);
             let before = before.and_then(|old| old.open_since.as_ref()).map(|since| since.0);
             let since = target.open_since.get(dependency).copied().into_iter().chain(before).min();
             circuits.push(CircuitStatus {
-                target: target.name.clone(),
+                target: target.key.clone(),
                 dependency: dependency.clone(),
                 open_pods: i32::try_from(view.open).unwrap_or(i32::MAX),
                 total_pods: i32::try_from(view.total).unwrap_or(i32::MAX),
@@ -311,9 +338,11 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
     circuits
 }
 
-fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> {
-    if inputs.recovery.ladders.is_empty() && decision.history.in_flight.is_empty() && decision.history.recent.is_empty()
-    {
+/// The part of the status that recovery remembers by.
+pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> {
+    let in_flight = || decision.history.in_flight.iter().chain(&inputs.impossible.in_flight);
+    let recent = || decision.history.recent.iter().chain(&inputs.impossible.recent);
+    if inputs.recovery.ladders.is_empty() && in_flight().next().is_none() && recent().next().is_none() {
         return None;
     }
     let summary = decision
@@ -329,14 +358,30 @@ fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> 
             format!("{} ({} of {}{dry})", action_name(record.step.action), record.index + 1, record.steps)
         })
         .next()
-        .or_else(|| decision.withheld.first().map(|held| held.gate.reason().to_owned()))
-        .or_else(|| (!decision.exhausted.is_empty()).then(|| "RecoveryExhausted".to_owned()));
+        .or_else(|| decision.withheld.first().map(|held| gate_reason(held.gate).as_str().to_owned()))
+        .or_else(|| (!decision.exhausted.is_empty()).then(|| Reason::RecoveryExhausted.as_str().to_owned()));
     Some(RecoveryStatus {
         summary,
         remaining_budget: i32::try_from(decision.remaining_budget).ok().filter(|_| !inputs.recovery.ladders.is_empty()),
-        in_flight: decision.history.in_flight.iter().take(100).map(history::write).collect(),
-        recent: decision.history.recent.iter().map(history::write).collect(),
+        in_flight: in_flight().take(MAX_IN_FLIGHT).map(history::write).collect(),
+        recent: recent().take(MAX_RECENT).map(history::write).collect(),
     })
+}
+
+/// The reason for which a gate holds an action back.
+const fn gate_reason(gate: Gate) -> Reason {
+    match gate {
+        Gate::Suspended => Reason::Suspended,
+        Gate::ObserverStale => Reason::ObserverStale,
+        Gate::RolloutInProgress => Reason::RolloutInProgress,
+        Gate::DependencyIsTheCause => Reason::DependencyIsTheCause,
+        Gate::Cooldown => Reason::Cooldown,
+        Gate::AllPodsUnhealthy => Reason::AllPodsUnhealthy,
+        Gate::TooManyUnhealthy => Reason::TooManyUnhealthy,
+        Gate::BudgetExhausted => Reason::BudgetExhausted,
+        Gate::OneStepAtATime => Reason::OneStepAtATime,
+        Gate::ActionNotSupported => Reason::ActionNotSupported,
+    }
 }
 
 /// An action, as people write it.

@@ -4,6 +4,9 @@ pub mod flags;
 pub mod policy;
 pub mod recovery;
 
+use contract::WorkloadKind;
+use crds::resilience_policy::TargetKind;
+
 /// Why a resource cannot be used, with the field that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
@@ -19,4 +22,12 @@ fn invalid(path: impl Into<String>, message: impl Into<String>) -> Invalid {
 /// A number that the schema bounds to be non-negative.
 fn count(value: i32) -> u32 {
     u32::try_from(value).unwrap_or(0)
+}
+
+/// The kind of a workload.
+pub const fn target_kind(kind: TargetKind) -> WorkloadKind {
+    match kind {
+        TargetKind::Deployment => WorkloadKind::Deployment,
+        TargetKind::StatefulSet => WorkloadKind::StatefulSet,
+    }
 }

@@ -1,21 +1,18 @@
 //! Conditions: putting them together so that an unchanged one stays exactly as it is.
 
 use crate::kubernetes::meta::cut;
-use crds::{
-    Condition, ConditionStatus,
-    condition::types::{ACCEPTED, PROGRAMMED, READY, RECONCILING, STALLED},
-};
+use crds::{Condition, ConditionStatus, ConditionType, Reason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// One condition, before it is known when it last changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    type_: &'static str,
+    type_: ConditionType,
     /// Its status.
     pub status: ConditionStatus,
     /// One CamelCase word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// For people.
     pub message: String,
 }
@@ -23,9 +20,9 @@ pub struct Verdict {
 impl Verdict {
     /// A condition of `type_`.
     pub fn new(
-        type_: &'static str,
+        type_: ConditionType,
         status: impl Into<ConditionStatus>,
-        reason: &'static str,
+        reason: Reason,
         message: impl Into<String>,
     ) -> Self {
         Self { type_, status: status.into(), reason, message: message.into() }
@@ -44,13 +41,13 @@ pub fn settle(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>
     verdicts
         .into_iter()
         .map(|verdict| {
-            let unchanged = old.iter().find(|old| old.type_ == verdict.type_ && old.status == verdict.status);
+            let unchanged = old.iter().find(|old| *old.type_ == verdict.type_ && old.status == verdict.status);
             Condition {
-                type_: verdict.type_.to_owned(),
+                type_: verdict.type_.as_str().to_owned(),
                 status: verdict.status,
                 observed_generation: generation,
                 last_transition_time: unchanged.map_or(Time(now), |old| old.last_transition_time.clone()),
-                reason: verdict.reason.to_owned(),
+                reason: verdict.reason.as_str().to_owned(),
                 message: cut(&verdict.message, MAX_MESSAGE).to_owned(),
             }
         })
@@ -67,34 +64,34 @@ pub fn summarize(accepted: &Verdict, programmed: &Verdict, stalled: bool, rests:
     let (reason, message) = (decisive.reason, decisive.message.clone());
     let working = !done && !stalled;
     [
-        Verdict::new(READY, done, reason, message.clone()),
+        Verdict::new(ConditionType::Ready, done, reason, message.clone()),
         Verdict::new(
-            RECONCILING,
+            ConditionType::Reconciling,
             working,
-            if working { reason } else { "Settled" },
+            if working { reason } else { Reason::Settled },
             if working { message.clone() } else { String::new() },
         ),
         Verdict::new(
-            STALLED,
+            ConditionType::Stalled,
             stalled,
-            if stalled { reason } else { "NotStalled" },
+            if stalled { reason } else { Reason::NotStalled },
             if stalled { message } else { String::new() },
         ),
     ]
 }
 
 /// Finds a condition.
-pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
-    conditions.iter().find(|condition| condition.type_ == type_)
+pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|condition| *condition.type_ == type_)
 }
 
 /// The verdict that a resource cannot be used.
-pub fn invalid(reason: &'static str, message: impl Into<String>) -> (Verdict, Verdict) {
+pub fn invalid(reason: Reason, message: impl Into<String>) -> (Verdict, Verdict) {
     let message = message.into();
     let kept = "The last valid configuration stays in effect.";
     (
-        Verdict::new(ACCEPTED, false, reason, format!("{message}. {kept}")),
-        Verdict::new(PROGRAMMED, ConditionStatus::Unknown, reason, kept),
+        Verdict::new(ConditionType::Accepted, false, reason, format!("{message}. {kept}")),
+        Verdict::new(ConditionType::Programmed, ConditionStatus::Unknown, reason, kept),
     )
 }
 
@@ -108,11 +105,13 @@ mod tests {
 
     #[test]
     fn the_transition_time_moves_with_the_status_only() {
-        let first = settle(&[], vec![Verdict::new(READY, false, "A", "a")], Some(1), at(1));
-        let second = settle(&first, vec![Verdict::new(READY, false, "B", "b")], Some(2), at(2));
+        let first = settle(&[], vec![Verdict::new(ConditionType::Ready, false, Reason::Accepted, "a")], Some(1), at(1));
+        let second =
+            settle(&first, vec![Verdict::new(ConditionType::Ready, false, Reason::Publishing, "b")], Some(2), at(2));
         assert_eq!(second[0].last_transition_time, Time(at(1)));
-        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("B", Some(2)));
-        let third = settle(&second, vec![Verdict::new(READY, true, "C", "c")], Some(2), at(3));
+        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("Publishing", Some(2)));
+        let third =
+            settle(&second, vec![Verdict::new(ConditionType::Ready, true, Reason::Programmed, "c")], Some(2), at(3));
         assert_eq!(third[0].last_transition_time, Time(at(3)));
     }
 
@@ -131,8 +130,8 @@ mod tests {
         #[case] expected: [bool; 3],
     ) {
         let verdicts = summarize(
-            &Verdict::new(ACCEPTED, accepted, "A", ""),
-            &Verdict::new(PROGRAMMED, programmed, "P", ""),
+            &Verdict::new(ConditionType::Accepted, accepted, Reason::Accepted, ""),
+            &Verdict::new(ConditionType::Programmed, programmed, Reason::Programmed, ""),
             stalled,
             rests,
         );

@@ -3,3 +3,4 @@
 pub mod conditions;
 pub mod target;
 pub mod write;
+pub mod writes;

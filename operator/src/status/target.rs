@@ -1,43 +1,48 @@
 //! One workload as a policy or flag set sees it: found or not, whose it is, and who of its pods runs what.
 
-use super::conditions::Verdict;
+use super::{conditions::Verdict, writes::WRITE_INTERVAL};
 use crate::{
     context::Context,
-    kubernetes::{
-        meta::{created_at, cut, short},
-        watches::is_ready,
-    },
-    pods::state::{MajorityStatus, Problem},
-    telemetry::metrics::{CircuitLabels, WorkloadLabels},
+    fleet::facts::{self, Rollout},
+    kubernetes::meta::{cut, short},
+    pods::state::{MajorityStatus, PodState, Problem, WorkloadState},
+    telemetry::metrics::WorkloadLabels,
 };
-use contract::WorkloadId;
-use crds::{condition::types::PROGRAMMED, status::TargetStatus};
+use contract::{WorkloadId, WorkloadKind};
+use crds::{ConditionType, Reason, status::TargetStatus};
 use engine::{
-    ack::{self, Acknowledged},
+    ack::{Acknowledged, Counter, PodView},
     check::Evaluation,
     fleet::CircuitView,
     recovery::PodFacts,
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Pod},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
-use kube::ResourceExt;
-use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 /// A workload, as far as this process knows it.
 #[derive(Clone, Default)]
 pub struct Target {
-    /// Its name.
+    /// Its kind and name, as a status shows them.
     pub name: String,
+    /// Its kind.
+    pub kind: WorkloadKind,
+    /// What recovery calls it; see [`target_key`].
+    pub key: String,
     /// It exists.
     pub found: bool,
-    /// It is being rolled out.
-    pub rolling_out: bool,
+    /// How far a change of its template has come.
+    pub rollout: Rollout,
     /// Revision, hash and moment of what is published.
-    pub published: Option<(i64, String, Instant)>,
+    pub published: Option<(i64, Arc<str>, Instant)>,
+    /// Its pods are being pushed to.
+    pub pushing: bool,
+    /// Some of its pods have not been heard yet since this replica leads.
+    pub listening: bool,
     /// The generations, by uid, of the policies and flag sets that are taken into account in it.
     pub considered: BTreeMap<String, i64>,
     /// Why nothing could be published.
@@ -51,7 +56,7 @@ pub struct Target {
     /// Pods that it is to have.
     pub wanted: usize,
     /// Names of pods that carry its labels and are not its own.
-    pub unowned_pods: Vec<String>,
+    pub unowned_pods: Vec<Arc<str>>,
     /// Pods: uid, name, evaluations.
     pub pods: Vec<(String, String, BTreeMap<String, Evaluation>)>,
     /// What most pods say of each check.
@@ -60,7 +65,7 @@ pub struct Target {
     pub circuits: BTreeMap<String, CircuitView>,
     /// Since when they are open.
     pub open_since: BTreeMap<String, Timestamp>,
-    /// Pods whose answers cannot be true.
+    /// Pods whose reports are rejected.
     pub rejected: usize,
     /// Names of the pods in degraded mode.
     pub degraded: Vec<String>,
@@ -68,130 +73,136 @@ pub struct Target {
     pub degraded_checks: BTreeSet<String>,
 }
 
+impl Target {
+    /// Whether what there is to say of it is about to change by itself: it was published, or its edit seen, a moment ago
+    /// and its pods are being pushed to; or its pods are being asked for the first time.
+    pub fn is_settling(&self, resource: &ObjectMeta) -> bool {
+        let considered = resource.uid.as_ref().and_then(|uid| self.considered.get(uid)).copied() == resource.generation;
+        let young = self.published.as_ref().is_some_and(|(_, _, at)| at.elapsed() < WRITE_INTERVAL);
+        self.listening || (young && considered && self.pushing)
+    }
+}
+
+/// What recovery calls a workload within its namespace: the name of a Deployment, and of another kind its kind, too.
+pub fn target_key(id: &WorkloadId) -> String {
+    match id.kind {
+        WorkloadKind::Deployment => id.name.clone(),
+        WorkloadKind::StatefulSet => format!("{}/{}", id.kind, id.name),
+    }
+}
+
+/// The workload that recovery calls so; see [`target_key`].
+pub fn workload_of(namespace: &str, key: &str) -> WorkloadId {
+    match key.split_once('/').and_then(|(kind, name)| Some((kind.parse().ok()?, name))) {
+        Some((kind, name)) => WorkloadId::new(namespace, kind, name),
+        None => WorkloadId::deployment(namespace, key),
+    }
+}
+
 /// Looks a workload up.
-pub fn look_up(ctx: &Context, namespace: &str, name: &str) -> Target {
-    let Some(deployment) = ctx.caches.deployment(namespace, name) else {
-        return Target { name: name.to_owned(), ..Target::default() };
-    };
-    let id = WorkloadId { namespace: namespace.to_owned(), name: name.to_owned() };
-    let facts = |pod: &Pod| PodFacts {
-        target: name.to_owned(),
-        created_at: created_at(pod),
-        ready: is_ready(pod),
-        reported: false,
-        instance: None,
-    };
-    let existing: BTreeMap<_, _> =
-        ctx.caches.pods_of(&deployment).iter().map(|pod| (pod.uid().unwrap_or_default(), facts(pod))).collect();
-    let base = Target {
-        name: name.to_owned(),
+pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
+    let bare = Target { name: id.name.clone(), kind: id.kind, key: target_key(id), ..Target::default() };
+    let Some(facts) = ctx.index.workload(id) else { return bare };
+    let pods = ctx.index.pods_of(id);
+    let mut target = Target {
         found: true,
-        rolling_out: rolling_out(&deployment),
-        existing,
-        unowned_pods: ctx.caches.unowned_pods(&deployment),
-        wanted: deployment.spec.replicas.map_or(1, |wanted| usize::try_from(wanted).unwrap_or(0)),
-        ..Target::default()
+        rollout: facts.rollout.clone(),
+        unowned_pods: ctx.index.unowned_pods(id),
+        wanted: facts.wanted,
+        ..bare
     };
-    let uid = deployment.uid().unwrap_or_default();
-    ctx.fleet
-        .read(&id, |workload| {
-            // What is known of another Deployment of that name says nothing of this one.
-            if workload.uid != uid {
-                return base.clone();
-            }
-            // A pod that the board does not know yet counts too: it has not answered.
-            let mut existing = base.existing.clone();
-            let mut views = Vec::new();
-            for (uid, facts) in &mut existing {
-                let pod = workload.pods.get(uid).cloned().unwrap_or_default();
-                facts.instance.clone_from(&pod.instance);
-                facts.reported = pod.reported;
-                views.push(pod.view(facts.ready));
-            }
-            let published = workload.published.as_ref();
-            Target {
-                existing,
-                acknowledged: ack::count(&views, published.map_or("", |published| &published.content_hash)),
-                published: published.map(|p| (p.revision, p.content_hash.clone(), p.at)),
-                considered: workload.considered.clone(),
-                problem: workload.problem.clone(),
-                left_out: workload.left_out.clone(),
-                // What an unreachable pod said last says nothing of now: silence is neither health nor sickness.
-                pods: workload
-                    .pods
-                    .iter()
-                    .map(|(uid, pod)| {
-                        let heard = if pod.is_heard() { pod.evaluations.clone() } else { BTreeMap::new() };
-                        (uid.clone(), pod.name.clone(), heard)
-                    })
-                    .collect(),
-                majorities: workload.current_majorities(),
-                circuits: workload.circuits(),
-                open_since: workload.open_since.clone(),
-                rejected: workload.pods.values().filter(|pod| pod.rejected.is_some()).count(),
-                degraded: workload
-                    .pods
-                    .values()
-                    .filter(|pod| pod.degraded && pod.is_heard())
-                    .map(|pod| pod.name.clone())
-                    .collect(),
-                degraded_checks: workload
-                    .pods
-                    .values()
-                    .filter(|pod| pod.is_heard())
-                    .flat_map(|pod| pod.degraded_checks.iter().cloned())
-                    .collect(),
-                ..base.clone()
-            }
-        })
-        .unwrap_or(base)
+    let fleet = ctx.fleet.lock();
+    // What is known of another workload of that name says nothing of this one.
+    let workload = fleet.get(id).filter(|workload| *workload.uid == *facts.uid);
+    if let Some(workload) = workload {
+        describe(&mut target, workload);
+    }
+    let hash = target.published.as_ref().map_or("", |(_, hash, _)| hash);
+    let mut counter = Counter::new(hash);
+    for pod in &pods {
+        // A pod that is not known yet counts too: it has not answered.
+        let state = workload.and_then(|workload| workload.pod(&pod.uid));
+        let facts = PodFacts {
+            target: target.key.clone(),
+            created_at: pod.created_at,
+            ready: pod.ready,
+            reported: state.is_some_and(|state| state.reported),
+            instance: state.and_then(|state| state.instance.as_deref()).map(str::to_owned),
+        };
+        counter.count(&view(pod, state));
+        target.existing.insert(pod.uid.to_string(), facts);
+        let Some(state) = state else { continue };
+        target.pushing |= state.pushing.is_some();
+        target.rejected += usize::from(state.rejected.is_some());
+        if state.is_heard() && state.degraded {
+            target.degraded.push(pod.name.to_string());
+        }
+        target.degraded_checks.extend(state.degraded_checks().iter().map(ToString::to_string));
+        let evaluations = state.evaluations().iter().map(|(name, one)| (name.to_string(), one.clone())).collect();
+        target.pods.push((pod.uid.to_string(), pod.name.to_string(), evaluations));
+    }
+    target.acknowledged = counter.done();
+    target
+}
+
+/// What is known of a workload as a whole.
+fn describe(target: &mut Target, workload: &WorkloadState) {
+    target.published = workload.published.as_ref().map(|p| (p.revision, Arc::clone(&p.content_hash), p.at));
+    target.listening = workload.is_listening(Instant::now());
+    target.considered = workload.considered.clone();
+    target.problem.clone_from(&workload.problem);
+    target.left_out.clone_from(&workload.left_out);
+    target.majorities = workload.current_majorities();
+    for (name, view, since) in workload.circuits() {
+        target.circuits.insert(name.to_owned(), view);
+        if let Some(since) = since {
+            target.open_since.insert(name.to_owned(), since);
+        }
+    }
+}
+
+fn view<'a>(pod: &'a facts::PodFacts, state: Option<&'a PodState>) -> PodView<'a> {
+    PodView {
+        name: &pod.name,
+        ready: pod.ready,
+        applied: state.and_then(|state| state.applied.as_deref()),
+        unreachable: state.and_then(|state| state.unreachable.as_deref()),
+        rejected: state.and_then(|state| state.rejected.as_deref()),
+        refused: state.and_then(|state| state.refused.as_deref()),
+    }
 }
 
 /// Sets the gauges of a workload to what is known now.
-pub fn gauge(ctx: &Context, id: &WorkloadId) {
-    let target = look_up(ctx, &id.namespace, &id.name);
+pub fn set_gauges(ctx: &Context, id: &WorkloadId) {
+    let target = look_up(ctx, id);
     let metrics = &ctx.shared.metrics;
     let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     if target.published.is_some() {
-        let labels = WorkloadLabels { namespace: id.namespace.clone(), workload: id.name.clone() };
+        let labels = WorkloadLabels::of(id);
         metrics.pods.get_or_create(&labels).set(value(target.acknowledged.ready));
         metrics.pods_in_sync.get_or_create(&labels).set(value(target.acknowledged.in_sync));
         metrics.pods_unreachable.get_or_create(&labels).set(value(target.acknowledged.unreachable));
         metrics.pods_reports_rejected.get_or_create(&labels).set(value(target.rejected));
         metrics.pods_unowned.get_or_create(&labels).set(value(target.unowned_pods.len()));
     }
-    for (dependency, view) in &target.circuits {
-        let (namespace, workload) = (id.namespace.clone(), id.name.clone());
-        let labels = CircuitLabels { namespace, workload, dependency: dependency.clone() };
-        metrics.circuit_open_pods.get_or_create(&labels).set(value(view.open));
-    }
-}
-
-/// Whether pods of an old template are still being replaced.
-fn rolling_out(deployment: &Deployment) -> bool {
-    let Some(status) = &deployment.status else { return false };
-    let wanted = deployment.spec.replicas.unwrap_or(1);
-    let updated = status.updated_replicas.unwrap_or(0);
-    status.observed_generation < deployment.metadata.generation
-        || updated < wanted
-        || status.replicas.unwrap_or(0) > updated
+    metrics.set_circuits(id, target.circuits.iter().map(|(name, view)| (name.as_str(), view.open)));
 }
 
 /// Status of a target that is accepted, or would be.
-pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<String>) -> TargetStatus {
+pub fn status(target: &Target, accepted: bool, reason: Reason, message: Option<String>) -> TargetStatus {
     let count = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
     let shown = accepted && target.published.is_some();
-    let message = message.or_else(|| unowned(target));
+    let message = message.or_else(|| target.rollout.note.clone()).or_else(|| unowned(target));
     TargetStatus {
-        kind: "Deployment".to_owned(),
+        kind: target.kind.as_str().to_owned(),
         name: target.name.clone(),
         accepted,
-        reason: reason.to_owned(),
+        reason: reason.as_str().to_owned(),
         pods: count(target.acknowledged.ready),
         pods_in_sync: if shown { count(target.acknowledged.in_sync) } else { 0 },
         pods_unreachable: count(target.acknowledged.unreachable),
         revision: target.published.as_ref().filter(|_| shown).map(|(revision, ..)| *revision),
-        content_hash: target.published.as_ref().filter(|_| shown).map(|(_, hash, _)| hash.clone()),
+        content_hash: target.published.as_ref().filter(|_| shown).map(|(_, hash, _)| hash.to_string()),
         would_publish: None,
         message: message.map(|message| cut(&message, 1000).to_owned()),
     }
@@ -199,7 +210,7 @@ pub fn status(target: &Target, accepted: bool, reason: &str, message: Option<Str
 
 /// What there is to say of pods that only look like the workload's.
 fn unowned(target: &Target) -> Option<String> {
-    let names = target.unowned_pods.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let names = target.unowned_pods.iter().take(5).map(|name| &**name).collect::<Vec<_>>().join(", ");
     (!target.unowned_pods.is_empty()).then(|| {
         format!("pods with its labels that are not its own, and get nothing: {} ({names})", target.unowned_pods.len())
     })
@@ -209,7 +220,12 @@ fn unowned(target: &Target) -> Option<String> {
 pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     if let Some((target, problem)) = held.iter().find_map(|target| Some((target, target.problem.as_ref()?))) {
         return (
-            Verdict::new(PROGRAMMED, false, problem.reason, format!("{}: {}", target.name, problem.message)),
+            Verdict::new(
+                ConditionType::Programmed,
+                false,
+                problem.reason,
+                format!("{}: {}", target.name, problem.message),
+            ),
             problem.stalled,
         );
     }
@@ -219,9 +235,9 @@ pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     if let Some(target) = held.iter().find(|target| target.published.is_none() || !considered(target)) {
         return (
             Verdict::new(
-                PROGRAMMED,
+                ConditionType::Programmed,
                 false,
-                "Publishing",
+                Reason::Publishing,
                 format!("{}: the configuration is being published", target.name),
             ),
             false,
@@ -231,14 +247,19 @@ pub fn programmed(held: &[&Target], resource: &ObjectMeta) -> (Verdict, bool) {
     let in_sync: usize = held.iter().map(|target| target.acknowledged.in_sync).sum();
     let lagging: Vec<_> = held.iter().flat_map(|target| &target.acknowledged.lagging).take(10).cloned().collect();
     let verdict = if held.is_empty() {
-        Verdict::new(PROGRAMMED, true, "NoTargets", "no workload is named, so there is nothing to publish")
+        Verdict::new(
+            ConditionType::Programmed,
+            true,
+            Reason::NoTargets,
+            "no workload is named, so there is nothing to publish",
+        )
     } else if ready == 0 {
-        Verdict::new(PROGRAMMED, true, "NoPods", "published; there is no ready pod to run it")
+        Verdict::new(ConditionType::Programmed, true, Reason::NoPods, "published; there is no ready pod to run it")
     } else if in_sync == ready {
-        Verdict::new(PROGRAMMED, true, "Programmed", format!("live in {in_sync} of {ready} pods"))
+        Verdict::new(ConditionType::Programmed, true, Reason::Programmed, format!("live in {in_sync} of {ready} pods"))
     } else {
         let message = format!("live in {in_sync} of {ready} pods; {}", lagging.join("; "));
-        Verdict::new(PROGRAMMED, false, "PartiallyProgrammed", message)
+        Verdict::new(ConditionType::Programmed, false, Reason::PartiallyProgrammed, message)
     };
     (verdict, false)
 }
@@ -278,13 +299,13 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::this_edit(Some(2), ConditionStatus::True, "Programmed")]
-    #[case::an_earlier_edit(Some(1), ConditionStatus::False, "Publishing")]
-    #[case::before_it_existed(None, ConditionStatus::False, "Publishing")]
+    #[case::this_edit(Some(2), ConditionStatus::True, Reason::Programmed)]
+    #[case::an_earlier_edit(Some(1), ConditionStatus::False, Reason::Publishing)]
+    #[case::before_it_existed(None, ConditionStatus::False, Reason::Publishing)]
     fn what_is_live_counts_only_if_this_edit_is_in_it(
         #[case] considered: Option<i64>,
         #[case] status: ConditionStatus,
-        #[case] reason: &str,
+        #[case] reason: Reason,
     ) {
         let resource = ObjectMeta { uid: Some("uid".into()), generation: Some(2), ..ObjectMeta::default() };
         let (verdict, stuck) = programmed(&[&target(considered)], &resource);

@@ -1,65 +1,56 @@
 //! Writing the status of a resource, in exactly the version that it was made from.
 
+use super::conditions;
 use crate::{
     context::Context,
     error::ReconcileError,
-    kubernetes::{clients::call, guard::Guard, meta::FIELD_MANAGER},
+    fleet::facts::{Seen, Version},
+    kubernetes::{clients::call, meta::FIELD_MANAGER},
 };
+use crds::{Condition, ConditionStatus, ConditionType, reason::Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
     core::NamespaceResourceScope,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::json;
-use std::sync::PoisonError;
+use tokio::time::Instant;
 
-/// Whether the cache still shows the object as it was before this process's own last write of its status.
-pub fn cache_is_stale(ctx: &Context, meta: &ObjectMeta) -> bool {
-    let written = ctx.written.lock().unwrap_or_else(PoisonError::into_inner);
-    let uid = meta.uid.as_deref().unwrap_or_default();
-    written.get(uid).is_some_and(|before| meta.resource_version.as_deref() == Some(before.as_str()))
-}
+/// A resource whose status the operator writes.
+pub trait HasStatus: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Send + Sync + 'static {}
 
-/// Whether this process has written the status of an unreadable object in its present generation.
-pub fn written_before(ctx: &Context, meta: &ObjectMeta) -> bool {
-    let written = ctx.written.lock().unwrap_or_else(PoisonError::into_inner);
-    written.get(&unreadable_key(meta)) == meta.generation.map(|generation| generation.to_string()).as_ref()
-}
+impl HasStatus for crds::ResiliencePolicy {}
+impl HasStatus for crds::FeatureFlag {}
 
-/// Notes that it has.
-pub fn note_written(ctx: &Context, meta: &ObjectMeta) {
-    let mut written = ctx.written.lock().unwrap_or_else(PoisonError::into_inner);
-    written.insert(unreadable_key(meta), meta.generation.unwrap_or_default().to_string());
-}
-
-fn unreadable_key(meta: &ObjectMeta) -> String {
-    format!("{}/unreadable", meta.uid.as_deref().unwrap_or_default())
-}
-
-/// Writes a status, in exactly the version of the object that it was made from. The answer is the new version.
-pub async fn write_status<K>(
+/// Writes a status: what it does not have is removed. The answer is the new version of the object.
+pub async fn write_status<K: HasStatus>(
     ctx: &Context,
     meta: &ObjectMeta,
     status: &impl Serialize,
-) -> Result<Option<String>, ReconcileError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
-{
-    patch_status::<K>(ctx, meta, status, true).await
+) -> Result<Option<String>, ReconcileError> {
+    let whole = PatchParams::apply(FIELD_MANAGER).force();
+    patch_status::<K>(ctx, meta, status, &whole, Patch::Apply, false).await
 }
 
-/// `whole`: what the status does not have is removed; otherwise it stays.
-pub async fn patch_status<K>(
+/// Writes parts of the status of an object that cannot be read: whatever else it has, stays.
+pub async fn write_unreadable_status<K: HasStatus>(
     ctx: &Context,
     meta: &ObjectMeta,
     status: &impl Serialize,
-    whole: bool,
-) -> Result<Option<String>, ReconcileError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
-{
+) -> Result<(), ReconcileError> {
+    patch_status::<K>(ctx, meta, status, &PatchParams::default(), Patch::Merge, true).await.map(drop)
+}
+
+async fn patch_status<K: HasStatus>(
+    ctx: &Context,
+    meta: &ObjectMeta,
+    status: &impl Serialize,
+    params: &PatchParams,
+    kind: fn(serde_json::Value) -> Patch<serde_json::Value>,
+    unreadable: bool,
+) -> Result<Option<String>, ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Err(ReconcileError::NotLeading);
     }
@@ -70,20 +61,32 @@ where
         "metadata": { "name": name, "namespace": namespace, "uid": meta.uid, "resourceVersion": meta.resource_version },
         "status": status,
     });
-    // Guarded, because the answer may not be readable as the type: that is one of the things a status tells.
-    let api: Api<Guard<K>> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
-    let (params, patch) = if whole {
-        (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&patch))
-    } else {
-        (PatchParams::default(), Patch::Merge(&patch))
-    };
-    let answer =
-        call(api.patch_status(&name, &params, &patch)).await.map_err(ReconcileError::api("writing the status"))?;
-    let mut written = ctx.written.lock().unwrap_or_else(PoisonError::into_inner);
-    if let (Some(uid), Some(before)) = (meta.uid.clone(), meta.resource_version.clone())
-        && answer.meta().resource_version != meta.resource_version
-    {
-        written.insert(uid, before);
+    // Of the answer, only the version is read: the rest may be large, or not readable as the type.
+    let api: Api<Seen<Version<K>>> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
+    let answer = call(api.patch_status(&name, params, &kind(patch))).await;
+    let answer = answer.map_err(ReconcileError::api("writing the status"))?;
+    if answer.metadata.resource_version != meta.resource_version {
+        ctx.status_writes.note(meta, unreadable, Instant::now());
     }
-    Ok(answer.meta().resource_version.clone())
+    Ok(answer.metadata.resource_version)
+}
+
+/// Says on an object that the operator itself failed over it: `Ready=False, InternalError`. Whatever else its status says
+/// stays, in particular what recovery has done.
+pub async fn write_internal_error<K: HasStatus>(ctx: &Context, meta: &ObjectMeta, old: &[Condition], message: &str) {
+    let message = format!(
+        "the operator failed over this resource ({message}); it tries again ever more rarely, and other resources are not affected. Report it with the operator's log"
+    );
+    let known = conditions::find(old, ConditionType::Ready);
+    if known.is_some_and(|known| known.reason == Reason::InternalError.as_str() && known.message == message) {
+        return;
+    }
+    let now = crate::pods::prober::now_in_milliseconds();
+    let verdict =
+        conditions::Verdict::new(ConditionType::Ready, ConditionStatus::False, Reason::InternalError, message);
+    let mut all: Vec<_> = old.iter().filter(|condition| *condition.type_ != ConditionType::Ready).cloned().collect();
+    all.extend(conditions::settle(old, vec![verdict], meta.generation, now));
+    if let Err(error) = write_unreadable_status::<K>(ctx, meta, &json!({ "conditions": all })).await {
+        tracing::warn!(%error, "the internal error could not be told in the status");
+    }
 }

@@ -1,19 +1,30 @@
 //! Metrics of the operator. Every label has few, fixed values or the name of a resource that a person made.
 
+use contract::WorkloadId;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Which kind of object a reconcile was over.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReconcileLabels {
     /// `workload`, `policy` or `flag`.
     pub kind: &'static str,
-    /// `ok` or `error`.
+    /// `ok`, `conflict`, `error`, `timeout` or `panic`.
     pub result: &'static str,
+}
+
+/// Which kind of object.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct KindLabels {
+    /// `workload`, `policy` or `flag`.
+    pub kind: &'static str,
 }
 
 /// A workload.
@@ -21,6 +32,8 @@ pub struct ReconcileLabels {
 pub struct WorkloadLabels {
     /// Its namespace.
     pub namespace: String,
+    /// Its kind.
+    pub kind: &'static str,
     /// Its name.
     pub workload: String,
 }
@@ -30,6 +43,8 @@ pub struct WorkloadLabels {
 pub struct CircuitLabels {
     /// Namespace of the workload.
     pub namespace: String,
+    /// Its kind.
+    pub kind: &'static str,
     /// Name of the workload.
     pub workload: String,
     /// Name of the dependency.
@@ -62,10 +77,11 @@ pub struct PodCallLabels {
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    shown_circuits: Arc<Mutex<HashMap<WorkloadId, BTreeSet<String>>>>,
     /// Reconciles over objects.
     pub reconciliations: Family<ReconcileLabels, Counter>,
     /// Time of a reconcile, in seconds.
-    pub reconcile_seconds: Histogram,
+    pub reconcile_seconds: Family<KindLabels, Histogram, fn() -> Histogram>,
     /// Ready pods.
     pub pods: Family<WorkloadLabels, Gauge>,
     /// Ready pods that run what is published.
@@ -95,12 +111,17 @@ fn bounds() -> impl Iterator<Item = f64> {
     (0..15).map(|power| 0.001 * f64::from(1 << power))
 }
 
+fn histogram() -> Histogram {
+    Histogram::new(bounds())
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self {
             registry: Arc::default(),
+            shown_circuits: Arc::default(),
             reconciliations: Family::default(),
-            reconcile_seconds: Histogram::new(bounds()),
+            reconcile_seconds: Family::new_with_constructor(histogram),
             pods: Family::default(),
             pods_in_sync: Family::default(),
             pods_unreachable: Family::default(),
@@ -148,17 +169,44 @@ impl Metrics {
         Ok(text)
     }
 
-    /// Forgets the series of a workload that is gone.
-    pub fn forget<'a>(&self, namespace: &str, workload: &str, dependencies: impl Iterator<Item = &'a String>) {
-        for dependency in dependencies {
-            let (namespace, workload) = (namespace.to_owned(), workload.to_owned());
-            self.circuit_open_pods.remove(&CircuitLabels { namespace, workload, dependency: dependency.clone() });
+    /// Sets the gauges of a workload's circuits, and forgets those that nobody reports any more.
+    pub fn set_circuits<'a>(&self, id: &WorkloadId, open: impl Iterator<Item = (&'a str, usize)>) {
+        let labels = |dependency: &str| CircuitLabels {
+            namespace: id.namespace.clone(),
+            kind: id.kind.as_str(),
+            workload: id.name.clone(),
+            dependency: dependency.to_owned(),
+        };
+        let mut shown = self.shown_circuits.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = shown.remove(id).unwrap_or_default();
+        let mut now = BTreeSet::new();
+        for (dependency, open) in open {
+            self.circuit_open_pods.get_or_create(&labels(dependency)).set(i64::try_from(open).unwrap_or(i64::MAX));
+            now.insert(dependency.to_owned());
         }
-        let labels = WorkloadLabels { namespace: namespace.to_owned(), workload: workload.to_owned() };
+        for gone in before.difference(&now) {
+            self.circuit_open_pods.remove(&labels(gone));
+        }
+        if !now.is_empty() {
+            shown.insert(id.clone(), now);
+        }
+    }
+
+    /// Forgets the series of a workload that is gone.
+    pub fn forget(&self, id: &WorkloadId) {
+        self.set_circuits(id, std::iter::empty());
+        let labels = WorkloadLabels::of(id);
         self.pods.remove(&labels);
         self.pods_in_sync.remove(&labels);
         self.pods_unreachable.remove(&labels);
         self.pods_reports_rejected.remove(&labels);
         self.pods_unowned.remove(&labels);
+    }
+}
+
+impl WorkloadLabels {
+    /// The labels of a workload.
+    pub fn of(id: &WorkloadId) -> Self {
+        Self { namespace: id.namespace.clone(), kind: id.kind.as_str(), workload: id.name.clone() }
     }
 }

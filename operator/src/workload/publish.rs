@@ -3,8 +3,9 @@
 
 use crate::kubernetes::{
     clients::{ApiError, Clients, call},
-    meta::{FIELD_MANAGER, owner_reference},
+    meta::{FIELD_MANAGER, OPERATOR_ANNOTATION, owner_reference},
 };
+use bytes::Bytes;
 use contract::{CONFIG_KEY, RuntimeConfig, WorkloadId, config_map_name};
 use engine::publish::Published;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -19,6 +20,9 @@ pub enum PublishError {
         "a ConfigMap named {0} exists and was not made by this operator: rename or delete it; until then the pods keep what they run"
     )]
     NotOurs(String),
+    /// Another release of the operator writes it.
+    #[error("the release {0} of the operator writes it")]
+    OtherRelease(String),
     /// The document cannot be written.
     #[error(transparent)]
     Document(#[from] contract::ConfigError),
@@ -33,82 +37,128 @@ fn is_ours(map: &ConfigMap, workload_uid: &str) -> bool {
     owners.iter().any(|owner| owner.uid == workload_uid && owner.controller == Some(true))
 }
 
-/// What is published for a workload, judged from its ConfigMap.
-pub fn read(map: Option<&ConfigMap>, workload: &WorkloadId) -> Published {
-    let Some(map) = map else { return Published::Nothing };
-    let text = map.data.as_ref().and_then(|data| data.get(CONFIG_KEY));
-    match text.map(|text| RuntimeConfig::parse(text.as_bytes())) {
+/// Which release of the operator writes a ConfigMap, by its mark.
+fn writer(map: &ConfigMap) -> Option<&str> {
+    map.metadata.annotations.as_ref()?.get(OPERATOR_ANNOTATION).map(String::as_str)
+}
+
+/// The document in a ConfigMap.
+pub fn document(text: Option<&[u8]>, workload: &WorkloadId) -> Published {
+    match text.map(RuntimeConfig::parse) {
         Some(Ok((config, _))) if config.workload == *workload => Published::Document(Box::new(config)),
         _ => Published::Damaged,
     }
 }
 
-/// Writes the document: makes the ConfigMap, or replaces what it holds in exactly the version that was read.
+/// A ConfigMap as it was read.
+pub struct Found {
+    /// The object, without what it holds.
+    map: ConfigMap,
+    /// What it holds.
+    pub text: Option<Bytes>,
+}
+
+impl Found {
+    fn new(mut map: ConfigMap) -> Self {
+        let text = map.data.take().and_then(|mut data| data.remove(CONFIG_KEY)).map(|text| text.into_bytes().into());
+        map.binary_data = None;
+        Self { map, text }
+    }
+
+    /// Which version of the ConfigMap it is.
+    pub fn version(&self) -> Option<&str> {
+        self.map.metadata.resource_version.as_deref()
+    }
+}
+
+/// Reads the ConfigMap of a workload.
+pub async fn read(clients: &Clients, id: &WorkloadId) -> Result<Option<Found>, PublishError> {
+    let api: Api<ConfigMap> = Api::namespaced(clients.act.clone(), &id.namespace);
+    match call(api.get(&config_map_name(id.kind, &id.name))).await {
+        Ok(map) => Ok(Some(Found::new(map))),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is to be written, and by whom.
+pub struct Writing<'a> {
+    /// The document.
+    pub document: &'a RuntimeConfig,
+    /// Uid of the workload.
+    pub workload_uid: &'a str,
+    /// This release of the operator.
+    pub release: &'a str,
+    /// Another release that is known to be gone.
+    pub gone: Option<&'a str>,
+}
+
+/// Writes the document: makes the ConfigMap, or replaces what it holds in exactly the version that was read. The answer is
+/// the text, and the ConfigMap's new version.
 pub async fn write(
     clients: &Clients,
-    document: &RuntimeConfig,
-    workload_uid: &str,
-    read: Option<&ConfigMap>,
-) -> Result<Vec<u8>, PublishError> {
-    let bytes = document.to_bytes()?;
-    let name = config_map_name(&document.workload.name);
-    let api: Api<ConfigMap> = Api::namespaced(clients.act.clone(), &document.workload.namespace);
-    match read {
-        Some(map) => apply(&api, &name, document, &bytes, workload_uid, map).await?,
-        None => match call(api.create(
-            &PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() },
-            &new(document, &bytes, workload_uid)?,
-        ))
-        .await
-        {
-            Ok(_) => {}
-            // It exists, but without our label: either it never was ours, or somebody took the label away.
-            Err(error) if error.is_conflict() => {
-                let map = call(api.get(&name)).await?;
-                apply(&api, &name, document, &bytes, workload_uid, &map).await?;
-            }
-            Err(error) => return Err(error.into()),
-        },
+    writing: &Writing<'_>,
+    found: Option<&Found>,
+) -> Result<(Bytes, Option<String>), PublishError> {
+    let text: Bytes = writing.document.to_bytes()?.into();
+    let workload = &writing.document.workload;
+    let api: Api<ConfigMap> = Api::namespaced(clients.act.clone(), &workload.namespace);
+    if let Some(found) = found {
+        return apply(&api, writing, &text, &found.map).await.map(|version| (text, version));
     }
-    Ok(bytes)
+    let how = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
+    let new = serde_json::from_value(manifest(writing, &text))
+        .map_err(|error| contract::ConfigError::Malformed(error.to_string()))?;
+    let version = match call(api.create(&how, &new)).await {
+        Ok(made) => made.metadata.resource_version,
+        // It exists, but without our label: either it never was ours, or somebody took the label away.
+        Err(error) if error.is_conflict() => {
+            let map = call(api.get(&config_map_name(workload.kind, &workload.name))).await?;
+            apply(&api, writing, &text, &map).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((text, version))
 }
 
 async fn apply(
     api: &Api<ConfigMap>,
-    name: &str,
-    document: &RuntimeConfig,
-    bytes: &[u8],
-    workload_uid: &str,
+    writing: &Writing<'_>,
+    text: &Bytes,
     map: &ConfigMap,
-) -> Result<(), PublishError> {
-    if !is_ours(map, workload_uid) {
-        return Err(PublishError::NotOurs(name.to_owned()));
+) -> Result<Option<String>, PublishError> {
+    let workload = &writing.document.workload;
+    let name = config_map_name(workload.kind, &workload.name);
+    if !is_ours(map, writing.workload_uid) {
+        return Err(PublishError::NotOurs(name));
     }
-    let mut body = manifest(document, bytes, workload_uid);
+    if let Some(other) = writer(map).filter(|other| *other != writing.release && Some(*other) != writing.gone) {
+        return Err(PublishError::OtherRelease(other.to_owned()));
+    }
+    let mut body = manifest(writing, text);
     body["metadata"]["uid"] = json!(map.metadata.uid);
     body["metadata"]["resourceVersion"] = json!(map.metadata.resource_version);
     // Forced, because an edit by hand made its author an owner of the field; uid and resourceVersion are the fence.
-    call(api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&body))).await?;
-    Ok(())
+    let written = call(api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&body))).await?;
+    Ok(written.metadata.resource_version)
 }
 
-fn new(document: &RuntimeConfig, bytes: &[u8], workload_uid: &str) -> Result<ConfigMap, contract::ConfigError> {
-    serde_json::from_value(manifest(document, bytes, workload_uid))
-        .map_err(|error| contract::ConfigError::Malformed(error.to_string()))
-}
-
-fn manifest(document: &RuntimeConfig, bytes: &[u8], workload_uid: &str) -> Value {
-    let workload = &document.workload;
+fn manifest(writing: &Writing<'_>, text: &Bytes) -> Value {
+    let workload = &writing.document.workload;
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": config_map_name(&workload.name),
+            "name": config_map_name(workload.kind, &workload.name),
             "namespace": workload.namespace,
-            "labels": { "app.kubernetes.io/managed-by": FIELD_MANAGER, "resilience.ticketwave.io/workload": workload.name },
-            "ownerReferences": [owner_reference(&workload.name, workload_uid)],
+            "labels": {
+                "app.kubernetes.io/managed-by": FIELD_MANAGER,
+                "resilience.ticketwave.io/workload": workload.name,
+            },
+            "annotations": { OPERATOR_ANNOTATION: writing.release },
+            "ownerReferences": [owner_reference(workload, writing.workload_uid)],
         },
         // serde_json writes valid UTF-8.
-        "data": { CONFIG_KEY: String::from_utf8_lossy(bytes) },
+        "data": { CONFIG_KEY: String::from_utf8_lossy(text) },
     })
 }

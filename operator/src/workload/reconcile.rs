@@ -3,52 +3,92 @@
 //! Gather what names the workload, compile it (pure), decide whether to publish (pure), write the ConfigMap, and only
 //! then push the same bytes to the pods. Pushing happens beside this reconcile, so a slow pod holds nothing up.
 
-use super::publish::{self, PublishError};
+use super::publish::{self, Found, PublishError, Writing};
 use crate::{
     context::Context,
     error::ReconcileError,
+    fleet::{
+        facts::{ConfigMapFacts, WorkloadFacts},
+        index::{FlagSet, ObjectKey, Policy},
+    },
     kubernetes::{
-        meta::{created_at, short},
-        watches::{FlagSet, Policy},
+        controller::{Next, Reconciler},
+        events::Event,
+        meta::{created_at, object_reference, short},
     },
     pods::{
+        prober::{ProbeKey, now_in_milliseconds, offset},
         pusher,
         state::{Problem, Published},
     },
     spec,
     status::target,
-    telemetry::metrics::ReconcileLabels,
 };
-use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, config_map_name};
-use crds::{ResiliencePolicy, resilience_policy::Mode};
+use bytes::Bytes;
+use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, signing::ContentHash};
+use crds::{EventReason, Reason, ResiliencePolicy, resilience_policy::Mode};
 use engine::{
     claim::{Claimant, winner},
     compile::{self, Compiled, FlagSetInput, Input, PolicyInput},
     publish::{self as publication, Publication},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
-use kube::{
-    Resource, ResourceExt,
-    runtime::{controller::Action, reflector::ObjectRef},
-};
+use kube::{Resource, ResourceExt};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// Time between two questions for a pod's health when no policy says otherwise.
 const DEFAULT_PROBE: Duration = Duration::from_secs(5);
+/// How soon to look again at what belongs to somebody else.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Everything that names a workload.
-struct Gathered {
-    policies: Vec<Arc<Policy>>,
-    flag_sets: Vec<Arc<FlagSet>>,
-    live: publication::Published,
-    /// The last sound document; it outlives a ConfigMap that somebody damages or deletes.
-    last_good: Option<RuntimeConfig>,
+/// The workload controller.
+pub struct WorkloadReconciler(pub Arc<Context>);
+
+impl Reconciler for WorkloadReconciler {
+    type Key = WorkloadId;
+    const KIND: &'static str = "workload";
+
+    async fn reconcile(&self, id: &WorkloadId) -> Result<Next, ReconcileError> {
+        let ctx = &self.0;
+        let Some(facts) = ctx.index.workload(id) else {
+            ctx.fleet.lock().remove(id);
+            ctx.shared.metrics.forget(id);
+            return Ok(Next::AwaitChange);
+        };
+        if !ctx.shared.fence.holds() {
+            return Ok(Next::AwaitChange);
+        }
+        ctx.shared.fail_for_test(&id.name);
+        reconcile(&facts, ctx).await
+    }
+
+    async fn report_internal_error(&self, id: &WorkloadId, message: &str) {
+        let message = format!("the operator failed over this workload ({message}); it tries again ever more rarely");
+        note_problem(&self.0, id, Problem { reason: Reason::InternalError, message, stalled: false });
+    }
 }
 
-impl Gathered {
+/// Everything that names a workload.
+struct Named {
+    policies: Vec<Arc<Policy>>,
+    flag_sets: Vec<Arc<FlagSet>>,
+}
+
+impl Named {
+    fn of(ctx: &Context, id: &WorkloadId) -> Self {
+        Self { policies: ctx.index.policies_of(id), flag_sets: ctx.index.flag_sets_of(id) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.flag_sets.is_empty()
+    }
+
+    fn readable_policies(&self) -> impl Iterator<Item = &ResiliencePolicy> {
+        self.policies.iter().filter_map(|guard| guard.0.as_ref().ok())
+    }
+
     /// Which edits of which resources are taken into account, by uid.
     fn generations(&self) -> BTreeMap<String, i64> {
         let policies = self.policies.iter().map(|policy| policy.meta());
@@ -57,100 +97,168 @@ impl Gathered {
     }
 }
 
-/// Reconciles one object.
-pub async fn reconcile(deployment: Arc<Deployment>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
-    if !ctx.shared.fence.holds() {
-        return Ok(Action::await_change());
+async fn reconcile(facts: &WorkloadFacts, ctx: &Arc<Context>) -> Result<Next, ReconcileError> {
+    let id = &facts.id;
+    let named = Named::of(ctx, id);
+    let map = ctx.index.config_map(id);
+    if named.is_empty() && map.is_none() {
+        // Nobody asks for anything, so nothing is remembered of it either.
+        ctx.fleet.lock().remove(id);
+        ctx.shared.metrics.forget(id);
+        return Ok(Next::AwaitChange);
     }
-    let started = Instant::now();
-    let result = publish_and_push(&deployment, &ctx).await;
-    ctx.shared.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
-    let label = if result.is_ok() { "ok" } else { "error" };
-    ctx.shared.metrics.reconciliations.get_or_create(&ReconcileLabels { kind: "workload", result: label }).inc();
-    if result.is_ok() {
-        ctx.backoffs.forget(&deployment.uid().unwrap_or_default());
+    let gone = match map.as_ref().and_then(|map| map.operator.clone()).filter(|other| *other != ctx.shared.release) {
+        Some(other) if ctx.shared.releases.is_alive(&ctx.shared.clients, &other).await => {
+            yield_to(ctx, id, &other, &named);
+            return Ok(Next::After(LOOK_AGAIN));
+        }
+        gone => gone,
+    };
+    observe(ctx, facts, &named);
+    if is_settled(ctx, id, map.as_deref(), &named) {
+        pusher::push_to_all(ctx, id);
+        target::set_gauges(ctx, id);
+        return Ok(Next::AwaitChange);
     }
-    result
+    let next = publish_document(facts, &named, map.as_deref(), gone.as_deref(), ctx).await?;
+    target::set_gauges(ctx, id);
+    Ok(next)
 }
 
-async fn publish_and_push(deployment: &Deployment, ctx: &Arc<Context>) -> Result<Action, ReconcileError> {
-    let id = WorkloadId { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
-    let uid = deployment.uid().unwrap_or_default();
-    let shared = &ctx.shared;
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
-    let map = ctx.caches.config_maps.get(&map_ref);
-    let live = publish::read(map.as_deref(), &id);
-    let gathered = Gathered {
-        policies: ctx.caches.policies_for(&id.namespace, &id.name),
-        flag_sets: ctx.caches.flag_sets_for(&id.namespace, &id.name),
-        last_good: last_good(ctx, &id, &uid, &live),
-        live,
-    };
-    let winner = effective_policy(ctx, &id, &gathered);
-    let sets = effective_flag_sets(ctx, &id, &gathered);
-    let named = winner.is_some() || !sets.is_empty();
-    observe(ctx, deployment, &id, &uid, &gathered);
-    if !named && gathered.live == publication::Published::Nothing {
-        ctx.fleet.lock().entry(id).or_default().published = None;
-        return Ok(Action::await_change());
-    }
+/// Whether the last reconcile saw exactly what there is to be seen now, and published it.
+fn is_settled(ctx: &Context, id: &WorkloadId, map: Option<&ConfigMapFacts>, named: &Named) -> bool {
+    let generations = named.generations();
+    let settled = ctx.fleet.read(id, |workload| {
+        workload.published.is_some()
+            && workload.problem.is_none()
+            && workload.considered == generations
+            && workload.config_map_version.as_deref() == map.map(|map| map.resource_version.as_str())
+    });
+    settled.unwrap_or(false)
+}
 
-    let compiled = match compile::compile(winner, &sets, gathered.last_good.as_ref()) {
+async fn publish_document(
+    facts: &WorkloadFacts,
+    named: &Named,
+    map: Option<&ConfigMapFacts>,
+    gone: Option<&str>,
+    ctx: &Arc<Context>,
+) -> Result<Next, ReconcileError> {
+    let (id, uid, shared) = (&facts.id, &*facts.uid, &ctx.shared);
+    let found = match map {
+        Some(_) => publish::read(&shared.clients, id).await?,
+        None => None,
+    };
+    let live = match &found {
+        Some(found) => publish::document(found.text.as_deref(), id),
+        None => publication::Published::Nothing,
+    };
+    let last_good = last_good(ctx, id, uid, &live);
+    let winner = effective_policy(ctx, id, named, last_good.as_ref());
+    let sets = effective_flag_sets(ctx, id, named, last_good.as_ref());
+    let wants = winner.is_some() || !sets.is_empty();
+    if !wants && live == publication::Published::Nothing {
+        ctx.fleet.write(id, |workload| workload.published = None);
+        return Ok(Next::AwaitChange);
+    }
+    let compiled = match compile::compile(winner, &sets, last_good.as_ref()) {
         Ok(compiled) => compiled,
         Err(error) => {
             warn!(workload = %id, %error, "nothing can be published");
-            note_problem(ctx, &id, Problem { reason: "ConfigTooLarge", message: error.to_string(), stalled: true });
-            return Ok(Action::await_change());
+            note_problem(
+                ctx,
+                id,
+                Problem { reason: Reason::ConfigTooLarge, message: error.to_string(), stalled: true },
+            );
+            return Ok(Next::AwaitChange);
         }
     };
     let defaults = RuntimeConfig::hash(&PolicySettings::default(), &FlagsSettings::default());
-    let wanted = named.then_some(compiled.content_hash.as_str());
+    let wanted = wants.then_some(compiled.content_hash.as_str());
     let now = Timestamp::now().as_millisecond();
-    match publication::decide(&gathered.live, wanted, &defaults, last_known(ctx, &id, &gathered), now) {
-        Publication::None => {}
+    let (revision, in_sync) = match publication::decide(&live, wanted, &defaults, last_known(ctx, id, named), now) {
+        Publication::None => return Ok(Next::AwaitChange),
         // What would be published is said by each policy for itself.
-        _ if shared.args.dry_run => return Ok(Action::await_change()),
+        _ if shared.args.dry_run => return Ok(Next::AwaitChange),
         Publication::InSync { revision } => {
-            if let Some(bytes) = map.as_ref().and_then(|map| map.data.as_ref()?.get(contract::CONFIG_KEY)) {
-                adopt(ctx, &id, revision, &compiled, &gathered, bytes.clone().into_bytes());
+            let marked = map.is_some_and(|map| map.operator.as_deref() == Some(shared.release.as_str()));
+            if let Some((text, version)) = found.as_ref().filter(|_| marked).and_then(text_and_version) {
+                adopt(ctx, id, &Adopted { revision, compiled: &compiled, named, text, version, found: true });
+                return finish(ctx, facts).await;
             }
+            // Of a version that did not mark what it writes, or of a release that is gone.
+            (revision, true)
         }
-        Publication::Write { revision } => {
-            if !shared.fence.holds() {
-                return Err(ReconcileError::NotLeading);
+        Publication::Write { revision } => (revision, false),
+    };
+    if !shared.fence.holds() {
+        return Err(ReconcileError::NotLeading);
+    }
+    let document = compiled.document(id.clone(), revision);
+    let writing = Writing { document: &document, workload_uid: uid, release: &shared.release, gone };
+    match publish::write(&shared.clients, &writing, found.as_ref()).await {
+        Ok((text, version)) => {
+            info!(workload = %id, revision, hash = %short(&compiled.content_hash), "published");
+            shared.metrics.publications.inc();
+            let version = version.unwrap_or_default();
+            adopt(ctx, id, &Adopted { revision, compiled: &compiled, named, text, version, found: in_sync });
+            finish(ctx, facts).await
+        }
+        Err(error @ PublishError::NotOurs(_)) => {
+            let message = error.to_string();
+            note_problem(ctx, id, Problem { reason: Reason::ConfigMapNotOurs, message, stalled: true });
+            Ok(Next::After(LOOK_AGAIN))
+        }
+        Err(PublishError::OtherRelease(other)) => {
+            yield_to(ctx, id, &other, named);
+            Ok(Next::After(LOOK_AGAIN))
+        }
+        Err(error) => {
+            if !matches!(&error, PublishError::Api(api) if api.is_conflict()) {
+                let message = error.to_string();
+                note_problem(ctx, id, Problem { reason: Reason::PublishFailed, message, stalled: false });
             }
-            let document = compiled.document(id.clone(), revision);
-            match publish::write(&shared.clients, &document, &uid, map.as_deref()).await {
-                Ok(bytes) => {
-                    info!(workload = %id, revision, hash = %short(&compiled.content_hash), "published");
-                    shared.metrics.publications.inc();
-                    adopt(ctx, &id, revision, &compiled, &gathered, bytes);
-                }
-                Err(error @ PublishError::NotOurs(_)) => {
-                    note_problem(
-                        ctx,
-                        &id,
-                        Problem { reason: "ConfigMapNotOurs", message: error.to_string(), stalled: true },
-                    );
-                    return Ok(Action::requeue(Duration::from_secs(30)));
-                }
-                Err(error) => {
-                    let conflict = matches!(&error, PublishError::Api(api) if api.is_conflict());
-                    if !conflict {
-                        note_problem(
-                            ctx,
-                            &id,
-                            Problem { reason: "PublishFailed", message: error.to_string(), stalled: false },
-                        );
-                    }
-                    return Err(error.into());
-                }
-            }
+            Err(error.into())
         }
     }
-    pusher::ensure_token(ctx, &id, &uid).await;
-    pusher::push_to_all(ctx, &id);
-    Ok(Action::await_change())
+}
+
+fn text_and_version(found: &Found) -> Option<(Bytes, String)> {
+    Some((found.text.clone()?, found.version()?.to_owned()))
+}
+
+async fn finish(ctx: &Arc<Context>, facts: &WorkloadFacts) -> Result<Next, ReconcileError> {
+    pusher::ensure_token(ctx, &facts.id, &facts.uid).await;
+    pusher::push_to_all(ctx, &facts.id);
+    Ok(Next::AwaitChange)
+}
+
+/// Leaves a workload to another release of the operator, and says so once.
+fn yield_to(ctx: &Context, id: &WorkloadId, other: &str, named: &Named) {
+    let problem = Problem {
+        reason: Reason::Conflicted,
+        message: format!(
+            "the release {other} of the operator manages it; {} leaves its documents, tokens and statuses alone. Let the releases watch different namespaces",
+            ctx.shared.release
+        ),
+        stalled: true,
+    };
+    let news = ctx.fleet.write(id, |workload| {
+        let news = workload.problem.as_ref() != Some(&problem);
+        workload.probe_every = None;
+        workload.published = None;
+        workload.problem = Some(problem.clone());
+        news
+    });
+    if !news {
+        return;
+    }
+    warn!(workload = %id, %other, "Conflicted: another release of the operator manages this workload");
+    let note = format!("{} {}: {}", id.kind, id.name, problem.message);
+    let event = Event::warning(EventReason::Conflicted, "Yield", note);
+    for policy in named.readable_policies() {
+        ctx.shared.events.publish(&object_reference::<ResiliencePolicy>(&policy.metadata), &event);
+    }
 }
 
 /// What this process published or found last; else what the ConfigMap holds. This process is the only writer, so its own
@@ -162,7 +270,7 @@ fn last_good(ctx: &Context, id: &WorkloadId, uid: &str, live: &publication::Publ
     };
     let remembered = ctx.fleet.read(id, |workload| workload.published.clone().filter(|_| workload.uid == uid));
     match remembered.flatten() {
-        Some(published) if found.is_none_or(|found| found.content_hash != published.content_hash) => {
+        Some(published) if found.is_none_or(|found| *found.content_hash != *published.content_hash) => {
             RuntimeConfig::parse(&published.bytes).ok().map(|(document, _)| document)
         }
         _ => found.cloned(),
@@ -170,10 +278,11 @@ fn last_good(ctx: &Context, id: &WorkloadId, uid: &str, live: &publication::Publ
 }
 
 /// Policies that cannot be read any more and still hold what they held: what is live from them stays.
-fn unreadable_holders(ctx: &Context, namespace: &str, live: Option<&RuntimeConfig>) -> Vec<(Claimant, Source)> {
+fn unreadable_holders(ctx: &Context, namespace: &str, live: &[Source]) -> Vec<(Claimant, Source)> {
     let mut holders = Vec::new();
-    for source in live.iter().flat_map(|live| &live.policy.sources) {
-        let Some(guard) = ctx.caches.policies.get(&ObjectRef::new(&source.name).within(namespace)) else { continue };
+    for source in live {
+        let key = ObjectKey { namespace: namespace.to_owned(), name: source.name.clone() };
+        let Some(guard) = ctx.index.policy(&key) else { continue };
         if guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()) {
             let name = source.name.clone();
             holders.push((Claimant { name, created_at: created_at(&*guard), holds_claim: true }, source.clone()));
@@ -184,29 +293,30 @@ fn unreadable_holders(ctx: &Context, namespace: &str, live: Option<&RuntimeConfi
 
 /// The name of the policy that a workload runs by.
 pub fn holder(ctx: &Context, id: &WorkloadId) -> Option<String> {
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
-    let map = ctx.caches.config_maps.get(&map_ref);
-    let live = match publish::read(map.as_deref(), id) {
-        publication::Published::Document(document) => Some(document),
-        publication::Published::Nothing | publication::Published::Damaged => None,
-    };
-    let rivals = ctx.caches.policies_for(&id.namespace, &id.name);
-    let mut claimants: Vec<_> = rivals.iter().filter_map(|guard| guard.0.as_ref().ok()).map(claimant).collect();
-    claimants.extend(unreadable_holders(ctx, &id.namespace, live.as_deref()).into_iter().map(|(claimant, _)| claimant));
+    let live = ctx.fleet.read(id, |workload| workload.policy_sources.clone()).unwrap_or_default();
+    let named = Named::of(ctx, id);
+    let mut claimants: Vec<_> = named.readable_policies().map(claimant).collect();
+    claimants.extend(unreadable_holders(ctx, &id.namespace, &live).into_iter().map(|(claimant, _)| claimant));
     winner(&claimants).map(str::to_owned)
 }
 
 /// The policy that the workload runs by, and what it contributes.
-fn effective_policy(ctx: &Context, id: &WorkloadId, gathered: &Gathered) -> Option<PolicyInput> {
+fn effective_policy(
+    ctx: &Context,
+    id: &WorkloadId,
+    named: &Named,
+    last_good: Option<&RuntimeConfig>,
+) -> Option<PolicyInput> {
     let mut candidates: Vec<(Claimant, Source, Input<PolicySettings>)> = Vec::new();
-    for policy in gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+    for policy in named.readable_policies() {
         let settings = match spec::policy::policy(&policy.spec) {
             Ok(settings) if !policy.spec.suspend => Input::Valid(settings),
             _ => Input::KeepLive,
         };
         candidates.push((claimant(policy), source(policy), settings));
     }
-    let held = unreadable_holders(ctx, &id.namespace, gathered.last_good.as_ref());
+    let live = last_good.map(|live| live.policy.sources.as_slice()).unwrap_or_default();
+    let held = unreadable_holders(ctx, &id.namespace, live);
     candidates.extend(held.into_iter().map(|(claimant, source)| (claimant, source, Input::KeepLive)));
     let claimants: Vec<_> = candidates.iter().map(|(claimant, ..)| claimant.clone()).collect();
     let name = winner(&claimants)?.to_owned();
@@ -215,9 +325,14 @@ fn effective_policy(ctx: &Context, id: &WorkloadId, gathered: &Gathered) -> Opti
 }
 
 /// The flag sets of the workload, and what each contributes.
-fn effective_flag_sets(ctx: &Context, id: &WorkloadId, gathered: &Gathered) -> Vec<FlagSetInput> {
+fn effective_flag_sets(
+    ctx: &Context,
+    id: &WorkloadId,
+    named: &Named,
+    last_good: Option<&RuntimeConfig>,
+) -> Vec<FlagSetInput> {
     let mut inputs = Vec::new();
-    for set in gathered.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+    for set in named.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()) {
         let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
         inputs.push(FlagSetInput {
             source: source(set),
@@ -226,28 +341,25 @@ fn effective_flag_sets(ctx: &Context, id: &WorkloadId, gathered: &Gathered) -> V
             settings,
         });
     }
-    if let Some(live) = &gathered.last_good {
-        for source in &live.flags.sources {
-            let held = ctx.caches.flag_sets.get(&ObjectRef::new(&source.name).within(&id.namespace));
-            if let Some(guard) =
-                held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()))
-            {
-                // Its priority cannot be read; the keys that it had, it keeps.
-                let created_at = created_at(&*guard);
-                inputs.push(FlagSetInput {
-                    source: source.clone(),
-                    priority: i32::MAX,
-                    created_at,
-                    settings: Input::KeepLive,
-                });
-            }
+    for source in last_good.iter().flat_map(|live| &live.flags.sources) {
+        let key = ObjectKey { namespace: id.namespace.clone(), name: source.name.clone() };
+        let held = ctx.index.flag_set(&key);
+        let held = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()));
+        if let Some(guard) = held {
+            // Its priority cannot be read; the keys that it had, it keeps.
+            inputs.push(FlagSetInput {
+                source: source.clone(),
+                priority: i32::MAX,
+                created_at: created_at(&*guard),
+                settings: Input::KeepLive,
+            });
         }
     }
     inputs
 }
 
 /// A policy's claim on its targets.
-pub fn claimant(policy: &ResiliencePolicy) -> Claimant {
+fn claimant(policy: &ResiliencePolicy) -> Claimant {
     Claimant { name: policy.name_any(), created_at: created_at(policy), holds_claim: policy.spec.mode == Mode::Enforce }
 }
 
@@ -262,93 +374,107 @@ fn source<K: Resource>(object: &K) -> Source {
 }
 
 /// The highest revision that is known from elsewhere than the ConfigMap.
-fn last_known(ctx: &Context, id: &WorkloadId, gathered: &Gathered) -> Option<i64> {
-    let in_memory =
-        ctx.fleet.read(id, |workload| workload.published.as_ref().map(|published| published.revision)).flatten();
-    let policies = gathered
-        .policies
-        .iter()
-        .filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref())
-        .map(|status| &status.targets);
-    let flags = gathered
-        .flag_sets
-        .iter()
-        .filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref())
-        .map(|status| &status.targets);
-    let in_status =
-        policies.chain(flags).flatten().filter(|target| target.name == id.name).filter_map(|target| target.revision);
-    in_status.chain(in_memory).max()
+fn last_known(ctx: &Context, id: &WorkloadId, named: &Named) -> Option<i64> {
+    let in_memory = ctx.fleet.read(id, |workload| Some(workload.published.as_ref()?.revision)).flatten();
+    let policies = named.readable_policies().filter_map(|policy| policy.status.as_ref()).map(|status| &status.targets);
+    let flags = named.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()?.status.as_ref());
+    let targets = policies.chain(flags.map(|status| &status.targets)).flatten();
+    let own = targets.filter(|target| target.name == id.name && target.kind == id.kind.as_str());
+    own.filter_map(|target| target.revision).chain(in_memory).max()
 }
 
-/// Keeps the board's pods and settings up to date with the cluster.
-fn observe(ctx: &Context, deployment: &Deployment, id: &WorkloadId, uid: &str, gathered: &Gathered) {
-    let pods = ctx.caches.pods_of(deployment);
-    // The policy that the workload runs by says how its health is judged; a rehearsal only where there is none.
-    let readable: Vec<_> = gathered.policies.iter().filter_map(|guard| guard.0.as_ref().ok()).collect();
+/// Brings what is known of the workload's pods up to date with the cluster, and sees to it that they are asked.
+fn observe(ctx: &Context, facts: &WorkloadFacts, named: &Named) {
+    let id = &facts.id;
+    let pods = ctx.index.pods_of(id);
+    // The policy that the workload runs by says how its checks are evaluated; a rehearsal only where there is none.
+    let readable: Vec<_> = named.readable_policies().collect();
     let claimants: Vec<_> = readable.iter().map(|policy| claimant(policy)).collect();
     let winner = winner(&claimants).and_then(|name| readable.iter().find(|policy| policy.name_any() == name));
-    let judge = winner.or_else(|| readable.iter().min_by_key(|policy| (created_at(**policy), policy.name_any())));
-    let intervals =
-        judge.iter().flat_map(|policy| &policy.spec.health_checks).map(|check| Duration::from(check.interval));
-    let named = !gathered.policies.is_empty() || !gathered.flag_sets.is_empty();
-    {
-        let mut fleet = ctx.fleet.lock();
-        let workload = fleet.entry(id.clone()).or_default();
-        workload.keep(uid, pods.iter().map(|pod| (pod.uid().unwrap_or_default(), pod.name_any())));
-        workload.probe_every = named.then(|| intervals.min().unwrap_or(DEFAULT_PROBE));
-        workload.thresholds = judge.map(|policy| spec::policy::thresholds(&policy.spec)).unwrap_or_default();
+    let decisive = winner.or_else(|| readable.iter().min_by_key(|policy| (created_at(**policy), policy.name_any())));
+    let checks = decisive.iter().flat_map(|policy| &policy.spec.health_checks);
+    let every = checks.map(|check| Duration::from(check.interval)).min().unwrap_or(DEFAULT_PROBE);
+    let (arrivals, all) = ctx.fleet.write(id, |workload| {
+        let arrivals = workload.keep(&facts.uid, &pods, now_in_milliseconds());
+        let was_asked = workload.probe_every.is_some();
+        workload.probe_every = (!named.is_empty()).then_some(every);
+        workload.thresholds = decisive.map(|policy| spec::policy::thresholds(&policy.spec)).unwrap_or_default();
+        (arrivals, !was_asked)
+    });
+    if named.is_empty() {
+        return;
     }
-    target::gauge(ctx, id);
+    let workload = Arc::new(id.clone());
+    let key = |uid| ProbeKey { workload: Arc::clone(&workload), uid };
+    let new = if all { pods.iter().map(|pod| Arc::clone(&pod.uid)).collect() } else { arrivals.new };
+    for uid in new {
+        let wait = offset(&uid, every);
+        ctx.probes.enqueue_after(key(uid), wait);
+    }
+    for uid in arrivals.reachable {
+        ctx.probes.enqueue(key(uid));
+    }
+}
+
+/// What is published now.
+struct Adopted<'a> {
+    revision: i64,
+    compiled: &'a Compiled,
+    named: &'a Named,
+    text: Bytes,
+    version: String,
+    found: bool,
 }
 
 /// Notes what is published now.
-fn adopt(ctx: &Context, id: &WorkloadId, revision: i64, compiled: &Compiled, gathered: &Gathered, bytes: Vec<u8>) {
-    let considered = gathered.generations();
-    let changed = {
-        let mut fleet = ctx.fleet.lock();
-        let workload = fleet.entry(id.clone()).or_default();
+fn adopt(ctx: &Context, id: &WorkloadId, adopted: &Adopted<'_>) {
+    let Adopted { revision, compiled, named, text, version, found } = adopted;
+    let considered = named.generations();
+    let changed = ctx.fleet.write(id, |workload| {
         let had_problem = workload.problem.take().is_some() || workload.left_out != compiled.left_out;
         workload.left_out.clone_from(&compiled.left_out);
-        let same = workload.published.as_ref().is_some_and(|old| old.revision == revision);
+        workload.policy_sources.clone_from(&compiled.policy.sources);
+        workload.config_map_version = Some(version.clone());
+        let same = workload.published.as_ref().is_some_and(|old| old.revision == *revision);
         if !same {
-            let content_hash = compiled.content_hash.clone();
-            workload.published = Some(Published { revision, content_hash, bytes: Arc::new(bytes), at: Instant::now() });
-            for pod in workload.pods.values_mut() {
+            let content_hash = compiled.content_hash.as_str().into();
+            let at = Instant::now();
+            let (bytes, content) = (text.clone(), ContentHash::of(text));
+            workload.published =
+                Some(Published { revision: *revision, content_hash, bytes, content, at, found: *found });
+            // A document that was found came with a token.
+            workload.has_token |= *found;
+            for pod in workload.pods_mut() {
                 pod.push_after = None;
             }
         }
         let edits = workload.considered != considered;
         workload.considered = considered;
         had_problem || !same || edits
-    };
+    });
     if changed {
-        ctx.enqueue_status(&id.namespace, &id.name);
+        ctx.enqueue_status(id);
     }
 }
 
 fn note_problem(ctx: &Context, id: &WorkloadId, problem: Problem) {
-    let changed = {
-        let mut fleet = ctx.fleet.lock();
-        let workload = fleet.entry(id.clone()).or_default();
+    let changed = ctx.fleet.write(id, |workload| {
         let known = workload.problem.as_ref() == Some(&problem);
         workload.problem = Some(problem);
         !known
-    };
+    });
     if changed {
-        ctx.enqueue_status(&id.namespace, &id.name);
+        ctx.enqueue_status(id);
     }
 }
 
 /// The hash that a policy alone, with the flag sets of the workload, would have published.
 pub fn preview(ctx: &Context, id: &WorkloadId, policy: &ResiliencePolicy) -> Option<String> {
-    let map_ref = ObjectRef::new(&config_map_name(&id.name)).within(&id.namespace);
-    let live = publish::read(ctx.caches.config_maps.get(&map_ref).as_deref(), id);
     let uid = ctx.fleet.read(id, |workload| workload.uid.clone()).unwrap_or_default();
-    let last_good = last_good(ctx, id, &uid, &live);
-    let flag_sets = ctx.caches.flag_sets_for(&id.namespace, &id.name);
-    let gathered = Gathered { policies: Vec::new(), flag_sets, live, last_good };
+    let last_good = last_good(ctx, id, &uid, &publication::Published::Nothing);
+    let named = Named { policies: Vec::new(), flag_sets: ctx.index.flag_sets_of(id) };
     let settings = spec::policy::policy(&policy.spec).ok()?;
     let input = PolicyInput { source: source(policy), settings: Input::Valid(settings) };
-    let sets = effective_flag_sets(ctx, id, &gathered);
-    compile::compile(Some(input), &sets, gathered.last_good.as_ref()).ok().map(|compiled| compiled.content_hash)
+    let sets = effective_flag_sets(ctx, id, &named, last_good.as_ref());
+    compile::compile(Some(input), &sets, last_good.as_ref()).ok().map(|compiled| compiled.content_hash)
 }

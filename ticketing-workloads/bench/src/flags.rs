@@ -34,7 +34,7 @@ fn workload() -> Arc<Resilience> {
     flags.insert("static".to_owned(), flag(&Value::Null));
     flags.insert("another".to_owned(), flag(&Value::Null));
     let settings = serde_json::from_value(json!({ "flags": flags })).expect("flags");
-    let id = WorkloadId { namespace: "bench".into(), name: "bench".into() };
+    let id = WorkloadId::deployment("bench", "bench");
     let resilience = Resilience::builder(id.clone()).build();
     let document = RuntimeConfig::new(id, 1, Section::default(), Section { sources: Vec::new(), settings });
     let store = ConfigStore::new(Arc::clone(&resilience));

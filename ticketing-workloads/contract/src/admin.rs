@@ -1,12 +1,14 @@
 //! Calls of a pod's admin port.
 //!
-//! Every call carries [`TOKEN_HEADER`]; a pod without a token refuses them all. The header has a name of its own
-//! because the API server's pod proxy strips `Authorization`.
+//! Every call is signed with the workload's token ([`crate::signing`]); a pod without a token refuses them all. An operator
+//! of version 0.1 sends the token itself instead, in [`TOKEN_HEADER`], which has a name of its own because the API
+//! server's pod proxy strips `Authorization`.
 
 use crate::Applied;
 use serde::{Deserialize, Serialize};
 
-/// Header that carries the token.
+/// Header that carries the plain token, of an operator of version 0.1. A pod that has received a signed request does not
+/// accept it any more.
 pub const TOKEN_HEADER: &str = "x-resilience-token";
 /// Name of the container port, and the port when no container names one.
 pub const PORT_NAME: &str = "admin";

@@ -14,18 +14,21 @@ pub mod health;
 pub mod revision;
 pub mod runtime_config;
 pub mod settings;
+pub mod signing;
+pub mod workload_id;
 
 pub use admin::{Action, ActionAnswer, ActionOutcome, ActionRequest, PushAnswer, PushOutcome};
 pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 pub use health::{
     Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,
 };
-pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source, WorkloadId};
+pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source};
 pub use settings::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings, RetryOn, RetrySettings, SlowCallSettings,
     TimeoutSettings, TripRule,
 };
+pub use workload_id::{WorkloadId, WorkloadKind, config_map_name, token_secret_name};
 
 /// Version of this contract. It grows when a reader of the older version would misunderstand a document, not when a
 /// field is added.
@@ -39,13 +42,3 @@ pub const MAX_CONFIG_BYTES: usize = 900 * 1024;
 
 /// Largest health report that the operator reads, in bytes; the rest of the answer is not even received.
 pub const MAX_REPORT_BYTES: usize = 256 * 1024;
-
-/// Name of the ConfigMap that carries a workload's document.
-pub fn config_map_name(workload: &str) -> String {
-    format!("{workload}-resilience")
-}
-
-/// Name of the Secret that carries a workload's admin token.
-pub fn token_secret_name(workload: &str) -> String {
-    format!("{workload}-resilience-token")
-}

@@ -1,6 +1,6 @@
 //! The document that the operator publishes for one workload.
 
-use crate::{CONTRACT_VERSION, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, canonical};
+use crate::{CONTRACT_VERSION, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, WorkloadId, canonical};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,21 +22,6 @@ pub struct RuntimeConfig {
     /// Feature flags, from all flag sets that target the workload.
     #[serde(default)]
     pub flags: Section<FlagsSettings>,
-}
-
-/// A workload.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct WorkloadId {
-    /// Namespace.
-    pub namespace: String,
-    /// Name of the Deployment.
-    pub name: String,
-}
-
-impl std::fmt::Display for WorkloadId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
 }
 
 /// Settings and where they come from.
@@ -173,7 +158,7 @@ mod tests {
         let mut policy = PolicySettings::default();
         policy.dependencies.insert("database".into(), DependencySettings::default());
         RuntimeConfig::new(
-            WorkloadId { namespace: "ticketing".into(), name: "booking".into() },
+            WorkloadId::deployment("ticketing", "booking"),
             7,
             Section { sources: Vec::new(), settings: policy },
             Section::default(),

@@ -71,7 +71,7 @@ pub trait Repeatable {
     fn may_repeat(&self, settings: &RetrySettings) -> bool;
 }
 
-/// Work that was declared safe to do more than once by handing it to [`Dependency::call`].
+/// Work that was declared safe to do more than once by handing it to [`crate::Dependency::call`].
 impl Repeatable for () {
     fn may_repeat(&self, _: &RetrySettings) -> bool {
         true

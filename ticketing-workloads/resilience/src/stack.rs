@@ -56,6 +56,28 @@ impl Dependency {
     }
 
     /// Calls it. `call` is made once per attempt, so it must be safe to make more than once.
+    ///
+    /// ```
+    /// # use resilience::{Failure, FailureKind, Resilience};
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("refused")]
+    /// struct Refused;
+    ///
+    /// impl Failure for Refused {
+    ///     fn kind(&self) -> FailureKind {
+    ///         FailureKind::NotSent
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let id = serde_json::from_str(r#"{"namespace": "ticketing", "kind": "Deployment", "name": "shop"}"#)?;
+    /// let shop = Resilience::builder(id).dependency("prices").build();
+    /// let prices = shop.dependency("prices").ok_or("not declared")?;
+    /// assert_eq!(prices.call(async || Ok::<_, Refused>(4_200)).await?, 4_200);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn call<T, E, F, Fut>(&'static self, call: F) -> Result<T, CallError<E>>
     where
         E: Failure,

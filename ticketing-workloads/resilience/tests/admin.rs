@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::signing::{Advertised, ContentHash, Signed};
 use contract::{
     Action, ActionAnswer, ActionOutcome, Applied, CheckStatus, HealthReport, MAX_CONFIG_BYTES, PushAnswer, PushOutcome,
     RuntimeConfig, Section, WorkloadId,
 };
 use reqwest::{Client, Method, Response, StatusCode};
 use resilience::control::admin::Admin;
+use resilience::control::authentication::Authentication;
 use resilience::server::{Limits, serve};
 use resilience::{Actions, Check, CheckOutcome, Checks, ConfigStore, Resilience, Tokens, clock};
 use serde_json::{Value, json};
@@ -20,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const TOKEN: &str = "the token in force";
+const UID: &str = "5f2c8a3e-0b57-4c61-9d55-0a4f3a1c7b10";
 
 struct Pod {
     base: String,
@@ -56,7 +59,7 @@ impl Pod {
                 "database",
                 reset,
             )),
-            tokens: Arc::default(),
+            auth: Authentication::new(Arc::default(), UID, "booking-1", "an instance"),
             pod: "booking-1".into(),
             resilience,
         });
@@ -74,7 +77,7 @@ impl Pod {
     }
 
     fn tokens(&self) -> &Tokens {
-        &self.admin.tokens
+        self.admin.auth.tokens()
     }
 
     async fn call(&self, method: Method, path: &str, token: Option<&str>, body: Vec<u8>) -> Response {
@@ -83,6 +86,14 @@ impl Pod {
             request = request.header(TOKEN_HEADER, token);
         }
         request.send().await.unwrap()
+    }
+
+    /// A request that is signed with `token` for `audience` at `time_ms`.
+    fn signed(&self, method: &Method, path: &str, body: Vec<u8>, signer: Signer<'_>) -> reqwest::RequestBuilder {
+        let Signer { token, audience, time_ms } = signer;
+        let signed = Signed { method: method.as_str(), path, time_ms, audience, content: ContentHash::of(&body) };
+        let request = self.client.request(method.clone(), format!("{}{path}", self.base)).body(body);
+        signed.headers(token.as_bytes()).into_iter().fold(request, |request, (name, value)| request.header(name, value))
     }
 
     async fn push(&self, body: Vec<u8>) -> PushAnswer {
@@ -99,8 +110,22 @@ impl Pod {
     }
 }
 
+/// Who signs, for whom, and when.
+#[derive(Clone, Copy)]
+struct Signer<'a> {
+    token: &'a str,
+    audience: &'a str,
+    time_ms: i64,
+}
+
+impl Default for Signer<'_> {
+    fn default() -> Self {
+        Self { token: TOKEN, audience: UID, time_ms: clock::now_ms() }
+    }
+}
+
 fn id() -> WorkloadId {
-    WorkloadId { namespace: "ticketing".into(), name: "booking".into() }
+    WorkloadId::deployment("ticketing", "booking")
 }
 
 fn document(revision: i64) -> Vec<u8> {
@@ -138,6 +163,84 @@ async fn only_the_current_and_the_previous_token_are_let_in() {
     for token in [TOKEN, "the token before"] {
         assert_eq!(pod.call(Method::GET, HEALTH_PATH, Some(token), Vec::new()).await.status(), StatusCode::OK);
     }
+}
+
+#[tokio::test]
+async fn signed_requests_are_accepted_and_end_the_plain_token() {
+    let pod = Pod::with_token().await;
+    assert_eq!(
+        pod.push(document(1)).await.outcome,
+        PushOutcome::Applied,
+        "the plain token of an operator of version 0.1"
+    );
+
+    let push = |revision| pod.signed(&Method::PUT, CONFIG_PATH, document(revision), Signer::default()).send();
+    let answer: PushAnswer = push(2).await.unwrap().json().await.unwrap();
+    assert_eq!(answer.outcome, PushOutcome::Unchanged);
+    let before = Signer { token: "the token before", ..Signer::default() };
+    let answer = pod.signed(&Method::GET, HEALTH_PATH, Vec::new(), before).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let body = json!({"intentId": "i", "action": "ResetConnections", "check": "database"}).to_string();
+    let act = || pod.signed(&Method::POST, ACTIONS_PATH, body.clone().into_bytes(), Signer::default()).send();
+    let answers = [act().await.unwrap(), act().await.unwrap()].map(Response::json::<ActionAnswer>);
+    let outcomes = futures::future::join_all(answers).await.into_iter().map(|answer| answer.unwrap().outcome);
+    let expected = [ActionOutcome::Done, ActionOutcome::AlreadyDone];
+    assert_eq!(outcomes.collect::<Vec<_>>(), expected, "a replayed action is not executed again");
+
+    let plain = pod.call(Method::PUT, CONFIG_PATH, Some(TOKEN), document(3)).await;
+    assert_eq!(plain.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(plain.json::<Value>().await.unwrap()["reason"], "PlainToken");
+    let answer: PushAnswer = push(1).await.unwrap().json().await.unwrap();
+    assert_eq!((answer.outcome, answer.applied.revision), (PushOutcome::RefusedOlder, 2), "nor is a replayed document");
+}
+
+#[rstest::rstest]
+#[case::another_token(Signer { token: "another", ..Signer::default() }, "WrongSignature")]
+#[case::no_token(Signer { token: "", ..Signer::default() }, "WrongSignature")]
+#[case::for_another_pod(Signer { audience: "another uid", ..Signer::default() }, "WrongSignature")]
+#[case::stale(Signer { time_ms: clock::now_ms() - 70_000, ..Signer::default() }, "ClockSkew")]
+#[case::of_the_future(Signer { time_ms: clock::now_ms() + 70_000, ..Signer::default() }, "ClockSkew")]
+#[tokio::test]
+async fn a_bad_signature_is_refused_and_does_not_end_the_plain_token(#[case] signer: Signer<'_>, #[case] reason: &str) {
+    let pod = Pod::with_token().await;
+    let answer = pod.signed(&Method::PUT, CONFIG_PATH, document(9), signer).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["reason"], reason, "{body}");
+    assert_eq!(pod.admin.report().applied.revision, 0);
+    assert_eq!(pod.push(document(1)).await.outcome, PushOutcome::Applied);
+}
+
+#[tokio::test]
+async fn a_body_that_was_changed_on_its_way_is_refused() {
+    let pod = Pod::with_token().await;
+    let action = |check: &str| json!({"intentId": "i", "action": "ResetConnections", "check": check}).to_string();
+    for (method, path, signed, sent) in [
+        (Method::PUT, CONFIG_PATH, document(1), document(2)),
+        (Method::POST, ACTIONS_PATH, action("memory").into_bytes(), action("database").into_bytes()),
+    ] {
+        let request = pod.signed(&method, path, signed, Signer::default()).body(sent);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["reason"], "WrongSignature");
+    }
+    assert_eq!((pod.admin.report().applied.revision, pod.runs.load(Ordering::SeqCst)), (0, 0));
+}
+
+/// So that an operator finds out how to sign without sending a token.
+#[tokio::test]
+async fn every_answer_says_how_to_sign() {
+    let pod = Pod::start().await;
+    let advertised = |answer: &Response| {
+        Advertised::read(|name| answer.headers().get(name).and_then(|value| value.to_str().ok())).unwrap()
+    };
+    let refusal = pod.call(Method::GET, HEALTH_PATH, None, Vec::new()).await;
+    assert_eq!(refusal.status(), StatusCode::UNAUTHORIZED);
+    let said = advertised(&refusal);
+    assert!(said.is_of(UID, "booking-1"));
+    assert!((said.time_ms.unwrap() - clock::now_ms()).abs() < 10_000);
+    pod.tokens().set(TOKEN.as_bytes(), b"");
+    assert_eq!(advertised(&pod.call(Method::GET, HEALTH_PATH, Some(TOKEN), Vec::new()).await).audience, UID);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ fn defaults(service: &str) -> PolicySettings {
 
 /// A dependency of a service that was just started.
 fn dependency(service: &str, name: &str) -> &'static Dependency {
-    let id = WorkloadId { namespace: "ticketing".into(), name: service.into() };
+    let id = WorkloadId::deployment("ticketing", service);
     let resilience = Resilience::builder(id).dependency(name).defaults(defaults(service)).build();
     resilience.dependency(name).unwrap()
 }

@@ -8,14 +8,16 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, middleware};
-use contract::WorkloadId;
 use contract::admin::HEALTH_PATH;
+use contract::workload_id::UnknownKind;
+use contract::{WorkloadId, WorkloadKind};
 use futures::future::BoxFuture;
 use resilience::control::admin::{self, Admin};
+use resilience::control::authentication::Authentication;
 use resilience::control::mount::ConfigMount;
 use resilience::control::token::TokenMount;
 use resilience::server::{Limits, serve};
-use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, Tokens, deadline, metrics};
+use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,12 +61,18 @@ pub struct PodSettings {
     /// Name of the pod [default: the host's name, which is the pod's in Kubernetes]
     #[arg(long, env = "POD_NAME", default_value_t = host_name(), hide_default_value = true)]
     pub pod_name: String,
+    /// Uid of the pod, for which the operator signs its requests. Empty: it signs for the pod's name and process instead.
+    #[arg(long, env = "POD_UID", default_value = "")]
+    pub pod_uid: String,
     /// Namespace of the pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,
-    /// Name of the Deployment, if it is not the service's own.
+    /// Name of the Deployment or StatefulSet, if it is not the service's own.
     #[arg(long, env = "WORKLOAD_NAME")]
     pub workload_name: Option<String>,
+    /// Kind of the workload: Deployment or StatefulSet.
+    #[arg(long, env = "WORKLOAD_KIND", default_value = "Deployment", value_parser = workload_kind)]
+    pub workload_kind: WorkloadKind,
     /// Where the ConfigMap is mounted; it may appear later.
     #[arg(long, env = "RESILIENCE_CONFIG_DIR", default_value = "/etc/resilience/config")]
     pub resilience_config_dir: PathBuf,
@@ -77,11 +85,16 @@ pub struct PodSettings {
 }
 
 impl PodSettings {
-    /// The workload that the pod belongs to; `service` is the name of its Deployment unless told otherwise.
+    /// The workload that the pod belongs to; `service` is its name unless `workload_name` is set.
     pub fn workload(&self, service: &str) -> WorkloadId {
         let name = self.workload_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| service.to_owned());
-        WorkloadId { namespace: self.pod_namespace.clone(), name }
+        WorkloadId::new(self.pod_namespace.clone(), self.workload_kind, name)
     }
+}
+
+/// An empty text is the default, as for the name: that is what a template without a value gives.
+fn workload_kind(text: &str) -> Result<WorkloadKind, UnknownKind> {
+    if text.is_empty() { Ok(WorkloadKind::default()) } else { text.parse() }
 }
 
 /// Why a service cannot start.
@@ -134,11 +147,12 @@ impl Service {
         };
         let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
         let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
+        let auth = Authentication::new(Arc::default(), &pod.pod_uid, &pod.pod_name, actions.instance());
         let admin = Arc::new(Admin {
             store: ConfigStore::new(Arc::clone(&resilience)),
             checks: Checks::new(Arc::clone(&resilience), checks),
             actions: Arc::new(actions),
-            tokens: Arc::new(Tokens::default()),
+            auth,
             pod: pod.pod_name.clone(),
             resilience,
         });
@@ -212,7 +226,7 @@ impl Background {
         let mut config = ConfigMount::new(&pod.resilience_config_dir, Arc::clone(&admin.store));
         config.refresh().await;
         background.add(config.watch());
-        let mut tokens = TokenMount::new(&pod.resilience_token_dir, Arc::clone(&admin.tokens));
+        let mut tokens = TokenMount::new(&pod.resilience_token_dir, Arc::clone(admin.auth.tokens()));
         tokens.refresh().await;
         background.add(tokens.watch());
         let checks = Arc::clone(&admin.checks);

@@ -1,6 +1,6 @@
 //! The API server's audit log: who wrote what.
 
-use super::cluster::{Cluster, OPERATOR};
+use super::cluster::Cluster;
 use serde_json::Value;
 
 /// A write that somebody asked for.
@@ -20,7 +20,10 @@ pub fn operator_writes(cluster: &Cluster, namespaces: &[&str]) -> Vec<Write> {
     let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     entries
-        .filter(|entry| entry["user"]["username"] == OPERATOR && entry["stage"] == "ResponseComplete")
+        .filter(|entry| {
+            let user = entry["user"]["username"].as_str().unwrap_or_default();
+            user.starts_with("system:serviceaccount:") && entry["stage"] == "ResponseComplete"
+        })
         .map(|entry| {
             let object = &entry["objectRef"];
             let sub = object["subresource"].as_str().map(|sub| format!("/{sub}")).unwrap_or_default();

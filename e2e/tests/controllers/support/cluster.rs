@@ -19,9 +19,6 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// The user that the operator runs as. It may do nothing but what a test grants it.
-pub const OPERATOR: &str = "operator";
-
 /// An API server with our definitions.
 pub struct Cluster {
     pub server: TestApiServer,
@@ -79,6 +76,11 @@ impl Cluster {
     /// How `user` connects.
     pub async fn config(&self, user: &str) -> Config {
         let token = if user == "admin" { Some(self.server.token()) } else { self.server.user_token(user) };
+        self.config_with(user, token.unwrap()).await
+    }
+
+    /// How whoever has `token` connects.
+    pub async fn config_with(&self, user: &str, token: &str) -> Config {
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -86,7 +88,7 @@ impl Cluster {
                 "server": self.server.url(),
                 "certificate-authority": self.server.kubeconfig().with_file_name("ca.crt"),
             }}],
-            "users": [{ "name": user, "user": { "token": token.unwrap() } }],
+            "users": [{ "name": user, "user": { "token": token } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user } }],
             "current-context": "test",
         });
@@ -94,21 +96,29 @@ impl Cluster {
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
     }
 
-    /// The rights that the chart gives the operator when it lives in `home` and watches `watched` (empty: every
-    /// namespace), given to the user that it runs as here.
+    /// What the chart installs but for the Deployment and what it needs: service account, rights and admission policies
+    /// of an operator that lives in `home` and watches `watched` (empty: every namespace). All of it is named `home`, so
+    /// that many fit into one cluster.
     pub async fn rights(&self, home: &str, watched: &str) -> Vec<Value> {
         let chart = checkout::root().join("charts/resilience-operator");
-        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart).args(["--namespace", home]);
+        let name = format!("fullnameOverride={home}");
+        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
+        let run = run.args(["--namespace", home, "--set", &name]);
         let run = if watched.is_empty() { run } else { run.args(["--set", &format!("watchNamespaces={{{watched}}}")]) };
         let text = run.output().await.unwrap();
         let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
-        let mut rights: Vec<_> =
-            documents.filter(|document| document["apiVersion"] == "rbac.authorization.k8s.io/v1").collect();
-        assert_eq!(rights.len(), 4, "a role and a binding at home, and the same for what is watched");
-        for binding in rights.iter_mut().filter(|document| document["subjects"].is_array()) {
-            binding["subjects"] =
-                json!([{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR }]);
-        }
+        let rights: Vec<_> = documents
+            .filter(|document| {
+                let group = document["apiVersion"].as_str().unwrap_or_default();
+                group.starts_with("rbac.authorization.k8s.io/")
+                    || group.starts_with("admissionregistration.k8s.io/")
+                    || document["kind"] == "ServiceAccount"
+            })
+            .collect();
+        let count = |kind: &str| rights.iter().filter(|one| one["kind"].as_str().unwrap().ends_with(kind)).count();
+        assert_eq!((count("Role"), count("RoleBinding")), (2, 2), "at home, and the same for what is watched");
+        let policies = count("ValidatingAdmissionPolicy");
+        assert!(policies > 0 && policies == count("ValidatingAdmissionPolicyBinding"), "{policies}");
         rights
     }
 }

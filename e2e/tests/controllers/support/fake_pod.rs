@@ -383,7 +383,11 @@ impl PodServer {
             | Behavior::Forgetful => {}
         }
         let secrets: Api<Secret> = Api::namespaced(self.world_client.clone(), &self.namespace);
-        let secret = secrets.get_opt(&contract::token_secret_name(&self.workload)).await.ok().flatten();
+        let secret = secrets
+            .get_opt(&contract::token_secret_name(contract::WorkloadKind::Deployment, &self.workload))
+            .await
+            .ok()
+            .flatten();
         let current = secret.and_then(|secret| secret.data?.remove("current")).map(|token| token.0);
         if current.is_some_and(|current| !current.is_empty() && current == shown.as_bytes()) {
             Ok(())

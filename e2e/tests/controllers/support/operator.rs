@@ -1,6 +1,6 @@
 //! The operator, in the test's own process.
 
-use super::{cluster::OPERATOR, world::World};
+use super::world::World;
 use clap::Parser;
 use operator::{RunError, args::Args};
 use std::{
@@ -38,7 +38,7 @@ impl Operator {
         // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
         let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
         let args = Args::parse_from(usual.iter().chain(lease).chain(extra));
-        let config = world.cluster.config(OPERATOR).await;
+        let config = world.operator_config().await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
         Self { shutdown, task: Some(task), listen }

@@ -8,10 +8,14 @@ use super::{
 };
 use contract::RuntimeConfig;
 use crds::{Condition, FeatureFlag, ResiliencePolicy};
-use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{ConfigMap, ServiceAccount},
+    events::v1::Event,
+};
 use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    Api, Client, Config, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use std::{
@@ -31,6 +35,8 @@ pub struct World {
     pub home: String,
     /// Namespace that the operator watches; empty: every namespace.
     pub watched: String,
+    /// Token of the operator's service account.
+    token: String,
 }
 
 impl World {
@@ -63,7 +69,16 @@ impl World {
             let namespace = right["metadata"]["namespace"].as_str().unwrap_or_default();
             apply(&client, namespace, &right).await.unwrap();
         }
-        Self { cluster, client, namespace, home, watched }
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &home);
+        let request = TokenRequest { spec: Some(TokenRequestSpec::default()), ..TokenRequest::default() };
+        let issued = accounts.create_token_request(&home, &PostParams::default(), &request).await.unwrap();
+        let token = issued.status.unwrap().token.unwrap();
+        Self { cluster, client, namespace, home, watched, token }
+    }
+
+    /// How the operator connects: with a token of its service account, which may do what the chart allows it.
+    pub async fn operator_config(&self) -> Config {
+        self.cluster.config_with("operator", &self.token).await
     }
 
     /// Starts an operator.
@@ -157,7 +172,10 @@ impl World {
 
     /// The ConfigMap of a workload, if there is one.
     pub async fn config_map(&self, workload: &str) -> Option<ConfigMap> {
-        self.api::<ConfigMap>().get_opt(&contract::config_map_name(workload)).await.unwrap()
+        self.api::<ConfigMap>()
+            .get_opt(&contract::config_map_name(contract::WorkloadKind::Deployment, workload))
+            .await
+            .unwrap()
     }
 
     /// The document that is published for a workload.

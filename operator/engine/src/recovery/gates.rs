@@ -1,16 +1,20 @@
 //! The gates that an action has to pass, in the order in which a person would want to hear of them.
 
 use super::{
-    ladder::{OBSERVATION_GRACE, millis},
-    model::{CheckState, History, Observed, Outcome, PodFacts, Settings, Step, Withheld},
+    ladder::later,
+    model::{CheckState, History, Outcome, Settings, Step, Withheld},
+    view::View,
 };
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 
 /// What holds an action back. The names are the condition's reasons; each has a runbook page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gate {
     /// The policy is suspended.
     Suspended,
+    /// The caches have heard nothing for too long: what they show may have changed since.
+    ObserverStale,
     /// The workload is being rolled out; its pods are expected to come and go.
     RolloutInProgress,
     /// The dependency behind the check fails for most pods, so the pods are not the cause.
@@ -34,6 +38,7 @@ impl Gate {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Suspended => "Suspended",
+            Self::ObserverStale => "ObserverStale",
             Self::RolloutInProgress => "RolloutInProgress",
             Self::DependencyIsTheCause => "DependencyIsTheCause",
             Self::Cooldown => "Cooldown",
@@ -62,7 +67,7 @@ type Closed = Option<(String, Option<Timestamp>)>;
 /// action is recorded and not executed.
 pub(super) fn first_closed(
     settings: &Settings,
-    observed: &Observed,
+    observed: &View<'_>,
     history: &History,
     proposal: &Proposal<'_>,
     now: Timestamp,
@@ -70,8 +75,8 @@ pub(super) fn first_closed(
     let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
-    let [suspended, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal, now);
-    named([suspended, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
+    let [suspended, stale, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
+    named([suspended, stale, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
@@ -87,17 +92,12 @@ fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) ->
 }
 
 /// The gates that hold whenever an action is about to be executed.
-fn always(
-    settings: &Settings,
-    observed: &Observed,
-    history: &History,
-    proposal: &Proposal<'_>,
-    now: Timestamp,
-) -> [(Gate, Closed); 6] {
+fn always(settings: &Settings, observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> [(Gate, Closed); 7] {
     let disrupts = proposal.step.action.disrupts();
-    let unhealthy = disrupts.then(|| Unhealthy::count(observed, history, proposal, now));
+    let unhealthy = disrupts.then(|| Unhealthy::count(observed, history, proposal));
     [
         (Gate::Suspended, suspended(settings)),
+        (Gate::ObserverStale, observer_stale(observed)),
         (Gate::RolloutInProgress, rollout(observed, proposal)),
         (Gate::DependencyIsTheCause, dependency(observed, proposal)),
         (Gate::ActionNotSupported, supported(observed, proposal)),
@@ -116,23 +116,15 @@ struct Unhealthy {
 }
 
 impl Unhealthy {
-    fn count(observed: &Observed, history: &History, proposal: &Proposal<'_>, now: Timestamp) -> Self {
-        let target = &proposal.check.subject.target;
-        let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
-        let concerns = |subject: &super::Subject, uid: &str| subject.pod.as_ref().is_some_and(|pod| pod.uid == uid);
-        // Whoever has just begun to look has not heard all of them; for a while, silence may be sickness.
-        let blind = now < observed.watching_since + OBSERVATION_GRACE;
-        let broken = |uid: &str, facts: &PodFacts| {
-            !facts.ready
-                || (blind && !facts.reported)
-                || observed.checks.iter().any(|check| !check.healthy && concerns(&check.subject, uid))
-        };
-        let recovering = |uid: &str| history.in_flight.iter().any(|record| concerns(&record.subject, uid));
-        Self {
-            pods: pods.len(),
-            broken: pods.iter().filter(|(uid, facts)| broken(uid, facts)).count(),
-            broken_or_recovering: pods.iter().filter(|(uid, facts)| broken(uid, facts) || recovering(uid)).count(),
-        }
+    fn count(view: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Self {
+        let target = proposal.check.subject.target.as_str();
+        let broken = view.broken_pods(target);
+        // What is being done is little, however many pods there are.
+        let under_recovery = history.in_flight.iter().filter(|record| record.subject.target == target);
+        let under_recovery = under_recovery.filter_map(|record| Some(record.subject.pod.as_ref()?.uid.as_str()));
+        let more: BTreeSet<_> =
+            under_recovery.filter(|uid| !broken.contains(uid) && view.pods.contains_key(*uid)).collect();
+        Self { pods: view.pods_of(target), broken: broken.len(), broken_or_recovering: broken.len() + more.len() }
     }
 
     fn all(&self) -> Closed {
@@ -163,7 +155,12 @@ fn suspended(settings: &Settings) -> Closed {
         .then(|| ("the policy is suspended; it waits for a person to set spec.suspend to false".to_owned(), None))
 }
 
-fn rollout(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
+fn observer_stale(observed: &View<'_>) -> Closed {
+    let why = observed.observer_stale.as_ref()?;
+    Some((format!("{why}; nothing is done on a view that old, and recovery goes on when it is fresh again"), None))
+}
+
+fn rollout(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let target = &proposal.check.subject.target;
     observed
         .rolling_out
@@ -171,7 +168,7 @@ fn rollout(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
         .then(|| (format!("{target} is being rolled out; recovery goes on when that is over"), None))
 }
 
-fn dependency(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
+fn dependency(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let subject = &proposal.check.subject;
     let dependency = proposal.check.dependency.clone()?;
     let pods = observed.open_on_quorum.get(&(subject.target.clone(), dependency.clone()))?;
@@ -183,7 +180,7 @@ fn dependency(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
     ))
 }
 
-fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
+fn supported(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let action = proposal.step.action;
     if !observed.supported.contains(&action) {
         return Some((format!("this version of the operator cannot do {action:?}; it waits for a person"), None));
@@ -195,7 +192,7 @@ fn supported(observed: &Observed, proposal: &Proposal<'_>) -> Closed {
 
 fn cooldown(
     settings: &Settings,
-    observed: &Observed,
+    observed: &View<'_>,
     history: &History,
     proposal: &Proposal<'_>,
     now: Timestamp,
@@ -211,7 +208,7 @@ fn cooldown(
         })
         .map(|record| record.finished_at.unwrap_or(record.started_at))
         .max()?;
-    let until = last + millis(settings.limits.cooldown_ms);
+    let until = later(last, settings.limits.cooldown_ms);
     (now < until).then(|| {
         ("the last recovery of this check ended a moment ago; it waits for the cooldown".to_owned(), Some(until))
     })
@@ -219,10 +216,9 @@ fn cooldown(
 
 /// When each action of the budget's interval leaves it, soonest first.
 fn spent(settings: &Settings, history: &History, now: Timestamp) -> Vec<Timestamp> {
-    let interval = millis(settings.limits.budget_interval_ms);
     let mut ends: Vec<_> = history
         .of_kind(settings.dry_run)
-        .map(|record| record.executed_at.unwrap_or(record.started_at) + interval)
+        .map(|record| later(record.executed_at.unwrap_or(record.started_at), settings.limits.budget_interval_ms))
         .filter(|end| now < *end)
         .collect();
     ends.sort_unstable();

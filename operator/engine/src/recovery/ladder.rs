@@ -1,6 +1,9 @@
 //! The ladder: which step comes next, and what came of the last one.
 
-use super::model::{Action, CheckState, History, JobState, Observed, Outcome, Record, Settings, Step, Subject};
+use super::{
+    model::{Action, CheckState, History, JobState, Outcome, Record, Settings, Step, Subject},
+    view::View,
+};
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
 
@@ -20,7 +23,7 @@ pub(super) enum Next {
 
 /// The step after the last one that was tried since the check began to fail. A pod that took the place of one whose
 /// restart did not help goes on where that one was: another restart would help no more.
-pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, history: &History, dry_run: bool) -> Next {
+pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, history: &History, dry_run: bool) -> Next {
     let inherited = |record: &Record| {
         record.outcome == Outcome::Failed
             && succeeds(record, check, observed)
@@ -37,7 +40,7 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &Observed, hist
 }
 
 /// Whether a check is that of a pod that took the place of the one that `record` restarted.
-pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &Observed) -> bool {
+pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>) -> bool {
     let created_at =
         check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
     // Nobody takes the place of a pod that is still there.
@@ -53,11 +56,11 @@ pub(super) fn replaces(record: &Record, subject: &Subject, created_at: Option<Ti
         && !record.dry_run
         && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
         && record.subject.pod != subject.pod
-        && created_at.is_some_and(|created| created >= asked_at - MAX_CLOCK_SKEW)
+        && created_at.is_some_and(|created| later_by(created, MAX_CLOCK_SKEW) >= asked_at)
 }
 
 /// Takes note of what shows that an action was executed, though nobody could write it down.
-pub(super) fn catch_up(record: &mut Record, observed: &Observed) {
+pub(super) fn catch_up(record: &mut Record, observed: &View<'_>) {
     if !matches!(record.outcome, Outcome::Pending | Outcome::Waiting) || record.dry_run {
         return;
     }
@@ -87,7 +90,7 @@ pub(super) enum Verdict {
 }
 
 /// What came of an action that is in flight.
-pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed, now: Timestamp) -> Verdict {
+pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>, now: Timestamp) -> Verdict {
     let restart = record.step.action == Action::RestartPod;
     if let Some(pod) = &record.subject.pod {
         match observed.pods.get(&pod.uid) {
@@ -109,13 +112,13 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
     if record.executed_at.is_none() && !is_wanted {
         return Verdict::Over(Outcome::Cancelled, "the policy no longer has this step".to_owned());
     }
-    let state = observed.checks.iter().find(|check| check.subject == record.subject);
+    let state = observed.check(&record.subject);
     if record.outcome == Outcome::Waiting {
         return match state {
             Some(check) if check.healthy => {
                 Verdict::Over(Outcome::Cancelled, "healthy again before it could be executed".to_owned())
             }
-            _ => Verdict::Wait(Some(now + WAITING_RETRY)),
+            _ => Verdict::Wait(Some(later_by(now, WAITING_RETRY))),
         };
     }
     let Some(executed_at) = record.executed_at else {
@@ -128,14 +131,14 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
         }
         // A new leader tries for a while, too, however long nobody could.
         let deadline =
-            (record.started_at + millis(record.step.timeout_ms)).max(observed.watching_since + OBSERVATION_GRACE);
+            later(record.started_at, record.step.timeout_ms).max(later_by(observed.watching_since, OBSERVATION_GRACE));
         if now >= deadline {
             let why = record.message.as_deref().unwrap_or("no answer");
             return Verdict::Over(Outcome::Failed, format!("it could not be executed in time: {why}"));
         }
         return Verdict::Wait(Some(deadline));
     };
-    let deadline = executed_at + millis(record.step.timeout_ms);
+    let deadline = later(executed_at, record.step.timeout_ms);
     let progress = match record.step.action {
         _ if record.dry_run => evaluated(state),
         Action::RestartPod => restarted(record, executed_at, observed, now),
@@ -144,7 +147,7 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
     };
     match progress {
         Progress::Healthy(since) => {
-            let proven_at = since.max(executed_at) + millis(settings.healthy_delay_ms);
+            let proven_at = later(since.max(executed_at), settings.healthy_delay_ms);
             if now < proven_at {
                 return Verdict::Wait(Some(proven_at));
             }
@@ -157,13 +160,13 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &Observed,
         Progress::NotYet(..) if now < deadline => Verdict::Wait(Some(deadline)),
         // What was last heard before the deadline may have changed until then.
         Progress::NotYet(seen_at, what) => {
-            let latest = deadline.max(observed.watching_since) + OBSERVATION_GRACE;
+            let latest = later_by(deadline.max(observed.watching_since), OBSERVATION_GRACE);
             if seen_at.is_some_and(|seen_at| seen_at >= deadline) || now >= latest {
                 let message = format!("it did not help within {} s; {what}", seconds(record.step.timeout_ms));
                 Verdict::Over(Outcome::Failed, message)
             } else {
                 // A report that says nothing new wakes nobody.
-                Verdict::Wait(Some(latest.min(now + LISTEN)))
+                Verdict::Wait(Some(latest.min(later_by(now, LISTEN))))
             }
         }
     }
@@ -191,7 +194,7 @@ fn evaluated(state: Option<&CheckState>) -> Progress {
     }
 }
 
-fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &Observed) -> Progress {
+fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &View<'_>) -> Progress {
     match observed.jobs.get(&record.id).map(|job| &job.state) {
         Some(JobState::Failed(why)) => Progress::Over(Outcome::Failed, format!("the Job failed: {why}")),
         Some(JobState::Running) => Progress::NotYet(state.map(|check| check.seen_at), "the Job is not over".to_owned()),
@@ -201,9 +204,9 @@ fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &Observed) 
 }
 
 /// The pod's successors must be there, ready, and healthy by the same check.
-fn restarted(record: &Record, executed_at: Timestamp, observed: &Observed, now: Timestamp) -> Progress {
+fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: Timestamp) -> Progress {
     // What the cluster shows is as of now, once the watches have had the time to show it.
-    let seen_at = (now >= observed.watching_since + WATCHES_CATCH_UP).then_some(now);
+    let seen_at = (now >= later_by(observed.watching_since, WATCHES_CATCH_UP)).then_some(now);
     let (target, check) = (&record.subject.target, &record.subject.check);
     if record.subject.pod.as_ref().is_some_and(|pod| observed.pods.contains_key(&pod.uid)) {
         return Progress::NotYet(seen_at, "the pod is still there".to_owned());
@@ -218,17 +221,13 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &Observed, now: 
     }
     let successors: Vec<_> = pods
         .iter()
-        .filter(|(_, facts)| facts.created_at >= executed_at - MAX_CLOCK_SKEW)
+        .filter(|(_, facts)| later_by(facts.created_at, MAX_CLOCK_SKEW) >= executed_at)
         .map(|(uid, _)| *uid)
         .collect();
     if successors.is_empty() {
         return Progress::NotYet(seen_at, "no pod took its place".to_owned());
     }
-    let state_of = |uid: &String| {
-        observed.checks.iter().find(|state| {
-            state.subject.check == *check && state.subject.pod.as_ref().is_some_and(|pod| pod.uid == *uid)
-        })
-    };
+    let state_of = |uid: &String| observed.pod_check(uid, check);
     let mut since = executed_at;
     for uid in successors {
         match evaluated(state_of(uid)) {
@@ -253,7 +252,7 @@ pub(super) const WAITING_RETRY: SignedDuration = SignedDuration::from_secs(5);
 /// When an action in flight has to be looked at again at the latest.
 pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
     let from = record.executed_at.unwrap_or(record.started_at);
-    from + millis(record.step.timeout_ms.max(settings.healthy_delay_ms))
+    later(from, record.step.timeout_ms.max(settings.healthy_delay_ms))
 }
 
 /// Id of an intent: the same failure at the same step gives the same id, whoever decides it.
@@ -270,9 +269,15 @@ pub(super) fn intent_id(
     canonical::content_hash(&parts)[..16].to_owned()
 }
 
-/// A span of `millis`, cut to what a span can hold.
-pub(super) fn millis(millis: u64) -> SignedDuration {
-    SignedDuration::from_millis(i64::try_from(millis).unwrap_or(i64::MAX / 4).min(i64::MAX / 4))
+/// `at` and so many milliseconds. Times come out of objects that anybody may have edited, so this never overflows: the end
+/// of time is late enough.
+pub(super) fn later(at: Timestamp, millis: u64) -> Timestamp {
+    later_by(at, SignedDuration::from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
+}
+
+/// `at` and a span; see [`later`].
+pub(super) fn later_by(at: Timestamp, span: SignedDuration) -> Timestamp {
+    at.checked_add(span).unwrap_or(Timestamp::MAX)
 }
 
 fn seconds(millis: u64) -> String {

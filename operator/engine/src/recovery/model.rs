@@ -1,7 +1,7 @@
 //! What a decision about recovery is made from, and what it consists of.
 
 use super::Gate;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most finished actions that are remembered.
@@ -167,6 +167,8 @@ pub struct Observed {
     pub open_on_quorum: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
+    /// Why what is shown here may be too old to act on, if it may.
+    pub observer_stale: Option<String>,
     /// Actions that this operator can execute.
     pub supported: BTreeSet<Action>,
     /// Since when this operator looks. Of the time before, it knows only what was written down: that a deadline passed
@@ -266,7 +268,28 @@ pub struct History {
     pub recent: Vec<Record>,
 }
 
+/// How far ahead of now a recorded time may be: clocks of replicas differ, but not by more.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
+
+impl Record {
+    /// Whether its times can be true. Anybody who may edit a status can write any time into it.
+    fn is_possible(&self, now: Timestamp) -> bool {
+        let times = [Some(self.failed_at), Some(self.started_at), self.executed_at, self.finished_at];
+        times.into_iter().flatten().all(|at| at.duration_since(now) <= MAX_AHEAD)
+    }
+}
+
 impl History {
+    /// Takes the records out whose times cannot be: they are kept as they are, and nothing is computed from them.
+    #[must_use = "they have to be kept"]
+    pub fn take_impossible(&mut self, now: Timestamp) -> History {
+        let split = |records: Vec<Record>| records.into_iter().partition(|record: &Record| record.is_possible(now));
+        let (in_flight, impossible_in_flight) = split(std::mem::take(&mut self.in_flight));
+        let (recent, impossible_recent) = split(std::mem::take(&mut self.recent));
+        *self = Self { in_flight, recent };
+        Self { in_flight: impossible_in_flight, recent: impossible_recent }
+    }
+
     /// Every record of a run of the same kind, dry or not.
     pub(super) fn of_kind(&self, dry_run: bool) -> impl Iterator<Item = &Record> {
         self.in_flight.iter().chain(&self.recent).filter(move |record| record.dry_run == dry_run)

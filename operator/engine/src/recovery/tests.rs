@@ -1,4 +1,5 @@
 use super::*;
+use jiff::SignedDuration;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -711,4 +712,53 @@ proptest! {
             history = if crash { decision.history } else { execute_step(&decision, now) };
         }
     }
+}
+
+/// A time that somebody wrote into a status is no reason to fail, however far away it is.
+#[test]
+fn no_time_in_a_record_makes_a_decision_fail() {
+    let settings = settings();
+    let observed = observed(vec![check(POD, false, 1)]);
+    let first = run(&settings, &observed, &History::default(), 1);
+    let extremes = [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX];
+    for (a, b) in extremes.into_iter().flat_map(|a| extremes.map(|b| (a, b))) {
+        for outcome in [Outcome::Pending, Outcome::Waiting, Outcome::Verifying, Outcome::Succeeded, Outcome::Failed] {
+            let mut record = first.history.in_flight[0].clone();
+            (record.started_at, record.failed_at, record.outcome) = (a, b, outcome);
+            (record.executed_at, record.finished_at) = (Some(b), Some(a));
+            let in_flight = History { in_flight: vec![record.clone()], recent: vec![] };
+            let recent = History { in_flight: vec![], recent: vec![record] };
+            for history in [in_flight, recent] {
+                for now in [Timestamp::MIN, at(2), Timestamp::MAX] {
+                    decide(&settings, &observed, &history, "policy", now);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_from_the_future_is_kept_and_not_counted() {
+    let settings = settings();
+    let observed = observed(vec![check(POD, false, 1)]);
+    let mut history = run(&settings, &observed, &History::default(), 1).history;
+    history
+        .recent
+        .push(Record { executed_at: Some("9999-12-30T21:59:00Z".parse().unwrap()), ..history.in_flight[0].clone() });
+    let aside = history.take_impossible(at(2));
+    assert_eq!((history.in_flight.len(), history.recent.len()), (1, 0));
+    assert_eq!((aside.in_flight.len(), aside.recent.len()), (0, 1));
+    assert_eq!(history.take_impossible(at(-3_700)).in_flight.len(), 1, "an hour ahead is too far");
+}
+
+#[test]
+fn nothing_is_begun_on_a_view_that_is_too_old() {
+    let settings = settings();
+    let stale = Observed {
+        observer_stale: Some("pods were last heard 100 s ago".into()),
+        ..observed(vec![check(POD, false, 1)])
+    };
+    let decision = run(&settings, &stale, &History::default(), 1);
+    assert!(decision.execute.is_empty());
+    assert_eq!(decision.withheld[0].gate, Gate::ObserverStale);
 }

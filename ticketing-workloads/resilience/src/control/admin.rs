@@ -1,23 +1,25 @@
 //! The admin port: the operator's way into the pod.
 //!
-//! Every call carries the token; without one mounted, every call is refused. A call is accepted or refused by its head, so
-//! a caller without the token cannot even send a body.
+//! Every call is signed with the workload's token, or carries it if the operator is of version 0.1 ([`super::authentication`]);
+//! without a mounted token, every call is refused. A call is accepted or refused by its head, so a caller without the token
+//! cannot even send a body.
 
 use crate::clock;
 use crate::control::actions::Actions;
+use crate::control::authentication::{Authenticated, Authentication};
 use crate::control::config::ConfigStore;
 use crate::control::health::Checks;
-use crate::control::token::{TokenVerdict, Tokens};
 use crate::server::{BodyError, Limits, read_body};
 use crate::workload::Resilience;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH};
+use contract::signing::{Advertised, CONTENT_HASH_HEADER};
 use contract::{ActionRequest, AppliedFrom, HealthReport, MAX_CONFIG_BYTES};
 use serde_json::json;
 use std::sync::Arc;
@@ -44,8 +46,8 @@ pub struct Admin {
     pub checks: Arc<Checks>,
     /// Recovery actions that the workload supports.
     pub actions: Arc<Actions>,
-    /// The tokens in force.
-    pub tokens: Arc<Tokens>,
+    /// Who may use the port.
+    pub auth: Authentication,
     /// Name of the pod, for the report.
     pub pod: String,
 }
@@ -75,30 +77,42 @@ impl Admin {
             .route(ACTIONS_PATH, post(post_action))
             .route(HEALTH_PATH, get(get_health))
             .fallback(|| async { refuse(StatusCode::NOT_FOUND, "NotFound", "there is no such call") })
-            .layer(middleware::from_fn_with_state(Arc::clone(self), authorise))
+            .layer(middleware::from_fn_with_state(Arc::clone(self), authenticate))
             .with_state(Arc::clone(self))
     }
 }
 
-async fn authorise(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    let presented = request.headers().get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
-    match admin.tokens.verify(presented) {
-        TokenVerdict::Valid => next.run(request).await,
-        TokenVerdict::NoToken => refuse(
-            StatusCode::UNAUTHORIZED,
-            "NoToken",
-            "no token is mounted in this pod yet; it refuses every call until one is",
-        ),
-        TokenVerdict::Invalid => {
-            let message =
-                format!("the header {TOKEN_HEADER} is missing or holds a token that is not in force in this pod");
-            refuse(StatusCode::UNAUTHORIZED, "WrongToken", &message)
+async fn authenticate(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
+    let now_ms = clock::now_ms();
+    let answer = match admin.auth.check(request.method(), request.uri(), request.headers(), now_ms) {
+        Ok(authenticated) => {
+            request.extensions_mut().insert(authenticated);
+            next.run(request).await
         }
-    }
+        Err(refusal) => refuse(StatusCode::UNAUTHORIZED, refusal.reason(), &refusal.to_string()),
+    };
+    advertise(answer, admin.auth.audience(), now_ms)
 }
 
-async fn put_config(State(admin): State<Arc<Admin>>, body: Body) -> Result<Response, BodyError> {
+/// Every answer says how requests are to be signed: the operator must not send a token to find out.
+fn advertise(mut answer: Response, audience: &str, now_ms: i64) -> Response {
+    for (name, value) in Advertised::headers(audience, now_ms) {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            answer.headers_mut().insert(name, value);
+        }
+    }
+    answer
+}
+
+async fn put_config(
+    State(admin): State<Arc<Admin>>,
+    Extension(authenticated): Extension<Authenticated>,
+    body: Body,
+) -> Result<Response, BodyError> {
     let bytes = read_body(body, MAX_CONFIG_BYTES, BODY_TIMEOUT).await?;
+    if !authenticated.covers(&bytes) {
+        return Ok(changed_on_its_way());
+    }
     let answer = admin.store.apply(&bytes, AppliedFrom::Push, clock::now_ms());
     // A refusal is an answer, too: the outcome says so, and any other status means that there is none.
     Ok(Json(answer).into_response())
@@ -112,8 +126,15 @@ async fn get_health(State(admin): State<Arc<Admin>>) -> Response {
     Json(admin.report()).into_response()
 }
 
-async fn post_action(State(admin): State<Arc<Admin>>, body: Body) -> Result<Response, BodyError> {
+async fn post_action(
+    State(admin): State<Arc<Admin>>,
+    Extension(authenticated): Extension<Authenticated>,
+    body: Body,
+) -> Result<Response, BodyError> {
     let bytes = read_body(body, MAX_ACTION_BYTES, BODY_TIMEOUT).await?;
+    if !authenticated.covers(&bytes) {
+        return Ok(changed_on_its_way());
+    }
     let request: ActionRequest = match serde_json::from_slice(&bytes) {
         Ok(request) => request,
         Err(error) => return Ok(refuse(StatusCode::BAD_REQUEST, "Malformed", &error.to_string())),
@@ -127,6 +148,11 @@ async fn post_action(State(admin): State<Arc<Admin>>, body: Body) -> Result<Resp
     // The operator waits to see the check well again; it need not wait for the interval.
     admin.checks.run_now(&check);
     Ok(Json(answer).into_response())
+}
+
+fn changed_on_its_way() -> Response {
+    let message = format!("the body does not have the hash that {CONTENT_HASH_HEADER} states and the signature covers");
+    refuse(StatusCode::UNAUTHORIZED, "WrongSignature", &message)
 }
 
 fn refuse(status: StatusCode, reason: &str, message: &str) -> Response {

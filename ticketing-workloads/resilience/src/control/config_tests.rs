@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 const NOW: i64 = 1_800_000_000_000;
 
 fn id() -> WorkloadId {
-    WorkloadId { namespace: "ticketing".into(), name: "booking".into() }
+    WorkloadId::deployment("ticketing", "booking")
 }
 
 fn store() -> Arc<ConfigStore> {
@@ -87,6 +87,16 @@ fn the_same_meaning_at_a_newer_revision_changes_only_the_order() {
     PushOutcome::RefusedInvalid,
     "the document is for ticketing/catalog"
 )]
+#[case::wrong_kind(
+    edited(|value| value["workload"]["kind"] = json!("StatefulSet")),
+    PushOutcome::RefusedInvalid,
+    "the document is for ticketing/booking (StatefulSet), and this pod belongs to ticketing/booking"
+)]
+#[case::unknown_kind(
+    edited(|value| value["workload"]["kind"] = json!("DaemonSet")),
+    PushOutcome::RefusedInvalid,
+    "unknown variant `DaemonSet`, expected `Deployment` or `StatefulSet`"
+)]
 #[case::wrong_namespace(
     edited(|value| value["workload"]["namespace"] = json!("other")),
     PushOutcome::RefusedInvalid,
@@ -105,6 +115,16 @@ fn bad_input_leaves_the_last_good_configuration(
     assert!(answer.message.contains(message), "{}", answer.message);
     assert_eq!(answer.applied, good);
     assert_eq!(request_ms(&store), 5_000);
+}
+
+/// A pod of a StatefulSet takes only what says so: a document of version 0.1, without a kind, is a Deployment's.
+#[test]
+fn a_pod_of_a_stateful_set_refuses_a_document_without_a_kind() {
+    let stateful = WorkloadId::new("ticketing", contract::WorkloadKind::StatefulSet, "booking");
+    let store = ConfigStore::new(Resilience::builder(stateful.clone()).dependency("database").build());
+    assert_eq!(push(&store, &document(NOW, 5_000)).outcome, PushOutcome::RefusedInvalid);
+    let own = RuntimeConfig::new(stateful, NOW, Section::default(), Section::default()).to_bytes().unwrap();
+    assert_eq!(push(&store, &own).outcome, PushOutcome::Applied);
 }
 
 #[test]

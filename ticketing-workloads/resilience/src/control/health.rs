@@ -202,7 +202,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     fn resilience() -> Arc<Resilience> {
-        Resilience::builder(WorkloadId { namespace: "n".into(), name: "w".into() }).build()
+        Resilience::builder(WorkloadId::deployment("n", "w")).build()
     }
 
     async fn after(checks: &Arc<Checks>, time: Duration) -> BTreeMap<String, CheckReport> {

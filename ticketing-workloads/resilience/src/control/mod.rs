@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod admin;
+pub mod authentication;
 pub mod config;
 pub mod degradation;
 pub mod health;

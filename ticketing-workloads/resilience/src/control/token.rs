@@ -3,6 +3,7 @@
 use crate::control::mount::{Found, MountedFile, POLL_INTERVAL, Trouble};
 use arc_swap::ArcSwap;
 use contract::admin::TOKEN_KEYS;
+use contract::signing::{ContentHash, Presented, SignatureError};
 use std::path::Path;
 use std::sync::Arc;
 use subtle::{Choice, ConstantTimeEq};
@@ -34,12 +35,27 @@ impl Tokens {
         self.values.store(Arc::new([current.trim_ascii().to_vec(), previous.trim_ascii().to_vec()]));
     }
 
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        !self.values.load().iter().all(Vec::is_empty)
+    }
+
+    /// Verifies the head of a signed request; the answer is the hash that its body must have.
+    pub fn verify_signed(
+        &self,
+        request: Presented<'_>,
+        audience: &str,
+        now_ms: i64,
+    ) -> Result<ContentHash, SignatureError> {
+        request.verify(audience, self.values.load().iter().map(Vec::as_slice), now_ms)
+    }
+
     /// Compares a presented token with those in force, in a time that does not depend on how much of it matches.
     pub fn verify(&self, presented: &[u8]) -> TokenVerdict {
-        let values = self.values.load();
-        if values.iter().all(Vec::is_empty) {
+        if !self.any() {
             return TokenVerdict::NoToken;
         }
+        let values = self.values.load();
         let matches = |value: &Vec<u8>| value.ct_eq(presented) & !Choice::from(u8::from(value.is_empty()));
         let right = values.iter().map(matches).fold(Choice::from(0), |any, one| any | one);
         if right.into() { TokenVerdict::Valid } else { TokenVerdict::Invalid }

@@ -100,3 +100,24 @@ fn code(body: &[u8]) -> String {
     let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     answer["errorCode"].as_str().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn a_gateway_that_is_full_says_so_and_when_to_come_back() {
+        for rejection in [
+            Rejection::BulkheadFull { in_use: 50, queued: 100 },
+            Rejection::BulkheadWait { waited: Duration::from_secs(1) },
+        ] {
+            let error = CallError::Rejected { dependency: "booking".into(), rejection, attempts: 0 };
+            let answer = fail(error, true, None);
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(answer.headers()["retry-after"], "1");
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(code(&body), "TOO_MANY_REQUESTS_UNDER_WAY");
+        }
+    }
+}

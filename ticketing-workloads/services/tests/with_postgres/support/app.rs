@@ -257,7 +257,7 @@ pub fn order(event: &str, tickets: u32) -> Value {
 
 /// A document as the operator publishes it.
 pub fn document(workload: &str, revision: i64, policy: PolicySettings, flags: FlagsSettings) -> Vec<u8> {
-    let id = WorkloadId { namespace: "ticketing".into(), name: workload.into() };
+    let id = WorkloadId::deployment("ticketing", workload);
     let section = Section { sources: Vec::new(), settings: policy };
     let flags = Section { sources: Vec::new(), settings: flags };
     RuntimeConfig::new(id, revision, section, flags).to_bytes().unwrap()

@@ -1,0 +1,196 @@
+//! The charts: Helm's own lint, and what they render for every switch that they have.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
+
+use e2e::{
+    binaries::{Binaries, Tool},
+    checkout,
+    command::Run,
+    progress::Progress,
+};
+use futures::{StreamExt, stream};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+const CHARTS: [&str; 2] = ["resilience-operator", "ticketing"];
+
+/// What belongs to a value that is empty by default: one that is not, which Helm renders differently.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("tag", r#""v1.2.3""#),
+    ("imagePullSecrets", r#"[{"name": "registry"}]"#),
+    ("watchNamespaces", r#"["tickets", "shop"]"#),
+    ("nodeSelector", r#"{"disk": "fast"}"#),
+    ("tolerations", r#"[{"key": "a", "operator": "Exists"}]"#),
+    ("affinity", r#"{"podAntiAffinity": {}}"#),
+    ("podAnnotations", r#"{"a": "b: c"}"#),
+    ("extraEnv", r#"[{"name": "A", "value": "b: c"}]"#),
+    ("env", r#"{"A": "b: c"}"#),
+    ("nameOverride", r#""other""#),
+    ("fullnameOverride", r#""other""#),
+    ("existingSecret", r#""database""#),
+    ("host", r#""db.example""#),
+    ("parameters", r#""connect_timeout=5""#),
+    ("password", r#""a b\"c""#),
+    ("storageClass", r#""fast""#),
+    ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
+];
+
+/// Values that make no sense alone, and what they need.
+const TOGETHER: &[(&str, &[&str])] = &[
+    ("postgresql.enabled=false", &["database.existingSecret=\"database\""]),
+    ("database.host=\"db.example\"", &["postgresql.enabled=false", "database.existingSecret=\"database\""]),
+    (
+        "database.parameters=\"connect_timeout=5\"",
+        &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.host=\"a\""],
+    ),
+    ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
+];
+
+fn read(path: &Path) -> Value {
+    serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Each way in which one value can differ from its default, as `--set-json` takes it.
+fn switches(values: &Value, schema: &Value, root: &Value, path: &str, found: &mut Vec<String>) {
+    let schema = match schema["$ref"].as_str() {
+        Some(reference) => root.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => schema,
+    };
+    if let Some(options) = schema["enum"].as_array() {
+        found.extend(options.iter().filter(|option| *option != values).map(|option| format!("{path}={option}")));
+        return;
+    }
+    let name = path.rsplit('.').next().unwrap();
+    let example = || EXAMPLES.iter().find(|(known, _)| *known == name).map(|(_, example)| format!("{path}={example}"));
+    let empty = match values {
+        Value::Bool(on) => return found.push(format!("{path}={}", !on)),
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let schema = if schema["properties"][field].is_null() {
+                    &schema["additionalProperties"]
+                } else {
+                    &schema["properties"][field]
+                };
+                let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+                switches(value, schema, root, &path, found);
+            }
+            fields.is_empty()
+        }
+        Value::Array(items) => {
+            found.extend((!items.is_empty()).then(|| format!("{path}=[]")));
+            items.is_empty()
+        }
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
+    if empty {
+        found.push(
+            example().unwrap_or_else(|| panic!("{path} is empty by default: put an example of it into this test")),
+        );
+    }
+}
+
+struct Charts {
+    helm: PathBuf,
+}
+
+impl Charts {
+    async fn new() -> Self {
+        Self { helm: Binaries::new(Progress::new()).path(Tool::Helm).await.unwrap() }
+    }
+
+    fn path(chart: &str) -> PathBuf {
+        checkout::root().join("charts").join(chart)
+    }
+
+    async fn render(&self, chart: &str, set: &[&str]) -> Result<String, String> {
+        let mut run =
+            Run::new(&self.helm).args(["template", "release"]).arg(Self::path(chart)).args(["--namespace", "home"]);
+        for value in set {
+            run = run.args(["--set-json", value]);
+        }
+        run.output().await.map_err(|error| error.to_string())
+    }
+}
+
+/// Everything that is rendered is an object that could be applied, and no two have one name.
+fn check(what: &str, text: &str) -> usize {
+    let mut seen = BTreeSet::new();
+    for document in text
+        .split("\n---")
+        .filter(|document| document.lines().any(|line| !line.is_empty() && !line.starts_with(['#', '-'])))
+    {
+        let object: Value =
+            serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{what}: {error}\n{document}"));
+        let word = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let identity = ["/apiVersion", "/kind", "/metadata/namespace", "/metadata/name"].map(word);
+        assert!([0, 1, 3].into_iter().all(|at| !identity[at].is_empty()), "{what}: {identity:?} in\n{document}");
+        assert!(
+            !document.contains("<no value>") && !document.contains("%!"),
+            "{what}: a value is missing in\n{document}"
+        );
+        for label in object["metadata"]["labels"].as_object().into_iter().flatten().map(|(_, value)| value) {
+            assert!(label.as_str().is_some_and(|label| label.len() <= 63), "{what}: {label} is no label's value");
+        }
+        assert!(seen.insert(identity.clone()), "{what}: {identity:?} twice");
+    }
+    assert!(!seen.is_empty(), "{what}: nothing is rendered");
+    seen.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn helm_has_nothing_to_say_against_them() {
+    let charts = Charts::new().await;
+    let run = Run::new(&charts.helm).args(["lint", "--strict"]);
+    let run = CHARTS.iter().fold(run, |run, chart| run.arg(Charts::path(chart)));
+    let said = run.output().await.unwrap();
+    assert!(!said.contains("[WARNING]") && !said.contains("[ERROR]"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_switch_renders_objects_that_can_be_applied() {
+    let charts = &Charts::new().await;
+    for chart in CHARTS {
+        let path = Charts::path(chart);
+        let schema = read(&path.join("values.schema.json"));
+        let mut all = vec![String::new()];
+        switches(&read(&path.join("values.yaml")), &schema, &schema, "", &mut all);
+        assert!(all.len() > 15, "the switches of {chart} are found: {all:?}");
+        let done = stream::iter(all).map(|switch| async move {
+            let with = TOGETHER.iter().find(|(alone, _)| *alone == switch).map_or(&[][..], |(_, with)| with);
+            let set: Vec<_> = with.iter().copied().chain((!switch.is_empty()).then_some(switch.as_str())).collect();
+            let what = format!("{chart} with {set:?}");
+            check(&what, &charts.render(chart, &set).await.unwrap_or_else(|error| panic!("{what}: {error}")))
+        });
+        let objects: Vec<_> = done.buffer_unordered(4).collect().await;
+        assert!(objects.iter().any(|count| *count != objects[0]), "some switch changes what is rendered");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_schemas_do_not_know_is_refused() {
+    let charts = Charts::new().await;
+    for (chart, set, words) in [
+        ("resilience-operator", json!({ "admissionPolicies": {} }), "admissionPolicies"),
+        ("resilience-operator", json!({ "admissionPolicy": { "enabled": "no" } }), "boolean"),
+        ("resilience-operator", json!({ "admissionPolicy": { "cronJobs": ["A b"] } }), "cronJobs"),
+        ("resilience-operator", json!({ "podTransport": "udp" }), "podTransport"),
+        ("ticketing", json!({ "services": { "booking": { "databasePoolSize": 201 } } }), "databasePoolSize"),
+        ("ticketing", json!({ "database": { "parameters": "sslmode=require" } }), "parameters"),
+    ] {
+        let set: Vec<_> = set.as_object().unwrap().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let refused = charts.render(chart, &set.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let error = refused.err().unwrap_or_else(|| panic!("{chart} takes {set:?}"));
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+/// An upgrade that keeps the values of version 0.1 must not switch the policies off in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_with_old_values_says_what_is_missing() {
+    let error = Charts::new().await.render("resilience-operator", &["admissionPolicy=null"]).await.unwrap_err();
+    assert!(error.contains("--reset-then-reuse-values"), "{error}");
+}

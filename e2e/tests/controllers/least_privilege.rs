@@ -1,0 +1,351 @@
+//! What somebody with the operator's token is refused: by RBAC, and where RBAC is too coarse by the admission policies of
+//! the chart. Each attempt is a dry run, which admission sees like any other, so an early one does no harm.
+
+use crate::support::{
+    World,
+    cluster::{apply, object},
+    eventually, policy,
+    workload::owned_by,
+};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod, Secret},
+    rbac::v1::{Role, RoleBinding},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+const UID: &str = "6f0f1f7e-0000-4000-8000-000000000001";
+const INTENT: &str = "0123456789abcdef";
+
+/// Names of a workload's objects, as the contract makes them.
+fn token_secret_name(kind: &str, workload: &str) -> String {
+    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
+    contract::token_secret_name(workload) + suffix
+}
+
+fn config_map_name(kind: &str, workload: &str) -> String {
+    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
+    contract::config_map_name(workload) + suffix
+}
+
+/// A client with the operator's token.
+async fn thief(world: &World) -> Client {
+    Client::try_from(world.operator_config().await).unwrap()
+}
+
+fn dry() -> PostParams {
+    PostParams { dry_run: true, ..PostParams::default() }
+}
+
+async fn create(client: &Client, namespace: &str, manifest: &Value) -> kube::Result<DynamicObject> {
+    object(client, namespace, manifest).create(&dry(), &serde_json::from_value(manifest.clone()).unwrap()).await
+}
+
+async fn replace(client: &Client, namespace: &str, manifest: &Value) -> kube::Result<DynamicObject> {
+    let name = manifest["metadata"]["name"].as_str().unwrap();
+    object(client, namespace, manifest).replace(name, &dry(), &serde_json::from_value(manifest.clone()).unwrap()).await
+}
+
+/// Waits until the admission policies refuse an attempt; they take effect a moment after they were made.
+async fn refused<T>(what: &str, words: &str, attempt: impl AsyncFn() -> kube::Result<T>) {
+    eventually(&format!("refused: {what}"), async || match attempt().await {
+        Ok(_) => Err("allowed".to_owned()),
+        Err(kube::Error::Api(status))
+            if (status.code == 403 || status.code == 422)
+                && status.message.contains("ValidatingAdmissionPolicy")
+                && status.message.contains(words) =>
+        {
+            Ok(())
+        }
+        Err(other) => Err(other.to_string()),
+    })
+    .await;
+}
+
+/// The same for many that are to be created.
+async fn none_can_be_created(world: &World, words: &str, attempts: Vec<(&str, Value)>) {
+    let client = thief(world).await;
+    for (what, manifest) in attempts {
+        refused(what, words, async || create(&client, &world.namespace, &manifest).await).await;
+    }
+}
+
+fn with(mut manifest: Value, pointer: &str, value: Value) -> Value {
+    let (parent, field) = pointer.rsplit_once('/').unwrap();
+    manifest.pointer_mut(parent).unwrap()[field] = value;
+    manifest
+}
+
+fn token_secret(kind: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "resilience.ticketwave.io/admin-token",
+        "metadata": { "name": token_secret_name("Deployment", "booking"), "ownerReferences": owned_by(kind, "booking", UID) },
+        "stringData": { "current": "a" },
+    })
+}
+
+fn document(kind: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": config_map_name("Deployment", "booking"), "ownerReferences": owned_by(kind, "booking", UID) },
+        "data": { "a": "b" },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_of_others_can_be_neither_made_nor_replaced() {
+    let world = World::new().await;
+    let good = token_secret("Deployment");
+    let account_token = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+        "metadata": {
+            "name": token_secret_name("Deployment", "booking"), "annotations": { "kubernetes.io/service-account.name": "default" },
+            "ownerReferences": owned_by("Deployment", "booking", UID),
+        },
+    });
+    let key = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "resilience-operator-key" } });
+    let attempts = vec![
+        ("a token of a service account", account_token),
+        ("another name", with(good.clone(), "/metadata/name", json!("database-password"))),
+        (
+            "the name of another workload",
+            with(good.clone(), "/metadata/name", json!(token_secret_name("Deployment", "payment"))),
+        ),
+        ("a type that others use", with(good.clone(), "/type", json!("Opaque"))),
+        ("no owner", with(good.clone(), "/metadata/ownerReferences", json!([]))),
+        ("an owner that is no workload", token_secret("ReplicaSet")),
+        ("the name of a workload of another kind", token_secret("StatefulSet")),
+        ("the operator's own key in a namespace that it watches", key),
+    ];
+    none_can_be_created(&world, "may write only Secrets", attempts).await;
+
+    let client = thief(&world).await;
+    let theirs = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "database" }, "stringData": { "password": "hunter2" } });
+    let own_name = json!({ "apiVersion": "v1", "kind": "Secret", "type": "resilience.ticketwave.io/admin-token", "metadata": { "name": token_secret_name("Deployment", "booking") } });
+    for manifest in [&theirs, &own_name] {
+        apply(&world.client, &world.namespace, manifest).await.unwrap();
+    }
+    refused("replacing a Secret of others", "may write only", async || {
+        replace(&client, &world.namespace, &with(theirs.clone(), "/stringData/password", json!("mine"))).await
+    })
+    .await;
+    refused("replacing one of our name and type that nobody owns", "may change no Secret", async || {
+        replace(&client, &world.namespace, &good).await
+    })
+    .await;
+
+    // What the operator itself does stays allowed, by the names of the contract.
+    for kind in ["Deployment", "StatefulSet"] {
+        let owned = with(good.clone(), "/metadata/ownerReferences", owned_by(kind, "payment", UID));
+        let allowed = with(owned, "/metadata/name", json!(token_secret_name(kind, "payment")));
+        create(&client, &world.namespace, &allowed).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_cannot_be_read_by_patching_it() {
+    let world = World::new().await;
+    let theirs = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "database" }, "stringData": { "password": "hunter2 hunter2" } });
+    apply(&world.client, &world.namespace, &theirs).await.unwrap();
+    let client = thief(&world).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &world.namespace);
+    let nothing = async || secrets.patch("database", &PatchParams::default(), &Patch::Merge(&json!({}))).await;
+    let error = nothing().await.unwrap_err().to_string();
+    assert!(error.contains("cannot patch resource \"secrets\""), "RBAC is the first to refuse: {error}");
+
+    // Were RBAC wider by mistake, the policies refuse it still.
+    let rules = json!([{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["patch", "delete"] }]);
+    let role = json!({ "metadata": { "name": "too-much" }, "rules": rules });
+    let binding = json!({
+        "metadata": { "name": "too-much" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "too-much" },
+        "subjects": [{ "kind": "ServiceAccount", "name": world.home, "namespace": world.home }],
+    });
+    world.api::<Role>().create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    world.api::<RoleBinding>().create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    refused("an empty patch", "may write only Secrets", nothing).await;
+    refused("its deletion", "may write only Secrets", async || {
+        secrets.delete("database", &kube::api::DeleteParams { dry_run: true, ..Default::default() }).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_maps_of_others_can_be_neither_made_nor_patched() {
+    let world = World::new().await;
+    let good = document("Deployment");
+    let attempts = vec![
+        ("another name", with(good.clone(), "/metadata/name", json!("nginx"))),
+        (
+            "the name of another workload",
+            with(good.clone(), "/metadata/name", json!(config_map_name("Deployment", "payment"))),
+        ),
+        ("no owner", with(good.clone(), "/metadata/ownerReferences", json!([]))),
+        ("an owner that is no workload", document("DaemonSet")),
+        ("the name of a workload of another kind", document("StatefulSet")),
+    ];
+    none_can_be_created(&world, "may write only ConfigMaps", attempts).await;
+
+    let client = thief(&world).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &world.namespace);
+    for (name, words) in [
+        ("nginx", "may write only ConfigMaps"),
+        (&*config_map_name("Deployment", "booking"), "may change no ConfigMap"),
+    ] {
+        let theirs = with(with(good.clone(), "/metadata/ownerReferences", json!([])), "/metadata/name", json!(name));
+        apply(&world.client, &world.namespace, &theirs).await.unwrap();
+        let taken_over = with(good.clone(), "/metadata/name", json!(name));
+        refused(&format!("taking over {name}"), words, async || {
+            maps.patch(name, &PatchParams::apply("thief").force().dry_run(), &Patch::Apply(&taken_over)).await
+        })
+        .await;
+    }
+    for kind in ["Deployment", "StatefulSet"] {
+        let owned = with(good.clone(), "/metadata/ownerReferences", owned_by(kind, "payment", UID));
+        let allowed = with(owned, "/metadata/name", json!(config_map_name(kind, "payment")));
+        create(&client, &world.namespace, &allowed).await.unwrap();
+    }
+}
+
+fn cron_job(name: &str, image: &str) -> Value {
+    let pod = json!({ "restartPolicy": "Never", "containers": [{ "name": "cleanup", "image": image }] });
+    let template = json!({ "metadata": { "labels": { "app": "cleanup" } }, "spec": pod });
+    json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "metadata": { "name": name },
+        "spec": { "schedule": "@yearly", "suspend": true, "jobTemplate": { "spec": { "template": template } } },
+    })
+}
+
+/// What the operator would make of the CronJob `booking-cleanup`.
+fn job() -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {
+            "name": format!("booking-cleanup-{INTENT}"),
+            "labels": { "app.kubernetes.io/managed-by": "resilience-operator", "resilience.ticketwave.io/intent": INTENT },
+            "annotations": {
+                "cronjob.kubernetes.io/instantiate": "manual", "resilience.ticketwave.io/cron-job": "booking-cleanup",
+            },
+            "ownerReferences": owned_by("Deployment", "booking", UID),
+        },
+        "spec": cron_job("", "cleanup:1")["spec"]["jobTemplate"]["spec"],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_run_what_a_cron_job_runs_and_nothing_else() {
+    let world = World::new().await;
+    for name in ["booking-cleanup", "other"] {
+        apply(&world.client, &world.namespace, &cron_job(name, "cleanup:1")).await.unwrap();
+    }
+    let labels = "/metadata/labels";
+    let annotations = "/metadata/annotations";
+    let attempts = vec![
+        ("no label of ours", with(job(), labels, json!({ "app.kubernetes.io/managed-by": "resilience-operator" }))),
+        ("an intent that is none", with(job(), labels, json!({ "resilience.ticketwave.io/intent": "x" }))),
+        ("a name of its own", with(job(), "/metadata/name", json!("miner"))),
+        ("no owner", with(job(), "/metadata/ownerReferences", json!([]))),
+    ];
+    none_can_be_created(&world, "may only create Jobs, named and labelled", attempts).await;
+    let attempts = vec![
+        ("from no CronJob", with(job(), annotations, json!({ "cronjob.kubernetes.io/instantiate": "manual" }))),
+        (
+            "no sign that it was made by hand",
+            with(job(), annotations, json!({ "resilience.ticketwave.io/cron-job": "booking-cleanup" })),
+        ),
+    ];
+    none_can_be_created(&world, "only from a CronJob", attempts).await;
+    let other = with(job(), "/metadata/annotations/resilience.ticketwave.io~1cron-job", json!("other"));
+    let other = with(
+        other,
+        annotations,
+        json!({ "cronjob.kubernetes.io/instantiate": "manual", "resilience.ticketwave.io/cron-job": "other" }),
+    );
+    none_can_be_created(&world, "admissionPolicy.cronJobs", vec![("from a CronJob that nobody listed", other)]).await;
+
+    let pod = "/spec/template/spec";
+    let attempts = vec![
+        ("another image", with(job(), &format!("{pod}/containers/0/image"), json!("miner"))),
+        ("another command", with(job(), &format!("{pod}/containers/0/command"), json!(["sh"]))),
+        ("a service account", with(job(), &format!("{pod}/serviceAccountName"), json!("admin"))),
+        (
+            "a Secret of others",
+            with(job(), &format!("{pod}/volumes"), json!([{ "name": "a", "secret": { "secretName": "database" } }])),
+        ),
+        ("the node", with(job(), &format!("{pod}/hostPID"), json!(true))),
+        ("labels of a Service's pods", with(job(), "/spec/template/metadata/labels", json!({ "app": "gateway" }))),
+        ("annotations", with(job(), "/spec/template/metadata/annotations", json!({ "a": "b" }))),
+        ("many at once", with(job(), "/spec/parallelism", json!(100))),
+    ];
+    none_can_be_created(&world, "differs from what CronJob booking-cleanup runs", attempts).await;
+
+    let client = thief(&world).await;
+    create(&client, &world.namespace, &job()).await.unwrap();
+    // In another namespace a CronJob of that name would be another.
+    world.delete(&cron_job("booking-cleanup", "cleanup:1")).await;
+    refused("from a CronJob that is not there", "", async || create(&client, &world.namespace, &job()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_pod_nothing_but_one_annotation_can_be_changed() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let name = workload.pods[0].name.clone();
+    let pods: Api<Pod> = Api::namespaced(thief(&world).await, &world.namespace);
+    let patch = async |change: &Value| {
+        pods.patch_status(&name, &PatchParams::default().dry_run(), &Patch::Merge(change)).await.map(drop)
+    };
+    let ours = "resilience.ticketwave.io/mounts-wanted-at";
+    for (what, change) in [
+        ("labels", json!({ "metadata": { "labels": { "app": "gateway" } } })),
+        ("finalizers", json!({ "metadata": { "finalizers": ["ticketwave.io/stay"] } })),
+        ("another annotation", json!({ "metadata": { "annotations": { "a": "b" } } })),
+        ("another annotation beside ours", json!({ "metadata": { "annotations": { "a": "b", ours: "now" } } })),
+        ("its phase", json!({ "status": { "phase": "Failed" } })),
+        ("its address", json!({ "status": { "podIP": "10.9.9.9", "podIPs": [{ "ip": "10.9.9.9" }] } })),
+        ("its readiness", json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } })),
+    ] {
+        refused(what, "may change nothing of a pod", async || patch(&change).await).await;
+    }
+    patch(&json!({ "metadata": { "annotations": { ours: "now" } } })).await.unwrap();
+    patch(&json!({})).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let client = thief(&world).await;
+    let secret = with(token_secret("Deployment"), "/metadata/name", json!("other"));
+    refused("what is no business of the operator", "", async || create(&client, &world.namespace, &secret).await).await;
+    create(&world.client, &world.namespace, &secret).await.unwrap();
+
+    workload.pods[0].script().behavior = crate::support::Behavior::NoTokenYet;
+    let operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    eventually("the pod is annotated", async || {
+        let pod = world.api::<Pod>().get(&workload.pods[0].name).await.unwrap();
+        let found = pod.annotations().contains_key("resilience.ticketwave.io/mounts-wanted-at");
+        if found { Ok(()) } else { Err(format!("{:?}", pod.annotations())) }
+    })
+    .await;
+    workload.pods[0].script().behavior = crate::support::Behavior::Correct;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    // Written anew over the one that is there, as after a change of the key's epoch.
+    let secrets = world.api::<Secret>();
+    let first = secrets.get(&token_secret_name("Deployment", "booking")).await.unwrap();
+    world.edit::<Secret>(&first.name_any(), json!({ "data": { "current": "bm9uc2Vuc2U=" } })).await;
+    operator.stop().await;
+    let _operator = world.operator().await;
+    eventually("the token is what it was", async || {
+        let now = secrets.get(&first.name_any()).await.unwrap();
+        if now.data == first.data && now.metadata.uid == first.metadata.uid { Ok(()) } else { Err(String::new()) }
+    })
+    .await;
+    let refusals = crate::support::audit::operator_writes(&world.cluster, &[&world.namespace, &world.home]);
+    let refusals: Vec<_> = refusals.into_iter().filter(|write| write.code == 403 && write.name != "other").collect();
+    assert!(refusals.is_empty(), "{refusals:?}");
+}

@@ -1,0 +1,655 @@
+//! Facts about objects: what decisions need, read straight from the API server's answer, and nothing else.
+//!
+//! Reading drops everything that is not listed here before it is ever stored: ten thousand pods have to fit into memory,
+//! and an object's size is up to whoever writes it. Every list and text that is kept has a bound.
+
+use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
+use contract::{WorkloadId, WorkloadKind, admin, signing};
+use engine::recovery::JobState;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet, StatefulSet},
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
+};
+use kube::{
+    Resource,
+    core::{NamespaceResourceScope, PartialObjectMeta},
+};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    marker::PhantomData,
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// Most labels of a pod, or of a selector, that are compared.
+const MAX_LABELS: usize = 32;
+/// Port of a pod that serves the public when no container names one.
+const DEFAULT_PUBLIC_PORT: u16 = 8080;
+/// Longest text of a Job's condition that is kept, in bytes.
+const MAX_JOB_MESSAGE: usize = 512;
+
+/// Uid of an object.
+pub type Uid = Arc<str>;
+
+/// An object as it is read from the API server: which one it is, and the facts that are kept of it.
+#[derive(Clone)]
+pub struct Seen<F> {
+    /// Name, namespace, uid and version; the rest of the metadata is not kept.
+    pub metadata: ObjectMeta,
+    /// What is kept.
+    pub facts: F,
+}
+
+/// What is kept of a kind of object.
+pub trait Facts: Sized {
+    /// The kind.
+    type Kind: Resource<DynamicType = (), Scope = NamespaceResourceScope>;
+    /// The parts of the object that are read.
+    type Raw: DeserializeOwned;
+    /// Picks the facts.
+    fn pick(raw: Self::Raw) -> (RawMeta, Self);
+}
+
+/// The metadata that is read.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    owner_references: Option<Vec<OwnerReference>>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: RawAnnotations,
+}
+
+/// The annotations that are read.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawAnnotations {
+    #[serde(rename = "resilience.ticketwave.io/admin-auth")]
+    admin_auth: Option<String>,
+}
+
+impl RawMeta {
+    fn id(&self, kind: WorkloadKind) -> WorkloadId {
+        WorkloadId::new(self.namespace.clone().unwrap_or_default(), kind, self.name.clone().unwrap_or_default())
+    }
+
+    fn created_at(&self) -> Timestamp {
+        self.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+    }
+
+    fn shared_uid(&self) -> Uid {
+        self.uid.as_deref().unwrap_or_default().into()
+    }
+}
+
+impl<'de, F: Facts> Deserialize<'de> for Seen<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (raw, facts) = F::pick(F::Raw::deserialize(deserializer)?);
+        let RawMeta { name, namespace, uid, resource_version, .. } = raw;
+        Ok(Self { metadata: ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }, facts })
+    }
+}
+
+impl<F: Facts> std::fmt::Debug for Seen<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}/{:?}", F::Kind::kind(&()), self.metadata.namespace, self.metadata.name)
+    }
+}
+
+impl<F: Facts> Resource for Seen<F> {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        Cow::Owned(F::Kind::kind(&()).into_owned())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        Cow::Owned(F::Kind::group(&()).into_owned())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        Cow::Owned(F::Kind::version(&()).into_owned())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        Cow::Owned(F::Kind::plural(&()).into_owned())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// Nothing but which version of an object of kind `K` it is.
+#[derive(Clone)]
+pub struct Version<K>(PhantomData<K>);
+
+/// The parts of any object that tell its version.
+#[derive(Deserialize)]
+pub struct RawVersion {
+    #[serde(default)]
+    metadata: RawMeta,
+}
+
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>> Facts for Version<K> {
+    type Kind = K;
+    type Raw = RawVersion;
+
+    fn pick(raw: RawVersion) -> (RawMeta, Self) {
+        (raw.metadata, Self(PhantomData))
+    }
+}
+
+/// Hashes of labels within their namespace, sorted: whether one set holds another can be told without keeping the texts.
+pub type LabelHashes = Box<[u64]>;
+
+fn label_hashes(namespace: Option<&str>, labels: Option<&BTreeMap<String, String>>) -> LabelHashes {
+    let hash = |label: (&String, &String)| {
+        let mut hasher = DefaultHasher::new();
+        (namespace, label).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut hashes: Vec<_> = labels.into_iter().flatten().take(MAX_LABELS).map(hash).collect();
+    hashes.sort_unstable();
+    hashes.into()
+}
+
+/// The controller of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodOwner {
+    /// A ReplicaSet, most likely of a Deployment.
+    ReplicaSet,
+    /// A StatefulSet.
+    StatefulSet,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Which pod.
+    pub uid: Uid,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// What controls it: by owner references, never by labels, which anybody can give a pod.
+    pub owner: Option<(PodOwner, Uid)>,
+    /// Its labels.
+    pub labels: LabelHashes,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// Port of its admin server.
+    pub admin_port: u16,
+    /// Port on which it serves the public.
+    pub public_port: u16,
+    /// When it was created, in whole seconds.
+    pub created_at: Timestamp,
+    /// Whether the kubelet calls it ready.
+    pub ready: bool,
+    /// It runs, or will: it is neither being deleted nor over.
+    pub alive: bool,
+    /// Its annotation says that it understands signed requests: it is never sent a token.
+    pub signs: bool,
+}
+
+/// The parts of a pod that are read.
+#[derive(Deserialize)]
+pub struct RawPod {
+    #[serde(default)]
+    metadata: RawMeta,
+    #[serde(default)]
+    spec: RawPodSpec,
+    #[serde(default)]
+    status: RawPodStatus,
+}
+
+#[derive(Deserialize, Default)]
+struct RawPodSpec {
+    #[serde(default)]
+    containers: Vec<RawContainer>,
+}
+
+#[derive(Deserialize)]
+struct RawContainer {
+    #[serde(default)]
+    ports: Vec<RawPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPort {
+    name: Option<String>,
+    container_port: i32,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawPodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Option<Vec<RawCondition>>,
+}
+
+#[derive(Deserialize)]
+struct RawCondition {
+    #[serde(rename = "type", default)]
+    type_: String,
+    #[serde(default)]
+    status: String,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+impl Facts for PodFacts {
+    type Kind = Pod;
+    type Raw = RawPod;
+
+    fn pick(raw: RawPod) -> (RawMeta, Self) {
+        let RawPod { metadata, spec, status } = raw;
+        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let owner = owner.and_then(|owner| match owner.kind.as_str() {
+            "ReplicaSet" => Some((PodOwner::ReplicaSet, owner.uid.as_str().into())),
+            "StatefulSet" => Some((PodOwner::StatefulSet, owner.uid.as_str().into())),
+            _ => None,
+        });
+        let port = |name: &str, otherwise: u16| {
+            let mut named = spec.containers.iter().flat_map(|container| &container.ports);
+            let port = named.find(|port| port.name.as_deref() == Some(name));
+            port.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(otherwise)
+        };
+        let is_ready = |condition: &RawCondition| condition.type_ == "Ready" && condition.status == "True";
+        let facts = Self {
+            uid: metadata.shared_uid(),
+            namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
+            name: metadata.name.as_deref().unwrap_or_default().into(),
+            owner,
+            labels: label_hashes(metadata.namespace.as_deref(), metadata.labels.as_ref()),
+            ip: status.pod_ip.and_then(|ip| ip.parse().ok()),
+            admin_port: port(admin::PORT_NAME, admin::DEFAULT_PORT),
+            public_port: port("http", DEFAULT_PUBLIC_PORT),
+            created_at: metadata.created_at(),
+            ready: status.conditions.iter().flatten().any(is_ready),
+            alive: metadata.deletion_timestamp.is_none()
+                && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            signs: metadata.annotations.admin_auth.as_deref() == Some(signing::SCHEME),
+        };
+        (metadata, facts)
+    }
+}
+
+/// A Deployment or a StatefulSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadFacts {
+    /// Kind, namespace and name.
+    pub id: WorkloadId,
+    /// Which object of that name.
+    pub uid: Uid,
+    /// The labels by which it selects its pods; empty: none that can be compared.
+    pub selector: LabelHashes,
+    /// Pods that it is to have.
+    pub wanted: usize,
+    /// How far a change of its template has come.
+    pub rollout: Rollout,
+}
+
+/// How far a change of a workload's template has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rollout {
+    /// Pods of an old template are still being replaced.
+    pub in_progress: bool,
+    /// What a person should know of how its pods are replaced, if it is not the usual way.
+    pub note: Option<String>,
+}
+
+/// The parts of a workload that are read.
+#[derive(Deserialize)]
+pub struct RawWorkload {
+    #[serde(default)]
+    metadata: RawMeta,
+    #[serde(default)]
+    spec: RawWorkloadSpec,
+    #[serde(default)]
+    status: RawWorkloadStatus,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawWorkloadSpec {
+    replicas: Option<i32>,
+    selector: RawSelector,
+    update_strategy: RawStrategy,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawSelector {
+    match_labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawStrategy {
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    rolling_update: Option<RawRollingUpdate>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawRollingUpdate {
+    partition: Option<i32>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawWorkloadStatus {
+    observed_generation: Option<i64>,
+    replicas: Option<i32>,
+    updated_replicas: Option<i32>,
+}
+
+fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta, WorkloadFacts) {
+    let RawWorkload { metadata, spec, .. } = raw;
+    let facts = WorkloadFacts {
+        id: metadata.id(kind),
+        uid: metadata.shared_uid(),
+        selector: label_hashes(metadata.namespace.as_deref(), spec.selector.match_labels.as_ref()),
+        wanted: spec.replicas.map_or(1, |wanted| usize::try_from(wanted).unwrap_or(0)),
+        rollout,
+    };
+    (metadata, facts)
+}
+
+/// A Deployment.
+#[derive(Clone, Debug)]
+pub struct DeploymentFacts(pub WorkloadFacts);
+
+impl Facts for DeploymentFacts {
+    type Kind = Deployment;
+    type Raw = RawWorkload;
+
+    fn pick(raw: RawWorkload) -> (RawMeta, Self) {
+        let wanted = raw.spec.replicas.unwrap_or(1);
+        let status = &raw.status;
+        let updated = status.updated_replicas.unwrap_or(0);
+        let seen = status.observed_generation.is_some();
+        let in_progress = seen
+            && (status.observed_generation < raw.metadata.generation
+                || updated < wanted
+                || status.replicas.unwrap_or(0) > updated);
+        let (metadata, facts) = workload(WorkloadKind::Deployment, raw, Rollout { in_progress, note: None });
+        (metadata, Self(facts))
+    }
+}
+
+/// A StatefulSet.
+#[derive(Clone, Debug)]
+pub struct StatefulSetFacts(pub WorkloadFacts);
+
+impl Facts for StatefulSetFacts {
+    type Kind = StatefulSet;
+    type Raw = RawWorkload;
+
+    fn pick(raw: RawWorkload) -> (RawMeta, Self) {
+        let rollout = stateful_rollout(&raw);
+        let (metadata, facts) = workload(WorkloadKind::StatefulSet, raw, rollout);
+        (metadata, Self(facts))
+    }
+}
+
+/// A StatefulSet replaces its pods from the highest ordinal down to its partition, or, with `OnDelete`, never by itself:
+/// what it leaves alone on purpose is no rollout in progress.
+fn stateful_rollout(raw: &RawWorkload) -> Rollout {
+    let wanted = raw.spec.replicas.unwrap_or(1);
+    let status = &raw.status;
+    let behind = status.observed_generation.is_some() && status.observed_generation < raw.metadata.generation;
+    let updated = status.updated_replicas.unwrap_or(0);
+    if raw.spec.update_strategy.type_.as_deref() == Some("OnDelete") {
+        let old = (wanted - updated).max(0);
+        let note = (old > 0 && status.observed_generation.is_some())
+            .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
+        return Rollout { in_progress: behind, note };
+    }
+    let partition = raw.spec.update_strategy.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0);
+    let to_update = (wanted - partition).max(0);
+    let note = (partition > 0)
+        .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
+    let unfinished = status.observed_generation.is_some() && updated < to_update;
+    Rollout { in_progress: behind || unfinished, note }
+}
+
+/// A ReplicaSet: it joins a Deployment to its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaSetFacts {
+    /// Which ReplicaSet.
+    pub uid: Uid,
+    /// Uid of the Deployment that controls it.
+    pub deployment: Option<Uid>,
+}
+
+impl ReplicaSetFacts {
+    /// Picks the facts.
+    pub fn of(set: &PartialObjectMeta<ReplicaSet>) -> Self {
+        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+        let deployment = owning_workload(namespace, set.metadata.owner_references.as_deref().unwrap_or_default());
+        Self {
+            uid: set.metadata.uid.as_deref().unwrap_or_default().into(),
+            deployment: deployment.filter(|(id, _)| id.kind == WorkloadKind::Deployment).map(|(_, uid)| uid),
+        }
+    }
+}
+
+/// The workload that controls an object, if one does.
+fn owning_workload(namespace: &str, owners: &[OwnerReference]) -> Option<(WorkloadId, Uid)> {
+    let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
+    let kind = match owner.kind.as_str() {
+        "Deployment" => WorkloadKind::Deployment,
+        "StatefulSet" => WorkloadKind::StatefulSet,
+        _ => return None,
+    };
+    let id = WorkloadId::new(namespace, kind, owner.name.as_str());
+    Some((id, owner.uid.as_str().into()))
+}
+
+/// A ConfigMap that carries our label, by its metadata. What it holds is read when it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigMapFacts {
+    /// Which version of it.
+    pub resource_version: String,
+    /// The workload that owns it.
+    pub owner: (WorkloadId, Uid),
+    /// Which release of the operator writes it, as `namespace/name of its lease`.
+    pub operator: Option<String>,
+}
+
+impl ConfigMapFacts {
+    /// Picks the facts of a ConfigMap that is named as a workload's document and owned by that workload; nothing of any
+    /// other, whatever its labels say.
+    pub fn of(map: &PartialObjectMeta<ConfigMap>) -> Option<Self> {
+        let metadata = &map.metadata;
+        let namespace = metadata.namespace.as_deref()?;
+        let owner = owning_workload(namespace, metadata.owner_references.as_deref()?)?;
+        let named = metadata.name.as_deref() == Some(contract::config_map_name(owner.0.kind, &owner.0.name).as_str());
+        let operator = metadata.annotations.as_ref().and_then(|all| all.get(OPERATOR_ANNOTATION));
+        named.then(|| Self {
+            resource_version: metadata.resource_version.clone().unwrap_or_default(),
+            owner,
+            operator: operator.map(|operator| cut(operator, 320).to_owned()),
+        })
+    }
+}
+
+/// A Job that was made for an intent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobFacts {
+    /// Id of the intent.
+    pub intent: String,
+    /// The workload that owns it.
+    pub owner: Option<(WorkloadId, Uid)>,
+    /// Its name.
+    pub name: String,
+    /// When it was created, in whole seconds.
+    pub created_at: Timestamp,
+    /// Its outcome so far.
+    pub state: JobState,
+}
+
+/// The parts of a Job that are read.
+#[derive(Deserialize)]
+pub struct RawJob {
+    #[serde(default)]
+    metadata: RawMeta,
+    #[serde(default)]
+    status: RawJobStatus,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawJobStatus {
+    conditions: Option<Vec<RawCondition>>,
+}
+
+impl Facts for JobFacts {
+    type Kind = Job;
+    type Raw = RawJob;
+
+    fn pick(raw: RawJob) -> (RawMeta, Self) {
+        let RawJob { metadata, status } = raw;
+        let owners = metadata.owner_references.as_deref().unwrap_or_default();
+        let facts = Self {
+            intent: metadata.labels.as_ref().and_then(|labels| labels.get(INTENT_LABEL)).cloned().unwrap_or_default(),
+            owner: owning_workload(metadata.namespace.as_deref().unwrap_or_default(), owners),
+            name: metadata.name.clone().unwrap_or_default(),
+            created_at: metadata.created_at(),
+            state: job_state(&status),
+        };
+        (metadata, facts)
+    }
+}
+
+/// The outcome of a Job, as its conditions say.
+fn job_state(status: &RawJobStatus) -> JobState {
+    for condition in status.conditions.iter().flatten().filter(|condition| condition.status == "True") {
+        match condition.type_.as_str() {
+            "Complete" => return JobState::Complete,
+            "Failed" => {
+                let words = [condition.reason.as_deref(), condition.message.as_deref()];
+                let text = words.into_iter().flatten().collect::<Vec<_>>().join(": ");
+                return JobState::Failed(cut(&text, MAX_JOB_MESSAGE).to_owned());
+            }
+            _ => {}
+        }
+    }
+    JobState::Running
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn read<F: Facts>(object: &Value) -> Seen<F> {
+        serde_json::from_value(object.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_read_without_what_nobody_needs() {
+        let pod = read::<PodFacts>(&json!({
+            "metadata": {
+                "name": "booking-1", "namespace": "ticketing", "uid": "u1", "resourceVersion": "7",
+                "creationTimestamp": "2026-11-28T10:00:00Z", "labels": { "app": "booking" },
+                "annotations": { "big": "x".repeat(1000), signing::SCHEME_ANNOTATION: signing::SCHEME }, "managedFields": [{ "manager": "m" }],
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "r1", "controller": true }],
+            },
+            "spec": { "containers": [
+                { "name": "sidecar" },
+                { "name": "app", "ports": [{ "name": "admin", "containerPort": 9999 }, { "name": "http", "containerPort": 80 }] },
+            ]},
+            "status": { "phase": "Running", "podIP": "fd00::1", "conditions": [{ "type": "Ready", "status": "True" }] },
+        }));
+        let facts = pod.facts;
+        assert_eq!((facts.admin_port, facts.public_port, facts.ready, facts.alive), (9999, 80, true, true));
+        assert!(facts.signs);
+        assert_eq!(facts.owner, Some((PodOwner::ReplicaSet, "r1".into())));
+        assert_eq!(facts.ip, Some("fd00::1".parse().unwrap()));
+        assert!(pod.metadata.labels.is_none() && pod.metadata.annotations.is_none());
+    }
+
+    #[test]
+    fn a_pod_without_anything_is_read_too() {
+        let facts = read::<PodFacts>(&json!({ "metadata": { "name": "p" } })).facts;
+        assert_eq!((facts.admin_port, facts.ready, facts.alive, facts.ip), (admin::DEFAULT_PORT, false, true, None));
+    }
+
+    fn stateful_set(strategy: &Value, replicas: i32, updated: i32, observed: i64) -> Rollout {
+        let set = read::<StatefulSetFacts>(&json!({
+            "metadata": { "name": "s", "namespace": "n", "generation": 3 },
+            "spec": { "replicas": replicas, "updateStrategy": strategy },
+            "status": { "observedGeneration": observed, "updatedReplicas": updated },
+        }));
+        set.facts.0.rollout
+    }
+
+    #[rstest::rstest]
+    #[case::all_updated(json!({ "type": "RollingUpdate" }), 3, 3, false, false)]
+    #[case::one_to_go(json!({ "type": "RollingUpdate" }), 3, 2, true, false)]
+    #[case::not_seen_yet(json!({ "type": "RollingUpdate" }), 2, 3, true, false)]
+    #[case::held_back_on_purpose(json!({ "type": "RollingUpdate", "rollingUpdate": { "partition": 2 } }), 3, 1, false, true)]
+    #[case::partition_not_reached(json!({ "type": "RollingUpdate", "rollingUpdate": { "partition": 1 } }), 3, 1, true, true)]
+    #[case::only_when_deleted(json!({ "type": "OnDelete" }), 3, 1, false, true)]
+    fn what_a_stateful_set_leaves_alone_on_purpose_is_no_rollout(
+        #[case] strategy: Value,
+        #[case] observed: i64,
+        #[case] updated: i32,
+        #[case] in_progress: bool,
+        #[case] noted: bool,
+    ) {
+        let rollout = stateful_set(&strategy, 3, updated, observed);
+        assert_eq!((rollout.in_progress, rollout.note.is_some()), (in_progress, noted), "{rollout:?}");
+    }
+
+    #[rstest::rstest]
+    #[case::new(json!({}), JobState::Running)]
+    #[case::not_really(json!({ "conditions": [{ "type": "Failed", "status": "False" }] }), JobState::Running)]
+    #[case::done(json!({ "conditions": [{ "type": "SuccessCriteriaMet", "status": "True" }, { "type": "Complete", "status": "True" }] }), JobState::Complete)]
+    #[case::failed(json!({ "conditions": [{ "type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "too often" }] }), JobState::Failed("BackoffLimitExceeded: too often".into()))]
+    fn conditions_tell_the_outcome_of_a_job(#[case] status: Value, #[case] expected: JobState) {
+        assert_eq!(read::<JobFacts>(&json!({ "metadata": {}, "status": status })).facts.state, expected);
+    }
+
+    fn config_map(name: &str, owner: &Value) -> Option<ConfigMapFacts> {
+        let map =
+            json!({ "metadata": { "name": name, "namespace": "n", "resourceVersion": "1", "ownerReferences": owner } });
+        ConfigMapFacts::of(&serde_json::from_value(map).unwrap())
+    }
+
+    #[test]
+    fn a_label_alone_makes_nobody_keep_a_config_map() {
+        let owner = json!([{ "apiVersion": "apps/v1", "kind": "Deployment", "name": "booking", "uid": "d1", "controller": true }]);
+        assert!(config_map("booking-resilience", &owner).is_some());
+        assert!(config_map("anything", &owner).is_none(), "another name");
+        assert!(config_map("booking-resilience", &json!([])).is_none(), "no owner");
+        let pod = json!([{ "apiVersion": "v1", "kind": "Pod", "name": "booking", "uid": "p", "controller": true }]);
+        assert!(config_map("booking-resilience", &pod).is_none(), "owned by something else");
+    }
+}

@@ -1,0 +1,4 @@
+//! What the operator knows of the cluster: facts of a few hundred bytes, indexed by workload and by target.
+
+pub mod facts;
+pub mod index;

@@ -1,0 +1,103 @@
+//! What this process wrote of statuses: how a stale cache is told from a fresh one, and how writes are kept few.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Least time between two writes of one status, unless an intent waits to be written.
+pub const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+/// Objects whose writes are remembered before those that wrote long ago are forgotten.
+const MANY: usize = 1024;
+
+/// The writes, by the object's uid.
+#[derive(Default)]
+pub struct StatusWrites(Mutex<HashMap<String, Write>>);
+
+/// The last write of an object's status.
+struct Write {
+    /// Version of the object before it: a cache that still shows that one is stale.
+    before: Option<String>,
+    /// The generation for which an unreadable object was written; its status cannot be compared.
+    unreadable_generation: Option<i64>,
+    at: Instant,
+}
+
+impl StatusWrites {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Write>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the cache still shows the object as it was before this process's own last write of its status.
+    pub fn cache_is_stale(&self, meta: &ObjectMeta) -> bool {
+        let all = self.lock();
+        let write = all.get(meta.uid.as_deref().unwrap_or_default());
+        write.is_some_and(|write| write.before.is_some() && write.before == meta.resource_version)
+    }
+
+    /// How long the next write of this status has to wait, if it does.
+    pub fn wait(&self, meta: &ObjectMeta, now: Instant) -> Option<Duration> {
+        let at = self.lock().get(meta.uid.as_deref().unwrap_or_default())?.at;
+        WRITE_INTERVAL.checked_sub(now.saturating_duration_since(at)).filter(|wait| !wait.is_zero())
+    }
+
+    /// Whether this process has written the status of an unreadable object in its present generation.
+    pub fn told_unreadable(&self, meta: &ObjectMeta) -> bool {
+        let all = self.lock();
+        let write = all.get(meta.uid.as_deref().unwrap_or_default());
+        write.is_some_and(|write| {
+            write.unreadable_generation.is_some() && write.unreadable_generation == meta.generation
+        })
+    }
+
+    /// Notes a write that changed an object from the version in `meta`.
+    pub fn note(&self, meta: &ObjectMeta, unreadable: bool, now: Instant) {
+        let Some(uid) = meta.uid.clone() else { return };
+        let mut all = self.lock();
+        if all.len() > MANY {
+            all.retain(|_, write| {
+                write.unreadable_generation.is_some()
+                    || now.saturating_duration_since(write.at) < Duration::from_secs(60)
+            });
+        }
+        let unreadable_generation = meta.generation.filter(|_| unreadable);
+        all.insert(uid, Write { before: meta.resource_version.clone(), unreadable_generation, at: now });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(version: &str, generation: i64) -> ObjectMeta {
+        ObjectMeta {
+            uid: Some("u".into()),
+            resource_version: Some(version.into()),
+            generation: Some(generation),
+            ..ObjectMeta::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_is_written_at_most_every_so_often() {
+        let writes = StatusWrites::default();
+        assert_eq!(writes.wait(&meta("1", 1), Instant::now()), None);
+        writes.note(&meta("1", 1), false, Instant::now());
+        assert_eq!(writes.wait(&meta("2", 1), Instant::now()), Some(WRITE_INTERVAL));
+        tokio::time::sleep(WRITE_INTERVAL).await;
+        assert_eq!(writes.wait(&meta("2", 1), Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_lags_behind_the_own_write_is_stale() {
+        let writes = StatusWrites::default();
+        writes.note(&meta("1", 1), false, Instant::now());
+        assert!(writes.cache_is_stale(&meta("1", 1)) && !writes.cache_is_stale(&meta("2", 1)));
+        assert!(!writes.told_unreadable(&meta("2", 1)));
+        writes.note(&meta("2", 3), true, Instant::now());
+        assert!(writes.told_unreadable(&meta("9", 3)) && !writes.told_unreadable(&meta("9", 4)), "once for each edit");
+    }
+}
