@@ -55,6 +55,7 @@ async fn testbed() -> (Testbed, MutexGuard<'static, Option<Images>>) {
     for rollout in ["statefulset/postgres", "deployment/booking"] {
         testbed.kubectl.run(&format!("rollout status -n {TICKETING} {rollout} --timeout=120s")).await.unwrap();
     }
+    stateful_set::remove(&testbed).await;
     testbed.scale_operator(1).await.unwrap();
     testbed.delete_resources().await.unwrap();
     until(SOON, "the defaults live in every pod", || in_every_pod(&testbed, |hash, _| hash == defaults()))

@@ -1,9 +1,9 @@
 //! A StatefulSet as a target: it is programmed and recovered as a Deployment is, and its pods keep their identities.
 
 use crate::{POLICY, SOON, common::published, programmed, restarts, testbed};
+use contract::WorkloadKind;
 use crds::{
-    ResiliencePolicy,
-    condition::types::{PROGRAMMED, READY},
+    ConditionType, ResiliencePolicy,
     status::{ActionOutcome, ActionRecord},
 };
 use e2e::{
@@ -23,13 +23,6 @@ use std::collections::BTreeMap;
 pub const NAME: &str = "booking";
 /// Tells its pods from those of the Deployment.
 const LABEL: &str = "booking-set";
-/// Its ConfigMap and its token's Secret.
-fn config_map() -> String {
-    format!("{NAME}-resilience-statefulset")
-}
-fn token_secret() -> String {
-    format!("{NAME}-resilience-token-statefulset")
-}
 const POLICY_NAME: &str = "booking-set";
 const PODS: usize = 2;
 
@@ -44,7 +37,7 @@ async fn a_stateful_set_is_programmed_and_recovered_and_its_pods_keep_their_iden
     let first = programmed_set(&testbed).await;
     in_every_pod(&testbed, &published(&first)).await;
     let maps: Api<ConfigMap> = Api::namespaced(testbed.client.clone(), TICKETING);
-    let map = maps.get(&config_map()).await.unwrap();
+    let map = maps.get(&contract::config_map_name(WorkloadKind::StatefulSet, NAME)).await.unwrap();
     assert_eq!(map.owner_references()[0].uid, owner, "its document goes with it");
     let before = pods(&testbed).await;
     assert_eq!(before.keys().collect::<Vec<_>>(), ["booking-0", "booking-1"]);
@@ -91,9 +84,9 @@ async fn create(testbed: &Testbed) -> String {
     environment.push(json!({ "name": "WORKLOAD_KIND", "value": "StatefulSet" }));
     for volume in template["spec"]["volumes"].as_array_mut().unwrap() {
         if volume["configMap"].is_object() {
-            volume["configMap"]["name"] = json!(config_map());
+            volume["configMap"]["name"] = json!(contract::config_map_name(WorkloadKind::StatefulSet, NAME));
         } else if volume["secret"].is_object() {
-            volume["secret"]["secretName"] = json!(token_secret());
+            volume["secret"]["secretName"] = json!(contract::token_secret_name(WorkloadKind::StatefulSet, NAME));
         }
     }
     let labels = json!({ "app.kubernetes.io/name": LABEL });
@@ -133,8 +126,8 @@ async fn recover_by(testbed: &Testbed, action: &str) {
 async fn programmed_set(testbed: &Testbed) -> ResiliencePolicy {
     let wanted = format!("{PODS}/{PODS}");
     let live = |policy: &ResiliencePolicy| {
-        is_true(policy, PROGRAMMED)
-            && is_true(policy, READY)
+        is_true(policy, ConditionType::Programmed.as_str())
+            && is_true(policy, ConditionType::Ready.as_str())
             && policy.status.as_ref().and_then(|status| status.programmed.as_deref()) == Some(&wanted)
     };
     testbed.policy_until(POLICY_NAME, SOON * 2, "the policy live in every pod of the StatefulSet", live).await.unwrap()
@@ -165,7 +158,7 @@ async fn pods(testbed: &Testbed) -> BTreeMap<String, String> {
 async fn in_every_pod(testbed: &Testbed, (revision, hash): &(i64, String)) {
     let names: Vec<_> = pods(testbed).await.into_keys().collect();
     until(SOON, "the document in every pod of the StatefulSet", || async {
-        let admin = PodAdmin::of(testbed, &token_secret(), names.clone()).await?;
+        let admin = PodAdmin::of(testbed, WorkloadKind::StatefulSet, NAME, names.clone()).await?;
         for name in &names {
             let applied = admin.health(name).await?.applied;
             if (applied.revision, &applied.content_hash) != (*revision, hash) {
