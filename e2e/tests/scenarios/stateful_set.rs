@@ -111,7 +111,7 @@ async fn recover_by(testbed: &Testbed, action: &str) {
         "metadata": { "name": POLICY_NAME, "namespace": TICKETING },
         "spec": {
             "targetRefs": [{ "group": "apps", "kind": "StatefulSet", "name": NAME }],
-            "dependencies": [{ "name": "database", "timeout": { "request": "5s", "perTry": "1s" } }],
+            "dependencies": [{ "name": "database", "timeout": { "request": "5s", "perTry": "1s" }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
             "healthChecks": [{ "name": "database", "interval": "1s", "unhealthyThreshold": 1 }],
             "recovery": {
                 "ladders": [{ "check": "database", "steps": [{ "action": action, "timeout": "90s" }] }],
