@@ -1,5 +1,6 @@
 //! Small value types that cannot hold what the API does not allow.
 
+pub use contract::duration::spell;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -95,18 +96,6 @@ fn parse_millis(text: &str) -> Option<u64> {
         rest = tail;
     }
     (parts > 0).then_some(total)
-}
-
-/// The shortest way a person would write it.
-pub fn spell(mut millis: u64) -> String {
-    let mut text = String::new();
-    for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
-        if millis >= size {
-            text = format!("{text}{}{unit}", millis / size);
-            millis %= size;
-        }
-    }
-    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 impl<const MIN: u64, const MAX: u64> fmt::Display for Duration<MIN, MAX> {

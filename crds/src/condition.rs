@@ -14,7 +14,7 @@ pub struct Condition {
     pub type_: String,
     /// True, False or Unknown.
     pub status: ConditionStatus,
-    /// The generation of the resource that this was judged by.
+    /// The generation of the resource that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,

@@ -160,6 +160,7 @@ pub struct FeatureFlagStatus {
     #[schemars(range(min = 0))]
     pub overridden: Option<i32>,
     /// The workloads, in the order of spec.targetRefs.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default)]
     pub targets: Vec<crate::status::TargetStatus>,

@@ -26,3 +26,6 @@ pub use status::ResiliencePolicyStatus;
 pub const GROUP: &str = "resilience.ticketwave.io";
 /// API version of every resource here.
 pub const VERSION: &str = "v1alpha1";
+
+#[cfg(test)]
+mod stated_defaults;

@@ -1,4 +1,4 @@
-//! `ResiliencePolicy`: how workloads call what they depend on, how their health is judged, and how they are healed.
+//! `ResiliencePolicy`: how workloads call what they depend on, how their health is checked, and how they recover.
 
 use crate::{
     bounded::{ByteSize, Duration, IntOrPercent},
@@ -17,18 +17,18 @@ pub type Wait = Duration<0, 300_000>;
 pub type Period = Duration<100, 3_600_000>;
 /// A span that may be none: up to 1 hour.
 pub type Span = Duration<0, 3_600_000>;
-/// Time of a rung: 1 second to 1 hour.
-pub type RungTime = Duration<1_000, 3_600_000>;
+/// Time of a recovery step: 1 second to 1 hour.
+pub type StepTime = Duration<1_000, 3_600_000>;
 /// A long span: 1 second to 7 days.
 pub type LongPeriod = Duration<1_000, 604_800_000>;
 
-/// A ResiliencePolicy says how the named workloads call what they depend on (timeouts, retries, circuit breakers, bulkheads, fallbacks), how their health is judged, and what is done, within which limits, when a check fails.
+/// A ResiliencePolicy says how the named workloads call what they depend on (timeouts, retries, circuit breakers, bulkheads, fallbacks), how their health is checked, and what is done, within which limits, when a check fails.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "resilience.ticketwave.io",
     version = "v1alpha1",
     kind = "ResiliencePolicy",
-    doc = "A ResiliencePolicy says how workloads call what they depend on, how their health is judged, and how they are healed.",
+    doc = "A ResiliencePolicy says how workloads call what they depend on, how their health is checked, and how they recover.",
     plural = "resiliencepolicies",
     shortname = "rpol",
     category = "ticketwave",
@@ -47,10 +47,8 @@ pub type LongPeriod = Duration<1_000, 604_800_000>;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.dependencies.all(d, !has(d.bulkheadRef) || self.bulkheads.exists(b, b.name == d.bulkheadRef.name))")
-        .message("every dependencies[].bulkheadRef must name an entry of bulkheads").field_path(".dependencies").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("self.dependencies.all(d, d.fallback.all(f, !has(f.provider) || self.dependencies.exists(o, o.name == f.provider && o.name != d.name)))")
-        .message("every fallback's provider must name another entry of dependencies").field_path(".dependencies").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.dependencies.all(d, !has(d.fallback) || d.fallback.all(f, !has(f.provider) || f.provider != d.name))")
+        .message("a fallback's provider must be another dependency than the one that failed").field_path(".dependencies").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!has(self.recovery) || self.recovery.ladders.all(l, self.healthChecks.exists(c, c.name == l.check))")
         .message("every recovery.ladders[].check must name an entry of healthChecks").field_path(".recovery").reason(Reason::FieldValueInvalid),
 )]
@@ -59,23 +57,23 @@ pub struct ResiliencePolicySpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "kind".into(), "name".into()]))]
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<TargetRef>,
-    /// Enforce (the default) programs the workloads and heals them. DryRun changes nothing outside this resource's status, which says what would be done; it holds no claim on its targets.
+    /// Enforce (the default) programs the workloads and recovers them. DryRun changes nothing outside this resource's status, which says what would be done; it holds no claim on its targets.
     #[serde(default)]
     pub mode: Mode,
-    /// true freezes: what is live stays, nothing new is published and nothing is healed, and the claim on the targets stays. Default: false.
+    /// true freezes: what is live stays, nothing new is published and no recovery action is started, and the claim on the targets stays. Default: false.
     #[serde(default)]
     pub suspend: bool,
-    /// One entry for each thing that the workload calls, at most 16. What is not named here runs on the defaults.
+    /// One entry for each thing that the workload calls, at most 16. An entry says only what differs: what is absent in it, and what has no entry, is the workload's built-in value, and ADR-007's number where the workload has none.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 16))]
     pub dependencies: Vec<Dependency>,
-    /// Compartments with a bounded number of calls in them, at most 16; dependencies that name the same one share it.
+    /// Bulkheads, each a limit on calls at once, at most 16; dependencies that name the same one share it. An entry replaces the built-in bulkhead of its name as a whole.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 16))]
     pub bulkheads: Vec<Bulkhead>,
-    /// Checks that judge the workload's health, at most 16. One without a probe of its own is reported by the pods.
+    /// Health checks of the workload, at most 16. One without a probe of its own is reported by the pods.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 16))]
@@ -83,7 +81,7 @@ pub struct ResiliencePolicySpec {
     /// What is done when a check fails, and within which limits. Without it nothing is ever done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
-    /// When a pod calls itself degraded under load, and which flags change while it is. Without it: never.
+    /// When a pod calls itself degraded under load, and which flags change while it is. Absent: as the workload has it built in, else never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degradation: Option<Degradation>,
 }
@@ -132,148 +130,138 @@ pub enum Mode {
     DryRun,
 }
 
-/// How one thing is called.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+/// How one thing is called. Every member but the name may be absent: then the workload's built-in value holds, and the given number of ADR-007 where the workload has none. Built-in values that would contradict what is said here are fitted to it.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    // Waits never shrink from one to the next, so this holds whatever is not said.
+    validation = Rule::new(
+        "!has(self.timeout) || !has(self.timeout.request) || !has(self.retry) || !has(self.retry.numRetries) || !has(self.retry.backOff) || !has(self.retry.backOff.baseInterval) \
+         || self.retry.numRetries == 0 || self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds() < duration(self.timeout.request).getMilliseconds()")
+        // `format` and not `+`: the estimated cost of the text of a number is without bounds otherwise.
+        .message(Message::Expression(
+            "'%d retries wait at least %dms together, and timeout.request is %s, so the last retry could never start: use fewer retries, a shorter baseInterval, or a request longer than %dms'.format([\
+             self.retry.numRetries, self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds(), self.timeout.request, \
+             self.retry.numRetries * duration(self.retry.backOff.baseInterval).getMilliseconds()])".into()))
+        .field_path(".retry").reason(Reason::FieldValueInvalid),
     // The waits of the first `numRetries` retries: base * factor^i, each at most maxInterval, all in milliseconds.
     validation = Rule::new(
-        "[double(self.retry.backOff.factor)].all(f, [[1.0, f, f*f, f*f*f, f*f*f*f, f*f*f*f*f, f*f*f*f*f*f, f*f*f*f*f*f*f, f*f*f*f*f*f*f*f, f*f*f*f*f*f*f*f*f]].all(p, \
+        "!has(self.timeout) || !has(self.timeout.request) || !has(self.retry) || !has(self.retry.numRetries) || !has(self.retry.backOff) || !has(self.retry.backOff.baseInterval) \
+         || !has(self.retry.backOff.factor) || !has(self.retry.backOff.maxInterval) || self.retry.numRetries == 0 || \
+         [double(self.retry.backOff.factor)].all(f, [[1.0, f, f*f, f*f*f, f*f*f*f, f*f*f*f*f, f*f*f*f*f*f, f*f*f*f*f*f*f, f*f*f*f*f*f*f*f, f*f*f*f*f*f*f*f*f]].all(p, \
          [[double(duration(self.retry.backOff.baseInterval).getMilliseconds()), double(duration(self.retry.backOff.maxInterval).getMilliseconds())]].all(w, \
-         self.retry.numRetries == 0 || [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*w[0] < w[1] ? p[i]*w[0] : w[1]).sum() < double(duration(self.timeout.request).getMilliseconds()))))")
-        .message("the waits between the retries (backOff, numRetries) must together be shorter than timeout.request, or the last retry could never start")
+         [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*w[0] < w[1] ? p[i]*w[0] : w[1]).sum() < double(duration(self.timeout.request).getMilliseconds()))))")
+        .message(Message::Expression(
+            "[double(self.retry.backOff.factor)].map(f, [1.0, f, f*f, f*f*f, f*f*f*f, f*f*f*f*f, f*f*f*f*f*f, f*f*f*f*f*f*f, f*f*f*f*f*f*f*f, f*f*f*f*f*f*f*f*f]).map(p, \
+             [0,1,2,3,4,5,6,7,8,9].filter(i, i < self.retry.numRetries).map(i, p[i]*double(duration(self.retry.backOff.baseInterval).getMilliseconds()) < double(duration(self.retry.backOff.maxInterval).getMilliseconds()) \
+             ? p[i]*double(duration(self.retry.backOff.baseInterval).getMilliseconds()) : double(duration(self.retry.backOff.maxInterval).getMilliseconds())).sum()).map(sum, \
+             'the waits between %d retries are %dms together, and timeout.request is %s, so the last retry could never start: use fewer retries, shorter waits, or a request longer than %dms'.format([\
+             self.retry.numRetries, int(sum), self.timeout.request, int(sum)]))[0]".into()))
         .field_path(".retry").reason(Reason::FieldValueInvalid),
 )]
 pub struct Dependency {
     /// Name of the dependency, as the workload knows it, at most 63 characters.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
     pub name: String,
-    /// Deadlines of a call. Default: 15s in all, 10s for each try.
-    #[serde(default)]
-    pub timeout: Timeout,
-    /// Retries within the deadline. Default: 3 retries after 2s, 4s and 8s.
-    #[serde(default)]
-    pub retry: Retry,
-    /// The circuit breaker. Default: it opens after 5 failures in a row, for 30s.
-    #[serde(default)]
-    pub circuit_breaker: CircuitBreaker,
-    /// The bulkhead that calls pass through. Default: none.
+    /// Deadlines of a call. Absent: built in, else 15s in all and 10s for each try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// Retries within the deadline. Absent: built in, else 3 retries after 2s, 4s and 8s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// The circuit breaker. Absent: built in, else it opens after 5 failures in a row, for 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// The bulkhead that calls pass through: one of bulkheads, or one that the workload has built in. Absent: built in, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bulkhead_ref: Option<BulkheadRef>,
-    /// What to answer with when the call fails: tried in this order, at most 4. Default: nothing, the caller sees the failure.
-    #[serde(default)]
+    /// What to answer with when the call fails: tried in this order, at most 4. The list replaces the built-in one as a whole; an empty one switches it off. Absent: built in, else nothing, so that the caller sees the failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     #[schemars(length(max = 4))]
-    pub fallback: Vec<Fallback>,
+    pub fallback: Option<Vec<Fallback>>,
 }
 
 /// Deadlines of a call.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.perTry) <= duration(self.request)")
+    validation = Rule::new("!has(self.perTry) || !has(self.request) || duration(self.perTry) <= duration(self.request)")
         .message(Message::Expression("'must not be longer than request (' + self.request + '): perTry is ' + self.perTry".into()))
         .field_path(".perTry").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("!has(self.connect) || duration(self.connect) <= duration(self.perTry)")
-        .message(Message::Expression("'must not be longer than perTry (' + self.perTry + ')'".into()))
+    validation = Rule::new("!has(self.connect) || !has(self.perTry) || duration(self.connect) <= duration(self.perTry)")
+        .message(Message::Expression("'must not be longer than perTry (' + self.perTry + '): connect is ' + self.connect".into()))
+        .field_path(".connect").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.connect) || !has(self.request) || duration(self.connect) <= duration(self.request)")
+        .message(Message::Expression("'must not be longer than request (' + self.request + '): connect is ' + self.connect".into()))
         .field_path(".connect").reason(Reason::FieldValueInvalid),
 )]
 pub struct Timeout {
-    /// Total time of a call with all its tries and waits, 1ms to 5m. Default: 15s.
-    #[serde(default = "defaults::request")]
-    pub request: CallTime,
-    /// Time of one try, 1ms to 5m, at most request. Default: 10s.
-    #[serde(default = "defaults::per_try")]
-    pub per_try: CallTime,
-    /// Time to open a connection, 1ms to 5m, at most perTry. Default: bounded by perTry alone.
+    /// Total time of a call with all its tries and waits, 1ms to 5m. Absent: built in, else 15s; at least perTry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<CallTime>,
+    /// Time of one try, 1ms to 5m, at most request. Absent: built in, else 10s; a request that is shorter than the built-in one shortens it in proportion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_try: Option<CallTime>,
+    /// Time to open a connection, 1ms to 5m, at most perTry. Absent: built in, else bounded by perTry alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect: Option<CallTime>,
 }
 
-impl Default for Timeout {
-    fn default() -> Self {
-        Self { request: defaults::request(), per_try: defaults::per_try(), connect: None }
-    }
-}
-
 /// Retries of a call.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Tries after the first one, 0 to 10. Default: 3.
-    #[serde(default = "defaults::num_retries")]
+    /// Tries after the first one, 0 to 10; 0 switches retries off. Absent: built in, else 3; no more than can start within request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10))]
-    pub num_retries: i32,
-    /// Waits between the tries. Default: 2s, doubled each time.
-    #[serde(default)]
-    pub back_off: BackOff,
-    /// Failures that are worth another try. Default: Timeout, ConnectFailure, 5xx. Answers that mean "no" (such as too few tickets left) are never retried.
-    #[serde(default = "defaults::retry_on")]
+    pub num_retries: Option<i32>,
+    /// Waits between the tries. Absent: built in, else 2s, doubled each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_off: Option<BackOff>,
+    /// Failures that are worth another try. Absent: built in, else Timeout, ConnectFailure, 5xx. Answers that mean "no" (such as too few tickets left) are never retried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 8))]
-    pub retry_on: Vec<RetryOn>,
-    /// HTTP status codes that are retried besides what retryOn names, 400 to 599, at most 16. Default: none.
-    #[serde(default)]
+    pub retry_on: Option<Vec<RetryOn>>,
+    /// HTTP status codes that are retried besides what retryOn names, 400 to 599, at most 16. Absent: built in, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)))]
-    pub http_status_codes: Vec<i32>,
-    /// HTTP methods that may be sent twice; any other is retried only with an idempotency key. Default: GET, HEAD, OPTIONS, PUT, DELETE.
-    #[serde(default = "defaults::methods")]
+    pub http_status_codes: Option<Vec<i32>>,
+    /// HTTP methods that may be sent twice; any other is retried only with an idempotency key. Absent: built in, else GET, HEAD, OPTIONS, PUT, DELETE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 8))]
-    pub methods: Vec<Method>,
-    /// Bound on retries as a share of the traffic. Default: none.
+    pub methods: Option<Vec<Method>>,
+    /// Bound on retries as a share of the traffic. Absent: built in, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
 }
 
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            num_retries: defaults::num_retries(),
-            back_off: BackOff::default(),
-            retry_on: defaults::retry_on(),
-            http_status_codes: Vec::new(),
-            methods: defaults::methods(),
-            budget: None,
-        }
-    }
-}
-
 /// Waits between tries.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.baseInterval) <= duration(self.maxInterval)")
-        .message(Message::Expression("'must not be longer than maxInterval (' + self.maxInterval + ')'".into()))
+    validation = Rule::new("!has(self.baseInterval) || !has(self.maxInterval) || duration(self.baseInterval) <= duration(self.maxInterval)")
+        .message(Message::Expression("'must not be longer than maxInterval (' + self.maxInterval + '): baseInterval is ' + self.baseInterval".into()))
         .field_path(".baseInterval").reason(Reason::FieldValueInvalid),
 )]
 pub struct BackOff {
-    /// Wait before the first retry, 0s to 5m. Default: 2s.
-    #[serde(default = "defaults::base_interval")]
-    pub base_interval: Wait,
-    /// Each wait is this many times the one before, 1 to 10. Default: 2.
-    #[serde(default = "defaults::factor")]
+    /// Wait before the first retry, 0s to 5m. Absent: built in, else 2s; a request that is shorter than the built-in one shortens it in proportion, and all waits together fit into request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_interval: Option<Wait>,
+    /// Each wait is this many times the one before, 1 to 10. Absent: built in, else 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1.0, max = 10.0))]
-    pub factor: f64,
-    /// Longest wait, 0s to 5m. Default: 30s.
-    #[serde(default = "defaults::max_interval")]
-    pub max_interval: Wait,
-    /// A wait is shortened by a random share of up to this many percent, so that callers do not come back in step, 0 to 100. Default: 0.
-    #[serde(default)]
+    pub factor: Option<f64>,
+    /// Longest wait, 0s to 5m. Absent: built in, else 30s; it is shortened and lengthened with baseInterval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_interval: Option<Wait>,
+    /// A wait is shortened by a random share of up to this many percent, so that callers do not come back in step, 0 to 100. Absent: built in, else 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
-    pub jitter_percent: i32,
-}
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self {
-            base_interval: defaults::base_interval(),
-            factor: defaults::factor(),
-            max_interval: defaults::max_interval(),
-            jitter_percent: 0,
-        }
-    }
+    pub jitter_percent: Option<i32>,
 }
 
 /// Failures that a retry may cure.
@@ -286,7 +274,7 @@ pub enum RetryOn {
     /// HTTP status 500 and above.
     #[serde(rename = "5xx")]
     ServerError,
-    /// HTTP 429, or 503 with Retry-After.
+    /// HTTP 429, or an answer of a TicketWave service that says it refuses because of its load (the header x-refused).
     RateLimited,
     /// A database deadlock or serialization failure.
     Deadlock,
@@ -309,84 +297,68 @@ pub enum Method {
 }
 
 /// Bound on retries as a share of the traffic.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RetryBudget {
-    /// Retries per hundred calls, 0 to 100. Default: 20.
-    #[serde(default = "defaults::budget_percent")]
+    /// Retries per hundred calls, 0 to 100. Absent: built in, else 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
-    pub percent: i32,
-    /// The time over which calls are counted, 1s to 1h. Default: 10s.
-    #[serde(default = "defaults::ten_seconds")]
-    pub interval: RungTime,
-    /// Retries that are always allowed in each interval, 0 to 1000. Default: 10.
-    #[serde(default = "defaults::min_retries")]
+    pub percent: Option<i32>,
+    /// The time over which calls are counted, 1s to 1h. Absent: built in, else 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<StepTime>,
+    /// Retries that are always allowed in each interval, 0 to 1000. Absent: built in, else 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
-    pub min_retries: i32,
+    pub min_retries: Option<i32>,
 }
 
 /// A circuit breaker. It opens after consecutiveFailures, or on failureRatioPercent: one of the two.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!(has(self.consecutiveFailures) && has(self.failureRatioPercent))")
         .message("consecutiveFailures and failureRatioPercent exclude each other: keep one of them")
         .field_path(".consecutiveFailures").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("has(self.failureRatioPercent) || !(has(self.minimumThroughput) || has(self.samplingDuration))")
-        .message("minimumThroughput and samplingDuration belong to failureRatioPercent, which is not set")
+    validation = Rule::new("!has(self.consecutiveFailures) || !(has(self.minimumThroughput) || has(self.samplingDuration))")
+        .message("minimumThroughput and samplingDuration belong to failureRatioPercent, not to consecutiveFailures")
         .reason(Reason::FieldValueInvalid),
-    validation = Rule::new("!has(self.maxBreakDuration) || duration(self.breakDuration) <= duration(self.maxBreakDuration)")
-        .message(Message::Expression("'must not be shorter than breakDuration (' + self.breakDuration + ')'".into()))
+    validation = Rule::new("!has(self.maxBreakDuration) || !has(self.breakDuration) || duration(self.breakDuration) <= duration(self.maxBreakDuration)")
+        .message(Message::Expression("'must not be shorter than breakDuration (' + self.breakDuration + '): maxBreakDuration is ' + self.maxBreakDuration".into()))
         .field_path(".maxBreakDuration").reason(Reason::FieldValueInvalid),
 )]
 pub struct CircuitBreaker {
-    /// Failures in a row that open the circuit, 1 to 1000. Default: 5, unless failureRatioPercent is set.
+    /// Failures in a row that open the circuit, 1 to 1000. Absent, and failureRatioPercent too: built in, else 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub consecutive_failures: Option<i32>,
-    /// Share of failed calls, in percent, that opens the circuit, 1 to 100. Default: not used.
+    /// Share of failed calls, in percent, that opens the circuit, 1 to 100. Absent: built in, unless consecutiveFailures is set; else not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub failure_ratio_percent: Option<i32>,
-    /// Calls within samplingDuration below which failureRatioPercent is not judged, 2 to 100000. Default: 10.
+    /// Calls within samplingDuration below which failureRatioPercent does not count, 2 to 100000. Absent: built in, else 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 100_000))]
     pub minimum_throughput: Option<i32>,
-    /// Window over which failureRatioPercent is judged, 100ms to 1h. Default: 30s.
+    /// Window over which failureRatioPercent is taken, 100ms to 1h. Absent: built in, else 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling_duration: Option<Period>,
-    /// How long the circuit stays open before trial calls are let through, 100ms to 1h. Default: 30s.
-    #[serde(default = "defaults::break_duration")]
-    pub break_duration: Period,
-    /// Each failed trial doubles the break, up to this, 100ms to 1h. Default: the break does not grow.
+    /// How long the circuit stays open before trial calls are let through, 100ms to 1h. Absent: built in, else 30s; at most maxBreakDuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub break_duration: Option<Period>,
+    /// Each failed trial doubles the break, up to this, 100ms to 1h. Absent: built in, else the break does not grow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_break_duration: Option<Period>,
-    /// Trial calls at once while half-open, 1 to 100; as many successes in a row close the circuit. Default: 1.
-    #[serde(default = "defaults::half_open_max_requests")]
+    /// Trial calls at once while half-open, 1 to 100; as many successes in a row close the circuit. Absent: built in, else 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
-    pub half_open_max_requests: i32,
-    /// Slow calls count too. Default: they do not.
+    pub half_open_max_requests: Option<i32>,
+    /// Slow calls count too. Absent: built in, else they do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_call: Option<SlowCall>,
-    /// Open holds the circuit open, Closed holds it closed, Auto lets it judge for itself. Default: Auto.
-    #[serde(default)]
-    pub manual_state: ManualState,
-}
-
-impl Default for CircuitBreaker {
-    fn default() -> Self {
-        Self {
-            consecutive_failures: None,
-            failure_ratio_percent: None,
-            minimum_throughput: None,
-            sampling_duration: None,
-            break_duration: defaults::break_duration(),
-            max_break_duration: None,
-            half_open_max_requests: defaults::half_open_max_requests(),
-            slow_call: None,
-            manual_state: ManualState::Auto,
-        }
-    }
+    /// Open holds the circuit open, Closed holds it closed, Auto lets the breaker decide. Absent: built in, else Auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manual_state: Option<ManualState>,
 }
 
 /// When a call counts as slow.
@@ -395,17 +367,16 @@ impl Default for CircuitBreaker {
 pub struct SlowCall {
     /// A call that takes this long or longer is slow, 1ms to 5m.
     pub duration: CallTime,
-    /// Share of slow calls, in percent, that opens the circuit, 1 to 100. Default: 50.
-    #[serde(default = "defaults::slow_percent")]
+    /// Share of slow calls, in percent, that opens the circuit, 1 to 100. Absent: built in, else 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
-    pub percent: i32,
+    pub percent: Option<i32>,
 }
 
-/// A person's word over the breaker.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Open holds the circuit open, Closed holds it closed, Auto lets the breaker decide. Absent: built in, else Auto.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ManualState {
-    /// It judges for itself.
-    #[default]
+    /// It decides by itself.
     Auto,
     /// Held open.
     Open,
@@ -413,7 +384,7 @@ pub enum ManualState {
     Closed,
 }
 
-/// Reference to a bulkhead of the same policy.
+/// Reference to a bulkhead of the same policy or of the workload.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct BulkheadRef {
     /// Its name.
@@ -433,7 +404,7 @@ pub struct Fallback {
     /// Cache: the last good answer. Provider: another dependency that does the same, only when the first is known not to have acted. Queue: taken now, settled later. Static: a fixed answer.
     #[serde(rename = "type")]
     pub type_: FallbackType,
-    /// For Cache: how old an answer may be.
+    /// For Cache: how old an answer may be. Absent: as the workload's own Cache fallback has it, else 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheFallback>,
     /// For Provider: name of the other dependency.
@@ -459,29 +430,29 @@ pub enum FallbackType {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheFallback {
-    /// How long an answer is fresh, 100ms to 1h. Default: 5m.
-    #[serde(default = "defaults::cache_ttl")]
-    pub ttl: Period,
-    /// How long past ttl it may still be given, 0s to 1h. Default: 0s.
-    #[serde(default = "defaults::zero")]
-    pub max_stale: Span,
+    /// How long an answer is fresh, 100ms to 1h. Absent: as the workload's own Cache fallback has it, else 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Period>,
+    /// How long past ttl it may still be given, 0s to 1h. Absent: as the workload's own Cache fallback has it, else 0s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_stale: Option<Span>,
 }
 
 /// A fixed answer.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct StaticResponse {
-    /// HTTP status, 200 to 599. Default: 503.
-    #[serde(default = "defaults::status_code")]
+    /// HTTP status, 200 to 599. Absent: as the workload's own Static fallback has it, else 503.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 200, max = 599))]
-    pub status_code: i32,
-    /// Body, sent as it is, at most 4096 characters. Default: empty.
-    #[serde(default)]
+    pub status_code: Option<i32>,
+    /// Body, sent as it is, at most 4096 characters. Absent: as the workload's own Static fallback has it, else empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
-    pub body: String,
+    pub body: Option<String>,
 }
 
-/// A compartment with a bounded number of calls in it.
+/// A limit on the calls that are under way at once.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Bulkhead {
@@ -492,16 +463,16 @@ pub struct Bulkhead {
     #[serde(default = "defaults::max_concurrent")]
     #[schemars(range(min = 1, max = 10_000))]
     pub max_concurrent: i32,
-    /// Calls that may wait for a place, 0 to 100000. Default: 100.
+    /// Calls that may wait for a slot, 0 to 100000. Default: 100.
     #[serde(default = "defaults::max_queued")]
     #[schemars(range(min = 0, max = 100_000))]
     pub max_queued: i32,
-    /// Longest wait for a place, 0s to 5m; it counts against the caller's request timeout. Default: 1s.
+    /// Longest wait for a slot, 0s to 5m; it counts against the caller's request timeout. Default: 1s.
     #[serde(default = "defaults::max_wait")]
     pub max_wait: Wait,
 }
 
-/// A check that judges the workload's health. At most one of http, tcp and memory; none of them: the pods report it.
+/// A health check of the workload. At most one of http, tcp and memory; none of them: the pods report it.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -517,7 +488,7 @@ pub struct HealthCheck {
     /// Name of the check, at most 63 characters; for a reported check, the name that the pods report it under.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
     pub name: String,
-    /// Pod: each pod has its own answer and is healed by itself. Workload: one fact that all pods see, healed once. Default: Pod.
+    /// Pod: each pod has its own answer and recovers by itself. Workload: one fact that all pods see, recovered once. Default: Pod.
     #[serde(default)]
     pub scope: CheckScope,
     /// Ask a Service of the policy's namespace over HTTP; 2xx and 3xx are healthy.
@@ -531,7 +502,7 @@ pub struct HealthCheck {
     pub memory: Option<MemoryProbe>,
     /// Time between two runs, 1s to 1h. Default: 5s.
     #[serde(default = "defaults::interval")]
-    pub interval: RungTime,
+    pub interval: StepTime,
     /// Time of one run, 1ms to 5m, at most interval. Default: 1s.
     #[serde(default = "defaults::check_timeout")]
     pub timeout: CallTime,
@@ -598,7 +569,7 @@ pub struct MemoryProbe {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
-    /// One ladder for each check that is healed, at most 16.
+    /// One ladder for each check that is recovered, at most 16.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["check".into()]))]
     #[schemars(length(max = 16))]
@@ -623,7 +594,7 @@ pub struct Ladder {
     pub steps: Vec<Step>,
 }
 
-/// One rung of a ladder.
+/// One step of a ladder.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -637,8 +608,8 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron_job_ref: Option<CronJobRef>,
     /// How long the step may take until the check is healthy again, 1s to 1h; then the next step is tried. Default: 60s.
-    #[serde(default = "defaults::rung_timeout")]
-    pub timeout: RungTime,
+    #[serde(default = "defaults::step_timeout")]
+    pub timeout: StepTime,
 }
 
 /// What a step does.
@@ -753,44 +724,27 @@ pub struct FlagVariant {
     pub variant: String,
 }
 
-/// The defaults, in one place: the HTTP numbers of ADR-007 §1, and the limits of recovery.
+/// The defaults of the schema, in one place: health checks, bulkheads, degraded mode and the limits of recovery. A
+/// dependency has none here: what holds where a policy says nothing of it is a matter of the workload and, where that has
+/// nothing built in, of [`contract::DependencySettings`].
 mod defaults {
-    use super::{
-        CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Method, Period, RetryOn, RungTime, Span, Wait,
-    };
+    use super::{CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Span, StepTime, Wait};
 
     macro_rules! value {
         ($($name:ident: $type:ty = $value:expr;)*) => { $(pub(super) fn $name() -> $type { $value })* };
     }
 
     value! {
-        request: CallTime = Duration::from_millis(15_000);
-        per_try: CallTime = Duration::from_millis(10_000);
-        num_retries: i32 = 3;
-        base_interval: Wait = Duration::from_millis(2_000);
-        max_interval: Wait = Duration::from_millis(30_000);
-        factor: f64 = 2.0;
-        retry_on: Vec<RetryOn> = vec![RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::ServerError];
-        methods: Vec<Method> = vec![Method::Get, Method::Head, Method::Options, Method::Put, Method::Delete];
-        budget_percent: i32 = 20;
-        ten_seconds: RungTime = Duration::from_millis(10_000);
-        min_retries: i32 = 10;
-        break_duration: Period = Duration::from_millis(30_000);
-        half_open_max_requests: i32 = 1;
-        slow_percent: i32 = 50;
-        cache_ttl: Period = Duration::from_millis(300_000);
-        zero: Span = Duration::from_millis(0);
-        status_code: i32 = 503;
         max_concurrent: i32 = 10;
         max_queued: i32 = 100;
         max_wait: Wait = Duration::from_millis(1_000);
-        interval: RungTime = Duration::from_millis(5_000);
+        interval: StepTime = Duration::from_millis(5_000);
         check_timeout: CallTime = Duration::from_millis(1_000);
         unhealthy_threshold: i32 = 3;
         healthy_threshold: i32 = 1;
         path: String = "/".to_owned();
         healthy_delay: Span = Duration::from_millis(10_000);
-        rung_timeout: RungTime = Duration::from_millis(60_000);
+        step_timeout: StepTime = Duration::from_millis(60_000);
         max_in_flight: i32 = 1;
         max_unhealthy: IntOrPercent = IntOrPercent::Percent(50);
         cooldown: Span = Duration::from_millis(60_000);

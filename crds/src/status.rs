@@ -35,20 +35,28 @@ pub struct ResiliencePolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<bool>,
     /// The workloads, in the order of spec.targetRefs.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default)]
     pub targets: Vec<TargetStatus>,
     /// Circuits that are not closed somewhere.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "target".into(), "dependency".into()]))]
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub circuits: Vec<CircuitStatus>,
     /// Checks that are not healthy somewhere.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "target".into(), "name".into()]))]
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckFinding>,
     /// What is being done and was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<RecoveryStatus>,
+}
+
+/// The kind of a workload that an older version wrote without one.
+fn deployment() -> String {
+    "Deployment".to_owned()
 }
 
 /// One workload.
@@ -96,8 +104,12 @@ pub struct TargetStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitStatus {
-    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
-    #[schemars(length(max = 80))]
+    /// Kind of the workload.
+    #[serde(default = "deployment")]
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
     pub target: String,
     /// Name of the dependency.
     #[schemars(length(max = 63))]
@@ -117,8 +129,12 @@ pub struct CircuitStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckFinding {
-    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
-    #[schemars(length(max = 80))]
+    /// Kind of the workload.
+    #[serde(default = "deployment")]
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// Name of the workload.
+    #[schemars(length(max = 63))]
     pub target: String,
     /// Name of the check.
     #[schemars(length(max = 63))]

@@ -79,6 +79,33 @@ fn kubectl_explain_has_words_for_every_field() {
     assert!(silent.is_empty(), "without a description: {silent:#?}");
 }
 
+/// The keys by which the items of a list are told apart.
+fn keys_of(kind: &str, path: &str) -> Vec<String> {
+    let (part, _) = path.split_once('.').unwrap();
+    let field = fields(part).into_iter().find(|field| field.path == format!("{kind}.{path}")).unwrap();
+    assert_eq!(field.schema.get("x-kubernetes-list-type"), Some(&Value::from("map")), "{kind}.{path}");
+    let keys = field.schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array).unwrap();
+    keys.iter().map(|key| key.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn named_things_in_a_status_are_told_apart_by_all_of_their_name() {
+    assert_eq!(keys_of("ResiliencePolicy", "status.targets"), ["kind", "name"]);
+    assert_eq!(keys_of("FeatureFlag", "status.targets"), ["kind", "name"]);
+    // Two targets may have a check, or a dependency, of one name.
+    assert_eq!(keys_of("ResiliencePolicy", "status.checks"), ["kind", "target", "name"]);
+    assert_eq!(keys_of("ResiliencePolicy", "status.circuits"), ["kind", "target", "dependency"]);
+}
+
+#[test]
+fn a_dependency_has_no_defaults_in_the_schema() {
+    let all = fields("spec");
+    let below = |field: &&Field| field.path.starts_with("ResiliencePolicy.spec.dependencies[]");
+    let filled: Vec<_> = all.iter().filter(below).filter(|field| field.schema.contains_key("default")).collect();
+    assert!(filled.is_empty(), "{:?}", filled.iter().map(|field| &field.path).collect::<Vec<_>>());
+    assert!(all.iter().filter(below).count() > 40);
+}
+
 /// Why a field is not bounded, if it is not.
 fn loose(field: &Map<String, Value>) -> Option<&'static str> {
     let has = |key: &str| field.contains_key(key);

@@ -11,6 +11,7 @@ use crate::pki::{Pki, PkiError};
 use crate::process::ProcessId;
 use crate::progress::Progress;
 use crate::{kubeconfig, token};
+pub(crate) use launch::spawn as spawn_child;
 use launch::{end, etcd_args, free_ports, server_args, spawn};
 use rustix::process::Signal;
 use std::fmt::Write;

@@ -8,6 +8,7 @@ use e2e::local_stack::{self, LocalStackError};
 use e2e::packages::PackageError;
 use e2e::progress::Progress;
 use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
+use e2e::scale::{self, ScaleError};
 use e2e::soak::SoakError;
 use e2e::testbed::TestbedError;
 use e2e::{bench, demo, goodput, packages, soak};
@@ -65,6 +66,8 @@ enum Command {
     },
     /// Measure what the patterns are worth to a sale while the first payment provider is down
     Goodput,
+    /// Measure the operator at 100 and 1,000 policies, with ten fake pods each, beside another one if PEER names it
+    Scale(scale::Options),
     /// Load all services, make things fail, and see whether they keep their memory
     Soak {
         /// How many minutes, at least 2
@@ -155,6 +158,8 @@ pub enum CliError {
     LocalStack(#[from] LocalStackError),
     #[error(transparent)]
     Soak(#[from] SoakError),
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
     #[error("interrupted; what had been started is taken down")]
     Interrupted,
     #[error("cannot listen for signals: {0}")]
@@ -187,6 +192,16 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             Ok(local_stack::run(first_port, stop, &progress).await?)
         }
         Command::Goodput => Ok(goodput::run(&progress).await?),
+        Command::Scale(options) => {
+            let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
+            // The branch that loses is dropped, and every process that it had started with it.
+            tokio::select! {
+                done = scale::run(&options, &progress) => Ok(done?),
+                _ = terminate.recv() => Err(CliError::Interrupted),
+                _ = interrupt.recv() => Err(CliError::Interrupted),
+            }
+        }
         Command::Soak { minutes } => Ok(soak::run(Duration::from_secs(minutes * 60), &progress).await?),
         Command::Packages { which } => {
             // A container engine of Debian's would push Docker's own out of the way.

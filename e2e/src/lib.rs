@@ -24,6 +24,7 @@ pub mod provider;
 pub mod release;
 pub mod sabotage;
 pub mod sale;
+pub mod scale;
 pub mod soak;
 pub mod testbed;
 pub mod traffic;

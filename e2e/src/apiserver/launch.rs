@@ -67,7 +67,7 @@ pub(super) fn free_ports() -> std::io::Result<[u16; 3]> {
 ///
 /// The kernel takes the end of the *thread* that started it for the end of its parent, and threads of a test or of an
 /// async runtime come and go. So one thread, which never ends, starts them all.
-pub(super) fn spawn(program: &Path, args: Vec<String>, log: &Path) -> Result<Child, ApiServerError> {
+pub(crate) fn spawn(program: &Path, args: Vec<String>, log: &Path) -> Result<Child, ApiServerError> {
     use std::sync::{Mutex, OnceLock};
     type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
     static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();

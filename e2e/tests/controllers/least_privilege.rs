@@ -22,13 +22,11 @@ const INTENT: &str = "0123456789abcdef";
 
 /// Names of a workload's objects, as the contract makes them.
 fn token_secret_name(kind: &str, workload: &str) -> String {
-    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
-    contract::token_secret_name(contract::WorkloadKind::Deployment, workload) + suffix
+    contract::token_secret_name(kind.parse().unwrap(), workload)
 }
 
 fn config_map_name(kind: &str, workload: &str) -> String {
-    let suffix = if kind == "StatefulSet" { "-statefulset" } else { "" };
-    contract::config_map_name(contract::WorkloadKind::Deployment, workload) + suffix
+    contract::config_map_name(kind.parse().unwrap(), workload)
 }
 
 /// A client with the operator's token.

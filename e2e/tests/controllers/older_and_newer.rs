@@ -4,7 +4,7 @@ use crate::support::{
     World, policy, says,
     world::{condition, policy_conditions, request_ms},
 };
-use contract::{CONFIG_KEY, canonical};
+use contract::{BulkheadSettings, CONFIG_KEY, DependencySettings, FallbackSettings, canonical};
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -44,6 +44,66 @@ async fn an_older_workload_goes_on_and_says_what_it_lacks() {
     let fresh = workload.new_pod(&world, true).await;
     workload.pods.push(fresh);
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+}
+
+/// It does with the policy what it did under an operator of its own version; nothing turns red with the operator's upgrade.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_version_0_1_is_in_sync_and_the_policy_says_what_it_does_otherwise() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    {
+        let mut older = workload.pods[0].script();
+        older.contract_version = 1;
+        older.unsupported = vec!["policy.settings.dependencyPolicies".to_owned()];
+    }
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    let policy = world
+        .until_policy("booking", "both run it, and one of them is told of", |policy| {
+            says(policy_conditions(policy), "Programmed", "True", "Programmed")
+                && condition(policy, "Accepted").message.contains("1 of 2 pods are of an older version")
+        })
+        .await;
+    assert!(says(policy_conditions(&policy), "Ready", "True", "Programmed"));
+    let running = workload.pods[0].until_it_runs("it", |running| request_ms(running) == Some(5_000)).await;
+    let filled_in = &running.policy.settings.dependencies["database"];
+    assert_eq!((filled_in.timeout.per_try_ms, filled_in.retry.factor), (1_000, 2.0), "with every value in it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_judged_on_what_its_pods_have_built_in() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    let payment = DependencySettings { fallback: vec![FallbackSettings::Queue], ..DependencySettings::default() };
+    for pod in &workload.pods {
+        let mut script = pod.script();
+        let own = script.built_ins.as_mut().unwrap();
+        own.dependencies.insert("payment".to_owned(), Some(payment.clone()));
+        own.bulkheads.insert("critical".to_owned(), BulkheadSettings::default());
+    }
+    let _operator = world.operator().await;
+    let mut manifest = policy("booking", "booking");
+    manifest["spec"]["dependencies"] = json!([
+        { "name": "database", "bulkheadRef": { "name": "critical" }, "timeout": { "request": "5s" } },
+        { "name": "payment", "fallback": [], "bulkheadRef": { "name": "critcal" } },
+    ]);
+    world.apply(&manifest).await;
+    let words = ["payment: fallback: [] switches off the built-in fallback Queue", "did you mean critical?"];
+    let judged = world
+        .until_policy("booking", "it says what the policy takes away", |policy| {
+            words.iter().all(|word| condition(policy, "Accepted").message.contains(word))
+        })
+        .await;
+    let message = &condition(&judged, "Accepted").message;
+    assert_eq!(message.matches("warning: ").count(), 2, "{message}");
+    assert!(says(policy_conditions(&judged), "Accepted", "True", "Accepted"));
+
+    // One pod is asked, once, whatever else they report.
+    for pod in &workload.pods {
+        pod.after_more_reports(2).await;
+    }
+    let asked: Vec<_> = workload.pods.iter().map(|pod| pod.script().asked_for_built_ins).collect();
+    assert_eq!(asked.iter().sum::<u32>(), 1, "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

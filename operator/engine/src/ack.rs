@@ -28,6 +28,9 @@ pub struct Acknowledged {
     pub in_sync: usize,
     /// Pods, ready or not, whose admin port does not answer.
     pub unreachable: usize,
+    /// Those of them that speak an older contract, and run by a form of the document in which what the policy leaves
+    /// unsaid is the ADR's number and not the workload's built-in value.
+    pub older: usize,
     /// Why the first few of the others are not in sync, each with the pod's name.
     pub lagging: Vec<String>,
 }
@@ -65,7 +68,11 @@ impl<'a> Counter<'a> {
         }
         result.ready += 1;
         match lag(pod, self.content_hash, result.lagging.len() < MAX_REASONS) {
-            Lag::None => result.in_sync += 1,
+            Lag::None => {
+                result.in_sync += 1;
+                // What is left is what it finds in another form: everything else would be lag.
+                result.older += usize::from(pod.applied.is_some_and(|applied| !applied.unsupported.is_empty()));
+            }
             Lag::Told(reason) => {
                 // Part of it may be the pod's own words.
                 let reason: String = reason.chars().take(MAX_REASON).collect();
@@ -92,7 +99,7 @@ enum Lag {
 fn lag(pod: &PodView<'_>, content_hash: &str, wanted: bool) -> Lag {
     let runs_all = pod.applied.is_some_and(|applied| {
         applied.content_hash == content_hash
-            && applied.unsupported.is_empty()
+            && lost(applied).next().is_none()
             && applied.unknown_dependencies.is_empty()
     });
     match (pod.rejected.is_none() && runs_all, wanted) {
@@ -100,6 +107,12 @@ fn lag(pod: &PodView<'_>, content_hash: &str, wanted: bool) -> Lag {
         (false, true) => Lag::Told(why(pod, content_hash)),
         (false, false) => Lag::Untold,
     }
+}
+
+/// The paths of the document that a pod does not know and does not find in another form either.
+fn lost(applied: &Applied) -> impl Iterator<Item = &str> {
+    let speaks = applied.contract_version;
+    applied.unsupported.iter().map(String::as_str).filter(move |path| !contract::is_said_otherwise(speaks, path))
 }
 
 /// Why a pod is not in sync.
@@ -120,11 +133,12 @@ fn why(pod: &PodView<'_>, content_hash: &str) -> String {
             None => format!("{runs}; the push is repeated"),
         };
     }
-    if !applied.unsupported.is_empty() {
+    let unknown: Vec<_> = lost(applied).collect();
+    if !unknown.is_empty() {
         let speaks = applied.contract_version;
         return format!(
             "does not know {} (it speaks contract {speaks}, the operator {CONTRACT_VERSION}): upgrade the workload",
-            applied.unsupported.join(", ")
+            unknown.join(", ")
         );
     }
     format!("has no dependency named {}", applied.unknown_dependencies.join(", "))
@@ -171,6 +185,25 @@ mod tests {
         let result = count(&[pod(true, Some(&older)), pod(true, Some(&other))]);
         assert_eq!(result.in_sync, 0);
         assert!(result.lagging[0].contains("policy.settings.hedging") && result.lagging[1].contains("paymnet"));
+    }
+
+    #[test]
+    fn a_pod_of_version_0_1_that_runs_the_filled_in_form_is_in_sync_and_counted() {
+        let speaking = |contract_version, unsupported: &[&str]| {
+            let unsupported = unsupported.iter().map(ToString::to_string).collect();
+            Applied { contract_version, unsupported, ..applied("abcdef1") }
+        };
+        let (older, newest) = (speaking(1, &["policy.settings.dependencyPolicies"]), applied("abcdef1"));
+        let result = count(&[pod(true, Some(&older)), pod(true, Some(&newest))]);
+        assert_eq!((result.in_sync, result.older), (2, 1));
+
+        let lost = speaking(1, &["policy.settings.dependencyPolicies", "policy.settings.hedging"]);
+        let result = count(&[pod(true, Some(&lost))]);
+        assert_eq!((result.in_sync, result.older), (0, 0));
+        assert!(result.lagging[0].contains("does not know policy.settings.hedging ("), "{:?}", result.lagging);
+
+        let reader_of_2 = speaking(2, &["policy.settings.dependencyPolicies"]);
+        assert_eq!(count(&[pod(true, Some(&reader_of_2))]).in_sync, 0, "a reader of contract 2 must know it");
     }
 
     #[test]

@@ -96,6 +96,7 @@ mod tests {
             message: "m".into(),
             tags: vec![],
             dependency: None,
+            dependency_answers: None,
             duration_ms: 1,
             consecutive_failures: failures,
             runs,

@@ -133,7 +133,7 @@ impl Compiled {
     /// The document of these sections under a revision.
     pub fn document(&self, workload: contract::WorkloadId, revision: i64) -> RuntimeConfig {
         RuntimeConfig {
-            contract_version: contract::CONTRACT_VERSION,
+            contract_version: contract::DOCUMENT_VERSION,
             workload,
             revision,
             content_hash: self.content_hash.clone(),

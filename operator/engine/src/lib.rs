@@ -9,6 +9,7 @@ pub mod check;
 pub mod claim;
 pub mod compile;
 pub mod fleet;
+pub mod policy_review;
 pub mod publish;
 pub mod recovery;
 pub mod report_validation;

@@ -74,6 +74,7 @@ mod tests {
             message: String::new(),
             tags: vec![],
             dependency: None,
+            dependency_answers: None,
             duration_ms: 1,
             consecutive_failures: 3,
             runs: 3,

@@ -11,7 +11,7 @@ use crate::{
 };
 use bytes::Bytes;
 use contract::{
-    ActionAnswer, ActionRequest, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin,
+    ActionAnswer, ActionRequest, EffectiveReport, HealthReport, MAX_REPORT_BYTES, PushAnswer, admin,
     signing::{self, Advertised, ContentHash},
 };
 use engine::admin_auth::{self, AdminAuth};
@@ -19,6 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use jiff::Timestamp;
 use kube::Client;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -160,6 +161,15 @@ impl PodClient {
         let (body, content) = (Bytes::new(), ContentHash::of(b""));
         // An unhealthy pod may say so with 503.
         self.call(access, Call { method, path, body, content, deadline, also_answers: &[503] }).await
+    }
+
+    /// Asks what the pod runs by and has built in.
+    pub async fn effective(&self, access: &mut Access<'_>) -> Result<EffectiveReport, PodError> {
+        let (method, path, deadline) = ("GET", admin::EFFECTIVE_PATH, POD_DEADLINE);
+        let (body, content) = (Bytes::new(), ContentHash::of(b""));
+        let call = Call { method, path, body, content, deadline, also_answers: &[] };
+        let answer: Box<RawValue> = self.call(access, call).await?;
+        EffectiveReport::parse(answer.get().as_bytes()).map_err(PodError::InvalidResponse)
     }
 
     /// Asks for an action.

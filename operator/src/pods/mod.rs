@@ -1,5 +1,6 @@
 //! The pods: what is known of them, and the calls to their admin ports.
 
+pub mod built_ins;
 pub mod client;
 pub mod fair_queue;
 pub mod http;

@@ -2,6 +2,7 @@
 //! all at once. Only the leader asks. A pod that does not answer is asked ever more rarely, up to [`MAX_BACK_OFF`].
 
 use super::{
+    built_ins,
     client::{Access, Endpoint, PodError},
     fair_queue::Class,
     pusher::refresh_token,
@@ -114,13 +115,14 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
         let _slot = ctx.shared.pod_calls.slot(&key.workload, Class::Probe, suspect).await;
         (Instant::now(), ctx.shared.pods.health(&mut access).await)
     };
-    ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth);
+    ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth.clone());
     let result = result.and_then(|report| {
         report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
         Ok(report)
     });
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "health", result: label }).inc();
+    let speaks = result.as_ref().ok().map(|report| report.applied.contract_version);
     let unauthorized = result.as_ref().err() == Some(&PodError::Unauthorized);
     let now = now_in_milliseconds();
     let (news, behind, wait) = {
@@ -139,6 +141,9 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
     };
     if unauthorized {
         refresh_token(ctx, &key.workload, &key.uid, &workload_uid, &endpoint).await;
+    }
+    if let Some(speaks) = speaks.filter(|_| with_token) {
+        built_ins::learn(ctx, &key.workload, &mut access, speaks).await;
     }
     if news {
         ctx.enqueue_status(&key.workload);

@@ -4,7 +4,7 @@
 //! What all pods of a workload say together (the majority verdict of a check, a circuit's count) is counted as each of
 //! them speaks: taking in one pod's report costs no more in a workload of a thousand pods than in one of three.
 
-use super::client::PodError;
+use super::{built_ins::Learned, client::PodError};
 use crate::{
     fleet::facts::{PodFacts, Uid},
     kubernetes::meta::cut,
@@ -54,6 +54,8 @@ pub struct WorkloadState {
     pub considered: BTreeMap<String, i64>,
     /// Version of the ConfigMap that the last reconcile saw; with `considered` it tells whether there is anything new.
     pub config_map_version: Option<String>,
+    /// What its pods have built in.
+    pub learned: Learned,
     /// The policies that the published document was made from.
     pub policy_sources: Vec<Source>,
     /// Why nothing could be published.
@@ -233,6 +235,7 @@ impl WorkloadState {
             }
         }
         self.circuits.retain(|_, tally| tally.view.total > 0);
+        self.learned.keep(|uid| existing.contains(&Uid::from(uid)));
         let mut arrivals = Arrivals::default();
         for facts in pods {
             if let Some(known) = self.pods.get_mut(&facts.uid) {

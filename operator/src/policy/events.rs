@@ -2,7 +2,10 @@
 
 use super::status::action_name;
 use crate::{kubernetes::events::Event, spec::recovery::action, status::conditions::find};
-use crds::{Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus, status::ActionOutcome};
+use crds::{
+    Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus,
+    status::{ActionOutcome, CircuitStatus},
+};
 use engine::recovery::{Decision, Outcome};
 
 /// The events, in the order in which they happened.
@@ -65,17 +68,20 @@ fn programmed(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus, live: 
 }
 
 fn circuits(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
-    let has = |status: &ResiliencePolicyStatus, target: &str, dependency: &str| {
-        status.circuits.iter().any(|circuit| circuit.target == target && circuit.dependency == dependency)
+    let has = |status: &ResiliencePolicyStatus, one: &CircuitStatus| {
+        let same = |other: &CircuitStatus| {
+            (&other.kind, &other.target, &other.dependency) == (&one.kind, &one.target, &one.dependency)
+        };
+        status.circuits.iter().any(same)
     };
-    let opened = new.circuits.iter().filter(|circuit| !has(old, &circuit.target, &circuit.dependency)).map(|circuit| {
+    let opened = new.circuits.iter().filter(|circuit| !has(old, circuit)).map(|circuit| {
         let note = format!(
             "{}: the circuit of {} is open in {} of {} pods",
             circuit.target, circuit.dependency, circuit.open_pods, circuit.total_pods
         );
         Event::warning(EventReason::CircuitOpened, "Observe", note)
     });
-    let closed = old.circuits.iter().filter(|circuit| !has(new, &circuit.target, &circuit.dependency)).map(|circuit| {
+    let closed = old.circuits.iter().filter(|circuit| !has(new, circuit)).map(|circuit| {
         Event::normal(
             EventReason::CircuitClosed,
             "Observe",
@@ -88,7 +94,10 @@ fn circuits(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<E
 fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
     let mut events = Vec::new();
     for finding in &new.checks {
-        let before = old.checks.iter().find(|old| old.target == finding.target && old.name == finding.name);
+        let before = old
+            .checks
+            .iter()
+            .find(|old| (&old.kind, &old.target, &old.name) == (&finding.kind, &finding.target, &finding.name));
         for pod in finding.pods.iter().filter(|pod| before.is_none_or(|before| !before.pods.contains(pod))) {
             events.push(Event::warning(
                 EventReason::CheckUnhealthy,
@@ -142,8 +151,9 @@ fn finished(decision: &Decision) -> Vec<Event> {
     let event = |record: &engine::recovery::Record| {
         let subject = record.subject.display_name();
         let action = action_name(record.step.action);
+        let dry = if record.dry_run { " (dry run)" } else { "" };
         let note = format!(
-            "{subject}: {action} for {}: {}",
+            "{subject}: {action} for {}{dry}: {}",
             record.subject.check,
             record.message.as_deref().unwrap_or_default()
         );

@@ -15,7 +15,10 @@ use crds::{
     resilience_policy::Mode,
     status::{CheckFinding, CircuitStatus, MAX_IN_FLIGHT, MAX_RECENT, RecoveryStatus, TargetStatus},
 };
-use engine::recovery::{Action, Decision, Gate, History, Outcome, Settings};
+use engine::{
+    ack::Acknowledged,
+    recovery::{Action, Decision, Gate, History, Outcome, Settings},
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,16 +152,45 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
     let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
-    message.extend(notes.into_iter().map(|note| format!("warning: {note}")));
-    message.extend(spec::policy::policy_warnings(settings).into_iter().map(|warning| format!("warning: {warning}")));
-    let impossible = inputs.impossible.in_flight.iter().chain(&inputs.impossible.recent);
-    message.extend(impossible.map(|record| {
-        format!(
-            "warning: the record of intent {} in status.recovery has a time that cannot be; it is kept and ignored",
-            short(&record.id)
-        )
-    }));
+    let warnings: Vec<_> = notes.into_iter().chain(warnings(settings, held)).chain(impossible(inputs)).collect();
+    message.extend(warnings.iter().take(MAX_WARNINGS).map(|warning| format!("warning: {warning}")));
+    if let Some(more) = warnings.len().checked_sub(MAX_WARNINGS).filter(|more| *more > 0) {
+        message.push(format!("and {more} more warnings"));
+    }
     (Verdict::new(ConditionType::Accepted, true, Reason::Accepted, message.join("; ")), false)
+}
+
+/// The records whose times cannot be.
+fn impossible(inputs: &Inputs<'_>) -> impl Iterator<Item = String> {
+    let records = inputs.impossible.in_flight.iter().chain(&inputs.impossible.recent);
+    records.map(|record| {
+        let id = short(&record.id);
+        format!("the record of intent {id} in status.recovery has a time that cannot be; it is kept and ignored")
+    })
+}
+
+/// Most warnings that one message holds.
+const MAX_WARNINGS: usize = 20;
+
+/// What the author should know of the policy in each of its targets; the same word of several targets once.
+fn warnings(settings: &PolicySettings, held: &[&Target]) -> Vec<String> {
+    let mut of: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for target in held {
+        for warning in spec::policy::policy_warnings(settings, target.built_ins.as_deref()) {
+            of.entry(warning).or_default().push(&target.name);
+        }
+        let Acknowledged { older, ready, .. } = &target.acknowledged;
+        if *older > 0 {
+            let warning = format!(
+                "{older} of {ready} pods are of an older version, in which an entry of dependencies replaces what is built in: what it does not say is ADR-007's number there, and a fallback that it does not list is off; upgrade the workload"
+            );
+            of.entry(warning).or_default().push(&target.name);
+        }
+    }
+    let in_all = |targets: &[&str]| targets.len() == held.len();
+    of.into_iter()
+        .map(|(warning, targets)| if in_all(&targets) { warning } else { format!("{}: {warning}", targets.join(", ")) })
+        .collect()
 }
 
 fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Verdict, bool) {
@@ -222,7 +254,8 @@ fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
                 .collect();
             let Some((_, oldest)) = failing.iter().min_by_key(|(_, evaluation)| evaluation.since) else { continue };
             findings.push(CheckFinding {
-                target: target.key.clone(),
+                kind: target.kind.as_str().to_owned(),
+                target: target.name.clone(),
                 name: check.name.clone(),
                 pods: failing.iter().take(10).map(|(pod, _)| (*pod).clone()).collect(),
                 unhealthy_pods: i32::try_from(failing.len()).unwrap_or(i32::MAX),
@@ -322,11 +355,15 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
     for target in held {
         for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.open > 0) {
             // The operator may be younger than the outage.
-            let before = old.circuits.iter().find(|old| old.target == target.key && old.dependency == *dependency);
+            let same = |old: &&CircuitStatus| {
+                old.kind == *target.kind.as_str() && old.target == target.name && old.dependency == *dependency
+            };
+            let before = old.circuits.iter().find(same);
             let before = before.and_then(|old| old.open_since.as_ref()).map(|since| since.0);
             let since = target.open_since.get(dependency).copied().into_iter().chain(before).min();
             circuits.push(CircuitStatus {
-                target: target.key.clone(),
+                kind: target.kind.as_str().to_owned(),
+                target: target.name.clone(),
                 dependency: dependency.clone(),
                 open_pods: i32::try_from(view.open).unwrap_or(i32::MAX),
                 total_pods: i32::try_from(view.total).unwrap_or(i32::MAX),

@@ -4,112 +4,64 @@
 
 use super::{Invalid, count, invalid, recovery::action};
 use contract::{
-    BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,
-    HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings, RetryOn, RetrySettings, SlowCallSettings,
-    TimeoutSettings, TripRule,
+    BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
+    HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
+    TimeoutPolicy,
 };
-use crds::{ResiliencePolicySpec, bounded::spell, resilience_policy as api};
-use engine::{check::Thresholds, recovery::Action};
-use std::collections::{BTreeMap, BTreeSet};
+use crds::{ResiliencePolicySpec, resilience_policy as api};
+use engine::{check::Thresholds, policy_review, recovery::Action};
+use std::collections::BTreeMap;
 
 /// A status code that the schema bounds to 200..=599.
 fn status_code(value: i32) -> u16 {
-    u16::try_from(value).unwrap_or(503)
+    u16::try_from(value).unwrap_or(contract::defaults::STATIC_STATUS_CODE)
 }
 
 /// The settings of the pods under a policy.
 pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
-    let bulkheads: BTreeMap<_, _> =
-        spec.bulkheads.iter().map(|bulkhead| (bulkhead.name.clone(), self::bulkhead(bulkhead))).collect();
-    let mut dependencies = BTreeMap::new();
-    for (index, dependency) in spec.dependencies.iter().enumerate() {
+    let mut settings = PolicySettings::default();
+    for (index, entry) in spec.dependencies.iter().enumerate() {
         let path = format!("spec.dependencies[{index}]");
-        let settings = self::dependency(dependency);
-        validate_dependency(&settings, &path)?;
-        if let Some(name) = settings.bulkhead.as_ref().filter(|name| !bulkheads.contains_key(*name)) {
-            return Err(invalid(format!("{path}.bulkheadRef.name"), format!("{name} is not among spec.bulkheads")));
+        let said = dependency(entry);
+        if let Some(conflict) = policy_review::conflict(&said) {
+            return Err(invalid(format!("{path}.{}", conflict.field), conflict.message));
         }
-        for (nth, fallback) in dependency.fallback.iter().enumerate() {
-            validate_fallback(fallback, dependency, &spec.dependencies, &format!("{path}.fallback[{nth}]"))?;
+        for (nth, fallback) in entry.fallback.iter().flatten().enumerate() {
+            validate_fallback(fallback, entry, &format!("{path}.fallback[{nth}]"))?;
         }
-        if dependencies.insert(dependency.name.clone(), settings).is_some() {
-            return Err(invalid(format!("{path}.name"), format!("{} is there twice", dependency.name)));
+        if settings.insert_dependency(entry.name.clone(), said).is_some() {
+            return Err(invalid(format!("{path}.name"), format!("{} is there twice", entry.name)));
         }
     }
-    let health_checks = spec
+    settings.bulkheads = spec.bulkheads.iter().map(|one| (one.name.clone(), bulkhead(one))).collect();
+    settings.health_checks = spec
         .health_checks
         .iter()
         .filter(|check| check.http.is_none() && check.tcp.is_none())
         .map(|check| (check.name.clone(), health_check(check)))
         .collect();
-    let degradation = spec.degradation.as_ref().map(degradation);
-    if degradation.as_ref().is_some_and(|d| d.exit_load_percent >= d.enter_load_percent) {
+    settings.degradation = spec.degradation.as_ref().map(degradation);
+    if settings.degradation.as_ref().is_some_and(|d| d.exit_load_percent >= d.enter_load_percent) {
         return Err(invalid(
             "spec.degradation.exit.loadPercent",
             "must be below enter.loadPercent, or the mode would flap",
         ));
     }
-    Ok(PolicySettings { dependencies, bulkheads, health_checks, degradation })
+    Ok(settings)
 }
 
-fn validate_dependency(settings: &DependencySettings, path: &str) -> Result<(), Invalid> {
-    let TimeoutSettings { request_ms, per_try_ms, connect_ms } = settings.timeout;
-    if per_try_ms > request_ms {
-        return Err(invalid(
-            format!("{path}.timeout.perTry"),
-            format!("must not be longer than request ({})", spell(request_ms)),
-        ));
-    }
-    if connect_ms.is_some_and(|connect| connect > per_try_ms) {
-        return Err(invalid(
-            format!("{path}.timeout.connect"),
-            format!("must not be longer than perTry ({})", spell(per_try_ms)),
-        ));
-    }
-    let waits = settings.retry.total_wait_ms();
-    if settings.retry.num_retries > 0 && waits >= request_ms {
-        let message = format!(
-            "the waits between the retries ({}) must together be shorter than timeout.request ({})",
-            spell(waits),
-            spell(request_ms)
-        );
-        return Err(invalid(format!("{path}.retry"), message));
-    }
-    Ok(())
-}
-
-fn validate_fallback(
-    fallback: &api::Fallback,
-    owner: &api::Dependency,
-    all: &[api::Dependency],
-    path: &str,
-) -> Result<(), Invalid> {
+fn validate_fallback(fallback: &api::Fallback, owner: &api::Dependency, path: &str) -> Result<(), Invalid> {
     match (fallback.type_, &fallback.provider, &fallback.response) {
-        (api::FallbackType::Provider, Some(name), _) if all.iter().any(|d| d.name == *name) && *name != owner.name => {
-            Ok(())
-        }
-        (api::FallbackType::Provider, _, _) => {
-            Err(invalid(format!("{path}.provider"), "must name another entry of spec.dependencies"))
-        }
+        (api::FallbackType::Provider, Some(name), _) if *name != owner.name => Ok(()),
+        (api::FallbackType::Provider, _, _) => Err(invalid(format!("{path}.provider"), "must name another dependency")),
         (api::FallbackType::Static, _, None) => Err(invalid(format!("{path}.response"), "must be set for type Static")),
         _ => Ok(()),
     }
 }
 
-/// Sentences about a valid policy that its author should know.
-pub fn policy_warnings(settings: &PolicySettings) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for (name, dependency) in &settings.dependencies {
-        let tries = u64::from(dependency.retry.num_retries) + 1;
-        let all = tries.saturating_mul(dependency.timeout.per_try_ms).saturating_add(dependency.retry.total_wait_ms());
-        if all > dependency.timeout.request_ms {
-            let (all, request) = (spell(all), spell(dependency.timeout.request_ms));
-            warnings.push(format!(
-                "{name}: {tries} tries with their waits can take {all}, longer than request ({request}), so the last ones may be cut short or never start"
-            ));
-        }
-    }
-    warnings
+/// Sentences about a valid policy that its author should know. `built_ins` is what the workload's pods report.
+pub fn policy_warnings(settings: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<String> {
+    policy_review::warnings(settings, built_ins)
 }
 
 /// Sentences about what a policy asks for and this version does not do.
@@ -124,34 +76,43 @@ pub fn not_done_yet(spec: &ResiliencePolicySpec, supported: &[Action]) -> Vec<St
     notes
 }
 
-fn dependency(spec: &api::Dependency) -> DependencySettings {
-    DependencySettings {
-        timeout: TimeoutSettings {
-            request_ms: spec.timeout.request.millis(),
-            per_try_ms: spec.timeout.per_try.millis(),
-            connect_ms: spec.timeout.connect.map(api::CallTime::millis),
-        },
-        retry: retry(&spec.retry),
-        circuit_breaker: circuit_breaker(&spec.circuit_breaker),
-        bulkhead: spec.bulkhead_ref.as_ref().map(|reference| reference.name.clone()),
-        fallback: spec.fallback.iter().map(fallback).collect(),
+fn dependency(spec: &api::Dependency) -> DependencyPolicy {
+    // Taken apart as a whole, so that a new member cannot be forgotten.
+    let api::Dependency { name: _, timeout, retry, circuit_breaker, bulkhead_ref, fallback } = spec;
+    DependencyPolicy {
+        timeout: timeout.as_ref().map(self::timeout).unwrap_or_default(),
+        retry: retry.as_ref().map(self::retry).unwrap_or_default(),
+        circuit_breaker: circuit_breaker.as_ref().map(self::circuit_breaker).unwrap_or_default(),
+        bulkhead: bulkhead_ref.as_ref().map(|reference| reference.name.clone()),
+        fallback: fallback.as_ref().map(|list| list.iter().map(self::fallback).collect()),
     }
 }
 
-fn retry(spec: &api::Retry) -> RetrySettings {
-    RetrySettings {
-        num_retries: count(spec.num_retries),
-        base_interval_ms: spec.back_off.base_interval.millis(),
-        factor: spec.back_off.factor,
-        max_interval_ms: spec.back_off.max_interval.millis(),
-        jitter_percent: count(spec.back_off.jitter_percent),
-        retry_on: spec.retry_on.iter().copied().map(retry_on).collect(),
-        http_status_codes: spec.http_status_codes.iter().copied().map(status_code).collect(),
-        methods: spec.methods.iter().copied().map(method).map(str::to_owned).collect::<BTreeSet<_>>(),
-        budget: spec.budget.as_ref().map(|budget| RetryBudgetSettings {
-            percent: count(budget.percent),
-            interval_ms: budget.interval.millis(),
-            min_retries: count(budget.min_retries),
+fn timeout(spec: &api::Timeout) -> TimeoutPolicy {
+    let api::Timeout { request, per_try, connect } = spec;
+    TimeoutPolicy {
+        request_ms: request.map(api::CallTime::millis),
+        per_try_ms: per_try.map(api::CallTime::millis),
+        connect_ms: connect.map(api::CallTime::millis),
+    }
+}
+
+fn retry(spec: &api::Retry) -> RetryPolicy {
+    let api::Retry { num_retries, back_off, retry_on, http_status_codes, methods, budget } = spec;
+    let api::BackOff { base_interval, factor, max_interval, jitter_percent } = back_off.clone().unwrap_or_default();
+    RetryPolicy {
+        num_retries: num_retries.map(count),
+        base_interval_ms: base_interval.map(api::Wait::millis),
+        factor,
+        max_interval_ms: max_interval.map(api::Wait::millis),
+        jitter_percent: jitter_percent.map(count),
+        retry_on: retry_on.as_ref().map(|list| list.iter().copied().map(self::retry_on).collect()),
+        http_status_codes: http_status_codes.as_ref().map(|list| list.iter().copied().map(status_code).collect()),
+        methods: methods.as_ref().map(|list| list.iter().copied().map(method).map(str::to_owned).collect()),
+        budget: budget.as_ref().map(|api::RetryBudget { percent, interval, min_retries }| RetryBudgetPolicy {
+            percent: percent.map(count),
+            interval_ms: interval.map(api::StepTime::millis),
+            min_retries: min_retries.map(count),
         }),
     }
 }
@@ -179,45 +140,49 @@ const fn method(spec: api::Method) -> &'static str {
     }
 }
 
-fn circuit_breaker(spec: &api::CircuitBreaker) -> CircuitBreakerSettings {
-    let trip = match spec.failure_ratio_percent {
-        Some(percent) => TripRule::FailureRatio {
-            percent: count(percent),
-            minimum_throughput: spec.minimum_throughput.map_or(10, count),
-            sampling_ms: spec.sampling_duration.map_or(30_000, api::Period::millis),
-        },
-        None => TripRule::ConsecutiveFailures { failures: spec.consecutive_failures.map_or(5, count) },
-    };
-    CircuitBreakerSettings {
-        trip,
-        break_ms: spec.break_duration.millis(),
-        max_break_ms: spec.max_break_duration.map(api::Period::millis),
-        half_open_max_requests: count(spec.half_open_max_requests),
-        slow_call: spec
-            .slow_call
-            .as_ref()
-            .map(|slow| SlowCallSettings { duration_ms: slow.duration.millis(), percent: count(slow.percent) }),
-        manual_state: match spec.manual_state {
+fn circuit_breaker(spec: &api::CircuitBreaker) -> CircuitBreakerPolicy {
+    let api::CircuitBreaker {
+        consecutive_failures,
+        failure_ratio_percent,
+        minimum_throughput,
+        sampling_duration,
+        break_duration,
+        max_break_duration,
+        half_open_max_requests,
+        slow_call,
+        manual_state,
+    } = spec;
+    CircuitBreakerPolicy {
+        consecutive_failures: consecutive_failures.map(count),
+        failure_ratio_percent: failure_ratio_percent.map(count),
+        minimum_throughput: minimum_throughput.map(count),
+        sampling_ms: sampling_duration.map(api::Period::millis),
+        break_ms: break_duration.map(api::Period::millis),
+        max_break_ms: max_break_duration.map(api::Period::millis),
+        half_open_max_requests: half_open_max_requests.map(count),
+        slow_call: slow_call.as_ref().map(|api::SlowCall { duration, percent }| SlowCallPolicy {
+            duration_ms: duration.millis(),
+            percent: percent.map(count),
+        }),
+        manual_state: manual_state.map(|state| match state {
             api::ManualState::Auto => ManualState::Auto,
             api::ManualState::Open => ManualState::Open,
             api::ManualState::Closed => ManualState::Closed,
-        },
+        }),
     }
 }
 
-fn fallback(spec: &api::Fallback) -> FallbackSettings {
+fn fallback(spec: &api::Fallback) -> FallbackPolicy {
     match spec.type_ {
-        api::FallbackType::Cache => FallbackSettings::Cache {
-            ttl_ms: spec.cache.as_ref().map_or(300_000, |cache| cache.ttl.millis()),
-            max_stale_ms: spec.cache.as_ref().map_or(0, |cache| cache.max_stale.millis()),
+        api::FallbackType::Cache => FallbackPolicy::Cache {
+            ttl_ms: spec.cache.as_ref().and_then(|cache| cache.ttl).map(api::Period::millis),
+            max_stale_ms: spec.cache.as_ref().and_then(|cache| cache.max_stale).map(api::Span::millis),
         },
-        api::FallbackType::Provider => {
-            FallbackSettings::Provider { provider: spec.provider.clone().unwrap_or_default() }
-        }
-        api::FallbackType::Queue => FallbackSettings::Queue,
-        api::FallbackType::Static => FallbackSettings::Static {
-            status_code: spec.response.as_ref().map_or(503, |response| status_code(response.status_code)),
-            body: spec.response.as_ref().map(|response| response.body.clone()).unwrap_or_default(),
+        api::FallbackType::Provider => FallbackPolicy::Provider { provider: spec.provider.clone().unwrap_or_default() },
+        api::FallbackType::Queue => FallbackPolicy::Queue,
+        api::FallbackType::Static => FallbackPolicy::Static {
+            status_code: spec.response.as_ref().and_then(|response| response.status_code).map(status_code),
+            body: spec.response.as_ref().and_then(|response| response.body.clone()),
         },
     }
 }
@@ -261,39 +226,62 @@ pub fn thresholds(spec: &ResiliencePolicySpec) -> BTreeMap<String, Thresholds> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::{DependencySettings, TripRule};
     use crds::ResiliencePolicy;
+    use serde_json::json;
+    use std::collections::BTreeSet;
 
     fn spec(body: &str) -> ResiliencePolicySpec {
         serde_saphyr::from_str(&format!("targetRefs: [{{name: w}}]\n{body}")).unwrap()
     }
 
+    fn said(body: &str) -> serde_json::Value {
+        let settings = policy(&spec(&format!("dependencies: [{{name: a, {body}}}]"))).unwrap();
+        serde_json::to_value(&settings.dependency_policies["a"]).unwrap()
+    }
+
     #[test]
-    fn a_bare_dependency_runs_on_the_contract_defaults() {
+    fn a_bare_dependency_says_nothing() {
         let settings = policy(&spec("dependencies: [{name: a}]")).unwrap();
-        assert_eq!(settings.dependencies["a"], DependencySettings::default());
+        assert_eq!(settings.dependency_policies["a"], DependencyPolicy::default());
+        assert_eq!(settings.dependencies["a"], DependencySettings::default(), "for readers of contract 1");
+    }
+
+    #[rstest::rstest]
+    #[case("timeout: {request: 5s}", json!({"timeout": {"requestMs": 5_000}}))]
+    #[case("timeout: {}, retry: {backOff: {}}, circuitBreaker: {}", json!({}))]
+    #[case("fallback: []", json!({"fallback": []}))]
+    #[case("retry: {numRetries: 0, retryOn: []}", json!({"retry": {"numRetries": 0, "retryOn": []}}))]
+    #[case("retry: {budget: {}}", json!({"retry": {"budget": {}}}))]
+    #[case("circuitBreaker: {manualState: Closed}", json!({"circuitBreaker": {"manualState": "Closed"}}))]
+    #[case("bulkheadRef: {name: built-in}", json!({"bulkhead": "built-in"}))]
+    #[case("fallback: [{type: Cache}, {type: Provider, provider: built-in}, {type: Static, response: {}}]",
+        json!({"fallback": [{"type": "Cache"}, {"type": "Provider", "provider": "built-in"}, {"type": "Static"}]}))]
+    #[case("retry: {backOff: {baseInterval: 1s, factor: 1, maxInterval: 2s, jitterPercent: 3}, httpStatusCodes: [409], methods: [POST]}",
+        json!({"retry": {"baseIntervalMs": 1_000, "factor": 1.0, "maxIntervalMs": 2_000, "jitterPercent": 3, "httpStatusCodes": [409], "methods": ["POST"]}}))]
+    #[case("circuitBreaker: {failureRatioPercent: 1, minimumThroughput: 2, samplingDuration: 3s, breakDuration: 4s, maxBreakDuration: 5s, halfOpenMaxRequests: 6, slowCall: {duration: 7s, percent: 8}}",
+        json!({"circuitBreaker": {"failureRatioPercent": 1, "minimumThroughput": 2, "samplingMs": 3_000, "breakMs": 4_000, "maxBreakMs": 5_000, "halfOpenMaxRequests": 6, "slowCall": {"durationMs": 7_000, "percent": 8}}}))]
+    fn a_policy_says_only_what_it_says(#[case] body: &str, #[case] expected: serde_json::Value) {
+        assert_eq!(said(body), expected);
     }
 
     #[rstest::rstest]
     #[case(
-        "dependencies: [{name: a, timeout: {perTry: 20s}}]",
-        "spec.dependencies[0].timeout.perTry: must not be longer than request (15s)"
+        "dependencies: [{name: a, timeout: {request: 15s, perTry: 20s}}]",
+        "spec.dependencies[0].timeout.perTry: must not be longer than request (15s): perTry is 20s"
     )]
     #[case(
-        "dependencies: [{name: a, timeout: {connect: 11s}}]",
-        "spec.dependencies[0].timeout.connect: must not be longer than perTry (10s)"
+        "dependencies: [{name: a, timeout: {request: 5s}, retry: {numRetries: 3, backOff: {baseInterval: 2s}}}]",
+        "spec.dependencies[0].retry: the waits between 3 retries are 6s together, and timeout.request is 5s, so the last retry could never start; what works: 2 retries, or a request longer than 6s"
     )]
     #[case(
-        "dependencies: [{name: a, timeout: {request: 14s}}]",
-        "spec.dependencies[0].retry: the waits between the retries (14s) must together be shorter than timeout.request (14s)"
-    )]
-    #[case(
-        "dependencies: [{name: a, bulkheadRef: {name: x}}]",
-        "spec.dependencies[0].bulkheadRef.name: x is not among spec.bulkheads"
+        "dependencies: [{name: a, circuitBreaker: {consecutiveFailures: 1, failureRatioPercent: 1}}]",
+        "spec.dependencies[0].circuitBreaker.consecutiveFailures: excludes failureRatioPercent: keep one of them"
     )]
     #[case("dependencies: [{name: a}, {name: a}]", "spec.dependencies[1].name: a is there twice")]
     #[case(
         "dependencies: [{name: a, fallback: [{type: Provider, provider: a}]}]",
-        "spec.dependencies[0].fallback[0].provider: must name another entry of spec.dependencies"
+        "spec.dependencies[0].fallback[0].provider: must name another dependency"
     )]
     #[case(
         "dependencies: [{name: a, fallback: [{type: Static}]}]",
@@ -307,25 +295,18 @@ mod tests {
         assert_eq!(policy(&spec(body)).unwrap_err().to_string(), expected);
     }
 
-    #[test]
-    fn tries_that_can_outlast_the_request_are_a_warning() {
-        let settings = policy(&spec("dependencies: [{name: a}, {name: b, retry: {numRetries: 0}}]")).unwrap();
-        let warnings = policy_warnings(&settings);
-        assert_eq!(warnings.len(), 1);
-        assert!(
-            warnings[0].starts_with("a: 4 tries with their waits can take 54s, longer than request (15s)"),
-            "{warnings:?}"
-        );
-    }
-
     #[rstest::rstest]
     #[case(include_str!("../../../crds/samples/booking.yaml"))]
+    #[case(include_str!("../../../crds/samples/catalog.yaml"))]
     #[case(include_str!("../../../crds/samples/payment.yaml"))]
     #[case(include_str!("../../../crds/samples/gateway.yaml"))]
     #[case(include_str!("../../../crds/samples/notification.yaml"))]
     #[case(include_str!("../../../crds/samples/quickstart.yaml"))]
     fn the_samples_are_valid(#[case] text: &str) {
-        policy(&serde_saphyr::from_str::<ResiliencePolicy>(text).unwrap().spec).unwrap();
+        let settings = policy(&serde_saphyr::from_str::<ResiliencePolicy>(text).unwrap().spec).unwrap();
+        let warnings = policy_warnings(&settings, None);
+        // The ADR's own numbers for databases and mail are a little longer than its timeouts; nothing else is worth a word.
+        assert!(warnings.iter().all(|warning| warning.contains("together, longer than request")), "{warnings:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     pods::state::{MajorityStatus, PodState, Problem, WorkloadState},
     telemetry::metrics::WorkloadLabels,
 };
-use contract::{WorkloadId, WorkloadKind};
+use contract::{BuiltIns, WorkloadId, WorkloadKind};
 use crds::{ConditionType, Reason, status::TargetStatus};
 use engine::{
     ack::{Acknowledged, Counter, PodView},
@@ -71,6 +71,8 @@ pub struct Target {
     pub degraded: Vec<String>,
     /// Checks that are degraded somewhere.
     pub degraded_checks: BTreeSet<String>,
+    /// What its pods have built in, as one of them told; absent: none has told yet.
+    pub built_ins: Option<Arc<BuiltIns>>,
 }
 
 impl Target {
@@ -152,6 +154,7 @@ fn describe(target: &mut Target, workload: &WorkloadState) {
     target.considered = workload.considered.clone();
     target.problem.clone_from(&workload.problem);
     target.left_out.clone_from(&workload.left_out);
+    target.built_ins.clone_from(&workload.learned.built_ins);
     target.majorities = workload.current_majorities();
     for (name, view, since) in workload.circuits() {
         target.circuits.insert(name.to_owned(), view);

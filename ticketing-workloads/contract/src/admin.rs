@@ -20,6 +20,8 @@ pub const CONFIG_PATH: &str = "/admin/v1/config";
 pub const APPLIED_PATH: &str = "/admin/v1/applied";
 /// `POST`: an [`ActionRequest`]; the answer is an [`ActionAnswer`].
 pub const ACTIONS_PATH: &str = "/admin/v1/actions";
+/// `GET`: a [`crate::EffectiveReport`], what the pod runs by and where each value comes from. Since contract 2.
+pub const EFFECTIVE_PATH: &str = "/admin/v1/effective";
 /// `GET`: a [`crate::HealthReport`].
 pub const HEALTH_PATH: &str = "/health";
 /// Keys of the token Secret: the token in force, and the one before it while pods still learn the new one.

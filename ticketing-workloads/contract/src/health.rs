@@ -65,6 +65,11 @@ pub struct CheckReport {
     /// The dependency whose failure makes the check fail, if it is one of the workload's dependencies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<String>,
+    /// Whether a fresh connection to the dependency answered, while the connections that the pod keeps did not. `true`: the
+    /// pod's own connections are the cause, not the dependency. `false`: a fresh one did not answer either. Absent: it was
+    /// not tried, or the pod is of version 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency_answers: Option<bool>,
     /// How long the run took, in milliseconds.
     #[serde(default)]
     pub duration_ms: u64,
@@ -153,4 +158,21 @@ pub enum AppliedFrom {
     /// A source that this reader does not know.
     #[serde(other)]
     Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Reports of version 0.1 have no `dependencyAnswers`, and one that was not tried is left out.
+    #[rstest::rstest]
+    #[case::of_version_0_1(json!({"status": "Unhealthy"}), None)]
+    #[case::the_pool_is_the_cause(json!({"status": "Unhealthy", "dependencyAnswers": true}), Some(true))]
+    #[case::the_dependency_is(json!({"status": "Unhealthy", "dependencyAnswers": false}), Some(false))]
+    fn evidence_of_a_check(#[case] report: Value, #[case] expected: Option<bool>) {
+        let read: CheckReport = serde_json::from_value(report.clone()).unwrap();
+        assert_eq!(read.dependency_answers, expected);
+        assert_eq!(json!(read).get("dependencyAnswers"), report.get("dependencyAnswers"));
+    }
 }

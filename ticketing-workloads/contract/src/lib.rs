@@ -9,8 +9,13 @@
 
 pub mod admin;
 pub mod canonical;
+pub mod defaults;
+pub mod dependency_policy;
+pub mod duration;
+pub mod effective;
 pub mod flags;
 pub mod health;
+pub mod resolution;
 pub mod revision;
 pub mod runtime_config;
 pub mod settings;
@@ -18,10 +23,16 @@ pub mod signing;
 pub mod workload_id;
 
 pub use admin::{Action, ActionAnswer, ActionOutcome, ActionRequest, PushAnswer, PushOutcome};
+pub use dependency_policy::{
+    CircuitBreakerPolicy, DependencyPolicy, FallbackPolicy, RetryBudgetPolicy, RetryPolicy, SlowCallPolicy,
+    TimeoutPolicy,
+};
+pub use effective::{EffectiveDependency, EffectiveReport, Sourced};
 pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 pub use health::{
     Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,
 };
+pub use resolution::{BuiltIns, Origin, Resolved};
 pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source};
 pub use settings::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,
@@ -30,9 +41,21 @@ pub use settings::{
 };
 pub use workload_id::{WorkloadId, WorkloadKind, config_map_name, token_secret_name};
 
-/// Version of this contract. It grows when a reader of the older version would misunderstand a document, not when a
-/// field is added.
-pub const CONTRACT_VERSION: u32 = 1;
+/// Version of the contract that this code speaks, as pods report it ([`Applied::contract_version`]).
+///
+/// - 1: version 0.1. An entry of `policy.settings.dependencies` replaces what the workload has built in.
+/// - 2: `policy.settings.dependencyPolicies` says only what the policy says, and is resolved over what is built in.
+pub const CONTRACT_VERSION: u32 = 2;
+
+/// Oldest contract whose readers can run by the documents that this code writes. It grows when such a reader would
+/// misunderstand a document, not when something is added that it finds in another form as well.
+pub const DOCUMENT_VERSION: u32 = 1;
+
+/// Whether a reader of an older contract reports `path` as unknown although nothing is lost on it, because the document
+/// has the same in a form that it knows.
+pub fn is_said_otherwise(reader_version: u32, path: &str) -> bool {
+    reader_version == 1 && path == "policy.settings.dependencyPolicies"
+}
 
 /// Key of the document inside the ConfigMap, and the file name that pods see under their mount.
 pub const CONFIG_KEY: &str = "runtime-config.json";

@@ -1,6 +1,6 @@
 //! The document that the operator publishes for one workload.
 
-use crate::{CONTRACT_VERSION, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, WorkloadId, canonical};
+use crate::{DOCUMENT_VERSION, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, WorkloadId, canonical};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeConfig {
-    /// Version of the contract that the writer speaks.
+    /// Oldest contract whose readers can run by this document ([`DOCUMENT_VERSION`]).
     pub contract_version: u32,
     /// Whom the document is for.
     pub workload: WorkloadId,
@@ -81,7 +81,7 @@ impl RuntimeConfig {
         flags: Section<FlagsSettings>,
     ) -> Self {
         let content_hash = Self::hash(&policy.settings, &flags.settings);
-        Self { contract_version: CONTRACT_VERSION, workload, revision, content_hash, policy, flags }
+        Self { contract_version: DOCUMENT_VERSION, workload, revision, content_hash, policy, flags }
     }
 
     /// Hash over what the two sections mean. Revision and sources have no part in it.
@@ -154,6 +154,7 @@ mod tests {
     use super::*;
     use crate::{DependencySettings, RetryOn, TripRule};
 
+    /// A document as version 0.1 wrote it.
     fn sample() -> RuntimeConfig {
         let mut policy = PolicySettings::default();
         policy.dependencies.insert("database".into(), DependencySettings::default());
@@ -220,6 +221,74 @@ mod tests {
         assert!(at("policy.settings.dependencies.database.hedge"), "{unknown:?}");
         assert!(at("policy.settings.dependencies.database.retry.retryOn"), "{unknown:?}");
         assert!(at("policy.settings.dependencies.database.circuitBreaker.trip"), "{unknown:?}");
+    }
+
+    /// A document of a policy that says little.
+    fn sparse(words: Value) -> RuntimeConfig {
+        let mut policy = PolicySettings::default();
+        policy.insert_dependency("payment".into(), serde_json::from_value(words).unwrap());
+        let policy = Section { sources: Vec::new(), settings: policy };
+        RuntimeConfig::new(sample().workload, 7, policy, Section::default())
+    }
+
+    #[test]
+    fn a_document_carries_what_the_policy_says_and_nothing_else() {
+        let value = json!(sparse(json!({"timeout": {"requestMs": 5_000}})));
+        let said = json!({"payment": {"timeout": {"requestMs": 5_000}}});
+        assert_eq!(value["policy"]["settings"]["dependencyPolicies"], said);
+        assert_eq!(value["contractVersion"], 1, "readers of contract 1 can run by it");
+    }
+
+    /// What a pod of version 0.1 makes of it: it knows every member of `dependencies`, takes what is absent for the
+    /// ADR's number, and reports what it does not know. So everything is filled in for it, fitted, and one path is new.
+    #[test]
+    fn a_reader_of_contract_1_finds_everything_filled_in() {
+        let value = json!(sparse(json!({"timeout": {"requestMs": 5_000}})));
+        let mut members = value["policy"]["settings"].clone();
+        let members = members.as_object_mut().unwrap();
+        assert!(members.remove("dependencyPolicies").is_some());
+        let older: PolicySettings = serde_json::from_value(json!(members)).unwrap();
+        let payment = &older.dependencies["payment"];
+        assert_eq!(json!(older), json!(members), "nothing that it would have to fill in itself, nothing unknown");
+        assert!(payment.timeout.per_try_ms <= 5_000 && payment.retry.total_wait_ms() < 5_000, "{payment:?}");
+        let known = ["dependencies", "bulkheads", "healthChecks", "degradation"];
+        assert!(members.keys().all(|name| known.contains(&name.as_str())), "{members:?}");
+    }
+
+    /// The hash is the meaning: to say the ADR's number is not to say nothing.
+    #[test]
+    fn the_hash_tells_what_is_said_from_what_is_filled_in() {
+        let silent = sparse(json!({}));
+        let said = sparse(json!({"retry": {"numRetries": 3}}));
+        assert_eq!(silent.policy.settings.dependencies, said.policy.settings.dependencies);
+        assert_ne!(silent.content_hash, said.content_hash);
+        assert_eq!(sparse(json!({"retry": {}})).content_hash, silent.content_hash);
+    }
+
+    /// Written by version 0.1, to the byte.
+    const OLDER: &str = include_str!("../tests/fixtures/document-0.1.json");
+
+    #[test]
+    fn a_document_of_version_0_1_means_what_it_meant() {
+        let (config, unknown) = RuntimeConfig::parse(OLDER.trim_end().as_bytes()).unwrap();
+        assert_eq!(unknown, Vec::<String>::new());
+        assert!(config.policy.settings.dependency_policies.is_empty());
+        let payment = &config.policy.settings.dependencies["payment"];
+        assert_eq!((payment.retry.num_retries, payment.fallback.len()), (0, 0), "it takes the built-in fallback away");
+        let again = RuntimeConfig::hash(&config.policy.settings, &config.flags.settings);
+        assert_eq!(again, config.content_hash, "written again, it means the same");
+    }
+
+    #[test]
+    fn an_empty_document_has_the_hash_that_version_0_1_gave_it() {
+        let hash = RuntimeConfig::hash(&PolicySettings::default(), &FlagsSettings::default());
+        assert_eq!(hash, "72d0ceb5bc18b9c8167381daaa931ac54e6956a74e7a0e1d516f307eeb7980c4");
+    }
+
+    #[test]
+    fn no_digit_of_a_number_is_lost_on_the_way() {
+        let config = sparse(json!({"retry": {"factor": 1.478_497_582_705_478_3}}));
+        assert_eq!(RuntimeConfig::parse(&config.to_bytes().unwrap()).unwrap(), (config, vec![]));
     }
 
     #[test]

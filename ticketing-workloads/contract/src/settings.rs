@@ -3,6 +3,7 @@
 //! Named things are maps by name and unordered choices are sets, so that two policies that mean the same are equal.
 //! Durations are whole milliseconds. The defaults are the HTTP numbers of ADR-007 §1.
 
+use crate::{DependencyPolicy, resolution};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicySettings {
-    /// How each thing that the workload calls is called. A dependency that is not named here runs on
-    /// [`DependencySettings::default`].
+    /// How each thing that the workload calls is called, with every value filled in. In a document that is what readers
+    /// of contract 1 run by: they know nothing of `dependency_policies`, and take an entry in place of all that they have
+    /// built in. Later readers use an entry only if the document has no policy of that name.
     pub dependencies: BTreeMap<String, DependencySettings>,
+    /// What the policy says of each dependency, and nothing else; see [`crate::resolution`]. Since contract 2.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub dependency_policies: BTreeMap<String, DependencyPolicy>,
     /// Compartments that dependencies share.
     pub bulkheads: BTreeMap<String, BulkheadSettings>,
     /// Checks that the pod itself runs and reports.
@@ -22,7 +27,21 @@ pub struct PolicySettings {
     pub degradation: Option<DegradationSettings>,
 }
 
-/// Settings of one dependency.
+impl PolicySettings {
+    /// Puts what a policy says of a dependency in both places: as it is, and filled in for readers of contract 1, as if
+    /// the workload had nothing built in. Answers what was said of that dependency before.
+    pub fn insert_dependency(&mut self, name: String, said: DependencyPolicy) -> Option<DependencyPolicy> {
+        self.dependencies.insert(name.clone(), resolution::resolve(&said, None).settings);
+        self.dependency_policies.insert(name, said)
+    }
+
+    /// The dependencies that it names.
+    pub fn named_dependencies(&self) -> BTreeSet<&str> {
+        self.dependencies.keys().chain(self.dependency_policies.keys()).map(String::as_str).collect()
+    }
+}
+
+/// Settings of one dependency, with every value filled in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DependencySettings {
@@ -55,6 +74,15 @@ pub struct TimeoutSettings {
 impl Default for TimeoutSettings {
     fn default() -> Self {
         Self { request_ms: 15_000, per_try_ms: 10_000, connect_ms: None }
+    }
+}
+
+impl DependencySettings {
+    /// Time of a call that makes every try for as long as it may and waits in between, in milliseconds; what of it is
+    /// beyond the time of the whole call is cut short or never starts.
+    pub fn longest_ms(&self) -> u64 {
+        let tries = u64::from(self.retry.num_retries).saturating_add(1);
+        tries.saturating_mul(self.timeout.per_try_ms).saturating_add(self.retry.total_wait_ms())
     }
 }
 
@@ -115,7 +143,13 @@ impl RetrySettings {
 
     /// All waits together, in milliseconds and before jitter.
     pub fn total_wait_ms(&self) -> u64 {
-        (1..=self.num_retries).fold(0, |sum, retry| sum.saturating_add(self.wait_ms(retry)))
+        // A workload may claim to have any number of retries built in; the sum must not take as long to make.
+        const ADDED_UP: u32 = 1_000;
+        let first =
+            (1..=self.num_retries.min(ADDED_UP)).fold(0_u64, |sum, retry| sum.saturating_add(self.wait_ms(retry)));
+        let others =
+            u64::from(self.num_retries.saturating_sub(ADDED_UP)).saturating_mul(self.wait_ms(self.num_retries));
+        first.saturating_add(others)
     }
 }
 
@@ -168,7 +202,7 @@ pub struct CircuitBreakerSettings {
     /// Calls that are slow count as failures; absent: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_call: Option<SlowCallSettings>,
-    /// A person's word over the breaker's own judgement.
+    /// A person's word over the breaker's own decision.
     pub manual_state: ManualState,
 }
 

@@ -42,7 +42,7 @@ pub const SCHEME_ANNOTATION: &str = "resilience.ticketwave.io/admin-auth";
 /// How far the time of a signature and the pod's clock may be apart, in milliseconds.
 pub const MAX_CLOCK_SKEW_MS: i64 = 60 * 1000;
 
-/// Whom requests to a pod are signed for: its uid. A pod that was not told its uid uses its name and the id of its process
+/// Whom requests to a pod are signed for: its uid. A pod that does not know its uid uses its name and the id of its process
 /// ([`crate::HealthReport::instance`]), which no other pod has either.
 pub fn audience(uid: &str, pod: &str, instance: &str) -> String {
     if uid.is_empty() { format!("{pod}/{instance}") } else { uid.to_owned() }

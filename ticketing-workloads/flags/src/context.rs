@@ -1,4 +1,4 @@
-//! What a caller tells about the request that a flag is evaluated for.
+//! What a caller knows about the request that a flag is evaluated for.
 
 use serde_json::Value;
 

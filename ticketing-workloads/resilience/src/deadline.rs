@@ -1,7 +1,7 @@
-//! How long somebody still waits for the answer to what is being done.
+//! How long the caller still waits for the answer to what is being done.
 //!
 //! A service takes the time that its caller has left from a header, keeps it beside the request while it works on it,
-//! and sends what is left of it with each call that it makes. So nobody works on an answer that nobody waits for, and
+//! and sends what is left of it with each call that it makes. So no service works on an answer that no caller waits for, and
 //! each tier gives up before the one above it. The header holds a time span, not a moment: clocks differ.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -24,7 +24,7 @@ pub fn current() -> Option<Instant> {
     CURRENT.try_with(|deadline| *deadline).ok()
 }
 
-/// Does `work` for somebody who waits until `deadline`, or until an earlier one that holds already.
+/// Does `work` for a caller that waits until `deadline`, or until an earlier one that holds already.
 pub async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> T {
     match [deadline, current()].into_iter().flatten().min() {
         Some(deadline) => CURRENT.scope(deadline, work).await,

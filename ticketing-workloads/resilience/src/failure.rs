@@ -40,7 +40,7 @@ pub enum FailureKind {
     RateLimited,
     /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
     Deadlock,
-    /// Somebody else changed the row first (optimistic locking).
+    /// Another transaction changed the row first (optimistic locking).
     VersionConflict,
     /// Anything else that went wrong on the other side.
     Other,
@@ -58,7 +58,7 @@ pub enum Verdict {
 }
 
 impl FailureKind {
-    /// What it tells the circuit breaker. A conflict or a deadlock is the answer of a dependency that works, so a
+    /// What it says to the circuit breaker. A conflict or a deadlock is the answer of a dependency that works, so a
     /// popular event must not open the circuit to the database.
     pub fn verdict(self) -> Verdict {
         match self {
@@ -89,7 +89,7 @@ impl FailureKind {
     }
 }
 
-/// A call that was not let through. It is never retried, and tells the breaker nothing.
+/// A call that was not let through. It is never retried, and says nothing about the dependency.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// The caller no longer waits for the answer.

@@ -246,7 +246,7 @@ pub(crate) trait CallFigures: Send + Sync {
     fn figures(&self) -> Figures;
 }
 
-/// What counts for itself, where no call has to wait for another, and is asked when somebody wants to know.
+/// What counts for itself, so that no call waits for another, and is read when metrics are encoded.
 #[derive(Default)]
 struct Watched {
     dependencies: Mutex<Vec<&'static dyn CallFigures>>,

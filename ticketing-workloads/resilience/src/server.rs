@@ -10,6 +10,9 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -42,6 +45,60 @@ impl Default for Limits {
     fn default() -> Self {
         Self { connections: 1_024, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 }
     }
+}
+
+/// Connections that the kernel keeps ready to be accepted.
+const BACKLOG: i32 = 1_024;
+
+/// Listens on `address`; without one on all addresses of this machine, of IPv6 and IPv4 with one socket, or of IPv4 where
+/// the kernel has no IPv6. Port 0 takes any free one. The error names the address.
+///
+/// Must be called within a tokio runtime.
+pub fn listen(address: Option<IpAddr>, port: u16) -> Result<TcpListener, ListenError> {
+    let all = |ip: IpAddr| open(SocketAddr::new(ip, port));
+    match address {
+        Some(address) => all(address),
+        None => match all(Ipv6Addr::UNSPECIFIED.into()) {
+            Err(error) if error.is_without_ipv6() => all(Ipv4Addr::UNSPECIFIED.into()),
+            result => result,
+        },
+    }
+}
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl ListenError {
+    /// Whether the kernel was built or started without IPv6, or has it switched off.
+    fn is_without_ipv6(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(EAFNOSUPPORT | EPROTONOSUPPORT | EADDRNOTAVAIL))
+    }
+}
+
+/// As Linux numbers them.
+const EPROTONOSUPPORT: i32 = 93;
+const EAFNOSUPPORT: i32 = 97;
+const EADDRNOTAVAIL: i32 = 99;
+
+fn open(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // Whatever the machine's default is: [::] stands for IPv4, too.
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    open().map_err(|source| ListenError { address, source })
 }
 
 /// Serves `app` until `stop`; then takes no more connections, lets requests under way end for up to `drain`, and
@@ -177,5 +234,50 @@ pub async fn read_body(body: Body, max_bytes: usize, time: Duration) -> Result<V
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge(max_bytes)),
         Ok(Err(_)) => Err(BodyError::Broken),
         Err(_) => Err(BodyError::TooSlow(time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn reaches(listener: &TcpListener, from: IpAddr) -> bool {
+        let address = SocketAddr::new(from, listener.local_addr().unwrap().port());
+        let (accepted, connected) =
+            tokio::join!(tokio::time::timeout(Duration::from_secs(5), listener.accept()), TcpStream::connect(address));
+        connected.is_ok() && accepted.is_ok_and(|accepted| accepted.is_ok())
+    }
+
+    #[tokio::test]
+    async fn without_an_address_both_families_are_served() {
+        let listener = listen(None, 0).unwrap();
+        assert!(reaches(&listener, Ipv4Addr::LOCALHOST.into()).await);
+        if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+            assert!(reaches(&listener, Ipv6Addr::LOCALHOST.into()).await);
+        } else {
+            assert!(listener.local_addr().unwrap().is_ipv4(), "a machine without IPv6");
+        }
+    }
+
+    #[tokio::test]
+    async fn with_an_address_only_that_is_served() {
+        let listener = listen(Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
+        assert_eq!(listener.local_addr().unwrap().ip(), Ipv4Addr::LOCALHOST);
+        let port = listener.local_addr().unwrap().port();
+        let taken = listen(Some(Ipv4Addr::LOCALHOST.into()), port).unwrap_err();
+        assert!(taken.to_string().starts_with(&format!("cannot listen on 127.0.0.1:{port}: ")), "{taken}");
+    }
+
+    /// A port that is taken must not be opened for IPv4 alone: half of the clients would reach another process.
+    #[rstest::rstest]
+    #[case::no_such_family(EAFNOSUPPORT, true)]
+    #[case::switched_off(EADDRNOTAVAIL, true)]
+    #[case::no_such_protocol(EPROTONOSUPPORT, true)]
+    #[case::in_use(98, false)]
+    #[case::not_permitted(13, false)]
+    fn falls_back_to_ipv4_only_without_ipv6(#[case] errno: i32, #[case] expected: bool) {
+        let address = (Ipv6Addr::UNSPECIFIED, 8_080).into();
+        let error = ListenError { address, source: io::Error::from_raw_os_error(errno) };
+        assert_eq!(error.is_without_ipv6(), expected);
     }
 }

@@ -6,7 +6,7 @@ use crate::dependency::Dependency;
 use crate::feature_flags::Flags;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
-use contract::{HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
+use contract::{BuiltIns, EffectiveReport, HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,9 @@ pub struct Resilience {
     id: WorkloadId,
     dependencies: BTreeMap<String, &'static Dependency>,
     bulkheads: &'static Bulkheads,
+    /// Built-in settings, but for dependencies and bulkheads.
     defaults: PolicySettings,
+    built_ins: BuiltIns,
     policy: ArcSwap<PolicySettings>,
     flags: Flags,
     load: Load,
@@ -39,8 +41,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// What holds where the policy says nothing: for dependencies, bulkheads and checks that it does not name, for the
-    /// degraded mode if it has none, and while there is no policy.
+    /// What holds where the policy says nothing: for every value of a dependency that it does not say, for bulkheads and
+    /// checks that it does not name, for the degraded mode if it has none, and while there is no policy.
     #[must_use]
     pub fn defaults(mut self, defaults: PolicySettings) -> Self {
         self.defaults = defaults;
@@ -56,12 +58,18 @@ impl Builder {
     }
 
     /// The workload, running on built-in defaults.
-    pub fn build(self) -> Arc<Resilience> {
+    pub fn build(mut self) -> Arc<Resilience> {
+        let mut own = std::mem::take(&mut self.defaults.dependencies);
+        let built_ins = BuiltIns {
+            dependencies: self.dependencies.keys().map(|name| (name.clone(), own.remove(name))).collect(),
+            bulkheads: std::mem::take(&mut self.defaults.bulkheads),
+        };
         let resilience = Arc::new(Resilience {
             id: self.id,
             dependencies: self.dependencies,
             bulkheads: self.bulkheads,
             defaults: self.defaults,
+            built_ins,
             policy: ArcSwap::default(),
             flags: Flags::default(),
             load: Load::default(),
@@ -143,25 +151,29 @@ impl Resilience {
         self.policy.store(Arc::new(policy.clone()));
         self.observe_load();
         self.changes.send_modify(|version| *version += 1);
-        policy.dependencies.keys().filter(|name| !self.dependencies.contains_key(*name)).cloned().collect()
+        let named = policy.named_dependencies().into_iter();
+        named.filter(|name| !self.dependencies.contains_key(*name)).map(str::to_owned).collect()
+    }
+
+    /// What the workload runs by under the policy in force, and where each value comes from. `content_hash` is that of the
+    /// document in force.
+    pub(crate) fn effective(&self, content_hash: String) -> EffectiveReport {
+        EffectiveReport::new(content_hash, &self.policy.load(), &self.built_ins, self.defaults.degradation.as_ref())
     }
 
     fn configure(&self, policy: &PolicySettings) {
-        let bulkheads = self.defaults.bulkheads.iter().chain(&policy.bulkheads);
+        let bulkheads = self.built_ins.bulkheads.iter().chain(&policy.bulkheads);
         let bulkheads = bulkheads.map(|(name, settings)| (name.clone(), settings.clone())).collect();
         let bulkheads = self.bulkheads.assign(&bulkheads);
-        for (name, dependency) in &self.dependencies {
-            let default = self.defaults.dependencies.get(name);
-            let mut settings = policy.dependencies.get(name).or(default).cloned().unwrap_or_default();
-            // A policy that says nothing about bulkheads does not ask for callers to starve each other.
-            settings.bulkhead = settings.bulkhead.or_else(|| default?.bulkhead.clone());
-            let bulkhead = settings.bulkhead.as_ref().and_then(|name| {
-                let found = bulkheads.get(name).copied();
-                if found.is_none() {
-                    tracing::warn!(dependency = %dependency.name(), bulkhead = %name, "unknown bulkhead; calls pass without one");
-                }
-                found
-            });
+        for (name, resolved) in self.built_ins.resolve(policy) {
+            let Some(dependency) = self.dependencies.get(&name) else { continue };
+            let settings = resolved.settings;
+            let said = policy.dependency_policies.get(&name).and_then(|said| said.bulkhead.as_ref());
+            if let Some(bulkhead) = said.filter(|said| settings.bulkhead.as_ref() != Some(said)) {
+                tracing::warn!(dependency = %name, %bulkhead, instead = ?settings.bulkhead, "unknown bulkhead; the built-in one stays");
+            }
+            // A bulkhead beyond the most that there may be has no place.
+            let bulkhead = settings.bulkhead.as_ref().and_then(|name| bulkheads.get(name).copied());
             dependency.configure(settings, bulkhead.unwrap_or(Bulkheads::NONE));
         }
     }

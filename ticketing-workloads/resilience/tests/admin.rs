@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER};
 use contract::signing::{Advertised, ContentHash, Signed};
 use contract::{
-    Action, ActionAnswer, ActionOutcome, Applied, CheckStatus, HealthReport, MAX_CONFIG_BYTES, PushAnswer, PushOutcome,
-    RuntimeConfig, Section, WorkloadId,
+    Action, ActionAnswer, ActionOutcome, Applied, CheckStatus, EffectiveReport, HealthReport, MAX_CONFIG_BYTES, Origin,
+    PolicySettings, PushAnswer, PushOutcome, RuntimeConfig, Section, WorkloadId,
 };
 use reqwest::{Client, Method, Response, StatusCode};
 use resilience::control::admin::Admin;
@@ -312,4 +312,20 @@ async fn a_malformed_action_is_refused_and_one_of_tomorrow_is_unsupported() {
     let answer = pod.call(Method::POST, ACTIONS_PATH, Some(TOKEN), body.into_bytes()).await;
     assert_eq!(answer.json::<ActionAnswer>().await.unwrap().outcome, ActionOutcome::Unsupported);
     assert_eq!(pod.runs.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn says_what_it_runs_by_to_who_has_the_token() {
+    let pod = Pod::with_token().await;
+    assert_eq!(pod.call(Method::GET, EFFECTIVE_PATH, None, vec![]).await.status(), StatusCode::UNAUTHORIZED);
+    let mut policy = PolicySettings::default();
+    let said = serde_json::from_value(json!({"timeout": {"requestMs": 5_000}})).unwrap();
+    policy.insert_dependency("database".into(), said);
+    let policy = Section { sources: Vec::new(), settings: policy };
+    pod.push(RuntimeConfig::new(id(), clock::now_ms(), policy, Section::default()).to_bytes().unwrap()).await;
+    let answer = pod.call(Method::GET, EFFECTIVE_PATH, Some(TOKEN), vec![]).await;
+    let report = EffectiveReport::parse(&answer.bytes().await.unwrap()).unwrap();
+    let database = &report.dependencies["database"];
+    assert_eq!((database.effective.timeout.request_ms, database.effective.timeout.per_try_ms), (5_000, 3_333));
+    assert_eq!(database.origins["timeout.request"], Origin::Policy);
 }

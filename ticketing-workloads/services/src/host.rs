@@ -16,7 +16,7 @@ use resilience::control::admin::{self, Admin};
 use resilience::control::authentication::Authentication;
 use resilience::control::mount::ConfigMount;
 use resilience::control::token::TokenMount;
-use resilience::server::{Limits, serve};
+use resilience::server::{Limits, ListenError, listen, serve};
 use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -49,9 +49,9 @@ fn host_name() -> String {
 /// Settings of the pod that a service runs in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PodSettings {
-    /// Address to listen on.
-    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
+    /// Address to listen on [default: all addresses of the machine, IPv6 and IPv4]
+    #[arg(long, env = "BIND_ADDRESS")]
+    pub bind_address: Option<IpAddr>,
     /// Port for everybody; 0 takes any free one.
     #[arg(long, env = "PORT", default_value_t = 8080)]
     pub port: u16,
@@ -101,8 +101,8 @@ fn workload_kind(text: &str) -> Result<WorkloadKind, UnknownKind> {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("{0}")]
     Setting(String),
 }
@@ -136,7 +136,7 @@ pub struct Service {
 
 impl Service {
     /// Opens both ports.
-    pub async fn open(pod: PodSettings, parts: Parts) -> Result<Self, StartError> {
+    pub fn open(pod: PodSettings, parts: Parts) -> Result<Self, StartError> {
         let Parts { resilience, checks, actions, api, tasks, work, capacity } = parts;
         let api = match capacity {
             Some(capacity) => {
@@ -145,8 +145,8 @@ impl Service {
             }
             None => api,
         };
-        let public = listen(SocketAddr::new(pod.bind_address, pod.port)).await?;
-        let private = listen(SocketAddr::new(pod.bind_address, pod.admin_port)).await?;
+        let public = listen(pod.bind_address, pod.port)?;
+        let private = listen(pod.bind_address, pod.admin_port)?;
         let auth = Authentication::new(Arc::default(), &pod.pod_uid, &pod.pod_name, actions.instance());
         let admin = Arc::new(Admin {
             store: ConfigStore::new(Arc::clone(&resilience)),
@@ -207,10 +207,6 @@ impl Service {
 pub fn declared(resilience: &Resilience, name: &str) -> Result<&'static Dependency, StartError> {
     let missing = || StartError::Setting(format!("the dependency {name} is not declared"));
     resilience.dependency(name).ok_or_else(missing)
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }
 
 /// Tasks that run beside the requests.
@@ -327,5 +323,56 @@ pub fn until_terminated() -> impl Future<Output = ()> {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{mail_sink, provider_simulator};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        pod: PodSettings,
+    }
+
+    #[derive(Parser)]
+    struct Simulators {
+        #[command(subcommand)]
+        one: Simulator,
+    }
+
+    #[derive(clap::Subcommand)]
+    enum Simulator {
+        Mail(mail_sink::Settings),
+        Providers(provider_simulator::Settings),
+    }
+
+    fn pod(arguments: &[&str]) -> PodSettings {
+        Cli::try_parse_from([&["ticketing"], arguments].concat()).unwrap().pod
+    }
+
+    /// A cluster may have IPv6 only, or IPv4 only.
+    #[test]
+    fn everything_listens_on_both_families_unless_told_otherwise() {
+        assert_eq!(pod(&[]).bind_address, None);
+        assert_eq!(pod(&["--bind-address", "::1"]).bind_address, Some(std::net::Ipv6Addr::LOCALHOST.into()));
+        for name in ["mail", "providers"] {
+            let address = match Simulators::try_parse_from(["ticketing", name]).unwrap().one {
+                Simulator::Mail(settings) => settings.bind_address,
+                Simulator::Providers(settings) => settings.bind_address,
+            };
+            assert_eq!(address, None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pod_belongs_to_a_deployment_unless_told_otherwise() {
+        assert_eq!(pod(&["--workload-kind", ""]).workload("booking"), WorkloadId::deployment("default", "booking"));
+        let stateful = pod(&["--workload-kind", "StatefulSet", "--workload-name", "seats"]).workload("booking");
+        assert_eq!(stateful, WorkloadId::new("default", WorkloadKind::StatefulSet, "seats"));
+        assert!(Cli::try_parse_from(["ticketing", "--workload-kind", "DaemonSet"]).is_err());
     }
 }

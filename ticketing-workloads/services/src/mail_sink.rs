@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use resilience::server::{Limits, serve};
+use resilience::server::{Limits, listen, serve};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -37,9 +37,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Settings of the mail sink.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// Address to listen on.
-    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
+    /// Address to listen on [default: all addresses of the machine, IPv6 and IPv4]
+    #[arg(long, env = "BIND_ADDRESS")]
+    pub bind_address: Option<IpAddr>,
     /// Port of the admin interface; 0 takes any free one.
     #[arg(long, env = "PORT", default_value_t = 8080)]
     pub port: u16,
@@ -105,12 +105,9 @@ pub struct MailSink {
 
 impl MailSink {
     /// Opens the ports.
-    pub async fn start(settings: Settings) -> Result<Self, StartError> {
-        let open = async |port| {
-            let address = SocketAddr::new(settings.bind_address, port);
-            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-        };
-        Ok(Self { admin: open(settings.port).await?, smtp: open(settings.smtp_port).await? })
+    pub fn start(settings: &Settings) -> Result<Self, StartError> {
+        let Settings { bind_address, port, smtp_port } = *settings;
+        Ok(Self { admin: listen(bind_address, port)?, smtp: listen(bind_address, smtp_port)? })
     }
 
     /// Addresses of the admin interface and of SMTP.

@@ -43,19 +43,19 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init(cli.log_format);
     let result = match cli.service {
-        Service::Gateway(settings) => run(gateway::start(settings).await).await,
-        Service::Catalog(settings) => run(catalog::start(settings).await).await,
-        Service::Booking(settings) => run(booking::start(settings).await).await,
-        Service::Payment(settings) => run(payment::start(settings).await).await,
-        Service::Notification(settings) => run(notification::start(settings).await).await,
-        Service::MailSink(settings) => match mail_sink::MailSink::start(settings).await {
+        Service::Gateway(settings) => run(gateway::start(settings)).await,
+        Service::Catalog(settings) => run(catalog::start(settings)).await,
+        Service::Booking(settings) => run(booking::start(settings)).await,
+        Service::Payment(settings) => run(payment::start(settings)).await,
+        Service::Notification(settings) => run(notification::start(settings)).await,
+        Service::MailSink(settings) => match mail_sink::MailSink::start(&settings) {
             Ok(sink) => {
                 sink.run(host::until_terminated()).await;
                 Ok(())
             }
             Err(error) => Err(error.to_string()),
         },
-        Service::ProviderSimulator(settings) => match provider_simulator::Simulator::start(settings).await {
+        Service::ProviderSimulator(settings) => match provider_simulator::Simulator::start(&settings) {
             Ok(simulator) => {
                 simulator.run(host::until_terminated()).await;
                 Ok(())

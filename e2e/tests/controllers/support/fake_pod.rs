@@ -11,9 +11,9 @@ use axum::{
     routing::{get, post, put},
 };
 use contract::{
-    ActionAnswer, ActionOutcome, ActionRequest, Applied, AppliedFrom, CONTRACT_VERSION, CheckReport, CheckStatus,
-    CircuitReport, CircuitState, HealthReport, PushAnswer, PushOutcome, RuntimeConfig,
-    admin::{ACTIONS_PATH, CONFIG_PATH, HEALTH_PATH, TOKEN_HEADER},
+    ActionAnswer, ActionOutcome, ActionRequest, Applied, AppliedFrom, BuiltIns, CONTRACT_VERSION, CheckReport,
+    CheckStatus, CircuitReport, CircuitState, EffectiveReport, HealthReport, PushAnswer, PushOutcome, RuntimeConfig,
+    admin::{ACTIONS_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER},
     revision::{Admission, admit},
 };
 use crds::{ResiliencePolicy, status::ActionRecord};
@@ -84,6 +84,10 @@ pub struct Script {
     pub contract_version: u32,
     /// Its dependencies; those that a document names besides are unknown to it.
     pub dependencies: Option<BTreeSet<String>>,
+    /// What it says that it has built in; `None`: it cannot tell.
+    pub built_ins: Option<BuiltIns>,
+    /// How often it was asked for that.
+    pub asked_for_built_ins: u32,
     /// Whether its check `database` fails.
     pub failing: bool,
     /// Whether ResetConnections makes the check healthy.
@@ -160,6 +164,7 @@ impl FakePod {
             .route(CONFIG_PATH, put(take_config))
             .route(ACTIONS_PATH, post(take_action))
             .route(HEALTH_PATH, get(report_to_operator))
+            .route(EFFECTIVE_PATH, get(tell_built_ins))
             .with_state(Arc::clone(&server));
         let site = Router::new().route(HEALTH_PATH, get(report_to_public)).with_state(Arc::clone(&server));
         let serve = |listener, app: Router| {
@@ -255,6 +260,8 @@ impl Default for Script {
             unsupported: Vec::new(),
             contract_version: CONTRACT_VERSION,
             dependencies: None,
+            built_ins: Some(BuiltIns { dependencies: [("database".to_owned(), None)].into(), ..BuiltIns::default() }),
+            asked_for_built_ins: 0,
             failing: false,
             reset_helps: true,
             circuits: BTreeMap::new(),
@@ -329,6 +336,7 @@ impl Script {
             message: if self.failing { "no connection answers".to_owned() } else { String::new() },
             tags: Vec::new(),
             dependency: Some("database".to_owned()),
+            dependency_answers: None,
             duration_ms: 1,
             consecutive_failures: self.consecutive_failures,
             runs: self.reports,
@@ -464,6 +472,18 @@ async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: Heade
         _ => {}
     }
     Json(report).into_response()
+}
+
+async fn tell_built_ins(State(server): State<Arc<PodServer>>, headers: HeaderMap) -> Response {
+    if let Err(answer) = server.receive(&headers).await {
+        return answer;
+    }
+    let mut script = server.script();
+    script.asked_for_built_ins += 1;
+    let Some(built_ins) = &script.built_ins else { return StatusCode::NOT_FOUND.into_response() };
+    let (hash, policy) =
+        script.running.as_ref().map(|one| (one.content_hash.clone(), one.policy.settings.clone())).unwrap_or_default();
+    Json(EffectiveReport::new(hash, &policy, built_ins, None)).into_response()
 }
 
 /// An answer that goes on for ever.

@@ -4,7 +4,7 @@
 //! back until enough calls have ended.
 //!
 //! One word holds how many calls are inside and how many wait, so that a call that finds room takes it without a lock,
-//! and one that leaves knows whether somebody waits. Only those who wait take the lock of the queue.
+//! and one that leaves knows whether another one waits. Only calls that wait take the lock of the queue.
 
 use crate::failure::Rejection;
 use crate::sync::lock;
@@ -107,7 +107,7 @@ impl Bulkhead {
     fn try_acquire(&'static self) -> Option<Slot> {
         let limit = u64::from(self.max_concurrent.load(Ordering::Relaxed));
         let mut word = self.word.load(Ordering::Relaxed);
-        // While somebody waits, the high half makes the word larger than any limit.
+        // While a call waits, the high half makes the word larger than any limit.
         while word < limit {
             match self.word.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(Slot { bulkhead: self }),
@@ -124,7 +124,7 @@ impl Bulkhead {
         let give_up = deadline.unwrap_or(now + max_wait).min(now + max_wait);
         let mut queue = lock(&self.queue);
         // The lock keeps others from joining or leaving the queue; calls still go in and out. What is decided on is
-        // what is written over, or a call could queue up beside a free slot that nobody is left to hand out.
+        // what is written over, or a call could queue up beside a free slot that no call is left to hand out.
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             let limit = self.max_concurrent.load(Ordering::Relaxed);
@@ -177,7 +177,7 @@ impl Bulkhead {
             let waiter = {
                 let mut queue = lock(&self.queue);
                 let limit = self.max_concurrent.load(Ordering::Relaxed);
-                // With the lock held and somebody in the queue, nobody else goes in.
+                // With the lock held and a call in the queue, no other call goes in.
                 if inside(self.word.load(Ordering::Acquire)) >= limit {
                     return;
                 }
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(usage(bulkhead), (0, 0));
     }
 
-    /// Threads that go in and out, some through the queue: never too many inside, and nobody is forgotten in the queue.
+    /// Threads that go in and out, some through the queue: never too many inside, and none is forgotten in the queue.
     #[test]
     fn threads_share_it_without_forgetting_anybody() {
         use std::sync::atomic::AtomicUsize;

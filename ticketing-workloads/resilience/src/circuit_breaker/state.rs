@@ -129,7 +129,7 @@ impl Breaker {
         self.with(|inner, now| {
             self.window.set_length(sampling(&settings), now);
             if !is_windowed(&inner.settings) && is_windowed(&settings) {
-                // What it holds was counted while nobody looked at it.
+                // What it holds was counted while no rule used it.
                 self.window.clear();
             }
             let manual_changed = manual(&inner.settings) != manual(&settings);

@@ -18,7 +18,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, HEALTH_PATH};
+use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH};
 use contract::signing::{Advertised, CONTENT_HASH_HEADER};
 use contract::{ActionRequest, AppliedFrom, HealthReport, MAX_CONFIG_BYTES};
 use serde_json::json;
@@ -74,6 +74,7 @@ impl Admin {
         Router::new()
             .route(CONFIG_PATH, put(put_config))
             .route(APPLIED_PATH, get(get_applied))
+            .route(EFFECTIVE_PATH, get(get_effective))
             .route(ACTIONS_PATH, post(post_action))
             .route(HEALTH_PATH, get(get_health))
             .fallback(|| async { refuse(StatusCode::NOT_FOUND, "NotFound", "there is no such call") })
@@ -120,6 +121,10 @@ async fn put_config(
 
 async fn get_applied(State(admin): State<Arc<Admin>>) -> Response {
     Json(admin.store.history()).into_response()
+}
+
+async fn get_effective(State(admin): State<Arc<Admin>>) -> Response {
+    Json(admin.store.effective()).into_response()
 }
 
 async fn get_health(State(admin): State<Arc<Admin>>) -> Response {

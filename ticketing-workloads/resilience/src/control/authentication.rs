@@ -1,5 +1,5 @@
-//! Who may use the admin port: whoever signs requests with the workload's token, and an operator of version 0.1, which
-//! sends the token itself.
+//! Who may use the admin port: a caller that signs its requests with the workload's token, and an operator of version 0.1,
+//! which sends the token itself.
 
 use crate::control::token::{TokenVerdict, Tokens};
 use axum::http::{HeaderMap, Method, Uri};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Authentication {
     tokens: Arc<Tokens>,
     audience: String,
-    /// Whether this process has received a signed request. Then the operator can sign, and only somebody else would send a
+    /// Whether this process has received a signed request. Then the operator can sign, and only another party would send a
     /// plain token; so this stays true for the life of the process.
     signed: AtomicBool,
 }

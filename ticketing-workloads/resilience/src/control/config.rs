@@ -5,7 +5,7 @@
 use crate::sync::lock;
 use crate::workload::Resilience;
 use contract::revision::{Admission, MAX_AHEAD_MS, admit};
-use contract::{Applied, AppliedFrom, CONTRACT_VERSION, PushAnswer, PushOutcome, RuntimeConfig};
+use contract::{Applied, AppliedFrom, CONTRACT_VERSION, EffectiveReport, PushAnswer, PushOutcome, RuntimeConfig};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +28,13 @@ impl ConfigStore {
     /// The live configuration.
     pub fn applied(&self) -> Applied {
         current(&lock(&self.history))
+    }
+
+    /// What the workload runs by now: built-in values, effective values, and where each comes from.
+    pub fn effective(&self) -> EffectiveReport {
+        // Locked, so that the hash is that of the settings.
+        let history = lock(&self.history);
+        self.resilience.effective(current(&history).content_hash)
     }
 
     /// The last configurations that went live, newest first.

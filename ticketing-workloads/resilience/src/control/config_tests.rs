@@ -182,3 +182,81 @@ async fn a_reload_keeps_the_state_of_the_circuit() {
     assert_eq!(database.circuit().state, contract::CircuitState::Open);
     assert_eq!(database.circuit().opened_total, 1);
 }
+
+/// A workload as booking is: payment is called once, and queued when it fails.
+fn booking() -> Arc<ConfigStore> {
+    let payment = DependencySettings {
+        timeout: contract::TimeoutSettings { request_ms: 20_000, per_try_ms: 20_000, connect_ms: None },
+        retry: contract::RetrySettings { num_retries: 0, ..Default::default() },
+        bulkhead: Some("external".into()),
+        fallback: vec![contract::FallbackSettings::Queue],
+        ..Default::default()
+    };
+    let defaults = PolicySettings {
+        dependencies: [("payment".to_owned(), payment)].into(),
+        bulkheads: [("external".to_owned(), contract::BulkheadSettings::default())].into(),
+        ..Default::default()
+    };
+    let resilience = Resilience::builder(id()).dependency("database").dependency("payment").defaults(defaults).build();
+    ConfigStore::new(resilience)
+}
+
+/// A document of a policy that says `words` of payment.
+fn says(revision: i64, words: Value) -> Vec<u8> {
+    let mut policy = PolicySettings::default();
+    policy.insert_dependency("payment".into(), serde_json::from_value(words).unwrap());
+    let policy = Section { sources: Vec::new(), settings: policy };
+    RuntimeConfig::new(id(), revision, policy, Section::default()).to_bytes().unwrap()
+}
+
+#[test]
+fn a_policy_that_names_only_a_timeout_keeps_the_built_in_fallback_and_retries() {
+    let store = booking();
+    let answer = push(&store, &says(NOW, json!({"timeout": {"requestMs": 25_000}})));
+    assert_eq!((answer.outcome, answer.applied.unsupported), (PushOutcome::Applied, vec![]));
+    let payment = store.resilience.dependency("payment").unwrap();
+    let settings = payment.settings();
+    assert_eq!(settings.timeout.request_ms, 25_000);
+    assert_eq!(settings.fallback, [contract::FallbackSettings::Queue]);
+    assert_eq!((settings.retry.num_retries, settings.timeout.per_try_ms), (0, 20_000));
+    assert!(payment.bulkhead().is_some() && payment.has_fallback());
+
+    push(&store, &says(NOW + 1, json!({"fallback": []})));
+    assert!(!payment.has_fallback(), "none is said explicitly");
+    assert_eq!(payment.settings().timeout.request_ms, 20_000, "and the timeout is the built-in one again");
+}
+
+#[test]
+fn a_misspelt_bulkhead_takes_no_protection_away() {
+    let store = booking();
+    push(&store, &says(NOW, json!({"bulkhead": "extrenal"})));
+    assert!(store.resilience.dependency("payment").unwrap().bulkhead().is_some());
+}
+
+#[test]
+fn a_document_of_version_0_1_replaces_what_is_built_in_as_it_did() {
+    let store = booking();
+    push(&store, &document(NOW, 5_000));
+    let payment = store.resilience.dependency("payment").unwrap();
+    assert_eq!((payment.settings().timeout.request_ms, payment.settings().retry.num_retries), (5_000, 3));
+    assert!(!payment.has_fallback() && payment.bulkhead().is_some());
+}
+
+#[test]
+fn the_effective_report_says_where_values_come_from() {
+    let store = booking();
+    let before = store.effective();
+    assert_eq!((before.content_hash.as_str(), before.contract_version), ("", CONTRACT_VERSION));
+    assert_eq!(before.dependencies["payment"].origins["timeout.request"], contract::Origin::BuiltIn);
+    let answer = push(&store, &says(NOW, json!({"timeout": {"requestMs": 5_000}})));
+    let after = store.effective();
+    assert_eq!(after.content_hash, answer.applied.content_hash);
+    let payment = &after.dependencies["payment"];
+    assert_eq!(payment.built_in.as_ref().unwrap().timeout.request_ms, 20_000);
+    assert_eq!(payment.effective, *store.resilience.dependency("payment").unwrap().settings());
+    assert_eq!(payment.origins["timeout.request"], contract::Origin::Policy);
+    assert_eq!(payment.origins["timeout.perTry"], contract::Origin::Fitted);
+    assert_eq!(payment.origins["fallback"], contract::Origin::BuiltIn);
+    assert!(after.dependencies["database"].built_in.is_none());
+    assert!(contract::EffectiveReport::parse(&serde_json::to_vec(&after).unwrap()).is_ok());
+}

@@ -24,18 +24,26 @@ pub struct CheckOutcome {
     status: CheckStatus,
     message: String,
     data: BTreeMap<String, Value>,
+    dependency_answers: Option<bool>,
 }
 
 impl CheckOutcome {
     /// An outcome with what was found, in words.
     pub fn new(status: CheckStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), data: BTreeMap::new() }
+        Self { status, message: message.into(), data: BTreeMap::new(), dependency_answers: None }
     }
 
     /// Adds a figure behind it.
     #[must_use]
     pub fn with(mut self, name: &str, value: Value) -> Self {
         self.data.insert(name.to_owned(), value);
+        self
+    }
+
+    /// Adds whether a fresh connection to the dependency answered; `None`: it was not tried.
+    #[must_use]
+    pub fn dependency_answers(mut self, answers: Option<bool>) -> Self {
+        self.dependency_answers = answers;
         self
     }
 
@@ -74,6 +82,7 @@ impl Check {
             message: "has not run yet".to_owned(),
             tags: tags.clone(),
             dependency: None,
+            dependency_answers: None,
             duration_ms: 0,
             consecutive_failures: 0,
             runs: 0,
@@ -126,6 +135,7 @@ impl Check {
             message: outcome.message,
             tags: self.tags.clone(),
             dependency: self.dependency.clone(),
+            dependency_answers: outcome.dependency_answers,
             duration_ms: millis(started.elapsed()),
             consecutive_failures: failures,
             runs: last.runs + 1,

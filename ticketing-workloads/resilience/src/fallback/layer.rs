@@ -97,8 +97,8 @@ where
         self
     }
 
-    /// Another dependency may answer. The error is given along: whether it allows to ask somebody else, only the
-    /// workload knows.
+    /// Another dependency may answer. The error is given along: only the workload knows whether it allows
+    /// to ask another one.
     #[must_use]
     pub fn provider<F, Fut>(mut self, name: &str, ask: F) -> Self
     where
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(answer.source, Source::Cache { age: Duration::from_secs(360), stale: true });
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(shop.answer(1).await, ("503 nothing".into(), "static"));
-        assert_eq!(shop.answer(2).await, ("503 nothing".into(), "static"), "nobody asked for it before");
+        assert_eq!(shop.answer(2).await, ("503 nothing".into(), "static"), "it was never asked for before");
         let text = shop.dependency.metrics().encode();
         assert!(text.contains(r#"fallback_answers_total{service="catalog",source="cache"} 2"#), "{text}");
         assert!(text.contains(r#"fallback_duration_seconds_count{service="catalog"} 4"#), "{text}");

@@ -1,7 +1,7 @@
 //! The retry budget: retries as a share of the calls within a sliding window, so that a dependency in trouble is not
 //! buried under its callers' retries.
 //!
-//! Calls are not counted here: somebody counts them anyway. The budget looks at that counter when it is asked for a
+//! Calls are not counted here: the circuit breaker counts them. The budget reads that counter when it is asked for a
 //! retry, and from time to time in between ([`RetryBudget::update`]), and takes what came since the last look as spread
 //! evenly over the time between.
 

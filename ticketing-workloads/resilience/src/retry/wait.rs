@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// A budget for calls between services: a fifth of the calls, as in Gateway API's `retryConstraint`, and ten in ten seconds
 /// for a quiet one.
-pub const BUDGET: RetryBudgetSettings = RetryBudgetSettings { percent: 20, interval_ms: 10_000, min_retries: 10 };
+pub const BUDGET: RetryBudgetSettings = contract::defaults::RETRY_BUDGET;
 
 /// The wait before retry number `retry` (from 1). `random` in `0.0..1.0` shortens it by up to the jitter.
 #[expect(clippy::cast_precision_loss, reason = "waits are far below 2^52 ms")]

@@ -90,7 +90,7 @@ fn router(bookings: Arc<api::Bookings>) -> Router {
 }
 
 /// Opens the ports. The database may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let pod = settings.pod;
     let resilience =
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
@@ -117,5 +117,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: None,
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

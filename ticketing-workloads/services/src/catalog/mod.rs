@@ -41,7 +41,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 }
 
 /// Opens the ports. The database may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let pod = settings.pod;
     let pool_size = settings.database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
@@ -60,5 +60,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

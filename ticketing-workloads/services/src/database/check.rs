@@ -21,7 +21,8 @@ pub fn check(database: &Arc<Database>, dependency: &str) -> Check {
     check.dependency(dependency)
 }
 
-/// Every pooled connection must answer. A few that hang are enough to fail bookings, so they are enough to fail this.
+/// Every pooled connection must answer. A few that hang are enough to fail bookings, so they are enough to fail this run;
+/// they are replaced then, so it takes new ones that hang to fail the next.
 async fn connections(database: &Database, settings: &HealthCheckSettings) -> CheckOutcome {
     // A little less than the check has, so that it can say how many are silent.
     let time = Duration::from_millis(settings.timeout_ms) * 9 / 10;
@@ -40,6 +41,7 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
         None => (CheckStatus::Healthy, format!("{} of {} pooled connections answered", health.answered, health.open)),
     };
     CheckOutcome::new(status, message)
+        .dependency_answers(health.fresh_answers)
         .with("open", json!(health.open))
         .with("answered", json!(health.answered))
         .with("hung", json!(health.hung))
@@ -49,8 +51,10 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
 
 /// ResetConnections for that check.
 pub fn actions(resilience: &Resilience, database: Arc<Database>) -> Actions {
-    let resets = database.resets().clone();
+    let (resets, unresponsive) = (database.resets().clone(), database.unresponsive().clone());
     resilience.metrics().register(|registry| {
+        let help = "Pooled connections that were replaced because they did not answer";
+        registry.register("database_unresponsive_connections", help, unresponsive);
         registry.register("database_connection_resets", "Resets of all pooled connections", resets);
     });
     Actions::new(Arc::clone(resilience.metrics())).on(Action::ResetConnections, CHECK, move || {

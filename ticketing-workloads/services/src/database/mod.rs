@@ -2,13 +2,13 @@
 
 mod check;
 mod error;
+mod loan;
 pub mod migrations;
 mod pool;
 mod settings;
-mod tracking;
 
 pub use check::{actions, check};
 pub use error::DatabaseError;
+pub use loan::Connection;
 pub use pool::{Database, PoolHealth};
 pub use settings::{DatabaseSettings, bulkhead, defaults};
-pub use tracking::Connection;

@@ -1,43 +1,53 @@
-//! The pool, its health, and the way to give all its connections up at once.
+//! The pool: how calls get a connection, and the ways to get rid of connections that do not answer.
 
-use super::tracking::{Connection, TrackingManager};
+use super::loan::{Connection, Generation, Loan};
 use super::{DatabaseError, DatabaseSettings};
+use crate::host::StartError;
 use arc_swap::ArcSwap;
-use deadpool::managed::{Pool, Timeouts};
-use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use resilience::{CallError, Dependency, Failure};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_postgres::{Config, NoTls};
-use tokio_util::sync::CancellationToken;
 
-/// Time between two looks at a connection that is in use and under suspicion.
-const SUSPECT_POLL: Duration = Duration::from_millis(20);
+/// Time between two looks at connections that are kept aside.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
+/// Time that a fresh connection has to answer when the pool cures itself.
+const FRESH_TIME: Duration = Duration::from_secs(2);
+/// Time that each idle connection then has to answer.
+const PING_TIME: Duration = Duration::from_millis(500);
+/// Shortest time between two breaks of the circuit that a cure ends. A database that only answers the simplest question
+/// in time would otherwise never get the rest that the break is to give it.
+const CURE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The database, called through its dependency.
 pub struct Database {
+    shared: Arc<Shared>,
+}
+
+/// What outlives a call.
+pub(super) struct Shared {
     config: Config,
     size: usize,
     current: ArcSwap<Generation>,
-    dependency: &'static Dependency,
+    pub(super) dependency: &'static Dependency,
     resets: Counter,
-}
-
-/// One pool, from one reset to the next.
-struct Generation {
-    pool: Pool<TrackingManager>,
-    given_up: CancellationToken,
+    /// Connections that were replaced because they stayed silent.
+    pub(super) unresponsive: Counter,
+    /// When a cure last ended a break. Held while one is under way.
+    cured: Mutex<Option<Instant>>,
 }
 
 /// What a look at the pooled connections found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PoolHealth {
     /// Connections that were asked and answered.
     pub answered: usize,
-    /// Connections that gave no answer.
+    /// Connections that gave no answer; the pool replaces them.
     pub hung: usize,
     /// Why no connection could be had or one broke, if so.
     pub error: Option<String>,
@@ -45,25 +55,33 @@ pub struct PoolHealth {
     pub open: usize,
     /// Most connections that there may be.
     pub max: usize,
+    /// Whether a fresh connection answered, if that was tried.
+    pub fresh_answers: Option<bool>,
 }
 
 impl Database {
     /// A database that is connected to when it is first called.
-    pub fn new(config: Config, size: u16, dependency: &'static Dependency) -> Result<Self, crate::host::StartError> {
+    pub fn new(config: Config, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
         let config = DatabaseSettings::pooled(config);
         let size = usize::from(size);
-        let current = ArcSwap::from_pointee(Generation::new(&config, size)?);
-        Ok(Self { config, size, current, dependency, resets: Counter::default() })
+        let current = ArcSwap::from_pointee(Generation::new(pool(&config, size)?));
+        let (resets, unresponsive, cured) = Default::default();
+        Ok(Self { shared: Arc::new(Shared { config, size, current, dependency, resets, unresponsive, cured }) })
     }
 
     /// Name of the bulkhead that calls pass through, if there is one.
     pub fn bulkhead(&self) -> Option<String> {
-        self.dependency.settings().bulkhead.clone()
+        self.shared.dependency.settings().bulkhead.clone()
     }
 
     /// Counts resets.
     pub fn resets(&self) -> &Counter {
-        &self.resets
+        &self.shared.resets
+    }
+
+    /// Counts connections that were replaced because they did not answer.
+    pub fn unresponsive(&self) -> &Counter {
+        &self.shared.unresponsive
     }
 
     /// Calls the database through all layers of its dependency: `work` is done once per attempt, each on a connection
@@ -74,7 +92,7 @@ impl Database {
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        self.dependency.call(|| self.attempt(&work)).await
+        self.shared.dependency.call(|| self.attempt(&work)).await
     }
 
     /// Does `work` once, past timeout, retry and circuit. For health checks, which are to see the database as it is.
@@ -84,14 +102,14 @@ impl Database {
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let generation = self.current.load_full();
-        let create = self.dependency.timeouts().connect_ms.map(Duration::from_millis);
+        let generation = self.shared.current.load_full();
+        let create = self.shared.dependency.timeouts().connect_ms.map(Duration::from_millis);
         let attempt = async {
             let timeouts = Timeouts { wait: None, create, recycle: None };
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
-            let usage = connection.answers().start();
+            let (loan, connection) = Loan::new(&self.shared, &generation, connection);
             let result = work(connection).await;
-            usage.answered();
+            loan.answered();
             result
         };
         tokio::select! {
@@ -103,43 +121,66 @@ impl Database {
     /// Gives up every connection at once, in use or not, and ends a break of the circuit: the next call opens a new
     /// connection. What was under way on the old ones fails and is retried on new ones. The answer is how many
     /// connections there were.
-    pub fn reset(&self) -> Result<usize, crate::host::StartError> {
-        let new = Generation::new(&self.config, self.size)?;
-        let old = self.current.swap(Arc::new(new));
-        let open = old.pool.manager().open().len();
+    pub fn reset(&self) -> Result<usize, StartError> {
+        let new = Generation::new(pool(&self.shared.config, self.shared.size)?);
+        let old = self.shared.current.swap(Arc::new(new));
+        let open = old.pool.status().size;
         old.given_up.cancel();
         old.pool.close();
-        self.resets.inc();
-        self.dependency.end_break();
+        self.shared.resets.inc();
+        self.shared.dependency.end_break();
         Ok(open)
     }
 
-    /// Asks every pooled connection that is idle for an answer, all at once. One that is in use is trusted, unless the
-    /// last that is known of it is a statement without an answer: then it has until the end of `time` to answer its
-    /// caller. At least one connection is asked; none is opened beyond the pool's size.
+    /// Asks every pooled connection that is idle for an answer, all at once, and replaces those that give none. One that is in
+    /// use is trusted, unless its last use was abandoned: then it has until the end of `time` to answer. At least one
+    /// connection is asked; none is opened beyond the pool's size.
+    ///
+    /// If not all have answered by half of `time`, a fresh connection is opened beside the pool: its answer tells whether
+    /// the database or the pool is the cause.
     pub async fn examine(&self, time: Duration) -> PoolHealth {
-        let generation = self.current.load_full();
-        let deadline = Instant::now() + time;
-        let idle = generation.pool.status().available.clamp(1, self.size);
-        // The first may wait for a connection; the others only take what is idle.
-        let pings = join_all((0..idle).map(|index| generation.ping(index == 0, deadline))).await;
-        let mut health = PoolHealth { answered: 0, hung: 0, error: None, open: 0, max: self.size };
+        let shared = &self.shared;
+        let generation = shared.current.load_full();
+        let (half, deadline) = (Instant::now() + time / 2, Instant::now() + time);
+        let (open, replaced) = (generation.pool.status().size, generation.replaced());
+        let mut asking = std::pin::pin!(async {
+            let pings = shared.ping_idle(&generation, true, deadline).await;
+            while generation.settling() > 0 && Instant::now() < deadline {
+                tokio::time::sleep_until(deadline.min(Instant::now() + SETTLE_POLL)).await;
+            }
+            pings
+        });
+        let (pings, mut fresh_answers) = tokio::select! {
+            pings = &mut asking => (pings, None),
+            () = tokio::time::sleep_until(half) => {
+                let (pings, fresh) = tokio::join!(asking, shared.fresh_answers(deadline));
+                (pings, Some(fresh))
+            }
+        };
+        let mut health = PoolHealth { max: shared.size, ..PoolHealth::default() };
         for ping in pings {
             match ping {
                 Ping::Answered => health.answered += 1,
                 Ping::NotAsked | Ping::Hung => {}
-                Ping::Failed(error) => health.error = Some(error),
+                Ping::Failed(error) => {
+                    let is_fresh = matches!(error, DatabaseError::Connect(_) | DatabaseError::ConnectTimeout);
+                    fresh_answers = if is_fresh { fresh_answers.or(Some(false)) } else { fresh_answers };
+                    health.error = Some(error.to_string());
+                }
             }
         }
-        let open = loop {
-            let open = generation.pool.manager().open();
-            health.hung = open.iter().filter(|record| record.is_suspect()).count();
-            if health.hung == 0 || Instant::now() >= deadline {
-                break open.len();
-            }
-            tokio::time::sleep_until(deadline.min(Instant::now() + SUSPECT_POLL)).await;
-        };
-        health.open = open;
+        health.hung = generation.replaced().saturating_sub(replaced) + generation.settling();
+        health.open = open.max(health.answered + health.hung);
+        if health.error.is_some() && fresh_answers.is_none() {
+            fresh_answers = Some(shared.fresh_answers(deadline).await);
+        }
+        if health.hung > 0 || health.error.is_some() {
+            health.fresh_answers = fresh_answers;
+        }
+        if health.hung > 0 && fresh_answers == Some(true) {
+            let mut cured = shared.cured.lock().await;
+            shared.end_break(&mut cured);
+        }
         health
     }
 }
@@ -147,47 +188,90 @@ impl Database {
 /// How one connection took the question.
 enum Ping {
     Answered,
-    /// It keeps the mark of an abandoned use.
+    /// It has lost its place.
     Hung,
-    /// It was taken by somebody else meanwhile.
+    /// It was taken by a call meanwhile.
     NotAsked,
-    Failed(String),
+    Failed(DatabaseError),
 }
 
-impl Generation {
-    fn new(config: &Config, size: usize) -> Result<Self, crate::host::StartError> {
-        // Fast on purpose: a connection is taken for good while it is open, so one that hangs is seen by the check
-        // and cured by the operator, as ADR-007 has it, and no call pays for a ping.
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = TrackingManager::new(Manager::from_config(config.clone(), NoTls, recycling));
-        let pool = Pool::builder(manager)
-            .max_size(size)
-            .runtime(deadpool::Runtime::Tokio1)
-            .build()
-            .map_err(|error| crate::host::StartError::Setting(format!("no pool: {error}")))?;
-        Ok(Self { pool, given_up: CancellationToken::new() })
+impl Shared {
+    /// What is done once a connection turned out to be silent: if a fresh one answers, the database works and the pool is
+    /// the cause. Then the other idle connections are tried, so that the next calls do not each wait for another
+    /// silent one, and the circuit, which was opened for nothing that the database did, gets its next trial.
+    pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>) {
+        // Several find out at the same moment; one cure is enough.
+        let Ok(mut cured) = self.cured.try_lock() else { return };
+        if !self.fresh_answers(Instant::now() + FRESH_TIME).await {
+            return;
+        }
+        self.ping_idle(generation, false, Instant::now() + PING_TIME).await;
+        self.end_break(&mut cured);
     }
 
-    async fn ping(&self, may_wait: bool, deadline: Instant) -> Ping {
+    fn end_break(&self, cured: &mut Option<Instant>) {
+        if cured.is_none_or(|last| last.elapsed() >= CURE_INTERVAL) {
+            *cured = Some(Instant::now());
+            tracing::info!(
+                dependency = self.dependency.name(),
+                "fresh connections answer: silent pooled ones are replaced, and the circuit gets its next trial"
+            );
+            self.dependency.end_break();
+        }
+    }
+
+    /// Whether a connection that is opened now answers by `deadline`.
+    async fn fresh_answers(&self, deadline: Instant) -> bool {
+        let ask = async {
+            let (client, connection) = self.config.connect(NoTls).await.ok()?;
+            tokio::select! {
+                answer = client.simple_query("SELECT 1") => answer.ok().map(drop),
+                _ = connection => None,
+            }
+        };
+        tokio::time::timeout_at(deadline, ask).await.is_ok_and(|answer| answer.is_some())
+    }
+
+    /// Asks all idle connections at once, and replaces those that have not answered by `deadline`. `at_least_one`: where
+    /// none is idle, one is waited for or opened.
+    async fn ping_idle(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        at_least_one: bool,
+        deadline: Instant,
+    ) -> Vec<Ping> {
+        let idle = generation.pool.status().available.clamp(usize::from(at_least_one), self.size);
+        // The first may wait for a connection; the others only take what is idle.
+        join_all((0..idle).map(|index| self.ping(generation, at_least_one && index == 0, deadline))).await
+    }
+
+    async fn ping(self: &Arc<Self>, generation: &Arc<Generation>, may_wait: bool, deadline: Instant) -> Ping {
         let time = deadline.saturating_duration_since(Instant::now());
         let wait = if may_wait { time } else { Duration::ZERO };
         let timeouts = Timeouts { wait: Some(wait), create: Some(time), recycle: None };
-        let connection = match self.pool.timeout_get(&timeouts).await {
+        let connection = match generation.pool.timeout_get(&timeouts).await {
             Ok(connection) => connection,
             Err(_) if !may_wait => return Ping::NotAsked,
-            Err(error) => return Ping::Failed(DatabaseError::from(error).to_string()),
+            Err(error) => return Ping::Failed(error.into()),
         };
-        let usage = connection.answers().start();
-        match tokio::time::timeout_at(deadline, connection.simple_query("SELECT 1")).await {
-            Ok(Ok(_)) => {
-                usage.answered();
-                Ping::Answered
-            }
-            Ok(Err(error)) => {
-                usage.answered();
-                Ping::Failed(DatabaseError::from(error).to_string())
-            }
-            Err(_) => Ping::Hung,
-        }
+        let (loan, connection) = Loan::new(self, generation, connection);
+        let answer = tokio::time::timeout_at(deadline, connection.simple_query("SELECT 1")).await;
+        drop(connection);
+        let Ok(answer) = answer else {
+            loan.silent();
+            return Ping::Hung;
+        };
+        loan.answered();
+        answer.map_or_else(|error| Ping::Failed(error.into()), |_| Ping::Answered)
     }
+}
+
+fn pool(config: &Config, size: usize) -> Result<Pool, StartError> {
+    // Fast on purpose: no call pays for a ping. A connection that hangs costs one attempt and is replaced.
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    Pool::builder(Manager::from_config(config.clone(), NoTls, recycling))
+        .max_size(size)
+        .runtime(deadpool_postgres::Runtime::Tokio1)
+        .build()
+        .map_err(|error| StartError::Setting(format!("no pool: {error}")))
 }

@@ -61,7 +61,7 @@ pub(crate) fn defaults() -> PolicySettings {
 }
 
 /// Opens the ports. The services behind it may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let Settings { pod, catalog_url, booking_url } = settings;
     let resilience =
         Resilience::builder(pod.workload(NAME)).dependency(CATALOG).dependency(BOOKING).defaults(defaults()).build();
@@ -76,5 +76,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

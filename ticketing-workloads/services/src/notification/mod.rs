@@ -80,7 +80,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 }
 
 /// Opens the ports. Database and mail server may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let mailer_settings = settings.clone();
     let pod = settings.pod;
     let pool_size = settings.database.database_pool_size;
@@ -105,5 +105,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

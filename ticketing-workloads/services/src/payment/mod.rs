@@ -3,7 +3,7 @@
 //!
 //! ADR-007 §2 asks the second provider after any failure of the first. That charges twice when the first has charged and
 //! its answer got lost: an idempotency key binds one provider only. So what became of each provider is written down
-//! ([`ledger`]) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
+//! (`ledger.rs`) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
 
 mod api;
 mod ledger;
@@ -95,7 +95,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 }
 
 /// Opens the ports. Database and providers may be away.
-pub async fn start(settings: Settings) -> Result<Service, StartError> {
+pub fn start(settings: Settings) -> Result<Service, StartError> {
     let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
@@ -125,5 +125,5 @@ pub async fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts).await
+    Service::open(pod, parts)
 }

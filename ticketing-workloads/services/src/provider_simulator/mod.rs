@@ -10,7 +10,7 @@ mod stripe;
 
 use crate::host::StartError;
 use provider::Provider;
-use resilience::server::{Limits, serve};
+use resilience::server::{Limits, listen, serve};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +26,9 @@ const REOPEN: Duration = Duration::from_millis(50);
 /// Settings of the provider simulator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// Address to listen on.
-    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
+    /// Address to listen on [default: all addresses of the machine, IPv6 and IPv4]
+    #[arg(long, env = "BIND_ADDRESS")]
+    pub bind_address: Option<IpAddr>,
     /// Port of the admin interface; 0 takes any free one.
     #[arg(long, env = "PORT", default_value_t = 8080)]
     pub port: u16,
@@ -48,14 +48,11 @@ pub struct Simulator {
 
 impl Simulator {
     /// Opens the ports.
-    pub async fn start(settings: Settings) -> Result<Self, StartError> {
-        let open = async |port| {
-            let address = SocketAddr::new(settings.bind_address, port);
-            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-        };
-        let stripe = (Arc::new(Provider::new("stripe", stripe::router)), open(settings.stripe_port).await?);
-        let paypal = (Arc::new(Provider::new("paypal", paypal::router)), open(settings.paypal_port).await?);
-        Ok(Self { providers: [stripe, paypal], admin: open(settings.port).await? })
+    pub fn start(settings: &Settings) -> Result<Self, StartError> {
+        let open = |port| listen(settings.bind_address, port);
+        let stripe = (Arc::new(Provider::new("stripe", stripe::router)), open(settings.stripe_port)?);
+        let paypal = (Arc::new(Provider::new("paypal", paypal::router)), open(settings.paypal_port)?);
+        Ok(Self { providers: [stripe, paypal], admin: open(settings.port)? })
     }
 
     /// Addresses of the admin interface, of the provider shaped as Stripe, and of the one shaped as PayPal.
@@ -97,7 +94,7 @@ async fn serve_provider(provider: Arc<Provider>, listener: TcpListener, stop: Ca
         }
         let open = match listener.take() {
             Some(open) => Ok(open),
-            None => TcpListener::bind(address).await,
+            None => listen(Some(address.ip()), address.port()),
         };
         let Ok(open) = open else {
             tokio::time::sleep(REOPEN).await;

@@ -7,5 +7,6 @@ mod gateway;
 mod notification;
 mod paid_booking;
 mod payment;
+mod pool;
 mod recovery;
 mod support;

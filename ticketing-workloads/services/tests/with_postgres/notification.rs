@@ -38,7 +38,7 @@ struct Stage {
 
 async fn stage() -> Stage {
     let postgres = Postgres::start().await;
-    let mails = Mails::start().await;
+    let mails = Mails::start();
     let booking = App::start(&postgres, "booking-1").await;
     let notification = App::notification(&postgres, &mails).await;
     notification.push(quick(), flags(true, true)).await;
@@ -187,7 +187,7 @@ async fn a_kill_makes_one_duplicate_at_most() {
     const MAILS: usize = 12;
     const KILLS: usize = 4;
     let postgres = Postgres::start().await;
-    let mails = Mails::start().await;
+    let mails = Mails::start();
     let booking = App::start(&postgres, "booking-1").await;
     for nth in 0..MAILS {
         book(&booking, Some(&format!("ann{nth}@example.com"))).await;

@@ -55,7 +55,7 @@ struct Stage {
 
 async fn stage() -> Stage {
     let postgres = Postgres::start().await;
-    let providers = Providers::start().await;
+    let providers = Providers::start();
     let payment = App::payment(&postgres, &providers).await;
     payment.push(quick_providers(), FlagsSettings::default()).await;
     let booking = App::paid_booking(&postgres, payment.address).await;
@@ -103,7 +103,7 @@ async fn a_booking_that_is_paid_is_confirmed_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_booking_is_taken_while_payment_is_away_and_paid_for_when_it_is_back() {
     let postgres = Postgres::start().await;
-    let providers = Providers::start().await;
+    let providers = Providers::start();
     let address = nobody().await;
     let booking = App::paid_booking(&postgres, address).await;
     booking.push(quick(&[FallbackSettings::Queue]), FlagsSettings::default()).await;

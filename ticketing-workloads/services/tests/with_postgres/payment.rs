@@ -45,7 +45,7 @@ struct Stage {
 
 async fn stage() -> Stage {
     let postgres = Postgres::start().await;
-    let providers = Providers::start().await;
+    let providers = Providers::start();
     let payment = App::payment(&postgres, &providers).await;
     payment.push(quick(), FlagsSettings::default()).await;
     Stage { _postgres: postgres, providers, payment }

@@ -75,15 +75,15 @@ pub struct App {
 impl App {
     /// A pod with a token and a migrated database.
     pub async fn start(postgres: &Postgres, pod: &str) -> Self {
-        let app = Self::start_bare(postgres, pod).await;
+        let app = Self::start_bare(postgres, pod);
         app.until_it_has_events().await
     }
 
     /// A pod with nothing mounted, whatever the state of its database.
-    pub async fn start_bare(postgres: &Postgres, pod: &str) -> Self {
+    pub fn start_bare(postgres: &Postgres, pod: &str) -> Self {
         let mounts = mounts();
         let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url())]);
-        Self::run("booking", booking::start(settings).await.unwrap(), mounts)
+        Self::run("booking", booking::start(settings).unwrap(), mounts)
     }
 
     /// A pod with these settings, a token and a migrated database.
@@ -92,7 +92,7 @@ impl App {
         let mut all = vec![("--database-url", postgres.url())];
         all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let settings: Settings = settings(&mounts, "booking-1", &all);
-        let app = Self::run("booking", booking::start(settings).await.unwrap(), mounts);
+        let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
         app.until_it_has_events().await
     }
 
@@ -100,7 +100,7 @@ impl App {
     pub async fn catalog(postgres: &Postgres) -> Self {
         let mounts = mounts();
         let settings = settings(&mounts, "catalog-1", &[("--database-url", postgres.url())]);
-        let app = Self::run("catalog", catalog::start(settings).await.unwrap(), mounts);
+        let app = Self::run("catalog", catalog::start(settings).unwrap(), mounts);
         app.until_it_has_events().await
     }
 
@@ -109,7 +109,7 @@ impl App {
         let mounts = mounts();
         let urls = [("--catalog-url", format!("http://{catalog}")), ("--booking-url", format!("http://{booking}"))];
         let settings = settings(&mounts, "gateway-1", &urls);
-        let app = Self::run("gateway", gateway::start(settings).await.unwrap(), mounts);
+        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
         app.mount_token().await;
         app
     }
@@ -119,7 +119,7 @@ impl App {
         let mounts = mounts();
         let more = [("--database-url", postgres.url()), ("--payment-url", format!("http://{payment}"))];
         let settings: Settings = settings(&mounts, "booking-1", &more);
-        let app = Self::run("booking", booking::start(settings).await.unwrap(), mounts);
+        let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
         app.until_it_has_events().await
     }
 
@@ -139,7 +139,7 @@ impl App {
             ("--absent-after-seconds", "1".to_owned()),
         ];
         let settings = settings(&mounts, "payment-1", &more);
-        let app = Self::run("payment", payment::start(settings).await.unwrap(), mounts);
+        let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
         let client = postgres.connect().await;
         eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
@@ -155,7 +155,7 @@ impl App {
             ("--smtp-port", mails.smtp.port().to_string()),
         ];
         let settings = settings(&mounts, "notification-1", &more);
-        let app = Self::run("notification", notification::start(settings).await.unwrap(), mounts);
+        let app = Self::run("notification", notification::start(settings).unwrap(), mounts);
         app.mount_token().await;
         let client = postgres.connect().await;
         eventually("the schema is there", async || client.query("SELECT FROM dead_letters", &[]).await.ok()).await;
@@ -220,6 +220,16 @@ impl App {
     /// Several bookings at once, so that the pool fills.
     pub async fn book_at_once(&self, count: usize) -> Vec<u16> {
         futures::future::join_all((0..count).map(|_| self.book())).await
+    }
+
+    /// Bookings that are under way, with their statuses to come.
+    pub fn book_in_the_background(&self, count: usize) -> Vec<tokio::task::JoinHandle<u16>> {
+        let url = format!("http://{}/api/bookings", self.address);
+        let one = || {
+            let request = self.client.post(&url).body(order(OPENING_NIGHT, 1).to_string());
+            tokio::spawn(async move { request.send().await.unwrap().status().as_u16() })
+        };
+        (0..count).map(|_| one()).collect()
     }
 
     pub async fn health(&self) -> HealthReport {

@@ -14,9 +14,9 @@ pub struct Mails {
 
 impl Mails {
     /// One that behaves well.
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let sink =
-            MailSink::start(Settings { bind_address: [127, 0, 0, 1].into(), port: 0, smtp_port: 0 }).await.unwrap();
+            MailSink::start(&Settings { bind_address: Some([127, 0, 0, 1].into()), port: 0, smtp_port: 0 }).unwrap();
         let [admin, smtp] = sink.addresses().unwrap();
         tokio::spawn(sink.run(std::future::pending()));
         Self { admin, smtp, client: Client::builder().pool_max_idle_per_host(0).build().unwrap() }

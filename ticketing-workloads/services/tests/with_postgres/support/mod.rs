@@ -4,6 +4,7 @@ pub mod app;
 pub mod mails;
 pub mod postgres;
 pub mod providers;
+pub mod proxy;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

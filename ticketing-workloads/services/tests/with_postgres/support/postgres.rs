@@ -64,6 +64,11 @@ impl Postgres {
         self.url_of(&self.database)
     }
 
+    /// Where the server listens.
+    pub fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.server.port).into()
+    }
+
     /// As a program is told of it.
     pub fn settings(&self) -> DatabaseSettings {
         #[derive(clap::Parser)]

@@ -15,10 +15,10 @@ pub struct Providers {
 
 impl Providers {
     /// Providers that behave well.
-    pub async fn start() -> Self {
-        let bind_address = [127, 0, 0, 1].into();
+    pub fn start() -> Self {
+        let bind_address = Some([127, 0, 0, 1].into());
         let settings = Settings { bind_address, port: 0, stripe_port: 0, paypal_port: 0 };
-        let simulator = Simulator::start(settings).await.unwrap();
+        let simulator = Simulator::start(&settings).unwrap();
         let [admin, stripe, paypal] = simulator.addresses().unwrap();
         tokio::spawn(simulator.run(std::future::pending()));
         Self { admin, stripe, paypal, client: Client::builder().pool_max_idle_per_host(0).build().unwrap() }

@@ -1,0 +1,158 @@
+//! Connections on loan from the pool, and what happens to one that does not come back with an answer.
+//!
+//! A connection that hangs looks like any other to a pool: it is open, and would go back when its caller gives up. So a
+//! connection whose last use was abandoned is kept aside until it has answered. One that is only slow goes back to
+//! the pool; one that stays silent loses its place in the pool to a new connection.
+
+use super::pool::Shared;
+use deadpool_postgres::{ClientWrapper, Object};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+
+/// How long a connection has to answer after its use was abandoned. Longer than the wait for a row lock
+/// (`lock_timeout`), so that contention closes no connections.
+const SETTLE_TIME: Duration = Duration::from_millis(600);
+/// How long a connection that has lost its place is kept for the end of its statement: a commit that is slow may still be
+/// made, and found by the caller's next attempt. The server itself ends a statement after as long (`statement_timeout`).
+const LINGER_TIME: Duration = Duration::from_secs(15);
+/// Time to ask the server to cancel a statement.
+const CANCEL_TIME: Duration = Duration::from_secs(2);
+
+/// One pool, from one reset to the next.
+pub(super) struct Generation {
+    pub(super) pool: deadpool_postgres::Pool,
+    pub(super) given_up: CancellationToken,
+    /// Connections that are kept aside.
+    settling: AtomicUsize,
+    /// Connections that stayed silent and have lost their place.
+    replaced: AtomicUsize,
+    /// As many as the pool has places may linger, so that a server whose statements are all too slow is not flooded with
+    /// connections.
+    lingering: Semaphore,
+}
+
+impl Generation {
+    pub(super) fn new(pool: deadpool_postgres::Pool) -> Self {
+        let (settling, replaced) = Default::default();
+        let lingering = Semaphore::new(pool.status().max_size);
+        Self { pool, given_up: CancellationToken::new(), settling, replaced, lingering }
+    }
+
+    /// Connections whose last use was abandoned and that have not answered yet.
+    pub(super) fn settling(&self) -> usize {
+        self.settling.load(Ordering::Acquire)
+    }
+
+    /// Connections that have lost their place so far because they stayed silent.
+    pub(super) fn replaced(&self) -> usize {
+        self.replaced.load(Ordering::Acquire)
+    }
+}
+
+/// A connection from the pool, for one use.
+pub struct Connection(Arc<Object>);
+
+impl Deref for Connection {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        &self.0
+    }
+}
+
+/// The pool's side of a loan. Unless the use is reported as answered, it counts as abandoned when this is dropped.
+pub(super) struct Loan {
+    shared: Arc<Shared>,
+    generation: Arc<Generation>,
+    connection: Option<Arc<Object>>,
+}
+
+impl Loan {
+    pub(super) fn new(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Object) -> (Self, Connection) {
+        let connection = Arc::new(connection);
+        let borrowed = Connection(Arc::clone(&connection));
+        let loan =
+            Self { shared: Arc::clone(shared), generation: Arc::clone(generation), connection: Some(connection) };
+        (loan, borrowed)
+    }
+
+    /// The connection has answered, whatever the answer was: it goes back to the pool.
+    pub(super) fn answered(mut self) {
+        self.connection = None;
+    }
+
+    /// The connection has had its time: it loses its place.
+    pub(super) fn silent(mut self) {
+        if let Some(connection) = self.take() {
+            replace(&self.shared, &self.generation, connection);
+        }
+    }
+
+    /// The connection, unless its user still has it: then it goes back to the pool when that one drops it.
+    fn take(&mut self) -> Option<Object> {
+        self.connection.take().and_then(Arc::into_inner)
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let Some(connection) = self.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                let (shared, generation) = (Arc::clone(&self.shared), Arc::clone(&self.generation));
+                generation.settling.fetch_add(1, Ordering::AcqRel);
+                runtime.spawn(settle(shared, generation, connection));
+            }
+            // The process ends.
+            Err(_) => drop(Object::take(connection)),
+        }
+    }
+}
+
+/// Waits until an abandoned connection has answered, or takes its place away.
+async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Object) {
+    // It is answered after whatever was abandoned before it.
+    let answer = tokio::time::timeout(SETTLE_TIME, connection.simple_query(""));
+    let has_answered = tokio::select! {
+        answer = answer => answer.is_ok(),
+        () = generation.given_up.cancelled() => true,
+    };
+    if has_answered {
+        // A broken one, or one of a pool that was given up, is not kept by the pool.
+        drop(connection);
+        generation.settling.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    replace(&shared, &generation, connection);
+    generation.settling.fetch_sub(1, Ordering::AcqRel);
+    shared.cure(&generation).await;
+}
+
+/// Takes a silent connection out of the pool, which opens a new one in its place when it needs it.
+fn replace(shared: &Shared, generation: &Arc<Generation>, connection: Object) {
+    let silent = Object::take(connection);
+    generation.replaced.fetch_add(1, Ordering::AcqRel);
+    shared.unresponsive.inc();
+    tracing::warn!(dependency = shared.dependency.name(), "a pooled connection did not answer; replacing it");
+    tokio::spawn(linger(Arc::clone(generation), silent));
+}
+
+/// Waits for the end of the statement of a connection that has lost its place, or has it cancelled.
+async fn linger(generation: Arc<Generation>, silent: ClientWrapper) {
+    if let Ok(_place) = generation.lingering.try_acquire() {
+        let end = tokio::time::timeout(LINGER_TIME, silent.simple_query(""));
+        tokio::select! {
+            end = end => if end.is_ok() { return },
+            () = generation.given_up.cancelled() => return,
+        }
+    }
+    let cancel = silent.cancel_token();
+    drop(silent);
+    // Of a server that is silent, too, nothing more can be wanted.
+    let _ = tokio::time::timeout(CANCEL_TIME, cancel.cancel_query(NoTls)).await;
+}
