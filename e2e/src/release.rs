@@ -83,7 +83,10 @@ impl Release {
             return Ok(Built { images, charts });
         }
         let what = format!("building version {} (commit {}, release, static)", self.version, &self.commit[..7]);
-        let images = progress.during(&what, build_images(&source, &home.join("target"), &dir)).await?;
+        let target = home.join("target");
+        let images = progress.during(&what, build_images(&source, &target, &dir)).await?;
+        // The images are what is kept; what they were made from is a hundred times as large.
+        std::fs::remove_dir_all(&target).map_err(|source| ReleaseError::File { path: target, source })?;
         Ok(Built { images, charts })
     }
 

@@ -10,6 +10,7 @@ mod crashes;
 mod incident;
 mod operator_process;
 mod services;
+mod stateful_set;
 
 use common::{REPLICAS, SOON, in_every_pod, nodes, programmed, provider, published, restarts};
 use crds::{ConditionType, status::ActionOutcome};
@@ -57,6 +58,7 @@ async fn testbed() -> (Testbed, MutexGuard<'static, Option<Images>>) {
     for rollout in ["statefulset/postgres", "deployment/booking"] {
         testbed.kubectl.run(&format!("rollout status -n {TICKETING} {rollout} --timeout=120s")).await.unwrap();
     }
+    stateful_set::remove(&testbed).await;
     testbed.scale_operator(1).await.unwrap();
     testbed.delete_resources().await.unwrap();
     until(SOON, "the defaults live in every pod", || in_every_pod(&testbed, |hash, _| hash == defaults()))
