@@ -135,7 +135,8 @@ async fn a_policy_over_which_the_operator_panics_does_not_stop_nine_others() {
     .await;
     let ready = condition(&cursed, "Ready");
     assert!(ready.message.contains("provoked by a test"), "it says how: {}", ready.message);
-    assert_eq!(ready.observed_generation, cursed.metadata.generation);
+    let seen = cursed.status.as_ref().unwrap().observed_generation;
+    assert_eq!((ready.observed_generation, seen), (cursed.metadata.generation, cursed.metadata.generation));
     for name in &names[1..] {
         world.until_policy_says(name, "Ready", "True", "Programmed").await;
     }
@@ -184,6 +185,18 @@ async fn a_flag_set_over_which_the_operator_panics_does_not_stop_another() {
     .await;
     until_it_backs_off(&operator, "flag").await;
     operator.assert_alive().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_cannot_serve_its_probes_ends_although_the_api_server_is_not_ready() {
+    let world = World::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let proxy = ApiProxy::start(&world).await;
+    proxy.hold(Some(|_| true));
+    let config = proxy.operator_config(&world).await;
+    let ended = Operator::start_through(&world, config, &["--listen", &address]).ended().await.unwrap_err().to_string();
+    assert!(ended.starts_with(&format!("cannot listen on {address}: ")) && ended.contains("--listen"), "{ended}");
 }
 
 /// The Lease of the world's operator.
