@@ -11,6 +11,7 @@ use crate::support::{
     within,
     world::{condition, policy_conditions, request_ms},
 };
+use axum::http::Method;
 use crds::{ResiliencePolicy, status::ActionRecord};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -213,6 +214,18 @@ async fn until_leads(world: &World, replica: &str) {
     .await;
 }
 
+/// Waits until `first` has renewed the lease at more than so many seconds after a moment, and has had it all the time.
+async fn until_renewed(world: &World, operator: &Operator, since: Timestamp, seconds: i64) {
+    within(Duration::from_secs(30), "the lease is renewed for longer than it lasts", async || {
+        let spec = lease(world).await.unwrap().spec.unwrap();
+        let renewed = spec.renew_time.clone().unwrap().0.duration_since(since);
+        assert!(!operator.has_ended(), "it ended, the lease is {spec:?}");
+        assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("first"), Some(1)), "{spec:?}");
+        if renewed.as_secs() > seconds { Ok(()) } else { Err(format!("{renewed:?}")) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_lease_connection_dies_silently_goes_on_over_another() {
     let world = World::new().await;
@@ -228,18 +241,35 @@ async fn a_leader_whose_lease_connection_dies_silently_goes_on_over_another() {
     let cut = Timestamp::now();
     let calls = proxy.darken(Call::is_of_lease);
     // Longer than a lease lasts, and than its holder may act without a renewal.
-    within(Duration::from_secs(30), "the lease is renewed for longer than it lasts", async || {
-        let spec = lease(&world).await.unwrap().spec.unwrap();
-        let renewed = spec.renew_time.clone().unwrap().0.duration_since(cut);
-        assert!(!operator.has_ended(), "it ended, the lease is {spec:?}");
-        assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("first"), Some(1)), "{spec:?}");
-        if renewed.as_secs() > 8 { Ok(()) } else { Err(format!("{renewed:?}")) }
-    })
-    .await;
+    until_renewed(&world, &operator, cut, 8).await;
     let before = proxy.calls()[..calls].iter().filter(|call| call.is_of_lease()).map(|call| call.peer).collect();
     assert!(!proxy.peers(Call::is_of_lease).is_subset(&before), "over a fresh connection");
     edit_goes_live(&world, "booking", &workload.pods[0], 7).await;
     operator.assert_alive().await;
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_goes_on_although_answers_to_renewals_are_lost() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let proxy = ApiProxy::start(&world).await;
+    let config = proxy.operator_config(&world).await;
+    let operator = Operator::start_through(&world, config, &["--identity", "first", "--lease-duration", "6s"]);
+    until_leads(&world, "first").await;
+    // The write lands and nobody hears of it; then the question is not answered either.
+    proxy.lose_answers(1, |call| call.is_of_lease() && call.method == Method::PUT);
+    eventually(
+        "the first answer is lost",
+        async || if proxy.answers_to_lose() == 0 { Ok(()) } else { Err(String::new()) },
+    )
+    .await;
+    until_renewed(&world, &operator, Timestamp::now(), 8).await;
+    proxy.lose_answers(1, |call| call.is_of_lease() && call.method == Method::GET);
+    eventually("the other is lost", async || if proxy.answers_to_lose() == 0 { Ok(()) } else { Err(String::new()) })
+        .await;
+    until_renewed(&world, &operator, Timestamp::now(), 8).await;
+    edit_goes_live(&world, "booking", &workload.pods[0], 6).await;
     operator.stop().await;
 }
 
