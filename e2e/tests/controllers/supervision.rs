@@ -274,7 +274,7 @@ async fn a_leader_goes_on_although_answers_to_renewals_are_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_cut_off_ends_before_another_may_lead() {
+async fn a_leader_that_is_cut_off_stops_before_another_leads_and_ends() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
     let proxy = TcpProxy::start(&world).await;
@@ -285,14 +285,14 @@ async fn a_leader_that_is_cut_off_ends_before_another_may_lead() {
     let _second = Operator::start(&world, &["--identity", "second", "--lease-duration", "6s"]).await;
 
     proxy.darken_all();
-    let cut = Instant::now();
+    let renewed_at = lease(&world).await.unwrap().spec.unwrap().renew_time.unwrap().0;
     let ended = first.ended().await.unwrap_err();
-    assert!(matches!(ended, RunError::Lost(LostLead::NotRenewed(_))), "{ended}");
-    let took = cut.elapsed();
-    assert!(took < Duration::from_secs(6), "{took:?}, longer than the lease");
-    let holder = lease(&world).await.unwrap().spec.unwrap().holder_identity;
-    assert_eq!(holder.as_deref(), Some("first"), "nobody else leads before that");
+    // It may end later than it stops to act: what is under way when the lead is lost has ten seconds.
+    let RunError::Lost(LostLead::NotRenewed(acted_for)) = ended else { panic!("{ended}") };
+    assert!(acted_for < Duration::from_secs(6), "{acted_for:?} since it began to renew, longer than the lease");
     until_leads(&world, "second").await;
+    let taken_at = lease(&world).await.unwrap().spec.unwrap().acquire_time.unwrap().0;
+    assert!(taken_at.duration_since(renewed_at).as_secs() >= 6, "{renewed_at}, {taken_at}");
     edit_goes_live(&world, "booking", &workload.pods[0], 7).await;
     workload.assert_revisions_grow();
 }
