@@ -78,12 +78,15 @@ pub enum RunError {
     TaskEnded(#[from] Ended),
 }
 
+/// The server of `/livez`, `/readyz` and `/metrics`.
+type Serving = tokio::task::JoinHandle<Result<(), server::ListenError>>;
+
 /// Runs until `shutdown`, or until the lead or a task is lost.
 pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let mut clients = Clients::new(&config).map_err(|error| RunError::Connect(Box::new(error)))?;
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let status = server::Status::default();
-    let serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
+    let mut serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
 
     let first = args.namespaces().into_iter().next().flatten();
     let starting = async {
@@ -93,8 +96,10 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         }
         load_tokens(&clients, &args.namespace).await.map_err(RunError::Key)
     };
-    let Some(tokens) = shutdown.run_until_cancelled(starting).await.transpose()? else {
-        return Ok(());
+    let tokens = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        tokens = starting => tokens?,
+        served = &mut serving => return end_of_server(served, &shutdown),
     };
     let fence = Fence::default();
     let shared = Arc::new(Shared {
@@ -127,10 +132,11 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         task = ended.recv() => Err(task.into()),
+        served = &mut serving => end_of_server(served, &shutdown),
         () = filled => {
             status.ready.store(true, Ordering::Relaxed);
             info!(%identity, dry_run = args.dry_run, streamed = clients.streams_lists, "the caches are filled");
-            lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, serving).await
+            lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, &mut serving).await
         }
     };
     shutdown.cancel();
@@ -158,7 +164,7 @@ async fn lead_until(
     shared: &Arc<Shared>,
     shutdown: &CancellationToken,
     ended: &mut supervision::Endings,
-    serving: tokio::task::JoinHandle<Result<(), server::ListenError>>,
+    serving: &mut Serving,
 ) -> Result<(), RunError> {
     let store = ApiLeaseStore::new(&shared.clients, &args.namespace);
     let election = Election::new(store, identity, args.lease_duration, shared.fence.clone());
@@ -166,11 +172,19 @@ async fn lead_until(
         () = shutdown.cancelled() => Ok(()),
         lost = lead(&election, contexts, shared) => Err(RunError::Lost(lost)),
         task = ended.recv() => Err(task.into()),
-        served = serving => match served {
-            Ok(Err(error)) => Err(RunError::Listen(error)),
-            Ok(Ok(())) if shutdown.is_cancelled() => Ok(()),
-            _ => Err(Ended::of("server").into()),
-        },
+        served = serving => end_of_server(served, shutdown),
+    }
+}
+
+/// What the end of the server means: it may only end at shutdown.
+fn end_of_server(
+    served: Result<Result<(), server::ListenError>, tokio::task::JoinError>,
+    shutdown: &CancellationToken,
+) -> Result<(), RunError> {
+    match served {
+        Ok(Err(error)) => Err(RunError::Listen(error)),
+        Ok(Ok(())) if shutdown.is_cancelled() => Ok(()),
+        _ => Err(Ended::of("server").into()),
     }
 }
 

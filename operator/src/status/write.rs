@@ -86,7 +86,8 @@ pub async fn write_internal_error<K: HasStatus>(ctx: &Context, meta: &ObjectMeta
         conditions::Verdict::new(ConditionType::Ready, ConditionStatus::False, Reason::InternalError, message);
     let mut all: Vec<_> = old.iter().filter(|condition| *condition.type_ != ConditionType::Ready).cloned().collect();
     all.extend(conditions::settle(old, vec![verdict], meta.generation, now));
-    if let Err(error) = write_unreadable_status::<K>(ctx, meta, &json!({ "conditions": all })).await {
+    let parts = json!({ "observedGeneration": meta.generation, "conditions": all });
+    if let Err(error) = write_unreadable_status::<K>(ctx, meta, &parts).await {
         tracing::warn!(%error, "the internal error could not be told in the status");
     }
 }

@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{ConnectInfo, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     serve::ListenerExt,
 };
@@ -31,6 +31,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 pub struct Call {
     /// Which connection it came over: the client's end of it.
     pub peer: SocketAddr,
+    pub method: Method,
     /// Path and query.
     pub path: String,
 }
@@ -62,6 +63,8 @@ struct Shared {
     calls: Mutex<Vec<Call>>,
     refusals: Mutex<VecDeque<(Which, StatusCode)>>,
     refused: Mutex<usize>,
+    /// Calls that reach the server, and whose answers are lost.
+    losses: Mutex<VecDeque<Which>>,
     /// Calls that get no answer, or no more of it, while this says so.
     held: watch::Sender<Option<Which>>,
     /// When a watch was last told something.
@@ -80,6 +83,7 @@ impl ApiProxy {
             calls: Mutex::default(),
             refusals: Mutex::default(),
             refused: Mutex::default(),
+            losses: Mutex::default(),
             held: watch::Sender::new(None),
             watch_told: Mutex::new(Instant::now()),
             sockets: Mutex::default(),
@@ -111,6 +115,16 @@ impl ApiProxy {
     /// Refuses the next `count` of these calls, after those that are to be refused before.
     pub fn refuse(&self, count: usize, which: Which, status: StatusCode) {
         self.shared.refusals.lock().unwrap().extend(std::iter::repeat_n((which, status), count));
+    }
+
+    /// Lets the next `count` of these calls reach the server, and loses the answers: the caller hears nothing.
+    pub fn lose_answers(&self, count: usize, which: Which) {
+        self.shared.losses.lock().unwrap().extend(std::iter::repeat_n(which, count));
+    }
+
+    /// How many answers are still to be lost.
+    pub fn answers_to_lose(&self) -> usize {
+        self.shared.losses.lock().unwrap().len()
     }
 
     /// How many calls were refused.
@@ -165,6 +179,16 @@ impl Shared {
         Some(status)
     }
 
+    /// Whether the answer to this call is lost.
+    fn loses_answer(&self, call: &Call) -> bool {
+        let mut losses = self.losses.lock().unwrap();
+        let lost = losses.front().is_some_and(|which| which(call));
+        if lost {
+            losses.pop_front();
+        }
+        lost
+    }
+
     /// Waits until this call may be answered.
     async fn let_through(&self, call: &Call) {
         let mut held = self.held.subscribe();
@@ -178,7 +202,7 @@ async fn pass_on(
     request: Request,
 ) -> Response {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let call = Call { peer, path };
+    let call = Call { peer, method: request.method().clone(), path };
     shared.calls.lock().unwrap().push(call.clone());
     if let Some(status) = shared.refusal(&call) {
         return refuse(status);
@@ -195,6 +219,9 @@ async fn pass_on(
         Ok(answer) => answer,
         Err(error) => return (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
     };
+    if shared.loses_answer(&call) {
+        std::future::pending::<()>().await;
+    }
     let (parts, body) = answer.into_parts();
     let body = body.into_data_stream().then(move |part| {
         let (shared, call) = (Arc::clone(&shared), call.clone());

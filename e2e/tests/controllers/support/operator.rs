@@ -30,20 +30,14 @@ impl Operator {
         // An address of its own for each, so that no two want the same port.
         let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         let free = std::net::TcpListener::bind((format!("127.84.{high}.{low}"), 0)).unwrap();
-        let listen = free.local_addr().unwrap().to_string();
+        let told = extra.iter().position(|flag| *flag == "--listen");
+        let listen = told.map_or_else(|| free.local_addr().unwrap().to_string(), |flag| extra[flag + 1].to_owned());
         drop(free);
-        let usual = [
-            "resilience-operator",
-            "--watch-namespaces",
-            &world.watched,
-            "--namespace",
-            &world.home,
-            "--listen",
-            &listen,
-        ];
+        let usual = ["resilience-operator", "--watch-namespaces", &world.watched, "--namespace", &world.home];
+        let address: &[&str] = if told.is_some() { &[] } else { &["--listen", &listen] };
         // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
         let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
-        let args = Args::parse_from(usual.iter().chain(lease).chain(extra));
+        let args = Args::parse_from(usual.iter().chain(address).chain(lease).chain(extra));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
         Self { shutdown, task: Some(task), listen }
