@@ -9,6 +9,8 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+/// Least wait after a failure, whatever changes meanwhile: what fails over an object may itself be what changes it.
+const LEAST_BACK_OFF: Duration = Duration::from_secs(1);
 /// Longest wait after failures.
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
@@ -30,7 +32,8 @@ struct State<K> {
     entries: HashMap<K, Entry>,
     ready: VecDeque<K>,
     timers: BinaryHeap<Reverse<(Instant, K)>>,
-    failures: HashMap<K, u32>,
+    /// Failures in a row, and when the last one was.
+    failures: HashMap<K, (u32, Instant)>,
     running: usize,
     /// When a reconcile last ended, or the queue last had nothing to do.
     progress: Instant,
@@ -69,6 +72,7 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
     }
 
     fn add(&mut self, key: K, at: Instant, now: Instant) {
+        let at = self.failures.get(&key).map_or(at, |(_, last)| at.max(*last + LEAST_BACK_OFF));
         if !self.has_work(now) {
             self.progress = now;
         }
@@ -156,12 +160,13 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         self.0.changed.notify_one();
     }
 
-    /// The wait after one more failure in a row: 0.5 s doubled up to 60 s.
+    /// The wait after one more failure in a row: 1 s doubled up to 60 s.
     pub fn back_off(&self, key: &K) -> Duration {
         let mut state = self.lock();
-        let failures = state.failures.entry(key.clone()).or_insert(0);
+        let (failures, last) = state.failures.entry(key.clone()).or_insert((0, Instant::now()));
         *failures = failures.saturating_add(1);
-        Duration::from_millis(250 * 2u64.pow((*failures).min(8))).min(MAX_BACK_OFF)
+        *last = Instant::now();
+        Duration::from_millis(500 << (*failures).min(8)).min(MAX_BACK_OFF)
     }
 
     /// The key was reconciled without a failure, or its object is gone.
@@ -230,10 +235,29 @@ mod tests {
     async fn the_wait_after_failures_grows_up_to_a_minute() {
         let queue = Queue::default();
         let waits: Vec<_> = (0..12).map(|_| queue.back_off(&1)).collect();
-        assert_eq!((waits[0], waits[1]), (Duration::from_millis(500), Duration::from_secs(1)));
+        assert_eq!((waits[0], waits[1]), (Duration::from_secs(1), Duration::from_secs(2)));
         assert_eq!(waits[11], MAX_BACK_OFF);
         queue.forget_failures(&1);
-        assert_eq!(queue.back_off(&1), Duration::from_millis(500));
+        assert_eq!(queue.back_off(&1), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_do_not_cut_the_wait_after_a_failure_short() {
+        let queue = Queue::default();
+        queue.enqueue(1);
+        assert_eq!(next_within(&queue, 1).await, Some(1));
+        let wait = queue.back_off(&1);
+        queue.done(&1, Some(wait));
+        let began = Instant::now();
+        for _ in 0..10 {
+            queue.enqueue(1);
+        }
+        assert_eq!(next_within(&queue, 5).await, Some(1));
+        assert_eq!(began.elapsed(), LEAST_BACK_OFF);
+        queue.forget_failures(&1);
+        queue.done(&1, None);
+        queue.enqueue(1);
+        assert_eq!(next_within(&queue, 1).await, Some(1), "all is well again");
     }
 
     #[tokio::test(start_paused = true)]
