@@ -88,6 +88,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run);
     let targets: Vec<Target> =
         policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
+    // What pods report reaches the policies; the workload itself is looked at only when something is to be published.
+    for (reference, target) in policy.spec.target_refs.iter().zip(&targets).filter(|(_, target)| target.found) {
+        target::show_gauges(ctx, &target_id(&namespace, reference), target);
+    }
     let lost = lost_claims(policy, ctx, &namespace);
     let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod fake_pod;
 pub mod manifests;
 pub mod operator;
+pub mod process;
 pub mod wait;
 pub mod workload;
 pub mod world;

@@ -26,18 +26,11 @@ impl Operator {
         let free = std::net::TcpListener::bind((format!("127.84.{high}.{low}"), 0)).unwrap();
         let listen = free.local_addr().unwrap().to_string();
         drop(free);
-        let usual = [
-            "resilience-operator",
-            "--watch-namespaces",
-            &world.watched,
-            "--namespace",
-            &world.home,
-            "--listen",
-            &listen,
-        ];
+        let usual = ["resilience-operator", "--watch-namespaces", &world.watched, "--namespace", &world.home];
+        let address: &[&str] = if extra.contains(&"--listen") { &[] } else { &["--listen", &listen] };
         // Long, so that a busy machine does not cost the lead; a test about losing it says otherwise.
         let lease: &[&str] = if extra.contains(&"--lease-duration") { &[] } else { &["--lease-duration", "15s"] };
-        let args = Args::parse_from(usual.iter().chain(lease).chain(extra));
+        let args = Args::parse_from(usual.iter().chain(address).chain(lease).chain(extra));
         let config = world.operator_config().await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(operator::run(args, config, shutdown.clone()));
