@@ -67,10 +67,9 @@ async fn a_stateful_set_is_programmed_under_names_of_its_own() {
     }
     let (document, _) = RuntimeConfig::parse(map.data.unwrap()[CONFIG_KEY].as_bytes()).unwrap();
     assert_eq!(document.workload.kind, WorkloadKind::StatefulSet);
+    assert!(world.config_map("booking").await.is_none(), "nothing is written under a Deployment's name");
     let script = other.script();
     assert_eq!((script.requests, script.tokens_seen.len()), (0, 0), "a pod of another owner is never contacted");
-    drop(script);
-    assert!(world.config_map("booking").await.is_none(), "nothing is written under a Deployment's name");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,7 @@ pub struct Asked {
 }
 
 /// What a fake pod is to do, and what it was asked so far.
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own that a test may turn")]
 pub struct Script {
     pub behavior: Behavior,
     /// Paths of a document that it does not know, as an older version of the workload would not.
