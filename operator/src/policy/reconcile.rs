@@ -32,7 +32,7 @@ use crate::{
 };
 use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus, resilience_policy::Mode};
 use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
@@ -44,6 +44,8 @@ use tracing::warn;
 const SETTLING: Duration = Duration::from_millis(100);
 /// How soon to look again at an action that was executed: its first report may be there.
 const AFTER_ACTION: Duration = Duration::from_millis(200);
+/// How long a new leader may take to find out what is published before it says that nothing is.
+const TAKING_OVER: SignedDuration = SignedDuration::from_secs(2);
 /// How soon to look again at an action whose execution is not known.
 const AFTER_UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -88,6 +90,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run);
     let targets: Vec<Target> =
         policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
+    // What pods report reaches the policies; the workload itself is looked at only when something is to be published.
+    for (reference, target) in policy.spec.target_refs.iter().zip(&targets).filter(|(_, target)| target.found) {
+        target::show_gauges(ctx, &target_id(&namespace, reference), target);
+    }
     let lost = lost_claims(policy, ctx, &namespace);
     let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();
@@ -118,7 +124,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     };
     let begun = begun(&decision, &history);
     let settling = || held.iter().any(|target| target.is_settling(&policy.metadata));
-    let waits = if listening || settling() || is_publishing(ctx, policy, &held) {
+    let waits = if listening || settling() || is_publishing(ctx, policy, &held, now) {
         Some(SETTLING)
     } else {
         ctx.status_writes.wait(policy.meta(), Instant::now())
@@ -155,8 +161,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
 }
 
 /// Whether an edit was seen a moment ago and is on its way to the pods: what there is to say of it changes at once.
-fn is_publishing(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target]) -> bool {
-    let young = ctx.index.policy_seen_at(&ObjectKey::of(policy)).is_some_and(|at| at.elapsed() < AFTER_ACTION);
+/// A new leader finds out first what is published; it may have seen the policy long before, as a standby.
+fn is_publishing(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> bool {
+    let seen = ctx.index.policy_seen_at(&ObjectKey::of(policy)).is_some_and(|at| at.elapsed() < AFTER_ACTION);
+    let young = seen || now.duration_since(ctx.shared.leading_since(now)) < TAKING_OVER;
     let uid = policy.metadata.uid.as_deref().unwrap_or_default();
     let unpublished = |target: &&&Target| {
         target.problem.is_none() && target.considered.get(uid).copied() != policy.metadata.generation

@@ -177,7 +177,11 @@ fn view<'a>(pod: &'a facts::PodFacts, state: Option<&'a PodState>) -> PodView<'a
 
 /// Sets the gauges of a workload to what is known now.
 pub fn set_gauges(ctx: &Context, id: &WorkloadId) {
-    let target = look_up(ctx, id);
+    show_gauges(ctx, id, &look_up(ctx, id));
+}
+
+/// Sets the gauges of a workload that was looked up.
+pub fn show_gauges(ctx: &Context, id: &WorkloadId, target: &Target) {
     let metrics = &ctx.shared.metrics;
     let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     if target.published.is_some() {

@@ -6,6 +6,8 @@ use serde_json::Value;
 /// A write that somebody asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
+    /// Who asked for it.
+    pub user: String,
     pub verb: String,
     pub resource: String,
     pub namespace: String,
@@ -28,6 +30,7 @@ pub fn operator_writes(cluster: &Cluster, namespaces: &[&str]) -> Vec<Write> {
             let object = &entry["objectRef"];
             let sub = object["subresource"].as_str().map(|sub| format!("/{sub}")).unwrap_or_default();
             Write {
+                user: text(&entry["user"]["username"]),
                 verb: text(&entry["verb"]),
                 resource: text(&object["resource"]) + &sub,
                 namespace: text(&object["namespace"]),

@@ -81,7 +81,13 @@ impl Cluster {
 
     /// How whoever has `token` connects.
     pub async fn config_with(&self, user: &str, token: &str) -> Config {
-        let kubeconfig = json!({
+        let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig(user, token).to_string()).unwrap();
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
+    }
+
+    /// The kubeconfig of whoever has `token`.
+    pub fn kubeconfig(&self, user: &str, token: &str) -> Value {
+        json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "test", "cluster": {
@@ -91,9 +97,7 @@ impl Cluster {
             "users": [{ "name": user, "user": { "token": token } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user } }],
             "current-context": "test",
-        });
-        let kubeconfig = Kubeconfig::from_yaml(&kubeconfig.to_string()).unwrap();
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
+        })
     }
 
     /// What the chart installs but for the Deployment and what it needs: service account, rights and admission policies

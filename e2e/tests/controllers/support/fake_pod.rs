@@ -13,8 +13,13 @@ use axum::{
 use contract::{
     ActionAnswer, ActionOutcome, ActionRequest, Applied, AppliedFrom, BuiltIns, CONTRACT_VERSION, CheckReport,
     CheckStatus, CircuitReport, CircuitState, EffectiveReport, HealthReport, PushAnswer, PushOutcome, RuntimeConfig,
+    WorkloadKind,
     admin::{ACTIONS_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER},
     revision::{Admission, admit},
+    signing::{
+        Advertised, CONTENT_HASH_HEADER, ContentHash, Presented, SCHEME, SCHEME_ANNOTATION, SIGNATURE_HEADER,
+        TIME_HEADER,
+    },
 };
 use crds::{ResiliencePolicy, status::ActionRecord};
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -26,7 +31,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -76,6 +81,7 @@ pub struct Asked {
 }
 
 /// What a fake pod is to do, and what it was asked so far.
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own that a test may turn")]
 pub struct Script {
     pub behavior: Behavior,
     /// Paths of a document that it does not know, as an older version of the workload would not.
@@ -106,8 +112,16 @@ pub struct Script {
     pub requests: usize,
     /// Requests for health that were answered.
     pub reports: u64,
-    /// Tokens that it was shown.
+    /// Tokens that it was shown; an empty one for a request without any.
     pub tokens_seen: HashSet<String>,
+    /// Whether it understands signed requests, and then takes no others. Otherwise it is of version 0.1 in that.
+    pub signs: bool,
+    /// Signed requests that it took.
+    pub signed_requests: usize,
+    /// Documents that were sent to it, also those that it did not take.
+    pub puts: usize,
+    /// What its failing check says.
+    pub complaint: String,
     unsupported_now: Vec<String>,
     consecutive_failures: u32,
 }
@@ -116,9 +130,32 @@ pub struct Script {
 struct PodServer {
     world_client: Client,
     namespace: String,
+    kind: WorkloadKind,
     workload: String,
     pod: String,
+    uid: OnceLock<String>,
     script: Mutex<Script>,
+}
+
+/// Which pod to make.
+pub struct Blueprint<'a> {
+    pub kind: WorkloadKind,
+    pub workload: &'a str,
+    pub owners: Value,
+    pub ready: bool,
+    /// Its name; one of its own otherwise.
+    pub name: Option<String>,
+    /// Its address; one of its own on the loopback otherwise.
+    pub address: Option<&'a str>,
+    /// Whether it is of a version that understands signed requests, and says so in an annotation.
+    pub annotated: bool,
+}
+
+impl<'a> Blueprint<'a> {
+    /// A pod that is ready, of version 0.1 in how it authenticates the operator.
+    pub fn new(kind: WorkloadKind, workload: &'a str, owners: Value) -> Self {
+        Self { kind, workload, owners, ready: true, name: None, address: None, annotated: false }
+    }
 }
 
 /// A fake pod; its servers end with this value.
@@ -137,10 +174,17 @@ impl Drop for FakePod {
 impl FakePod {
     /// Creates the Pod object, and answers at its address.
     pub async fn start(world: &World, workload: &str, owners: Value, ready: bool) -> Self {
+        Self::make(world, Blueprint { ready, ..Blueprint::new(WorkloadKind::Deployment, workload, owners) }).await
+    }
+
+    /// The same for any kind of pod.
+    pub async fn make(world: &World, blueprint: Blueprint<'_>) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
+        let Blueprint { kind, workload, owners, ready, name, address, annotated } = blueprint;
         let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let address = format!("127.83.{high}.{low}");
-        let name = format!("{workload}-1-{high:02x}{low:02x}");
+        let address = address.map_or_else(|| format!("127.83.{high}.{low}"), str::to_owned);
+        let name = name.unwrap_or_else(|| format!("{workload}-1-{high:02x}{low:02x}"));
+        let annotations = if annotated { json!({ SCHEME_ANNOTATION: SCHEME }) } else { json!({}) };
         let listen = async || TcpListener::bind((address.as_str(), 0)).await.unwrap();
         let (admin, public) = (listen().await, listen().await);
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
@@ -150,15 +194,17 @@ impl FakePod {
         ]);
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "name": name, "labels": { "app": workload }, "ownerReferences": owners },
+            "metadata": { "name": name, "labels": { "app": workload }, "annotations": annotations, "ownerReferences": owners },
             "spec": { "containers": [{ "name": "main", "image": "none", "ports": ports }] },
         });
         let server = Arc::new(PodServer {
             world_client: world.client.clone(),
             namespace: world.namespace.clone(),
+            kind,
             workload: workload.to_owned(),
             pod: name.clone(),
-            script: Mutex::new(Script::default()),
+            uid: OnceLock::new(),
+            script: Mutex::new(Script { signs: annotated, ..Script::default() }),
         });
         let administration = Router::new()
             .route(CONFIG_PATH, put(take_config))
@@ -174,7 +220,8 @@ impl FakePod {
         };
         let servers = vec![serve(admin, administration), serve(public, site)];
         let pods = world.api::<Pod>();
-        pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let made = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        server.uid.set(made.uid().unwrap()).unwrap();
         let ready = if ready { "True" } else { "False" };
         let status = json!({ "status": {
             "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
@@ -274,6 +321,10 @@ impl Default for Script {
             requests: 0,
             reports: 0,
             tokens_seen: HashSet::new(),
+            signs: false,
+            signed_requests: 0,
+            puts: 0,
+            complaint: "no connection answers".to_owned(),
             unsupported_now: Vec::new(),
             consecutive_failures: 0,
         }
@@ -281,6 +332,11 @@ impl Default for Script {
 }
 
 impl Script {
+    /// Documents that were sent to it, and requests for health that were answered.
+    pub fn counts(&self) -> (usize, u64) {
+        (self.puts, self.reports)
+    }
+
     fn applied(&self) -> Applied {
         let Some(running) = &self.running else {
             return Applied { contract_version: self.contract_version, ..Applied::default() };
@@ -333,7 +389,7 @@ impl Script {
         let status = if self.failing { CheckStatus::Unhealthy } else { CheckStatus::Healthy };
         let check = CheckReport {
             status,
-            message: if self.failing { "no connection answers".to_owned() } else { String::new() },
+            message: if self.failing { self.complaint.clone() } else { String::new() },
             tags: Vec::new(),
             dependency: Some("database".to_owned()),
             dependency_answers: None,
@@ -369,17 +425,18 @@ impl PodServer {
         self.script.lock().unwrap()
     }
 
-    /// Counts a request to the admin port and checks its token; the error is the answer to a request that goes no further.
-    async fn receive(&self, headers: &HeaderMap) -> Result<(), Response> {
-        let shown = headers.get(TOKEN_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-        let behavior = {
+    /// Counts a request to the admin port and authenticates it; the error is the answer to one that goes no further.
+    async fn receive(&self, headers: &HeaderMap, method: &str, path: &str, body: &[u8]) -> Result<(), Response> {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let shown = header(TOKEN_HEADER);
+        let (behavior, signs) = {
             let mut script = self.script();
             script.requests += 1;
-            script.tokens_seen.insert(shown.clone());
-            script.behavior
+            script.tokens_seen.insert(shown.to_owned());
+            (script.behavior, script.signs)
         };
         match behavior {
-            Behavior::NoTokenYet => return Err(StatusCode::UNAUTHORIZED.into_response()),
+            Behavior::NoTokenYet => return Err(self.unauthorized(signs)),
             Behavior::Slow => tokio::time::sleep(Duration::from_secs(60)).await,
             Behavior::Garbage => return Err("<html>welcome</html>".into_response()),
             Behavior::Endless => return Err(endless(Duration::from_millis(10))),
@@ -391,17 +448,36 @@ impl PodServer {
             | Behavior::Forgetful => {}
         }
         let secrets: Api<Secret> = Api::namespaced(self.world_client.clone(), &self.namespace);
-        let secret = secrets
-            .get_opt(&contract::token_secret_name(contract::WorkloadKind::Deployment, &self.workload))
-            .await
-            .ok()
-            .flatten();
-        let current = secret.and_then(|secret| secret.data?.remove("current")).map(|token| token.0);
-        if current.is_some_and(|current| !current.is_empty() && current == shown.as_bytes()) {
-            Ok(())
+        let secret = secrets.get_opt(&contract::token_secret_name(self.kind, &self.workload)).await.ok().flatten();
+        let current = secret.and_then(|secret| secret.data?.remove("current")).map(|token| token.0).unwrap_or_default();
+        let accepted = if signs {
+            let (signature, time) = (header(SIGNATURE_HEADER), header(TIME_HEADER));
+            let presented = Presented { method, path, signature, time, content: header(CONTENT_HASH_HEADER) };
+            let now = jiff::Timestamp::now().as_millisecond();
+            presented.verify(self.uid(), [current.as_slice()], now).is_ok_and(|hash| hash == ContentHash::of(body))
         } else {
-            Err(StatusCode::UNAUTHORIZED.into_response())
+            !current.is_empty() && current == shown.as_bytes()
+        };
+        if !accepted {
+            return Err(self.unauthorized(signs));
         }
+        self.script().signed_requests += usize::from(signs);
+        Ok(())
+    }
+
+    /// A refusal; a pod that understands signatures says so in it.
+    fn unauthorized(&self, signs: bool) -> Response {
+        let mut answer = StatusCode::UNAUTHORIZED.into_response();
+        if signs {
+            for (name, value) in Advertised::headers(self.uid(), jiff::Timestamp::now().as_millisecond()) {
+                answer.headers_mut().insert(name, value.parse().unwrap());
+            }
+        }
+        answer
+    }
+
+    fn uid(&self) -> &str {
+        self.uid.get().map_or("", String::as_str)
     }
 
     /// What the statuses of the policies hold of an intent right now.
@@ -414,7 +490,8 @@ impl PodServer {
 }
 
 async fn take_config(State(server): State<Arc<PodServer>>, headers: HeaderMap, body: Bytes) -> Response {
-    if let Err(answer) = server.receive(&headers).await {
+    server.script().puts += 1;
+    if let Err(answer) = server.receive(&headers, "PUT", CONFIG_PATH, &body).await {
         return answer;
     }
     let mut script = server.script();
@@ -433,14 +510,11 @@ async fn take_config(State(server): State<Arc<PodServer>>, headers: HeaderMap, b
     (status, Json(PushAnswer { outcome, applied, message })).into_response()
 }
 
-async fn take_action(
-    State(server): State<Arc<PodServer>>,
-    headers: HeaderMap,
-    Json(request): Json<ActionRequest>,
-) -> Response {
-    if let Err(answer) = server.receive(&headers).await {
+async fn take_action(State(server): State<Arc<PodServer>>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Err(answer) = server.receive(&headers, "POST", ACTIONS_PATH, &body).await {
         return answer;
     }
+    let request: ActionRequest = serde_json::from_slice(&body).unwrap();
     let in_status = server.intent(&request.intent_id).await;
     let mut script = server.script();
     let done_before = script.asked.iter().any(|asked| asked.intent_id == request.intent_id);
@@ -458,7 +532,7 @@ async fn take_action(
 }
 
 async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: HeaderMap) -> Response {
-    if let Err(answer) = server.receive(&headers).await {
+    if let Err(answer) = server.receive(&headers, "GET", HEALTH_PATH, b"").await {
         return answer;
     }
     let mut script = server.script();
@@ -475,7 +549,7 @@ async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: Heade
 }
 
 async fn tell_built_ins(State(server): State<Arc<PodServer>>, headers: HeaderMap) -> Response {
-    if let Err(answer) = server.receive(&headers).await {
+    if let Err(answer) = server.receive(&headers, "GET", EFFECTIVE_PATH, b"").await {
         return answer;
     }
     let mut script = server.script();

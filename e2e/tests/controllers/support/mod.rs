@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod fake_pod;
 pub mod manifests;
 pub mod operator;
+pub mod process;
 pub mod tcp_proxy;
 pub mod wait;
 pub mod workload;

@@ -1,7 +1,8 @@
-//! A Deployment, its ReplicaSet and its pods: what the controllers of a whole cluster would have made.
+//! A Deployment, its ReplicaSet and its pods, or a StatefulSet and its pods: what the controllers of a whole cluster would have made.
 
-use super::{FakePod, World};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use super::{FakePod, World, fake_pod::Blueprint};
+use contract::WorkloadKind;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use kube::{
     ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy},
@@ -14,6 +15,13 @@ pub struct Workload {
     pub uid: String,
     set_name: String,
     set_uid: String,
+    pub pods: Vec<FakePod>,
+}
+
+/// A StatefulSet.
+pub struct Ordinals {
+    pub name: String,
+    pub uid: String,
     pub pods: Vec<FakePod>,
 }
 
@@ -60,11 +68,69 @@ impl World {
     }
 }
 
+impl World {
+    /// A StatefulSet of `count` fake pods that are ready and answer correctly, with this update strategy.
+    pub async fn stateful_set(&self, name: &str, count: usize, strategy: Value) -> Ordinals {
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": name },
+            "spec": {
+                "replicas": count,
+                "serviceName": name,
+                "selector": { "matchLabels": { "app": name } },
+                "template": {
+                    "metadata": { "labels": { "app": name } },
+                    "spec": { "containers": [{ "name": "main", "image": "none" }] },
+                },
+                "updateStrategy": strategy,
+            },
+        });
+        let made: StatefulSet =
+            self.api().create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+        let mut set = Ordinals { name: name.to_owned(), uid: made.uid().unwrap(), pods: Vec::new() };
+        set.has_updated(self, count, count).await;
+        for ordinal in 0..count {
+            let pod = set.new_pod(self, ordinal).await;
+            set.pods.push(pod);
+        }
+        set
+    }
+}
+
+impl Ordinals {
+    /// The pod of an ordinal, as its controller makes it: a successor has its predecessor's name.
+    pub async fn new_pod(&self, world: &World, ordinal: usize) -> FakePod {
+        let owners = owned_by("StatefulSet", &self.name, &self.uid);
+        let name = Some(format!("{}-{ordinal}", self.name));
+        FakePod::make(world, Blueprint { name, ..Blueprint::new(WorkloadKind::StatefulSet, &self.name, owners) }).await
+    }
+
+    /// Its controller says that so many of its pods run the present template.
+    pub async fn has_updated(&self, world: &World, updated: usize, count: usize) {
+        let set = world.api::<StatefulSet>().get(&self.name).await.unwrap();
+        let status = json!({ "status": {
+            "observedGeneration": set.metadata.generation,
+            "replicas": count, "updatedReplicas": updated, "readyReplicas": count,
+        }});
+        let how = PatchParams::default();
+        world.api::<StatefulSet>().patch_status(&self.name, &how, &Patch::Merge(&status)).await.unwrap();
+    }
+}
+
 impl Workload {
     /// One more pod of this workload.
     pub async fn new_pod(&self, world: &World, ready: bool) -> FakePod {
-        let owners = owned_by("ReplicaSet", &self.set_name, &self.set_uid);
-        FakePod::start(world, &self.name, owners, ready).await
+        FakePod::start(world, &self.name, self.owners(), ready).await
+    }
+
+    /// One more pod of this workload that is made in another way.
+    pub async fn new_pod_of(&self, world: &World, address: Option<&str>, annotated: bool) -> FakePod {
+        let blueprint = Blueprint::new(WorkloadKind::Deployment, &self.name, self.owners());
+        FakePod::make(world, Blueprint { address, annotated, ..blueprint }).await
+    }
+
+    /// The owner references of its pods.
+    pub fn owners(&self) -> Value {
+        owned_by("ReplicaSet", &self.set_name, &self.set_uid)
     }
 
     /// Deletes the Deployment, its ReplicaSet and its pods, and leaves what else they own.

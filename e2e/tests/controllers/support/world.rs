@@ -81,6 +81,18 @@ impl World {
         self.cluster.config_with("operator", &self.token).await
     }
 
+    /// The same as a kubeconfig, for an operator in a process of its own.
+    pub fn operator_kubeconfig(&self) -> Value {
+        self.cluster.kubeconfig("operator", &self.token)
+    }
+
+    /// This namespace as another release of the operator sees it: one with a home of its own, whose rights are for every
+    /// namespace, and which is told to watch this one.
+    pub async fn for_another_release(&self) -> Self {
+        let other = Self::watched_from_everywhere(Arc::clone(&self.cluster)).await;
+        Self { namespace: self.namespace.clone(), watched: self.namespace.clone(), ..other }
+    }
+
     /// Starts an operator.
     pub async fn operator(&self) -> Operator {
         Operator::start(self, &[]).await
