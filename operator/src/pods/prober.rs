@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest wait until a pod that does not answer is asked again, unless its interval is longer.
 const MAX_BACK_OFF: Duration = Duration::from_secs(15);
+/// Wait for the token of a workload that was seen a moment ago.
+const UNTIL_TOKEN: Duration = Duration::from_millis(500);
 /// Questions in a row without an answer after which the waits grow.
 const PATIENT_MISSES: u32 = 3;
 
@@ -75,6 +77,7 @@ struct Question {
     endpoint: Option<Endpoint>,
     with_token: bool,
     workload_uid: String,
+    postponed: Option<Duration>,
     suspect: bool,
     signs: bool,
     auth: AdminAuth,
@@ -92,6 +95,7 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
                 endpoint: if with_token { Endpoint::admin(&pod.facts) } else { Endpoint::public(&pod.facts) },
                 with_token,
                 workload_uid: workload.uid.clone(),
+                postponed: workload.may_get_token(Instant::now()).then_some(UNTIL_TOKEN),
                 suspect: pod.misses > 0,
                 signs: pod.facts.signs,
                 auth: pod.auth.clone(),
@@ -103,9 +107,13 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
 
 /// Asks one pod. The value says when to ask it again; none, if it is not to be asked any more.
 async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
-    let Question { every, endpoint, with_token, workload_uid, suspect, signs, auth, newest } = question(ctx, key)?;
+    let Question { every, endpoint, with_token, postponed, workload_uid, suspect, signs, auth, newest } =
+        question(ctx, key)?;
     if !ctx.shared.fence.holds() {
         return Some(every);
+    }
+    if let Some(wait) = postponed {
+        return Some(every.min(wait));
     }
     // It gets an address later, and then it is asked at once.
     let endpoint = endpoint?;

@@ -35,6 +35,8 @@ const MAX_ENTRY: usize = 128;
 /// Most circuits, and most checks, that are counted over the pods of one workload. Names are the pods' own.
 const MAX_TALLIES: usize = 64;
 
+/// How long after a workload was first seen its document, and with it a token, may take.
+const TOKEN_GRACE: Duration = Duration::from_secs(5);
 /// How long a new leader waits for the first answers of pods beyond their interval.
 const LISTENING_GRACE: Duration = Duration::from_secs(2);
 
@@ -66,6 +68,8 @@ pub struct WorkloadState {
     pub token_written_at: Option<Instant>,
     /// The pods are expected to have a token: this process wrote the Secret, or found a document that came with one.
     pub has_token: bool,
+    /// Since when this process knows it.
+    known_since: Option<Instant>,
     /// Time between two questions for a pod's health.
     pub probe_every: Option<Duration>,
     /// When a check counts as failed.
@@ -231,6 +235,7 @@ impl WorkloadState {
     /// another workload of the same name left behind is forgotten.
     pub fn keep(&mut self, uid: &str, pods: &[Arc<PodFacts>], now: Timestamp) -> Arrivals {
         self.belong_to(uid);
+        self.known_since.get_or_insert_with(Instant::now);
         let existing: HashSet<&Uid> = pods.iter().map(|pod| &pod.uid).collect();
         let gone: Vec<_> = self.pods.keys().filter(|uid| !existing.contains(uid)).cloned().collect();
         for uid in gone {
@@ -411,6 +416,13 @@ impl WorkloadState {
     /// The circuits over all pods that are heard, each with the moment since when some pod's is not closed.
     pub fn circuits(&self) -> impl Iterator<Item = (&str, CircuitView, Option<Timestamp>)> {
         self.circuits.iter().map(|(name, tally)| (&**name, tally.view, tally.open_since))
+    }
+
+    /// Whether its pods may still get a token: it was seen a moment ago. Until then they are not asked at their public port,
+    /// where anybody could answer for them.
+    pub fn may_get_token(&self, now: Instant) -> bool {
+        let known_for = self.known_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        !self.has_token && known_for < TOKEN_GRACE
     }
 
     /// Whether a document that was found is live in its pods is not known yet: they are being asked for the first time.
@@ -761,6 +773,17 @@ pub(super) mod tests {
         workload.take("0", &open, Instant::now(), at(6));
         workload.keep("", &[facts(1)], at(7));
         assert!(circuits(&workload).is_empty() && workload.checks.len() == 1, "with the pod goes what it said");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_without_a_token_are_asked_elsewhere_only_when_none_is_to_be_expected() {
+        let mut workload = empty(1);
+        assert!(workload.may_get_token(Instant::now()));
+        workload.has_token = true;
+        assert!(!workload.may_get_token(Instant::now()));
+        workload.has_token = false;
+        tokio::time::sleep(TOKEN_GRACE).await;
+        assert!(!workload.may_get_token(Instant::now()), "a dry run: there will be none");
     }
 
     #[test]
