@@ -61,8 +61,9 @@ fn is_due(pod: &PodState, published: &Published, now: Instant) -> bool {
     let busy = pod.pushing.is_some_and(|revision| revision >= published.revision);
     // Most pods run a document that was found; so they are heard first.
     let unheard = published.found && pod.applied.is_none();
-    // It does not answer: its next answer, not a timer, starts the push.
-    let silent = pod.unreachable.is_some() && pod.misses > 0;
+    // It did not take the last push, and does not answer since: its next answer, not a timer, starts the next one. A question
+    // alone that it did not answer says less: it may have been asked before it had a token.
+    let silent = pod.unreachable.is_some() && pod.misses > 0 && pod.push_failures > 0;
     !in_sync && !busy && !unheard && !silent && pod.push_after.is_none_or(|after| now >= after)
 }
 
@@ -224,6 +225,42 @@ pub async fn refresh_token(ctx: &Context, id: &WorkloadId, uid: &str, workload_u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::state::tests::known_pod;
+    use contract::Applied;
+    use contract::signing::ContentHash;
+
+    fn published(found: bool) -> Published {
+        Published {
+            revision: 7,
+            content_hash: "new".into(),
+            bytes: bytes::Bytes::new(),
+            content: ContentHash::of(b""),
+            at: Instant::now(),
+            found,
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::never_heard(|_: &mut PodState| {}, false, true)]
+    #[case::never_heard_and_the_document_was_found(|_: &mut PodState| {}, true, false)]
+    #[case::it_runs_another(|pod: &mut PodState| pod.applied = Some(Box::default()), true, true)]
+    #[case::in_sync(|pod: &mut PodState| {
+        pod.applied = Some(Box::new(Applied { content_hash: "new".into(), ..Applied::default() }));
+    }, false, false)]
+    #[case::being_pushed_to(|pod: &mut PodState| pod.pushing = Some(7), false, false)]
+    #[case::being_pushed_something_older(|pod: &mut PodState| pod.pushing = Some(6), false, true)]
+    #[case::it_missed_a_question(|pod: &mut PodState| {
+        (pod.unreachable, pod.misses) = (Some("refused".into()), 1);
+    }, false, true)]
+    #[case::it_missed_a_push_too(|pod: &mut PodState| {
+        (pod.unreachable, pod.misses, pod.push_failures) = (Some("refused".into()), 2, 1);
+    }, false, false)]
+    #[case::put_off(|pod: &mut PodState| pod.push_after = Some(Instant::now() + MAX_BACK_OFF), false, false)]
+    fn a_pod_is_pushed_to_when_it_can_be(#[case] state: fn(&mut PodState), #[case] found: bool, #[case] due: bool) {
+        let mut pod = known_pod();
+        state(&mut pod);
+        assert_eq!(is_due(&pod, &published(found), Instant::now()), due);
+    }
 
     #[rstest::rstest]
     #[case::the_first(1, false, 200..=300)]

@@ -606,7 +606,7 @@ impl PodState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use contract::{CheckReport, CircuitReport, LoadReport};
 
@@ -646,6 +646,11 @@ mod tests {
             alive: true,
             signs: false,
         })
+    }
+
+    /// A pod that has said nothing yet.
+    pub fn known_pod() -> PodState {
+        PodState::new(facts(0))
     }
 
     fn empty(pods: usize) -> WorkloadState {
