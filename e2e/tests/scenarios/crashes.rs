@@ -3,7 +3,7 @@
 
 use crate::{
     POLICY, SOON, event_reasons,
-    incident::{Broken, Incident, prepare},
+    incident::{Broken, Incident, Pods, prepare},
     operator_process::OperatorProcess,
     programmed, restarts, testbed,
 };
@@ -39,11 +39,11 @@ async fn an_operator_that_is_killed_executes_each_action_once_and_loses_none() {
             "round {round}: {incident:?}, killed {}",
             crash_at.map_or_else(|| format!("after {delay:?}"), |at| at.replace('-', " "))
         );
-        prepare(&testbed, incident, "1s").await;
+        prepare(&testbed, incident, Pods::CURRENT, "1s").await;
         let mut first = OperatorProcess::start(&testbed, &format!("first-{round}"), crash_at);
         first.leads(&testbed).await;
         programmed(&testbed).await;
-        let broken = Broken::bring_about(&testbed, incident, round).await;
+        let broken = Broken::bring_about(&testbed, incident, Pods::CURRENT, round).await;
         if let Some(point) = crash_at {
             let status = first.ended().await;
             assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "at {point}: {status}\n{}", first.said());
@@ -66,12 +66,12 @@ async fn a_leader_that_is_paused_and_wakes_up_beside_its_successor_executes_noth
     let moments =
         [(Incident::Reset, true), (Incident::Cleanup, true), (Incident::Restart, true), (Incident::Reset, false)];
     for (round, (incident, intent_first)) in moments.into_iter().enumerate() {
-        prepare(&testbed, incident, "1s").await;
+        prepare(&testbed, incident, Pods::CURRENT, "1s").await;
         let mut paused = OperatorProcess::start(&testbed, &format!("paused-{round}"), None);
         paused.leads(&testbed).await;
         let standby = OperatorProcess::start(&testbed, &format!("standby-{round}"), None);
         programmed(&testbed).await;
-        let broken = Broken::bring_about(&testbed, incident, round).await;
+        let broken = Broken::bring_about(&testbed, incident, Pods::CURRENT, round).await;
         if intent_first {
             broken.intended(&testbed).await;
         }

@@ -8,7 +8,7 @@ use crds::{
 };
 use e2e::{
     pod_admin::PodAdmin,
-    sabotage::{HungCalls, PATIENT, sql},
+    sabotage::{HungCalls, PATIENT, StoppedBackends, sql},
     testbed::{TICKETING, Testbed, is_true, until},
 };
 use kube::ResourceExt;
@@ -43,6 +43,44 @@ impl Incident {
     }
 }
 
+/// What the booking pods do about connections on which nothing answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Pods {
+    /// `request` and `perTry` of their calls to the database.
+    pub timeout: (&'static str, &'static str),
+    /// Whether their pool replaces such connections by itself, so that only calls that hang on all of them need an action.
+    pub replace_silent: bool,
+}
+
+impl Pods {
+    /// Those of this version.
+    pub const CURRENT: Self = Self { timeout: PATIENT, replace_silent: true };
+}
+
+/// What hangs in a pod.
+enum Hung {
+    Calls(Box<HungCalls>),
+    Connections(StoppedBackends),
+}
+
+impl Hung {
+    async fn of(testbed: &Testbed, pod: &str, pods: Pods) -> Self {
+        if pods.replace_silent {
+            Self::Calls(Box::new(HungCalls::of(testbed, pod).await.unwrap()))
+        } else {
+            Self::Connections(StoppedBackends::of(testbed, pod).await.unwrap())
+        }
+    }
+
+    async fn resume(&self, testbed: &Testbed) {
+        let resumed = match self {
+            Self::Calls(calls) => calls.resume(testbed).await,
+            Self::Connections(connections) => connections.resume(testbed).await,
+        };
+        resumed.unwrap();
+    }
+}
+
 /// Everything that was seen before an incident.
 pub struct Before {
     ids: BTreeSet<String>,
@@ -56,19 +94,19 @@ pub struct Before {
 pub struct Broken {
     pub incident: Incident,
     victim: Option<String>,
-    hung: Option<HungCalls>,
+    hung: Option<Hung>,
     before: Before,
 }
 
 /// Applies a policy that recovers from this kind of incident without limits that would get in the way; an action has
 /// succeeded when the check was healthy for `healthy_delay`.
-pub async fn prepare(testbed: &Testbed, incident: Incident, healthy_delay: &str) {
+pub async fn prepare(testbed: &Testbed, incident: Incident, pods: Pods, healthy_delay: &str) {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": { "name": "booking", "namespace": TICKETING },
         "spec": {
             "targetRefs": [{ "name": "booking" }],
-            "dependencies": [{ "name": "database", "timeout": { "request": PATIENT.0, "perTry": PATIENT.1 }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
+            "dependencies": [{ "name": "database", "timeout": { "request": pods.timeout.0, "perTry": pods.timeout.1 }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
             "healthChecks": [
                 { "name": "database", "interval": "1s", "unhealthyThreshold": 1 },
                 { "name": "booking-consistency", "scope": "Workload", "interval": "1s", "unhealthyThreshold": 1 },
@@ -85,12 +123,12 @@ pub async fn prepare(testbed: &Testbed, incident: Incident, healthy_delay: &str)
 
 impl Broken {
     /// Brings the incident about in pod number `index`.
-    pub async fn bring_about(testbed: &Testbed, incident: Incident, index: usize) -> Self {
+    pub async fn bring_about(testbed: &Testbed, incident: Incident, kind: Pods, index: usize) -> Self {
         let before = Before::look(testbed).await;
         let pods = testbed.booking_pods().await.unwrap();
         let victim = (incident != Incident::Cleanup).then(|| pods[index % pods.len()].name_any());
         let hung = if let Some(pod) = &victim {
-            Some(HungCalls::of(testbed, pod).await.unwrap())
+            Some(Hung::of(testbed, pod, kind).await)
         } else {
             sql(testbed, "update events set available = available - 1").await.unwrap();
             None
@@ -121,7 +159,7 @@ impl Broken {
             })
             .await;
         if let Some(hung) = &self.hung {
-            hung.resume(testbed).await.unwrap();
+            hung.resume(testbed).await;
         }
         let recovered = recovered.unwrap();
         let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;

@@ -8,7 +8,7 @@ use crds::{
 };
 use e2e::{
     pod_admin::PodAdmin,
-    sabotage::StoppedBackends,
+    sabotage::{HungCalls, PATIENT},
     testbed::{TICKETING, Testbed, is_true, until},
 };
 use k8s_openapi::api::{
@@ -111,7 +111,7 @@ async fn recover_by(testbed: &Testbed, action: &str) {
         "metadata": { "name": POLICY_NAME, "namespace": TICKETING },
         "spec": {
             "targetRefs": [{ "group": "apps", "kind": "StatefulSet", "name": NAME }],
-            "dependencies": [{ "name": "database", "timeout": { "request": "5s", "perTry": "1s" }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
+            "dependencies": [{ "name": "database", "timeout": { "request": PATIENT.0, "perTry": PATIENT.1 }, "retry": { "numRetries": 1, "backOff": { "baseInterval": "200ms" } } }],
             "healthChecks": [{ "name": "database", "interval": "1s", "unhealthyThreshold": 1 }],
             "recovery": {
                 "ladders": [{ "check": "database", "steps": [{ "action": action, "timeout": "90s" }] }],
@@ -133,17 +133,17 @@ async fn programmed_set(testbed: &Testbed) -> ResiliencePolicy {
     testbed.policy_until(POLICY_NAME, SOON * 2, "the policy live in every pod of the StatefulSet", live).await.unwrap()
 }
 
-/// Breaks the connections of a pod; the answer is the record of the recovery that followed.
+/// Makes the calls of a pod hang; the answer is the record of the recovery that followed.
 async fn recovered(testbed: &Testbed, pod: &str) -> ActionRecord {
     let find = |policy: &ResiliencePolicy| {
         let recovery = policy.status.as_ref().and_then(|status| status.recovery.clone()).unwrap_or_default();
         let over = recovery.recent.into_iter().find(|record| record.pod.as_deref() == Some(pod));
         over.filter(|_| recovery.in_flight.is_empty())
     };
-    let stopped = StoppedBackends::of(testbed, pod).await.unwrap();
+    let hung = HungCalls::of(testbed, pod).await.unwrap();
     let over =
         testbed.policy_until(POLICY_NAME, SOON * 2, &format!("{pod} recovered"), |policy| find(policy).is_some()).await;
-    stopped.resume(testbed).await.unwrap();
+    hung.resume(testbed).await.unwrap();
     find(&over.unwrap()).unwrap()
 }
 

@@ -20,7 +20,7 @@ use e2e::{
     testbed::{Images, SYSTEM, TICKETING, Testbed, until},
     traffic::Traffic,
 };
-use incident::{Broken, Incident, prepare};
+use incident::{Broken, Incident, Pods, prepare};
 use k8s_openapi::{
     ByteString,
     api::{
@@ -34,6 +34,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// A label of nodes that the Job of an incident waits for.
 const GATE: &str = "ticketwave-e2e/upgraded";
+/// Pods of version 0.1 keep connections that hang until they are told to reset them.
+const OF_0_1: Pods = Pods { timeout: ("5s", "1s"), replace_silent: false };
 
 #[tokio::test]
 async fn recoveries_in_flight_tokens_and_documents_carry_on_through_a_helm_upgrade_from_0_1() {
@@ -54,7 +56,7 @@ async fn recoveries_in_flight_tokens_and_documents_carry_on_through_a_helm_upgra
     testbed.install_booking(&new, REPLICAS).await.unwrap();
     programmed(&testbed).await;
     assert_eq!(self::token(&testbed).await, token, "the workloads keep their tokens");
-    pods_are_recovered(&testbed).await;
+    pods_are_recovered(&testbed, Pods::CURRENT).await;
 }
 
 /// Version 0.1 alone, as on a cluster that has seen nothing newer.
@@ -69,13 +71,13 @@ async fn install_0_1(testbed: &Testbed, old: &Images) {
 /// Upgrades the operator in the middle of a recovery, and lets that come to its end only then.
 async fn upgrade_during(testbed: &Testbed, new: &Images, incident: Incident) {
     // A reset is in flight for as long as its check is watched.
-    prepare(testbed, incident, if incident == Incident::Reset { "45s" } else { "1s" }).await;
+    prepare(testbed, incident, OF_0_1, if incident == Incident::Reset { "45s" } else { "1s" }).await;
     programmed(testbed).await;
     let (token, document) = (token(testbed).await, document(testbed).await);
     let mut pods = restarts(testbed).await;
     hold(testbed, incident).await;
     let traffic = Traffic::start(testbed, Duration::from_millis(200)).await.unwrap();
-    let broken = Broken::bring_about(testbed, incident, 1).await;
+    let broken = Broken::bring_about(testbed, incident, OF_0_1, 1).await;
     broken.intended(testbed).await;
     let in_flight = in_flight(testbed, incident).await;
     let sold_before = sold_by_others(&traffic, &in_flight);
@@ -235,11 +237,14 @@ async fn pods_of_0_1_are_programmed_and_recovered(testbed: &Testbed) {
     until(SOON, "the pods run the change", || in_every_pod(testbed, |h, r| (h, r) == (hash.as_str(), revision)))
         .await
         .unwrap();
-    pods_are_recovered(testbed).await;
+    pods_are_recovered(testbed, OF_0_1).await;
 }
 
-async fn pods_are_recovered(testbed: &Testbed) {
-    prepare(testbed, Incident::Reset, "1s").await;
+/// A pod recovers by one action. The policy is a new one: with the small bulkhead of the one before, not all of the pod's
+/// connections could be busy at once.
+async fn pods_are_recovered(testbed: &Testbed, pods: Pods) {
+    testbed.delete_resources().await.unwrap();
+    prepare(testbed, Incident::Reset, pods, "1s").await;
     programmed(testbed).await;
-    Broken::bring_about(testbed, Incident::Reset, 2).await.recovered_once(testbed).await;
+    Broken::bring_about(testbed, Incident::Reset, pods, 2).await.recovered_once(testbed).await;
 }
