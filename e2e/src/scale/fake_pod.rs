@@ -1,4 +1,4 @@
-//! A pod that is no more than an address and a state. It answers on its admin port as the contract says, to whoever asks:
+//! A pod that is no more than an address and a state. It answers on its admin port as the contract says, to every caller:
 //! neither token nor signature is looked at.
 
 use contract::{AppliedFrom, CONTRACT_VERSION};
@@ -11,7 +11,7 @@ pub const FAILURE_THRESHOLD: u32 = 3;
 /// The one check that a fake pod has, and the one dependency.
 pub const CHECK: &str = "database";
 
-/// How a pod treats whoever asks.
+/// How a pod treats its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behavior {
     /// It answers that it is well.

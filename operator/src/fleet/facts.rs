@@ -1,7 +1,7 @@
 //! Facts about objects: what decisions need, read straight from the API server's answer, and nothing else.
 //!
 //! Reading drops everything that is not listed here before it is ever stored: ten thousand pods have to fit into memory,
-//! and an object's size is up to whoever writes it. Every list and text that is kept has a bound.
+//! and an object's size is up to its author. Every list and text that is kept has a bound.
 
 use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
 use contract::{WorkloadId, WorkloadKind, admin, signing};

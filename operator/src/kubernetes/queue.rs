@@ -122,7 +122,7 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         self.0.changed.notify_one();
     }
 
-    /// Waits for the next key. Whoever takes it has to say when it is done.
+    /// Waits for the next key. The caller reports its end with [`Queue::done`].
     pub async fn next(&self) -> K {
         loop {
             let changed = self.0.changed.notified();
@@ -186,11 +186,6 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
             };
             now.saturating_duration_since(since)
         })
-    }
-
-    /// Keys that wait to be reconciled now.
-    pub fn depth(&self) -> usize {
-        self.lock().ready.len()
     }
 }
 

@@ -47,7 +47,7 @@ impl Learned {
         };
         if wanted {
             self.asked = Some(uid.to_owned());
-            // Whoever drops the question half-way has not stopped it for good.
+            // A question that is dropped half-way is asked again.
             self.again_at = Some(now + RETRY_AFTER);
         }
         wanted

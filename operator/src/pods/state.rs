@@ -267,7 +267,8 @@ impl WorkloadState {
     }
 
     /// The pods that are known.
-    pub fn pods(&self) -> impl Iterator<Item = &PodState> {
+    #[cfg(test)]
+    fn pods(&self) -> impl Iterator<Item = &PodState> {
         self.pods.values().map(|pod| &**pod)
     }
 

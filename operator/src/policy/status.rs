@@ -213,7 +213,7 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
     }
     let (verdict, stuck) = target::programmed(held, &inputs.policy.metadata);
     if inputs.policy.spec.suspend {
-        // Nothing is under way, whoever runs what.
+        // Nothing is under way, whatever the pods run.
         let message = format!("suspended: changes are not published; {}", verdict.message);
         return (Verdict::new(ConditionType::Programmed, true, Reason::Suspended, message), false);
     }

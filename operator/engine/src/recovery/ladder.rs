@@ -255,7 +255,7 @@ pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
     later(from, record.step.timeout_ms.max(settings.healthy_delay_ms))
 }
 
-/// Id of an intent: the same failure at the same step gives the same id, whoever decides it.
+/// Id of an intent: the same failure at the same step gives the same id, whichever replica decides it.
 pub(super) fn intent_id(
     policy_uid: &str,
     subject: &Subject,

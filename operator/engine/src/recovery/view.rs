@@ -38,7 +38,7 @@ impl<'a> View<'a> {
         let pod_checks =
             observed.checks.iter().filter_map(|check| Some(((uid(check)?, check.subject.check.as_str()), check)));
         let failing: BTreeSet<_> = observed.checks.iter().filter(|check| !check.healthy).filter_map(uid).collect();
-        // Whoever has just begun to look has not heard all of them; for a while, silence may be sickness.
+        // A new leader has not heard all of them yet: for a while, a silent pod counts as broken.
         let blind = now < later_by(observed.watching_since, OBSERVATION_GRACE);
         let (mut pods, mut broken) = (BTreeMap::new(), BTreeMap::<_, BTreeSet<_>>::new());
         for (uid, facts) in &observed.pods {
