@@ -27,11 +27,13 @@ impl CrashPoint {
     }
 }
 
-/// How the reconcile of an object fails.
+/// What fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It panics: `panic=NAME`.
+    /// The reconcile of an object of this name panics: `panic=NAME`.
     Panic(String),
+    /// The long-lived task of this name ends: `end=NAME`.
+    End(String),
 }
 
 impl FromStr for Fault {
@@ -40,7 +42,8 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some(("panic", name)) => Ok(Self::Panic(name.to_owned())),
-            _ => Err("must be panic=NAME".to_owned()),
+            Some(("end", name)) => Ok(Self::End(name.to_owned())),
+            _ => Err("must be panic=NAME or end=NAME".to_owned()),
         }
     }
 }
@@ -52,8 +55,12 @@ impl Fault {
     ///
     /// When it is: that is what a test asks for, and no release takes the flag.
     pub fn provoke(&self, object: &str) {
-        let Self::Panic(name) = self;
-        assert_ne!(name, object, "provoked by a test");
+        assert!(!matches!(self, Self::Panic(name) if name == object), "provoked by a test");
+    }
+
+    /// Whether this long-lived task is to end.
+    pub fn ends(&self, task: &str) -> bool {
+        matches!(self, Self::End(name) if name == task)
     }
 }
 

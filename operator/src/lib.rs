@@ -26,9 +26,10 @@ use kubernetes::{
     clients::{ApiError, Clients},
     controller,
     events::Events,
+    filling::{Filling, NotFilled},
     leader_election::{ApiLeaseStore, Election, Fence, LostLead},
     releases::{self, Releases},
-    watches::{self, Filling, News},
+    watches::{self, News},
 };
 use pods::{
     client::PodClient,
@@ -64,6 +65,9 @@ pub enum RunError {
     /// The API server does not let policies be watched.
     #[error("policies cannot be watched: {0}; check the operator's roles, and that its CRDs are installed")]
     Watch(#[source] ApiError),
+    /// It does not let something else be watched.
+    #[error(transparent)]
+    NotFilled(#[from] NotFilled),
     /// There is no master key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -115,29 +119,29 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         clients: clients.clone(),
         args: args.clone(),
     });
-    let (mut supervisor, mut ended) = Supervisor::new(shutdown.clone());
+    let (mut supervisor, mut ended) = Supervisor::new(shutdown.clone(), args.fault.clone());
     let mut contexts = Vec::new();
     let mut fillings = Vec::new();
     for namespace in args.namespaces() {
         let filling = Filling::default();
+        status.watch_filling(filling.clone());
         let ctx = start_controllers(&shared, namespace.as_deref(), &filling, &mut supervisor, &status);
         contexts.push(ctx);
         fillings.push(filling);
     }
-    let filled = async move {
-        for filling in fillings {
-            filling.done().await;
-        }
-    };
+    let filled = futures::future::try_join_all(fillings.iter().map(Filling::done));
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         task = ended.recv() => Err(task.into()),
         served = &mut serving => end_of_server(served, &shutdown),
-        () = filled => {
-            status.ready.store(true, Ordering::Relaxed);
-            info!(%identity, dry_run = args.dry_run, streamed = clients.streams_lists, "the caches are filled");
-            lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, &mut serving).await
-        }
+        filled = filled => match filled {
+            Ok(_) => {
+                status.ready.store(true, Ordering::Relaxed);
+                info!(%identity, dry_run = args.dry_run, streamed = clients.streams_lists, "the caches are filled");
+                lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, &mut serving).await
+            }
+            Err(refused) => Err(refused.into()),
+        },
     };
     shutdown.cancel();
     if tokio::time::timeout(DRAIN, supervisor.drain()).await.is_err() {

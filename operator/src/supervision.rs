@@ -1,8 +1,9 @@
 //! Long-lived tasks: none of them may end unseen. The end of one ends the process, with its name, and the kubelet starts it
 //! anew: a fresh start is the simplest state to be sure of.
 
+use crate::crash_point::Fault;
 use futures::FutureExt;
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -21,11 +22,15 @@ impl Ended {
     }
 }
 
+/// How long a task works on that ends because a test wants it to.
+const FOR_TESTS: Duration = Duration::from_secs(3);
+
 /// Starts tasks and watches over them.
 pub struct Supervisor {
     tracker: TaskTracker,
     shutdown: CancellationToken,
     endings: mpsc::UnboundedSender<Ended>,
+    fault: Option<Fault>,
 }
 
 /// Tells which task ended.
@@ -43,10 +48,10 @@ impl Endings {
 }
 
 impl Supervisor {
-    /// A supervisor of tasks that may end after `shutdown`.
-    pub fn new(shutdown: CancellationToken) -> (Self, Endings) {
+    /// A supervisor of tasks that may end after `shutdown`. A test may want one of them to end before.
+    pub fn new(shutdown: CancellationToken, fault: Option<Fault>) -> (Self, Endings) {
         let (endings, receiver) = mpsc::unbounded_channel();
-        (Self { tracker: TaskTracker::new(), shutdown, endings }, Endings(receiver))
+        (Self { tracker: TaskTracker::new(), shutdown, endings, fault }, Endings(receiver))
     }
 
     /// What asks the tasks to end.
@@ -57,6 +62,13 @@ impl Supervisor {
     /// Starts a task that goes on until shutdown.
     pub fn start(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let (shutdown, endings) = (self.shutdown.clone(), self.endings.clone());
+        let ends = self.fault.as_ref().is_some_and(|fault| fault.ends(name));
+        let task = async move {
+            tokio::select! {
+                () = task => {}
+                () = tokio::time::sleep(FOR_TESTS), if ends => {}
+            }
+        };
         self.tracker.spawn(async move {
             let mut task = Box::pin(AssertUnwindSafe(task).catch_unwind());
             let how = tokio::select! {
@@ -89,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_task_is_told_with_its_name() {
         for (panics, expected) in [(false, "the prober ended by itself: "), (true, "the prober panicked: ")] {
-            let (mut supervisor, mut endings) = Supervisor::new(CancellationToken::new());
+            let (mut supervisor, mut endings) = Supervisor::new(CancellationToken::new(), None);
             supervisor.start("watch", std::future::pending());
             supervisor.start("prober", async move { assert!(!panics, "provoked") });
             let message = endings.recv().await.to_string();
@@ -100,7 +112,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_may_end_at_shutdown() {
         let shutdown = CancellationToken::new();
-        let (mut supervisor, mut endings) = Supervisor::new(shutdown.clone());
+        let (mut supervisor, mut endings) = Supervisor::new(shutdown.clone(), None);
         supervisor.start("prober", {
             let shutdown = shutdown.clone();
             async move { shutdown.cancelled().await }
@@ -112,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_task_is_watched_until_the_last() {
-        let (mut supervisor, mut endings) = Supervisor::new(CancellationToken::new());
+        let (mut supervisor, mut endings) = Supervisor::new(CancellationToken::new(), None);
         for name in ["watch", "workload controller", "policy controller"] {
             supervisor.start(name, async {});
         }
@@ -130,7 +142,7 @@ mod tests {
     async fn what_is_under_way_at_shutdown_is_finished_and_its_panic_ends_nothing() {
         for panics in [false, true] {
             let shutdown = CancellationToken::new();
-            let (mut supervisor, mut endings) = Supervisor::new(shutdown.clone());
+            let (mut supervisor, mut endings) = Supervisor::new(shutdown.clone(), None);
             let (finished, is_finished) = tokio::sync::oneshot::channel();
             supervisor.start("policy controller", {
                 let shutdown = shutdown.clone();

@@ -42,6 +42,10 @@ const FAILURES_PER_SECOND: u32 = 5;
 const EVENTS_PER_SECOND: u32 = 500;
 /// Pods that turn ready or not in a second.
 const READY_PER_SECOND: u32 = 100;
+/// Workloads whose pods the events are about: the same at every size, so that only the size of the cluster differs.
+const EVENT_WORKLOADS: usize = 100;
+/// Single writes whose time is taken.
+const SINGLE_WRITES: usize = 200;
 
 /// One operator at one size, with an API server of its own.
 pub struct Measure<'a> {
@@ -123,10 +127,10 @@ impl<'a> Measure<'a> {
             return Ok(run);
         }
         run.rest = measure.phase("nothing happens", async |m| m.rest().await).await;
+        run.write = measure.phase("one bare write after another", async |m| m.single_writes().await).await;
         run.changes = measure.phase("one change after another", async |m| m.changes_until_enough().await).await;
         run.actions = measure.phase("one failure after another", async |m| m.actions().await).await;
-        let rest = run.rest.done().map(|rest| rest.cores);
-        run.events = measure.phase("statuses of pods", async |m| m.events(rest).await).await;
+        run.events = measure.phase("statuses of pods", async |m| m.events().await).await;
         run.hour = measure.phase("an hour's worth of events", async |m| m.hour().await).await;
         run.failover = measure.phase("the leader is killed", async |m| m.failover().await).await;
         run.crowd = measure.phase("all pods of a workload fail", async |m| m.crowd().await).await;
@@ -301,6 +305,30 @@ impl<'a> Measure<'a> {
         })
     }
 
+    /// What one small write takes while the operator is at rest: nothing that needs a write can be faster.
+    async fn single_writes(&mut self) -> Result<Spread, ScaleError> {
+        self.create_unwatched().await?;
+        let mut times = Vec::new();
+        for number in 0..SINGLE_WRITES {
+            let begin = Instant::now();
+            write_unwatched(&self.api, number).await?;
+            times.push(begin.elapsed());
+            tokio::time::sleep(BETWEEN_CHANGES).await;
+        }
+        Spread::of(times).ok_or_else(|| waited("nothing was written"))
+    }
+
+    /// ConfigMaps that no operator looks at.
+    async fn create_unwatched(&self) -> Result<(), ScaleError> {
+        let api = &self.api;
+        for_all(EVENT_WORKLOADS, |number| async move {
+            let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": unwatched(number) } });
+            api.apply(&format!("{UNWATCHED}/{}", unwatched(number)), &map).await
+        })
+        .await?;
+        Ok(())
+    }
+
     async fn changes_until_enough(&mut self) -> Result<Changes, ScaleError> {
         let enough = self.effort.changes;
         let changes = self.changes(&mut |done, _| done < enough).await?;
@@ -413,35 +441,60 @@ impl<'a> Measure<'a> {
     }
 
     /// What the status of a pod costs that says nothing new, and what a pod costs that turns ready or not.
-    async fn events(&mut self, rest: Option<f64>) -> Result<Events, ScaleError> {
-        let rest = rest.ok_or_else(|| waited("the CPU at rest is not known"))?;
-        let (api, fleet) = (&self.api, &self.fleet);
-        let meter = self.meter();
-        at_rate(self.effort.events, EVENTS_PER_SECOND, |number| update_status(api, fleet, number)).await?;
-        let plain = self.cost(&meter, rest, self.effort.events).await?;
+    async fn events(&mut self) -> Result<Events, ScaleError> {
+        let each = self.fleet.workloads.first().map_or(1, |workload| workload.pods.len());
+        let workloads = EVENT_WORKLOADS.min(self.fleet.workloads.len());
+        // One pod of every workload, then another one of every workload.
+        let pod = |number: usize| number % workloads * each + number / workloads % each;
 
-        let (api, fleet) = (&self.api, &self.fleet);
-        let meter = self.meter();
-        let flips = self.effort.flips;
-        for ready in ["False", "True"] {
-            at_rate(flips, READY_PER_SECOND, |number| async move {
-                // The pods of many workloads, as when a node is gone.
-                let pod = scattered(number, fleet.pod_count());
-                let status = json!({ "status": { "conditions": [{ "type": "Ready", "status": ready }] } });
-                api.merge(&format!("{}/status", fleet.pod_path(pod)), &status).await
+        let (count, flips) = (self.effort.events, self.effort.flips);
+        let plain = self
+            .cost(count, EVENTS_PER_SECOND, async |api, fleet, number| {
+                let status = json!({ "status": { "message": format!("event {number}") } });
+                api.merge(&format!("{}/status", fleet.pod_path(pod(number))), &status).await
             })
             .await?;
-        }
-        let ready = self.cost(&meter, rest, 2 * flips).await?;
+        let ready = self
+            .cost(2 * flips, READY_PER_SECOND, async |api, fleet, number| {
+                // First all turn not ready, as when a node is gone, and then ready again.
+                let ready = if number < flips { "False" } else { "True" };
+                let status = json!({ "status": { "conditions": [{ "type": "Ready", "status": ready }] } });
+                api.merge(&format!("{}/status", fleet.pod_path(pod(number % flips))), &status).await
+            })
+            .await?;
         Ok(Events { plain, ready })
     }
 
-    async fn cost(&mut self, meter: &Meter, rest: f64, events: usize) -> Result<PerEvent, ScaleError> {
-        self.quiet().await?;
-        let (window, cpu, _) = self.used(meter);
-        let events = u32::try_from(events).unwrap_or(u32::MAX).max(1);
-        let beyond = (cpu.as_secs_f64() - rest * window.as_secs_f64()).max(0.0);
+    /// CPU of the operator for each of these writes, beyond what it uses while the API server is as busy with writes that the
+    /// operator does not look at.
+    async fn cost<F>(&mut self, count: usize, per_second: u32, write: F) -> Result<PerEvent, ScaleError>
+    where
+        F: AsyncFn(&ApiClient, &Fleet, usize) -> kube::Result<super::api::Object>,
+    {
+        let (window, without) =
+            self.cpu_during(count, per_second, async |api, _, number| write_unwatched(api, number).await).await?;
+        let cores = without.as_secs_f64() / window.as_secs_f64();
+        let (window, with) = self.cpu_during(count, per_second, write).await?;
+        let beyond = (with.as_secs_f64() - cores * window.as_secs_f64()).max(0.0);
+        let events = u32::try_from(count).unwrap_or(u32::MAX).max(1);
         Ok(PerEvent { events, micros: beyond * 1e6 / f64::from(events) })
+    }
+
+    async fn cpu_during<F>(
+        &mut self,
+        count: usize,
+        per_second: u32,
+        write: F,
+    ) -> Result<(Duration, Duration), ScaleError>
+    where
+        F: AsyncFn(&ApiClient, &Fleet, usize) -> kube::Result<super::api::Object>,
+    {
+        let (api, fleet, write) = (&self.api, &self.fleet, &write);
+        let meter = self.meter();
+        at_rate(count, per_second, |number| async move { write(api, fleet, number).await }).await?;
+        self.quiet().await?;
+        let (window, cpu, _) = self.used(&meter);
+        Ok((window, cpu))
     }
 
     /// What a busy hour brings: every pod's status is written twice, every tenth pod is replaced, every tenth policy is
@@ -652,6 +705,19 @@ async fn install(api: &ApiClient) -> Result<(), ScaleError> {
     });
     api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
     Ok(())
+}
+
+/// Where the ConfigMaps are that no operator looks at.
+const UNWATCHED: &str = "/api/v1/namespaces/default/configmaps";
+
+fn unwatched(number: usize) -> String {
+    format!("unwatched-{}", number % EVENT_WORKLOADS)
+}
+
+/// A write that no operator looks at.
+async fn write_unwatched(api: &ApiClient, number: usize) -> kube::Result<super::api::Object> {
+    let change = json!({ "data": { "number": number.to_string() } });
+    api.merge(&format!("{UNWATCHED}/{}", unwatched(number)), &change).await
 }
 
 /// Writes a pod's status so that it is new and says nothing new.

@@ -2,7 +2,7 @@
 
 use super::fleet::{CROWD, PROBE_SECONDS, SILENT};
 use super::results::{Changes, Disturbed, PerEvent, Phase, Run};
-use super::statistics::millis;
+use super::statistics::{Spread, millis};
 use super::usage::Memory;
 use std::fmt::Write;
 use std::time::Duration;
@@ -138,6 +138,7 @@ fn lines(runs: &[Run]) -> Vec<Line> {
             })
         },
     );
+    line("one bare write p50 / p99".to_owned(), String::new(), None, &|run| show(&run.write, Spread::to_string));
     change_lines(&mut line, ours, "change", &|run| run.changes.clone());
     let met = ours.actions.done().map(|actions| at_most(actions.delay.p99, goal::ACTION_MS) && actions.missing == 0);
     line(
@@ -358,7 +359,6 @@ mod tests {
     use crate::scale::fleet::Size;
     use crate::scale::listener::Counts;
     use crate::scale::results::{Actions, Bare, Events, Failover, Hour, Programmed, Rest};
-    use crate::scale::statistics::Spread;
     use std::collections::BTreeMap;
 
     fn s(seconds: u64) -> Duration {
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_behind_the_peer_has_not_met_the_goal() {
+    fn an_operator_behind_the_peer_has_not_met_the_goal() {
         let report = markdown(&[run("operator", 1_000, 12), run("peer", 1_000, 11)], 2, "v1.37.0");
         assert!(row(&report, "**all Programmed**").ends_with("✗ |"));
     }

@@ -105,7 +105,7 @@ pub struct Events {
     pub ready: PerEvent,
 }
 
-/// CPU time of the operator, less what it uses at rest, for each event.
+/// CPU time of the operator for each event, less what it uses while as much is written that it does not look at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PerEvent {
     /// Events.
@@ -172,6 +172,8 @@ pub struct Run {
     pub programmed: Phase<Programmed>,
     /// Nothing happens.
     pub rest: Phase<Rest>,
+    /// One small write at a time, by the tool.
+    pub write: Phase<Spread>,
     /// One change at a time.
     pub changes: Phase<Changes>,
     /// One failure at a time.
@@ -199,6 +201,7 @@ impl Run {
             idle: Phase::NotRun,
             programmed: Phase::NotRun,
             rest: Phase::NotRun,
+            write: Phase::NotRun,
             changes: Phase::NotRun,
             actions: Phase::NotRun,
             events: Phase::NotRun,

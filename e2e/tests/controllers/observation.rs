@@ -6,10 +6,10 @@ use crate::support::{
     eventually,
     manifests::policy_with_request,
     operator::Operator,
-    policy, recovery_policy,
+    policy, recovery_policy, says,
     tcp_proxy::TcpProxy,
     within,
-    world::{condition, request_ms},
+    world::{condition, policy_conditions, request_ms},
 };
 use axum::http::StatusCode;
 use k8s_openapi::api::{events::v1::Event, rbac::v1::Role};
@@ -79,6 +79,38 @@ async fn nothing_is_recovered_on_the_word_of_watches_that_are_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_status_whose_own_last_write_no_watch_shows_says_that_the_watches_are_silent() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    let proxy = ApiProxy::start(&world).await;
+    let _operator = Operator::start_through(&world, proxy.operator_config(&world).await, &[]);
+    world.apply(&recovery_policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+
+    proxy.hold(Some(Call::is_watch));
+    // The intent is written and executed, and from then on what the operator has of the policy is older than its own write.
+    workload.pods[0].script().failing = true;
+    workload.pods[0].until_asked(1).await;
+    within(Duration::from_secs(120), "no watch hears anything for longer than 90 s", async || {
+        let silent = proxy.watches_silent_for();
+        if silent > Duration::from_secs(91) { Ok(()) } else { Err(format!("{silent:?}")) }
+    })
+    .await;
+    workload.pods[1].script().failing = true;
+    eventually("the status says so", async || {
+        let policy = world.policy("booking").await;
+        let known = says(policy_conditions(&policy), "RecoveryAllowed", "False", "ObserverStale");
+        if known { Ok(()) } else { Err(serde_json::to_string(&policy.status).unwrap()) }
+    })
+    .await;
+    assert!(workload.pods[1].script().asked.is_empty(), "nothing is done");
+    proxy.hold(None);
+    workload.pods[1].until_asked(1).await;
+    world.until_policy_says("booking", "RecoveryAllowed", "True", "").await;
+    assert_eq!(workload.pods[0].script().asked.len(), 1, "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_is_starting_is_waited_for() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
@@ -103,6 +135,27 @@ async fn an_api_server_that_is_starting_is_waited_for() {
     assert!(workload.pods[0].script().running.is_some());
     operator.assert_alive().await;
     operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_stays_refused_is_named_and_ends_the_process_after_a_minute() {
+    let world = World::new().await;
+    let proxy = ApiProxy::start(&world).await;
+    proxy.refuse(1_000, |call| call.path.contains("/pods"), StatusCode::FORBIDDEN);
+    let begin = Instant::now();
+    let operator = Operator::start_through(&world, proxy.operator_config(&world).await, &[]);
+    eventually("/readyz says what it waits for", async || {
+        let (ready, text) = operator.readiness().await;
+        assert!(!ready, "{text}");
+        if text.starts_with("the caches are still being filled: pods (") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    within(Duration::from_secs(70), "it ends", async || if operator.has_ended() { Ok(()) } else { Err(String::new()) })
+        .await;
+    assert!(begin.elapsed() >= Duration::from_secs(60), "it waited");
+    let ended = operator.ended().await.unwrap_err().to_string();
+    assert!(ended.starts_with("pods cannot be watched: ") && ended.contains("check the operator's roles"), "{ended}");
+    assert_plain("the end", &ended);
 }
 
 /// Collects log lines.

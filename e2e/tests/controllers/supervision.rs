@@ -200,6 +200,16 @@ async fn an_operator_that_cannot_serve_its_probes_ends_although_the_api_server_i
     assert!(ended.starts_with(&format!("cannot listen on {address}: ")) && ended.contains("--listen"), "{ended}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_long_lived_task_ends_the_process_with_its_name() {
+    for task in ["watch", "workload controller", "policy controller", "flag controller", "prober"] {
+        let world = World::new().await;
+        let operator = Operator::start(&world, &["--fault", &format!("end={task}")]).await;
+        let ended = operator.ended().await.unwrap_err().to_string();
+        assert_eq!(ended, format!("the {task} ended by itself: the process ends, to start anew"));
+    }
+}
+
 /// The Lease of the world's operator.
 async fn lease(world: &World) -> Option<Lease> {
     let leases: Api<Lease> = Api::namespaced(world.client.clone(), &world.home);

@@ -2,13 +2,13 @@
 
 use super::{
     events::publish_events,
-    status::{refused, status},
+    status::{Settling, refused, status},
 };
 use crate::{
     context::Context,
     error::ReconcileError,
     fleet::index::{FlagSet, ObjectKey},
-    kubernetes::controller::{Next, Reconciler},
+    kubernetes::controller::{Next, Reconciler, SHORTEST_WAIT, UNTIL_SHOWN},
     status::{
         conditions,
         write::{write_internal_error, write_status, write_unreadable_status},
@@ -64,10 +64,12 @@ async fn reconcile(set: &FlagSet, ctx: &Context) -> Result<Next, ReconcileError>
         }
     };
     if ctx.status_writes.cache_is_stale(set.meta()) {
-        return Ok(Next::After(Duration::from_millis(100)));
+        return Ok(Next::After(UNTIL_SHOWN));
     }
-    let (new, next) = status(readable, ctx, now);
-    let Some(new) = new else { return Ok(Next::After(Duration::from_millis(100))) };
+    let (new, next) = match status(readable, ctx, now) {
+        Ok(known) => known,
+        Err(Settling(wait)) => return Ok(Next::After(wait.max(SHORTEST_WAIT))),
+    };
     let old = readable.status.as_ref();
     if old != Some(&new) {
         if let Some(wait) = ctx.status_writes.wait(set.meta(), Instant::now()) {

@@ -14,7 +14,7 @@ use contract::{FlagsSettings, MAX_CONFIG_BYTES, WorkloadId};
 use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 /// The status of a set that cannot be used: what it said before stays, with the reason.
 pub fn refused(
@@ -29,24 +29,33 @@ pub fn refused(
     FeatureFlagStatus { observed_generation: generation, conditions, ..old }
 }
 
-/// The status of a readable set, and when it changes by itself. There is none yet while pods are being asked or pushed to
-/// for the first moment.
-pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (Option<FeatureFlagStatus>, Option<Timestamp>) {
+/// There is nothing to say yet: pods are being asked or pushed to for the first moment, for at most this long.
+pub struct Settling(pub Duration);
+
+/// The status of a readable set, and when it changes by itself.
+pub fn status(
+    set: &FeatureFlag,
+    ctx: &Context,
+    now: Timestamp,
+) -> Result<(FeatureFlagStatus, Option<Timestamp>), Settling> {
     let old = set.status.clone().unwrap_or_default();
     let generation = set.metadata.generation;
     let settings = match spec::flags::flags(&set.spec) {
         Ok(settings) => settings,
         Err(error) => {
             let verdicts = conditions::invalid(Reason::InvalidFlagSet, error.to_string());
-            return (Some(refused(old, verdicts, generation, now)), None);
+            return Ok((refused(old, verdicts, generation, now), None));
         }
     };
     let namespace = set.namespace().unwrap_or_default();
     let targets: Vec<Target> =
         set.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
+    for (reference, target) in set.spec.target_refs.iter().zip(&targets).filter(|(_, target)| target.found) {
+        target::show_gauges(ctx, &target_id(&namespace, reference), target);
+    }
     let held: Vec<&Target> = targets.iter().filter(|target| target.found).collect();
-    if held.iter().any(|target| target.is_settling(&set.metadata)) {
-        return (None, None);
+    if let Some(wait) = held.iter().filter_map(|target| target.settles_within(&set.metadata)).min() {
+        return Err(Settling(wait));
     }
     let missing: Vec<_> = targets
         .iter()
@@ -137,7 +146,7 @@ pub fn status(set: &FeatureFlag, ctx: &Context, now: Timestamp) -> (Option<Featu
             .collect(),
         flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
     };
-    (Some(status), ends.chain(expiry).min())
+    Ok((status, ends.chain(expiry).min()))
 }
 
 /// The flags that another set with more say defines for the same workload.

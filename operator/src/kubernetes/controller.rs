@@ -16,6 +16,10 @@ use tracing::{Instrument, debug, error, info_span, warn};
 
 /// Objects of one kind that are reconciled at once.
 const CONCURRENCY: usize = 16;
+/// Shortest wait of an object that is to be looked at again.
+pub const SHORTEST_WAIT: Duration = Duration::from_millis(20);
+/// How soon to look again at an object of which the watch does not show the own last write yet. It is looked at when it does.
+pub const UNTIL_SHOWN: Duration = Duration::from_secs(1);
 /// Wait after a conflict: somebody else changed the object, and the watch is about to show it.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
 

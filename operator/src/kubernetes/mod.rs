@@ -3,6 +3,7 @@
 pub mod clients;
 pub mod controller;
 pub mod events;
+pub mod filling;
 pub mod guard;
 pub mod leader_election;
 pub mod meta;

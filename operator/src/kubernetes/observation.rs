@@ -96,12 +96,16 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await.map_err(Into::into)?;
-            if answer.status().is_success() {
+            // A refusal shows nothing, however often it comes.
+            let shows = answer.status().is_success();
+            if shows {
                 heard(&mark);
             }
             Ok(answer.map(|body| {
                 let body = body.map_err(Into::into).map_frame(move |frame: Frame<bytes::Bytes>| {
-                    heard(&mark);
+                    if shows {
+                        heard(&mark);
+                    }
                     frame
                 });
                 body.boxed_unsync()
@@ -113,6 +117,30 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
+    use http_body_util::Full;
+    use tower::{ServiceExt, service_fn};
+
+    #[rstest::rstest]
+    #[case::shown(StatusCode::OK, false)]
+    #[case::forbidden(StatusCode::FORBIDDEN, true)]
+    #[case::broken(StatusCode::INTERNAL_SERVER_ERROR, true)]
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_shown_is_heard(#[case] status: StatusCode, #[case] stale: bool) {
+        let observation = Observation::default();
+        let answers = ObservationLayer::new(observation.clone()).layer(service_fn(move |_| async move {
+            let mut answer = Response::new(Full::new(bytes::Bytes::from_static(b"words")));
+            *answer.status_mut() = status;
+            Ok::<_, BoxError>(answer)
+        }));
+        for _ in 0..10 {
+            let request = Request::get("/pods?watch=true").body(Body::empty()).unwrap();
+            let answer = answers.clone().oneshot(request).await.unwrap();
+            answer.into_body().collect().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!(observation.stale(Instant::now()).is_some(), stale);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_silent_watch_is_enough() {

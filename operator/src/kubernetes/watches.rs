@@ -1,7 +1,8 @@
 //! Watches: they keep the fleet index up to date, and say what each change affects.
 
 use super::{
-    clients::Clients,
+    clients::{Clients, spelled_watch},
+    filling::Filling,
     meta::{FIELD_MANAGER, INTENT_LABEL},
 };
 use crate::fleet::{
@@ -20,16 +21,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use std::{
-    collections::HashMap,
-    fmt::Debug,
-    hash::Hash,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
-use tokio::sync::Notify;
+use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 use tracing::warn;
 
 /// How long the API server keeps a watch open, in seconds. Its client gives up 5 s later: so a connection that died
@@ -38,47 +30,12 @@ const WATCH_SECONDS: u32 = 50;
 /// Objects in one answer to a list, where the server cannot stream lists: they are in memory together for a moment, and
 /// each may be large.
 const PAGE: u32 = 50;
-/// Kinds that are watched in each namespace.
-const KINDS: usize = 8;
-
 /// What a watch says.
 pub enum News {
     /// Something changed, and this is what has to be looked at.
     Changed(Vec<Affected>),
     /// Every watch has been filled for the first time.
     Filled,
-}
-
-/// Whether all watches of a namespace have been filled once.
-#[derive(Clone)]
-pub struct Filling(Arc<(AtomicUsize, Notify)>);
-
-impl Default for Filling {
-    fn default() -> Self {
-        Self(Arc::new((AtomicUsize::new(KINDS), Notify::new())))
-    }
-}
-
-impl Filling {
-    /// Notes that one more kind is filled; says whether it was the last.
-    fn one_more(&self) -> bool {
-        let last = self.0.0.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last {
-            self.0.1.notify_waiters();
-        }
-        last
-    }
-
-    /// Waits until all are.
-    pub async fn done(&self) {
-        loop {
-            let notified = self.0.1.notified();
-            if self.0.0.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            notified.await;
-        }
-    }
 }
 
 /// How one kind gets into the index and out of it.
@@ -170,7 +127,8 @@ pub fn start(
     ])
 }
 
-fn without_managed_fields<K: Resource>(mut object: K) -> K {
+/// An object without what is large in it and says nothing to the operator.
+pub fn without_managed_fields<K: Resource>(mut object: K) -> K {
     let meta = object.meta_mut();
     meta.managed_fields = None;
     // `kubectl apply` keeps a copy of the whole object here.
@@ -185,6 +143,18 @@ where
     match namespace {
         Some(namespace) => Api::namespaced(clients.watch.clone(), namespace),
         None => Api::all(clients.watch.clone()),
+    }
+}
+
+/// Whether the API server answered, and be it with a refusal: one that cannot be reached is waited for as long as it takes.
+fn is_answer(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(source) | WatchStartFailed(source) | WatchFailed(source) => {
+            matches!(source, kube::Error::Api(_))
+        }
+        WatchError(_) => true,
+        watcher::Error::NoResourceVersion => false,
     }
 }
 
@@ -204,8 +174,9 @@ impl Keeper {
         T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
         K: Hash + Eq + Clone + Send + 'static,
     {
-        let kind = T::kind(&()).into_owned();
+        let kind = T::plural(&()).into_owned();
         let (index, filling) = (Arc::clone(&self.index), self.filling.clone());
+        filling.expect(&kind);
         let mut known = Known { keys: HashMap::new(), round: 0, filled: false };
         let news = move |event: watcher::Result<Event<T>>| match event {
             Ok(Event::Init) => {
@@ -229,14 +200,16 @@ impl Keeper {
                 let affected = gone.iter().flat_map(|key| remove(&index, key)).collect();
                 if !known.filled {
                     known.filled = true;
-                    if filling.one_more() {
+                    if filling.filled(&kind) {
                         return Some(News::Filled);
                     }
                 }
                 Some(News::Changed(affected))
             }
             Err(error) => {
-                warn!(kind, error = %super::clients::spelled_watch(&error), "a watch failed; it is started again");
+                let why = spelled_watch(&error);
+                warn!(kind, error = why, "a watch failed; it is started again");
+                filling.failed(&kind, &why, is_answer(&error));
                 None
             }
         };

@@ -38,6 +38,11 @@ impl Learned {
         }
     }
 
+    /// Whether a pod is being asked, and none has told before.
+    pub fn is_asking(&self) -> bool {
+        self.built_ins.is_none() && self.again_at.is_some()
+    }
+
     /// Whether the pod `uid` is to be asked now; from then on it counts as asked.
     fn begin(&mut self, uid: &str, now: Instant) -> bool {
         let wanted = match (&self.asked, self.again_at) {

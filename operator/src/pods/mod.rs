@@ -7,4 +7,5 @@ pub mod http;
 pub mod prober;
 pub mod pusher;
 pub mod state;
+pub mod tallies;
 pub mod tokens;

@@ -81,7 +81,6 @@ struct Question {
     suspect: bool,
     signs: bool,
     auth: AdminAuth,
-    newest: Option<i64>,
 }
 
 fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
@@ -99,7 +98,6 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
                 suspect: pod.misses > 0,
                 signs: pod.facts.signs,
                 auth: pod.auth.clone(),
-                newest: workload.published.as_ref().map(|published| published.revision),
             })
         })
         .flatten()
@@ -107,8 +105,7 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
 
 /// Asks one pod. The value says when to ask it again; none, if it is not to be asked any more.
 async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
-    let Question { every, endpoint, with_token, postponed, workload_uid, suspect, signs, auth, newest } =
-        question(ctx, key)?;
+    let Question { every, endpoint, with_token, postponed, workload_uid, suspect, signs, auth } = question(ctx, key)?;
     if !ctx.shared.fence.holds() {
         return Some(every);
     }
@@ -125,6 +122,8 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
     };
     ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth.clone());
     let result = result.and_then(|report| {
+        // Published by now, not when it was asked: a push may have crossed the question.
+        let newest = ctx.fleet.read(&key.workload, |workload| Some(workload.published.as_ref()?.revision)).flatten();
         report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
         Ok(report)
     });
@@ -144,6 +143,8 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
         let pod = workload.pod(&key.uid)?;
         let published = workload.published.as_ref().map(|published| &*published.content_hash);
         let runs = pod.applied.as_ref().map(|applied| applied.content_hash.as_str());
+        // While a new leader listens there is nothing to say yet; the last pod that speaks ends that.
+        let news = news && workload.listening_for(Instant::now()).is_none();
         // A pod that does not answer has nothing pushed to it until it does: it would not take it either.
         (news, answered && published.is_some() && published != runs, wait(&key.uid, every, pod.misses))
     };

@@ -1,10 +1,13 @@
 //! The fleet's state beyond what the API server tells: what was published, and what each pod last said. It is rebuilt
 //! after a restart by asking the pods again.
 //!
-//! What all pods of a workload say together (the majority verdict of a check, a circuit's count) is counted as each of
-//! them speaks: taking in one pod's report costs no more in a workload of a thousand pods than in one of three.
+//! What the pods of a workload say together is in [`Tallies`].
 
-use super::{built_ins::Learned, client::PodError};
+use super::{
+    built_ins::Learned,
+    client::PodError,
+    tallies::{MAX_TALLIES, Name, Tallies},
+};
 use crate::{
     fleet::facts::{PodFacts, Uid},
     kubernetes::meta::cut,
@@ -16,7 +19,6 @@ use crds::Reason;
 use engine::{
     admin_auth::AdminAuth,
     check::{Evaluation, Thresholds, evaluate},
-    fleet::CircuitView,
 };
 use jiff::Timestamp;
 use std::{
@@ -32,9 +34,6 @@ const MAX_TEXT: usize = 512;
 const MAX_LIST: usize = 16;
 /// Longest entry of such a list, in bytes.
 const MAX_ENTRY: usize = 128;
-/// Most circuits, and most checks, that are counted over the pods of one workload. Names are the pods' own.
-const MAX_TALLIES: usize = 64;
-
 /// How long after a workload was first seen its document, and with it a token, may take.
 const TOKEN_GRACE: Duration = Duration::from_secs(5);
 /// How long a new leader waits for the first answers of pods beyond their interval.
@@ -74,46 +73,9 @@ pub struct WorkloadState {
     pub probe_every: Option<Duration>,
     /// When a check counts as failed.
     pub thresholds: BTreeMap<String, Thresholds>,
+    /// What its pods say together.
+    pub tallies: Tallies,
     pods: HashMap<Uid, Box<PodState>>,
-    checks: BTreeMap<Name, CheckTally>,
-    circuits: BTreeMap<Name, CircuitTally>,
-    /// Pods that may yet speak: they have neither reported nor failed to.
-    silent: usize,
-}
-
-/// Name of a check or a circuit, shared by the pods of a workload.
-type Name = Arc<str>;
-
-/// What the pods that are heard say of a check.
-#[derive(Default)]
-struct CheckTally {
-    said: usize,
-    failing: usize,
-    failing_from_the_start: usize,
-    message: String,
-    majority: Option<MajorityStatus>,
-}
-
-/// What the pods that are heard say of a circuit.
-#[derive(Default)]
-struct CircuitTally {
-    view: CircuitView,
-    open_since: Option<Timestamp>,
-}
-
-/// The majority verdict of a check.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MajorityStatus {
-    /// Not more than half of the pods call it unhealthy.
-    pub healthy: bool,
-    /// Since when.
-    pub since: Timestamp,
-    /// It was unhealthy when this process first heard enough pods: the failure is older than `since`.
-    pub began_before: bool,
-    /// When a pod last reported it.
-    pub seen_at: Timestamp,
-    /// What one of the pods that fail says.
-    pub message: String,
 }
 
 /// A published document.
@@ -151,8 +113,6 @@ pub struct PodState {
     pub facts: Arc<PodFacts>,
     /// It has reported its health to this process.
     pub reported: bool,
-    /// It has reported, or failed to, since this process leads.
-    pub asked: bool,
     /// How it wants requests to be authenticated, as far as it was learned.
     pub auth: AdminAuth,
     /// Which process answers in it.
@@ -179,9 +139,11 @@ pub struct PodState {
     pub mount_refreshed_at: Option<Instant>,
     /// Questions in a row that it did not answer.
     pub misses: u32,
-    evaluations: Vec<(Name, Evaluation)>,
+    /// What it last reported of its checks, whether that counts now or not.
+    pub(super) evaluations: Vec<(Name, Evaluation)>,
     degraded_checks: Vec<Name>,
-    circuits: Vec<(Name, CircuitState)>,
+    /// What it last reported of its circuits, whether that counts now or not.
+    pub(super) circuits: Vec<(Name, CircuitState)>,
 }
 
 /// Pods that are to be asked for their health.
@@ -240,11 +202,9 @@ impl WorkloadState {
         let gone: Vec<_> = self.pods.keys().filter(|uid| !existing.contains(uid)).cloned().collect();
         for uid in gone {
             if let Some(pod) = self.pods.remove(&uid) {
-                self.withdraw(&pod);
-                self.decide_majorities(&pod.check_names(), now);
+                self.tallies.remove(&pod, now);
             }
         }
-        self.circuits.retain(|_, tally| tally.view.total > 0);
         self.learned.keep(|uid| existing.contains(&Uid::from(uid)));
         let mut arrivals = Arrivals::default();
         for facts in pods {
@@ -258,7 +218,7 @@ impl WorkloadState {
                 known.facts = Arc::clone(facts);
             } else {
                 let pod = PodState::new(Arc::clone(facts));
-                self.silent += 1;
+                self.tallies.add_silent();
                 self.pods.insert(Arc::clone(&facts.uid), Box::new(pod));
                 arrivals.new.push(Arc::clone(&facts.uid));
             }
@@ -284,13 +244,10 @@ impl WorkloadState {
 
     /// Takes in a health report that was asked for at `asked`.
     pub fn take(&mut self, uid: &str, report: &HealthReport, asked: Instant, now: Timestamp) -> Option<IsNews> {
-        let mut pod = self.pods.remove(uid)?;
-        let silent = self.silent;
-        self.withdraw(&pod);
-        let before = pod.check_names();
-        let news =
-            pod.take(report, &self.thresholds, &Names { checks: &self.checks, circuits: &self.circuits }, asked, now);
-        self.put_back(pod, &before, silent, now);
+        let pod = self.pods.get_mut(uid)?;
+        let before = self.tallies.withdraw(pod);
+        let news = pod.take(report, &self.thresholds, &self.tallies, asked, now);
+        self.tallies.put_back(&before, pod, now);
         Some(news)
     }
 
@@ -301,122 +258,11 @@ impl WorkloadState {
 
     /// Changes what a pod is known to say.
     pub fn change<T>(&mut self, uid: &str, now: Timestamp, change: impl FnOnce(&mut PodState) -> T) -> Option<T> {
-        let mut pod = self.pods.remove(uid)?;
-        let silent = self.silent;
-        self.withdraw(&pod);
-        let before = pod.check_names();
-        let result = change(&mut pod);
-        self.put_back(pod, &before, silent, now);
+        let pod = self.pods.get_mut(uid)?;
+        let before = self.tallies.withdraw(pod);
+        let result = change(pod);
+        self.tallies.put_back(&before, pod, now);
         Some(result)
-    }
-
-    /// Counts what a pod says now, and decides what that turns. `before`: the checks that it reported; `silent`: how many
-    /// pods could still speak.
-    fn put_back(&mut self, pod: Box<PodState>, before: &[Name], silent: usize, now: Timestamp) {
-        self.contribute(&pod, now);
-        if silent == self.silent {
-            self.decide_majorities(before, now);
-            self.decide_majorities(&pod.check_names(), now);
-        } else {
-            // There is one less that could turn any of them.
-            let all: Vec<_> = self.checks.keys().cloned().collect();
-            self.decide_majorities(&all, now);
-        }
-        self.pods.insert(Arc::clone(&pod.facts.uid), pod);
-        self.circuits.retain(|_, tally| tally.view.total > 0);
-        // What nobody reports for a while is remembered, as long as there is room.
-        if self.checks.len() >= MAX_TALLIES {
-            self.checks.retain(|_, tally| tally.said > 0);
-        }
-    }
-
-    /// Takes what a pod says out of the counts.
-    fn withdraw(&mut self, pod: &PodState) {
-        self.silent -= usize::from(pod.is_silent());
-        if !pod.is_heard() {
-            return;
-        }
-        for (name, evaluation) in &pod.evaluations {
-            if let Some(tally) = self.checks.get_mut(name) {
-                tally.said = tally.said.saturating_sub(1);
-                tally.failing = tally.failing.saturating_sub(usize::from(!evaluation.healthy));
-                let old = !evaluation.healthy && evaluation.began_before;
-                tally.failing_from_the_start = tally.failing_from_the_start.saturating_sub(usize::from(old));
-            }
-        }
-        for (name, state) in &pod.circuits {
-            if let Some(tally) = self.circuits.get_mut(name) {
-                tally.view.total = tally.view.total.saturating_sub(1);
-                tally.view.open = tally.view.open.saturating_sub(usize::from(is_open(*state)));
-            }
-        }
-    }
-
-    /// Counts what a pod says.
-    fn contribute(&mut self, pod: &PodState, now: Timestamp) {
-        self.silent += usize::from(pod.is_silent());
-        if pod.is_heard() {
-            for (name, evaluation) in &pod.evaluations {
-                if !self.checks.contains_key(name) && self.checks.len() >= MAX_TALLIES {
-                    continue;
-                }
-                let tally = self.checks.entry(Arc::clone(name)).or_default();
-                tally.said += 1;
-                if !evaluation.healthy {
-                    tally.failing += 1;
-                    tally.failing_from_the_start += usize::from(evaluation.began_before);
-                    tally.message.clone_from(&evaluation.message);
-                }
-            }
-            for (name, state) in &pod.circuits {
-                if !self.circuits.contains_key(name) && self.circuits.len() >= MAX_TALLIES {
-                    continue;
-                }
-                let tally = self.circuits.entry(Arc::clone(name)).or_default();
-                tally.view.total += 1;
-                tally.view.open += usize::from(is_open(*state));
-            }
-        }
-        for (name, _) in &pod.circuits {
-            if let Some(tally) = self.circuits.get_mut(name) {
-                tally.open_since = (tally.view.open > 0).then(|| tally.open_since.unwrap_or(now));
-            }
-        }
-    }
-
-    /// Decides anew what most of the pods that report these checks say of them. While so many have not reported at all yet
-    /// that they could turn it, there is no new verdict: one pod's word at the start is not that of most.
-    fn decide_majorities(&mut self, names: &[Name], now: Timestamp) {
-        for name in names {
-            let Some(tally) = self.checks.get_mut(name) else { continue };
-            let all = tally.said + self.silent;
-            let healthy = match (tally.failing * 2 > all, (tally.failing + self.silent) * 2 <= all) {
-                _ if tally.said == 0 => continue,
-                (true, _) => false,
-                (false, true) => true,
-                (false, false) => continue,
-            };
-            let same = tally.majority.as_ref().filter(|before| before.healthy == healthy);
-            let from_the_start = tally.failing_from_the_start == tally.failing;
-            tally.majority = Some(MajorityStatus {
-                healthy,
-                since: same.map_or(now, |before| before.since),
-                began_before: same.map_or(from_the_start, |before| before.began_before) && !healthy,
-                seen_at: now,
-                message: if tally.failing > 0 { tally.message.clone() } else { String::new() },
-            });
-        }
-    }
-
-    /// The majority verdicts of the checks that some pod reports now. What nobody reports for a while is remembered.
-    pub fn current_majorities(&self) -> BTreeMap<String, MajorityStatus> {
-        let reported = self.checks.iter().filter(|(_, tally)| tally.said > 0);
-        reported.filter_map(|(name, tally)| Some((name.to_string(), tally.majority.clone()?))).collect()
-    }
-
-    /// The circuits over all pods that are heard, each with the moment since when some pod's is not closed.
-    pub fn circuits(&self) -> impl Iterator<Item = (&str, CircuitView, Option<Timestamp>)> {
-        self.circuits.iter().map(|(name, tally)| (&**name, tally.view, tally.open_since))
     }
 
     /// Whether its pods may still get a token: it was seen a moment ago. Until then they are not asked at their public port,
@@ -426,27 +272,16 @@ impl WorkloadState {
         !self.has_token && known_for < TOKEN_GRACE
     }
 
-    /// Whether a document that was found is live in its pods is not known yet: they are being asked for the first time.
-    pub fn is_listening(&self, now: Instant) -> bool {
-        let Some(published) = self.published.as_ref().filter(|published| published.found) else { return false };
+    /// Whether a document that was found is live in its pods is not known yet: they are being asked for the first time, for
+    /// at most this time to come.
+    pub fn listening_for(&self, now: Instant) -> Option<Duration> {
+        let published = self.published.as_ref().filter(|published| published.found)?;
+        if self.tallies.silent() == 0 && !self.learned.is_asking() {
+            return None;
+        }
         let grace = self.probe_every.unwrap_or_default() + LISTENING_GRACE;
-        now.saturating_duration_since(published.at) < grace && self.pods.values().any(|pod| !pod.asked)
+        grace.checked_sub(now.saturating_duration_since(published.at)).filter(|rest| !rest.is_zero())
     }
-}
-
-/// The names that are known already, so that pods share them.
-struct Names<'a> {
-    checks: &'a BTreeMap<Name, CheckTally>,
-    circuits: &'a BTreeMap<Name, CircuitTally>,
-}
-
-fn shared<T>(known: &BTreeMap<Name, T>, name: &str) -> Name {
-    known.get_key_value(name).map_or_else(|| name.into(), |(name, _)| Arc::clone(name))
-}
-
-fn is_open(state: CircuitState) -> bool {
-    // Half-open counts: it is not closed until a trial call says so.
-    matches!(state, CircuitState::Open | CircuitState::HalfOpen)
 }
 
 /// The beginning of a list of texts of a pod.
@@ -459,7 +294,6 @@ impl PodState {
         Self {
             facts,
             reported: false,
-            asked: false,
             auth: AdminAuth::default(),
             instance: None,
             applied: None,
@@ -484,13 +318,15 @@ impl PodState {
         self.unreachable.is_none() && self.rejected.is_none()
     }
 
-    /// It may yet speak.
-    fn is_silent(&self) -> bool {
-        self.is_heard() && !self.reported
+    /// Whether nothing is known that keeps it from being brought the document of this hash.
+    pub fn is_about_to_be_pushed_to(&self, hash: &str) -> bool {
+        let runs = self.applied.as_ref().map(|applied| applied.content_hash.as_str());
+        runs != Some(hash) && self.is_heard() && self.push_failures == 0
     }
 
-    fn check_names(&self) -> Vec<Name> {
-        self.evaluations.iter().map(|(name, _)| Arc::clone(name)).collect()
+    /// It may yet speak.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_heard() && !self.reported
     }
 
     /// Its checks, if it is heard: what an unreachable pod said last says nothing of now.
@@ -507,12 +343,12 @@ impl PodState {
         &mut self,
         report: &HealthReport,
         thresholds: &BTreeMap<String, Thresholds>,
-        names: &Names<'_>,
+        names: &Tallies,
         asked: Instant,
         now: Timestamp,
     ) -> IsNews {
         let mut news = !self.reported || self.unreachable.is_some();
-        (self.reported, self.asked, self.misses) = (true, true, 0);
+        (self.reported, self.misses) = (true, 0);
         let instance = (!report.instance.is_empty()).then_some(report.instance.as_str());
         if self.instance.as_deref() != instance {
             // Another process: what the one before it failed at, it has yet to show.
@@ -521,17 +357,23 @@ impl PodState {
             self.instance = instance.map(Into::into);
             news = true;
         }
-        let broken_word = self.acknowledged.as_ref().filter(|(revision, hash, at)| {
-            *at < asked && report.applied.revision < *revision && report.applied.content_hash != **hash
-        });
-        let rejected = broken_word.map(|(revision, ..)| {
+        // It says that it runs something older than what it has acknowledged.
+        let behind = self
+            .acknowledged
+            .as_ref()
+            .filter(|(revision, hash, _)| report.applied.revision < *revision && report.applied.content_hash != **hash);
+        // It may have said so before it acknowledged that.
+        let crossed = behind.is_some_and(|(.., at)| *at >= asked);
+        let rejected = behind.filter(|_| !crossed).map(|(revision, ..)| {
             format!("it acknowledged revision {revision} and says now that it runs {}", report.applied.revision).into()
         });
         news |= self.rejected.is_some() != rejected.is_some() || self.degraded != report.degraded;
         self.rejected = rejected;
         self.unreachable = None;
         self.degraded = report.degraded;
-        news |= self.take_applied(&report.applied);
+        if !crossed {
+            news |= self.take_applied(&report.applied);
+        }
         news |= self.take_circuits(report, names);
         news |= self.take_checks(report, thresholds, names, now);
         news
@@ -550,7 +392,7 @@ impl PodState {
         !same
     }
 
-    fn take_circuits(&mut self, report: &HealthReport, names: &Names<'_>) -> IsNews {
+    fn take_circuits(&mut self, report: &HealthReport, names: &Tallies) -> IsNews {
         let same = self.circuits.len() == report.circuits.len()
             && self
                 .circuits
@@ -559,7 +401,7 @@ impl PodState {
                 .all(|((old, state), (name, circuit))| **old == **name && *state == circuit.state);
         if !same {
             let circuits = report.circuits.iter().take(MAX_TALLIES);
-            self.circuits = circuits.map(|(name, circuit)| (shared(names.circuits, name), circuit.state)).collect();
+            self.circuits = circuits.map(|(name, circuit)| (names.circuit_name(name), circuit.state)).collect();
         }
         !same
     }
@@ -568,7 +410,7 @@ impl PodState {
         &mut self,
         report: &HealthReport,
         thresholds: &BTreeMap<String, Thresholds>,
-        names: &Names<'_>,
+        names: &Tallies,
         now: Timestamp,
     ) -> IsNews {
         let mut news = self.evaluations.len() != report.checks.len();
@@ -587,20 +429,19 @@ impl PodState {
             news |= before.is_none_or(|before| (before.healthy, before.since) != (after.healthy, after.since));
             match place {
                 Some(place) => self.evaluations[place].1 = after,
-                None => self.evaluations.push((shared(names.checks, name), after)),
+                None => self.evaluations.push((names.check_name(name), after)),
             }
         }
         let degraded = || report.checks.iter().filter(|(_, check)| check.status == CheckStatus::Degraded);
         if !degraded().map(|(name, _)| name.as_str()).eq(self.degraded_checks.iter().map(|name| &**name)) {
-            self.degraded_checks = degraded().map(|(name, _)| shared(names.checks, name)).collect();
+            self.degraded_checks = degraded().map(|(name, _)| names.check_name(name)).collect();
             news = true;
         }
         news
     }
 
     fn miss(&mut self, error: &PodError) -> IsNews {
-        let before = (self.unreachable.is_some(), self.rejected.is_some(), self.asked);
-        self.asked = true;
+        let before = (self.unreachable.is_some(), self.rejected.is_some());
         // An answer that is of no use is one all the same.
         let answered = !matches!(error, PodError::Deadline(_) | PodError::Unreachable(_));
         self.misses = if answered { 0 } else { self.misses.saturating_add(1) };
@@ -608,7 +449,7 @@ impl PodState {
         let text = cut(&text, MAX_TEXT);
         self.unreachable = Some(text.into());
         self.rejected = matches!(error, PodError::InvalidResponse(_)).then(|| text.into());
-        before != (self.unreachable.is_some(), self.rejected.is_some(), self.asked)
+        before != (self.unreachable.is_some(), self.rejected.is_some())
     }
 
     /// Notes what it said that it runs, in answer to a push.
@@ -683,7 +524,7 @@ pub(super) mod tests {
     }
 
     fn verdict(workload: &WorkloadState) -> Option<bool> {
-        workload.current_majorities().get("books").map(|majority| majority.healthy)
+        workload.tallies.current_majorities().get("books").map(|majority| majority.healthy)
     }
 
     #[rstest::rstest]
@@ -713,17 +554,17 @@ pub(super) mod tests {
         workload.miss("0", &PodError::Unauthorized, at(3));
         assert_eq!(verdict(&workload), None, "nobody reports it now");
         workload.take("0", &report(false, "i"), Instant::now(), at(9));
-        assert_eq!(workload.current_majorities()["books"].since, at(2), "it is remembered meanwhile");
+        assert_eq!(workload.tallies.current_majorities()["books"].since, at(2), "it is remembered meanwhile");
     }
 
     #[test]
     fn a_failure_that_was_there_from_the_start_is_older_than_this_process() {
-        assert!(workload(3, &[false; 3]).current_majorities()["books"].began_before);
+        assert!(workload(3, &[false; 3]).tallies.current_majorities()["books"].began_before);
         let mut healthy = workload(3, &[true; 3]);
         for number in 0..3 {
             healthy.take(&number.to_string(), &report(false, "i"), Instant::now(), at(6));
         }
-        let majority = &healthy.current_majorities()["books"];
+        let majority = &healthy.tallies.current_majorities()["books"];
         assert_eq!((majority.healthy, majority.since, majority.began_before), (false, at(6), false));
     }
 
@@ -746,6 +587,48 @@ pub(super) mod tests {
         assert!(!hear(&mut workload, &told(0, "j")), "another process has acknowledged nothing");
     }
 
+    #[test]
+    fn an_answer_that_crossed_a_push_says_nothing_of_what_runs_now() {
+        let mut workload = empty(1);
+        let runs = |revision: i64| Applied { revision, content_hash: format!("hash {revision}"), ..Applied::default() };
+        let report = HealthReport { applied: runs(1), ..report(true, "i") };
+        workload.take("0", &report, Instant::now(), at(1));
+        let asked = Instant::now();
+        workload.change("0", at(1), |pod| {
+            pod.acknowledge(&runs(2));
+            pod.acknowledged = Some((2, "hash 2".into(), Instant::now()));
+        });
+        assert_eq!(workload.take("0", &report, asked, at(2)), Some(false), "it is no news");
+        let pod = workload.pod("0").unwrap();
+        assert_eq!((pod.applied.as_ref().unwrap().revision, pod.rejected.as_deref()), (2, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_that_was_found_is_listened_for_until_all_have_spoken() {
+        let mut workload = empty(2);
+        let found = |found| Published {
+            revision: 1,
+            content_hash: "hash".into(),
+            bytes: Bytes::new(),
+            content: ContentHash::of(b""),
+            at: Instant::now(),
+            found,
+        };
+        workload.probe_every = Some(Duration::from_secs(5));
+        workload.published = Some(found(false));
+        assert_eq!(workload.listening_for(Instant::now()), None, "it was published by this process");
+        workload.published = Some(found(true));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(workload.listening_for(Instant::now()), Some(Duration::from_secs(4)));
+        workload.take("0", &report(true, "i"), Instant::now(), at(1));
+        workload.miss("1", &PodError::Unauthorized, at(1));
+        assert_eq!(workload.listening_for(Instant::now()), None, "each has spoken, or failed to");
+        let mut workload = empty(2);
+        workload.published = Some(found(true));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(workload.listening_for(Instant::now()), None, "nobody is waited for that long");
+    }
+
     fn with_circuits(circuits: &[(&str, CircuitState)]) -> HealthReport {
         let circuits = circuits
             .iter()
@@ -754,7 +637,7 @@ pub(super) mod tests {
     }
 
     fn circuits(workload: &WorkloadState) -> Vec<(String, usize, usize)> {
-        workload.circuits().map(|(name, view, _)| (name.to_owned(), view.open, view.total)).collect()
+        workload.tallies.circuits().map(|(name, view, _)| (name.to_owned(), view.open, view.total)).collect()
     }
 
     #[test]
@@ -764,7 +647,7 @@ pub(super) mod tests {
         workload.take("0", &open, Instant::now(), at(1));
         workload.take("1", &with_circuits(&[("db", CircuitState::Closed)]), Instant::now(), at(2));
         assert_eq!(circuits(&workload), [("db".to_owned(), 1, 2)]);
-        assert_eq!(workload.circuits().next().unwrap().2, Some(at(1)));
+        assert_eq!(workload.tallies.circuits().next().unwrap().2, Some(at(1)));
         workload.take("1", &with_circuits(&[("db", CircuitState::HalfOpen)]), Instant::now(), at(3));
         assert_eq!(circuits(&workload), [("db".to_owned(), 2, 2)]);
         workload.miss("0", &PodError::Unauthorized, at(4));
@@ -773,7 +656,7 @@ pub(super) mod tests {
         assert!(circuits(&workload).is_empty());
         workload.take("0", &open, Instant::now(), at(6));
         workload.keep("", &[facts(1)], at(7));
-        assert!(circuits(&workload).is_empty() && workload.checks.len() == 1, "with the pod goes what it said");
+        assert!(circuits(&workload).is_empty() && workload.tallies.checks.len() == 1, "with the pod goes what it said");
     }
 
     #[tokio::test(start_paused = true)]
@@ -811,7 +694,7 @@ pub(super) mod tests {
         assert!(pod.evaluations()[0].1.message.len() <= MAX_TEXT);
         let unsupported = &pod.applied.as_ref().unwrap().unsupported;
         assert!(unsupported.len() == MAX_LIST && unsupported.iter().all(|path| path.len() <= MAX_ENTRY));
-        assert_eq!(workload.circuits().count(), MAX_TALLIES);
+        assert_eq!(workload.tallies.circuits().count(), MAX_TALLIES);
     }
 
     #[test]
@@ -836,10 +719,10 @@ pub(super) mod tests {
             let failing = heard.iter().flat_map(|pod| pod.evaluations()).filter(|(_, e)| !e.healthy).count();
             let said = heard.iter().flat_map(|pod| pod.evaluations()).count();
             let open = heard.iter().flat_map(|pod| &pod.circuits).count();
-            let tally = &workload.checks.get("books");
+            let tally = &workload.tallies.checks.get("books");
             assert_eq!((tally.map_or(0, |t| t.said), tally.map_or(0, |t| t.failing)), (said, failing), "round {round}");
-            assert_eq!(workload.circuits.get("db").map_or(0, |tally| tally.view.open), open);
-            assert_eq!(workload.silent, workload.pods().filter(|pod| pod.is_silent()).count());
+            assert_eq!(workload.tallies.circuits.get("db").map_or(0, |tally| tally.view.open), open);
+            assert_eq!(workload.tallies.silent, workload.pods().filter(|pod| pod.is_silent()).count());
         }
     }
 }

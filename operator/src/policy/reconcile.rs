@@ -15,11 +15,13 @@ use crate::{
     context::Context,
     crash_point::CrashPoint,
     error::ReconcileError,
-    fleet::index::{ObjectKey, target_id},
+    fleet::index::{ObjectKey, Policy, target_id},
     kubernetes::{
-        controller::{Next, Reconciler},
+        clients::call,
+        controller::{Next, Reconciler, SHORTEST_WAIT, UNTIL_SHOWN},
         events::Event,
         meta::object_reference,
+        watches::without_managed_fields,
     },
     pods::prober::now_in_milliseconds,
     spec,
@@ -32,20 +34,18 @@ use crate::{
 };
 use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus, resilience_policy::Mode};
 use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Resource, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// How soon to look again while pods are being asked or pushed to for the first moment.
-const SETTLING: Duration = Duration::from_millis(100);
 /// How soon to look again at an action that was executed: its first report may be there.
 const AFTER_ACTION: Duration = Duration::from_millis(200);
 /// How long a new leader may take to find out what is published before it says that nothing is.
-const TAKING_OVER: SignedDuration = SignedDuration::from_secs(2);
+const TAKING_OVER: Duration = Duration::from_secs(2);
 /// How soon to look again at an action whose execution is not known.
 const AFTER_UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -62,12 +62,18 @@ impl Reconciler for PolicyReconciler {
             return Ok(Next::AwaitChange);
         };
         ctx.shared.fail_for_test(&key.name);
+        if let Some(wait) = listening_for(ctx, key, &policy) {
+            return Ok(Next::After(wait.max(SHORTEST_WAIT)));
+        }
         if ctx.managed_elsewhere(&key.namespace, policy.0.iter().flat_map(|policy| &policy.spec.target_refs)).is_some()
         {
             return Ok(Next::AwaitChange);
         }
         if ctx.status_writes.cache_is_stale(policy.meta()) {
-            return Ok(Next::After(SETTLING));
+            if ctx.observer_stale().is_some() {
+                refresh(ctx, key).await?;
+            }
+            return Ok(Next::After(UNTIL_SHOWN));
         }
         match &policy.0 {
             Ok(readable) => reconcile(readable, ctx).await,
@@ -100,9 +106,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let mut history = history::read(old.recovery.as_ref(), &policy.spec);
     let impossible = history.take_impossible(now);
 
-    // What pods fail at is not known before they were heard.
-    let listening = held.iter().any(|target| target.listening);
-    let decision = if settings.is_ok() && !listening {
+    let decision = if settings.is_ok() {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
         let stale = ctx.observer_stale();
         let observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
@@ -123,15 +127,14 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         now,
     };
     let begun = begun(&decision, &history);
-    let settling = || held.iter().any(|target| target.is_settling(&policy.metadata));
-    let waits = if listening || settling() || is_publishing(ctx, policy, &held, now) {
-        Some(SETTLING)
-    } else {
-        ctx.status_writes.wait(policy.meta(), Instant::now())
-    };
+    let settling = held.iter().filter_map(|target| target.settles_within(&policy.metadata));
+    let waits = settling
+        .chain(is_published_within(ctx, policy, &held, now))
+        .chain(ctx.status_writes.wait(policy.meta(), Instant::now()))
+        .min();
     let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
     if let Some(wait) = waits.filter(|_| !urgent) {
-        return Ok(Next::After(wait));
+        return Ok(Next::After(wait.max(SHORTEST_WAIT)));
     }
     let new = status::build(&inputs, &decision, &old);
     let mut meta = policy.metadata.clone();
@@ -157,22 +160,41 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         return execute_pending(&inputs, ctx, &namespace, &decision, &meta, new).await;
     }
     let wait = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(wait.map_or(Next::AwaitChange, |wait| Next::After(wait.max(Duration::from_millis(20)))))
+    Ok(wait.map_or(Next::AwaitChange, |wait| Next::After(wait.max(SHORTEST_WAIT))))
 }
 
-/// Whether an edit was seen a moment ago and is on its way to the pods: what there is to say of it changes at once.
-/// A new leader finds out first what is published; it may have seen the policy long before, as a standby.
-fn is_publishing(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> bool {
-    let seen = ctx.index.policy_seen_at(&ObjectKey::of(policy)).is_some_and(|at| at.elapsed() < AFTER_ACTION);
-    let young = seen || now.duration_since(ctx.shared.leading_since(now)) < TAKING_OVER;
+/// For how long, at most, some pods of its workloads are still listened for by a new leader. What they fail at is not known
+/// before they were heard, and the last of them wakes this.
+fn listening_for(ctx: &Context, key: &ObjectKey, policy: &Policy) -> Option<Duration> {
+    let targets = policy.0.iter().flat_map(|policy| &policy.spec.target_refs);
+    let fleet = ctx.fleet.lock();
+    let now = Instant::now();
+    targets.filter_map(|target| fleet.get(&target_id(&key.namespace, target))?.listening_for(now)).max()
+}
+
+/// Asks for a policy that the watch does not show as it is: the watch itself is silent, and there is that to say in its status.
+async fn refresh(ctx: &Context, key: &ObjectKey) -> Result<(), ReconcileError> {
+    let api: Api<Policy> = Api::namespaced(ctx.shared.clients.act.clone(), &key.namespace);
+    if let Some(policy) = call(api.get_opt(&key.name)).await.map_err(ReconcileError::api("reading the policy"))? {
+        ctx.enqueue(ctx.index.put_policy(without_managed_fields(policy)));
+    }
+    Ok(())
+}
+
+/// For how long, at most, an edit that was seen a moment ago is on its way to the pods: what there is to say of it changes
+/// at once, and that wakes what looks at it. A new leader finds out first what is published; it may have seen the policy
+/// long before, as a standby.
+fn is_published_within(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> Option<Duration> {
+    let seen = ctx.index.policy_seen_at(&ObjectKey::of(policy)).and_then(|at| AFTER_ACTION.checked_sub(at.elapsed()));
+    let led = now.duration_since(ctx.shared.leading_since(now));
+    let taken_over = TAKING_OVER.checked_sub(Duration::try_from(led).unwrap_or_default());
+    let rest = seen.max(taken_over)?;
     let uid = policy.metadata.uid.as_deref().unwrap_or_default();
     let unpublished = |target: &&&Target| {
         target.problem.is_none() && target.considered.get(uid).copied() != policy.metadata.generation
     };
-    young
-        && policy.spec.mode == Mode::Enforce
-        && !ctx.shared.args.dry_run
-        && held.iter().any(|target| unpublished(&target))
+    let enforced = policy.spec.mode == Mode::Enforce && !ctx.shared.args.dry_run;
+    (enforced && held.iter().any(|target| unpublished(&target))).then_some(rest)
 }
 
 /// The actions that this decision begins.

@@ -5,7 +5,10 @@ use crate::{
     context::Context,
     fleet::facts::{self, Rollout},
     kubernetes::meta::{cut, short},
-    pods::state::{MajorityStatus, PodState, Problem, WorkloadState},
+    pods::{
+        state::{PodState, Problem, WorkloadState},
+        tallies::MajorityStatus,
+    },
     telemetry::metrics::WorkloadLabels,
 };
 use contract::{BuiltIns, WorkloadId, WorkloadKind};
@@ -21,6 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -39,10 +43,10 @@ pub struct Target {
     pub rollout: Rollout,
     /// Revision, hash and moment of what is published.
     pub published: Option<(i64, Arc<str>, Instant)>,
-    /// Its pods are being pushed to.
+    /// Some of its pods are being pushed to, or are about to be.
     pub pushing: bool,
-    /// Some of its pods have not been heard yet since this replica leads.
-    pub listening: bool,
+    /// Some of its pods have not been heard yet since this replica leads; they are waited for, for this time at most.
+    pub listening: Option<Duration>,
     /// The generations, by uid, of the policies and flag sets that are taken into account in it.
     pub considered: BTreeMap<String, i64>,
     /// Why nothing could be published.
@@ -76,12 +80,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether what there is to say of it is about to change by itself: it was published, or its edit seen, a moment ago
-    /// and its pods are being pushed to; or its pods are being asked for the first time.
-    pub fn is_settling(&self, resource: &ObjectMeta) -> bool {
+    /// For how long, at most, what there is to say of it is about to change by itself: it was published, or its edit seen,
+    /// a moment ago and its pods are being pushed to; or its pods are being asked for the first time. Each step of that
+    /// wakes what looks at it.
+    pub fn settles_within(&self, resource: &ObjectMeta) -> Option<Duration> {
         let considered = resource.uid.as_ref().and_then(|uid| self.considered.get(uid)).copied() == resource.generation;
-        let young = self.published.as_ref().is_some_and(|(_, _, at)| at.elapsed() < WRITE_INTERVAL);
-        self.listening || (young && considered && self.pushing)
+        let young = self.published.as_ref().and_then(|(_, _, at)| WRITE_INTERVAL.checked_sub(at.elapsed()));
+        self.listening.or(young.filter(|_| considered && self.pushing))
     }
 }
 
@@ -134,7 +139,7 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         counter.count(&view(pod, state));
         target.existing.insert(pod.uid.to_string(), facts);
         let Some(state) = state else { continue };
-        target.pushing |= state.pushing.is_some();
+        target.pushing |= state.pushing.is_some() || state.is_about_to_be_pushed_to(hash);
         target.rejected += usize::from(state.rejected.is_some());
         if state.is_heard() && state.degraded {
             target.degraded.push(pod.name.to_string());
@@ -150,13 +155,13 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
 /// What is known of a workload as a whole.
 fn describe(target: &mut Target, workload: &WorkloadState) {
     target.published = workload.published.as_ref().map(|p| (p.revision, Arc::clone(&p.content_hash), p.at));
-    target.listening = workload.is_listening(Instant::now());
+    target.listening = workload.listening_for(Instant::now());
     target.considered = workload.considered.clone();
     target.problem.clone_from(&workload.problem);
     target.left_out.clone_from(&workload.left_out);
     target.built_ins.clone_from(&workload.learned.built_ins);
-    target.majorities = workload.current_majorities();
-    for (name, view, since) in workload.circuits() {
+    target.majorities = workload.tallies.current_majorities();
+    for (name, view, since) in workload.tallies.circuits() {
         target.circuits.insert(name.to_owned(), view);
         if let Some(since) = since {
             target.open_since.insert(name.to_owned(), since);

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 /// Least time between two writes of one status, unless an intent waits to be written.
 pub const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+/// Versions that are remembered as superseded: as many writes as can follow each other before a watch shows the first.
+const MOST_SUPERSEDED: usize = 4;
 /// Objects whose writes are remembered before those that wrote long ago are forgotten.
 const MANY: usize = 1024;
 
@@ -19,8 +21,9 @@ pub struct StatusWrites(Mutex<HashMap<String, Write>>);
 
 /// The last write of an object's status.
 struct Write {
-    /// Version of the object before it: a cache that still shows that one is stale.
-    before: Option<String>,
+    /// Versions of the object before it and before the writes just before it, newest first: a cache that still shows one of
+    /// them is stale.
+    superseded: VecDeque<String>,
     /// The generation for which an unreadable object was written; its status cannot be compared.
     unreadable_generation: Option<i64>,
     at: Instant,
@@ -31,11 +34,11 @@ impl StatusWrites {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the cache still shows the object as it was before this process's own last write of its status.
+    /// Whether the cache still shows the object as it was before one of this process's own last writes of its status.
     pub fn cache_is_stale(&self, meta: &ObjectMeta) -> bool {
-        let all = self.lock();
+        let (all, version) = (self.lock(), meta.resource_version.as_deref());
         let write = all.get(meta.uid.as_deref().unwrap_or_default());
-        write.is_some_and(|write| write.before.is_some() && write.before == meta.resource_version)
+        write.is_some_and(|write| write.superseded.iter().any(|superseded| Some(superseded.as_str()) == version))
     }
 
     /// How long the next write of this status has to wait, if it does.
@@ -64,7 +67,12 @@ impl StatusWrites {
             });
         }
         let unreadable_generation = meta.generation.filter(|_| unreadable);
-        all.insert(uid, Write { before: meta.resource_version.clone(), unreadable_generation, at: now });
+        let mut superseded = all.remove(&uid).map(|write| write.superseded).unwrap_or_default();
+        superseded.truncate(MOST_SUPERSEDED - 1);
+        if let Some(version) = meta.resource_version.clone() {
+            superseded.push_front(version);
+        }
+        all.insert(uid, Write { superseded, unreadable_generation, at: now });
     }
 }
 
@@ -96,6 +104,13 @@ mod tests {
         let writes = StatusWrites::default();
         writes.note(&meta("1", 1), false, Instant::now());
         assert!(writes.cache_is_stale(&meta("1", 1)) && !writes.cache_is_stale(&meta("2", 1)));
+        writes.note(&meta("2", 1), false, Instant::now());
+        assert!(writes.cache_is_stale(&meta("1", 1)), "it lags behind two writes");
+        assert!(writes.cache_is_stale(&meta("2", 1)) && !writes.cache_is_stale(&meta("3", 1)));
+        for version in 3..50 {
+            writes.note(&meta(&version.to_string(), 1), false, Instant::now());
+        }
+        assert!(writes.lock()["u"].superseded.len() <= MOST_SUPERSEDED);
         assert!(!writes.told_unreadable(&meta("2", 1)));
         writes.note(&meta("2", 3), true, Instant::now());
         assert!(writes.told_unreadable(&meta("9", 3)) && !writes.told_unreadable(&meta("9", 4)), "once for each edit");

@@ -4,6 +4,7 @@
 //! in it: a restart would cure neither.
 
 use super::metrics::Metrics;
+use crate::kubernetes::filling::Filling;
 use axum::{
     Router,
     extract::State,
@@ -30,6 +31,7 @@ pub struct Status {
     /// Metrics.
     pub metrics: Metrics,
     progress: Arc<Mutex<Vec<(&'static str, StuckFor)>>>,
+    fillings: Arc<Mutex<Vec<Filling>>>,
 }
 
 /// For how long a controller has had work and done none of it.
@@ -46,6 +48,21 @@ impl Status {
         stuck_for: impl Fn(Instant) -> Option<Duration> + Send + 'static,
     ) {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).push((controller, Box::new(stuck_for)));
+    }
+
+    /// Lets `/readyz` say what keeps these caches from being filled.
+    pub fn watch_filling(&self, filling: Filling) {
+        self.fillings.lock().unwrap_or_else(PoisonError::into_inner).push(filling);
+    }
+
+    /// Why it is not ready.
+    fn unready(&self) -> String {
+        let fillings = self.fillings.lock().unwrap_or_else(PoisonError::into_inner);
+        if fillings.is_empty() {
+            return "waiting for the API server".to_owned();
+        }
+        let missing: Vec<_> = fillings.iter().flat_map(Filling::missing).collect();
+        format!("the caches are still being filled: {}", missing.join(", "))
     }
 
     /// The controllers that are stuck.
@@ -104,7 +121,7 @@ async fn readyz(State(status): State<Status>) -> Response {
     if status.ready.load(Ordering::Relaxed) {
         "ok".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the caches are still being filled").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, status.unready()).into_response()
     }
 }
 

@@ -88,6 +88,10 @@ impl Named {
         self.policies.is_empty() && self.flag_sets.is_empty()
     }
 
+    fn is_readable(&self) -> bool {
+        self.readable_policies().next().is_some() || self.flag_sets.iter().any(|guard| guard.0.is_ok())
+    }
+
     fn readable_policies(&self) -> impl Iterator<Item = &ResiliencePolicy> {
         self.policies.iter().filter_map(|guard| guard.0.as_ref().ok())
     }
@@ -118,13 +122,16 @@ async fn reconcile(facts: &WorkloadFacts, ctx: &Arc<Context>) -> Result<Next, Re
         gone => gone,
     };
     observe(ctx, facts, &named);
-    if is_settled(ctx, id, map.as_deref(), &named) {
+    let next = if is_settled(ctx, id, map.as_deref(), &named) {
         pusher::push_to_all(ctx, id);
+        Next::AwaitChange
+    } else {
+        publish_document(facts, &named, map.as_deref(), gone.as_deref(), ctx).await?
+    };
+    // What names it and can be read shows them, and hears of every pod.
+    if !named.is_readable() {
         target::set_gauges(ctx, id);
-        return Ok(Next::AwaitChange);
     }
-    let next = publish_document(facts, &named, map.as_deref(), gone.as_deref(), ctx).await?;
-    target::set_gauges(ctx, id);
     Ok(next)
 }
 

@@ -35,7 +35,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let workload = Resilience::builder(id).dependency("prices").defaults(defaults).build();
     let prices = workload.dependency("prices").ok_or("it was declared above")?;
 
-    // The first attempt is refused, the second one works; whoever calls sees only the price.
+    // The first attempt is refused, the second one works; the caller sees only the price.
     let attempts = AtomicU32::new(0);
     let price = prices
         .call(async || match attempts.fetch_add(1, Ordering::Relaxed) {

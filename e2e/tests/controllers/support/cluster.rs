@@ -79,13 +79,13 @@ impl Cluster {
         self.config_with(user, token.unwrap()).await
     }
 
-    /// How whoever has `token` connects.
+    /// How the owner of `token` connects.
     pub async fn config_with(&self, user: &str, token: &str) -> Config {
         let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig(user, token).to_string()).unwrap();
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
     }
 
-    /// The kubeconfig of whoever has `token`.
+    /// The kubeconfig of the owner of `token`.
     pub fn kubeconfig(&self, user: &str, token: &str) -> Value {
         json!({
             "apiVersion": "v1",

@@ -67,6 +67,15 @@ impl Operator {
         assert!(!self.has_ended(), "it ended");
     }
 
+    /// Whether it calls itself ready, and its words. It may not serve yet.
+    pub async fn readiness(&self) -> (bool, String) {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        match client.get(format!("http://{}/readyz", self.listen)).send().await {
+            Ok(answer) => (answer.status().is_success(), answer.text().await.unwrap()),
+            Err(error) => (false, error.to_string()),
+        }
+    }
+
     /// Whether it has ended, for whatever reason.
     pub fn has_ended(&self) -> bool {
         self.task.as_ref().is_none_or(JoinHandle::is_finished)

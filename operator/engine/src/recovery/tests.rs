@@ -295,7 +295,7 @@ fn an_operator_that_was_blind_looks_before_it_judges() {
 }
 
 #[test]
-fn a_pending_intent_is_tried_by_whoever_leads_next_once_the_check_is_heard_to_fail() {
+fn a_pending_intent_is_tried_by_the_next_leader_once_the_check_is_heard_to_fail() {
     let settings = settings();
     let pending = run(&settings, &observed(vec![check(POD, false, 0)]), &History::default(), 1).history;
     let mut new = observed(vec![]);

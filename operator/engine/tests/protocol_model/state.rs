@@ -244,7 +244,7 @@ impl State {
         self.leaders[who.0].seen = Some([Seen { since: self.now, witnessed: false }; 2]);
     }
 
-    /// Whoever hears the pods hears that a check is now as it was not before.
+    /// The leader hears from the pods that a check changed.
     pub fn see(&mut self, place: u8, witnessed: bool) {
         for seen in self.leaders.iter_mut().filter_map(|leader| leader.seen.as_mut()) {
             seen[usize::from(place)] = Seen { since: self.now, witnessed };

@@ -91,7 +91,7 @@ impl Bookings {
     }
 
     /// How soon payment is asked, if it is. Under high load what can wait waits (ADR-007 §5): payment is asked later, by
-    /// whoever finds the time.
+    /// the worker that comes to it.
     pub(super) fn asks_within(&self, degraded: bool) -> Option<Duration> {
         self.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN })
     }

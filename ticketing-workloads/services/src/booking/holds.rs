@@ -1,5 +1,5 @@
 //! The SQL of reservations: seats that are kept for somebody for a while (`Held`), until they are bought, given back, or
-//! the time is over. Whoever buys at the last moment and expiry meet at the row of the booking: only one of them has it.
+//! the time is over. A buyer at the last moment and the expiry meet at the row of the booking: only one of them has it.
 
 use super::seats::{self, Booked};
 use crate::database::{Connection, DatabaseError};
@@ -20,7 +20,7 @@ const BUY: &str = "
     )
     SELECT status, amount_cents FROM bought";
 
-/// Waits for whoever is changing it: it must not be told as over while it is being bought.
+/// Waits for the transaction that is changing it: it must not be told as over while it is being bought.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
            CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents

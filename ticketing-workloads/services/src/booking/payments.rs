@@ -1,6 +1,6 @@
 //! Paying for bookings: at once, or later when payment is away or does not know.
 //!
-//! A booking is written down before payment is asked, with its own id as the idempotency key. So whoever dies when, the
+//! A booking is written down before payment is asked, with its own id as the idempotency key. So whichever process dies, and when, the
 //! next one asks with the same key, and nobody pays twice.
 
 use super::seats::{self, Due};

@@ -28,7 +28,7 @@ const LOOK: &str = "
     LEFT JOIN bookings b ON b.idempotency_key = $2";
 
 /// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
-/// whoever asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
+/// the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
 const TAKE: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
@@ -58,7 +58,7 @@ const DUE: &str = "
                  ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
     RETURNING id, amount_cents, settle_tries";
 
-/// Asks payment again soon, not only when the claim of whoever asked it is over.
+/// Asks payment again soon, not only when the claim of the process that asked it is over.
 const SETTLE_SOON: &str = "
     UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
     WHERE id = $1 AND status = 'PaymentPending'";

@@ -153,7 +153,7 @@ impl Payments {
                     return Ok(Outcome::Succeeded { provider, charge, used_fallback: index > 0 });
                 }
                 Next::LookUp(index, age, asks) => {
-                    // Whoever asked may have died, or had no answer.
+                    // The caller may have died, or had no answer.
                     // The age is that of the first attempt; the last one may have left as late as this.
                     let absent_is_never = age >= self.absent_after + self.providers[index].request_timeout();
                     (index, asks, self.look_up(&self.bounded(index, until), order, absent_is_never).await)
@@ -225,7 +225,7 @@ impl Payments {
         Outcome::AllFailed { reasons: named.filter_map(|(one, why)| Some((one.name().to_owned(), why?))).collect() }
     }
 
-    /// Whether money may be asked for at all. The same order gets the same answer, whoever asks.
+    /// Whether money may be asked for at all. The same order gets the same answer, whichever process asks.
     fn may_charge(&self, order: &Order) -> bool {
         let attributes = [("currency", Attribute::Text(&order.currency))];
         let context = Context::new(&attributes).with_key(&order.key);

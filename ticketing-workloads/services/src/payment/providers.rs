@@ -129,8 +129,8 @@ impl Client {
     }
 
     /// Asks once, past the circuit: what has been charged can be known while no more charges are wanted. It has the time of
-    /// an attempt whoever waits: it is what settles a payment of which the caller has given up. `read` finds the charges
-    /// in an answer.
+    /// an attempt, even if nobody waits for it: it is what settles a payment of which the caller has given up. `read` finds
+    /// the charges in an answer.
     async fn find(
         &self,
         call: HttpCall,

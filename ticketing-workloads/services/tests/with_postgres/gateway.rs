@@ -71,7 +71,7 @@ async fn events_come_from_the_catalog_then_from_memory_then_from_nowhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_policy_the_minimal_answer_is_the_adrs() {
     let gateway = App::gateway(nobody().await, nobody().await).await;
-    // The ADR waits 2, 4 and 8 s between its attempts; whoever asks waits only for one.
+    // The ADR waits 2, 4 and 8 s between its attempts; the caller waits only for one.
     let request = gateway.client.get(format!("http://{}/api/events", gateway.address)).header("x-deadline-ms", "900");
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 503);

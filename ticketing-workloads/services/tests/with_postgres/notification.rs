@@ -206,7 +206,7 @@ async fn a_kill_makes_one_duplicate_at_most() {
         eventually("it sends", async || (mails.all().await.len() > before).then_some(())).await;
         tokio::time::sleep(Duration::from_millis(60 * kill as u64)).await;
         process.kill().await.unwrap();
-        // Whoever comes next need not wait for the claim of the dead to run out.
+        // The next worker need not wait for the claim of the dead one to run out.
         let free = "UPDATE outbox SET claimed_until = now() - interval '1 second' WHERE done_at IS NULL";
         postgres.connect().await.execute(free, &[]).await.unwrap();
     }
