@@ -7,6 +7,8 @@
 use super::observation::{Observation, ObservationLayer};
 use crds::ResiliencePolicy;
 use futures::StreamExt;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
@@ -18,10 +20,13 @@ use kube::{
     runtime::watcher,
 };
 use std::time::Duration;
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Layer, ServiceBuilder, util::BoxCloneService};
 
 /// Longest time of a call to the API server.
 pub const API_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest time for a connection to the API server to come about.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The clients.
 #[derive(Clone)]
@@ -42,15 +47,10 @@ impl Clients {
     /// Clients as `config` says; nothing is connected yet.
     pub fn new(config: &Config) -> kube::Result<Self> {
         let observation = Observation::default();
-        let mut acting = config.clone();
-        acting.default_retry = false;
-        acting.connect_timeout = Some(Duration::from_secs(5));
-        acting.read_timeout = Some(API_DEADLINE);
-        acting.write_timeout = Some(API_DEADLINE);
         Ok(Self {
             watch: watching(config, &observation)?,
-            act: Client::try_from(acting.clone())?,
-            lease: Client::try_from(acting)?,
+            act: acting(config)?,
+            lease: acting(config)?,
             observation,
             streams_lists: false,
         })
@@ -85,28 +85,46 @@ impl Clients {
     }
 }
 
-/// A client for watches, whose TCP keep-alive ends a connection that died silently after 25 s.
+/// A client for watches.
 fn watching(config: &Config, observation: &Observation) -> kube::Result<Client> {
     let layer = ObservationLayer::new(observation.clone());
     if config.proxy_url.is_some() {
         return Ok(ClientBuilder::try_from(config.clone())?.with_layer(&layer).build());
     }
+    Ok(Client::new(layer.layer(transport(config)?), config.default_namespace.clone()))
+}
+
+/// A client for everything else.
+fn acting(config: &Config) -> kube::Result<Client> {
+    if config.proxy_url.is_some() {
+        let mut config = config.clone();
+        config.default_retry = false;
+        config.connect_timeout = Some(CONNECT_DEADLINE);
+        config.read_timeout = Some(API_DEADLINE);
+        config.write_timeout = Some(API_DEADLINE);
+        return Client::try_from(config);
+    }
+    Ok(Client::new(transport(config)?, config.default_namespace.clone()))
+}
+
+/// Straight connections to the API server. Small writes leave at once: a request that waits until the last one was
+/// acknowledged waits for up to 40 ms. TCP keep-alive ends a connection that died silently after 25 s.
+fn transport(config: &Config) -> kube::Result<BoxCloneService<Request<Body>, Response<Incoming>, BoxError>> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
-    connector.set_connect_timeout(Some(Duration::from_secs(5)));
+    connector.set_connect_timeout(Some(CONNECT_DEADLINE));
     connector.set_nodelay(true);
     connector.set_keepalive(Some(Duration::from_secs(10)));
     connector.set_keepalive_interval(Some(Duration::from_secs(5)));
     connector.set_keepalive_retries(Some(3));
     let connector = config.rustls_https_connector_with_connector(connector)?;
     let service = ServiceBuilder::new()
-        .layer(layer)
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
-    Ok(Client::new(service, config.default_namespace.clone()))
+    Ok(BoxCloneService::new(service))
 }
 
 /// Why a call to the API server failed.

@@ -31,7 +31,9 @@ struct Inner<K> {
 struct State<K> {
     entries: HashMap<K, Entry>,
     ready: VecDeque<K>,
-    timers: BinaryHeap<Reverse<(Instant, K)>>,
+    /// By moment, and by the order in which they were set.
+    timers: BinaryHeap<Reverse<(Instant, u64, K)>>,
+    timers_set: u64,
     /// Failures in a row, and when the last one was.
     failures: HashMap<K, (u32, Instant)>,
     running: usize,
@@ -54,6 +56,7 @@ impl<K> Default for Queue<K> {
             entries: HashMap::new(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
+            timers_set: 0,
             failures: HashMap::new(),
             running: 0,
             progress: Instant::now(),
@@ -68,25 +71,33 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
+        self.timers.peek().map(|Reverse((at, ..))| *at)
     }
 
-    fn add(&mut self, key: K, at: Instant, now: Instant) {
+    /// Adds a key. The value says whether there is something to do sooner than before: nobody else need be woken.
+    fn add(&mut self, key: K, at: Instant, now: Instant) -> bool {
         let at = self.failures.get(&key).map_or(at, |(_, last)| at.max(*last + LEAST_BACK_OFF));
         if !self.has_work(now) {
             self.progress = now;
         }
         match self.entries.get_mut(&key) {
-            Some(Entry::Ready) => {}
-            Some(Entry::Running(again)) => *again = Some(again.map_or(at, |again| again.min(at))),
-            Some(Entry::Waiting(before)) if *before <= at => {}
+            Some(Entry::Ready) => false,
+            Some(Entry::Running(again)) => {
+                *again = Some(again.map_or(at, |again| again.min(at)));
+                false
+            }
+            Some(Entry::Waiting(before)) if *before <= at => false,
             _ if at <= now => {
                 self.entries.insert(key.clone(), Entry::Ready);
                 self.ready.push_back(key);
+                true
             }
             _ => {
+                let first = self.next_timer().is_none_or(|first| at < first);
                 self.entries.insert(key.clone(), Entry::Waiting(at));
-                self.timers.push(Reverse((at, key)));
+                self.timers_set += 1;
+                self.timers.push(Reverse((at, self.timers_set, key)));
+                first
             }
         }
     }
@@ -94,7 +105,7 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
     /// Moves what is due to where it is taken from.
     fn ring(&mut self, now: Instant) {
         while self.next_timer().is_some_and(|at| at <= now) {
-            let Some(Reverse((at, key))) = self.timers.pop() else { return };
+            let Some(Reverse((at, _, key))) = self.timers.pop() else { return };
             if matches!(self.entries.get(&key), Some(Entry::Waiting(meant)) if *meant == at) {
                 self.entries.insert(key.clone(), Entry::Ready);
                 self.ready.push_back(key);
@@ -111,15 +122,17 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
     /// Asks for a reconcile now.
     pub fn enqueue(&self, key: K) {
         let now = Instant::now();
-        self.lock().add(key, now, now);
-        self.0.changed.notify_one();
+        if self.lock().add(key, now, now) {
+            self.0.changed.notify_one();
+        }
     }
 
     /// Asks for a reconcile after a while; one that is due earlier stands for it.
     pub fn enqueue_after(&self, key: K, after: Duration) {
         let now = Instant::now();
-        self.lock().add(key, now + after, now);
-        self.0.changed.notify_one();
+        if self.lock().add(key, now + after, now) {
+            self.0.changed.notify_one();
+        }
     }
 
     /// Waits for the next key. The caller reports its end with [`Queue::done`].
@@ -153,11 +166,12 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
             Some(Entry::Running(asked)) => asked,
             _ => None,
         };
-        if let Some(at) = again.map(|after| now + after).into_iter().chain(asked).min() {
-            state.add(key.clone(), at, now);
-        }
+        let at = again.map(|after| now + after).into_iter().chain(asked).min();
+        let sooner = at.is_some_and(|at| state.add(key.clone(), at, now));
         drop(state);
-        self.0.changed.notify_one();
+        if sooner {
+            self.0.changed.notify_one();
+        }
     }
 
     /// The wait after one more failure in a row: 1 s doubled up to 60 s.

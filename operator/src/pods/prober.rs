@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 const MAX_BACK_OFF: Duration = Duration::from_secs(15);
 /// Wait for the token of a workload that was seen a moment ago.
 const UNTIL_TOKEN: Duration = Duration::from_millis(500);
+/// Pods that are due within this time are asked together: then the process is woken once for all of them.
+const BEAT: Duration = Duration::from_millis(10);
 /// Questions in a row without an answer after which the waits grow.
 const PATIENT_MISSES: u32 = 3;
 
@@ -37,7 +39,8 @@ pub struct ProbeKey {
 
 /// Asks until `shutdown`.
 pub async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
-    let mut tidied = Instant::now();
+    let started = Instant::now();
+    let mut tidied = started;
     while let Some(key) = shutdown.run_until_cancelled(ctx.probes.next()).await {
         if tidied.elapsed() > Duration::from_secs(30) {
             ctx.shared.pods.close_unused();
@@ -46,9 +49,17 @@ pub async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
         let ctx = Arc::clone(&ctx);
         tokio::spawn(async move {
             let again = probe(&ctx, &key).await;
-            ctx.probes.done(&key, again);
+            ctx.probes.done(&key, again.map(|wait| on_beat(started.elapsed(), wait)));
         });
     }
+}
+
+/// The wait that ends with the first beat after `wait`, when so much time has passed since the first one.
+fn on_beat(passed: Duration, wait: Duration) -> Duration {
+    let due = (passed + wait).as_millis();
+    let beats = due.div_ceil(BEAT.as_millis());
+    let due = BEAT.saturating_mul(u32::try_from(beats).unwrap_or(u32::MAX));
+    due.saturating_sub(passed).max(wait)
 }
 
 /// The moment within the interval at which a pod is asked for the first time.
@@ -120,21 +131,20 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
         let _slot = ctx.shared.pod_calls.slot(&key.workload, Class::Probe, suspect).await;
         (Instant::now(), ctx.shared.pods.health(&mut access).await)
     };
-    ctx.fleet.learn_auth(&key.workload, &key.uid, access.auth.clone());
-    let result = result.and_then(|report| {
-        // Published by now, not when it was asked: a push may have crossed the question.
-        let newest = ctx.fleet.read(&key.workload, |workload| Some(workload.published.as_ref()?.revision)).flatten();
-        report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
-        Ok(report)
-    });
-    let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
-    ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "health", result: label }).inc();
-    let speaks = result.as_ref().ok().map(|report| report.applied.contract_version);
-    let unauthorized = result.as_ref().err() == Some(&PodError::Unauthorized);
     let now = now_in_milliseconds();
-    let (news, behind, wait) = {
+    let (label, speaks, unauthorized, news, behind, wait) = {
         let mut fleet = ctx.fleet.lock();
         let workload = fleet.get_mut(&*key.workload)?;
+        workload.learn_auth(&key.uid, &access.auth);
+        let result = result.and_then(|report| {
+            // Published by now, not when it was asked: a push may have crossed the question.
+            let newest = workload.published.as_ref().map(|published| published.revision);
+            report_validation::report(&report, &endpoint.pod, newest).map_err(PodError::InvalidResponse)?;
+            Ok(report)
+        });
+        let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
+        let speaks = result.as_ref().ok().map(|report| report.applied.contract_version);
+        let unauthorized = result.as_ref().err() == Some(&PodError::Unauthorized);
         let answered = result.is_ok();
         let news = match result {
             Ok(report) => workload.take(&key.uid, &report, asked, now),
@@ -146,8 +156,10 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
         // While a new leader listens there is nothing to say yet; the last pod that speaks ends that.
         let news = news && workload.listening_for(Instant::now()).is_none();
         // A pod that does not answer has nothing pushed to it until it does: it would not take it either.
-        (news, answered && published.is_some() && published != runs, wait(&key.uid, every, pod.misses))
+        let behind = answered && published.is_some() && published != runs;
+        (label, speaks, unauthorized, news, behind, wait(&key.uid, every, pod.misses))
     };
+    ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "health", result: label }).inc();
     if unauthorized {
         refresh_token(ctx, &key.workload, &key.uid, &workload_uid, &endpoint).await;
     }
@@ -182,6 +194,21 @@ mod tests {
         assert!(waits.iter().all(|wait| *wait <= 18.0) && *waits.last().unwrap() >= 12.0, "{waits:?}");
         assert_eq!(wait("u", Duration::from_secs(60), 2), Duration::from_secs(60));
         assert!(wait("u", Duration::from_secs(60), 20).as_secs() >= 48, "never more often than its interval");
+    }
+
+    #[rstest::rstest]
+    #[case::on_time(100, 5_000, 5_000)]
+    #[case::up_to_the_next_beat(101, 5_000, 5_009)]
+    #[case::just_before_it(109, 5_000, 5_001)]
+    #[case::at_once(100, 0, 0)]
+    fn pods_that_are_due_at_about_the_same_time_are_asked_together(
+        #[case] passed: u64,
+        #[case] wait: u64,
+        #[case] expected: u64,
+    ) {
+        let ms = Duration::from_millis;
+        assert_eq!(on_beat(ms(passed), ms(wait)), ms(expected));
+        assert_eq!(on_beat(ms(u64::MAX), ms(wait)), ms(wait), "never sooner");
     }
 
     #[test]

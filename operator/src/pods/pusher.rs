@@ -104,7 +104,7 @@ async fn push(ctx: &Arc<Context>, id: &WorkloadId, uid: &Uid, endpoint: &Endpoin
         }
         ctx.shared.pods.push(&mut access, published.bytes.clone(), published.content).await
     };
-    ctx.fleet.learn_auth(id, uid, access.auth);
+    ctx.fleet.learn_auth(id, uid, &access.auth);
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: label }).inc();
     let unauthorized = result == Err(PodError::Unauthorized);

@@ -175,8 +175,10 @@ impl FleetState {
     }
 
     /// Notes how a pod wants requests to be authenticated, if it is still known.
-    pub fn learn_auth(&self, id: &WorkloadId, uid: &str, auth: AdminAuth) {
-        self.with_pod(id, uid, |pod| pod.auth = auth);
+    pub fn learn_auth(&self, id: &WorkloadId, uid: &str, auth: &AdminAuth) {
+        if let Some(workload) = self.lock().get_mut(id) {
+            workload.learn_auth(uid, auth);
+        }
     }
 
     /// Changes what is noted of one pod beside its reports, if it is known.
@@ -235,6 +237,13 @@ impl WorkloadState {
     /// A pod.
     pub fn pod(&self, uid: &str) -> Option<&PodState> {
         self.pods.get(uid).map(|pod| &**pod)
+    }
+
+    /// Notes how a pod wants requests to be authenticated, if it is known.
+    pub fn learn_auth(&mut self, uid: &str, auth: &AdminAuth) {
+        if let Some(pod) = self.pods.get_mut(uid).filter(|pod| pod.auth != *auth) {
+            pod.auth = auth.clone();
+        }
     }
 
     /// The pods that are known, to note something of them beside what they report.

@@ -138,7 +138,7 @@ async fn reset_connections(
         let _slot = ctx.shared.pod_calls.slot(&id, Class::Action, false).await;
         ctx.shared.pods.execute(&mut access, &request).await
     };
-    ctx.fleet.learn_auth(&id, &pod.uid, access.auth);
+    ctx.fleet.learn_auth(&id, &pod.uid, &access.auth);
     let label = answer.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "action", result: label }).inc();
     let answer = answer.map_err(|error| error.to_string())?;
