@@ -111,6 +111,7 @@ fn the_page_states_what_holds() {
         ("healthChecks[].memory.max, maxPercentOfLimit", "1Gi, 80 when neither is set"),
         ("recovery.ladders[].steps", "–"),
         ("recovery.ladders[].steps[].cronJobRef", "none; RunCleanupJob needs it, and no other step takes it"),
+        ("degradation.flagOverrides", "none"),
         ("degradation", "as the workload has it built in (booking: as when set), else never"),
     ] {
         known.insert(path.to_owned(), value.to_owned());

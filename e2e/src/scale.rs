@@ -120,7 +120,7 @@ impl Options {
                 failures: 20,
                 rest: Duration::from_secs(8),
                 events: 1_000,
-                flips: 50,
+                flips: 40,
                 window: Duration::from_secs(10),
             }
         } else {
@@ -128,8 +128,8 @@ impl Options {
                 changes: 200,
                 failures: 200,
                 rest: Duration::from_secs(30),
-                events: 10_000,
-                flips: 500,
+                events: 20_000,
+                flips: 1_000,
                 window: Duration::from_secs(30),
             }
         }

@@ -134,11 +134,16 @@ impl Context {
 
     /// Looks at every policy and flag set that names a workload.
     pub fn enqueue_status(&self, id: &WorkloadId) {
+        self.enqueue_status_after(id, Duration::ZERO);
+    }
+
+    /// Looks at every policy and flag set that names a workload after a while.
+    pub fn enqueue_status_after(&self, id: &WorkloadId, after: Duration) {
         for key in self.index.policy_keys_of(id) {
-            self.policies.enqueue(key);
+            self.policies.enqueue_after(key, after);
         }
         for key in self.index.flag_set_keys_of(id) {
-            self.flag_sets.enqueue(key);
+            self.flag_sets.enqueue_after(key, after);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Display;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -44,6 +45,8 @@ const EVENTS_PER_SECOND: u32 = 500;
 const READY_PER_SECOND: u32 = 100;
 /// Workloads whose pods the events are about: the same at every size, so that only the size of the cluster differs.
 const EVENT_WORKLOADS: usize = 100;
+/// In how many parts the events come, each beside as many other writes: so what drifts meanwhile counts on both sides.
+const EVENT_ROUNDS: usize = 4;
 /// Single writes whose time is taken.
 const SINGLE_WRITES: usize = 200;
 
@@ -447,7 +450,7 @@ impl<'a> Measure<'a> {
         // One pod of every workload, then another one of every workload.
         let pod = |number: usize| number % workloads * each + number / workloads % each;
 
-        let (count, flips) = (self.effort.events, self.effort.flips);
+        let (count, flips) = (self.effort.events, self.effort.flips / EVENT_ROUNDS);
         let plain = self
             .cost(count, EVENTS_PER_SECOND, async |api, fleet, number| {
                 let status = json!({ "status": { "message": format!("event {number}") } });
@@ -455,9 +458,9 @@ impl<'a> Measure<'a> {
             })
             .await?;
         let ready = self
-            .cost(2 * flips, READY_PER_SECOND, async |api, fleet, number| {
-                // First all turn not ready, as when a node is gone, and then ready again.
-                let ready = if number < flips { "False" } else { "True" };
+            .cost(2 * flips * EVENT_ROUNDS, READY_PER_SECOND, async |api, fleet, number| {
+                // In each part all turn not ready, as when a node is gone, and then ready again.
+                let ready = if number / flips % 2 == 0 { "False" } else { "True" };
                 let status = json!({ "status": { "conditions": [{ "type": "Ready", "status": ready }] } });
                 api.merge(&format!("{}/status", fleet.pod_path(pod(number % flips))), &status).await
             })
@@ -471,18 +474,23 @@ impl<'a> Measure<'a> {
     where
         F: AsyncFn(&ApiClient, &Fleet, usize) -> kube::Result<super::api::Object>,
     {
-        let (window, without) =
-            self.cpu_during(count, per_second, async |api, _, number| write_unwatched(api, number).await).await?;
-        let cores = without.as_secs_f64() / window.as_secs_f64();
-        let (window, with) = self.cpu_during(count, per_second, write).await?;
-        let beyond = (with.as_secs_f64() - cores * window.as_secs_f64()).max(0.0);
-        let events = u32::try_from(count).unwrap_or(u32::MAX).max(1);
-        Ok(PerEvent { events, micros: beyond * 1e6 / f64::from(events) })
+        let each = count / EVENT_ROUNDS;
+        let mut beyond = 0.0;
+        for round in 0..EVENT_ROUNDS {
+            let numbers = round * each..(round + 1) * each;
+            let unwatched = async |api: &ApiClient, _: &Fleet, number| write_unwatched(api, number).await;
+            let (window, without) = self.cpu_during(numbers.clone(), per_second, unwatched).await?;
+            let cores = without.as_secs_f64() / window.as_secs_f64();
+            let (window, with) = self.cpu_during(numbers, per_second, &write).await?;
+            beyond += with.as_secs_f64() - cores * window.as_secs_f64();
+        }
+        let events = u32::try_from(each * EVENT_ROUNDS).unwrap_or(u32::MAX).max(1);
+        Ok(PerEvent { events, micros: beyond.max(0.0) * 1e6 / f64::from(events) })
     }
 
     async fn cpu_during<F>(
         &mut self,
-        count: usize,
+        numbers: Range<usize>,
         per_second: u32,
         write: F,
     ) -> Result<(Duration, Duration), ScaleError>
@@ -491,7 +499,8 @@ impl<'a> Measure<'a> {
     {
         let (api, fleet, write) = (&self.api, &self.fleet, &write);
         let meter = self.meter();
-        at_rate(count, per_second, |number| async move { write(api, fleet, number).await }).await?;
+        let first = numbers.start;
+        at_rate(numbers.len(), per_second, |number| async move { write(api, fleet, first + number).await }).await?;
         self.quiet().await?;
         let (window, cpu, _) = self.used(&meter);
         Ok((window, cpu))

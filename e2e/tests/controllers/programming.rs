@@ -3,14 +3,16 @@
 use crate::support::{
     World,
     audit::operator_writes,
-    eventually,
+    eventually, flag_set,
     manifests::policy_with_request,
     policy, says,
     world::{condition, policy_conditions, request_ms},
 };
+use contract::{DependencyPolicy, TimeoutPolicy};
 use crds::ResiliencePolicy;
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,4 +178,75 @@ async fn a_pod_that_starts_later_is_brought_up_to_date() {
         if programmed.as_deref() == Some("1/1") { Ok(()) } else { Err(format!("{programmed:?}")) }
     })
     .await;
+}
+
+/// A policy of which the dependency has these members beside its name.
+fn policy_of(dependency: &Value) -> Value {
+    let mut manifest = policy("booking", "booking");
+    manifest["spec"]["dependencies"] = json!([dependency]);
+    manifest["spec"]["dependencies"][0]["name"] = json!("database");
+    manifest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_says_only_what_it_says_and_a_contradiction_is_told_with_values_that_work() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    world.apply(&policy_of(&json!({ "timeout": { "request": "5s" } }))).await;
+    let programmed = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    assert_eq!(condition(&programmed, "Accepted").message, "valid", "nothing is missing and nothing is too long");
+    let said =
+        workload.pods[0].script().running.clone().unwrap().policy.settings.dependency_policies["database"].clone();
+    let timeout = TimeoutPolicy { request_ms: Some(5_000), ..TimeoutPolicy::default() };
+    assert_eq!(said, DependencyPolicy { timeout, ..DependencyPolicy::default() }, "the rest is the workload's own");
+
+    // What contradicts itself is refused at once, what only does not fit well is told.
+    let retries = |wait: &str| json!({ "numRetries": 3, "backOff": { "baseInterval": wait } });
+    let contradiction = json!({ "timeout": { "request": "5s" }, "retry": retries("2s") });
+    let refused = world.try_apply(&policy_of(&contradiction)).await.unwrap_err().to_string();
+    let tight = json!({ "timeout": { "request": "5s", "perTry": "1s" }, "retry": retries("400ms") });
+    world.apply(&policy_of(&tight)).await;
+    let told = world
+        .until_policy("booking", "the tries that do not fit are told", |policy| {
+            policy_conditions(policy).iter().any(|one| one.type_ == "Accepted" && one.message.contains("warning"))
+        })
+        .await;
+    let warning = condition(&told, "Accepted").message.clone();
+    for (message, parts) in [
+        (refused, ["3 retries wait at least 6000ms together", "timeout.request is 5s", "a request longer than 6000ms"]),
+        (warning, ["4 tries of 1s and waits of", "together, longer than request (5s)", "what fits: perTry"]),
+    ] {
+        for part in parts {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+    assert!(says(policy_conditions(&told), "Accepted", "True", "Accepted"), "it is in force all the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flag_that_degradation_sets_in_vain_is_told() {
+    let world = World::new().await;
+    let _workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let mut manifest = policy("booking", "booking");
+    manifest["spec"]["degradation"] = json!({
+        "enter": { "loadPercent": 80 }, "flagOverrides": [{ "key": "EnablePDF", "variant": "off" }],
+    });
+    world.apply(&manifest).await;
+    let says = async |wanted: &str| {
+        world
+            .until_policy("booking", wanted, |policy| {
+                let mut conditions = policy_conditions(policy).iter();
+                conditions.any(|one| one.type_ == "Accepted" && one.message.contains(wanted))
+            })
+            .await
+    };
+    says("no flag set defines EnablePDF for the workload").await;
+    world.apply(&flag_set("flags", "booking")).await;
+    says("did you mean EnablePdf?").await;
+    manifest["spec"]["degradation"]["flagOverrides"][0]["key"] = json!("EnablePdf");
+    world.apply(&manifest).await;
+    let told = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    assert!(!condition(&told, "Accepted").message.contains("flagOverrides"), "it is defined");
 }

@@ -7,6 +7,7 @@ use contract::{
     BuiltIns, DependencyPolicy, DependencySettings, FallbackPolicy, FallbackSettings, ManualState, PolicySettings,
     RetrySettings, TripRule, duration::spell, resolution::resolve,
 };
+use std::collections::BTreeMap;
 
 /// Two values of one dependency that exclude each other, whatever the workload has built in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,23 @@ pub fn warnings(policy: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<St
         warnings.extend(unused.map(|name| format!("bulkhead {name}: no dependency passes through it")));
     }
     warnings
+}
+
+/// Sentences about flags that degradation sets and that come to nothing. `defined` are the flags of the workload, each with
+/// its variants.
+pub fn override_warnings(overrides: &BTreeMap<String, String>, defined: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let about = |(flag, variant): (&String, &String)| match defined.get(flag) {
+        None => {
+            let hint = nearest(flag, defined.keys());
+            Some(format!("degradation.flagOverrides: no flag set defines {flag} for the workload{hint}"))
+        }
+        Some(variants) if variants.contains(variant) => None,
+        Some(variants) => Some(format!(
+            "degradation.flagOverrides: the flag {flag} has no variant {variant}; it has {}",
+            variants.join(", ")
+        )),
+    };
+    overrides.iter().filter_map(about).collect()
 }
 
 /// Whether the policy itself says how long all tries of a call may take.

@@ -133,3 +133,14 @@ fn a_bulkhead_that_nothing_passes_through_is_told() {
 fn letters_between_two_names(#[case] one: &str, #[case] other: &str, #[case] expected: usize) {
     assert_eq!(distance(one, other), expected);
 }
+
+#[rstest::rstest]
+#[case::all_there(&[("EnablePdf", "off")], &[])]
+#[case::misspelt(&[("EnablePDF", "off")], &["degradation.flagOverrides: no flag set defines EnablePDF for the workload; did you mean EnablePdf?"])]
+#[case::unknown(&[("Seats", "off")], &["degradation.flagOverrides: no flag set defines Seats for the workload"])]
+#[case::no_such_variant(&[("EnablePdf", "false")], &["degradation.flagOverrides: the flag EnablePdf has no variant false; it has off, on"])]
+fn flags_that_degradation_sets_in_vain_are_told(#[case] overrides: &[(&str, &str)], #[case] expected: &[&str]) {
+    let overrides = overrides.iter().map(|(flag, variant)| ((*flag).to_owned(), (*variant).to_owned())).collect();
+    let defined = [("EnablePdf".to_owned(), vec!["off".to_owned(), "on".to_owned()])].into();
+    assert_eq!(override_warnings(&overrides, &defined), expected);
+}

@@ -462,12 +462,7 @@ impl ReplicaSetFacts {
 /// The workload that controls an object, if one does.
 fn owning_workload(namespace: &str, owners: &[OwnerReference]) -> Option<(WorkloadId, Uid)> {
     let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
-    let kind = match owner.kind.as_str() {
-        "Deployment" => WorkloadKind::Deployment,
-        "StatefulSet" => WorkloadKind::StatefulSet,
-        _ => return None,
-    };
-    let id = WorkloadId::new(namespace, kind, owner.name.as_str());
+    let id = WorkloadId::new(namespace, owner.kind.parse().ok()?, owner.name.as_str());
     Some((id, owner.uid.as_str().into()))
 }
 

@@ -59,6 +59,14 @@ impl Filling {
         last
     }
 
+    /// The list of a kind has begun to come: nothing keeps it any more.
+    pub fn listing(&self, kind: &str) {
+        if let Some(obstacle) = self.lock().missing.get_mut(kind) {
+            *obstacle = Obstacle::default();
+        }
+        self.0.1.notify_waiters();
+    }
+
     /// The watch of a kind failed. `answered`: the API server answered, and this is what it said.
     pub fn failed(&self, kind: &str, why: &str, answered: bool) {
         if let Some(obstacle) = self.lock().missing.get_mut(kind) {
@@ -112,7 +120,9 @@ mod tests {
 
     fn expecting(kinds: &[&str]) -> Filling {
         let filling = Filling::default();
-        kinds.iter().for_each(|kind| filling.expect(kind));
+        for kind in kinds {
+            filling.expect(kind);
+        }
         filling
     }
 
@@ -143,6 +153,21 @@ mod tests {
         let refusal = waiting.await.unwrap().unwrap_err();
         assert_eq!(begin.elapsed(), PATIENCE);
         assert!(refusal.to_string().starts_with("pods cannot be watched: pods is forbidden; check"), "{refusal}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_comes_slowly_is_waited_for() {
+        let filling = expecting(&["pods"]);
+        let waiting = tokio::spawn({
+            let filling = filling.clone();
+            async move { filling.done().await }
+        });
+        filling.failed("pods", "too many requests", true);
+        tokio::time::sleep(PATIENCE / 2).await;
+        filling.listing("pods");
+        tokio::time::sleep(PATIENCE * 10).await;
+        assert!(filling.filled("pods"));
+        assert_eq!(waiting.await.unwrap(), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -128,7 +128,7 @@ pub fn start(
 }
 
 /// An object without what is large in it and says nothing to the operator.
-pub fn without_managed_fields<K: Resource>(mut object: K) -> K {
+fn without_managed_fields<K: Resource>(mut object: K) -> K {
     let meta = object.meta_mut();
     meta.managed_fields = None;
     // `kubectl apply` keeps a copy of the whole object here.
@@ -177,13 +177,18 @@ impl Keeper {
         let kind = T::plural(&()).into_owned();
         let (index, filling) = (Arc::clone(&self.index), self.filling.clone());
         filling.expect(&kind);
-        let mut known = Known { keys: HashMap::new(), round: 0, filled: false };
+        let mut known = Known { keys: HashMap::new(), round: 0, listing: false, filled: false };
         let news = move |event: watcher::Result<Event<T>>| match event {
             Ok(Event::Init) => {
                 known.round += 1;
+                known.listing = false;
                 None
             }
             Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                if !known.listing {
+                    known.listing = true;
+                    filling.listing(&kind);
+                }
                 if let Some(known_by) = key(&object) {
                     known.keys.insert(known_by, known.round);
                 }
@@ -222,6 +227,8 @@ impl Keeper {
 struct Known<K> {
     keys: HashMap<K, u32>,
     round: u32,
+    /// The first object of the list under way has come.
+    listing: bool,
     filled: bool,
 }
 

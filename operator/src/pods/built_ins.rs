@@ -27,6 +27,8 @@ pub struct Learned {
     asked: Option<String>,
     /// It has not answered: not to be asked again before.
     again_at: Option<Instant>,
+    /// It is being asked.
+    asking: bool,
 }
 
 impl Learned {
@@ -40,7 +42,7 @@ impl Learned {
 
     /// Whether a pod is being asked, and none has told before.
     pub fn is_asking(&self) -> bool {
-        self.built_ins.is_none() && self.again_at.is_some()
+        self.built_ins.is_none() && self.asking
     }
 
     /// Whether the pod `uid` is to be asked now; from then on it counts as asked.
@@ -52,21 +54,26 @@ impl Learned {
         };
         if wanted {
             self.asked = Some(uid.to_owned());
+            self.asking = true;
             // A question that is dropped half-way is asked again.
             self.again_at = Some(now + RETRY_AFTER);
         }
         wanted
     }
 
-    /// Takes what the pod `uid` told; `None`: that it cannot tell. Says whether anything changed.
-    fn settle(&mut self, uid: &str, told: Option<BuiltIns>) -> bool {
-        if self.asked.as_deref() != Some(uid) {
-            return false;
+    /// Takes what the pod `uid` told; `None`: that it cannot tell.
+    fn settle(&mut self, uid: &str, told: Option<BuiltIns>) {
+        if self.asked.as_deref() == Some(uid) {
+            (self.again_at, self.asking) = (None, false);
+            if self.built_ins.as_deref() != told.as_ref() {
+                self.built_ins = told.map(Arc::new);
+            }
         }
-        self.again_at = None;
-        let changed = self.built_ins.as_deref() != told.as_ref();
-        self.built_ins = told.map(Arc::new);
-        changed
+    }
+
+    /// The pod `uid` gave no answer; what is known stays.
+    fn give_up(&mut self, uid: &str) {
+        self.asking &= self.asked.as_deref() != Some(uid);
     }
 }
 
@@ -85,19 +92,21 @@ pub async fn learn(ctx: &Context, id: &WorkloadId, access: &mut Access<'_>, cont
     };
     let label = result.as_ref().map_or_else(PodError::label, |_| "ok");
     ctx.shared.metrics.pod_calls.get_or_create(&PodCallLabels { call: "effective", result: label }).inc();
-    let told = match result {
-        Ok(report) => Some(report.built_ins()),
-        // It may answer another time; until then what is known stays.
-        Err(PodError::Deadline(_) | PodError::Unreachable(_) | PodError::Unauthorized) => return,
-        Err(error) => {
-            debug!(workload = %id, pod = %access.to.pod, %error, "the pod does not tell what it has built in");
-            None
-        }
-    };
-    let changed = ctx.fleet.lock().get_mut(id).is_some_and(|workload| workload.learned.settle(uid, told));
-    if changed {
-        ctx.enqueue_status(id);
+    if let Err(error) = &result {
+        debug!(workload = %id, pod = %access.to.pod, %error, "the pod does not tell what it has built in");
     }
+    if let Some(workload) = ctx.fleet.lock().get_mut(id) {
+        match result {
+            Ok(report) => workload.learned.settle(uid, Some(report.built_ins())),
+            // It may answer another time.
+            Err(PodError::Deadline(_) | PodError::Unreachable(_) | PodError::Unauthorized) => {
+                workload.learned.give_up(uid);
+            }
+            Err(_) => workload.learned.settle(uid, None),
+        }
+    }
+    // Also when nothing is known now: a new leader has waited for it.
+    ctx.enqueue_status(id);
 }
 
 #[cfg(test)]
@@ -113,7 +122,9 @@ mod tests {
         let mut learned = Learned::default();
         assert!(learned.begin("a", Instant::now()));
         assert!(!learned.begin("b", Instant::now()), "a is being asked");
-        assert!(learned.settle("a", Some(built_ins("database"))));
+        assert!(learned.is_asking());
+        learned.settle("a", Some(built_ins("database")));
+        assert!(!learned.is_asking());
         tokio::time::advance(RETRY_AFTER * 10).await;
         assert!(!learned.begin("b", Instant::now()), "a has told");
         learned.keep(|uid| uid == "a");
@@ -121,7 +132,7 @@ mod tests {
         learned.keep(|uid| uid == "b");
         assert_eq!(learned.built_ins.as_deref(), Some(&built_ins("database")), "what is known stays meanwhile");
         assert!(learned.begin("b", Instant::now()));
-        assert!(!learned.settle("b", Some(built_ins("database"))), "the same again is no news");
+        assert!(!learned.is_asking(), "something is known meanwhile");
     }
 
     #[tokio::test(start_paused = true)]
@@ -131,8 +142,13 @@ mod tests {
         assert!(!learned.begin("a", Instant::now()));
         tokio::time::advance(RETRY_AFTER).await;
         assert!(learned.begin("b", Instant::now()));
-        assert!(!learned.settle("a", Some(built_ins("late"))), "b is asked by now");
-        assert!(!learned.settle("b", None), "it cannot tell, and nothing was known");
+        learned.settle("a", Some(built_ins("late")));
+        assert!(learned.is_asking() && learned.built_ins.is_none(), "b is asked by now");
+        learned.give_up("b");
+        assert!(!learned.is_asking() && !learned.begin("b", Instant::now()), "not at once");
+        tokio::time::advance(RETRY_AFTER).await;
+        assert!(learned.begin("b", Instant::now()));
+        learned.settle("b", None);
         tokio::time::advance(RETRY_AFTER).await;
         assert!(!learned.begin("b", Instant::now()), "and it will not learn to");
     }

@@ -154,7 +154,7 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
         let published = workload.published.as_ref().map(|published| &*published.content_hash);
         let runs = pod.applied.as_ref().map(|applied| applied.content_hash.as_str());
         // While a new leader listens there is nothing to say yet; the last pod that speaks ends that.
-        let news = news && workload.listening_for(Instant::now()).is_none();
+        let news = news.then(|| workload.listening_for(Instant::now()).unwrap_or_default());
         // A pod that does not answer has nothing pushed to it until it does: it would not take it either.
         let behind = answered && published.is_some() && published != runs;
         (label, speaks, unauthorized, news, behind, wait(&key.uid, every, pod.misses))
@@ -166,8 +166,8 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
     if let Some(speaks) = speaks.filter(|_| with_token) {
         built_ins::learn(ctx, &key.workload, &mut access, speaks).await;
     }
-    if news {
-        ctx.enqueue_status(&key.workload);
+    if let Some(wait) = news {
+        ctx.enqueue_status_after(&key.workload, wait);
     }
     if behind {
         ctx.enqueue_workload(&key.workload);

@@ -59,6 +59,8 @@ pub struct WorkloadState {
     pub learned: Learned,
     /// The policies that the published document was made from.
     pub policy_sources: Vec<Source>,
+    /// The flag sets that it was made from.
+    pub flag_sources: Vec<Source>,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
     /// Flag sets that do not fit into the document beside the others.

@@ -20,8 +20,7 @@ use crate::{
         clients::call,
         controller::{Next, Reconciler, SHORTEST_WAIT, UNTIL_SHOWN},
         events::Event,
-        meta::object_reference,
-        watches::without_managed_fields,
+        meta::{created_at, object_reference},
     },
     pods::prober::now_in_milliseconds,
     spec,
@@ -32,16 +31,27 @@ use crate::{
     telemetry::metrics::RecoveryLabels,
     workload,
 };
+use contract::PolicySettings;
 use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus, resilience_policy::Mode};
-use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
+use engine::{
+    policy_review,
+    recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record},
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::Instant;
 use tracing::warn;
 
+/// How soon to look again at a policy whose watch is silent.
+const WHILE_SILENT: Duration = Duration::from_secs(10);
 /// How soon to look again at an action that was executed: its first report may be there.
 const AFTER_ACTION: Duration = Duration::from_millis(200);
 /// How long a new leader may take to find out what is published before it says that nothing is.
@@ -69,16 +79,23 @@ impl Reconciler for PolicyReconciler {
         {
             return Ok(Next::AwaitChange);
         }
-        if ctx.status_writes.cache_is_stale(policy.meta()) {
-            if ctx.observer_stale().is_some() {
-                refresh(ctx, key).await?;
-            }
+        if !ctx.status_writes.cache_is_stale(policy.meta()) {
+            return reconcile_shown(&policy, ctx).await;
+        }
+        if ctx.observer_stale().is_none() {
             return Ok(Next::After(UNTIL_SHOWN));
         }
-        match &policy.0 {
-            Ok(readable) => reconcile(readable, ctx).await,
-            Err(unreadable) => reconcile_unreadable(policy.meta(), &unreadable.to_string(), ctx).await,
-        }
+        // The watch that would show the own write is silent itself, and there is that to say in the status.
+        let api: Api<Policy> = Api::namespaced(ctx.shared.clients.act.clone(), &key.namespace);
+        let asked = call(api.get_opt(&key.name)).await.map_err(ReconcileError::api("reading the policy"))?;
+        let Some(fresh) = asked else { return Ok(Next::After(WHILE_SILENT)) };
+        let next = reconcile_shown(&fresh, ctx).await;
+        // What it wrote now makes what the watch showed last no newer.
+        ctx.status_writes.supersede(policy.meta());
+        Ok(match next? {
+            Next::AwaitChange => Next::After(WHILE_SILENT),
+            after @ Next::After(_) => after,
+        })
     }
 
     async fn report_internal_error(&self, key: &ObjectKey, message: &str) {
@@ -86,6 +103,13 @@ impl Reconciler for PolicyReconciler {
         let old = policy.0.as_ref().ok().and_then(|policy| policy.status.as_ref());
         let old = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
         write_internal_error::<ResiliencePolicy>(&self.0, policy.meta(), old, message).await;
+    }
+}
+
+async fn reconcile_shown(policy: &Policy, ctx: &Context) -> Result<Next, ReconcileError> {
+    match &policy.0 {
+        Ok(readable) => reconcile(readable, ctx).await,
+        Err(unreadable) => reconcile_unreadable(policy.meta(), &unreadable.to_string(), ctx).await,
     }
 }
 
@@ -115,6 +139,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         Decision { history: history.clone(), ..Decision::default() }
     };
     let would_publish = would_publish(policy, ctx, &namespace, &held);
+    let override_warnings = override_warnings(ctx, settings.as_ref().ok(), &namespace, &held);
     let inputs = Inputs {
         policy,
         settings: &settings,
@@ -122,6 +147,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         targets: &targets,
         lost: &lost,
         impossible: &impossible,
+        override_warnings: &override_warnings,
         would_publish: &would_publish,
         operator_dry_run: ctx.shared.args.dry_run,
         now,
@@ -132,9 +158,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         .chain(is_published_within(ctx, policy, &held, now))
         .chain(ctx.status_writes.wait(policy.meta(), Instant::now()))
         .min();
+    let due = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
     if let Some(wait) = waits.filter(|_| !urgent) {
-        return Ok(Next::After(wait.max(SHORTEST_WAIT)));
+        return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
     let new = status::build(&inputs, &decision, &old);
     let mut meta = policy.metadata.clone();
@@ -159,8 +186,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if !decision.execute.is_empty() {
         return execute_pending(&inputs, ctx, &namespace, &decision, &meta, new).await;
     }
-    let wait = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(wait.map_or(Next::AwaitChange, |wait| Next::After(wait.max(SHORTEST_WAIT))))
+    Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))))
 }
 
 /// For how long, at most, some pods of its workloads are still listened for by a new leader. What they fail at is not known
@@ -170,15 +196,6 @@ fn listening_for(ctx: &Context, key: &ObjectKey, policy: &Policy) -> Option<Dura
     let fleet = ctx.fleet.lock();
     let now = Instant::now();
     targets.filter_map(|target| fleet.get(&target_id(&key.namespace, target))?.listening_for(now)).max()
-}
-
-/// Asks for a policy that the watch does not show as it is: the watch itself is silent, and there is that to say in its status.
-async fn refresh(ctx: &Context, key: &ObjectKey) -> Result<(), ReconcileError> {
-    let api: Api<Policy> = Api::namespaced(ctx.shared.clients.act.clone(), &key.namespace);
-    if let Some(policy) = call(api.get_opt(&key.name)).await.map_err(ReconcileError::api("reading the policy"))? {
-        ctx.enqueue(ctx.index.put_policy(without_managed_fields(policy)));
-    }
-    Ok(())
 }
 
 /// For how long, at most, an edit that was seen a moment ago is on its way to the pods: what there is to say of it changes
@@ -267,6 +284,37 @@ fn would_publish(
     let ids = policy.spec.target_refs.iter().map(|target| target_id(namespace, target));
     let held = ids.filter(|id| held.iter().any(|target| target.key == target_key(id)));
     held.filter_map(|id| Some((target_key(&id), workload::reconcile::preview(ctx, &id, policy)?))).collect()
+}
+
+/// What there is to say of the flags that a policy sets while pods are degraded; the same word of several targets once. Of a
+/// workload of which some flag set cannot be read it is not known which flags it has.
+fn override_warnings(
+    ctx: &Context,
+    settings: Option<&PolicySettings>,
+    namespace: &str,
+    held: &[&Target],
+) -> Vec<String> {
+    let overrides = settings.and_then(|settings| Some(&settings.degradation.as_ref()?.flag_overrides));
+    let Some(overrides) = overrides.filter(|overrides| !overrides.is_empty()) else { return Vec::new() };
+    let mut warnings = BTreeSet::new();
+    for target in held {
+        let id = target::workload_of(namespace, &target.key);
+        if workload::reconcile::has_unreadable_flag_set(ctx, &id) {
+            continue;
+        }
+        let sets = ctx.index.flag_sets_of(&id);
+        let mut sets: Vec<_> = sets.iter().filter_map(|set| set.0.as_ref().ok()).collect();
+        // The one that wins a flag comes last.
+        sets.sort_by_key(|set| (set.spec.priority, Reverse(created_at(*set)), Reverse(set.name_any())));
+        let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (flag, definition) in sets.iter().flat_map(|set| &set.spec.flag_spec.flags) {
+            let wanted = overrides.contains_key(flag);
+            let variants = wanted.then(|| definition.variants.keys().cloned().collect());
+            defined.insert(flag.clone(), variants.unwrap_or_default());
+        }
+        warnings.extend(policy_review::override_warnings(overrides, &defined));
+    }
+    warnings.into_iter().collect()
 }
 
 fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[Record], decision: &Decision) {

@@ -37,6 +37,8 @@ pub struct Inputs<'a> {
     pub lost: &'a BTreeMap<String, String>,
     /// What the status had of actions with times that cannot be: it is kept, and nothing is computed from it.
     pub impossible: &'a History,
+    /// What there is to say of the flags that it sets while pods are degraded.
+    pub override_warnings: &'a [String],
     /// In a dry run: the hash that each target would get.
     pub would_publish: &'a BTreeMap<String, String>,
     /// The operator itself runs dry.
@@ -152,7 +154,9 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
     let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
-    let warnings: Vec<_> = notes.into_iter().chain(warnings(settings, held)).chain(impossible(inputs)).collect();
+    let about_flags = inputs.override_warnings.iter().cloned();
+    let warnings: Vec<_> =
+        notes.into_iter().chain(warnings(settings, held)).chain(about_flags).chain(impossible(inputs)).collect();
     message.extend(warnings.iter().take(MAX_WARNINGS).map(|warning| format!("warning: {warning}")));
     if let Some(more) = warnings.len().checked_sub(MAX_WARNINGS).filter(|more| *more > 0) {
         message.push(format!("and {more} more warnings"));

@@ -89,6 +89,7 @@ impl World {
             targets: &self.targets,
             lost: &self.lost,
             impossible: &self.impossible,
+            override_warnings: &[],
             would_publish: &would_publish,
             operator_dry_run: self.operator_dry_run,
             now: at(1_000),

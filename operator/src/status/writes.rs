@@ -29,6 +29,14 @@ struct Write {
     at: Instant,
 }
 
+impl Write {
+    fn supersede(&mut self, version: String) {
+        self.superseded.retain(|known| *known != version);
+        self.superseded.truncate(MOST_SUPERSEDED - 1);
+        self.superseded.push_front(version);
+    }
+}
+
 impl StatusWrites {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Write>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,6 +47,15 @@ impl StatusWrites {
         let (all, version) = (self.lock(), meta.resource_version.as_deref());
         let write = all.get(meta.uid.as_deref().unwrap_or_default());
         write.is_some_and(|write| write.superseded.iter().any(|superseded| Some(superseded.as_str()) == version))
+    }
+
+    /// Notes that what the cache shows of an object is older than the own writes, however many there were since.
+    pub fn supersede(&self, cached: &ObjectMeta) {
+        let mut all = self.lock();
+        let write = all.get_mut(cached.uid.as_deref().unwrap_or_default());
+        if let (Some(write), Some(version)) = (write, cached.resource_version.clone()) {
+            write.supersede(version);
+        }
     }
 
     /// How long the next write of this status has to wait, if it does.
@@ -67,12 +84,12 @@ impl StatusWrites {
             });
         }
         let unreadable_generation = meta.generation.filter(|_| unreadable);
-        let mut superseded = all.remove(&uid).map(|write| write.superseded).unwrap_or_default();
-        superseded.truncate(MOST_SUPERSEDED - 1);
+        let superseded = all.remove(&uid).map(|write| write.superseded).unwrap_or_default();
+        let mut write = Write { superseded, unreadable_generation, at: now };
         if let Some(version) = meta.resource_version.clone() {
-            superseded.push_front(version);
+            write.supersede(version);
         }
-        all.insert(uid, Write { superseded, unreadable_generation, at: now });
+        all.insert(uid, write);
     }
 }
 
@@ -109,7 +126,9 @@ mod tests {
         assert!(writes.cache_is_stale(&meta("2", 1)) && !writes.cache_is_stale(&meta("3", 1)));
         for version in 3..50 {
             writes.note(&meta(&version.to_string(), 1), false, Instant::now());
+            writes.supersede(&meta("1", 1));
         }
+        assert!(writes.cache_is_stale(&meta("1", 1)), "it still shows that one");
         assert!(writes.lock()["u"].superseded.len() <= MOST_SUPERSEDED);
         assert!(!writes.told_unreadable(&meta("2", 1)));
         writes.note(&meta("2", 3), true, Instant::now());

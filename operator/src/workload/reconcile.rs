@@ -310,6 +310,14 @@ pub fn holder(ctx: &Context, id: &WorkloadId) -> Option<String> {
     winner(&claimants).map(str::to_owned)
 }
 
+/// Whether flags of a set that cannot be read any more are among those of a workload.
+pub fn has_unreadable_flag_set(ctx: &Context, id: &WorkloadId) -> bool {
+    let live = ctx.fleet.read(id, |workload| workload.flag_sources.clone()).unwrap_or_default();
+    let set =
+        |source: &Source| ctx.index.flag_set(&ObjectKey { namespace: id.namespace.clone(), name: source.name.clone() });
+    live.iter().filter_map(set).any(|guard| guard.0.is_err())
+}
+
 /// The policy that the workload runs by, and what it contributes.
 fn effective_policy(
     ctx: &Context,
@@ -444,6 +452,7 @@ fn adopt(ctx: &Context, id: &WorkloadId, adopted: &Adopted<'_>) {
         let had_problem = workload.problem.take().is_some() || workload.left_out != compiled.left_out;
         workload.left_out.clone_from(&compiled.left_out);
         workload.policy_sources.clone_from(&compiled.policy.sources);
+        workload.flag_sources.clone_from(&compiled.flags.sources);
         workload.config_map_version = Some(version.clone());
         let same = workload.published.as_ref().is_some_and(|old| old.revision == *revision);
         if !same {

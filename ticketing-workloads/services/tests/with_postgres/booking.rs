@@ -3,7 +3,7 @@
 use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
 use crate::support::eventually;
 use crate::support::postgres::Postgres;
-use contract::{CheckReport, CheckStatus, FlagsSettings};
+use contract::{CheckReport, CheckStatus, CircuitBreakerPolicy, DependencyPolicy, FlagsSettings, PolicySettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -142,6 +142,31 @@ async fn two_hundred_buyers_of_a_hundred_seats_in_two_pods_get_exactly_a_hundred
     assert_eq!(bought, 100);
     assert_eq!(seats(&postgres, &event).await, (0, 100));
     one.check("booking-consistency", "the books add up", |check| check.status == CheckStatus::Healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_names_only_the_circuit_breaker_leaves_the_retries_of_a_hot_event_alone() {
+    const BUYERS: usize = 40;
+    const ORDERS_EACH: usize = 10;
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    let breaker = CircuitBreakerPolicy { consecutive_failures: Some(5), ..CircuitBreakerPolicy::default() };
+    let database = DependencyPolicy { circuit_breaker: breaker, ..DependencyPolicy::default() };
+    let policy =
+        PolicySettings { dependency_policies: [("database".to_owned(), database)].into(), ..PolicySettings::default() };
+    app.push(policy, FlagsSettings::default()).await;
+    let event = event(&postgres, 10_000).await;
+    // They all want the same row: each of them meets deadlocks and versions that others have changed.
+    let buyers = (0..BUYERS).map(|_| async {
+        let mut refused = 0;
+        for _ in 0..ORDERS_EACH {
+            refused += usize::from(app.post(&order(&event, 1)).await.status() == 503);
+        }
+        refused
+    });
+    let refused: usize = join_all(buyers).await.into_iter().sum();
+    // Without the built-in retries it is more than every second one.
+    assert!(refused * 20 < BUYERS * ORDERS_EACH, "{refused} of {} orders were refused", BUYERS * ORDERS_EACH);
 }
 
 #[tokio::test(flavor = "multi_thread")]
