@@ -3,10 +3,12 @@
 pub mod cleanup_jobs;
 pub mod events;
 pub mod execute;
+pub mod gather;
 pub mod history;
 pub mod observe;
 pub mod reconcile;
 pub mod status;
+pub mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -7,9 +7,11 @@ use super::{
     cleanup_jobs,
     events::{policy_events, refused},
     execute::execute,
+    gather::{lost_claims, override_warnings, would_publish},
     history,
     observe::observe,
     status::{self, Inputs},
+    waiting::{is_published_within, listening_for},
 };
 use crate::{
     context::Context,
@@ -20,33 +22,23 @@ use crate::{
         clients::call,
         controller::{Next, Reconciler, SHORTEST_WAIT, UNTIL_SHOWN},
         events::Event,
-        meta::{created_at, object_reference},
+        meta::object_reference,
     },
     pods::prober::now_in_milliseconds,
     spec,
     status::{
-        target::{self, Target, target_key},
+        target::{self, Target},
         write::{write_internal_error, write_status, write_unreadable_status},
     },
     telemetry::metrics::RecoveryLabels,
-    workload,
 };
-use contract::PolicySettings;
-use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus, resilience_policy::Mode};
-use engine::{
-    policy_review,
-    recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record},
-};
+use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus};
+use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -54,8 +46,6 @@ use tracing::warn;
 const WHILE_SILENT: Duration = Duration::from_secs(10);
 /// How soon to look again at an action that was executed: its first report may be there.
 const AFTER_ACTION: Duration = Duration::from_millis(200);
-/// How long a new leader may take to find out what is published before it says that nothing is.
-const TAKING_OVER: Duration = Duration::from_secs(2);
 /// How soon to look again at an action whose execution is not known.
 const AFTER_UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -189,31 +179,6 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))))
 }
 
-/// For how long, at most, some pods of its workloads are still listened for by a new leader. What they fail at is not known
-/// before they were heard, and the last of them wakes this.
-fn listening_for(ctx: &Context, key: &ObjectKey, policy: &Policy) -> Option<Duration> {
-    let targets = policy.0.iter().flat_map(|policy| &policy.spec.target_refs);
-    let fleet = ctx.fleet.lock();
-    let now = Instant::now();
-    targets.filter_map(|target| fleet.get(&target_id(&key.namespace, target))?.listening_for(now)).max()
-}
-
-/// For how long, at most, an edit that was seen a moment ago is on its way to the pods: what there is to say of it changes
-/// at once, and that wakes what looks at it. A new leader finds out first what is published; it may have seen the policy
-/// long before, as a standby.
-fn is_published_within(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> Option<Duration> {
-    let seen = ctx.index.policy_seen_at(&ObjectKey::of(policy)).and_then(|at| AFTER_ACTION.checked_sub(at.elapsed()));
-    let led = now.duration_since(ctx.shared.leading_since(now));
-    let taken_over = TAKING_OVER.checked_sub(Duration::try_from(led).unwrap_or_default());
-    let rest = seen.max(taken_over)?;
-    let uid = policy.metadata.uid.as_deref().unwrap_or_default();
-    let unpublished = |target: &&&Target| {
-        target.problem.is_none() && target.considered.get(uid).copied() != policy.metadata.generation
-    };
-    let enforced = policy.spec.mode == Mode::Enforce && !ctx.shared.args.dry_run;
-    (enforced && held.iter().any(|target| unpublished(&target))).then_some(rest)
-}
-
 /// The actions that this decision begins.
 fn begun(decision: &Decision, history: &History) -> Vec<Record> {
     let known = |id: &str| history.in_flight.iter().any(|known| known.id == id);
@@ -255,66 +220,6 @@ async fn reconcile_unreadable(meta: &ObjectMeta, why: &str, ctx: &Context) -> Re
     let event = Event::warning(EventReason::InvalidPolicy, "Keep", note);
     ctx.shared.events.publish(&object_reference::<ResiliencePolicy>(meta), &event);
     Ok(Next::AwaitChange)
-}
-
-/// The targets that an older policy has, with that policy's name.
-fn lost_claims(policy: &ResiliencePolicy, ctx: &Context, namespace: &str) -> BTreeMap<String, String> {
-    if policy.spec.mode == Mode::DryRun {
-        return BTreeMap::new();
-    }
-    let name = policy.name_any();
-    let targets = policy.spec.target_refs.iter().map(|target| target_id(namespace, target));
-    let other = |id| {
-        let holder = workload::reconcile::holder(ctx, &id).filter(|holder| *holder != name)?;
-        Some((target_key(&id), holder))
-    };
-    targets.filter_map(other).collect()
-}
-
-/// In a dry run: the hash that each target would get.
-fn would_publish(
-    policy: &ResiliencePolicy,
-    ctx: &Context,
-    namespace: &str,
-    held: &[&Target],
-) -> BTreeMap<String, String> {
-    if policy.spec.mode != Mode::DryRun && !ctx.shared.args.dry_run {
-        return BTreeMap::new();
-    }
-    let ids = policy.spec.target_refs.iter().map(|target| target_id(namespace, target));
-    let held = ids.filter(|id| held.iter().any(|target| target.key == target_key(id)));
-    held.filter_map(|id| Some((target_key(&id), workload::reconcile::preview(ctx, &id, policy)?))).collect()
-}
-
-/// What there is to say of the flags that a policy sets while pods are degraded; the same word of several targets once. Of a
-/// workload of which some flag set cannot be read it is not known which flags it has.
-fn override_warnings(
-    ctx: &Context,
-    settings: Option<&PolicySettings>,
-    namespace: &str,
-    held: &[&Target],
-) -> Vec<String> {
-    let overrides = settings.and_then(|settings| Some(&settings.degradation.as_ref()?.flag_overrides));
-    let Some(overrides) = overrides.filter(|overrides| !overrides.is_empty()) else { return Vec::new() };
-    let mut warnings = BTreeSet::new();
-    for target in held {
-        let id = target::workload_of(namespace, &target.key);
-        if workload::reconcile::has_unreadable_flag_set(ctx, &id) {
-            continue;
-        }
-        let sets = ctx.index.flag_sets_of(&id);
-        let mut sets: Vec<_> = sets.iter().filter_map(|set| set.0.as_ref().ok()).collect();
-        // The one that wins a flag comes last.
-        sets.sort_by_key(|set| (set.spec.priority, Reverse(created_at(*set)), Reverse(set.name_any())));
-        let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (flag, definition) in sets.iter().flat_map(|set| &set.spec.flag_spec.flags) {
-            let wanted = overrides.contains_key(flag);
-            let variants = wanted.then(|| definition.variants.keys().cloned().collect());
-            defined.insert(flag.clone(), variants.unwrap_or_default());
-        }
-        warnings.extend(policy_review::override_warnings(overrides, &defined));
-    }
-    warnings.into_iter().collect()
 }
 
 fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[Record], decision: &Decision) {
