@@ -114,7 +114,7 @@ bench-goodput: e2e-tool release-services ## Seats sold while the first payment p
 .PHONY: bench-scale
 bench-scale: prerequisites ## The operator with 1,000 and 10,000 fake pods: PEER='command' OPERATOR=path POLICIES=100,1000 QUICK=1
 	cargo build --release --package e2e --bin ticketwave-e2e
-	$(or $(CARGO_TARGET_DIR),target)/release/ticketwave-e2e scale $(if $(QUICK),--quick)
+	$(or $(CARGO_TARGET_DIR),target)/release/ticketwave-e2e scale $(if $(QUICK),--quick) $(if $(EVENTS),--events)
 
 .PHONY: release-services
 release-services: prerequisites

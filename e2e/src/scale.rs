@@ -87,6 +87,9 @@ pub struct Options {
     /// A tenth of the samples, and 20 policies unless said otherwise: to see that it works
     #[arg(long)]
     pub quick: bool,
+    /// Only what an event costs
+    #[arg(long)]
+    pub events: bool,
 }
 
 /// How much is done in each measurement.
@@ -104,6 +107,8 @@ struct Effort {
     flips: usize,
     /// How long it is watched while pods misbehave.
     window: Duration,
+    /// Only what an event costs.
+    only_events: bool,
 }
 
 impl Options {
@@ -122,6 +127,7 @@ impl Options {
                 events: 1_000,
                 flips: 40,
                 window: Duration::from_secs(10),
+                only_events: self.events,
             }
         } else {
             Effort {
@@ -131,6 +137,7 @@ impl Options {
                 events: 20_000,
                 flips: 1_000,
                 window: Duration::from_secs(30),
+                only_events: self.events,
             }
         }
     }
@@ -195,7 +202,7 @@ mod tests {
     use super::*;
 
     fn options(policies: &[u16], quick: bool) -> Options {
-        Options { policies: policies.to_vec(), operator: None, peer: None, quick }
+        Options { policies: policies.to_vec(), operator: None, peer: None, quick, events: false }
     }
 
     #[test]

@@ -129,6 +129,10 @@ impl<'a> Measure<'a> {
         if run.programmed.done().is_none() {
             return Ok(run);
         }
+        if effort.only_events {
+            run.events = measure.phase("statuses of pods", async |m| m.events().await).await;
+            return Ok(run);
+        }
         run.rest = measure.phase("nothing happens", async |m| m.rest().await).await;
         run.write = measure.phase("one bare write after another", async |m| m.single_writes().await).await;
         run.changes = measure.phase("one change after another", async |m| m.changes_until_enough().await).await;
@@ -254,6 +258,7 @@ impl<'a> Measure<'a> {
             Ok(if left.items.is_empty() { Ok(()) } else { Err(left.items.len()) })
         })
         .await?;
+        self.create_unwatched().await?;
         Ok(Bare { applying, writes })
     }
 
@@ -310,7 +315,6 @@ impl<'a> Measure<'a> {
 
     /// What one small write takes while the operator is at rest: nothing that needs a write can be faster.
     async fn single_writes(&mut self) -> Result<Spread, ScaleError> {
-        self.create_unwatched().await?;
         let mut times = Vec::new();
         for number in 0..SINGLE_WRITES {
             let begin = Instant::now();
