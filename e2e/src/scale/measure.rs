@@ -40,7 +40,7 @@ const BETWEEN_CHANGES: Duration = Duration::from_millis(100);
 /// Pods that begin to fail in a second.
 const FAILURES_PER_SECOND: u32 = 5;
 /// Statuses of pods that are written in a second.
-const EVENTS_PER_SECOND: u32 = 500;
+const EVENTS_PER_SECOND: u32 = 1_000;
 /// Pods that turn ready or not in a second.
 const READY_PER_SECOND: u32 = 100;
 /// Workloads whose pods the events are about: the same at every size, so that only the size of the cluster differs.
