@@ -135,7 +135,8 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         }
     }
 
-    /// Waits for the next key. There is one caller: another one would not be woken for it. The caller reports its end with [`Queue::done`].
+    /// Waits for the next key. There is one caller: another one would not be woken for it. The caller reports its end with
+    /// [`Queue::done`].
     pub async fn next(&self) -> K {
         loop {
             let changed = self.0.changed.notified();

@@ -35,8 +35,7 @@ impl Learned {
     /// Forgets whom it asked if that pod is gone, so that another one is asked.
     pub fn keep(&mut self, exists: impl Fn(&str) -> bool) {
         if self.asked.as_deref().is_some_and(|uid| !exists(uid)) {
-            self.asked = None;
-            self.again_at = None;
+            (self.asked, self.again_at, self.asking) = (None, None, false);
         }
     }
 
@@ -129,7 +128,9 @@ mod tests {
         assert!(!learned.begin("b", Instant::now()), "a has told");
         learned.keep(|uid| uid == "a");
         assert!(!learned.begin("b", Instant::now()));
+        learned.asking = true;
         learned.keep(|uid| uid == "b");
+        assert!(!learned.asking, "nobody waits for a pod that is gone");
         assert_eq!(learned.built_ins.as_deref(), Some(&built_ins("database")), "what is known stays meanwhile");
         assert!(learned.begin("b", Instant::now()));
         assert!(!learned.is_asking(), "something is known meanwhile");
