@@ -62,9 +62,9 @@ impl Shared {
     }
 
     /// Fails as a test told it to, over an object of that name.
-    pub fn fail_for_test(&self, name: &str) {
+    pub async fn fail_for_test(&self, name: &str) {
         if let Some(fault) = &self.args.fault {
-            fault.provoke(name);
+            fault.provoke(name).await;
         }
     }
 }

@@ -1,7 +1,10 @@
-//! What only builds for tests do: end the process at a chosen point, or fail over a chosen object.
+//! What only builds for tests do: end the process at a chosen point, fail or hang over a chosen object, lose a chosen task.
 
 use clap::ValueEnum;
-use std::str::FromStr;
+use std::{pin::pin, str::FromStr, time::Duration};
+
+/// How long a task works on that is to end or to stall.
+const FOR_TESTS: Duration = Duration::from_secs(3);
 
 /// Where the process ends at once, as a crash would: nothing is released and nothing is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,8 +35,12 @@ impl CrashPoint {
 pub enum Fault {
     /// The reconcile of an object of this name panics: `panic=NAME`.
     Panic(String),
+    /// The reconcile of an object of this name never ends: `hang=NAME`.
+    Hang(String),
     /// The long-lived task of this name ends: `end=NAME`.
     End(String),
+    /// The long-lived task of this name goes on no more, and does not end: `stall=NAME`.
+    Stall(String),
 }
 
 impl FromStr for Fault {
@@ -42,25 +49,41 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some(("panic", name)) => Ok(Self::Panic(name.to_owned())),
+            Some(("hang", name)) => Ok(Self::Hang(name.to_owned())),
             Some(("end", name)) => Ok(Self::End(name.to_owned())),
-            _ => Err("must be panic=NAME or end=NAME".to_owned()),
+            Some(("stall", name)) => Ok(Self::Stall(name.to_owned())),
+            _ => Err("must be panic=NAME, hang=NAME, end=NAME or stall=NAME".to_owned()),
         }
     }
 }
 
 impl Fault {
-    /// Fails, if it is meant for this object.
+    /// Fails over this object, or hangs, if it is meant for it.
     ///
     /// # Panics
     ///
-    /// When it is: that is what a test asks for, and no release takes the flag.
-    pub fn provoke(&self, object: &str) {
-        assert!(!matches!(self, Self::Panic(name) if name == object), "provoked by a test");
+    /// When it is told to: that is what a test asks for, and no release takes the flag.
+    pub async fn provoke(&self, object: &str) {
+        match self {
+            Self::Panic(name) => assert_ne!(name, object, "provoked by a test"),
+            Self::Hang(name) if name == object => std::future::pending().await,
+            _ => {}
+        }
     }
 
-    /// Whether this long-lived task is to end.
-    pub fn ends(&self, task: &str) -> bool {
-        matches!(self, Self::End(name) if name == task)
+    /// Runs this long-lived task; if it is meant for it, only for a while.
+    pub async fn limit(&self, name: &str, task: impl Future<Output = ()>) {
+        let mut task = pin!(task);
+        let stalls = match self {
+            Self::End(meant) if meant == name => false,
+            Self::Stall(meant) if meant == name => true,
+            _ => return task.await,
+        };
+        tokio::select! {
+            () = &mut task => {}
+            // What it holds it keeps.
+            () = tokio::time::sleep(FOR_TESTS) => if stalls { std::future::pending().await },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::crash_point::Fault;
 use futures::FutureExt;
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::panic::AssertUnwindSafe;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -21,9 +21,6 @@ impl Ended {
         Self { task, how: "ended by itself" }
     }
 }
-
-/// How long a task works on that ends because a test wants it to.
-const FOR_TESTS: Duration = Duration::from_secs(3);
 
 /// Starts tasks and watches over them.
 pub struct Supervisor {
@@ -48,7 +45,7 @@ impl Endings {
 }
 
 impl Supervisor {
-    /// A supervisor of tasks that may end after `shutdown`. A test may want one of them to end before.
+    /// A supervisor of tasks that may end after `shutdown`. A test may want one of them to end before, or to stall.
     pub fn new(shutdown: CancellationToken, fault: Option<Fault>) -> (Self, Endings) {
         let (endings, receiver) = mpsc::unbounded_channel();
         (Self { tracker: TaskTracker::new(), shutdown, endings, fault }, Endings(receiver))
@@ -62,11 +59,11 @@ impl Supervisor {
     /// Starts a task that goes on until shutdown.
     pub fn start(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let (shutdown, endings) = (self.shutdown.clone(), self.endings.clone());
-        let ends = self.fault.as_ref().is_some_and(|fault| fault.ends(name));
+        let fault = self.fault.clone();
         let task = async move {
-            tokio::select! {
-                () = task => {}
-                () = tokio::time::sleep(FOR_TESTS), if ends => {}
+            match fault {
+                Some(fault) => fault.limit(name, task).await,
+                None => task.await,
             }
         };
         self.tracker.spawn(async move {

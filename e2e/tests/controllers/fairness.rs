@@ -204,6 +204,8 @@ async fn a_tenant_can_neither_fill_the_memory_nor_slow_down_the_others() {
     silent_pods(&world, &other, SILENT..2 * SILENT, port).await;
     world.apply(&oversized_flag_set()).await;
     let crowded = OperatorProcess::start(&world).await;
+    let [may_open, could_open] = crowded.open_files();
+    assert_eq!(may_open, could_open, "it raises its own limit of open files");
     within(Duration::from_secs(120), "the silent pods are counted", async || {
         let count = i32::try_from(SILENT).unwrap();
         for workload in [&tenant, &other] {

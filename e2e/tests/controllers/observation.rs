@@ -116,19 +116,18 @@ async fn an_api_server_that_is_starting_is_waited_for() {
     let workload = world.workload("booking", 1).await;
     world.apply(&policy("booking", "booking")).await;
     let proxy = ApiProxy::start(&world).await;
-    // It asks every 2 s, so this takes about as long as an API server needs to start, and each refusal is met twice.
-    let refusals = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::FORBIDDEN];
-    for status in refusals {
-        proxy.refuse(2, |_| true, status);
-    }
+    // It asks every 2 s: so the API server is not there for 20 s, and then still busy for a while.
+    proxy.refuse(10, |_| true, StatusCode::SERVICE_UNAVAILABLE);
+    proxy.refuse(2, |_| true, StatusCode::TOO_MANY_REQUESTS);
+    proxy.refuse(2, |_| true, StatusCode::FORBIDDEN);
     // The key is asked for next, the Lease and the watches after that.
     proxy.refuse(1, |call| call.path.contains("/secrets/"), StatusCode::FORBIDDEN);
     proxy.refuse(1, Call::is_watch, StatusCode::SERVICE_UNAVAILABLE);
     proxy.refuse(1, Call::is_of_lease, StatusCode::TOO_MANY_REQUESTS);
     let operator = Operator::start_through(&world, proxy.operator_config(&world).await, &[]);
-    within(Duration::from_secs(50), "all refusals are met", async || {
+    within(Duration::from_secs(60), "all refusals are met", async || {
         assert!(!operator.has_ended(), "it ended after {} refusals", proxy.refused());
-        if proxy.refused() == 9 { Ok(()) } else { Err(proxy.refused().to_string()) }
+        if proxy.refused() == 17 { Ok(()) } else { Err(proxy.refused().to_string()) }
     })
     .await;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;

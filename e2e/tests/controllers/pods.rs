@@ -122,6 +122,40 @@ async fn a_pod_that_does_not_answer_is_named_and_nothing_is_done_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pods_that_never_answered_are_asked_and_not_reconciled_over_each_time() {
+    const SILENT: usize = 10;
+    let world = World::new().await;
+    let mut workload = world.workload("booking", 1 + SILENT).await;
+    for pod in &mut workload.pods[1..] {
+        pod.go_silent();
+    }
+    let operator = world.operator().await;
+    world.apply(&recovery_policy("booking", "booking")).await;
+    world
+        .until_policy("booking", "they are counted", |policy| {
+            let target = policy.status.as_ref().and_then(|status| status.targets.first());
+            target.is_some_and(|target| target.pods_unreachable == i32::try_from(SILENT).unwrap())
+        })
+        .await;
+    let counts = async || {
+        let metrics = ["workload", "policy"]
+            .map(|kind| format!("resilience_operator_reconciliations_total{{kind=\"{kind}\",result=\"ok\"}}"));
+        let missed = "resilience_operator_pod_calls_total{call=\"health\",result=\"unreachable\"}";
+        let [workloads, policies] = [operator.metric(&metrics[0]).await, operator.metric(&metrics[1]).await];
+        (workloads, policies, operator.metric(missed).await)
+    };
+    let before = counts().await;
+    eventually("each is asked some times more", async || {
+        let misses = counts().await.2 - before.2;
+        if misses >= 3 * SILENT as u64 { Ok(()) } else { Err(misses.to_string()) }
+    })
+    .await;
+    let after = counts().await;
+    let (workloads, policies) = (after.0 - before.0, after.1 - before.1);
+    assert!(workloads + policies < SILENT as u64, "{workloads} and {policies} reconciles over pods that do not answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_pods_and_pods_with_invalid_answers_delay_no_other() {
     let world = World::new().await;
     let workload = world.workload("booking", 3).await;

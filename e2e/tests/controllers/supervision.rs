@@ -19,7 +19,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use operator::{RunError, kubernetes::leader_election::LostLead};
+use operator::{RunError, error::RECONCILE_DEADLINE, kubernetes::leader_election::LostLead};
 use serde_json::json;
 use std::{
     sync::Mutex,
@@ -186,6 +186,43 @@ async fn a_flag_set_over_which_the_operator_panics_does_not_stop_another() {
     .await;
     until_it_backs_off(&operator, "flag").await;
     operator.assert_alive().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_over_which_the_operator_hangs_is_given_up_and_does_not_stop_another() {
+    let world = World::new().await;
+    let (_booking, payment) = (world.workload("booking", 1).await, world.workload("payment", 1).await);
+    let operator = Operator::start(&world, &["--fault", "hang=cursed"]).await;
+    world.apply(&policy("cursed", "booking")).await;
+    edit_goes_live(&world, "payment", &payment.pods[0], 6).await;
+    let timeouts = "resilience_operator_reconciliations_total{kind=\"policy\",result=\"timeout\"}";
+    within(RECONCILE_DEADLINE + Duration::from_secs(15), "it is counted as an error", async || {
+        let count = operator.metric(timeouts).await;
+        if count == 0 { Err(count.to_string()) } else { Ok(()) }
+    })
+    .await;
+    operator.assert_alive().await;
+    edit_goes_live(&world, "payment", &payment.pods[0], 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_does_none_of_its_work_fails_the_liveness_probe_after_a_minute() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let operator = Operator::start(&world, &["--fault", "stall=policy controller"]).await;
+    world.apply(&policy("booking", "booking")).await;
+    workload.pods[0].until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
+    // What is reported of the pod is work for the controller that stands still.
+    workload.pods[0].script().failing = true;
+    operator.assert_alive().await;
+    let since = Instant::now();
+    let words = within(Duration::from_secs(90), "/livez fails", async || {
+        operator.why_not_alive().await.ok_or_else(String::new)
+    })
+    .await;
+    assert!(words.starts_with("the policy controller has work and has done none of it for 6"), "{words}");
+    assert!(since.elapsed() > Duration::from_secs(50), "{:?}", since.elapsed());
+    assert!(!operator.has_ended(), "the kubelet ends it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

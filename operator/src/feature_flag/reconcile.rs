@@ -33,7 +33,7 @@ impl Reconciler for FlagSetReconciler {
         let Some(set) = ctx.index.flag_set(key).filter(|_| ctx.shared.fence.holds()) else {
             return Ok(Next::AwaitChange);
         };
-        ctx.shared.fail_for_test(&key.name);
+        ctx.shared.fail_for_test(&key.name).await;
         if ctx.managed_elsewhere(&key.namespace, set.0.iter().flat_map(|set| &set.spec.target_refs)).is_some() {
             return Ok(Next::AwaitChange);
         }

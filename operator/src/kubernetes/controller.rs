@@ -118,3 +118,50 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Hangs over one object, and notes when it was asked to look at which.
+    struct Hanging(Mutex<Vec<(u32, Instant)>>);
+
+    const HANGS: u32 = 7;
+
+    impl Reconciler for Hanging {
+        type Key = u32;
+        const KIND: &'static str = "policy";
+
+        async fn reconcile(&self, key: &u32) -> Result<Next, ReconcileError> {
+            self.0.lock().unwrap().push((*key, Instant::now()));
+            if *key == HANGS {
+                std::future::pending::<()>().await;
+            }
+            Ok(Next::AwaitChange)
+        }
+
+        async fn report_internal_error(&self, _: &u32, _: &str) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reconcile_that_hangs_is_given_up_and_backs_off_while_others_go_on() {
+        let (reconciler, queue) = (Arc::new(Hanging(Mutex::default())), Queue::default());
+        let (metrics, shutdown, began) = (Metrics::default(), CancellationToken::new(), Instant::now());
+        let run = tokio::spawn(run(Arc::clone(&reconciler), queue.clone(), metrics.clone(), shutdown.clone()));
+        queue.enqueue(HANGS);
+        for _ in 0..30 {
+            queue.enqueue(1);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        let seen = reconciler.0.lock().unwrap().clone();
+        let tries: Vec<_> = seen.iter().filter(|(key, _)| *key == HANGS).map(|(_, at)| *at - began).collect();
+        // Each wait after 45 s is twice the one before.
+        assert_eq!(tries.iter().map(Duration::as_secs).collect::<Vec<_>>(), [0, 46, 93, 142]);
+        assert_eq!(seen.iter().filter(|(key, _)| *key == 1).count(), 30);
+        let timeouts = ReconcileLabels { kind: "policy", result: "timeout" };
+        assert_eq!(metrics.reconciliations.get_or_create(&timeouts).get(), 3);
+        shutdown.cancel();
+        run.await.unwrap();
+    }
+}

@@ -61,7 +61,7 @@ impl Reconciler for PolicyReconciler {
         let Some(policy) = ctx.index.policy(key).filter(|_| ctx.shared.fence.holds()) else {
             return Ok(Next::AwaitChange);
         };
-        ctx.shared.fail_for_test(&key.name);
+        ctx.shared.fail_for_test(&key.name).await;
         if let Some(wait) = listening_for(ctx, key, &policy) {
             return Ok(Next::After(wait.max(SHORTEST_WAIT)));
         }

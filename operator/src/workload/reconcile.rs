@@ -60,7 +60,7 @@ impl Reconciler for WorkloadReconciler {
         if !ctx.shared.fence.holds() {
             return Ok(Next::AwaitChange);
         }
-        ctx.shared.fail_for_test(&id.name);
+        ctx.shared.fail_for_test(&id.name).await;
         reconcile(&facts, ctx).await
     }
 

@@ -60,11 +60,16 @@ impl Operator {
 
     /// Its own word on whether it should be restarted.
     pub async fn assert_alive(&self) {
-        let answer = self.get("/livez").await;
-        let status = answer.status();
-        let text = answer.text().await.unwrap();
-        assert!(status.is_success() && text == "ok", "/livez: {status} {text}");
+        assert_eq!(self.why_not_alive().await, None);
         assert!(!self.has_ended(), "it ended");
+    }
+
+    /// Why it should be restarted, if it says so.
+    pub async fn why_not_alive(&self) -> Option<String> {
+        let answer = self.get("/livez").await;
+        let succeeds = answer.status().is_success();
+        let text = answer.text().await.unwrap();
+        (!succeeds || text != "ok").then_some(text)
     }
 
     /// Whether it calls itself ready, and its words. It may not serve yet.

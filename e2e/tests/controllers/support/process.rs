@@ -41,7 +41,7 @@ async fn program() -> PathBuf {
 }
 
 impl OperatorProcess {
-    /// Starts it for the world's namespace, and waits until it leads.
+    /// Starts it for the world's namespace, with few files that it may open, and waits until it leads.
     pub async fn start(world: &World) -> Self {
         let program = program().await;
         let mut kubeconfig = tempfile::NamedTempFile::new().unwrap();
@@ -49,7 +49,9 @@ impl OperatorProcess {
         let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let listen = free.local_addr().unwrap().to_string();
         drop(free);
-        let child = Command::new(program)
+        let child = Command::new("sh")
+            .args(["-c", "ulimit -S -n 128 && exec \"$0\" \"$@\""])
+            .arg(program)
             .args(["--watch-namespaces", &world.watched, "--namespace", &world.home, "--listen", &listen])
             .args(["--lease-duration", "3s", "--log-level", "off"])
             .env("KUBECONFIG", kubeconfig.path())
@@ -65,6 +67,14 @@ impl OperatorProcess {
         })
         .await;
         started
+    }
+
+    /// How many files it may open at once, and how many the system would let it.
+    pub fn open_files(&self) -> [String; 2] {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        [words.next().unwrap(), words.next().unwrap()]
     }
 
     /// The most memory that it ever had, in MiB.
