@@ -108,6 +108,41 @@ async fn a_thousand_pods_that_fail_at_once_delay_nobody_and_cost_few_writes() {
     world.until_policy_says("booking", "Healthy", "False", "CheckUnhealthy").await;
 }
 
+/// Each of its pods takes long to report, so that the questions to them queue up.
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_and_pushes_do_not_wait_behind_the_questions_to_their_own_workload() {
+    const PODS: usize = 200;
+    let world = World::new().await;
+    let booking = world.workload("booking", PODS).await;
+    let _operator = Operator::start(&world, &[]).await;
+    world.apply(&recovery_policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    for pod in &booking.pods {
+        pod.script().report_takes = Duration::from_millis(1_500);
+    }
+    booking.pods[0].after_more_reports(1).await;
+    let asked_before = Instant::now();
+    booking.pods[0].after_more_reports(1).await;
+    let turn = asked_before.elapsed();
+    assert!(turn > Duration::from_secs(4), "the questions queue up: it is asked again after {turn:?}");
+
+    let mut edited = recovery_policy("booking", "booking");
+    edited["spec"]["dependencies"][0]["timeout"]["request"] = json!("6s");
+    let begin = Instant::now();
+    world.apply(&edited).await;
+    for pod in &booking.pods {
+        pod.until_it_runs("the edit", |running| request_ms(running) == Some(6_000)).await;
+    }
+    let edit = begin.elapsed();
+    booking.pods[0].script().failing = true;
+    booking.pods[0].after_more_reports(1).await;
+    let begin = Instant::now();
+    booking.pods[0].until_asked(1).await;
+    let action = begin.elapsed();
+    println!("a pod is asked every {turn:?}; an edit took {edit:?}, an action {action:?}");
+    assert!(edit < turn && action < turn / 3, "an edit took {edit:?}, an action {action:?}, a turn {turn:?}");
+}
+
 /// Takes connections at every address of the loopback, and never answers. The value is the port.
 async fn black_hole() -> (u16, JoinHandle<()>) {
     let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();

@@ -1,7 +1,9 @@
 //! Nothing changes, so nothing is written; and what is allowed is enough.
 
 use crate::support::{World, audit::operator_writes, cluster::Cluster, flag_set, recovery_policy};
-use std::sync::Arc;
+use operator::status::writes::WRITE_INTERVAL;
+use serde_json::Value;
+use std::{sync::Arc, time::Instant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_rest_nothing_is_written_but_the_lease() {
@@ -35,6 +37,41 @@ async fn at_rest_nothing_is_written_but_the_lease() {
     let requests: Vec<_> =
         workloads.iter().flat_map(|workload| &workload.pods).map(|pod| pod.script().pushes.len()).collect();
     assert!(requests.iter().all(|pushes| *pushes <= 2), "nothing is pushed again and again: {requests:?}");
+}
+
+/// Each report of a pod changes what there is to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_of_which_much_changes_is_written_five_times_a_second_at_most() {
+    const PODS: usize = 60;
+    let world = World::new().await;
+    let workload = world.workload("booking", PODS).await;
+    let _operator = world.operator().await;
+    let mut policy = recovery_policy("booking", "booking");
+    policy["spec"]["recovery"] = Value::Null;
+    world.apply(&policy).await;
+    world.until_policy_says("booking", "Healthy", "True", "AllChecksPass").await;
+    let writes = || {
+        let all = operator_writes(&world.cluster, &[&world.namespace]);
+        all.iter().filter(|one| one.resource == "resiliencepolicies/status").count()
+    };
+    let (begin, before) = (Instant::now(), writes());
+    for failing in [true, false, true, false] {
+        for pod in &workload.pods {
+            pod.script().failing = failing;
+        }
+        let expected = if failing { PODS } else { 0 };
+        world
+            .until_policy("booking", "all of them are counted", |policy| {
+                let checks = &policy.status.as_ref().unwrap().checks;
+                checks.iter().map(|check| check.unhealthy_pods).sum::<i32>() == i32::try_from(expected).unwrap()
+            })
+            .await;
+    }
+    let (time, writes) = (begin.elapsed(), writes() - before);
+    println!("{writes} writes in {time:?}");
+    let most = time.as_millis() / WRITE_INTERVAL.as_millis() + 2;
+    assert!(writes as u128 <= most, "{writes} writes in {time:?}");
+    assert!(writes > 4, "there was more to say than the ends");
 }
 
 #[tokio::test(flavor = "multi_thread")]

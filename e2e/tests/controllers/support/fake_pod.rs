@@ -108,6 +108,8 @@ pub struct Script {
     pub effects: BTreeMap<String, u32>,
     /// Whether its check `booking-consistency` fails.
     pub inconsistent: bool,
+    /// How long it takes to report its health to the operator.
+    pub report_takes: Duration,
     /// Requests of any kind, also those that were refused.
     pub requests: usize,
     /// Requests for health that were answered.
@@ -318,6 +320,7 @@ impl Default for Script {
             instance: "1".to_owned(),
             effects: BTreeMap::new(),
             inconsistent: false,
+            report_takes: Duration::ZERO,
             requests: 0,
             reports: 0,
             tokens_seen: HashSet::new(),
@@ -535,6 +538,8 @@ async fn report_to_operator(State(server): State<Arc<PodServer>>, headers: Heade
     if let Err(answer) = server.receive(&headers, "GET", HEALTH_PATH, b"").await {
         return answer;
     }
+    let takes = server.script().report_takes;
+    tokio::time::sleep(takes).await;
     let mut script = server.script();
     let mut report = script.report(&server.pod);
     match script.behavior {
