@@ -55,6 +55,8 @@ crate::words! {
         ObserverStale,
         /// The workload is being rolled out.
         RolloutInProgress,
+        /// The pod was never ready, or is too young to be taken away.
+        StartingUp,
         /// The dependency behind the check fails for most pods.
         DependencyIsTheCause,
         /// The last recovery of this check ended a moment ago.

@@ -580,6 +580,9 @@ pub struct Recovery {
     /// A check must stay healthy this long before an action counts as a success, 0s to 1h. Default: 10s.
     #[serde(default = "defaults::healthy_delay")]
     pub healthy_delay: Span,
+    /// No pod is taken away before it is this old, 0s to 1h, and nothing is done to one that was never ready. Default: 60s.
+    #[serde(default = "defaults::startup_grace")]
+    pub startup_grace: Span,
 }
 
 /// The steps for one check, mildest first; each is verified before the next is tried.
@@ -746,6 +749,7 @@ mod defaults {
         healthy_threshold: i32 = 1;
         path: String = "/".to_owned();
         healthy_delay: Span = Duration::from_millis(10_000);
+        startup_grace: Span = Duration::from_millis(60_000);
         step_timeout: StepTime = Duration::from_millis(60_000);
         max_in_flight: i32 = 1;
         max_unhealthy: IntOrPercent = IntOrPercent::Percent(50);

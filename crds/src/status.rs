@@ -1,7 +1,7 @@
 //! Status of a `ResiliencePolicy`.
 
 use crate::{Condition, resilience_policy::StepAction};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -220,6 +220,12 @@ pub struct ActionRecord {
     pub finished_at: Option<MicroTime>,
     /// What came of it.
     pub outcome: ActionOutcome,
+    /// For an action that failed: when its check had been healthy for healthyDelay after all. Until then the next failure goes on with the step after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed_at: Option<MicroTime>,
+    /// For a restart: the youngest pods of the workload when it was decided. None that was there before is taken for a successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub youngest: Option<YoungestPods>,
     /// true: nothing was done, this is what would have been done.
     #[serde(default)]
     pub dry_run: bool,
@@ -227,6 +233,17 @@ pub struct ActionRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
+}
+
+/// The youngest pods of a workload at some moment.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct YoungestPods {
+    /// When they were created, by the clock of the API server, in whole seconds.
+    pub created_at: Time,
+    /// Their uids, at most 16.
+    #[schemars(length(max = 16), inner(length(max = 64)))]
+    pub uids: Vec<String>,
 }
 
 /// What came of an action.

@@ -265,7 +265,10 @@ async fn a_tenant_can_neither_fill_the_memory_nor_slow_down_the_others() {
     let heard = begin.elapsed();
     assert!(heard < Duration::from_secs(13), "ten reports of a pod that answers took {heard:?}");
 
-    world.until_flags_say("oversized", "Accepted", "False", "InvalidFlagSet").await;
+    let refused = world.until_flags_say("oversized", "Accepted", "False", "InvalidFlagSet").await;
+    let message =
+        &refused.status.unwrap().conditions.iter().find(|one| one.type_ == "Accepted").unwrap().message.clone();
+    assert!(message.contains("that are read"), "it is not even parsed: {message}");
     let peak = crowded.peak_memory();
     println!("the process had {before} MiB at most without the tenant's objects, and {peak} MiB with them");
     assert!(peak < before + GROWTH, "{peak} MiB; {before} MiB without the tenant's objects");

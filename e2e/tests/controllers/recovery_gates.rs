@@ -120,6 +120,41 @@ async fn nothing_is_done_while_pods_are_being_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_to_a_pod_that_was_never_ready() {
+    let (world, workload, _operator) = in_order(1, &recovery_policy("booking", "booking")).await;
+    let booting = workload.new_pod(&world, false).await;
+    booting.script().failing = true;
+    let held = world.until_policy_says("booking", "RecoveryAllowed", "False", "StartingUp").await;
+    let message = &condition(&held, "RecoveryAllowed").message;
+    assert!(message.contains(&format!("{} was never ready", booting.name)), "{message}");
+    booting.after_more_reports(3).await;
+    assert!(booting.script().asked.is_empty());
+    booting.becomes_ready(&world).await;
+    booting.until_asked(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_that_may_not_have_more_pods_is_recovered_and_says_why_they_are_missing() {
+    let (world, workload, _operator) = in_order(1, &recovery_policy("booking", "booking")).await;
+    let status = json!({
+        "replicas": 1, "updatedReplicas": 1,
+        "conditions": [
+            { "type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable", "message": "it has made progress" },
+            { "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: pods" },
+        ],
+    });
+    workload.scale(&world, 3, &status).await;
+    world
+        .until_policy("booking", "it says why pods are missing", |policy| {
+            let message = policy.status.as_ref().unwrap().targets[0].message.clone().unwrap_or_default();
+            message == "pods cannot be made: exceeded quota: pods"
+        })
+        .await;
+    workload.pods[0].script().failing = true;
+    workload.pods[0].until_asked(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_are_left_alone_when_their_dependency_is_the_cause() {
     let (world, workload, _operator) = in_order(3, &recovery_policy("booking", "booking")).await;
     for pod in &workload.pods[..2] {

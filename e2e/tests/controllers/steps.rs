@@ -81,6 +81,24 @@ async fn a_pod_that_a_reset_does_not_help_is_evicted_and_verified_by_its_success
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restart_ends_when_its_workload_is_scaled_down_meanwhile() {
+    let (world, workload, _operator) = with_restart(3).await;
+    break_permanently(&workload, 0);
+    until_gone(&world, &workload.pods[0].name).await;
+    workload.scale(&world, 2, &json!({ "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2 })).await;
+    let over = world
+        .until_policy("booking", "the restart is over", |policy| {
+            recent(policy).first().is_some_and(|one| one.step == 2)
+        })
+        .await;
+    let record = recent(&over).remove(0);
+    assert_eq!(record.outcome, ActionOutcome::Cancelled);
+    let message = record.message.unwrap();
+    assert!(message.starts_with("scaled down to 2 meanwhile"), "{message}");
+    world.until_events("booking", &["RecoveryCancelled"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_eviction_waits_says_so_and_goes_on() {
     let (world, workload, _operator) = with_restart(3).await;
     let budget = json!({

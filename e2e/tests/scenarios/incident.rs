@@ -50,11 +50,13 @@ pub struct Pods {
     pub timeout: (&'static str, &'static str),
     /// Whether their pool replaces such connections by itself, so that only calls that hang on all of them need an action.
     pub replace_silent: bool,
+    /// Whether the operator that gets their policy knows `startupGrace`.
+    pub startup_grace: bool,
 }
 
 impl Pods {
     /// Those of this version.
-    pub const CURRENT: Self = Self { timeout: PATIENT, replace_silent: true };
+    pub const CURRENT: Self = Self { timeout: PATIENT, replace_silent: true, startup_grace: true };
 }
 
 /// What hangs in a pod.
@@ -101,7 +103,7 @@ pub struct Broken {
 /// Applies a policy that recovers from this kind of incident without limits that would get in the way; an action has
 /// succeeded when the check was healthy for `healthy_delay`.
 pub async fn prepare(testbed: &Testbed, incident: Incident, pods: Pods, healthy_delay: &str) {
-    let policy = json!({
+    let mut policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": { "name": "booking", "namespace": TICKETING },
         "spec": {
@@ -118,6 +120,9 @@ pub async fn prepare(testbed: &Testbed, incident: Incident, pods: Pods, healthy_
             },
         },
     });
+    if pods.startup_grace {
+        policy["spec"]["recovery"]["startupGrace"] = json!("0s");
+    }
     testbed.kubectl.apply(&policy.to_string()).await.unwrap();
 }
 

@@ -116,7 +116,7 @@ async fn recover_by(testbed: &Testbed, action: &str) {
             "recovery": {
                 "ladders": [{ "check": "database", "steps": [{ "action": action, "timeout": "90s" }] }],
                 "limits": { "cooldown": "0s" },
-                "healthyDelay": "1s",
+                "healthyDelay": "1s", "startupGrace": "0s",
             },
         },
     });

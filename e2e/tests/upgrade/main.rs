@@ -35,7 +35,7 @@ use std::{collections::BTreeMap, time::Duration};
 /// A label of nodes that the Job of an incident waits for.
 const GATE: &str = "ticketwave-e2e/upgraded";
 /// Pods of version 0.1 keep connections that hang until they are told to reset them.
-const OF_0_1: Pods = Pods { timeout: ("5s", "1s"), replace_silent: false };
+const OF_0_1: Pods = Pods { timeout: ("5s", "1s"), replace_silent: false, startup_grace: false };
 
 #[tokio::test]
 async fn recoveries_in_flight_tokens_and_documents_carry_on_through_a_helm_upgrade_from_0_1() {

@@ -13,7 +13,7 @@ mod view;
 pub use gates::Gate;
 pub use model::{
     Action, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed, Outcome, Pod,
-    PodFacts, Record, Settings, Step, Subject, Withheld,
+    PodFacts, Record, Settings, Step, Subject, Withheld, Youngest,
 };
 
 use jiff::Timestamp;
@@ -67,6 +67,10 @@ pub fn decide(
             executed_at: None,
             finished_at: None,
             outcome: Outcome::Pending,
+            healed_at: None,
+            youngest: (steps[step].action == Action::RestartPod)
+                .then(|| Youngest::of(&check.subject.target, observed))
+                .flatten(),
             dry_run: settings.dry_run,
             message: None,
         };
@@ -158,12 +162,11 @@ pub fn failing_since(
         return seen;
     }
     let all = || history.in_flight.iter().chain(&history.recent);
-    let goes_on = |record: &&Record| !matches!(record.outcome, Outcome::Succeeded | Outcome::Cancelled);
+    let goes_on = |record: &&Record| record.finished_at.is_none() || record.goes_on();
     if let Some(own) = all().find(|record| record.subject == *subject) {
         return Some(own).filter(goes_on).map_or(seen, |record| record.failed_at);
     }
-    let inherited =
-        all().find(|record| record.outcome == Outcome::Failed && ladder::replaces(record, subject, created_at));
+    let inherited = all().find(|record| record.goes_on() && ladder::replaces(record, subject, created_at));
     inherited.and_then(|record| record.finished_at).unwrap_or(seen)
 }
 
@@ -191,7 +194,15 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
             }
         }
     }
-    decision.history.trim(observed);
+    let mut heals = None;
+    for record in decision.history.recent.iter_mut().filter(|record| record.goes_on()) {
+        match ladder::healed(record, settings, observed, now) {
+            Some(at) if at <= now => record.healed_at = Some(now),
+            at => heals = heals.into_iter().chain(at).min(),
+        }
+    }
+    decision.wake_at(heals);
+    decision.history.trim(settings, observed, now);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
 use contract::{WorkloadId, WorkloadKind, admin, signing};
 use engine::recovery::JobState;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet, StatefulSet},
@@ -35,6 +35,8 @@ const MAX_LABELS: usize = 32;
 const DEFAULT_PUBLIC_PORT: u16 = 8080;
 /// Longest text of a Job's condition that is kept, in bytes.
 const MAX_JOB_MESSAGE: usize = 512;
+/// Longest text of a workload's condition that is kept, in bytes.
+const MAX_WORDS: usize = 256;
 
 /// Uid of an object.
 pub type Uid = Arc<str>;
@@ -203,12 +205,30 @@ pub struct PodFacts {
     pub public_port: u16,
     /// When it was created, in whole seconds.
     pub created_at: Timestamp,
-    /// Whether the kubelet calls it ready.
-    pub ready: bool,
+    /// Whether the kubelet calls it ready, or ever did.
+    pub readiness: Readiness,
     /// It runs, or will: it is neither being deleted nor over.
     pub alive: bool,
     /// Its annotation says that it understands signed requests: it is never sent a token.
     pub signs: bool,
+}
+
+/// Whether a kubelet calls a pod ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It never has.
+    Never,
+    /// It has, and does not now.
+    NotNow,
+    /// It does.
+    Ready,
+}
+
+impl PodFacts {
+    /// Whether the kubelet calls it ready.
+    pub fn is_ready(&self) -> bool {
+        self.readiness == Readiness::Ready
+    }
 }
 
 /// The parts of a pod that are read.
@@ -247,10 +267,30 @@ struct RawPodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
+    start_time: Option<Time>,
     conditions: Option<Vec<RawCondition>>,
 }
 
+/// How long after a pod was taken up by its kubelet that may call it not ready for the first time.
+const FIRST_WORD: SignedDuration = SignedDuration::from_secs(2);
+
+impl RawPodStatus {
+    /// A kubelet calls a pod not ready as it takes it up, and notes when it last changed its mind: later than that only if it
+    /// has called it ready meanwhile. Both times are of one clock.
+    fn readiness(&self) -> Readiness {
+        let ready = self.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+        if ready.is_some_and(|ready| ready.status == "True") {
+            return Readiness::Ready;
+        }
+        let changed_at = ready.and_then(|ready| ready.last_transition_time.as_ref());
+        let times = self.start_time.as_ref().zip(changed_at);
+        let changed = times.is_some_and(|(start, changed)| changed.0.duration_since(start.0) > FIRST_WORD);
+        if changed { Readiness::NotNow } else { Readiness::Never }
+    }
+}
+
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawCondition {
     #[serde(rename = "type", default)]
     type_: String,
@@ -258,6 +298,7 @@ struct RawCondition {
     status: String,
     reason: Option<String>,
     message: Option<String>,
+    last_transition_time: Option<Time>,
 }
 
 impl Facts for PodFacts {
@@ -277,7 +318,7 @@ impl Facts for PodFacts {
             let port = named.find(|port| port.name.as_deref() == Some(name));
             port.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(otherwise)
         };
-        let is_ready = |condition: &RawCondition| condition.type_ == "Ready" && condition.status == "True";
+        let readiness = status.readiness();
         let facts = Self {
             uid: metadata.shared_uid(),
             namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
@@ -288,7 +329,7 @@ impl Facts for PodFacts {
             admin_port: port(admin::PORT_NAME, admin::DEFAULT_PORT),
             public_port: port("http", DEFAULT_PUBLIC_PORT),
             created_at: metadata.created_at(),
-            ready: status.conditions.iter().flatten().any(is_ready),
+            readiness,
             alive: metadata.deletion_timestamp.is_none()
                 && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             signs: metadata.annotations.admin_auth.as_deref() == Some(signing::SCHEME),
@@ -366,6 +407,15 @@ struct RawWorkloadStatus {
     observed_generation: Option<i64>,
     replicas: Option<i32>,
     updated_replicas: Option<i32>,
+    current_revision: Option<String>,
+    update_revision: Option<String>,
+    conditions: Option<Vec<RawCondition>>,
+}
+
+impl RawWorkloadStatus {
+    fn condition(&self, type_: &str) -> Option<&RawCondition> {
+        self.conditions.iter().flatten().find(|condition| condition.type_ == type_)
+    }
 }
 
 fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta, WorkloadFacts) {
@@ -389,17 +439,34 @@ impl Facts for DeploymentFacts {
     type Raw = RawWorkload;
 
     fn pick(raw: RawWorkload) -> (RawMeta, Self) {
-        let wanted = raw.spec.replicas.unwrap_or(1);
-        let status = &raw.status;
-        let updated = status.updated_replicas.unwrap_or(0);
-        let seen = status.observed_generation.is_some();
-        let in_progress = seen
-            && (status.observed_generation < raw.metadata.generation
-                || updated < wanted
-                || status.replicas.unwrap_or(0) > updated);
-        let (metadata, facts) = workload(WorkloadKind::Deployment, raw, Rollout { in_progress, note: None });
+        let rollout = deployment_rollout(&raw);
+        let (metadata, facts) = workload(WorkloadKind::Deployment, raw, rollout);
         (metadata, Self(facts))
     }
+}
+
+/// A Deployment is being rolled out from the edit of its template until all pods are of the new one, or until its deadline.
+/// Pods that are only missing, because it was scaled or because nobody may make them, are no rollout.
+fn deployment_rollout(raw: &RawWorkload) -> Rollout {
+    let (wanted, status) = (raw.spec.replicas.unwrap_or(1), &raw.status);
+    let Some(observed) = status.observed_generation else { return Rollout::default() };
+    let said = |condition: &RawCondition| {
+        let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default();
+        cut(words, MAX_WORDS).to_owned()
+    };
+    let blocked = status.condition("ReplicaFailure").filter(|condition| condition.status == "True");
+    let blocked = blocked.map(|condition| format!("pods cannot be made: {}", said(condition)));
+    let progressing = status.condition("Progressing");
+    let is = |reason: &str| progressing.is_some_and(|condition| condition.reason.as_deref() == Some(reason));
+    let stuck = is("ProgressDeadlineExceeded").then_some(progressing).flatten();
+    let stuck = stuck.map(|condition| format!("its rollout does not progress: {}", said(condition)));
+    let updated = status.updated_replicas.unwrap_or(0);
+    let old_pods = status.replicas.unwrap_or(0) > updated;
+    // Once all pods are of the new template that is said, and stays said while it is scaled.
+    let missing = updated < wanted && !is("NewReplicaSetAvailable");
+    let behind = Some(observed) < raw.metadata.generation;
+    let in_progress = behind || (stuck.is_none() && (old_pods || missing));
+    Rollout { in_progress, note: blocked.or(stuck) }
 }
 
 /// A StatefulSet.
@@ -434,7 +501,9 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
     let to_update = (wanted - partition).max(0);
     let note = (partition > 0)
         .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
-    let unfinished = status.observed_generation.is_some() && updated < to_update;
+    // With one revision there is nothing to replace: what is missing was scaled up, or cannot be made.
+    let one_revision = status.current_revision.is_some() && status.current_revision == status.update_revision;
+    let unfinished = status.observed_generation.is_some() && !one_revision && updated < to_update;
     Rollout { in_progress: behind || unfinished, note }
 }
 
@@ -583,17 +652,40 @@ mod tests {
             "status": { "phase": "Running", "podIP": "fd00::1", "conditions": [{ "type": "Ready", "status": "True" }] },
         }));
         let facts = pod.facts;
-        assert_eq!((facts.admin_port, facts.public_port, facts.ready, facts.alive), (9999, 80, true, true));
+        assert_eq!(
+            (facts.admin_port, facts.public_port, facts.readiness, facts.alive),
+            (9999, 80, Readiness::Ready, true)
+        );
         assert!(facts.signs);
         assert_eq!(facts.owner, Some((PodOwner::ReplicaSet, "r1".into())));
         assert_eq!(facts.ip, Some("fd00::1".parse().unwrap()));
         assert!(pod.metadata.labels.is_none() && pod.metadata.annotations.is_none());
     }
 
+    #[rstest::rstest]
+    #[case::ready(json!({ "status": "True", "lastTransitionTime": "2026-11-28T10:00:09Z" }), Readiness::Ready)]
+    #[case::starting(json!({ "status": "False", "lastTransitionTime": "2026-11-28T10:00:00Z" }), Readiness::Never)]
+    #[case::starting_for_hours(json!({ "status": "False", "lastTransitionTime": "2026-11-28T10:00:01Z", "reason": "ContainersNotReady" }), Readiness::Never)]
+    #[case::not_ready_any_more(json!({ "status": "False", "lastTransitionTime": "2026-11-28T10:05:00Z" }), Readiness::NotNow)]
+    #[case::unknown_since_its_node_is_cut_off(json!({ "status": "Unknown", "lastTransitionTime": "2026-11-28T10:05:00Z" }), Readiness::NotNow)]
+    #[case::no_time(json!({ "status": "False" }), Readiness::Never)]
+    fn whether_a_pod_was_ever_ready_is_told_by_when_that_last_changed(
+        #[case] mut ready: Value,
+        #[case] expected: Readiness,
+    ) {
+        ready["type"] = json!("Ready");
+        let status = json!({ "startTime": "2026-11-28T10:00:00Z", "conditions": [ready] });
+        let facts = read::<PodFacts>(&json!({ "metadata": { "name": "p" }, "status": status })).facts;
+        assert_eq!(facts.readiness, expected);
+    }
+
     #[test]
     fn a_pod_without_anything_is_read_too() {
         let facts = read::<PodFacts>(&json!({ "metadata": { "name": "p" } })).facts;
-        assert_eq!((facts.admin_port, facts.ready, facts.alive, facts.ip), (admin::DEFAULT_PORT, false, true, None));
+        assert_eq!(
+            (facts.admin_port, facts.readiness, facts.alive, facts.ip),
+            (admin::DEFAULT_PORT, Readiness::Never, true, None)
+        );
     }
 
     fn stateful_set(strategy: &Value, replicas: i32, updated: i32, observed: i64) -> Rollout {
@@ -621,6 +713,61 @@ mod tests {
     ) {
         let rollout = stateful_set(&strategy, 3, updated, observed);
         assert_eq!((rollout.in_progress, rollout.note.is_some()), (in_progress, noted), "{rollout:?}");
+    }
+
+    #[test]
+    fn a_stateful_set_that_is_scaled_is_not_rolled_out() {
+        let set = |current: &str| {
+            let set = read::<StatefulSetFacts>(&json!({
+                "metadata": { "name": "s", "namespace": "n", "generation": 3 }, "spec": { "replicas": 6 },
+                "status": { "observedGeneration": 3, "updatedReplicas": 4, "currentRevision": current, "updateRevision": "b" },
+            }));
+            set.facts.0.rollout.in_progress
+        };
+        assert_eq!([set("a"), set("b")], [true, false]);
+    }
+
+    fn progressing(status: &str, reason: &str) -> Value {
+        json!({ "type": "Progressing", "status": status, "reason": reason, "message": "words of Kubernetes" })
+    }
+
+    fn over_quota() -> Value {
+        json!({ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: four" })
+    }
+
+    #[rstest::rstest]
+    #[case::complete(4, 4, 4, vec![progressing("True", "NewReplicaSetAvailable")], false, None)]
+    #[case::old_pods(4, 3, 5, vec![progressing("True", "ReplicaSetUpdated")], true, None)]
+    #[case::recreated(4, 0, 0, vec![progressing("True", "ReplicaSetUpdated")], true, None)]
+    #[case::an_edit_whose_condition_is_old(4, 3, 5, vec![progressing("True", "NewReplicaSetAvailable")], true, None)]
+    #[case::scaled(6, 4, 4, vec![progressing("True", "NewReplicaSetAvailable")], false, None)]
+    #[case::scaled_beyond_a_quota(6, 4, 4, vec![progressing("True", "NewReplicaSetAvailable"), over_quota()], false, Some("pods cannot be made: exceeded quota"))]
+    #[case::rolled_out_beyond_a_quota(4, 1, 4, vec![progressing("True", "ReplicaSetUpdated"), over_quota()], true, Some("pods cannot be made: exceeded quota"))]
+    #[case::stuck(4, 1, 4, vec![progressing("False", "ProgressDeadlineExceeded")], false, Some("its rollout does not progress: words"))]
+    #[case::without_a_deadline(4, 3, 5, vec![], true, None)]
+    #[case::a_failure_that_is_over(4, 4, 4, vec![json!({ "type": "ReplicaFailure", "status": "False", "message": "m" })], false, None)]
+    fn a_deployment_is_rolled_out_while_pods_are_being_replaced(
+        #[case] wanted: i32,
+        #[case] updated: i32,
+        #[case] replicas: i32,
+        #[case] conditions: Vec<Value>,
+        #[case] in_progress: bool,
+        #[case] note: Option<&str>,
+    ) {
+        let deployment = |observed: i64| {
+            let deployment = read::<DeploymentFacts>(&json!({
+                "metadata": { "name": "d", "namespace": "n", "generation": 3 }, "spec": { "replicas": wanted },
+                "status": {
+                    "observedGeneration": observed, "updatedReplicas": updated, "replicas": replicas, "conditions": conditions,
+                },
+            }));
+            deployment.facts.0.rollout
+        };
+        let rollout = deployment(3);
+        assert_eq!(rollout.in_progress, in_progress, "{rollout:?}");
+        let told = rollout.note.as_deref().unwrap_or_default();
+        assert!(note.map_or(told.is_empty(), |note| told.starts_with(note)), "{told}");
+        assert!(deployment(2).in_progress, "the edit was not seen yet");
     }
 
     #[rstest::rstest]

@@ -3,7 +3,9 @@
 //! Watches put facts in and are told what that affects; reconciles read. Every lookup goes by a key: a workload's pods by
 //! their owner, the policies of a workload by their target, pods that only look like a workload's by their labels.
 
-use super::facts::{ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, ReplicaSetFacts, Uid, WorkloadFacts};
+use super::facts::{
+    ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, Readiness, ReplicaSetFacts, Uid, WorkloadFacts,
+};
 use crate::{kubernetes::guard::Guard, spec::target_kind};
 use contract::WorkloadId;
 use crds::{FeatureFlag, ResiliencePolicy, resilience_policy::TargetRef};
@@ -295,9 +297,13 @@ impl FleetIndex {
     }
 
     /// Takes in a pod.
-    pub fn put_pod(&self, facts: PodFacts) -> Vec<Affected> {
+    pub fn put_pod(&self, mut facts: PodFacts) -> Vec<Affected> {
         let mut index = self.lock();
         let before = index.pods.get(&facts.uid).cloned();
+        // What its own conditions may not tell any more.
+        if facts.readiness == Readiness::Never && before.as_ref().is_some_and(|one| one.readiness != Readiness::Never) {
+            facts.readiness = Readiness::NotNow;
+        }
         if before.as_ref().is_some_and(|before| **before == facts) {
             return Vec::new();
         }
@@ -525,7 +531,7 @@ mod tests {
             admin_port: 1,
             public_port: 2,
             created_at: Timestamp::UNIX_EPOCH,
-            ready: true,
+            readiness: Readiness::Ready,
             alive: true,
             signs: false,
         }
@@ -587,9 +593,23 @@ mod tests {
         let facts = pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1]);
         assert_eq!(index.put_pod(facts.clone()).len(), 1);
         assert!(index.put_pod(facts.clone()).is_empty());
-        let unready = PodFacts { ready: false, ..facts };
+        let unready = PodFacts { readiness: Readiness::NotNow, ..facts };
         assert!(index.put_pod(unready).contains(&Affected::Workload(id(Deployment, "a"))));
         assert!(index.put_workload(workload(Deployment, "a", &[1])).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_was_seen_ready_was_ready_for_good() {
+        let index = FleetIndex::default();
+        index.put_workload(workload(Deployment, "a", &[1]));
+        index.put_replica_set(ReplicaSetFacts { uid: "rs".into(), deployment: Some("Deployment-a".into()) });
+        let shown = |readiness: Readiness| {
+            let pod = pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1]);
+            index.put_pod(PodFacts { readiness, ..pod });
+            index.pods_of(&id(Deployment, "a"))[0].readiness
+        };
+        let told = [Readiness::Never, Readiness::Ready, Readiness::Never].map(shown);
+        assert_eq!(told, [Readiness::Never, Readiness::Ready, Readiness::NotNow]);
     }
 
     #[test]

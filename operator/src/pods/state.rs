@@ -213,7 +213,7 @@ impl WorkloadState {
         let mut arrivals = Arrivals::default();
         for facts in pods {
             if let Some(known) = self.pods.get_mut(&facts.uid) {
-                let became_ready = facts.ready && !known.facts.ready && !known.is_heard();
+                let became_ready = facts.is_ready() && !known.facts.is_ready() && !known.is_heard();
                 if became_ready || facts.ip != known.facts.ip {
                     // It was not there yet; the next try need not wait.
                     (known.misses, known.push_failures, known.push_after) = (0, 0, None);
@@ -473,6 +473,7 @@ impl PodState {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::fleet::facts::Readiness;
     use contract::{CheckReport, CircuitReport, LoadReport};
 
     fn at(second: i64) -> Timestamp {
@@ -507,7 +508,7 @@ pub(super) mod tests {
             admin_port: 1,
             public_port: 1,
             created_at: Timestamp::UNIX_EPOCH,
-            ready: true,
+            readiness: Readiness::Ready,
             alive: true,
             signs: false,
         })

@@ -153,6 +153,8 @@ mod tests {
             executed_at: None,
             finished_at: None,
             outcome: Outcome::Pending,
+            healed_at: None,
+            youngest: None,
             dry_run: false,
             message: None,
         }

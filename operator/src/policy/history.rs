@@ -6,11 +6,11 @@ use crate::{
 };
 use crds::{
     ResiliencePolicySpec,
-    status::{ActionOutcome, ActionRecord, RecoveryStatus},
+    status::{ActionOutcome, ActionRecord, RecoveryStatus, YoungestPods},
 };
-use engine::recovery::{History, Outcome, Pod, Record, Step, Subject};
+use engine::recovery::{History, Outcome, Pod, Record, Step, Subject, Youngest};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 /// Time of a step that the policy does not have any more.
 const FORGOTTEN_TIMEOUT_MS: u64 = 60_000;
@@ -60,6 +60,11 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
             ActionOutcome::Failed => Outcome::Failed,
             ActionOutcome::Cancelled => Outcome::Cancelled,
         },
+        healed_at: from.healed_at.as_ref().map(|at| at.0),
+        youngest: from.youngest.as_ref().map(|youngest| Youngest {
+            created_at: youngest.created_at.0,
+            uids: youngest.uids.iter().cloned().collect(),
+        }),
         dry_run: from.dry_run,
         message: from.message.clone(),
     }
@@ -91,6 +96,11 @@ pub fn write(from: &Record) -> ActionRecord {
             Outcome::Failed => ActionOutcome::Failed,
             Outcome::Cancelled => ActionOutcome::Cancelled,
         },
+        healed_at: from.healed_at.map(time),
+        youngest: from.youngest.as_ref().map(|youngest| YoungestPods {
+            created_at: Time(youngest.created_at),
+            uids: youngest.uids.iter().cloned().collect(),
+        }),
         dry_run: from.dry_run,
         message: from.message.as_ref().map(|message| cut(message, 1000).to_owned()),
     }
@@ -123,6 +133,8 @@ mod tests {
             executed_at: Some(at(3_456)),
             finished_at: None,
             outcome: Outcome::Verifying,
+            healed_at: Some(at(4_567)),
+            youngest: Some(Youngest { created_at: at(1_000), uids: ["u".to_owned()].into() }),
             dry_run: false,
             message: Some("m".into()),
         };

@@ -410,6 +410,7 @@ const fn gate_reason(gate: Gate) -> Reason {
     match gate {
         Gate::Suspended => Reason::Suspended,
         Gate::ObserverStale => Reason::ObserverStale,
+        Gate::StartingUp => Reason::StartingUp,
         Gate::RolloutInProgress => Reason::RolloutInProgress,
         Gate::DependencyIsTheCause => Reason::DependencyIsTheCause,
         Gate::Cooldown => Reason::Cooldown,

@@ -165,6 +165,8 @@ fn record(action: Action, outcome: Outcome) -> Record {
         executed_at: None,
         finished_at: None,
         outcome,
+        healed_at: None,
+        youngest: None,
         dry_run: false,
         message: Some("said".to_owned()),
     }
@@ -332,6 +334,7 @@ fn a_status_says(#[case] change: fn(&mut World), #[case] expected: &[&str], #[ca
 #[rstest::rstest]
 #[case::suspended(Gate::Suspended)]
 #[case::stale(Gate::ObserverStale)]
+#[case::starting(Gate::StartingUp)]
 #[case::rollout(Gate::RolloutInProgress)]
 #[case::dependency(Gate::DependencyIsTheCause)]
 #[case::cooldown(Gate::Cooldown)]

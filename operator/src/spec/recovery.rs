@@ -31,6 +31,7 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
             },
         },
         healthy_delay_ms: recovery.healthy_delay.millis(),
+        startup_grace_ms: recovery.startup_grace.millis(),
         suspended: spec.suspend,
         dry_run,
     }

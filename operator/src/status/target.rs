@@ -3,7 +3,7 @@
 use super::{conditions::Verdict, writes::WRITE_INTERVAL};
 use crate::{
     context::Context,
-    fleet::facts::{self, Rollout},
+    fleet::facts::{self, Readiness, Rollout},
     kubernetes::meta::{cut, short},
     pods::{
         state::{PodState, Problem, WorkloadState},
@@ -132,7 +132,8 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         let facts = PodFacts {
             target: target.key.clone(),
             created_at: pod.created_at,
-            ready: pod.ready,
+            ready: pod.is_ready(),
+            was_ready: pod.readiness != Readiness::Never,
             reported: state.is_some_and(|state| state.reported),
             instance: state.and_then(|state| state.instance.as_deref()).map(str::to_owned),
         };
@@ -172,7 +173,7 @@ fn describe(target: &mut Target, workload: &WorkloadState) {
 fn view<'a>(pod: &'a facts::PodFacts, state: Option<&'a PodState>) -> PodView<'a> {
     PodView {
         name: &pod.name,
-        ready: pod.ready,
+        ready: pod.is_ready(),
         applied: state.and_then(|state| state.applied.as_deref()),
         unreachable: state.and_then(|state| state.unreachable.as_deref()),
         rejected: state.and_then(|state| state.rejected.as_deref()),

@@ -248,6 +248,13 @@ impl FakePod {
         script.reports = 0;
     }
 
+    /// The kubelet calls it ready from now on.
+    pub async fn becomes_ready(&self, world: &World) {
+        let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+        let how = PatchParams::default();
+        world.api::<Pod>().patch_status(&self.name, &how, &Patch::Strategic(ready)).await.unwrap();
+    }
+
     /// Nothing listens at its address any more.
     pub fn go_silent(&mut self) {
         self.servers.drain(..).for_each(|server| server.abort());

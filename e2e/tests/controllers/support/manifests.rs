@@ -33,7 +33,7 @@ pub fn recovery_policy(name: &str, workload: &str) -> Value {
     policy["spec"]["recovery"] = json!({
         "ladders": [{ "check": "database", "steps": [{ "action": "ResetConnections", "timeout": "3s" }] }],
         "limits": { "cooldown": "0s", "budget": { "actions": 20, "interval": "10m" } },
-        "healthyDelay": "1s",
+        "healthyDelay": "1s", "startupGrace": "0s",
     });
     policy
 }

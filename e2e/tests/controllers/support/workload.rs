@@ -117,6 +117,17 @@ impl Ordinals {
 }
 
 impl Workload {
+    /// Somebody scales it, and its controller has got so far as this status says.
+    pub async fn scale(&self, world: &World, replicas: usize, status: &Value) {
+        let deployments = world.api::<Deployment>();
+        let how = PatchParams::default();
+        let spec = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        let scaled = deployments.patch(&self.name, &how, &spec).await.unwrap();
+        let mut status = status.clone();
+        status["observedGeneration"] = json!(scaled.metadata.generation);
+        deployments.patch_status(&self.name, &how, &Patch::Merge(json!({ "status": status }))).await.unwrap();
+    }
+
     /// One more pod of this workload.
     pub async fn new_pod(&self, world: &World, ready: bool) -> FakePod {
         FakePod::start(world, &self.name, self.owners(), ready).await

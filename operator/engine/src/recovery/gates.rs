@@ -1,7 +1,7 @@
 //! The gates that an action has to pass, in the order in which a person would want to hear of them.
 
 use super::{
-    ladder::later,
+    ladder::{MAX_CLOCK_SKEW, later, later_by},
     model::{CheckState, History, Outcome, Settings, Step, Withheld},
     view::View,
 };
@@ -15,6 +15,8 @@ pub enum Gate {
     Suspended,
     /// The caches have heard nothing for too long: what they show may have changed since.
     ObserverStale,
+    /// The pod was never ready, or is too young to be taken away.
+    StartingUp,
     /// The workload is being rolled out; its pods are expected to come and go.
     RolloutInProgress,
     /// The dependency behind the check fails for most pods, so the pods are not the cause.
@@ -57,8 +59,9 @@ pub(super) fn first_closed(
     let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
-    let [suspended, stale, rollout, dependency, supported, all, many] = always(settings, observed, history, proposal);
-    named([suspended, stale, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
+    let [suspended, stale, starting, rollout, dependency, supported, all, many] =
+        always(settings, observed, history, proposal, now);
+    named([suspended, stale, starting, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
@@ -74,12 +77,19 @@ fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) ->
 }
 
 /// The gates that hold whenever an action is about to be executed.
-fn always(settings: &Settings, observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> [(Gate, Closed); 7] {
+fn always(
+    settings: &Settings,
+    observed: &View<'_>,
+    history: &History,
+    proposal: &Proposal<'_>,
+    now: Timestamp,
+) -> [(Gate, Closed); 8] {
     let disrupts = proposal.step.action.disrupts();
     let unhealthy = disrupts.then(|| Unhealthy::count(observed, history, proposal));
     [
         (Gate::Suspended, suspended(settings)),
         (Gate::ObserverStale, observer_stale(observed)),
+        (Gate::StartingUp, starting_up(settings, observed, proposal, now)),
         (Gate::RolloutInProgress, rollout(observed, proposal)),
         (Gate::DependencyIsTheCause, dependency(observed, proposal)),
         (Gate::ActionNotSupported, supported(observed, proposal)),
@@ -90,8 +100,11 @@ fn always(settings: &Settings, observed: &View<'_>, history: &History, proposal:
 
 /// How the pods of a workload are, before one of them is taken away.
 struct Unhealthy {
-    pods: usize,
-    /// A check of theirs fails, the kubelet does not call them ready, or they were not heard yet.
+    /// Pods that it is to have.
+    wanted: usize,
+    /// Pods that it is to have, or has, whichever are more.
+    all: usize,
+    /// A check of theirs fails, the kubelet does not call them ready, they were not heard yet, or they are missing.
     broken: usize,
     /// Those, and the ones that are recovering.
     broken_or_recovering: usize,
@@ -106,25 +119,29 @@ impl Unhealthy {
         let under_recovery = under_recovery.filter_map(|record| Some(record.subject.pod.as_ref()?.uid.as_str()));
         let more: BTreeSet<_> =
             under_recovery.filter(|uid| !broken.contains(uid) && view.pods.contains_key(*uid)).collect();
-        Self { pods: view.pods_of(target), broken: broken.len(), broken_or_recovering: broken.len() + more.len() }
+        let pods = view.pods_of(target);
+        let wanted = view.wanted.get(target).copied().unwrap_or(pods);
+        // A pod that nobody could make serves as little as one that fails.
+        let broken = broken.len() + wanted.saturating_sub(pods);
+        Self { wanted, all: wanted.max(pods), broken, broken_or_recovering: broken + more.len() }
     }
 
     fn all(&self) -> Closed {
-        (self.pods >= 3 && self.broken == self.pods).then(|| {
+        (self.all >= 3 && self.broken == self.all).then(|| {
             let message = format!(
-                "all {} pods look broken or were not heard yet, so the observer is the likelier cause; no pod is restarted for it",
-                self.pods
+                "all {} pods look broken, are missing or were not heard yet, so the observer is the likelier cause; no pod is restarted for it",
+                self.all
             );
             (message, None)
         })
     }
 
     fn too_many(&self, settings: &Settings) -> Closed {
-        let allowed = settings.limits.max_unhealthy.of(self.pods);
+        let allowed = settings.limits.max_unhealthy.of(self.wanted);
         (self.broken_or_recovering > allowed).then(|| {
             let message = format!(
-                "{} of {} pods are unhealthy, recovering or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
-                self.broken_or_recovering, self.pods
+                "{} of {} pods are unhealthy, recovering, missing or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
+                self.broken_or_recovering, self.all
             );
             (message, None)
         })
@@ -140,6 +157,25 @@ fn suspended(settings: &Settings) -> Closed {
 fn observer_stale(observed: &View<'_>) -> Closed {
     let why = observed.observer_stale.as_ref()?;
     Some((format!("{why}; nothing is done on a view that old, and recovery goes on when it is fresh again"), None))
+}
+
+/// What fails in a pod that was never ready is that it starts slowly, or not at all: nothing that is done to it helps it to.
+fn starting_up(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>, now: Timestamp) -> Closed {
+    let pod = proposal.check.subject.pod.as_ref()?;
+    let facts = observed.pods.get(&pod.uid)?;
+    if !facts.was_ready {
+        return Some((format!("{} was never ready: it is starting up; nothing is done to it before", pod.name), None));
+    }
+    // Of a pod from the future nothing can be said: the clocks differ.
+    let until = later(facts.created_at, settings.startup_grace_ms);
+    let young = proposal.step.action.disrupts() && facts.created_at <= later_by(now, MAX_CLOCK_SKEW) && now < until;
+    young.then(|| {
+        let age = now.duration_since(facts.created_at).as_secs().max(0);
+        let grace = settings.startup_grace_ms / 1000;
+        let why =
+            format!("{} is {age} s old, and no pod is taken away before it is {grace} s old (startupGrace)", pod.name);
+        (why, Some(until))
+    })
 }
 
 fn rollout(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {

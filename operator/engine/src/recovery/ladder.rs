@@ -21,15 +21,12 @@ pub(super) enum Next {
     Exhausted,
 }
 
-/// The step after the last one that was tried since the check began to fail. A pod that took the place of one whose
-/// restart did not help goes on where that one was: another restart would help no more.
+/// The step after the last one that was tried since the check was healthy for the healthy delay. A pod that took the place of
+/// one whose restart did not help goes on where that one was, however late its check fails: another restart would help no more.
 pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, history: &History, dry_run: bool) -> Next {
-    let inherited = |record: &Record| {
-        record.outcome == Outcome::Failed
-            && succeeds(record, check, observed)
-            && record.finished_at.is_some_and(|finished| check.since <= finished)
-    };
-    let own = |record: &Record| record.subject == check.subject && record.failed_at == check.since;
+    let inherited = |record: &Record| record.goes_on() && succeeds(record, check, observed);
+    let own =
+        |record: &Record| record.subject == check.subject && (record.goes_on() || record.failed_at == check.since);
     let tried = history
         .of_kind(dry_run)
         .filter(|record| own(record) || inherited(record))
@@ -50,13 +47,35 @@ pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>)
 
 /// Whether a pod that was created at that time may have taken the place of the one that `record` restarted.
 pub(super) fn replaces(record: &Record, subject: &Subject, created_at: Option<Timestamp>) -> bool {
-    // An eviction may land though nobody heard so.
-    let asked_at = record.executed_at.unwrap_or(record.started_at);
     record.step.action == Action::RestartPod
         && !record.dry_run
         && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
         && record.subject.pod != subject.pod
-        && created_at.is_some_and(|created| later_by(created, MAX_CLOCK_SKEW) >= asked_at)
+        && subject.pod.as_ref().zip(created_at).is_some_and(|(pod, created_at)| is_new(record, &pod.uid, created_at))
+}
+
+/// Whether a pod was made after the restart of `record` was decided.
+fn is_new(record: &Record, uid: &str, created_at: Timestamp) -> bool {
+    match &record.youngest {
+        Some(youngest) => youngest.is_before(uid, created_at),
+        // It was decided by a version that did not write them down. An eviction may land though nobody heard so.
+        None => later_by(created_at, MAX_CLOCK_SKEW) >= record.executed_at.unwrap_or(record.started_at),
+    }
+}
+
+/// When the check of an action that failed will have been healthy for the healthy delay, if it is healthy: in the pod itself,
+/// or in every pod that took its place, all of them ready.
+pub(super) fn healed(record: &Record, settings: &Settings, observed: &View<'_>, now: Timestamp) -> Option<Timestamp> {
+    let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
+    let progress = if gone && record.step.action == Action::RestartPod && !record.dry_run {
+        restarted(record, Timestamp::MIN, observed, now)
+    } else {
+        evaluated(observed.check(&record.subject))
+    };
+    match progress {
+        Progress::Healthy(since) => Some(later(since, settings.healthy_delay_ms)),
+        Progress::Over(..) | Progress::NotYet(..) => None,
+    }
 }
 
 /// Takes note of what shows that an action was executed, though nobody could write it down.
@@ -219,13 +238,12 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
     if ready < wanted {
         return Progress::NotYet(seen_at, format!("{ready} of {wanted} pods are ready"));
     }
-    let successors: Vec<_> = pods
-        .iter()
-        .filter(|(_, facts)| later_by(facts.created_at, MAX_CLOCK_SKEW) >= executed_at)
-        .map(|(uid, _)| *uid)
-        .collect();
+    let new = pods.iter().filter(|(uid, facts)| is_new(record, uid, facts.created_at));
+    let successors: Vec<_> = new.map(|(uid, _)| *uid).collect();
     if successors.is_empty() {
-        return Progress::NotYet(seen_at, "no pod took its place".to_owned());
+        // All pods that are wanted are there and ready, and none is new: fewer are wanted than when it was evicted.
+        let why = format!("scaled down to {wanted} meanwhile, so no pod took its place");
+        return Progress::Over(Outcome::Cancelled, why);
     }
     let state_of = |uid: &String| observed.pod_check(uid, check);
     let mut since = executed_at;
@@ -239,7 +257,7 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
 }
 
 /// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
-const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
+pub(super) const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
 /// How long an action may still be judged after its deadline, if nobody has looked since.
 pub(super) const OBSERVATION_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long until it is seen whether a report has come.

@@ -1,6 +1,6 @@
 //! What a decision about recovery is made from, and what it consists of.
 
-use super::Gate;
+use super::{Gate, ladder::later};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +16,8 @@ pub struct Settings {
     pub limits: Limits,
     /// A check must stay healthy this long, in milliseconds, before an action counts as a success.
     pub healthy_delay_ms: u64,
+    /// No pod is taken away before it is this old, in milliseconds.
+    pub startup_grace_ms: u64,
     /// The policy is suspended: nothing is begun.
     pub suspended: bool,
     /// Nothing is executed; decisions are recorded as if it were.
@@ -218,6 +220,8 @@ pub struct PodFacts {
     pub created_at: Timestamp,
     /// Whether the kubelet calls it ready.
     pub ready: bool,
+    /// Whether the kubelet has ever called it ready.
+    pub was_ready: bool,
     /// Whether it has said anything of its health to this operator.
     pub reported: bool,
     /// Which process answers in it, as far as is known.
@@ -269,10 +273,45 @@ pub struct Record {
     pub finished_at: Option<Timestamp>,
     /// What came of it.
     pub outcome: Outcome,
+    /// For an action that failed: when its check had been healthy for the healthy delay after all. Until then its ladder goes
+    /// on, however often the check changes.
+    pub healed_at: Option<Timestamp>,
+    /// For a restart: the youngest pods of the workload when it was decided. No pod that was there before takes the place of the
+    /// one that is restarted.
+    pub youngest: Option<Youngest>,
     /// Nothing was executed.
     pub dry_run: bool,
     /// Detail in words.
     pub message: Option<String>,
+}
+
+/// Most pods of one second that are told apart from those that come later in it.
+const MOST_OF_A_SECOND: usize = 16;
+
+/// The youngest pods of a workload at some moment. Times are those of the API server, in whole seconds: no other clock has a
+/// say in which pod came later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Youngest {
+    /// When they were created.
+    pub created_at: Timestamp,
+    /// Their uids, as many as are told apart.
+    pub uids: BTreeSet<String>,
+}
+
+impl Youngest {
+    /// The youngest pods of a workload, if it has any.
+    pub(super) fn of(target: &str, observed: &Observed) -> Option<Self> {
+        let pods = || observed.pods.iter().filter(|(_, facts)| facts.target == target);
+        let created_at = pods().map(|(_, facts)| facts.created_at).max()?;
+        let youngest = pods().filter(|(_, facts)| facts.created_at == created_at);
+        Some(Self { created_at, uids: youngest.map(|(uid, _)| uid.clone()).take(MOST_OF_A_SECOND).collect() })
+    }
+
+    /// Whether a pod came later.
+    pub(super) fn is_before(&self, uid: &str, created_at: Timestamp) -> bool {
+        let told_apart = self.uids.len() < MOST_OF_A_SECOND && !self.uids.contains(uid);
+        created_at > self.created_at || (created_at == self.created_at && told_apart)
+    }
 }
 
 /// What came of an action.
@@ -305,9 +344,14 @@ pub struct History {
 const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
 impl Record {
+    /// Whether its ladder goes on after it: it did not help, and its check was not healthy since.
+    pub(super) fn goes_on(&self) -> bool {
+        self.outcome == Outcome::Failed && self.healed_at.is_none()
+    }
+
     /// Whether its times can be true. Anybody who may edit a status can write any time into it.
     fn is_possible(&self, now: Timestamp) -> bool {
-        let times = [Some(self.failed_at), Some(self.started_at), self.executed_at, self.finished_at];
+        let times = [Some(self.failed_at), Some(self.started_at), self.executed_at, self.finished_at, self.healed_at];
         times.into_iter().flatten().all(|at| at.duration_since(now) <= MAX_AHEAD)
     }
 }
@@ -328,20 +372,28 @@ impl History {
         self.in_flight.iter().chain(&self.recent).filter(move |record| record.dry_run == dry_run)
     }
 
-    /// Keeps the newest. What was only rehearsed is forgotten first, because the budget is counted from what was done;
-    /// what tells how far a ladder has been climbed that is still needed, last.
-    pub(super) fn trim(&mut self, observed: &Observed) {
+    /// Keeps the newest. What was only rehearsed is forgotten first, then what nothing is computed from any more, then how far
+    /// ladders were climbed; what budget and cooldown are counted from, last: they hold whatever else there is to remember.
+    pub(super) fn trim(&mut self, settings: &Settings, observed: &Observed, now: Timestamp) {
+        let counted_for = settings.limits.budget_interval_ms.max(settings.limits.cooldown_ms);
+        let counts = |record: &Record| {
+            let begin =
+                record.executed_at.unwrap_or(record.started_at).max(record.finished_at.unwrap_or(Timestamp::MIN));
+            now < later(begin, counted_for)
+        };
         let needed = |record: &Record| {
-            let same = |check: &&CheckState| {
-                (&check.subject.target, &check.subject.check) == (&record.subject.target, &record.subject.check)
-            };
-            let own = |check: &CheckState| check.subject == record.subject || record.step.action == Action::RestartPod;
-            record.outcome == Outcome::Failed
-                && observed.checks.iter().filter(same).any(|check| !check.healthy && own(check))
+            record.goes_on()
+                && match &record.subject.pod {
+                    Some(pod) if record.step.action != Action::RestartPod => observed.pods.contains_key(&pod.uid),
+                    _ => observed.wanted.contains_key(&record.subject.target),
+                }
         };
         while self.recent.len() > MAX_RECENT {
-            let rehearsed = self.recent.iter().rposition(|record| record.dry_run);
-            let index = rehearsed.or_else(|| self.recent.iter().rposition(|record| !needed(record)));
+            let oldest = |forget: &dyn Fn(&Record) -> bool| self.recent.iter().rposition(forget);
+            let index = oldest(&|record| record.dry_run && !settings.dry_run)
+                .or_else(|| oldest(&|record| !needed(record) && !counts(record)))
+                .or_else(|| oldest(&|record| !counts(record)))
+                .or_else(|| oldest(&|record| !needed(record)));
             self.recent.remove(index.unwrap_or(self.recent.len() - 1));
         }
     }

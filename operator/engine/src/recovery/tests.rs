@@ -34,6 +34,7 @@ fn settings() -> Settings {
             max_unhealthy: MaxUnhealthy::Percent(50),
         },
         healthy_delay_ms: 10_000,
+        startup_grace_ms: 0,
         suspended: false,
         dry_run: false,
     }
@@ -52,7 +53,14 @@ fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
 
 /// A pod that is as old as the story, and ready.
 fn facts() -> PodFacts {
-    PodFacts { target: "booking".into(), created_at: at(-100), ready: true, reported: true, instance: None }
+    PodFacts {
+        target: "booking".into(),
+        created_at: at(-100),
+        ready: true,
+        was_ready: true,
+        reported: true,
+        instance: None,
+    }
 }
 
 fn observed(checks: Vec<CheckState>) -> Observed {
@@ -166,6 +174,59 @@ fn a_new_failure_starts_the_ladder_again_after_the_cooldown() {
     assert_eq!(again.execute[0].index, 0);
 }
 
+/// For how long a pod that starts up is left alone.
+enum Held {
+    Not,
+    UntilAge(i64),
+    UntilReady,
+}
+
+/// A pod that was never ready, and one of this age.
+#[rstest::rstest]
+#[case::booting(Action::RestartPod, false, 3, Held::UntilReady)]
+#[case::booting_for_hours(Action::RestartPod, false, 9_000, Held::UntilReady)]
+#[case::booting_a_reset(Action::ResetConnections, false, 3, Held::UntilReady)]
+#[case::young(Action::RestartPod, true, 3, Held::UntilAge(60))]
+#[case::young_a_reset(Action::ResetConnections, true, 3, Held::Not)]
+#[case::old_enough(Action::RestartPod, true, 60, Held::Not)]
+#[case::a_clock_behind(Action::RestartPod, true, -20, Held::UntilAge(60))]
+#[case::a_clock_a_year_behind(Action::RestartPod, true, -31_536_000, Held::Not)]
+#[case::a_clock_a_year_ahead(Action::RestartPod, true, 31_536_000, Held::Not)]
+fn a_pod_that_starts_up_is_left_alone(
+    #[case] action: Action,
+    #[case] was_ready: bool,
+    #[case] age: i64,
+    #[case] expected: Held,
+) {
+    let mut settings = ladder(action);
+    settings.startup_grace_ms = 60_000;
+    let created_at = at(1_000);
+    let mut starting = three();
+    let pod = starting.pods.get_mut(POD).unwrap();
+    (pod.created_at, pod.was_ready, pod.ready) = (created_at, was_ready, was_ready);
+    let decision = run(&settings, &starting, &History::default(), 1_000 + age);
+    let held: Vec<_> = decision.withheld.iter().map(|held| (held.gate, held.until)).collect();
+    let gates = match expected {
+        Held::Not => vec![],
+        Held::UntilAge(seconds) => vec![(Gate::StartingUp, Some(at(1_000 + seconds)))],
+        Held::UntilReady => vec![(Gate::StartingUp, None)],
+    };
+    assert_eq!(held, gates);
+    assert_eq!(decision.execute.len(), usize::from(gates.is_empty()));
+}
+
+#[test]
+fn a_slow_starter_is_not_evicted_again_while_it_starts() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.cooldown_ms = 0;
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
+    let failed = run(&settings, &replaced(false, 10, false), &history, 62);
+    assert_eq!(failed.finished[0].outcome, Outcome::Failed);
+    // Hours later, for another failure than the one that the restart was about.
+    let later = run(&settings, &replaced(false, 9_000, false), &failed.history, 9_001);
+    assert!(later.execute.is_empty(), "{later:?}");
+}
+
 type Change = fn(&mut Settings, &mut Observed, &mut History);
 
 #[test]
@@ -219,6 +280,8 @@ fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
         executed_at: Some(at(started)),
         finished_at: matches!(outcome, Outcome::Succeeded | Outcome::Failed).then(|| at(started + 1)),
         outcome,
+        healed_at: None,
+        youngest: None,
         dry_run: false,
         message: None,
     }
@@ -351,7 +414,7 @@ fn three() -> Observed {
 fn replaced(healthy: bool, since: i64, ready: bool) -> Observed {
     let mut observed = observed(vec![check("new", healthy, since), check("b", true, -100), check("c", true, -100)]);
     let new = observed.pods.get_mut("new").unwrap();
-    (new.created_at, new.ready) = (at(2), ready);
+    (new.created_at, new.ready, new.was_ready) = (at(2), ready, ready);
     observed
 }
 
@@ -378,9 +441,113 @@ fn a_restart_that_did_not_help_is_not_repeated_in_the_next_pod() {
     assert!(failed.finished[0].message.as_ref().unwrap().contains("no answer"));
     assert_eq!(failed.exhausted[0].subject, subject("new"), "its successor is at the ladder's end, too");
     assert!(failed.execute.is_empty());
-    // It got well, and fails again hours later: that is another failure.
-    let later = run(&settings, &replaced(false, 9_000, true), &failed.history, 9_001);
-    assert_eq!(later.execute.len(), 1);
+    // It gets well for a moment, and for long enough: then what fails hours later is another failure.
+    let moment = run(&settings, &replaced(true, 8_000, true), &failed.history, 8_009);
+    assert_eq!(moment.next_check, Some(at(8_010)), "it is looked at when it has been well for the healthy delay");
+    let flaps = run(&settings, &replaced(false, 9_000, true), &moment.history, 9_001);
+    assert_eq!((flaps.execute.len(), flaps.exhausted.len()), (0, 1), "too short to count");
+    let healed = run(&settings, &replaced(true, 8_000, true), &moment.history, 8_010);
+    assert_eq!(healed.history.recent[0].healed_at, Some(at(8_010)));
+    let later = run(&settings, &replaced(false, 9_000, true), &healed.history, 9_001);
+    assert_eq!((later.execute.len(), later.exhausted.len()), (1, 0));
+}
+
+/// The successor is ready after 75 s, longer than the step may take, and its check fails for 90 s from then on.
+#[test]
+fn a_slow_starter_is_judged_by_its_successor_until_that_was_healthy_once() {
+    let settings = ladder(Action::RestartPod);
+    let mut history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
+    let mut evictions = 0;
+    for second in 3..2_000 {
+        let (ready, failing) = (second >= 75, (75..165).contains(&second));
+        let since = if failing { 75 } else { 165.min(second) };
+        let decision = run(&settings, &replaced(!failing, since, ready), &history, second);
+        evictions += decision.execute.len();
+        history = execute_step(&decision, at(second));
+        assert_eq!(!decision.exhausted.is_empty(), failing, "{second}");
+    }
+    assert_eq!(evictions, 0, "it is never evicted again");
+    assert!(history.recent[0].healed_at.is_some());
+}
+
+/// Five pods that are as young as each other; the first one was evicted, and its successor is there.
+fn five_siblings() -> (Settings, History, Observed) {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.cooldown_ms = 0;
+    let names = [POD, "b", "c", "d", "e"];
+    let mut five = observed(names.iter().map(|uid| check(uid, *uid != POD, -8)).collect());
+    five.pods.values_mut().for_each(|facts| facts.created_at = at(-8));
+    let history = execute_step(&run(&settings, &five, &History::default(), 0), at(0));
+    five.pods.remove(POD);
+    five.checks[0] = check("new", true, 2);
+    five.pods.insert("new".into(), PodFacts { created_at: at(0), ..facts() });
+    (settings, history, five)
+}
+
+#[test]
+fn a_sibling_is_no_successor_however_young_it_is() {
+    let (settings, history, mut five) = five_siblings();
+    let done = run(&settings, &five, &history, 12);
+    assert_eq!(done.finished[0].outcome, Outcome::Succeeded);
+    five.checks[1] = check("b", false, 13);
+    let next = run(&settings, &five, &done.history, 14);
+    assert_eq!((next.execute.len(), next.exhausted.len()), (1, 0), "it has a ladder of its own");
+    // As long as the restart is judged, too.
+    let next = run(&settings, &five, &history, 8);
+    assert_eq!(next.withheld[0].gate, Gate::OneStepAtATime);
+}
+
+#[test]
+fn a_restart_has_not_succeeded_because_its_siblings_are_healthy() {
+    let (settings, history, mut five) = five_siblings();
+    let new = five.pods.get_mut("new").unwrap();
+    (new.ready, new.was_ready) = (false, false);
+    five.checks.remove(0);
+    assert!(run(&settings, &five, &history, 40).finished.is_empty());
+    let over = run(&settings, &five, &history, 60);
+    assert_eq!(over.finished[0].outcome, Outcome::Failed);
+    assert!(over.finished[0].message.as_ref().unwrap().contains("4 of 5 pods are ready"));
+}
+
+#[test]
+fn pods_of_one_second_are_told_apart_by_their_uids() {
+    let (_, history, _) = five_siblings();
+    let youngest = history.in_flight[0].youngest.clone().unwrap();
+    assert!(!youngest.is_before("b", at(-8)) && youngest.is_before("new", at(-8)) && youngest.is_before("b", at(-7)));
+    assert!(!youngest.is_before("new", at(-9)));
+    let mut crowd = observed((0..50).map(|n| check(&format!("pod-{n}"), true, 0)).collect());
+    crowd.pods.values_mut().for_each(|facts| facts.created_at = at(0));
+    let youngest = Youngest::of("booking", &crowd).unwrap();
+    assert!(youngest.uids.len() <= 16);
+    assert!((0..50).all(|n| !youngest.is_before(&format!("pod-{n}"), at(0))), "none of them is taken for a successor");
+}
+
+/// Ten pods whose ladders are used up, and an eleventh that flaps.
+#[test]
+fn what_else_is_remembered_frees_no_budget() {
+    let mut settings = settings();
+    settings.ladders.insert("database".into(), vec![step(Action::ResetConnections, 1_000); 2]);
+    settings.limits.cooldown_ms = 60_000;
+    (settings.limits.budget_actions, settings.limits.budget_interval_ms) = (2, 90_000);
+    settings.healthy_delay_ms = 1_000;
+    let exhausted = |n: i64| format!("exhausted-{n}");
+    let steps = |n: i64, index: usize| Record {
+        index,
+        id: format!("{n}-{index}"),
+        ..record(&exhausted(n), -1_000 + n, Outcome::Failed)
+    };
+    let recent = (0..10).flat_map(|n| [steps(n, 1), steps(n, 0)]).collect();
+    let mut history = History { in_flight: vec![], recent };
+    let mut actions = 0;
+    for second in 0..90 {
+        let failing = second % 4 < 2;
+        let mut checks: Vec<_> = (0..10).map(|n| check(&exhausted(n), false, -1_000 + n)).collect();
+        checks.push(check("flaps", !failing, second - second % 2));
+        let decision = run(&settings, &observed(checks), &history, second);
+        actions += decision.execute.len();
+        history = execute_step(&decision, at(second));
+    }
+    assert_eq!(actions, 2);
 }
 
 #[test]
@@ -388,12 +555,60 @@ fn a_pod_that_nothing_replaces_ends_its_recovery() {
     let settings = ladder(Action::RestartPod);
     let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
     let mut smaller = observed(vec![check("b", true, -100), check("c", true, -100)]);
+    smaller.wanted.insert("booking".into(), 3);
     assert!(run(&settings, &smaller, &history, 3).finished.is_empty(), "one may still come");
     let over = run(&settings, &smaller, &history, 62);
     assert_eq!(over.finished[0].outcome, Outcome::Failed);
-    assert!(over.finished[0].message.as_ref().unwrap().contains("no pod took its place"));
+    assert!(over.finished[0].message.as_ref().unwrap().contains("2 of 3 pods are ready"), "{over:?}");
     smaller.wanted.clear();
     assert_eq!(run(&settings, &smaller, &history, 3).finished[0].outcome, Outcome::Cancelled, "no workload either");
+}
+
+#[rstest::rstest]
+#[case::by_one(2)]
+#[case::to_one(1)]
+#[case::to_zero(0)]
+fn a_restart_ends_when_the_workload_is_scaled_down_meanwhile(#[case] left: usize) {
+    let settings = ladder(Action::RestartPod);
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
+    let mut siblings = vec![check("b", true, -100), check("c", true, -100)];
+    siblings.truncate(left);
+    let smaller = observed(siblings);
+    let over = run(&settings, &smaller, &history, 3);
+    assert_eq!(over.finished[0].outcome, Outcome::Cancelled);
+    let message = over.finished[0].message.as_deref().unwrap();
+    assert!(message.contains(&format!("scaled down to {left}")), "{message}");
+    assert!(over.exhausted.is_empty() && over.withheld.is_empty(), "{over:?}");
+}
+
+/// Four pods of which one was evicted; nobody makes its successor.
+#[test]
+fn a_pod_that_is_missing_counts_as_unhealthy() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.limits.max_in_flight = 2;
+    settings.limits.max_unhealthy = MaxUnhealthy::Count(1);
+    let mut four = three();
+    four.checks.push(check("d", true, -100));
+    four.pods.insert("d".into(), facts());
+    four.wanted.insert("booking".into(), 4);
+    let history = execute_step(&run(&settings, &four, &History::default(), 1), at(2));
+    let mut missing = four.clone();
+    missing.pods.remove(POD);
+    missing.checks.remove(0);
+    missing.checks[0] = check("b", false, 5);
+    let held = run(&settings, &missing, &history, 6);
+    assert!(held.execute.is_empty());
+    assert_eq!(held.withheld[0].gate, Gate::TooManyUnhealthy);
+    assert!(held.withheld[0].message.starts_with("2 of 4 pods"), "{}", held.withheld[0].message);
+    settings.limits.max_unhealthy = MaxUnhealthy::Count(2);
+    assert_eq!(run(&settings, &missing, &history, 6).execute.len(), 1, "as many as that may be");
+
+    // However few are left: the share is that of the pods that are wanted.
+    settings.limits.max_unhealthy = MaxUnhealthy::Percent(50);
+    missing.checks.truncate(1);
+    missing.pods.retain(|uid, _| uid == "b");
+    let held = run(&settings, &missing, &History::default(), 6);
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::AllPodsUnhealthy));
 }
 
 #[test]
@@ -515,6 +730,7 @@ fn a_waiting_eviction_keeps_no_help_from_younger_pods() {
     grown.checks.push(check("younger", false, 100));
     grown.pods.insert("younger".into(), PodFacts { created_at: at(50), ..facts() });
     grown.pods.insert("fifth".into(), facts());
+    grown.wanted.insert("booking".into(), 5);
     let decision = run(&settings, &grown, &waiting, 102);
     let younger = decision.history.in_flight.iter().any(|record| record.subject == subject("younger"));
     assert!(younger, "{decision:?}");

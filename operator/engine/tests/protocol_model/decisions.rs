@@ -283,6 +283,7 @@ impl Decisions {
                     target: TARGET.to_owned(),
                     created_at: whole_second(place.created),
                     ready: true,
+                    was_ready: true,
                     reported: view.seen.is_some(),
                     instance: Some(place.process.to_string()),
                 };
@@ -343,6 +344,7 @@ fn settings(scenario: &Scenario) -> Settings {
             max_unhealthy: MaxUnhealthy::Count(2),
         },
         healthy_delay_ms: u64::from(TICK),
+        startup_grace_ms: 0,
         suspended: false,
         dry_run: false,
     }
