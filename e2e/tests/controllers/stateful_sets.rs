@@ -2,9 +2,11 @@
 
 use crate::support::{
     FakePod, World,
+    api_proxy::ApiProxy,
     audit::operator_writes,
     eventually, flag_set,
     manifests::policy_with_request,
+    operator::Operator,
     policy, recovery_policy, says,
     workload::owned_by,
     world::{policy_conditions, request_ms},
@@ -156,6 +158,35 @@ async fn a_restart_evicts_by_uid_and_the_pod_of_the_same_name_is_judged_as_succe
     for pod in [&set.pods[0], &set.pods[2]] {
         assert!(world.api::<Pod>().get_opt(&pod.name).await.unwrap().is_some(), "{} is left alone", pod.name);
     }
+}
+
+/// Somebody deletes the pod while the request to evict it is on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_that_lands_late_does_not_hit_the_successor_of_the_same_name() {
+    let world = World::new().await;
+    let set = world.stateful_set("booking", 3, rolling()).await;
+    let proxy = ApiProxy::start(&world).await;
+    let _operator = Operator::start_through(&world, proxy.operator_config(&world).await, &[]);
+    let mut policy = aimed_at_set(recovery_policy("booking", "booking"));
+    policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([{ "action": "RestartPod", "timeout": "90s" }]);
+    world.apply(&policy).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    proxy.hold(Some(|call| call.path.contains("/eviction")));
+    set.pods[1].script().failing = true;
+    eventually("the eviction is on its way", async || {
+        let asked = proxy.calls().iter().any(|call| call.path.contains("/booking-1/eviction"));
+        if asked { Ok(()) } else { Err(String::new()) }
+    })
+    .await;
+    set.pods[1].delete(&world).await;
+    let successor = set.new_pod(&world, 1).await;
+    let uid = world.api::<Pod>().get("booking-1").await.unwrap().uid();
+    proxy.hold(None);
+    successor.until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
+    world
+        .until_policy("booking", "the restart succeeded", |policy| outcomes(policy) == [(1, ActionOutcome::Succeeded)])
+        .await;
+    assert_eq!(world.api::<Pod>().get("booking-1").await.unwrap().uid(), uid, "it is still there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
