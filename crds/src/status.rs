@@ -223,9 +223,13 @@ pub struct ActionRecord {
     /// For an action that failed: when its check had been healthy for healthyDelay after all. Until then the next failure goes on with the step after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healed_at: Option<MicroTime>,
-    /// For a restart: the youngest pods of the workload when it was decided. None that was there before is taken for a successor.
+    /// For a restart: the workload when it was decided. No pod that was there before is taken for a successor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub youngest: Option<YoungestPods>,
+    pub before: Option<WorkloadBefore>,
+    /// For a restart: uid of the pod that took the place, once it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub successor: Option<String>,
     /// true: nothing was done, this is what would have been done.
     #[serde(default)]
     pub dry_run: bool,
@@ -235,15 +239,18 @@ pub struct ActionRecord {
     pub message: Option<String>,
 }
 
-/// The youngest pods of a workload at some moment.
+/// A workload at some moment.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-pub struct YoungestPods {
-    /// When they were created, by the clock of the API server, in whole seconds.
-    pub created_at: Time,
-    /// Their uids, at most 16.
+pub struct WorkloadBefore {
+    /// Pods that it was to have.
+    #[schemars(range(min = 0))]
+    pub wanted: i32,
+    /// When the youngest of its pods were created, by the clock of the API server, in whole seconds.
+    pub youngest_at: Time,
+    /// The uids of those, at most 16.
     #[schemars(length(max = 16), inner(length(max = 64)))]
-    pub uids: Vec<String>,
+    pub youngest: Vec<String>,
 }
 
 /// What came of an action.

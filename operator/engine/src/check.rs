@@ -25,6 +25,9 @@ pub struct Evaluation {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
+    /// Since when it has passed; absent if it has not passed yet, or if it is degraded. That it does not count as unhealthy says
+    /// less: a process that was started a moment ago may only not have failed often enough.
+    pub well_since: Option<Timestamp>,
     /// When the last report came.
     pub seen_at: Timestamp,
     /// What the last failed run said.
@@ -48,6 +51,7 @@ pub fn evaluate(
     let mut after = before.cloned().unwrap_or(Evaluation {
         healthy: true,
         since: now,
+        well_since: None,
         seen_at: now,
         message: String::new(),
         dependency: None,
@@ -68,6 +72,7 @@ pub fn evaluate(
             if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
                 after.healthy = false;
                 after.since = now;
+                after.well_since = None;
                 after.began_before = before.is_none();
             }
         }
@@ -79,8 +84,12 @@ pub fn evaluate(
                 after.began_before = false;
                 after.message.clear();
             }
+            if after.healthy {
+                after.well_since.get_or_insert(now);
+            }
         }
-        CheckStatus::Degraded | CheckStatus::Unknown => {}
+        CheckStatus::Degraded => after.well_since = None,
+        CheckStatus::Unknown => {}
     }
     after
 }
@@ -118,6 +127,23 @@ mod tests {
     }
 
     use CheckStatus::{Degraded as D, Healthy as H, Unhealthy as U};
+
+    #[rstest::rstest]
+    #[case::passes(&[(H, 0, 1), (H, 0, 2)], Some(1))]
+    #[case::has_not_failed_often_enough(&[(U, 1, 1), (U, 2, 2)], None)]
+    #[case::passes_after_that(&[(U, 1, 1), (H, 0, 2), (H, 0, 3)], Some(2))]
+    #[case::one_failure_in_between(&[(H, 0, 1), (U, 1, 2), (H, 0, 3)], Some(1))]
+    #[case::fails(&[(H, 0, 1), (U, 3, 4)], None)]
+    #[case::not_often_enough_again(&[(U, 3, 3), (H, 0, 4)], None)]
+    #[case::passes_again(&[(U, 3, 3), (H, 0, 4), (H, 0, 5)], Some(3))]
+    #[case::degraded(&[(H, 0, 1), (D, 0, 2)], None)]
+    #[case::degraded_from_the_start(&[(D, 0, 1), (D, 0, 2)], None)]
+    #[case::not_degraded_any_more(&[(D, 0, 1), (H, 0, 2)], Some(2))]
+    #[case::unknown(&[(CheckStatus::Unknown, 0, 0)], None)]
+    fn a_check_is_well_once_it_has_passed(#[case] reports: &[(CheckStatus, u32, u64)], #[case] since: Option<i64>) {
+        let evaluation = run(reports, Thresholds { unhealthy: 3, healthy: 2 });
+        assert_eq!(evaluation.well_since, since.map(at));
+    }
 
     #[rstest::rstest]
     #[case::below_threshold(&[(H, 0, 1), (U, 1, 2), (U, 2, 3)], true, 1)]

@@ -12,12 +12,13 @@ mod view;
 
 pub use gates::Gate;
 pub use model::{
-    Action, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed, Outcome, Pod,
-    PodFacts, Record, Settings, Step, Subject, Withheld, Youngest,
+    Action, Before, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed, Outcome,
+    Pod, PodFacts, Record, Settings, Step, Subject, Withheld,
 };
 
 use jiff::Timestamp;
 use ladder::Next;
+use std::collections::BTreeSet;
 use view::View;
 
 /// Decides what to do now. `policy_uid` makes ids unique among policies.
@@ -56,7 +57,13 @@ pub fn decide(
             continue;
         }
         let record = Record {
-            id: ladder::intent_id(policy_uid, &check.subject, check.since, step, settings.dry_run),
+            id: ladder::intent_id(
+                policy_uid,
+                &check.subject,
+                check.since,
+                (step, steps[step].action),
+                settings.dry_run,
+            ),
             subject: check.subject.clone(),
             instance: instance(observed, &check.subject, steps[step].action),
             step: steps[step].clone(),
@@ -68,9 +75,8 @@ pub fn decide(
             finished_at: None,
             outcome: Outcome::Pending,
             healed_at: None,
-            youngest: (steps[step].action == Action::RestartPod)
-                .then(|| Youngest::of(&check.subject.target, observed))
-                .flatten(),
+            before: before(&steps[step], &check.subject, observed),
+            successor: None,
             dry_run: settings.dry_run,
             message: None,
         };
@@ -97,6 +103,11 @@ pub fn decide(
             record.executed_at = Some(now);
             record.message = Some("dry run: nothing was done".to_owned());
         }
+    }
+    // A pod that a new leader has not heard yet counts as broken for a while; that ends by itself.
+    let heard = ladder::later_by(observed.watching_since, ladder::OBSERVATION_GRACE);
+    if now < heard && !decision.withheld.is_empty() {
+        decision.wake_at(Some(heard));
     }
     let settled = |record: &&Record| record.outcome != Outcome::Waiting;
     let deadlines: Vec<_> =
@@ -136,11 +147,22 @@ fn ask_again(settings: &Settings, observed: &View<'_>, decision: &mut Decision, 
             asked.outcome = Outcome::Pending;
         }
         busy.in_flight.retain(|other| other.id != record.id);
-        match gates::first_closed(settings, observed, &busy, &proposal, now) {
-            Some(held) => decision.withheld.push(held),
-            None => decision.execute.push(record),
+        if let Some(held) = gates::first_closed(settings, observed, &busy, &proposal, now) {
+            decision.withheld.push(held);
+            continue;
         }
+        // Pods that came while it waited are no successors either.
+        let record = Record { before: before(&record.step, &record.subject, observed), ..record };
+        if let Some(known) = decision.history.in_flight.iter_mut().find(|known| known.id == record.id) {
+            known.before.clone_from(&record.before);
+        }
+        decision.execute.push(record);
     }
+}
+
+/// What a restart has to know of its workload.
+fn before(step: &Step, subject: &Subject, observed: &View<'_>) -> Option<Before> {
+    (step.action == Action::RestartPod).then(|| Before::of(&subject.target, observed)).flatten()
 }
 
 /// Whether the record's check is heard of now.
@@ -149,15 +171,8 @@ fn is_reported(observed: &View<'_>, record: &Record) -> bool {
 }
 
 /// Since when something fails. Of a failure that began before this operator looked, the history knows since when, so that
-/// its ladder goes on; a pod that took the place of one whose restart did not help goes on there. `created_at` is when the
-/// pod was created.
-pub fn failing_since(
-    seen: Timestamp,
-    began_before: bool,
-    subject: &Subject,
-    created_at: Option<Timestamp>,
-    history: &History,
-) -> Timestamp {
+/// its ladder goes on; the pod that took the place of one whose restart did not help goes on there.
+pub fn failing_since(seen: Timestamp, began_before: bool, subject: &Subject, history: &History) -> Timestamp {
     if !began_before {
         return seen;
     }
@@ -166,7 +181,7 @@ pub fn failing_since(
     if let Some(own) = all().find(|record| record.subject == *subject) {
         return Some(own).filter(goes_on).map_or(seen, |record| record.failed_at);
     }
-    let inherited = all().find(|record| record.goes_on() && ladder::replaces(record, subject, created_at));
+    let inherited = all().find(|record| record.goes_on() && record.is_succeeded_by(subject));
     inherited.and_then(|record| record.finished_at).unwrap_or(seen)
 }
 
@@ -178,8 +193,12 @@ fn instance(observed: &View<'_>, subject: &Subject, action: Action) -> Option<St
 
 /// Brings every action in flight to its outcome where that is known.
 fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now: Timestamp) {
-    for mut record in std::mem::take(&mut decision.history.in_flight) {
-        ladder::catch_up(&mut record, observed);
+    let in_flight = std::mem::take(&mut decision.history.in_flight);
+    let all = in_flight.iter().chain(&decision.history.recent);
+    let mut taken: BTreeSet<_> = all.filter_map(|record| record.successor.clone()).collect();
+    for mut record in in_flight {
+        ladder::catch_up(&mut record, observed, now);
+        ladder::find_successor(&mut record, observed, &mut taken);
         match ladder::outcome(&record, settings, observed, now) {
             ladder::Verdict::Wait(until) => {
                 decision.wake_at(until);
@@ -195,7 +214,8 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
         }
     }
     let mut heals = None;
-    for record in decision.history.recent.iter_mut().filter(|record| record.goes_on()) {
+    for record in decision.history.recent.iter_mut().rev().filter(|record| record.goes_on()) {
+        ladder::find_successor(record, observed, &mut taken);
         match ladder::healed(record, settings, observed, now) {
             Some(at) if at <= now => record.healed_at = Some(now),
             at => heals = heals.into_iter().chain(at).min(),
@@ -205,5 +225,7 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
     decision.history.trim(settings, observed, now);
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

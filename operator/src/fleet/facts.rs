@@ -379,6 +379,7 @@ struct RawWorkloadSpec {
     replicas: Option<i32>,
     selector: RawSelector,
     update_strategy: RawStrategy,
+    paused: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -407,8 +408,6 @@ struct RawWorkloadStatus {
     observed_generation: Option<i64>,
     replicas: Option<i32>,
     updated_replicas: Option<i32>,
-    current_revision: Option<String>,
-    update_revision: Option<String>,
     conditions: Option<Vec<RawCondition>>,
 }
 
@@ -457,16 +456,18 @@ fn deployment_rollout(raw: &RawWorkload) -> Rollout {
     let blocked = status.condition("ReplicaFailure").filter(|condition| condition.status == "True");
     let blocked = blocked.map(|condition| format!("pods cannot be made: {}", said(condition)));
     let progressing = status.condition("Progressing");
-    let is = |reason: &str| progressing.is_some_and(|condition| condition.reason.as_deref() == Some(reason));
-    let stuck = is("ProgressDeadlineExceeded").then_some(progressing).flatten();
+    let reason = progressing.and_then(|condition| condition.reason.as_deref());
+    let stuck = progressing.filter(|_| reason == Some("ProgressDeadlineExceeded"));
     let stuck = stuck.map(|condition| format!("its rollout does not progress: {}", said(condition)));
     let updated = status.updated_replicas.unwrap_or(0);
     let old_pods = status.replicas.unwrap_or(0) > updated;
-    // Once all pods are of the new template that is said, and stays said while it is scaled.
-    let missing = updated < wanted && !is("NewReplicaSetAvailable");
+    // Once all pods are of the new template, another reason stands there, and goes on to while it is scaled.
+    let moves = matches!(reason, Some("NewReplicaSetCreated" | "FoundNewReplicaSet" | "ReplicaSetUpdated"));
+    let replacing = old_pods || (moves && updated < wanted);
+    let paused = (raw.spec.paused && replacing).then(|| "it is paused in the middle of a rollout".to_owned());
     let behind = Some(observed) < raw.metadata.generation;
-    let in_progress = behind || (stuck.is_none() && (old_pods || missing));
-    Rollout { in_progress, note: blocked.or(stuck) }
+    let in_progress = behind || (replacing && stuck.is_none() && !raw.spec.paused);
+    Rollout { in_progress, note: blocked.or(stuck).or(paused) }
 }
 
 /// A StatefulSet.
@@ -490,20 +491,17 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
     let wanted = raw.spec.replicas.unwrap_or(1);
     let status = &raw.status;
     let behind = status.observed_generation.is_some() && status.observed_generation < raw.metadata.generation;
-    let updated = status.updated_replicas.unwrap_or(0);
+    let old = (status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0)).max(0);
     if raw.spec.update_strategy.type_.as_deref() == Some("OnDelete") {
-        let old = (wanted - updated).max(0);
         let note = (old > 0 && status.observed_generation.is_some())
             .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
         return Rollout { in_progress: behind, note };
     }
     let partition = raw.spec.update_strategy.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0);
-    let to_update = (wanted - partition).max(0);
     let note = (partition > 0)
         .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
-    // With one revision there is nothing to replace: what is missing was scaled up, or cannot be made.
-    let one_revision = status.current_revision.is_some() && status.current_revision == status.update_revision;
-    let unfinished = status.observed_generation.is_some() && !one_revision && updated < to_update;
+    // What is missing was scaled up, or cannot be made: it is no rollout.
+    let unfinished = status.observed_generation.is_some() && old > partition.max(0);
     Rollout { in_progress: behind || unfinished, note }
 }
 
@@ -692,7 +690,7 @@ mod tests {
         let set = read::<StatefulSetFacts>(&json!({
             "metadata": { "name": "s", "namespace": "n", "generation": 3 },
             "spec": { "replicas": replicas, "updateStrategy": strategy },
-            "status": { "observedGeneration": observed, "updatedReplicas": updated },
+            "status": { "observedGeneration": observed, "updatedReplicas": updated, "replicas": replicas },
         }));
         set.facts.0.rollout
     }
@@ -715,16 +713,22 @@ mod tests {
         assert_eq!((rollout.in_progress, rollout.note.is_some()), (in_progress, noted), "{rollout:?}");
     }
 
-    #[test]
-    fn a_stateful_set_that_is_scaled_is_not_rolled_out() {
-        let set = |current: &str| {
-            let set = read::<StatefulSetFacts>(&json!({
-                "metadata": { "name": "s", "namespace": "n", "generation": 3 }, "spec": { "replicas": 6 },
-                "status": { "observedGeneration": 3, "updatedReplicas": 4, "currentRevision": current, "updateRevision": "b" },
-            }));
-            set.facts.0.rollout.in_progress
-        };
-        assert_eq!([set("a"), set("b")], [true, false]);
+    #[rstest::rstest]
+    #[case::rolled_out(json!({}), 4, 3, true)]
+    #[case::scaled_beyond_a_quota(json!({}), 4, 4, false)]
+    #[case::with_a_partition(json!({ "rollingUpdate": { "partition": 2 } }), 4, 2, false)]
+    fn a_stateful_set_that_is_scaled_is_not_rolled_out(
+        #[case] strategy: Value,
+        #[case] replicas: i32,
+        #[case] updated: i32,
+        #[case] in_progress: bool,
+    ) {
+        let set = read::<StatefulSetFacts>(&json!({
+            "metadata": { "name": "s", "namespace": "n", "generation": 3 },
+            "spec": { "replicas": 6, "updateStrategy": strategy },
+            "status": { "observedGeneration": 3, "updatedReplicas": updated, "replicas": replicas },
+        }));
+        assert_eq!(set.facts.0.rollout.in_progress, in_progress);
     }
 
     fn progressing(status: &str, reason: &str) -> Value {
@@ -745,6 +749,8 @@ mod tests {
     #[case::rolled_out_beyond_a_quota(4, 1, 4, vec![progressing("True", "ReplicaSetUpdated"), over_quota()], true, Some("pods cannot be made: exceeded quota"))]
     #[case::stuck(4, 1, 4, vec![progressing("False", "ProgressDeadlineExceeded")], false, Some("its rollout does not progress: words"))]
     #[case::without_a_deadline(4, 3, 5, vec![], true, None)]
+    #[case::scaled_without_a_deadline(6, 4, 4, vec![], false, None)]
+    #[case::scaled_while_paused(6, 4, 4, vec![progressing("Unknown", "DeploymentPaused")], false, None)]
     #[case::a_failure_that_is_over(4, 4, 4, vec![json!({ "type": "ReplicaFailure", "status": "False", "message": "m" })], false, None)]
     fn a_deployment_is_rolled_out_while_pods_are_being_replaced(
         #[case] wanted: i32,
@@ -768,6 +774,19 @@ mod tests {
         let told = rollout.note.as_deref().unwrap_or_default();
         assert!(note.map_or(told.is_empty(), |note| told.starts_with(note)), "{told}");
         assert!(deployment(2).in_progress, "the edit was not seen yet");
+    }
+
+    #[test]
+    fn a_paused_deployment_is_not_rolled_out() {
+        let deployment = read::<DeploymentFacts>(&json!({
+            "metadata": { "name": "d", "namespace": "n", "generation": 3 }, "spec": { "replicas": 3, "paused": true },
+            "status": { "observedGeneration": 3, "updatedReplicas": 0, "replicas": 3, "conditions": [progressing("Unknown", "DeploymentPaused")] },
+        }));
+        let rollout = deployment.facts.0.rollout;
+        assert_eq!(
+            (rollout.in_progress, rollout.note.as_deref()),
+            (false, Some("it is paused in the middle of a rollout"))
+        );
     }
 
     #[rstest::rstest]

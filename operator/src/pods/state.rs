@@ -437,7 +437,9 @@ impl PodState {
             if let Some(dependency) = after.dependency.as_mut().filter(|dependency| dependency.len() > MAX_ENTRY) {
                 dependency.truncate(cut(dependency, MAX_ENTRY).len());
             }
-            news |= before.is_none_or(|before| (before.healthy, before.since) != (after.healthy, after.since));
+            news |= before.is_none_or(|before| {
+                (before.healthy, before.since, before.well_since) != (after.healthy, after.since, after.well_since)
+            });
             match place {
                 Some(place) => self.evaluations[place].1 = after,
                 None => self.evaluations.push((names.check_name(name), after)),

@@ -30,6 +30,8 @@ pub(super) struct CheckTally {
     pub(super) said: usize,
     pub(super) failing: usize,
     failing_from_the_start: usize,
+    /// Pods in which it has passed, and does not fail.
+    well: usize,
     message: String,
     majority: Option<MajorityStatus>,
 }
@@ -48,6 +50,8 @@ pub struct MajorityStatus {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
+    /// Since when it has passed in at least half of the pods; absent if it has not.
+    pub well_since: Option<Timestamp>,
     /// It was unhealthy when this process first heard enough pods: the failure is older than `since`.
     pub began_before: bool,
     /// When a pod last reported it.
@@ -120,6 +124,7 @@ impl Tallies {
             if let Some(tally) = self.checks.get_mut(name) {
                 tally.said = tally.said.saturating_sub(1);
                 tally.failing = tally.failing.saturating_sub(usize::from(!evaluation.healthy));
+                tally.well = tally.well.saturating_sub(usize::from(evaluation.well_since.is_some()));
                 let old = !evaluation.healthy && evaluation.began_before;
                 tally.failing_from_the_start = tally.failing_from_the_start.saturating_sub(usize::from(old));
             }
@@ -143,6 +148,7 @@ impl Tallies {
                 }
                 let tally = self.checks.entry(Arc::clone(name)).or_default();
                 tally.said += 1;
+                tally.well += usize::from(evaluation.well_since.is_some());
                 if !evaluation.healthy {
                     tally.failing += 1;
                     tally.failing_from_the_start += usize::from(evaluation.began_before);
@@ -179,9 +185,11 @@ impl Tallies {
             };
             let same = tally.majority.as_ref().filter(|before| before.healthy == healthy);
             let from_the_start = tally.failing_from_the_start == tally.failing;
+            let well = healthy && tally.well * 2 >= all;
             tally.majority = Some(MajorityStatus {
                 healthy,
                 since: same.map_or(now, |before| before.since),
+                well_since: well.then(|| same.and_then(|before| before.well_since).unwrap_or(now)),
                 began_before: same.map_or(from_the_start, |before| before.began_before) && !healthy,
                 seen_at: now,
                 message: if tally.failing > 0 { tally.message.clone() } else { String::new() },

@@ -154,7 +154,8 @@ mod tests {
             finished_at: None,
             outcome: Outcome::Pending,
             healed_at: None,
-            youngest: None,
+            before: None,
+            successor: None,
             dry_run: false,
             message: None,
         }

@@ -6,9 +6,9 @@ use crate::{
 };
 use crds::{
     ResiliencePolicySpec,
-    status::{ActionOutcome, ActionRecord, RecoveryStatus, YoungestPods},
+    status::{ActionOutcome, ActionRecord, RecoveryStatus, WorkloadBefore},
 };
-use engine::recovery::{History, Outcome, Pod, Record, Step, Subject, Youngest};
+use engine::recovery::{Before, History, Outcome, Pod, Record, Step, Subject};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
@@ -61,10 +61,12 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
             ActionOutcome::Cancelled => Outcome::Cancelled,
         },
         healed_at: from.healed_at.as_ref().map(|at| at.0),
-        youngest: from.youngest.as_ref().map(|youngest| Youngest {
-            created_at: youngest.created_at.0,
-            uids: youngest.uids.iter().cloned().collect(),
+        before: from.before.as_ref().map(|before| Before {
+            wanted: usize::try_from(before.wanted).unwrap_or_default(),
+            youngest_at: before.youngest_at.0,
+            youngest: before.youngest.iter().cloned().collect(),
         }),
+        successor: from.successor.clone(),
         dry_run: from.dry_run,
         message: from.message.clone(),
     }
@@ -97,10 +99,12 @@ pub fn write(from: &Record) -> ActionRecord {
             Outcome::Cancelled => ActionOutcome::Cancelled,
         },
         healed_at: from.healed_at.map(time),
-        youngest: from.youngest.as_ref().map(|youngest| YoungestPods {
-            created_at: Time(youngest.created_at),
-            uids: youngest.uids.iter().cloned().collect(),
+        before: from.before.as_ref().map(|before| WorkloadBefore {
+            wanted: place(before.wanted),
+            youngest_at: Time(before.youngest_at),
+            youngest: before.youngest.iter().cloned().collect(),
         }),
+        successor: from.successor.clone(),
         dry_run: from.dry_run,
         message: from.message.as_ref().map(|message| cut(message, 1000).to_owned()),
     }
@@ -134,7 +138,8 @@ mod tests {
             finished_at: None,
             outcome: Outcome::Verifying,
             healed_at: Some(at(4_567)),
-            youngest: Some(Youngest { created_at: at(1_000), uids: ["u".to_owned()].into() }),
+            before: Some(Before { wanted: 3, youngest_at: at(1_000), youngest: ["u".to_owned()].into() }),
+            successor: Some("s".into()),
             dry_run: false,
             message: Some("m".into()),
         };

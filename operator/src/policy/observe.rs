@@ -47,10 +47,10 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
         let evaluation = evaluations.get(check)?;
         let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
         let subject = Subject { target: target.key.clone(), pod, check: check.to_owned() };
-        let created_at = target.existing.get(uid).map(|facts| facts.created_at);
-        let since = failing_since(evaluation.since, evaluation.began_before, &subject, created_at, history);
+        let since = failing_since(evaluation.since, evaluation.began_before, &subject, history);
         Some(CheckState {
             since,
+            well_since: evaluation.well_since,
             seen_at: evaluation.seen_at,
             subject,
             healthy: evaluation.healthy,
@@ -66,7 +66,8 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
     let majority = target.majorities.get(check)?;
     let subject = Subject { target: target.key.clone(), pod: None, check: check.to_owned() };
     Some(CheckState {
-        since: failing_since(majority.since, majority.began_before, &subject, None, history),
+        since: failing_since(majority.since, majority.began_before, &subject, history),
+        well_since: majority.well_since,
         seen_at: majority.seen_at,
         subject,
         healthy: majority.healthy,

@@ -166,7 +166,8 @@ fn record(action: Action, outcome: Outcome) -> Record {
         finished_at: None,
         outcome,
         healed_at: None,
-        youngest: None,
+        before: None,
+        successor: None,
         dry_run: false,
         message: Some("said".to_owned()),
     }

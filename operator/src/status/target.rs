@@ -130,6 +130,7 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         // A pod that is not known yet counts too: it has not answered.
         let state = workload.and_then(|workload| workload.pod(&pod.uid));
         let facts = PodFacts {
+            name: pod.name.to_string(),
             target: target.key.clone(),
             created_at: pod.created_at,
             ready: pod.is_ready(),

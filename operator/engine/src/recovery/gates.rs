@@ -1,8 +1,8 @@
 //! The gates that an action has to pass, in the order in which a person would want to hear of them.
 
 use super::{
-    ladder::{MAX_CLOCK_SKEW, later, later_by},
-    model::{CheckState, History, Outcome, Settings, Step, Withheld},
+    ladder::{later, later_by},
+    model::{CheckState, History, MAX_AHEAD, Outcome, Settings, Step, Withheld},
     view::View,
 };
 use jiff::Timestamp;
@@ -58,7 +58,7 @@ pub(super) fn first_closed(
 ) -> Option<Withheld> {
     let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
-    let one = (Gate::OneStepAtATime, one_at_a_time(settings, history));
+    let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [suspended, stale, starting, rollout, dependency, supported, all, many] =
         always(settings, observed, history, proposal, now);
     named([suspended, stale, starting, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
@@ -102,12 +102,12 @@ fn always(
 struct Unhealthy {
     /// Pods that it is to have.
     wanted: usize,
-    /// Pods that it is to have, or has, whichever are more.
-    all: usize,
-    /// A check of theirs fails, the kubelet does not call them ready, they were not heard yet, or they are missing.
+    /// Pods that it has.
+    pods: usize,
+    /// A check of theirs fails, the kubelet does not call them ready, or they were not heard yet.
     broken: usize,
-    /// Those, and the ones that are recovering.
-    broken_or_recovering: usize,
+    /// Others that are recovering.
+    recovering: usize,
 }
 
 impl Unhealthy {
@@ -121,16 +121,14 @@ impl Unhealthy {
             under_recovery.filter(|uid| !broken.contains(uid) && view.pods.contains_key(*uid)).collect();
         let pods = view.pods_of(target);
         let wanted = view.wanted.get(target).copied().unwrap_or(pods);
-        // A pod that nobody could make serves as little as one that fails.
-        let broken = broken.len() + wanted.saturating_sub(pods);
-        Self { wanted, all: wanted.max(pods), broken, broken_or_recovering: broken + more.len() }
+        Self { wanted, pods, broken: broken.len(), recovering: more.len() }
     }
 
     fn all(&self) -> Closed {
-        (self.all >= 3 && self.broken == self.all).then(|| {
+        (self.wanted.max(self.pods) >= 3 && self.broken == self.pods).then(|| {
             let message = format!(
                 "all {} pods look broken, are missing or were not heard yet, so the observer is the likelier cause; no pod is restarted for it",
-                self.all
+                self.wanted
             );
             (message, None)
         })
@@ -138,10 +136,14 @@ impl Unhealthy {
 
     fn too_many(&self, settings: &Settings) -> Closed {
         let allowed = settings.limits.max_unhealthy.of(self.wanted);
-        (self.broken_or_recovering > allowed).then(|| {
+        // What serves is counted, so that a pod that is missing and one that was made beside it count once. The pod that is to
+        // be restarted counts in any case.
+        let well = self.pods.saturating_sub(self.broken + self.recovering);
+        let unhealthy = self.wanted.saturating_sub(well).max(1);
+        (unhealthy > allowed).then(|| {
             let message = format!(
-                "{} of {} pods are unhealthy, recovering, missing or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
-                self.broken_or_recovering, self.all
+                "{unhealthy} of {} pods are unhealthy, recovering, missing or not heard yet, and maxUnhealthy allows {allowed}; no pod is restarted",
+                self.wanted
             );
             (message, None)
         })
@@ -166,14 +168,12 @@ fn starting_up(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>
     if !facts.was_ready {
         return Some((format!("{} was never ready: it is starting up; nothing is done to it before", pod.name), None));
     }
-    // Of a pod from the future nothing can be said: the clocks differ.
+    // Clocks differ, but not by so much.
     let until = later(facts.created_at, settings.startup_grace_ms);
-    let young = proposal.step.action.disrupts() && facts.created_at <= later_by(now, MAX_CLOCK_SKEW) && now < until;
+    let young = proposal.step.action.disrupts() && facts.created_at <= later_by(now, MAX_AHEAD) && now < until;
     young.then(|| {
-        let age = now.duration_since(facts.created_at).as_secs().max(0);
         let grace = settings.startup_grace_ms / 1000;
-        let why =
-            format!("{} is {age} s old, and no pod is taken away before it is {grace} s old (startupGrace)", pod.name);
+        let why = format!("{} is younger than {grace} s (startupGrace), and no pod is taken away before", pod.name);
         (why, Some(until))
     })
 }
@@ -220,6 +220,8 @@ fn cooldown(
     }
     let last = history
         .of_kind(settings.dry_run)
+        // Nothing was done that had to show its effect.
+        .filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some())
         // A pod that took the place of another has its past, or a pod could be restarted over and over.
         .filter(|record| {
             record.subject == proposal.check.subject || super::ladder::succeeds(record, proposal.check, observed)
@@ -259,10 +261,15 @@ fn budget(settings: &Settings, history: &History, now: Timestamp) -> Closed {
 /// As many records as status has room for.
 const MAX_IN_FLIGHT: usize = 100;
 
-fn one_at_a_time(settings: &Settings, history: &History) -> Closed {
+fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>) -> Closed {
     // What waits for leave to begin does nothing meanwhile, and must not keep milder help from others.
-    let busy = history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting);
-    let busy: Vec<_> = busy.map(|record| record.subject.display_name()).collect();
+    let busy = || history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting);
+    let pod = proposal.check.subject.pod.as_ref();
+    if let Some(record) = busy().find(|record| pod.is_some() && record.subject.pod.as_ref() == pod) {
+        let (name, action, check) = (record.subject.display_name(), record.step.action, &record.subject.check);
+        return Some((format!("{action} of {name} for {check} is under way"), None));
+    }
+    let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
     if history.in_flight.len() >= MAX_IN_FLIGHT {
         return Some((format!("{MAX_IN_FLIGHT} actions are in flight, more than status can hold"), None));
     }

@@ -6,6 +6,7 @@ use super::{
 };
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
 
 /// The step that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +22,14 @@ pub(super) enum Next {
     Exhausted,
 }
 
-/// The step after the last one that was tried since the check was healthy for the healthy delay. A pod that took the place of
+/// The step after the last one that was tried since the check was healthy for the healthy delay. The pod that took the place of
 /// one whose restart did not help goes on where that one was, however late its check fails: another restart would help no more.
 pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, history: &History, dry_run: bool) -> Next {
     let inherited = |record: &Record| record.goes_on() && succeeds(record, check, observed);
-    let own =
-        |record: &Record| record.subject == check.subject && (record.goes_on() || record.failed_at == check.since);
+    // An edit may have put another step in the place of one that was given up.
+    let same_step = |record: &Record| steps.get(record.index).is_some_and(|step| step.action == record.step.action);
+    let same_failure = |record: &Record| record.failed_at == check.since && same_step(record);
+    let own = |record: &Record| record.subject == check.subject && (record.goes_on() || same_failure(record));
     let tried = history
         .of_kind(dry_run)
         .filter(|record| own(record) || inherited(record))
@@ -36,50 +39,70 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, hist
     if tried < steps.len() { Next::Step { index: tried, escalates: tried > 0 } } else { Next::Exhausted }
 }
 
-/// Whether a check is that of a pod that took the place of the one that `record` restarted.
+/// Whether a check is that of the pod that took the place of the one that `record` restarted.
 pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>) -> bool {
-    let created_at =
-        check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
-    // Nobody takes the place of a pod that is still there.
+    let subject = &check.subject;
+    if record.before.is_some() {
+        return !record.dry_run && record.is_succeeded_by(subject);
+    }
+    // It was decided by version 0.1, which took every pod that came later for a successor.
+    let created_at = subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
     let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
-    gone && replaces(record, &check.subject, created_at)
-}
-
-/// Whether a pod that was created at that time may have taken the place of the one that `record` restarted.
-pub(super) fn replaces(record: &Record, subject: &Subject, created_at: Option<Timestamp>) -> bool {
     record.step.action == Action::RestartPod
         && !record.dry_run
+        && gone
         && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
-        && record.subject.pod != subject.pod
-        && subject.pod.as_ref().zip(created_at).is_some_and(|(pod, created_at)| is_new(record, &pod.uid, created_at))
+        && created_at.is_some_and(|created_at| is_later(record, created_at))
+        && record.finished_at.is_none_or(|finished| check.since <= finished)
 }
 
-/// Whether a pod was made after the restart of `record` was decided.
-fn is_new(record: &Record, uid: &str, created_at: Timestamp) -> bool {
-    match &record.youngest {
-        Some(youngest) => youngest.is_before(uid, created_at),
-        // It was decided by a version that did not write them down. An eviction may land though nobody heard so.
-        None => later_by(created_at, MAX_CLOCK_SKEW) >= record.executed_at.unwrap_or(record.started_at),
+/// Whether a pod was created after a restart that version 0.1 decided. An eviction may land though nobody heard so.
+fn is_later(record: &Record, created_at: Timestamp) -> bool {
+    later_by(created_at, MAX_CLOCK_SKEW) >= record.executed_at.unwrap_or(record.started_at)
+}
+
+/// Finds the pod that took the place of the one that was restarted: the oldest that came after the restart was decided, and is
+/// no other's successor; of a StatefulSet the one of the same name. As long as the restart is judged, another one follows a
+/// successor that went away. Once it is over, only a place that is still empty is filled.
+pub(super) fn find_successor(record: &mut Record, observed: &View<'_>, taken: &mut BTreeSet<String>) {
+    let Some((before, pod)) = record.before.as_ref().zip(record.subject.pod.as_ref()) else { return };
+    let is_there = record.successor.as_ref().is_some_and(|uid| observed.pods.contains_key(uid));
+    let is_over = record.finished_at.is_some();
+    let executed = record.executed_at.is_some() && !record.dry_run && !observed.pods.contains_key(&pod.uid);
+    if !executed || is_there || (is_over && record.successor.is_some()) {
+        return;
     }
+    let target = &record.subject.target;
+    let new = observed.pods.iter().filter(|(uid, facts)| {
+        facts.target == *target && before.has_not(uid, facts.created_at) && !taken.contains(*uid)
+    });
+    let oldest = new.min_by_key(|(uid, facts)| (facts.name != pod.name, facts.created_at, (*uid).clone()));
+    record.successor = oldest.map(|(uid, _)| uid.clone());
+    taken.extend(record.successor.clone());
 }
 
-/// When the check of an action that failed will have been healthy for the healthy delay, if it is healthy: in the pod itself,
-/// or in every pod that took its place, all of them ready.
+/// When the check of an action that failed will have been healthy for the healthy delay, if it is healthy: in the pod itself, or
+/// in the one that took its place. What ends with its pod, because no other pod took the place, counts as healed, too.
 pub(super) fn healed(record: &Record, settings: &Settings, observed: &View<'_>, now: Timestamp) -> Option<Timestamp> {
     let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
-    let progress = if gone && record.step.action == Action::RestartPod && !record.dry_run {
-        restarted(record, Timestamp::MIN, observed, now)
-    } else {
-        evaluated(observed.check(&record.subject))
+    if gone && record.successor.as_ref().is_none_or(|uid| !observed.pods.contains_key(uid)) {
+        let wanted = observed.wanted.get(&record.subject.target).copied().unwrap_or_default();
+        let is_filled = record.successor.is_some() || observed.pods_of(&record.subject.target) >= wanted;
+        return (is_filled || record.step.action != Action::RestartPod).then_some(now);
+    }
+    let state = match &record.successor {
+        Some(uid) if observed.pods.get(uid).is_some_and(|facts| !facts.ready) => None,
+        Some(uid) => observed.pod_check(uid, &record.subject.check),
+        None => observed.check(&record.subject),
     };
-    match progress {
+    match evaluated(state) {
         Progress::Healthy(since) => Some(later(since, settings.healthy_delay_ms)),
         Progress::Over(..) | Progress::NotYet(..) => None,
     }
 }
 
 /// Takes note of what shows that an action was executed, though nobody could write it down.
-pub(super) fn catch_up(record: &mut Record, observed: &View<'_>) {
+pub(super) fn catch_up(record: &mut Record, observed: &View<'_>, now: Timestamp) {
     if !matches!(record.outcome, Outcome::Pending | Outcome::Waiting) || record.dry_run {
         return;
     }
@@ -87,7 +110,9 @@ pub(super) fn catch_up(record: &mut Record, observed: &View<'_>) {
     let evidence = match record.step.action {
         Action::RestartPod => {
             let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
-            (gone && target_there).then_some((record.started_at, "the pod is gone"))
+            // What waited was not asked for since: somebody else took the pod away, just now.
+            let at = if record.outcome == Outcome::Waiting { now } else { record.started_at };
+            (gone && target_there).then_some((at, "the pod is gone"))
         }
         Action::RunCleanupJob => observed.jobs.get(&record.id).map(|job| (job.created_at, "its Job is there")),
         _ => None,
@@ -134,14 +159,14 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
     let state = observed.check(&record.subject);
     if record.outcome == Outcome::Waiting {
         return match state {
-            Some(check) if check.healthy => {
+            Some(check) if check.healthy && check.well_since.is_some() => {
                 Verdict::Over(Outcome::Cancelled, "healthy again before it could be executed".to_owned())
             }
             _ => Verdict::Wait(Some(later_by(now, WAITING_RETRY))),
         };
     }
     let Some(executed_at) = record.executed_at else {
-        if let Some(check) = state.filter(|check| check.healthy)
+        if let Some(check) = state.filter(|check| check.healthy && check.well_since.is_some())
             && !record.step.action.done_by_pod()
         {
             let took = seconds_between(record.failed_at, check.since.max(record.failed_at));
@@ -207,7 +232,10 @@ fn other_process(record: &Record, now: Option<&String>) -> bool {
 
 fn evaluated(state: Option<&CheckState>) -> Progress {
     match state {
-        Some(check) if check.healthy => Progress::Healthy(check.since),
+        Some(check) if check.healthy => match check.well_since {
+            Some(at) => Progress::Healthy(at),
+            None => Progress::NotYet(Some(check.seen_at), "the check has not passed since".to_owned()),
+        },
         Some(check) => Progress::NotYet(Some(check.seen_at), format!("the check still fails: {}", check.message)),
         None => Progress::NotYet(None, "the check is not reported".to_owned()),
     }
@@ -222,7 +250,7 @@ fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &View<'_>) 
     }
 }
 
-/// The pod's successors must be there, ready, and healthy by the same check.
+/// The pod's successor must be there, ready, and healthy by the same check.
 fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: Timestamp) -> Progress {
     // What the cluster shows is as of now, once the watches have had the time to show it.
     let seen_at = (now >= later_by(observed.watching_since, WATCHES_CATCH_UP)).then_some(now);
@@ -231,24 +259,29 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
         return Progress::NotYet(seen_at, "the pod is still there".to_owned());
     }
     let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
-    let (ready, wanted) = (
-        pods.iter().filter(|(_, facts)| facts.ready).count(),
-        observed.wanted.get(target).copied().unwrap_or_default(),
-    );
-    if ready < wanted {
-        return Progress::NotYet(seen_at, format!("{ready} of {wanted} pods are ready"));
+    let ready = pods.iter().filter(|(_, facts)| facts.ready).count();
+    let wanted = observed.wanted.get(target).copied().unwrap_or_default();
+    let few = || Progress::NotYet(seen_at, format!("{ready} of {wanted} pods are ready"));
+    let successors: Vec<_> = match &record.before {
+        Some(_) => pods.iter().filter(|(uid, _)| record.successor.as_ref() == Some(*uid)).collect(),
+        None if ready < wanted => return few(),
+        None => pods.iter().filter(|(_, facts)| is_later(record, facts.created_at)).collect(),
+    };
+    if successors.iter().any(|(_, facts)| !facts.ready) || (successors.is_empty() && pods.len() < wanted) {
+        return few();
     }
-    let new = pods.iter().filter(|(uid, facts)| is_new(record, uid, facts.created_at));
-    let successors: Vec<_> = new.map(|(uid, _)| *uid).collect();
     if successors.is_empty() {
-        // All pods that are wanted are there and ready, and none is new: fewer are wanted than when it was evicted.
-        let why = format!("scaled down to {wanted} meanwhile, so no pod took its place");
-        return Progress::Over(Outcome::Cancelled, why);
+        return match &record.before {
+            Some(before) if wanted < before.wanted => {
+                let why = format!("scaled down to {wanted} meanwhile, so no pod took its place");
+                Progress::Over(Outcome::Cancelled, why)
+            }
+            _ => Progress::NotYet(seen_at, "no pod took its place".to_owned()),
+        };
     }
-    let state_of = |uid: &String| observed.pod_check(uid, check);
     let mut since = executed_at;
-    for uid in successors {
-        match evaluated(state_of(uid)) {
+    for (uid, _) in successors {
+        match evaluated(observed.pod_check(uid, check)) {
             Progress::Healthy(at) => since = since.max(at),
             not => return not,
         }
@@ -257,7 +290,7 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
 }
 
 /// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
-pub(super) const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
 /// How long an action may still be judged after its deadline, if nobody has looked since.
 pub(super) const OBSERVATION_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long until it is seen whether a report has come.
@@ -278,12 +311,20 @@ pub(super) fn intent_id(
     policy_uid: &str,
     subject: &Subject,
     failed_at: Timestamp,
-    index: usize,
+    (index, action): (usize, Action),
     dry_run: bool,
 ) -> String {
     let pod = subject.pod.as_ref().map_or("", |pod| pod.uid.as_str());
-    let parts =
-        serde_json::json!([policy_uid, subject.target, pod, subject.check, failed_at.as_millisecond(), index, dry_run]);
+    let parts = serde_json::json!([
+        policy_uid,
+        subject.target,
+        pod,
+        subject.check,
+        failed_at.as_millisecond(),
+        index,
+        action.as_str(),
+        dry_run
+    ]);
     canonical::content_hash(&parts)[..16].to_owned()
 }
 

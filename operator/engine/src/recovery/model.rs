@@ -179,6 +179,8 @@ pub struct CheckState {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
+    /// Since when it has passed, if it has.
+    pub well_since: Option<Timestamp>,
     /// When it was last heard of.
     pub seen_at: Timestamp,
     /// What the check said.
@@ -214,6 +216,8 @@ pub struct Observed {
 /// A pod that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
+    /// Its name. The successor of a StatefulSet's pod has the same.
+    pub name: String,
     /// Its workload.
     pub target: String,
     /// When it was created, in whole seconds.
@@ -276,9 +280,10 @@ pub struct Record {
     /// For an action that failed: when its check had been healthy for the healthy delay after all. Until then its ladder goes
     /// on, however often the check changes.
     pub healed_at: Option<Timestamp>,
-    /// For a restart: the youngest pods of the workload when it was decided. No pod that was there before takes the place of the
-    /// one that is restarted.
-    pub youngest: Option<Youngest>,
+    /// For a restart: the workload when it was decided. No pod that was there then takes the place of the one that is restarted.
+    pub before: Option<Before>,
+    /// For a restart: uid of the pod that took the place, once it is there. Only that pod goes on in the ladder.
+    pub successor: Option<String>,
     /// Nothing was executed.
     pub dry_run: bool,
     /// Detail in words.
@@ -288,29 +293,32 @@ pub struct Record {
 /// Most pods of one second that are told apart from those that come later in it.
 const MOST_OF_A_SECOND: usize = 16;
 
-/// The youngest pods of a workload at some moment. Times are those of the API server, in whole seconds: no other clock has a
-/// say in which pod came later.
+/// A workload as it was when a restart was decided. Times are those of the API server, in whole seconds: the operator's clock has
+/// no say in which pod came later.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Youngest {
-    /// When they were created.
-    pub created_at: Timestamp,
-    /// Their uids, as many as are told apart.
-    pub uids: BTreeSet<String>,
+pub struct Before {
+    /// Pods that it was to have.
+    pub wanted: usize,
+    /// When the youngest of its pods were created.
+    pub youngest_at: Timestamp,
+    /// The uids of those, as many as are told apart.
+    pub youngest: BTreeSet<String>,
 }
 
-impl Youngest {
-    /// The youngest pods of a workload, if it has any.
+impl Before {
+    /// A workload as it is now, if it has pods.
     pub(super) fn of(target: &str, observed: &Observed) -> Option<Self> {
         let pods = || observed.pods.iter().filter(|(_, facts)| facts.target == target);
-        let created_at = pods().map(|(_, facts)| facts.created_at).max()?;
-        let youngest = pods().filter(|(_, facts)| facts.created_at == created_at);
-        Some(Self { created_at, uids: youngest.map(|(uid, _)| uid.clone()).take(MOST_OF_A_SECOND).collect() })
+        let youngest_at = pods().map(|(_, facts)| facts.created_at).max()?;
+        let youngest = pods().filter(|(_, facts)| facts.created_at == youngest_at);
+        let youngest = youngest.map(|(uid, _)| uid.clone()).take(MOST_OF_A_SECOND).collect();
+        Some(Self { wanted: observed.wanted.get(target).copied().unwrap_or_default(), youngest_at, youngest })
     }
 
     /// Whether a pod came later.
-    pub(super) fn is_before(&self, uid: &str, created_at: Timestamp) -> bool {
-        let told_apart = self.uids.len() < MOST_OF_A_SECOND && !self.uids.contains(uid);
-        created_at > self.created_at || (created_at == self.created_at && told_apart)
+    pub(super) fn has_not(&self, uid: &str, created_at: Timestamp) -> bool {
+        let told_apart = self.youngest.len() < MOST_OF_A_SECOND && !self.youngest.contains(uid);
+        created_at > self.youngest_at || (created_at == self.youngest_at && told_apart)
     }
 }
 
@@ -341,12 +349,19 @@ pub struct History {
 }
 
 /// How far ahead of now a recorded time may be: clocks of replicas differ, but not by more.
-const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
+pub(super) const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
 impl Record {
     /// Whether its ladder goes on after it: it did not help, and its check was not healthy since.
     pub(super) fn goes_on(&self) -> bool {
         self.outcome == Outcome::Failed && self.healed_at.is_none()
+    }
+
+    /// Whether this is of the pod that took the place of the one that it restarted.
+    pub(super) fn is_succeeded_by(&self, subject: &Subject) -> bool {
+        (&self.subject.target, &self.subject.check) == (&subject.target, &subject.check)
+            && self.successor.is_some()
+            && self.successor.as_ref() == subject.pod.as_ref().map(|pod| &pod.uid)
     }
 
     /// Whether its times can be true. Anybody who may edit a status can write any time into it.
@@ -390,10 +405,9 @@ impl History {
         };
         while self.recent.len() > MAX_RECENT {
             let oldest = |forget: &dyn Fn(&Record) -> bool| self.recent.iter().rposition(forget);
-            let index = oldest(&|record| record.dry_run && !settings.dry_run)
+            let index = oldest(&|record| record.dry_run)
                 .or_else(|| oldest(&|record| !needed(record) && !counts(record)))
-                .or_else(|| oldest(&|record| !counts(record)))
-                .or_else(|| oldest(&|record| !needed(record)));
+                .or_else(|| oldest(&|record| !counts(record)));
             self.recent.remove(index.unwrap_or(self.recent.len() - 1));
         }
     }

@@ -280,6 +280,7 @@ impl Decisions {
             let subject = subject(self.scope, index, place.uid);
             if let Some(pod) = &subject.pod {
                 let facts = PodFacts {
+                    name: pod.name.clone(),
                     target: TARGET.to_owned(),
                     created_at: whole_second(place.created),
                     ready: true,
@@ -292,6 +293,7 @@ impl Decisions {
             let Some(seen) = view.seen else { continue };
             observed.checks.push(CheckState {
                 since: since(place, seen[usize::from(index)], &subject, history),
+                well_since: (!place.failing).then(|| at(seen[usize::from(index)].since)),
                 seen_at: at(view.heard_at),
                 subject,
                 healthy: !place.failing,
@@ -384,8 +386,7 @@ fn subject(scope: Scope, place: u8, uid: u8) -> Subject {
 
 /// Since when a check is as it is, by the operator's own rule for failures that are older than its first look.
 fn since(place: &Place, seen: Seen, subject: &Subject, history: &History) -> Timestamp {
-    let created_at = subject.pod.is_some().then(|| whole_second(place.created));
-    failing_since(at(seen.since), place.failing && !seen.witnessed, subject, created_at, history)
+    failing_since(at(seen.since), place.failing && !seen.witnessed, subject, history)
 }
 
 fn at(millis: Millis) -> Timestamp {
