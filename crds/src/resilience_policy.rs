@@ -563,6 +563,9 @@ pub struct MemoryProbe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_percent_of_limit: Option<i32>,
+    /// How long the check may be Degraded before it is Unhealthy, so that its recovery begins, 0s to 1h. Default: 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded_for: Option<Span>,
 }
 
 /// What is done when a check fails.

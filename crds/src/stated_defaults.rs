@@ -116,6 +116,7 @@ fn the_page_states_what_holds() {
     ] {
         known.insert(path.to_owned(), value.to_owned());
     }
+    known.insert("healthChecks[].memory.degradedFor".to_owned(), spell(adr::MEMORY_DEGRADED_FOR_MS));
     for (name, path) in [("enter", "degradation.enter"), ("exit", "degradation.exit")] {
         let default = field("degradation").unwrap().pointer(&format!("/properties/{name}/default")).unwrap().clone();
         let words = format!("{} % for {}", default["loadPercent"], default["for"].as_str().unwrap());
@@ -190,9 +191,11 @@ fn what_pods_run_without_a_policy_is_what_an_empty_entry_gives() {
     assert_eq!(of_the_schema("bulkheads[].maxConcurrent").unwrap(), max_concurrent.to_string());
     assert_eq!(of_the_schema("bulkheads[].maxQueued").unwrap(), max_queued.to_string());
     assert_eq!(of_the_schema("bulkheads[].maxWait").unwrap(), spell(max_wait_ms));
-    let HealthCheckSettings { interval_ms, timeout_ms, memory_max_bytes, memory_max_percent } =
+    let HealthCheckSettings { interval_ms, timeout_ms, memory_max_bytes, memory_max_percent, memory_degraded_for_ms } =
         HealthCheckSettings::default();
     assert_eq!(of_the_schema("healthChecks[].interval").unwrap(), spell(interval_ms));
     assert_eq!(of_the_schema("healthChecks[].timeout").unwrap(), spell(timeout_ms));
-    assert_eq!((memory_max_bytes, memory_max_percent), (None, None));
+    assert_eq!((memory_max_bytes, memory_max_percent, memory_degraded_for_ms), (None, None, None));
+    let patience = in_seconds(&format!("Default: {}", spell(adr::MEMORY_DEGRADED_FOR_MS))) + ".";
+    assert!(described("healthChecks[].memory.degradedFor").ends_with(&patience), "{patience}");
 }

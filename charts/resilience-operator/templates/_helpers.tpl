@@ -80,7 +80,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{/* Name of an admission policy and of its binding. They are not in a namespace, and two namespaces may hold a release. */}}
-{{- define "resilience-operator.admissionName" -}}
+{{- define "resilience-operator.clusterName" -}}
 {{- printf "%s-%s.%s" (include "resilience-operator.fullname" .root) .name .root.Release.Namespace }}
 {{- end }}
 
@@ -90,7 +90,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata:
-  name: {{ include "resilience-operator.admissionName" . | quote }}
+  name: {{ include "resilience-operator.clusterName" . | quote }}
   labels:
     {{- include "resilience-operator.labels" .root | nindent 4 }}
 spec:
@@ -105,11 +105,11 @@ spec:
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
-  name: {{ include "resilience-operator.admissionName" . | quote }}
+  name: {{ include "resilience-operator.clusterName" . | quote }}
   labels:
     {{- include "resilience-operator.labels" .root | nindent 4 }}
 spec:
-  policyName: {{ include "resilience-operator.admissionName" . | quote }}
+  policyName: {{ include "resilience-operator.clusterName" . | quote }}
   validationActions: [Deny]
   {{- with .cronJob }}
   # Of the namespace of the Job.

@@ -9,6 +9,7 @@ use crate::support::{
 };
 use crds::{
     ResiliencePolicy,
+    resilience_policy::StepAction,
     status::{ActionOutcome, ActionRecord},
 };
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod, policy::v1::PodDisruptionBudget};
@@ -78,6 +79,32 @@ async fn a_pod_that_a_reset_does_not_help_is_evicted_and_verified_by_its_success
     assert_eq!(outcomes, [(2, ActionOutcome::Succeeded), (1, ActionOutcome::Failed)]);
     assert!(successor.script().running.is_some(), "it was programmed on the way");
     assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_asked_to_give_memory_back_before_it_is_restarted() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 3).await;
+    let _operator = world.operator().await;
+    let mut policy = recovery_policy("booking", "booking");
+    policy["spec"]["recovery"]["ladders"][0]["steps"] =
+        json!([{ "action": "TrimMemory", "timeout": "3s" }, { "action": "RestartPod", "timeout": "90s" }]);
+    world.apply(&policy).await;
+    world.until_policy_says("booking", "Ready", "True", "").await;
+    workload.pods[0].script().failing = true;
+    let helped = world
+        .until_policy("booking", "that helped", |policy| {
+            recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+        })
+        .await;
+    let record = recent(&helped).remove(0);
+    assert_eq!((record.action, record.step), (StepAction::TrimMemory, 1));
+    assert_eq!(workload.pods[0].script().asked.last().unwrap().action, contract::Action::TrimMemory);
+
+    break_permanently(&workload, 1);
+    until_gone(&world, &workload.pods[1].name).await;
+    assert_eq!(workload.pods[1].script().asked.len(), 1, "asked once before");
+    assert_eq!(codes(&world, "create", "pods/eviction"), [201]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

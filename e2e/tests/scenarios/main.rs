@@ -332,6 +332,45 @@ async fn no_pod_is_restarted_for_a_database_that_hangs_for_all_pods() {
 }
 
 #[tokio::test]
+async fn the_built_in_roles_reach_policies_and_flag_sets() {
+    let (testbed, _turn) = testbed().await;
+    for role in ["view", "edit", "admin"] {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": { "name": format!("some-{role}"), "namespace": TICKETING },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": format!("some-{role}") }],
+        });
+        testbed.kubectl.apply(&binding.to_string()).await.unwrap();
+    }
+    let may = async |role: &str, asked: &str| {
+        let asked = format!("auth can-i {asked} -n {TICKETING} --as=some-{role}");
+        testbed.kubectl.run(&asked).await.is_ok()
+    };
+    for what in ["resiliencepolicies", "featureflags"] {
+        for (role, verb, expected) in [
+            ("view", "list", true),
+            ("view", "update", false),
+            ("edit", "list", true),
+            ("edit", "update", true),
+            ("admin", "delete", true),
+        ] {
+            let asked = format!("{verb} {what}.resilience.ticketwave.io");
+            // The controller that gathers the rules takes a moment.
+            until(SOON, &format!("whether {role} may {asked}: {expected}"), || async {
+                Ok(if may(role, &asked).await == expected { Ok(()) } else { Err(format!("{}", !expected)) })
+            })
+            .await
+            .unwrap();
+        }
+        for role in ["edit", "admin"] {
+            let status = format!("update {what}.resilience.ticketwave.io --subresource=status");
+            assert!(!may(role, &status).await, "{role} may not write a status");
+        }
+    }
+}
+
+#[tokio::test]
 async fn at_rest_nothing_is_written_but_the_lease() {
     let (testbed, _turn) = testbed().await;
     for sample in

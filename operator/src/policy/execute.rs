@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// What this version can execute.
-pub const SUPPORTED: [Action; 3] = [Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
+pub const SUPPORTED: [Action; 4] =
+    [Action::TrimMemory, Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
 /// How long until what was refused for now is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Actions of one policy that are under way at once.
@@ -105,7 +106,10 @@ async fn fenced<'a>(
 
 async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
     let result = match (record.step.action, &record.subject.pod) {
-        (Action::ResetConnections, Some(pod)) => reset_connections(ctx, namespace, record, pod).await,
+        (Action::TrimMemory, Some(pod)) => ask_pod(ctx, namespace, record, pod, contract::Action::TrimMemory).await,
+        (Action::ResetConnections, Some(pod)) => {
+            ask_pod(ctx, namespace, record, pod, contract::Action::ResetConnections).await
+        }
         (Action::RunCleanupJob, _) => cleanup_jobs::run(ctx, namespace, record).await,
         (Action::RestartPod, Some(pod)) => return evict(ctx, namespace, record, pod).await,
         (action, _) => Err(format!("this version cannot do {action}")),
@@ -113,12 +117,14 @@ async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attemp
     result.map_or_else(Attempt::Unknown, Attempt::Done)
 }
 
-/// The pod remembers the ids that it has done, and does nothing for a process that it is not.
-async fn reset_connections(
+/// Asks the pod to do something for itself. It remembers the ids that it has done, and does nothing for a process that it is
+/// not.
+async fn ask_pod(
     ctx: &Context,
     namespace: &str,
     record: &Record,
     pod: &SubjectPod,
+    action: contract::Action,
 ) -> Result<Option<String>, String> {
     let id = workload_of(namespace, &record.subject.target);
     let workload_uid = ctx.fleet.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
@@ -126,7 +132,7 @@ async fn reset_connections(
     let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
     let request = ActionRequest {
         intent_id: record.id.clone(),
-        action: contract::Action::ResetConnections,
+        action,
         check: record.subject.check.clone(),
         instance: record.instance.clone(),
     };

@@ -201,6 +201,7 @@ fn health_check(spec: &api::HealthCheck) -> HealthCheckSettings {
         timeout_ms: spec.timeout.millis(),
         memory_max_bytes: spec.memory.as_ref().and_then(|memory| memory.max).map(crds::ByteSize::bytes),
         memory_max_percent: spec.memory.as_ref().and_then(|memory| memory.max_percent_of_limit).map(count),
+        memory_degraded_for_ms: spec.memory.as_ref().and_then(|memory| memory.degraded_for).map(api::Span::millis),
     }
 }
 

@@ -17,3 +17,5 @@ pub const CACHE_TTL_MS: u64 = 300_000;
 pub const CACHE_MAX_STALE_MS: u64 = 0;
 /// HTTP status of a fixed answer.
 pub const STATIC_STATUS_CODE: u16 = 503;
+/// How long a memory check may be over its limit before it is unhealthy, in milliseconds.
+pub const MEMORY_DEGRADED_FOR_MS: u64 = 60_000;

@@ -329,11 +329,20 @@ pub struct HealthCheckSettings {
     /// For a memory check: percent of the container's limit from which the check is degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_max_percent: Option<u32>,
+    /// For a memory check: how long it may be degraded, in milliseconds, before it is unhealthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_degraded_for_ms: Option<u64>,
 }
 
 impl Default for HealthCheckSettings {
     fn default() -> Self {
-        Self { interval_ms: 5_000, timeout_ms: 1_000, memory_max_bytes: None, memory_max_percent: None }
+        Self {
+            interval_ms: 5_000,
+            timeout_ms: 1_000,
+            memory_max_bytes: None,
+            memory_max_percent: None,
+            memory_degraded_for_ms: None,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::bulkhead::Bulkheads;
 use crate::control::degradation::{Degradation, Load};
+use crate::control::spare_memory::SpareMemory;
 use crate::dependency::Dependency;
 use crate::feature_flags::Flags;
 use crate::metrics::Metrics;
@@ -28,6 +29,7 @@ pub struct Resilience {
     load: Load,
     degradation: Degradation,
     metrics: Arc<Metrics>,
+    spare_memory: SpareMemory,
     changes: watch::Sender<u64>,
 }
 
@@ -75,6 +77,7 @@ impl Builder {
             load: Load::default(),
             degradation: Degradation::default(),
             metrics: self.metrics,
+            spare_memory: SpareMemory::default(),
             changes: watch::Sender::new(0),
         });
         resilience.configure(&PolicySettings::default());
@@ -124,6 +127,11 @@ impl Resilience {
     /// The metrics that the workload serves.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What the workload gives back when memory is short.
+    pub fn spare_memory(&self) -> &SpareMemory {
+        &self.spare_memory
     }
 
     /// The settings of the policy in force; empty while there is none.

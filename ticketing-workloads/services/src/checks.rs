@@ -2,20 +2,35 @@
 
 use crate::http_client::{self, HttpCall};
 use axum::http::StatusCode;
-use contract::CheckStatus;
-use resilience::Attempt;
+use contract::{Action, CheckStatus};
 use resilience::control::memory::MemoryProbe;
-use resilience::{Check, CheckOutcome};
+use resilience::{Actions, Attempt, Check, CheckOutcome, Checks, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use tower::ServiceExt;
 
-/// `memory`: degraded above its limits.
+/// Name of the memory check.
+const MEMORY: &str = "memory";
+
+/// `memory`: degraded above its limits, and unhealthy if it stays there.
 pub fn memory() -> Check {
     let memory = Arc::new(MemoryProbe::default());
-    Check::new("memory", &["resource"], move |settings| {
+    Check::new(MEMORY, &["resource"], move |settings| {
         let memory = Arc::clone(&memory);
         async move { memory.check(&settings) }
+    })
+}
+
+/// TrimMemory for that check: every cache is emptied, and the check runs at once.
+pub fn trim_memory(actions: Actions, resilience: &Arc<Resilience>, checks: &Arc<Checks>) -> Actions {
+    let (resilience, checks) = (Arc::clone(resilience), Arc::clone(checks));
+    actions.on(Action::TrimMemory, MEMORY, move || {
+        let (resilience, checks) = (Arc::clone(&resilience), Arc::clone(&checks));
+        async move {
+            let given_back = tokio::task::spawn_blocking(move || resilience.spare_memory().give_back()).await;
+            checks.run_now(MEMORY);
+            given_back.map_err(|error| error.to_string())
+        }
     })
 }
 

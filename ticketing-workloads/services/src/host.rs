@@ -1,6 +1,7 @@
 //! What every service has: two ports, probes, metrics, hot reload, background tasks, and an orderly end.
 
 use crate::answers::problem;
+use crate::checks;
 use crate::http_client::REFUSED;
 use axum::Router;
 use axum::extract::State;
@@ -148,9 +149,11 @@ impl Service {
         let public = listen(pod.bind_address, pod.port)?;
         let private = listen(pod.bind_address, pod.admin_port)?;
         let auth = Authentication::new(Arc::default(), &pod.pod_uid, &pod.pod_name, actions.instance());
+        let checks = Checks::new(Arc::clone(&resilience), checks);
+        let actions = checks::trim_memory(actions, &resilience, &checks);
         let admin = Arc::new(Admin {
             store: ConfigStore::new(Arc::clone(&resilience)),
-            checks: Checks::new(Arc::clone(&resilience), checks),
+            checks,
             actions: Arc::new(actions),
             auth,
             pod: pod.pod_name.clone(),

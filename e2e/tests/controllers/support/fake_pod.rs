@@ -77,6 +77,7 @@ pub struct Push {
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub intent_id: String,
+    pub action: contract::Action,
     pub in_status: Option<ActionRecord>,
 }
 
@@ -528,7 +529,7 @@ async fn take_action(State(server): State<Arc<PodServer>>, headers: HeaderMap, b
     let in_status = server.intent(&request.intent_id).await;
     let mut script = server.script();
     let done_before = script.asked.iter().any(|asked| asked.intent_id == request.intent_id);
-    script.asked.push(Asked { intent_id: request.intent_id.clone(), in_status });
+    script.asked.push(Asked { intent_id: request.intent_id.clone(), action: request.action, in_status });
     let outcome = if request.instance.as_ref().is_some_and(|meant| *meant != script.instance) {
         ActionOutcome::OtherInstance
     } else if done_before {

@@ -51,6 +51,11 @@ impl CheckOutcome {
     pub fn status(&self) -> CheckStatus {
         self.status
     }
+
+    /// What it found, in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
 }
 
 type Probe = Box<dyn Fn(HealthCheckSettings) -> BoxFuture<'static, CheckOutcome> + Send + Sync>;

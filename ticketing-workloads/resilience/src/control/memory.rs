@@ -1,10 +1,16 @@
-//! The memory check (ADR-007 §4): what the process holds against its limit. Too much makes it degraded, never
-//! unhealthy, as in the ADR.
+//! The memory check (ADR-007 §4): what the process holds against its limit. Too much makes it degraded, as in the ADR; too much
+//! for too long makes it unhealthy, so that its recovery can begin.
 
+use crate::clock::in_words;
 use crate::control::health::CheckOutcome;
+use crate::sync::lock;
+use contract::defaults::MEMORY_DEGRADED_FOR_MS;
 use contract::{CheckStatus, HealthCheckSettings};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The ADR's limit: 1 GiB.
 const DEFAULT_MAX_BYTES: u64 = 1 << 30;
@@ -13,11 +19,12 @@ const DEFAULT_MAX_PERCENT: u32 = 80;
 /// cgroup v1 writes "no limit" as the largest page-aligned number.
 const NO_LIMIT_FROM: u64 = 1 << 60;
 
-/// Where the figures are read.
-#[derive(Clone, Debug)]
+/// Where the figures are read, and since when they have been too high.
+#[derive(Debug)]
 pub struct MemoryProbe {
     status_file: PathBuf,
     limit_files: Vec<PathBuf>,
+    too_much_since: Mutex<Option<Instant>>,
 }
 
 impl Default for MemoryProbe {
@@ -31,12 +38,12 @@ impl MemoryProbe {
     pub fn new(status_file: &Path, cgroup: &Path) -> Self {
         // Version 2 of cgroups, then version 1.
         let limit_files = ["memory.max", "memory/memory.limit_in_bytes"].map(|name| cgroup.join(name)).into();
-        Self { status_file: status_file.to_owned(), limit_files }
+        Self { status_file: status_file.to_owned(), limit_files, too_much_since: Mutex::default() }
     }
 
     /// Runs the check.
     pub fn check(&self, settings: &HealthCheckSettings) -> CheckOutcome {
-        let Some(used) = std::fs::read_to_string(&self.status_file).ok().as_deref().and_then(resident_bytes) else {
+        let Some(used) = self.resident_bytes() else {
             return CheckOutcome::new(
                 CheckStatus::Unknown,
                 "the memory in use is unknown: /proc/self/status has no VmRSS",
@@ -44,13 +51,34 @@ impl MemoryProbe {
         };
         let limit = self.limit();
         let max = threshold(settings, limit);
-        let status = if used >= max { CheckStatus::Degraded } else { CheckStatus::Healthy };
-        let message = format!("{} MiB in use, of {} MiB", used >> 20, max >> 20);
+        let patience = Duration::from_millis(settings.memory_degraded_for_ms.unwrap_or(MEMORY_DEGRADED_FOR_MS));
+        let status = self.evaluate(used >= max, patience);
+        let message = if status == CheckStatus::Unhealthy {
+            // Without the figure of the moment: a message that changes with every run is news each time.
+            format!("more than {} MiB in use for {} or longer", max >> 20, in_words(patience))
+        } else {
+            format!("{} MiB in use, of {} MiB", used >> 20, max >> 20)
+        };
         CheckOutcome::new(status, message)
             .with("usedBytes", json!(used))
             .with("maxBytes", json!(max))
             .with("limitBytes", json!(limit))
             .with("usedPercent", json!(used.saturating_mul(100) / max.max(1)))
+    }
+
+    /// Bytes that the process has in memory, if the kernel says so.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        std::fs::read_to_string(&self.status_file).ok().as_deref().and_then(resident_bytes)
+    }
+
+    fn evaluate(&self, too_much: bool, patience: Duration) -> CheckStatus {
+        let mut since = lock(&self.too_much_since);
+        if !too_much {
+            *since = None;
+            return CheckStatus::Healthy;
+        }
+        let lasts = since.get_or_insert_with(Instant::now).elapsed();
+        if lasts >= patience { CheckStatus::Unhealthy } else { CheckStatus::Degraded }
     }
 
     fn limit(&self) -> Option<u64> {
@@ -122,6 +150,35 @@ mod tests {
         std::fs::write(&status, format!("Name:\tticketing\nVmRSS:\t  {} kB\n", used_mib * 1024)).unwrap();
         let outcome = MemoryProbe::new(&status, root.path()).check(&HealthCheckSettings::default());
         assert_eq!(outcome.status(), expected, "{outcome:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_much_for_too_long_is_unhealthy() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("memory.max"), "104857600\n").unwrap();
+        let status = root.path().join("status");
+        let probe = MemoryProbe::new(&status, root.path());
+        let check = |used_mib: u64, settings: &HealthCheckSettings| {
+            std::fs::write(&status, format!("VmRSS: {} kB\n", used_mib * 1024)).unwrap();
+            probe.check(settings)
+        };
+        let (usual, said) = (HealthCheckSettings::default(), |ms| HealthCheckSettings {
+            memory_degraded_for_ms: Some(ms),
+            ..HealthCheckSettings::default()
+        });
+        assert_eq!(check(90, &usual).status(), CheckStatus::Degraded);
+        tokio::time::advance(Duration::from_millis(MEMORY_DEGRADED_FOR_MS - 1_000)).await;
+        assert_eq!(check(90, &usual).status(), CheckStatus::Degraded);
+        assert_eq!(check(90, &said(10_000)).status(), CheckStatus::Unhealthy, "the policy has less patience");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let words = |outcome: &CheckOutcome| outcome.message().to_owned();
+        let outcome = check(90, &usual);
+        assert_eq!((outcome.status(), words(&outcome)), (CheckStatus::Unhealthy, words(&check(95, &usual))));
+        assert_eq!(words(&outcome), "more than 80 MiB in use for 1 min or longer");
+        assert_eq!(check(90, &said(120_000)).status(), CheckStatus::Degraded, "it has more");
+        assert_eq!(check(70, &usual).status(), CheckStatus::Healthy);
+        assert_eq!(check(90, &usual).status(), CheckStatus::Degraded, "its time begins anew");
+        assert_eq!(check(90, &said(0)).status(), CheckStatus::Unhealthy);
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod degradation;
 pub mod health;
 pub mod memory;
 pub mod mount;
+pub mod spare_memory;
 pub mod token;

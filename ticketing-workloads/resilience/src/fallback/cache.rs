@@ -67,6 +67,13 @@ impl<T: Clone> Cache<T> {
         }
     }
 
+    /// Forgets all answers; how many bytes they took.
+    pub fn clear(&self) -> usize {
+        let empty = Kept { answers: HashMap::new(), order: VecDeque::new(), weight: 0 };
+        let kept = std::mem::replace(&mut *lock(&self.kept), empty);
+        kept.weight
+    }
+
     /// An answer, and how old it is.
     pub fn find(&self, key: &str) -> Option<(T, Duration)> {
         let kept = lock(&self.kept);
@@ -98,6 +105,16 @@ mod tests {
         let kept = lock(&cache.kept);
         assert!(kept.weight <= room && kept.order.len() <= 2 * kept.answers.len() + 16);
         assert_eq!(kept.weight, kept.answers.values().map(|answer| answer.weight).sum::<usize>());
+    }
+
+    #[test]
+    fn what_is_forgotten_makes_room() {
+        let cache = Cache::new(3 * OVERHEAD, |text: &String| Some(text.len()));
+        cache.keep("a".into(), &"kept".into());
+        assert!(cache.clear() > OVERHEAD);
+        assert_eq!((cache.clear(), cache.find("a")), (0, None));
+        cache.keep("a".into(), &"again".into());
+        assert!(cache.find("a").is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@
 use super::cache::Cache;
 use crate::dependency::Dependency;
 use crate::failure::{CallError, Failure};
-use contract::FallbackSettings;
+use contract::{CircuitState, FallbackSettings};
 use futures::future::BoxFuture;
 use pin_project_lite::pin_project;
 use std::collections::HashMap;
@@ -180,6 +180,21 @@ where
 
 /// Answers for a dependency that does not.
 pub struct FallbackLayer<R, T, E>(Arc<Fallbacks<R, T, E>>);
+
+impl<R, T: Clone, E> FallbackLayer<R, T, E> {
+    /// Forgets earlier answers, to give memory back; how many bytes they took. While the circuit of the dependency is not
+    /// closed they are kept: they may be all that there is to answer with.
+    pub fn forget_answers(&self) -> usize {
+        let closed = self.0.dependency.circuit().state == CircuitState::Closed;
+        self.0.cache.as_ref().filter(|_| closed).map_or(0, |cache| cache.answers.clear())
+    }
+}
+
+impl<R, T, E> Clone for FallbackLayer<R, T, E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl<S, R, T, E> Layer<S> for FallbackLayer<R, T, E> {
     type Service = Fallback<S, R, T, E>;

@@ -45,7 +45,7 @@ pub struct Catalog {
     resilience: Arc<Resilience>,
     pages: Pages,
     /// Pages for while real-time inventory is off.
-    recent: Cache<Page>,
+    recent: Arc<Cache<Page>>,
     recent_for: Duration,
 }
 
@@ -63,8 +63,14 @@ impl Catalog {
         });
         let weight = |page: &Page| Some(page.weight());
         let fallbacks = Fallbacks::new(dependency).cache(CACHE_BYTES, |query: &Query| Some(key(query)), weight);
-        let pages = BoxCloneSyncService::new(fallbacks.layer().layer(dependency.layer().layer(read)));
-        Arc::new(Self { resilience, pages, recent: Cache::new(CACHE_BYTES, weight), recent_for })
+        let fallbacks = fallbacks.layer();
+        let pages = BoxCloneSyncService::new(fallbacks.layer(dependency.layer().layer(read)));
+        let recent = Arc::new(Cache::new(CACHE_BYTES, weight));
+        resilience.spare_memory().add({
+            let recent = Arc::clone(&recent);
+            move || fallbacks.forget_answers() + recent.clear()
+        });
+        Arc::new(Self { resilience, pages, recent, recent_for })
     }
 
     /// A page, and how old it is if it is not of this moment.

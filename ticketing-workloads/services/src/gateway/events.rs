@@ -9,6 +9,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use resilience::control::spare_memory::SpareMemory;
 use resilience::fallback::{Answer, Fallbacks, Source};
 use resilience::{CallError, Dependency};
 use std::time::Duration;
@@ -26,7 +27,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 type Events = BoxCloneSyncService<HttpCall, Answer<HttpAnswer>, CallError<HttpError>>;
 
-pub fn router(base: &str, dependency: &'static Dependency) -> Router {
+pub fn router(base: &str, dependency: &'static Dependency, spare_memory: &SpareMemory) -> Router {
     let weight = |answer: &HttpAnswer| {
         // A page that the catalog itself remembers is as old there as it may be.
         let age = answer.headers.get(header::AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0_u64);
@@ -39,7 +40,9 @@ pub fn router(base: &str, dependency: &'static Dependency) -> Router {
             let status = StatusCode::from_u16(status).ok()?;
             Some(HttpAnswer { status, headers, body: Bytes::from(body.to_owned()) })
         });
-    let events: Events = BoxCloneSyncService::new(fallbacks.layer().layer(http_client::service(base, dependency)));
+    let fallbacks = fallbacks.layer();
+    let events: Events = BoxCloneSyncService::new(fallbacks.layer(http_client::service(base, dependency)));
+    spare_memory.add(move || fallbacks.forget_answers());
     Router::new().route("/api/events", get(list)).with_state(events)
 }
 

@@ -65,7 +65,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let Settings { pod, catalog_url, booking_url } = settings;
     let resilience =
         Resilience::builder(pod.workload(NAME)).dependency(CATALOG).dependency(BOOKING).defaults(defaults()).build();
-    let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?);
+    let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?, resilience.spare_memory());
     let bookings = bookings::router(&booking_url, host::declared(&resilience, BOOKING)?);
     let parts = Parts {
         checks: vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()],

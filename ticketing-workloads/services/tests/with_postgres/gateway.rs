@@ -3,7 +3,7 @@
 use crate::support::app::{App, OPENING_NIGHT, order};
 use crate::support::nobody;
 use crate::support::postgres::Postgres;
-use contract::{FallbackSettings, FlagsSettings, ManualState, PolicySettings};
+use contract::{ActionOutcome, FallbackSettings, FlagsSettings, ManualState, PolicySettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -66,6 +66,36 @@ async fn events_come_from_the_catalog_then_from_memory_then_from_nowhere() {
     let unseen = gateway.get("/api/events?category=opera").await;
     assert_eq!((unseen.status().as_u16(), &unseen.headers()["x-served-from"]), (503, &"static".parse().unwrap()));
     assert_eq!(unseen.json::<Value>().await.unwrap(), json!({"events": [], "isFallback": true}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_given_back_but_not_the_last_answers_that_there_are() {
+    let postgres = Postgres::start().await;
+    let catalog = App::catalog(&postgres).await;
+    let gateway = App::gateway(catalog.address, nobody().await).await;
+    gateway.push(quick(), FlagsSettings::default()).await;
+    let dropped = async |intent: &str| {
+        let answer = gateway.execute(intent, "TrimMemory", "memory").await;
+        assert_eq!(answer.outcome, ActionOutcome::Done, "{}", answer.message);
+        let kib =
+            answer.message.strip_prefix("dropped ").and_then(|rest| rest.split_once(" KiB of caches; ")).unwrap().0;
+        kib.parse::<u64>().unwrap()
+    };
+    for page in 1..=20 {
+        assert_eq!(gateway.get(&format!("/api/events?page={page}")).await.status(), 200);
+    }
+    let runs = gateway.health().await.checks["memory"].runs;
+    assert!(dropped("one").await >= 20, "each answer counts for a KiB and more");
+    gateway.check("memory", "the check runs at once", |check| check.runs > runs).await;
+    assert_eq!(dropped("two").await, 0);
+
+    assert_eq!(gateway.get("/api/events?page=1").await.status(), 200);
+    catalog.end().await;
+    for _ in 0..5 {
+        assert_eq!(gateway.get("/api/events?page=1").await.headers()["x-served-from"], "cache");
+    }
+    assert_eq!(dropped("three").await, 0, "the circuit is open");
+    assert_eq!(gateway.get("/api/events?page=1").await.headers()["x-served-from"], "cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]

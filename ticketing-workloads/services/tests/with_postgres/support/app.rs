@@ -255,7 +255,12 @@ impl App {
     }
 
     pub async fn reset_connections(&self, intent: &str) -> ActionAnswer {
-        let body = json!({"intentId": intent, "action": "ResetConnections", "check": "database"});
+        self.execute(intent, "ResetConnections", "database").await
+    }
+
+    /// Asks for a recovery action, as the operator does.
+    pub async fn execute(&self, intent: &str, action: &str, check: &str) -> ActionAnswer {
+        let body = json!({"intentId": intent, "action": action, "check": check});
         let request = self.client.post(format!("http://{}{ACTIONS_PATH}", self.admin)).header(TOKEN_HEADER, TOKEN);
         request.body(body.to_string()).send().await.unwrap().json().await.unwrap()
     }
