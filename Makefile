@@ -73,7 +73,8 @@ test-services: e2e-tool ## The services against PostgreSQL, and all of them toge
 .PHONY: test-controllers
 test-controllers: e2e-tool ## The controllers against a real API server
 	$(E2E) packages
-	cargo test --workspace --test bare_api_server --test controllers
+	# They wait more than they work, so more of them than there are cores at once.
+	cargo test --workspace --test bare_api_server --test controllers -- --test-threads=$$(( $$(nproc) * 3 / 2 ))
 
 .PHONY: e2e
 e2e: e2e-tool ## The scenarios on a real cluster: PROVIDER=local|kind|existing NODES=1..3

@@ -114,6 +114,11 @@ impl Cluster {
         let rights: Vec<_> = documents
             .filter(|document| {
                 let group = document["apiVersion"].as_str().unwrap_or_default();
+                // What people get by the built-in roles is no right of the operator.
+                let labels = &document["metadata"]["labels"];
+                if !labels["rbac.authorization.k8s.io/aggregate-to-admin"].is_null() {
+                    return false;
+                }
                 group.starts_with("rbac.authorization.k8s.io/")
                     || group.starts_with("admissionregistration.k8s.io/")
                     || document["kind"] == "ServiceAccount"
