@@ -81,6 +81,38 @@ async fn a_pod_that_a_reset_does_not_help_is_evicted_and_verified_by_its_success
     assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
 }
 
+/// Its check fails from its first run on, but not often enough yet to count when it has been there for the healthy delay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_has_never_passed_is_no_success_and_is_not_evicted_again() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 3).await;
+    let _operator = world.operator().await;
+    let mut policy = recovery_policy("booking", "booking");
+    policy["spec"]["healthChecks"][0]["unhealthyThreshold"] = json!(4);
+    policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([{ "action": "RestartPod", "timeout": "10s" }]);
+    world.apply(&policy).await;
+    world.until_policy_says("booking", "Ready", "True", "").await;
+    break_permanently(&workload, 0);
+    until_gone(&world, &workload.pods[0].name).await;
+    let successor = workload.new_pod(&world, true).await;
+    successor.script().failing = true;
+    let over = world
+        .until_policy("booking", "the ladder is at its end", |policy| {
+            says(policy_conditions(policy), "RecoveryExhausted", "True", "RecoveryExhausted")
+        })
+        .await;
+    let outcomes: Vec<_> = recent(&over).iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [ActionOutcome::Failed]);
+    assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
+    // It is healthy at last, and for long enough: then another failure is another ladder.
+    successor.script().failing = false;
+    world
+        .until_policy("booking", "it is healed", |policy| {
+            recent(policy).first().is_some_and(|record| record.healed_at.is_some())
+        })
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_asked_to_give_memory_back_before_it_is_restarted() {
     let world = World::new().await;

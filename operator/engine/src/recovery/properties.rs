@@ -34,7 +34,7 @@ enum Event {
 }
 
 fn event(jumps: bool) -> impl Strategy<Value = Event> {
-    let jump = if jumps { 1 } else { 0 };
+    let jump = u32::from(jumps);
     prop_oneof![
         8 => (0usize..6, 0usize..2).prop_map(|(pod, check)| Event::Flip(pod, check)),
         4 => (0usize..6).prop_map(Event::Ready),

@@ -71,7 +71,7 @@ mod tests {
         let told = spare.give_back();
         let after = probe.resident_bytes().unwrap();
         assert!(told.starts_with("dropped 64000 KiB of caches; ") && told.contains("MiB before"), "{told}");
-        assert!(after + (MIB as u64 / 2 << 20) < before, "{told}");
+        assert!(after + ((MIB as u64 / 2) << 20) < before, "{told}");
         assert_eq!(above.len(), 4_000);
         assert!(spare.give_back().starts_with("dropped 0 KiB"), "there is nothing left");
     }
