@@ -191,6 +191,8 @@ async fn what_the_schemas_do_not_know_is_refused() {
 /// An upgrade that keeps the values of version 0.1 must not switch the policies off in silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_with_old_values_says_what_is_missing() {
-    let error = Charts::new().await.render("resilience-operator", &["admissionPolicy=null"]).await.unwrap_err();
+    let charts = Charts::new().await;
+    let error = charts.render("resilience-operator", &["admissionPolicy=null", "aggregatedRoles=null"]);
+    let error = error.await.unwrap_err();
     assert!(error.contains("--reset-then-reuse-values"), "{error}");
 }

@@ -25,8 +25,8 @@ pub struct Evaluation {
     pub healthy: bool,
     /// Since when.
     pub since: Timestamp,
-    /// Since when it has passed; absent if it has not passed yet, or if it is degraded. That it does not count as unhealthy says
-    /// less: a process that was started a moment ago may only not have failed often enough.
+    /// Since when every run has passed; absent if the last one failed or was degraded, or none has passed yet. That it does not
+    /// count as unhealthy says less: it may only not have failed often enough.
     pub well_since: Option<Timestamp>,
     /// When the last report came.
     pub seen_at: Timestamp,
@@ -72,9 +72,9 @@ pub fn evaluate(
             if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
                 after.healthy = false;
                 after.since = now;
-                after.well_since = None;
                 after.began_before = before.is_none();
             }
+            after.well_since = None;
         }
         CheckStatus::Healthy => {
             after.good_runs = after.good_runs.saturating_add(u32::try_from(new_runs).unwrap_or(u32::MAX));
@@ -132,7 +132,7 @@ mod tests {
     #[case::passes(&[(H, 0, 1), (H, 0, 2)], Some(1))]
     #[case::has_not_failed_often_enough(&[(U, 1, 1), (U, 2, 2)], None)]
     #[case::passes_after_that(&[(U, 1, 1), (H, 0, 2), (H, 0, 3)], Some(2))]
-    #[case::one_failure_in_between(&[(H, 0, 1), (U, 1, 2), (H, 0, 3)], Some(1))]
+    #[case::one_failure_in_between(&[(H, 0, 1), (U, 1, 2), (H, 0, 3)], Some(3))]
     #[case::fails(&[(H, 0, 1), (U, 3, 4)], None)]
     #[case::not_often_enough_again(&[(U, 3, 3), (H, 0, 4)], None)]
     #[case::passes_again(&[(U, 3, 3), (H, 0, 4), (H, 0, 5)], Some(3))]

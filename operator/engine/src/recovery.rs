@@ -18,7 +18,7 @@ pub use model::{
 
 use jiff::Timestamp;
 use ladder::Next;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use view::View;
 
 /// Decides what to do now. `policy_uid` makes ids unique among policies.
@@ -32,6 +32,7 @@ pub fn decide(
     let observed = &View::new(observed, now);
     let mut decision = Decision { history: history.clone(), ..Decision::default() };
     settle(settings, observed, &mut decision, now);
+    let mut begun = BTreeSet::new();
 
     for check in observed.checks.iter().filter(|check| !check.healthy) {
         let Some(steps) = settings.ladders.get(&check.subject.check) else { continue };
@@ -80,6 +81,7 @@ pub fn decide(
             dry_run: settings.dry_run,
             message: None,
         };
+        begun.insert(record.id.clone());
         decision.history.in_flight.push(record);
     }
 
@@ -89,14 +91,14 @@ pub fn decide(
         // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
         let fails = |subject: &Subject| observed.check(subject).is_some_and(|check| !check.healthy);
         // A pod is only taken away through the gates: what was begun in another pass goes through them again, below.
-        let at_once = |record: &Record| record.started_at == now || !record.step.action.disrupts();
+        let at_once = |record: &Record| begun.contains(&record.id) || !record.step.action.disrupts();
         let pending = |record: &&Record| {
             let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
             record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record)
         };
         decision.execute = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
-    ask_again(settings, observed, &mut decision, now);
+    ask_again(settings, observed, &mut decision, &begun, now);
     for record in &mut decision.history.in_flight {
         if record.dry_run && record.outcome == Outcome::Pending {
             record.outcome = Outcome::Verifying;
@@ -122,13 +124,19 @@ pub fn decide(
 
 /// What was refused for now, and what would take a pod away and nobody can vouch for, is asked for again, as long as the
 /// gates would let it begin.
-fn ask_again(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now: Timestamp) {
+fn ask_again(
+    settings: &Settings,
+    observed: &View<'_>,
+    decision: &mut Decision,
+    begun: &BTreeSet<String>,
+    now: Timestamp,
+) {
     if settings.dry_run || settings.suspended {
         return;
     }
     let again = |record: &&Record| match record.outcome {
         Outcome::Waiting => true,
-        Outcome::Pending => !record.dry_run && record.step.action.disrupts() && record.started_at < now,
+        Outcome::Pending => !record.dry_run && record.step.action.disrupts() && !begun.contains(&record.id),
         _ => false,
     };
     let mut waiting: Vec<_> = decision.history.in_flight.iter().filter(again).cloned().collect();
@@ -150,11 +158,6 @@ fn ask_again(settings: &Settings, observed: &View<'_>, decision: &mut Decision, 
         if let Some(held) = gates::first_closed(settings, observed, &busy, &proposal, now) {
             decision.withheld.push(held);
             continue;
-        }
-        // Pods that came while it waited are no successors either.
-        let record = Record { before: before(&record.step, &record.subject, observed), ..record };
-        if let Some(known) = decision.history.in_flight.iter_mut().find(|known| known.id == record.id) {
-            known.before.clone_from(&record.before);
         }
         decision.execute.push(record);
     }
@@ -195,8 +198,14 @@ fn instance(observed: &View<'_>, subject: &Subject, action: Action) -> Option<St
 fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now: Timestamp) {
     let in_flight = std::mem::take(&mut decision.history.in_flight);
     let all = in_flight.iter().chain(&decision.history.recent);
-    let mut taken: BTreeSet<_> = all.filter_map(|record| record.successor.clone()).collect();
+    let pod = |record: &Record| Some((record.successor.clone()?, record.subject.pod.as_ref()?.uid.clone()));
+    let mut taken: BTreeMap<_, _> = all.filter_map(pod).collect();
     for mut record in in_flight {
+        let is_there = record.subject.pod.as_ref().is_some_and(|pod| observed.pods.contains_key(&pod.uid));
+        if record.executed_at.is_none() && is_there {
+            // Pods that came while it waited are no successors either.
+            record.before = before(&record.step, &record.subject, observed);
+        }
         ladder::catch_up(&mut record, observed, now);
         ladder::find_successor(&mut record, observed, &mut taken);
         match ladder::outcome(&record, settings, observed, now) {

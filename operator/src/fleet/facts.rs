@@ -408,6 +408,8 @@ struct RawWorkloadStatus {
     observed_generation: Option<i64>,
     replicas: Option<i32>,
     updated_replicas: Option<i32>,
+    current_revision: Option<String>,
+    update_revision: Option<String>,
     conditions: Option<Vec<RawCondition>>,
 }
 
@@ -491,7 +493,10 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
     let wanted = raw.spec.replicas.unwrap_or(1);
     let status = &raw.status;
     let behind = status.observed_generation.is_some() && status.observed_generation < raw.metadata.generation;
-    let old = (status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0)).max(0);
+    // With one revision there is nothing to replace, though a pod that is going away counts among all and not among these.
+    let one_revision = status.current_revision.is_some() && status.current_revision == status.update_revision;
+    let old = status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
+    let old = if one_revision { 0 } else { old.max(0) };
     if raw.spec.update_strategy.type_.as_deref() == Some("OnDelete") {
         let note = (old > 0 && status.observed_generation.is_some())
             .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
@@ -727,6 +732,20 @@ mod tests {
             "metadata": { "name": "s", "namespace": "n", "generation": 3 },
             "spec": { "replicas": 6, "updateStrategy": strategy },
             "status": { "observedGeneration": 3, "updatedReplicas": updated, "replicas": replicas },
+        }));
+        assert_eq!(set.facts.0.rollout.in_progress, in_progress);
+    }
+
+    #[rstest::rstest]
+    #[case::rolled_out("old", true)]
+    #[case::a_pod_goes_away("new", false)]
+    fn a_pod_of_a_stateful_set_that_goes_away_is_no_rollout(#[case] current: &str, #[case] in_progress: bool) {
+        let set = read::<StatefulSetFacts>(&json!({
+            "metadata": { "name": "s", "namespace": "n", "generation": 3 }, "spec": { "replicas": 3 },
+            "status": {
+                "observedGeneration": 3, "updatedReplicas": 2, "replicas": 3,
+                "currentRevision": current, "updateRevision": "new",
+            },
         }));
         assert_eq!(set.facts.0.rollout.in_progress, in_progress);
     }

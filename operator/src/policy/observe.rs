@@ -3,6 +3,7 @@
 
 use super::execute::SUPPORTED;
 use crate::status::target::Target;
+use contract::WorkloadKind;
 use crds::{ResiliencePolicy, resilience_policy::CheckScope};
 use engine::{
     check::Evaluation,
@@ -25,6 +26,9 @@ pub fn observe(
     for target in held {
         observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
         observed.wanted.insert(target.key.clone(), target.wanted);
+        if target.kind == WorkloadKind::StatefulSet {
+            observed.keeps_names.insert(target.key.clone());
+        }
         if target.rollout.in_progress {
             observed.rolling_out.insert(target.key.clone());
         }

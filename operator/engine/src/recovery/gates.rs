@@ -2,7 +2,7 @@
 
 use super::{
     ladder::{later, later_by},
-    model::{CheckState, History, MAX_AHEAD, Outcome, Settings, Step, Withheld},
+    model::{CheckState, History, MAX_AHEAD, Outcome, Record, Settings, Step, Withheld},
     view::View,
 };
 use jiff::Timestamp;
@@ -264,8 +264,11 @@ const MAX_IN_FLIGHT: usize = 100;
 fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>) -> Closed {
     // What waits for leave to begin does nothing meanwhile, and must not keep milder help from others.
     let busy = || history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting);
-    let pod = proposal.check.subject.pod.as_ref();
-    if let Some(record) = busy().find(|record| pod.is_some() && record.subject.pod.as_ref() == pod) {
+    // An action for this pod, or a restart that is judged by it.
+    let uid = proposal.check.subject.pod.as_ref().map(|pod| &pod.uid);
+    let concerns =
+        |record: &&Record| record.subject.pod.as_ref().map(|pod| &pod.uid) == uid || record.successor.as_ref() == uid;
+    if let Some(record) = uid.and_then(|_| busy().find(concerns)) {
         let (name, action, check) = (record.subject.display_name(), record.step.action, &record.subject.check);
         return Some((format!("{action} of {name} for {check} is under way"), None));
     }

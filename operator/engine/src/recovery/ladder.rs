@@ -6,7 +6,7 @@ use super::{
 };
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// The step that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,15 +45,19 @@ pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>)
     if record.before.is_some() {
         return !record.dry_run && record.is_succeeded_by(subject);
     }
-    // It was decided by version 0.1, which took every pod that came later for a successor.
+    // It was decided by version 0.1, for which every pod that came later was a successor as long as it was judged.
     let created_at = subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid)).map(|facts| facts.created_at);
-    let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
     record.step.action == Action::RestartPod
         && !record.dry_run
-        && gone
+        && record.finished_at.is_none()
+        && is_gone(record, observed)
         && (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check)
         && created_at.is_some_and(|created_at| is_later(record, created_at))
-        && record.finished_at.is_none_or(|finished| check.since <= finished)
+}
+
+/// Whether the pod that something was done to is not there any more.
+fn is_gone(record: &Record, observed: &View<'_>) -> bool {
+    record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid))
 }
 
 /// Whether a pod was created after a restart that version 0.1 decided. An eviction may land though nobody heard so.
@@ -61,32 +65,36 @@ fn is_later(record: &Record, created_at: Timestamp) -> bool {
     later_by(created_at, MAX_CLOCK_SKEW) >= record.executed_at.unwrap_or(record.started_at)
 }
 
-/// Finds the pod that took the place of the one that was restarted: the oldest that came after the restart was decided, and is
-/// no other's successor; of a StatefulSet the one of the same name. As long as the restart is judged, another one follows a
-/// successor that went away. Once it is over, only a place that is still empty is filled.
-pub(super) fn find_successor(record: &mut Record, observed: &View<'_>, taken: &mut BTreeSet<String>) {
+/// Finds the pod that took the place of the one that was restarted: the oldest that came after the restart was decided, and
+/// follows no other pod; of a StatefulSet the one of the same name. As long as the restart is judged, another one follows a
+/// successor that went away. Once it is over, only a place that is still empty is filled. `taken` has the pods by their successors.
+pub(super) fn find_successor(record: &mut Record, observed: &View<'_>, taken: &mut BTreeMap<String, String>) {
     let Some((before, pod)) = record.before.as_ref().zip(record.subject.pod.as_ref()) else { return };
     let is_there = record.successor.as_ref().is_some_and(|uid| observed.pods.contains_key(uid));
     let is_over = record.finished_at.is_some();
-    let executed = record.executed_at.is_some() && !record.dry_run && !observed.pods.contains_key(&pod.uid);
+    let executed = record.executed_at.is_some() && !record.dry_run && is_gone(record, observed);
     if !executed || is_there || (is_over && record.successor.is_some()) {
         return;
     }
     let target = &record.subject.target;
+    let keeps_names = observed.keeps_names.contains(target);
     let new = observed.pods.iter().filter(|(uid, facts)| {
-        facts.target == *target && before.has_not(uid, facts.created_at) && !taken.contains(*uid)
+        facts.target == *target
+            && before.has_not(uid, facts.created_at)
+            && (!keeps_names || facts.name == pod.name)
+            && taken.get(*uid).is_none_or(|predecessor| *predecessor == pod.uid)
     });
-    let oldest = new.min_by_key(|(uid, facts)| (facts.name != pod.name, facts.created_at, (*uid).clone()));
+    // A pod that was restarted for two checks has one successor.
+    let oldest = new.min_by_key(|(uid, facts)| (!taken.contains_key(*uid), facts.created_at, (*uid).clone()));
     record.successor = oldest.map(|(uid, _)| uid.clone());
-    taken.extend(record.successor.clone());
+    taken.extend(record.successor.clone().map(|successor| (successor, pod.uid.clone())));
 }
 
 /// When the check of an action that failed will have been healthy for the healthy delay, if it is healthy: in the pod itself, or
 /// in the one that took its place. What ends with its pod, because no other pod took the place, counts as healed, too.
 pub(super) fn healed(record: &Record, settings: &Settings, observed: &View<'_>, now: Timestamp) -> Option<Timestamp> {
-    let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
-    if gone && record.successor.as_ref().is_none_or(|uid| !observed.pods.contains_key(uid)) {
-        let wanted = observed.wanted.get(&record.subject.target).copied().unwrap_or_default();
+    let wanted = *observed.wanted.get(&record.subject.target)?;
+    if is_gone(record, observed) && record.successor.as_ref().is_none_or(|uid| !observed.pods.contains_key(uid)) {
         let is_filled = record.successor.is_some() || observed.pods_of(&record.subject.target) >= wanted;
         return (is_filled || record.step.action != Action::RestartPod).then_some(now);
     }
@@ -109,10 +117,9 @@ pub(super) fn catch_up(record: &mut Record, observed: &View<'_>, now: Timestamp)
     let target_there = observed.wanted.contains_key(&record.subject.target);
     let evidence = match record.step.action {
         Action::RestartPod => {
-            let gone = record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid));
             // What waited was not asked for since: somebody else took the pod away, just now.
             let at = if record.outcome == Outcome::Waiting { now } else { record.started_at };
-            (gone && target_there).then_some((at, "the pod is gone"))
+            (is_gone(record, observed) && target_there).then_some((at, "the pod is gone"))
         }
         Action::RunCleanupJob => observed.jobs.get(&record.id).map(|job| (job.created_at, "its Job is there")),
         _ => None,
@@ -159,14 +166,14 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
     let state = observed.check(&record.subject);
     if record.outcome == Outcome::Waiting {
         return match state {
-            Some(check) if check.healthy && check.well_since.is_some() => {
+            Some(check) if check.healthy => {
                 Verdict::Over(Outcome::Cancelled, "healthy again before it could be executed".to_owned())
             }
             _ => Verdict::Wait(Some(later_by(now, WAITING_RETRY))),
         };
     }
     let Some(executed_at) = record.executed_at else {
-        if let Some(check) = state.filter(|check| check.healthy && check.well_since.is_some())
+        if let Some(check) = state.filter(|check| check.healthy)
             && !record.step.action.done_by_pod()
         {
             let took = seconds_between(record.failed_at, check.since.max(record.failed_at));

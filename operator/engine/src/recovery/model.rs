@@ -198,6 +198,8 @@ pub struct Observed {
     pub pods: BTreeMap<String, PodFacts>,
     /// Pods that each workload is to have.
     pub wanted: BTreeMap<String, usize>,
+    /// Workloads whose pods keep their names: a StatefulSet's successor of a pod is called as that was.
+    pub keeps_names: BTreeSet<String>,
     /// Jobs that were made for an intent, by its id.
     pub jobs: BTreeMap<String, Job>,
     /// Dependencies, by workload, whose circuit is open on a quorum of pods, with a text such as "4 of 4 pods".

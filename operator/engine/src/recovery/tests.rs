@@ -658,6 +658,83 @@ fn a_ladder_that_was_edited_begins_with_its_first_step() {
     assert_ne!(edited.execute[0].id, edited.finished[0].id);
 }
 
+/// A pod was to be restarted for two checks, and was, for the first one.
+#[test]
+fn a_pod_that_was_restarted_for_two_checks_has_one_successor() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.ladders.insert("memory".into(), vec![step(Action::RestartPod, 60_000)]);
+    settings.limits.max_in_flight = 2;
+    let memory = |uid: &str, healthy: bool, since: i64| CheckState {
+        subject: Subject { check: "memory".into(), ..subject(uid) },
+        ..check(uid, healthy, since)
+    };
+    let mut both = three();
+    both.checks.push(memory(POD, false, 0));
+    let mut history = refuse(&run(&settings, &both, &History::default(), 1));
+    history = refuse(&run(&settings, &both, &history, 2));
+    assert_eq!(history.in_flight.len(), 2, "{history:?}");
+    let mut new = replaced(true, 5, true);
+    new.checks.push(memory("new", true, 5));
+    let gone = run(&settings, &new, &history, 6);
+    let successors: Vec<_> = gone.history.in_flight.iter().map(|record| record.successor.as_deref()).collect();
+    assert_eq!(successors, [Some("new"), Some("new")]);
+    let done = run(&settings, &new, &gone.history, 16);
+    assert!(done.finished.iter().all(|record| record.outcome == Outcome::Succeeded) && done.finished.len() == 2);
+}
+
+/// Other pods of a StatefulSet come and go meanwhile.
+#[test]
+fn the_successor_of_a_stateful_sets_pod_has_its_name() {
+    let settings = ladder(Action::RestartPod);
+    let mut set = three();
+    set.keeps_names.insert("booking".into());
+    let named = |set: &mut Observed, uid: &str, name: &str, second: i64| {
+        let facts = PodFacts { name: name.into(), created_at: at(second), ..facts() };
+        set.pods.insert(uid.into(), facts);
+    };
+    set.checks[0].subject.pod.as_mut().unwrap().name = "booking-1".into();
+    named(&mut set, "b", "booking-0", -100);
+    let history = execute_step(&run(&settings, &set, &History::default(), 1), at(2));
+    let mut other = set.clone();
+    other.pods.remove(POD);
+    other.pods.remove("b");
+    other.checks = vec![check("c", true, -100), check("new-0", true, 3)];
+    named(&mut other, "new-0", "booking-0", 3);
+    other.wanted.insert("booking".into(), 2);
+    let stranger = run(&settings, &other, &history, 20);
+    assert_eq!(stranger.history.recent.iter().chain(&stranger.history.in_flight).next().unwrap().successor, None);
+    named(&mut other, "new-1", "booking-1", 4);
+    other.wanted.insert("booking".into(), 3);
+    other.checks.push(check("new-1", true, 5));
+    let own = run(&settings, &other, &history, 20);
+    assert_eq!(own.finished[0].outcome, Outcome::Succeeded);
+    assert_eq!(own.finished[0].successor.as_deref(), Some("new-1"));
+}
+
+#[test]
+fn what_a_policy_does_not_hold_is_not_healed() {
+    let settings = ladder(Action::RestartPod);
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
+    let failed = run(&settings, &replaced(false, 5, true), &history, 62).history;
+    let lost = run(&settings, &Observed::default(), &failed, 100).history;
+    assert_eq!(lost.recent[0].healed_at, None);
+    let back = run(&settings, &replaced(false, 5, true), &lost, 200);
+    assert_eq!((back.execute.len(), back.exhausted.len()), (0, 1));
+}
+
+#[test]
+fn nothing_is_done_to_the_pod_that_a_restart_is_judged_by() {
+    let mut settings = ladder(Action::RestartPod);
+    settings.ladders.insert("memory".into(), vec![step(Action::ResetConnections, 15_000)]);
+    settings.limits.max_in_flight = 3;
+    let history = execute_step(&run(&settings, &three(), &History::default(), 1), at(2));
+    let mut new = replaced(false, 5, true);
+    new.checks
+        .push(CheckState { subject: Subject { check: "memory".into(), ..subject("new") }, ..check("new", false, 5) });
+    let held = run(&settings, &new, &history, 10);
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::OneStepAtATime));
+}
+
 #[test]
 fn pods_of_one_second_are_told_apart_by_their_uids() {
     let (_, history, _) = five_siblings();

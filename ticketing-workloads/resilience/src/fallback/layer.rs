@@ -190,12 +190,6 @@ impl<R, T: Clone, E> FallbackLayer<R, T, E> {
     }
 }
 
-impl<R, T, E> Clone for FallbackLayer<R, T, E> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
 impl<S, R, T, E> Layer<S> for FallbackLayer<R, T, E> {
     type Service = Fallback<S, R, T, E>;
 

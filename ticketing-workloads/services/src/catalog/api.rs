@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use contract::CircuitState;
 use resilience::fallback::Cache;
 use resilience::fallback::{Answer, Fallbacks, Source};
 use resilience::{Attempt, Repeatable};
@@ -68,7 +69,11 @@ impl Catalog {
         let recent = Arc::new(Cache::new(CACHE_BYTES, weight));
         resilience.spare_memory().add({
             let recent = Arc::clone(&recent);
-            move || fallbacks.forget_answers() + recent.clear()
+            move || {
+                // In an outage they are all that there is to answer with.
+                let closed = dependency.circuit().state == CircuitState::Closed;
+                if closed { fallbacks.forget_answers() + recent.clear() } else { 0 }
+            }
         });
         Arc::new(Self { resilience, pages, recent, recent_for })
     }
