@@ -201,8 +201,7 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
     let pod = |record: &Record| Some((record.successor.clone()?, record.subject.pod.as_ref()?.uid.clone()));
     let mut taken: BTreeMap<_, _> = all.filter_map(pod).collect();
     for mut record in in_flight {
-        let is_there = record.subject.pod.as_ref().is_some_and(|pod| observed.pods.contains_key(&pod.uid));
-        if record.executed_at.is_none() && is_there {
+        if record.executed_at.is_none() && !ladder::is_gone(&record, observed) {
             // Pods that came while it waited are no successors either.
             record.before = before(&record.step, &record.subject, observed);
         }
@@ -236,5 +235,7 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod restart_tests;
 #[cfg(test)]
 mod tests;

@@ -56,7 +56,7 @@ pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>)
 }
 
 /// Whether the pod that something was done to is not there any more.
-fn is_gone(record: &Record, observed: &View<'_>) -> bool {
+pub(super) fn is_gone(record: &Record, observed: &View<'_>) -> bool {
     record.subject.pod.as_ref().is_some_and(|pod| !observed.pods.contains_key(&pod.uid))
 }
 
@@ -262,7 +262,7 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
     // What the cluster shows is as of now, once the watches have had the time to show it.
     let seen_at = (now >= later_by(observed.watching_since, WATCHES_CATCH_UP)).then_some(now);
     let (target, check) = (&record.subject.target, &record.subject.check);
-    if record.subject.pod.as_ref().is_some_and(|pod| observed.pods.contains_key(&pod.uid)) {
+    if !is_gone(record, observed) {
         return Progress::NotYet(seen_at, "the pod is still there".to_owned());
     }
     let pods: Vec<_> = observed.pods.iter().filter(|(_, facts)| facts.target == *target).collect();
