@@ -10,6 +10,7 @@ pub mod condition;
 pub mod feature_flag;
 pub mod manifests;
 pub mod reason;
+pub mod recovery;
 pub mod resilience_policy;
 pub mod schema;
 pub mod status;
@@ -19,6 +20,7 @@ pub use bounded::{ByteSize, Duration, IntOrPercent};
 pub use condition::{Condition, ConditionStatus, ConditionType};
 pub use feature_flag::{FeatureFlag, FeatureFlagSpec, FeatureFlagStatus};
 pub use reason::{EventReason, Reason};
+pub use recovery::{Recovery, RecoverySpec};
 pub use resilience_policy::{ResiliencePolicy, ResiliencePolicySpec};
 pub use status::ResiliencePolicyStatus;
 

@@ -1,8 +1,10 @@
 //! The manifests that are made from the types.
 
-use crate::{FeatureFlag, ResiliencePolicy};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use crate::recovery::Phase;
+use crate::{FeatureFlag, Recovery, ResiliencePolicy};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use kube::CustomResourceExt;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// First lines of every generated file.
@@ -12,8 +14,20 @@ const HEADER: &str = "# Generated from crds/src by `make generate`. Edit the Rus
 pub const FOLDERS: [&str; 2] = ["crds/yaml", "charts/resilience-operator/files/crds"];
 
 /// Every custom resource definition.
-pub fn definitions() -> [CustomResourceDefinition; 2] {
-    [ResiliencePolicy::crd(), FeatureFlag::crd()]
+pub fn definitions() -> [CustomResourceDefinition; 3] {
+    [ResiliencePolicy::crd(), FeatureFlag::crd(), with_pending_by_default(Recovery::crd())]
+}
+
+/// A Recovery is Pending from the moment that it exists, before anybody has written a status.
+fn with_pending_by_default(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut definition.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
+        if let Some(status) = status {
+            status.default = Some(JSON(json!({ "phase": Phase::Pending.as_str() })));
+        }
+    }
+    definition
 }
 
 /// Why the manifests could not be made.

@@ -673,7 +673,7 @@ impl Default for RecoveryLimits {
 /// Most actions over a time.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct ActionBudget {
-    /// That many, 0 to 20 (the actions that status remembers). 0 allows none. Default: 5.
+    /// That many, 0 to 20. 0 allows none. Default: 5.
     #[serde(default = "defaults::budget_actions")]
     #[schemars(range(min = 0, max = 20))]
     pub actions: i32,

@@ -1,15 +1,15 @@
 //! Status of a `ResiliencePolicy`.
 
 use crate::{Condition, resilience_policy::StepAction};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Most actions that are in flight.
 pub const MAX_IN_FLIGHT: usize = 100;
-/// Most finished actions that are kept.
-pub const MAX_RECENT: usize = 20;
+/// Most actions that are held back and named.
+pub const MAX_WITHHELD: usize = 16;
 
 /// What the operator sees and did. Times stand still while nothing happens, so that a healthy fleet causes no writes.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
@@ -51,7 +51,7 @@ pub struct ResiliencePolicyStatus {
     pub checks: Vec<CheckFinding>,
     /// What is being done and was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recovery: Option<RecoveryStatus>,
+    pub recovery: Option<RecoverySummary>,
 }
 
 /// The kind of a workload that an older version wrote without one.
@@ -153,10 +153,10 @@ pub struct CheckFinding {
     pub message: String,
 }
 
-/// What is being done and was done.
+/// What is being done, what was done last, and what is held back. All that was done is in the Recovery objects.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
-pub struct RecoveryStatus {
+pub struct RecoverySummary {
     /// The state of recovery in a few words, such as "ResetConnections (1 of 2)".
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
@@ -165,20 +165,59 @@ pub struct RecoveryStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub remaining_budget: Option<i32>,
-    /// Intents that are not verified yet. They are written before anything is done.
+    /// What is under way, at most 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub in_flight: Vec<ActionRecord>,
-    /// The last finished actions, newest first, at most 20. With dryRun: what would have been done.
+    /// What was over last. With dryRun: what would have been done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<ActionRecord>,
+    /// What is needed and held back, at most 16.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub withheld: Vec<WithheldAction>,
+    /// What version 0.1 wrote down. It is made into Recovery objects once, and is empty after that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub recent: Vec<ActionRecord>,
+}
+
+/// An action that is needed and held back.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct WithheldAction {
+    /// The workload: the name of a Deployment; of a StatefulSet `StatefulSet/name`.
+    #[schemars(length(max = 80))]
+    pub target: String,
+    /// Name of the pod, for an action on a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub pod: Option<String>,
+    /// The check that fails.
+    #[schemars(length(max = 63))]
+    pub check: String,
+    /// The action that waits.
+    #[schemars(length(max = 63))]
+    pub action: String,
+    /// What holds it back, in one word that has a runbook page.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// When that ends by itself, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<MicroTime>,
+    /// Detail in words.
+    #[schemars(length(max = 1024))]
+    pub message: String,
 }
 
 /// One action, from its intent to its outcome.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ActionRecord {
+    /// Name of the Recovery. Absent in what version 0.1 wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub recovery: Option<String>,
     /// Id of the intent; it is carried to where the action lands, which does each id once.
     #[schemars(length(min = 1, max = 64))]
     pub id: String,
@@ -220,16 +259,6 @@ pub struct ActionRecord {
     pub finished_at: Option<MicroTime>,
     /// What came of it.
     pub outcome: ActionOutcome,
-    /// For an action that failed: when its check had been healthy for healthyDelay after all. Until then the next failure goes on with the step after it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub healed_at: Option<MicroTime>,
-    /// For a restart: the workload when it was decided. No pod that was there before is taken for a successor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<WorkloadBefore>,
-    /// For a restart: uid of the pod that took the place, once it is there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub successor: Option<String>,
     /// true: nothing was done, this is what would have been done.
     #[serde(default)]
     pub dry_run: bool,
@@ -237,20 +266,6 @@ pub struct ActionRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
-}
-
-/// A workload at some moment.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkloadBefore {
-    /// Pods that it was to have.
-    #[schemars(range(min = 0))]
-    pub wanted: i32,
-    /// When the youngest of its pods were created, by the clock of the API server, in whole seconds.
-    pub youngest_at: Time,
-    /// The uids of those, at most 16.
-    #[schemars(length(max = 16), inner(length(max = 64)))]
-    pub youngest: Vec<String>,
 }
 
 /// What came of an action.

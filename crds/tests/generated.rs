@@ -18,7 +18,7 @@ fn root() -> &'static Path {
 #[test]
 fn the_manifests_are_what_the_types_say() {
     let files = manifests::files().unwrap();
-    assert_eq!(files.len(), 4, "two kinds, each for kubectl and for the chart");
+    assert_eq!(files.len(), 6, "three kinds, each for kubectl and for the chart");
     for (path, expected) in files {
         let found = std::fs::read_to_string(root().join(&path)).unwrap_or_default();
         assert!(found == expected, "{} is not what the types say: run `make generate`", path.display());

@@ -11,6 +11,7 @@ use crate::{
         releases::Releases,
     },
     pods::{client::PodClient, fair_queue::FairQueue, prober::ProbeKey, state::FleetState, tokens::Tokens},
+    recovery::index::LedgerIndex,
     status::writes::StatusWrites,
     telemetry::metrics::Metrics,
 };
@@ -19,10 +20,10 @@ use crds::resilience_policy::TargetRef;
 use jiff::Timestamp;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::SetOnce, time::Instant};
 
 /// What all contexts share.
 pub struct Shared {
@@ -44,6 +45,8 @@ pub struct Shared {
     pub pod_calls: FairQueue,
     /// Since when this replica leads; only a leader asks the pods.
     pub leading_since: OnceLock<Timestamp>,
+    /// Set when this replica comes to lead.
+    pub leads: SetOnce<()>,
     /// Other releases of the operator.
     pub releases: Releases,
     /// This release of the operator, as it marks what it writes: namespace and name of its Lease.
@@ -75,6 +78,10 @@ pub struct Context {
     pub shared: Arc<Shared>,
     /// The cluster.
     pub index: Arc<FleetIndex>,
+    /// What is being done and was done.
+    pub ledger: Arc<LedgerIndex>,
+    /// Since when a workload has had something in flight that no policy decides about.
+    orphans: Mutex<HashMap<WorkloadId, Instant>>,
     /// What was published, and what the pods say.
     pub fleet: FleetState,
     /// When what was refused for now was last asked for, by intent.
@@ -87,6 +94,8 @@ pub struct Context {
     pub policies: Queue<ObjectKey>,
     /// Flag sets whose status to look at.
     pub flag_sets: Queue<ObjectKey>,
+    /// Workloads whose ledger to keep in order.
+    pub recoveries: Queue<WorkloadId>,
     /// Pods to ask for their health.
     pub probes: Queue<ProbeKey>,
 }
@@ -97,12 +106,15 @@ impl Context {
         Self {
             shared,
             index: Arc::default(),
+            ledger: Arc::default(),
+            orphans: Mutex::default(),
             fleet: FleetState::default(),
             refused: Mutex::default(),
             status_writes: StatusWrites::default(),
             workloads: Queue::default(),
             policies: Queue::default(),
             flag_sets: Queue::default(),
+            recoveries: Queue::default(),
             probes: Queue::default(),
         }
     }
@@ -112,14 +124,26 @@ impl Context {
         for one in affected {
             match one {
                 Affected::Workload(id) => {
+                    self.recoveries.enqueue(id.clone());
                     self.enqueue_status(&id);
                     self.enqueue_workload(&id);
                 }
                 Affected::Status(id) => self.enqueue_status(&id),
                 Affected::Policy(key) => self.policies.enqueue(key),
                 Affected::FlagSet(key) => self.flag_sets.enqueue(key),
+                Affected::Recovery(id) => {
+                    for key in self.index.policy_keys_of(&id) {
+                        self.policies.enqueue(key);
+                    }
+                    self.recoveries.enqueue(id);
+                }
             }
         }
+    }
+
+    /// See the field.
+    pub fn orphans(&self) -> MutexGuard<'_, HashMap<WorkloadId, Instant>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at a workload.
@@ -168,5 +192,8 @@ impl Context {
     /// Looks at all there is: when this replica comes to lead.
     pub fn enqueue_everything(&self) {
         self.enqueue(self.index.everything());
+        for id in self.ledger.workloads() {
+            self.recoveries.enqueue(id);
+        }
     }
 }

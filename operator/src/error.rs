@@ -1,6 +1,7 @@
 //! Why a reconciliation failed.
 
-use crate::{kubernetes::clients::ApiError, workload::publish::PublishError};
+use crate::{fleet::index::ObjectKey, kubernetes::clients::ApiError, workload::publish::PublishError};
+use contract::WorkloadId;
 use std::time::Duration;
 
 /// Longest time that a reconcile may take; every call in it has a shorter deadline of its own.
@@ -20,6 +21,15 @@ pub enum ReconcileError {
     /// The document could not be published.
     #[error("publishing: {0}")]
     Publish(#[from] PublishError),
+    /// The workload went away.
+    #[error("the workload {0} is gone")]
+    WorkloadGone(WorkloadId),
+    /// What is to be written is not what the type allows: a defect of the operator.
+    #[error("a Recovery cannot be written: {0}")]
+    NotWritable(#[source] serde_json::Error),
+    /// Somebody made an object of the name that an intent has.
+    #[error("a Recovery {0} is there that the operator did not make: delete it")]
+    NameTaken(ObjectKey),
     /// This replica stopped leading in the middle.
     #[error("this replica does not lead any more: nothing was done")]
     NotLeading,

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod kubernetes;
 pub mod pods;
 pub mod policy;
+pub mod recovery;
 pub mod spec;
 pub mod status;
 pub mod supervision;
@@ -38,13 +39,14 @@ use pods::{
     tokens::{KeyError, Tokens},
 };
 use policy::reconcile::PolicyReconciler;
+use recovery::reconcile::RecoveryReconciler;
 use std::{
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 use supervision::{Ended, Supervisor};
 use telemetry::{metrics::Metrics, server};
-use tokio::time::Instant;
+use tokio::{sync::SetOnce, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use workload::reconcile::WorkloadReconciler;
@@ -114,6 +116,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         tokens,
         pod_calls: FairQueue::default(),
         leading_since: OnceLock::new(),
+        leads: SetOnce::new(),
         releases: Releases::default(),
         release: releases::mark(&args.namespace),
         clients: clients.clone(),
@@ -121,11 +124,12 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     });
     let (mut supervisor, mut ended) = Supervisor::new(shutdown.clone(), args.fault.clone());
     let mut contexts = Vec::new();
-    let mut fillings = Vec::new();
+    let (mut fillings, mut ledgers) = (Vec::new(), Vec::new());
     for namespace in args.namespaces() {
         let filling = Filling::default();
         status.watch_filling(filling.clone());
         let ctx = start_controllers(&shared, namespace.as_deref(), &filling, &mut supervisor, &status);
+        ledgers.push(start_ledger(&ctx, namespace.as_deref(), &mut supervisor));
         contexts.push(ctx);
         fillings.push(filling);
     }
@@ -138,7 +142,17 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
             Ok(_) => {
                 status.ready.store(true, Ordering::Relaxed);
                 info!(%identity, dry_run = args.dry_run, streamed = clients.streams_lists, "the caches are filled");
-                lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, &mut serving).await
+                let lead = lead_until(&args, identity, &contexts, &shared, &shutdown, &mut ended, &mut serving);
+                let refused = async {
+                    match futures::future::try_join_all(ledgers.iter().map(Filling::done)).await {
+                        Ok(_) => std::future::pending().await,
+                        Err(refused) => refused,
+                    }
+                };
+                tokio::select! {
+                    outcome = lead => outcome,
+                    refused = refused => Err(refused.into()),
+                }
             }
             Err(refused) => Err(refused.into()),
         },
@@ -241,6 +255,7 @@ async fn lead(election: &Election<ApiLeaseStore>, contexts: &[Arc<Context>], sha
     election.acquire().await;
     shared.metrics.leader.set(1);
     shared.leading_since(jiff::Timestamp::now());
+    let _ = shared.leads.set(());
     for ctx in contexts {
         ctx.enqueue_everything();
     }
@@ -293,6 +308,13 @@ fn start_controllers(
         shutdown.clone(),
     );
     supervisor.start("flag controller", flag_sets);
+    let recoveries = controller::run(
+        Arc::new(RecoveryReconciler(Arc::clone(&ctx))),
+        ctx.recoveries.clone(),
+        metrics(),
+        shutdown.clone(),
+    );
+    supervisor.start("recovery controller", recoveries);
     supervisor.start("prober", prober::run(Arc::clone(&ctx), shutdown));
     status.watch_progress("workload", {
         let queue = ctx.workloads.clone();
@@ -302,11 +324,37 @@ fn start_controllers(
         let queue = ctx.policies.clone();
         move |now| queue.stuck_for(now)
     });
+    status.watch_progress("recovery", {
+        let queue = ctx.recoveries.clone();
+        move |now| queue.stuck_for(now)
+    });
     status.watch_progress("flag", {
         let queue = ctx.flag_sets.clone();
         move |now| queue.stuck_for(now)
     });
     ctx
+}
+
+/// The watch of the ledger. It begins when this replica leads, so that it has all that another leader made before.
+fn start_ledger(ctx: &Arc<Context>, namespace: Option<&str>, supervisor: &mut Supervisor) -> Filling {
+    let (ctx, shutdown, filling) = (Arc::clone(ctx), supervisor.shutdown(), Filling::default());
+    let news = watches::ledger(&ctx.shared.clients, namespace, &ctx.ledger, &filling);
+    supervisor.start("ledger watch", async move {
+        if shutdown.run_until_cancelled(ctx.shared.leads.wait()).await.is_none() {
+            return;
+        }
+        let mut news = std::pin::pin!(news);
+        while let Some(Some(news)) = shutdown.run_until_cancelled(news.next()).await {
+            match news {
+                News::Changed(affected) => ctx.enqueue(affected),
+                News::Filled => {
+                    ctx.ledger.set_filled();
+                    ctx.enqueue_everything();
+                }
+            }
+        }
+    });
+    filling
 }
 
 fn host_name() -> String {

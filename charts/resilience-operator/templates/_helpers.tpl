@@ -32,8 +32,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [resiliencepolicies, featureflags]
   verbs: [get, list, watch]
 - apiGroups: [resilience.ticketwave.io]
-  resources: [resiliencepolicies/status, featureflags/status]
+  resources: [resiliencepolicies/status, featureflags/status, recoveries/status]
   verbs: [patch]
+# Every action is written down as a Recovery before it is taken; those that are old are deleted.
+- apiGroups: [resilience.ticketwave.io]
+  resources: [recoveries]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [apps]
   resources: [deployments, statefulsets, replicasets]
   verbs: [get, list, watch]

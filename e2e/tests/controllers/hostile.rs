@@ -93,14 +93,9 @@ async fn ninety_good_pods_are_programmed_at_once_beside_ten_hostile_ones() {
     .await;
 
     // Only the report of the forgetful pod is valid, so only that pod may be recovered.
-    let recovery = world.policy("booking").await.status.unwrap().recovery.unwrap_or_default();
     let forgetful = &hostile[7].name;
-    let others: Vec<_> = recovery
-        .in_flight
-        .iter()
-        .chain(&recovery.recent)
-        .filter(|record| record.pod.as_ref() != Some(forgetful))
-        .collect();
+    let mut others = world.recoveries().await;
+    others.retain(|recovery| recovery.spec.pod.as_ref().is_none_or(|pod| pod.name != *forgetful));
     assert!(others.is_empty(), "{others:?}");
     let script = unowned.script();
     assert_eq!((script.requests, script.tokens_seen.len()), (0, 0), "the unowned pod is never contacted");

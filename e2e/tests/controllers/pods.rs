@@ -118,7 +118,8 @@ async fn a_pod_that_does_not_answer_is_named_and_nothing_is_done_to_it() {
     let status = world.policy("booking").await.status.unwrap();
     assert_eq!(status.targets[0].pods_unreachable, 1);
     let recovery = status.recovery.unwrap();
-    assert!(recovery.in_flight.is_empty() && recovery.recent.is_empty(), "{recovery:?}");
+    assert!(recovery.in_flight.is_empty() && recovery.last.is_none(), "{recovery:?}");
+    assert!(world.recoveries().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,10 @@ use crate::support::{
     World,
     operator::Operator,
     recovery_policy, says,
-    world::{condition, policy_conditions},
+    world::{condition, last, message, phase, policy_conditions, steps_and_phases},
 };
 use crds::{resilience_policy::StepAction, status::ActionOutcome};
+use kube::ResourceExt;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,19 +20,21 @@ async fn a_failing_check_recovers_by_one_action_whose_intent_is_written_first() 
     workload.pods[0].script().failing = true;
 
     let asked = workload.pods[0].until_asked(1).await;
-    let intent = asked[0].in_status.clone().expect("the intent was in the status before the pod was asked");
-    assert_eq!(intent.outcome, ActionOutcome::Pending);
-    assert_eq!((intent.action, intent.check.as_str()), (StepAction::ResetConnections, "database"));
-    assert_eq!(intent.pod.as_deref(), Some(workload.pods[0].name.as_str()));
+    let intent = asked[0].recovery.clone().expect("the Recovery was there before the pod was asked");
+    assert_eq!(phase(&intent), "Pending");
+    assert_eq!((intent.spec.action, intent.spec.check.as_deref()), (StepAction::ResetConnections, Some("database")));
+    assert_eq!(intent.spec.pod.as_ref().unwrap().name, workload.pods[0].name);
+    let owner = &intent.owner_references()[0];
+    assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Deployment", workload.uid.as_str()));
+    assert_eq!(intent.name_any(), format!("booking-database-{}", asked[0].intent_id));
 
     let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
-            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
-            recovery.recent.first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+            last(policy).is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
     let recovery = recovered.status.clone().unwrap().recovery.unwrap();
-    let record = &recovery.recent[0];
+    let record = recovery.last.as_ref().unwrap();
     assert_eq!((record.id.as_str(), record.dry_run), (asked[0].intent_id.as_str(), false));
     assert!(record.acted_at.is_some() && record.finished_at.is_some());
     assert!(recovery.in_flight.is_empty());
@@ -46,6 +49,10 @@ async fn a_failing_check_recovers_by_one_action_whose_intent_is_written_first() 
     assert_eq!(workload.pods[0].script().asked.len(), 1, "exactly once");
     assert!(workload.pods[1].script().asked.is_empty(), "the healthy pod is left alone");
     world.until_events("booking", &["CheckUnhealthy", "RecoveryStarted", "RecoverySucceeded"]).await;
+    world.until_events(&intent.name_any(), &["RecoveryStarted", "RecoverySucceeded"]).await;
+    let all = world.recoveries().await;
+    assert_eq!(steps_and_phases(&all), [("1/1", "Succeeded")]);
+    assert!(message(&all[0]).starts_with("healthy for "), "{}", message(&all[0]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,11 +79,9 @@ async fn when_no_step_helps_the_ladder_ends_and_a_person_is_called() {
     );
     assert!(says(conditions, "Healthy", "False", "CheckUnhealthy"));
     assert!(condition(&given_up, "RecoveryExhausted").message.contains(&workload.pods[0].name));
-    let recent = given_up.status.unwrap().recovery.unwrap().recent;
-    assert_eq!(
-        recent.iter().map(|record| (record.step, record.outcome)).collect::<Vec<_>>(),
-        [(2, ActionOutcome::Failed), (1, ActionOutcome::Failed)]
-    );
+    let all = world.recoveries().await;
+    assert_eq!(steps_and_phases(&all), [("2/2", "Failed"), ("1/2", "Failed")]);
+    assert_eq!(all[0].spec.after, all[1].spec.intent, "each follows the one before");
     workload.pods[0].after_more_reports(3).await;
     let asked: Vec<_> = workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();
     assert!(asked.len() == 2 && asked[0] != asked[1], "each step once: {asked:?}");
@@ -109,10 +114,5 @@ async fn an_operator_that_starts_again_neither_repeats_nor_forgets() {
         workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();
     assert_eq!(ids.len(), 1, "it goes on with the intent that it finds");
     workload.pods[0].script().failing = false;
-    world
-        .until_policy("booking", "and brings it to its end", |policy| {
-            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
-            recovery.recent.len() == 1 && recovery.recent[0].outcome == ActionOutcome::Succeeded
-        })
-        .await;
+    world.until_recoveries("and brings it to its end", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;
 }

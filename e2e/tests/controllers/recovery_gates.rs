@@ -8,7 +8,7 @@ use crate::support::{
     operator::Operator,
     recovery_policy, says,
     workload::Workload,
-    world::{condition, policy_conditions},
+    world::{condition, last, policy_conditions, steps_and_phases},
 };
 use contract::CircuitState;
 use crds::{ResiliencePolicy, status::ActionOutcome};
@@ -50,8 +50,7 @@ async fn recovered_once(world: &World, workload: &Workload) {
     workload.pods[0].until_asked(1).await;
     world
         .until_policy("booking", "the first recovery succeeded", |policy| {
-            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
-            recovery.recent.first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+            last(policy).is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
 }
@@ -187,15 +186,13 @@ async fn a_dry_run_policy_only_says_what_it_would_do() {
     assert!(says(&status.conditions, "Programmed", "False", "DryRun"));
     assert!(status.targets[0].would_publish.is_some());
     workload.pods[0].script().failing = true;
-    let simulated = world
-        .until_policy("booking", "what would have been done", |policy| {
-            let recovery = policy.status.as_ref().unwrap().recovery.clone().unwrap_or_default();
-            recovery.recent.first().is_some_and(|record| record.dry_run)
-        })
+    world
+        .until_policy("booking", "what would have been done", |policy| last(policy).is_some_and(|last| last.dry_run))
         .await;
     workload.pods[0].after_more_reports(3).await;
-    let recent = simulated.status.unwrap().recovery.unwrap().recent;
-    assert_eq!(recent.len(), 1, "once: {recent:?}");
+    let all = world.recoveries().await;
+    assert_eq!(steps_and_phases(&all), [("1/1", "Simulated")], "once");
+    assert!(all[0].spec.dry_run && all[0].status.as_ref().unwrap().finished_at.is_some());
     assert_eq!(workload.pods[0].script().requests, 0, "its admin port is never asked anything");
     assert!(world.config_map("booking").await.is_none());
 
@@ -225,7 +222,7 @@ async fn a_dry_run_policy_does_not_change_how_the_enforced_one_evaluates_health(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_operator_writes_nothing_but_statuses() {
+async fn a_dry_run_operator_writes_nothing_but_what_it_would_do() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
     workload.pods[0].script().failing = true;
@@ -237,7 +234,10 @@ async fn a_dry_run_operator_writes_nothing_but_statuses() {
         .until_policy("booking", "what would be published and done", |policy| {
             let status = policy.status.as_ref().unwrap();
             status.targets.first().is_some_and(|target| target.would_publish.is_some())
-                && status.recovery.as_ref().is_some_and(|recovery| recovery.recent.iter().any(|record| record.dry_run))
+                && status
+                    .recovery
+                    .as_ref()
+                    .is_some_and(|recovery| recovery.last.as_ref().is_some_and(|record| record.dry_run))
         })
         .await;
     assert!(says(policy_conditions(&status), "Ready", "True", "DryRun"));
@@ -246,6 +246,6 @@ async fn a_dry_run_operator_writes_nothing_but_statuses() {
     assert!(world.api::<ConfigMap>().list(&ListParams::default()).await.unwrap().items.is_empty());
     assert!(world.api::<Secret>().list(&ListParams::default()).await.unwrap().items.is_empty());
     let writes = operator_writes(&world.cluster, &[&world.namespace]);
-    let allowed = ["resiliencepolicies/status", "featureflags/status", "events"];
+    let allowed = ["resiliencepolicies/status", "featureflags/status", "recoveries", "recoveries/status", "events"];
     assert!(writes.iter().all(|write| allowed.contains(&write.resource.as_str())), "{writes:?}");
 }

@@ -9,10 +9,9 @@ use crate::support::{
     operator::Operator,
     policy, recovery_policy, says,
     workload::owned_by,
-    world::{policy_conditions, request_ms},
+    world::{policy_conditions, request_ms, steps_and_phases},
 };
 use contract::{CONFIG_KEY, RuntimeConfig, WorkloadKind};
-use crds::{ResiliencePolicy, status::ActionOutcome};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Pod, Secret},
@@ -31,11 +30,6 @@ fn aimed_at_set(mut manifest: Value) -> Value {
 
 fn rolling() -> Value {
     json!({ "type": "RollingUpdate" })
-}
-
-fn outcomes(policy: &ResiliencePolicy) -> Vec<(i32, ActionOutcome)> {
-    let recent = policy.status.clone().unwrap_or_default().recovery.unwrap_or_default().recent;
-    recent.iter().map(|record| (record.step, record.outcome)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,14 +132,11 @@ async fn a_restart_evicts_by_uid_and_the_pod_of_the_same_name_is_judged_as_succe
     assert_ne!(old, new);
     successor.until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
     successor.after_more_reports(3).await;
-    let waiting = world.policy("booking").await;
-    assert_eq!(outcomes(&waiting), [], "as long as it fails, nothing has succeeded");
-    let record = waiting.status.unwrap().recovery.unwrap().in_flight[0].clone();
-    assert_eq!((record.outcome, record.pod.as_deref()), (ActionOutcome::Verifying, Some("booking-1")));
+    let all = world.recoveries().await;
+    assert_eq!(steps_and_phases(&all), [("1/1", "Verifying")], "as long as it fails, nothing has succeeded");
+    assert_eq!(all[0].spec.pod.as_ref().unwrap().name, "booking-1");
     successor.script().failing = false;
-    world
-        .until_policy("booking", "the restart succeeded", |policy| outcomes(policy) == [(1, ActionOutcome::Succeeded)])
-        .await;
+    world.until_recoveries("the restart succeeded", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;
 
     // The eviction named the old pod's uid: asked again for it, the API server refuses.
     let evictions = operator_writes(&world.cluster, &[&world.namespace]);
@@ -183,9 +174,7 @@ async fn an_eviction_that_lands_late_does_not_hit_the_successor_of_the_same_name
     let uid = world.api::<Pod>().get("booking-1").await.unwrap().uid();
     proxy.hold(None);
     successor.until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
-    world
-        .until_policy("booking", "the restart succeeded", |policy| outcomes(policy) == [(1, ActionOutcome::Succeeded)])
-        .await;
+    world.until_recoveries("the restart succeeded", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;
     assert_eq!(world.api::<Pod>().get("booking-1").await.unwrap().uid(), uid, "it is still there");
 }
 

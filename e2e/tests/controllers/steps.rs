@@ -5,13 +5,9 @@ use crate::support::{
     operator::Operator,
     recovery_policy, says, within,
     workload::Workload,
-    world::{condition, policy_conditions},
+    world::{condition, last, policy_conditions, steps_and_phases},
 };
-use crds::{
-    ResiliencePolicy,
-    resilience_policy::StepAction,
-    status::{ActionOutcome, ActionRecord},
-};
+use crds::{resilience_policy::StepAction, status::ActionOutcome};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::{
     ResourceExt,
@@ -46,10 +42,6 @@ async fn until_gone(world: &World, pod: &str) {
     .await;
 }
 
-fn recent(policy: &ResiliencePolicy) -> Vec<ActionRecord> {
-    policy.status.clone().unwrap_or_default().recovery.unwrap_or_default().recent
-}
-
 /// Codes of the operator's requests for a subresource or resource, oldest first.
 fn codes(world: &World, verb: &str, resource: &str) -> Vec<u64> {
     let writes = crate::support::audit::operator_writes(&world.cluster, &[&world.namespace]);
@@ -68,15 +60,14 @@ async fn a_pod_that_a_reset_does_not_help_is_evicted_and_verified_by_its_success
             recovery.in_flight.iter().any(|record| record.outcome == ActionOutcome::Verifying)
         })
         .await;
-    assert_eq!(recent(&waiting).len(), 1, "only the reset is over: {:?}", recent(&waiting));
+    assert_eq!(steps_and_phases(&world.recoveries().await), [("2/2", "Verifying"), ("1/2", "Failed")]);
+    assert_eq!(last(&waiting).unwrap().step, 1, "only the reset is over");
     let successor = workload.new_pod(&world, true).await;
-    let recovered = world
-        .until_policy("booking", "the restart succeeded", |policy| {
-            recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+    world
+        .until_recoveries("the restart succeeded", |all| {
+            steps_and_phases(all) == [("2/2", "Succeeded"), ("1/2", "Failed")]
         })
         .await;
-    let outcomes: Vec<_> = recent(&recovered).iter().map(|record| (record.step, record.outcome)).collect();
-    assert_eq!(outcomes, [(2, ActionOutcome::Succeeded), (1, ActionOutcome::Failed)]);
     assert!(successor.script().running.is_some(), "it was programmed on the way");
     assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
 }
@@ -96,20 +87,13 @@ async fn a_successor_that_has_never_passed_is_no_success_and_is_not_evicted_agai
     until_gone(&world, &workload.pods[0].name).await;
     let successor = workload.new_pod(&world, true).await;
     successor.script().failing = true;
-    let over = world
-        .until_policy("booking", "the ladder is at its end", |policy| {
-            says(policy_conditions(policy), "RecoveryExhausted", "True", "RecoveryExhausted")
-        })
-        .await;
-    let outcomes: Vec<_> = recent(&over).iter().map(|record| record.outcome).collect();
-    assert_eq!(outcomes, [ActionOutcome::Failed]);
+    world.until_policy_says("booking", "RecoveryExhausted", "True", "RecoveryExhausted").await;
+    assert_eq!(steps_and_phases(&world.recoveries().await), [("1/1", "Failed")]);
     assert_eq!(codes(&world, "create", "pods/eviction"), [201], "once");
     // It is healthy at last, and for long enough: then another failure is another ladder.
     successor.script().failing = false;
     world
-        .until_policy("booking", "it is healed", |policy| {
-            recent(policy).first().is_some_and(|record| record.healed_at.is_some())
-        })
+        .until_recoveries("it is healed", |all| all[0].status.as_ref().is_some_and(|status| status.healed_at.is_some()))
         .await;
 }
 
@@ -126,10 +110,10 @@ async fn a_pod_is_asked_to_give_memory_back_before_it_is_restarted() {
     workload.pods[0].script().failing = true;
     let helped = world
         .until_policy("booking", "that helped", |policy| {
-            recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+            last(policy).is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
-    let record = recent(&helped).remove(0);
+    let record = last(&helped).unwrap();
     assert_eq!((record.action, record.step), (StepAction::TrimMemory, 1));
     assert_eq!(workload.pods[0].script().asked.last().unwrap().action, contract::Action::TrimMemory);
 
@@ -146,11 +130,9 @@ async fn a_restart_ends_when_its_workload_is_scaled_down_meanwhile() {
     until_gone(&world, &workload.pods[0].name).await;
     workload.scale(&world, 2, &json!({ "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2 })).await;
     let over = world
-        .until_policy("booking", "the restart is over", |policy| {
-            recent(policy).first().is_some_and(|one| one.step == 2)
-        })
+        .until_policy("booking", "the restart is over", |policy| last(policy).is_some_and(|one| one.step == 2))
         .await;
-    let record = recent(&over).remove(0);
+    let record = last(&over).unwrap().clone();
     assert_eq!(record.outcome, ActionOutcome::Cancelled);
     let message = record.message.unwrap();
     assert!(message.starts_with("scaled down to 2 meanwhile"), "{message}");
@@ -198,7 +180,7 @@ async fn a_refused_eviction_waits_says_so_and_goes_on() {
     let _successor = workload.new_pod(&world, true).await;
     world
         .until_policy("booking", "the restart succeeded", |policy| {
-            recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+            last(policy).is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
     assert_eq!(codes(&world, "create", "pods/eviction").iter().filter(|code| **code == 201).count(), 1);
@@ -307,15 +289,14 @@ async fn wrong_books_are_put_right_by_one_job_for_the_whole_workload() {
     let _operator = Operator::start_with_short_lease(&world, "second").await;
     set_books(&workload, false);
     workload.pods[0].after_more_reports(4).await;
-    let open = world.policy("booking").await;
-    assert!(recent(&open).is_empty(), "the Job is not over: {:?}", recent(&open));
+    assert_eq!(steps_and_phases(&world.recoveries().await), [("1/1", "Verifying")], "the Job is not over");
     finish(&world, &job, true).await;
     let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
-            recent(policy).first().is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
+            last(policy).is_some_and(|record| record.outcome == ActionOutcome::Succeeded)
         })
         .await;
-    let record = &recent(&recovered)[0];
+    let record = last(&recovered).unwrap();
     assert_eq!(job.name_any(), format!("booking-cleanup-{}", record.id), "the Job is named by its intent");
     assert!(record.pod.is_none());
     the_job(&world).await;
@@ -329,7 +310,7 @@ async fn a_job_that_fails_ends_its_step_at_once_and_says_why() {
     let job = the_job(&world).await;
     finish(&world, &job, false).await;
     let failed = world.until_policy_says("booking", "RecoveryExhausted", "True", "RecoveryExhausted").await;
-    let record = &recent(&failed)[0];
+    let record = last(&failed).unwrap();
     assert_eq!(record.outcome, ActionOutcome::Failed);
     assert!(record.message.as_ref().unwrap().contains("BackoffLimitExceeded"), "{record:?}");
     world.until_events("booking", &["RecoveryFailed"]).await;
@@ -343,8 +324,8 @@ async fn a_cron_job_that_is_missing_is_named_and_waited_for() {
     set_books(&workload, true);
     // Half a minute after it began to lead, it gives up.
     let message = within(Duration::from_secs(90), "it says what is missing", async || {
-        let record = recent(&world.policy("booking").await).into_iter().next();
-        record.and_then(|record| record.message).ok_or_else(String::new)
+        let policy = world.policy("booking").await;
+        last(&policy).and_then(|record| record.message.clone()).ok_or_else(String::new)
     })
     .await;
     assert!(message.contains("there is no CronJob booking-cleanup"), "{message}");

@@ -1,34 +1,31 @@
 //! Automatic recovery: which action to take for which failing check, and when not to.
 //!
-//! [`decide`] is the whole protocol. Its caller writes the returned history to the policy's status *before* it executes
-//! anything in [`Decision::execute`]; the id of each record travels to where the action lands, which does each id once.
-//! So a crash at any point neither loses an action nor repeats one: what is recorded as pending is executed again
-//! under the same id.
+//! [`decide`] is the whole protocol. Its caller writes [`History::changes_since`] to the ledger *before* it executes
+//! anything in [`Decision::execute`]: a new record only if none has its id, a changed one only if it is still as it was read.
+//! The id of each record travels to where the action lands, which does each id once. So a crash at any point neither loses an
+//! action nor repeats one: what is recorded as pending is executed again under the same id. Of one subject, each record
+//! follows another, and no two follow the same: so two operators that know the same cannot both begin.
 
 mod gates;
 mod ladder;
 mod model;
+mod retention;
 mod view;
 
 pub use gates::Gate;
 pub use model::{
-    Action, Before, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed, Outcome,
-    Pod, PodFacts, Record, Settings, Step, Subject, Withheld,
+    Action, Before, Change, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed,
+    Outcome, Pod, PodFacts, Record, Settings, Step, Subject, Withheld,
 };
+pub use retention::{Retention, forgettable};
 
 use jiff::Timestamp;
 use ladder::Next;
 use std::collections::{BTreeMap, BTreeSet};
 use view::View;
 
-/// Decides what to do now. `policy_uid` makes ids unique among policies.
-pub fn decide(
-    settings: &Settings,
-    observed: &Observed,
-    history: &History,
-    policy_uid: &str,
-    now: Timestamp,
-) -> Decision {
+/// Decides what to do now. `policy` tells apart what several policies rehearse on one workload.
+pub fn decide(settings: &Settings, observed: &Observed, history: &History, policy: &str, now: Timestamp) -> Decision {
     let observed = &View::new(observed, now);
     let mut decision = Decision { history: history.clone(), ..Decision::default() };
     settle(settings, observed, &mut decision, now);
@@ -57,14 +54,12 @@ pub fn decide(
             decision.withheld.push(held);
             continue;
         }
+        let (id, after) = ladder::intent(policy, &check.subject, &decision.history, settings.dry_run);
         let record = Record {
-            id: ladder::intent_id(
-                policy_uid,
-                &check.subject,
-                check.since,
-                (step, steps[step].action),
-                settings.dry_run,
-            ),
+            id,
+            after,
+            by_hand: false,
+            withdrawn: false,
             subject: check.subject.clone(),
             instance: instance(observed, &check.subject, steps[step].action),
             step: steps[step].clone(),
@@ -91,7 +86,8 @@ pub fn decide(
         // Only on what is seen to fail now: after a time in which nobody looked, that has to be heard first.
         let fails = |subject: &Subject| observed.check(subject).is_some_and(|check| !check.healthy);
         // A pod is only taken away through the gates: what was begun in another pass goes through them again, below.
-        let at_once = |record: &Record| begun.contains(&record.id) || !record.step.action.disrupts();
+        let at_once =
+            |record: &Record| begun.contains(&record.id) || (!record.step.action.disrupts() && !record.by_hand);
         let pending = |record: &&Record| {
             let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
             record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record)
@@ -131,12 +127,11 @@ fn ask_again(
     begun: &BTreeSet<String>,
     now: Timestamp,
 ) {
-    if settings.dry_run || settings.suspended {
-        return;
-    }
     let again = |record: &&Record| match record.outcome {
+        // What a person asks for is done by a policy that is suspended, too.
+        _ if settings.dry_run || record.dry_run || (settings.suspended && !record.by_hand) => false,
         Outcome::Waiting => true,
-        Outcome::Pending => !record.dry_run && record.step.action.disrupts() && !begun.contains(&record.id),
+        Outcome::Pending => record.by_hand || (record.step.action.disrupts() && !begun.contains(&record.id)),
         _ => false,
     };
     let mut waiting: Vec<_> = decision.history.in_flight.iter().filter(again).cloned().collect();
@@ -147,7 +142,9 @@ fn ask_again(
         waiting.rotate_left(turn);
     }
     for record in waiting {
-        let Some(check) = observed.check(&record.subject).filter(|check| !check.healthy) else { continue };
+        let asked = CheckState::asked_for(&record);
+        let failing = observed.check(&record.subject).filter(|check| !check.healthy);
+        let Some(check) = failing.or(record.by_hand.then_some(&asked)) else { continue };
         let proposal = gates::Proposal { check, step: &record.step, escalates: true };
         // Those that are asked for now count as busy, too.
         let mut busy = decision.history.clone();
@@ -155,7 +152,16 @@ fn ask_again(
             asked.outcome = Outcome::Pending;
         }
         busy.in_flight.retain(|other| other.id != record.id);
-        if let Some(held) = gates::first_closed(settings, observed, &busy, &proposal, now) {
+        let closed = if record.by_hand { gates::first_closed_by_hand } else { gates::first_closed };
+        if let Some(held) = closed(settings, observed, &busy, &proposal, now) {
+            if record.by_hand {
+                // The person looks at the record, not at the policy.
+                for own in decision.history.in_flight.iter_mut().filter(|own| own.id == record.id) {
+                    own.outcome = Outcome::Waiting;
+                    own.message = Some(format!("held back: {}", held.message));
+                }
+                decision.wake_at(held.until);
+            }
             decision.withheld.push(held);
             continue;
         }
@@ -230,9 +236,10 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
         }
     }
     decision.wake_at(heals);
-    decision.history.trim(settings, observed, now);
 }
 
+#[cfg(test)]
+mod by_hand_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

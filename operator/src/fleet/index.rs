@@ -55,6 +55,8 @@ pub enum Affected {
     Policy(ObjectKey),
     /// A flag set.
     FlagSet(ObjectKey),
+    /// The ledger of a workload.
+    Recovery(WorkloadId),
 }
 
 /// What is known of the cluster.

@@ -36,7 +36,7 @@ pub enum Next {
 pub trait Reconciler: Send + Sync + 'static {
     /// What it reconciles by.
     type Key: Clone + Display + Eq + Hash + Ord + Send + Sync + 'static;
-    /// Label for logs and metrics: `workload`, `policy` or `flag`.
+    /// Label for logs and metrics: `workload`, `policy`, `flag` or `recovery`.
     const KIND: &'static str;
 
     /// Reconciles one object.

@@ -3,17 +3,20 @@
 use super::{
     clients::{Clients, spelled_watch},
     filling::Filling,
+    guard::Guard,
     meta::{FIELD_MANAGER, INTENT_LABEL},
 };
 use crate::fleet::{
     facts::{ConfigMapFacts, DeploymentFacts, JobFacts, PodFacts, ReplicaSetFacts, Seen, StatefulSetFacts},
     index::{Affected, FlagSet, FleetIndex, ObjectKey, Policy},
 };
+use crate::recovery::index::LedgerIndex;
 use contract::WorkloadId;
+use crds::Recovery;
 use futures::{Stream, StreamExt, stream::BoxStream};
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ConfigMap};
 use kube::{
-    Api, Resource,
+    Api, Resource, ResourceExt,
     core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
@@ -39,11 +42,34 @@ pub enum News {
 }
 
 /// How one kind gets into the index and out of it.
-struct Upkeep<T, K> {
+struct Upkeep<I, T, K> {
     /// What tells its objects apart; nothing for one that is not kept.
     key: fn(&T) -> Option<K>,
-    put: fn(&FleetIndex, T) -> Vec<Affected>,
-    remove: fn(&FleetIndex, &K) -> Vec<Affected>,
+    put: fn(&I, T) -> Vec<Affected>,
+    remove: fn(&I, &K) -> Vec<Affected>,
+}
+
+fn config(clients: &Clients) -> watcher::Config {
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    if clients.streams_lists { config.streaming_lists() } else { config }
+}
+
+/// Starts the watch of the ledger. The stream ends only with the process.
+pub fn ledger(
+    clients: &Clients,
+    namespace: Option<&str>,
+    index: &Arc<LedgerIndex>,
+    filling: &Filling,
+) -> impl Stream<Item = News> + Send + use<> {
+    let keep = Keeper { index: Arc::clone(index), filling: filling.clone() };
+    keep.up_to_date(
+        watcher(api::<Guard<Recovery>>(clients, namespace), config(clients)),
+        Upkeep {
+            key: |recovery| Some((ObjectKey::of(recovery), recovery.uid())),
+            put: |index: &LedgerIndex, recovery| index.put(&recovery),
+            remove: |index, (key, uid)| index.remove(key, uid.as_deref()),
+        },
+    )
 }
 
 /// Starts the watches of a namespace, or of all. The stream ends only with the process.
@@ -53,10 +79,7 @@ pub fn start(
     index: &Arc<FleetIndex>,
     filling: &Filling,
 ) -> impl Stream<Item = News> + Send + use<> {
-    let config = || {
-        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-        if clients.streams_lists { config.streaming_lists() } else { config }
-    };
+    let config = || config(clients);
     let keep = Keeper { index: Arc::clone(index), filling: filling.clone() };
     let ours = || config().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     futures::stream::select_all([
@@ -158,17 +181,17 @@ fn is_answer(error: &watcher::Error) -> bool {
     }
 }
 
-struct Keeper {
-    index: Arc<FleetIndex>,
+struct Keeper<I> {
+    index: Arc<I>,
     filling: Filling,
 }
 
-impl Keeper {
+impl<I: Send + Sync + 'static> Keeper<I> {
     /// Keeps the index up to date from one watch. Errors of the watch are logged, and it goes on.
     fn up_to_date<T, K>(
         &self,
         watch: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
-        Upkeep { key, put, remove }: Upkeep<T, K>,
+        Upkeep { key, put, remove }: Upkeep<I, T, K>,
     ) -> BoxStream<'static, News>
     where
         T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,

@@ -143,6 +143,9 @@ mod tests {
     fn record() -> Record {
         Record {
             id: "0123456789abcdef".into(),
+            after: None,
+            by_hand: false,
+            withdrawn: false,
             subject: Subject { target: "booking".into(), pod: None, check: "booking-consistency".into() },
             instance: None,
             step: Step { action: Action::RunCleanupJob, cron_job: Some("cleanup".into()), timeout_ms: 90_500 },

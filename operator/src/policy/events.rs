@@ -1,16 +1,14 @@
 //! What to tell of a policy, from what changed in its status. Pure.
 
-use crate::{kubernetes::events::Event, status::conditions::find};
-use crds::{
-    Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus,
-    status::{ActionOutcome, CircuitStatus},
-};
-use engine::recovery::{Decision, Outcome};
+use crate::{kubernetes::events::Event, recovery::events as of_recovery, status::conditions::find};
+use crds::{Condition, ConditionStatus, ConditionType, EventReason, ResiliencePolicyStatus, status::CircuitStatus};
+use engine::recovery::{Decision, Record};
 
 /// The events, in the order in which they happened.
 pub fn policy_events(
     old: &ResiliencePolicyStatus,
     new: &ResiliencePolicyStatus,
+    begun: &[Record],
     decision: &Decision,
     live: String,
 ) -> Vec<Event> {
@@ -19,8 +17,8 @@ pub fn policy_events(
     events.extend(programmed(old, new, live));
     events.extend(circuits(old, new));
     events.extend(unhealthy(old, new));
-    events.extend(finished(decision));
-    events.extend(started(old, new));
+    events.extend(decision.finished.iter().map(of_recovery::finished));
+    events.extend(begun.iter().map(of_recovery::started));
     events.extend(withheld(old, new));
     events
 }
@@ -106,63 +104,6 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
         }
     }
     events
-}
-
-fn started(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
-    let known =
-        old.recovery.iter().flat_map(|recovery| &recovery.in_flight).map(|record| &record.id).collect::<Vec<_>>();
-    let records =
-        new.recovery.iter().flat_map(|recovery| &recovery.in_flight).filter(|record| !known.contains(&&record.id));
-    records
-        .map(|record| {
-            let subject = record.pod.as_deref().unwrap_or(&record.target);
-            let dry = if record.dry_run { " (dry run: nothing is done)" } else { "" };
-            let action = record.action.as_str();
-            let id = record.id.get(..4).unwrap_or(&record.id);
-            let note = format!(
-                "{subject}: {action} for {} (step {} of {}, intent {id}){dry}",
-                record.check, record.step, record.steps
-            );
-            Event::normal(EventReason::RecoveryStarted, action, note)
-        })
-        .collect()
-}
-
-/// What was refused for now, when that is news.
-pub fn refused(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
-    let waiting = |status: &ResiliencePolicyStatus| -> Vec<_> {
-        let all = status.recovery.iter().flat_map(|recovery| &recovery.in_flight);
-        all.filter(|record| record.outcome == ActionOutcome::Waiting).cloned().collect()
-    };
-    let before = waiting(old);
-    let fresh = waiting(new).into_iter().filter(|record| !before.iter().any(|known| known.id == record.id));
-    fresh
-        .map(|record| {
-            let subject = record.pod.as_deref().unwrap_or(&record.target);
-            let action = record.action.as_str();
-            let note = format!("{subject}: {action} waits: {}", record.message.as_deref().unwrap_or_default());
-            Event::warning(EventReason::RecoveryRefused, "Wait", note)
-        })
-        .collect()
-}
-
-fn finished(decision: &Decision) -> Vec<Event> {
-    let event = |record: &engine::recovery::Record| {
-        let subject = record.subject.display_name();
-        let action = record.step.action.as_str();
-        let dry = if record.dry_run { " (dry run)" } else { "" };
-        let note = format!(
-            "{subject}: {action} for {}{dry}: {}",
-            record.subject.check,
-            record.message.as_deref().unwrap_or_default()
-        );
-        match record.outcome {
-            Outcome::Succeeded => Event::normal(EventReason::RecoverySucceeded, action, note),
-            Outcome::Cancelled => Event::normal(EventReason::RecoveryCancelled, action, note),
-            _ => Event::warning(EventReason::RecoveryFailed, action, note),
-        }
-    };
-    decision.finished.iter().map(event).collect()
 }
 
 fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {

@@ -4,7 +4,6 @@ pub mod cleanup_jobs;
 pub mod events;
 pub mod execute;
 pub mod gather;
-pub mod history;
 pub mod observe;
 pub mod reconcile;
 pub mod status;

@@ -1,21 +1,19 @@
 //! The policy controller: says in the status whether a policy is in force, and recovers its workloads.
 //!
-//! One reconcile: gather, decide (pure), write the status with every intent in it (fenced), execute what is pending, and
-//! write the outcome of that. The intent is always written before the act.
+//! One reconcile: gather, decide (pure), write every intent into the ledger (fenced), execute what is pending, and write the
+//! outcome of that. The intent is always written before the act. The policy's status is a summary of it.
 
 use super::{
     cleanup_jobs,
-    events::{policy_events, refused},
+    events::policy_events,
     execute::execute,
     gather::{lost_claims, override_warnings, would_publish},
-    history,
     observe::observe,
     status::{self, Inputs},
     waiting::{is_published_within, listening_for},
 };
 use crate::{
     context::Context,
-    crash_point::CrashPoint,
     error::ReconcileError,
     fleet::index::{ObjectKey, Policy, target_id},
     kubernetes::{
@@ -25,6 +23,7 @@ use crate::{
         meta::object_reference,
     },
     pods::prober::now_in_milliseconds,
+    recovery::{events, ledger::Ledger, migration::migrate},
     spec,
     status::{
         target::{self, Target},
@@ -32,7 +31,7 @@ use crate::{
     },
     telemetry::metrics::RecoveryLabels,
 };
-use crds::{EventReason, ResiliencePolicy, ResiliencePolicyStatus};
+use crds::{EventReason, Recovery, ResiliencePolicy, ResiliencePolicyStatus};
 use engine::recovery::{self, Action as RecoveryAction, Decision, History, Outcome, Record};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -62,6 +61,9 @@ impl Reconciler for PolicyReconciler {
             return Ok(Next::AwaitChange);
         };
         ctx.shared.fail_for_test(&key.name).await;
+        if !ctx.ledger.is_filled() {
+            return Ok(Next::AwaitChange);
+        }
         if let Some(wait) = listening_for(ctx, key, &policy) {
             return Ok(Next::After(wait.max(SHORTEST_WAIT)));
         }
@@ -117,17 +119,23 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let lost = lost_claims(policy, ctx, &namespace);
     let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();
-    let mut history = history::read(old.recovery.as_ref(), &policy.spec);
-    let impossible = history.take_impossible(now);
+    migrate(ctx, policy).await?;
+    let mut ledger = Ledger::gather(ctx, policy, &held, now);
+    if settings.is_ok() && ledger.resolve(ctx, now).await? {
+        ledger = Ledger::gather(ctx, policy, &held, now);
+    }
+    ledger.history.set_impossible_aside(now);
+    let history = ledger.history.clone();
 
     let decision = if settings.is_ok() {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
         let stale = ctx.observer_stale();
         let observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
-        recovery::decide(&recovery, &observed, &history, &policy.uid().unwrap_or_default(), now)
+        recovery::decide(&recovery, &observed, &history, &policy.name_any(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }
     };
+    let names = ledger.names_by_hand();
     let would_publish = would_publish(policy, ctx, &namespace, &held);
     let override_warnings = override_warnings(ctx, settings.as_ref().ok(), &namespace, &held);
     let inputs = Inputs {
@@ -136,7 +144,8 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         recovery: &recovery,
         targets: &targets,
         lost: &lost,
-        impossible: &impossible,
+        impossible: &history.aside,
+        names: &names,
         override_warnings: &override_warnings,
         would_publish: &would_publish,
         operator_dry_run: ctx.shared.args.dry_run,
@@ -153,57 +162,80 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
+    ledger.write(ctx, policy, &decision.history).await?;
+    tell(ctx, &ledger, &begun, &decision.finished);
+    count(ctx, policy, &begun, &decision);
     let new = status::build(&inputs, &decision, &old);
-    let mut meta = policy.metadata.clone();
-    if new != old {
-        if !begun.is_empty() {
-            ctx.shared.crash(CrashPoint::BeforeIntent);
-        }
-        if !decision.finished.is_empty() {
-            ctx.shared.crash(CrashPoint::BeforeStatus);
-        }
-        meta.resource_version = write_status::<ResiliencePolicy>(ctx, &meta, &new).await?;
-        if !begun.is_empty() {
-            ctx.shared.crash(CrashPoint::AfterIntent);
-        }
-        let changed_at = ctx.index.policy_seen_at(&ObjectKey::of(policy));
-        let reference = object_reference::<ResiliencePolicy>(policy.meta());
-        for event in policy_events(&old, &new, &decision, target::programmed_note(&held, changed_at)) {
-            ctx.shared.events.publish(&reference, &event);
-        }
-        count(ctx, policy, &begun, &decision);
+    let story = || policy_events(&old, &new, &begun, &decision, programmed_note(ctx, policy, &held));
+    // Side by side: what is slow to be done must not keep people from seeing that it is.
+    let (shown, executed) =
+        tokio::join!(show(ctx, policy, &old, &new, story), execute(policy, ctx, &namespace, &decision));
+    let executed = executed?;
+    ledger.write(ctx, policy, &executed.history).await?;
+    let version = shown?;
+    if decision.execute.is_empty() {
+        return Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))));
     }
-    if !decision.execute.is_empty() {
-        return execute_pending(&inputs, ctx, &namespace, &decision, &meta, new).await;
+    tell_refused(ctx, policy, &ledger, &decision.history, &executed.history);
+    let after = ResiliencePolicyStatus { recovery: status::recovery(&inputs, &executed), ..new.clone() };
+    if after != new {
+        let meta = ObjectMeta { resource_version: version, ..policy.metadata.clone() };
+        write_status::<ResiliencePolicy>(ctx, &meta, &after).await?;
     }
-    Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))))
+    Ok(Next::After(if executed.execute.is_empty() { AFTER_ACTION } else { AFTER_UNKNOWN }))
+}
+
+fn programmed_note(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target]) -> String {
+    target::programmed_note(held, ctx.index.policy_seen_at(&ObjectKey::of(policy)))
+}
+
+/// Writes the status, if it is news, and publishes what there is to tell of it. The answer is the policy's version then.
+async fn show(
+    ctx: &Context,
+    policy: &ResiliencePolicy,
+    old: &ResiliencePolicyStatus,
+    new: &ResiliencePolicyStatus,
+    story: impl FnOnce() -> Vec<Event>,
+) -> Result<Option<String>, ReconcileError> {
+    if new == old {
+        return Ok(policy.metadata.resource_version.clone());
+    }
+    let version = write_status::<ResiliencePolicy>(ctx, &policy.metadata, new).await?;
+    let reference = object_reference::<ResiliencePolicy>(policy.meta());
+    for event in story() {
+        ctx.shared.events.publish(&reference, &event);
+    }
+    Ok(version)
+}
+
+/// Tells on the Recoveries themselves what begins and what is over.
+fn tell(ctx: &Context, ledger: &Ledger, begun: &[Record], finished: &[Record]) {
+    let all = begun.iter().map(|record| (record, events::started(record)));
+    for (record, event) in all.chain(finished.iter().map(|record| (record, events::finished(record)))) {
+        tell_on(ctx, ledger, record, &event);
+    }
+}
+
+fn tell_on(ctx: &Context, ledger: &Ledger, record: &Record, event: &Event) {
+    if let Some(entry) = ledger.entry(&record.id) {
+        ctx.shared.events.publish(&object_reference::<Recovery>(&entry.meta), event);
+    }
+}
+
+/// Tells what was refused for now, when that is news.
+fn tell_refused(ctx: &Context, policy: &ResiliencePolicy, ledger: &Ledger, before: &History, after: &History) {
+    let reference = object_reference::<ResiliencePolicy>(policy.meta());
+    for record in events::newly_refused(before, after) {
+        let event = events::refused(record);
+        ctx.shared.events.publish(&reference, &event);
+        tell_on(ctx, ledger, record, &event);
+    }
 }
 
 /// The actions that this decision begins.
 fn begun(decision: &Decision, history: &History) -> Vec<Record> {
     let known = |id: &str| history.in_flight.iter().any(|known| known.id == id);
     decision.history.in_flight.iter().filter(|record| !known(&record.id)).cloned().collect()
-}
-
-/// Executes what is pending, also what was pending before if nobody can vouch for it: that is executed again under its id.
-async fn execute_pending(
-    inputs: &Inputs<'_>,
-    ctx: &Context,
-    namespace: &str,
-    decision: &Decision,
-    meta: &ObjectMeta,
-    written: ResiliencePolicyStatus,
-) -> Result<Next, ReconcileError> {
-    let executed = execute(inputs.policy, ctx, namespace, decision).await?;
-    let after = ResiliencePolicyStatus { recovery: status::recovery(inputs, &executed), ..written.clone() };
-    if after != written {
-        write_status::<ResiliencePolicy>(ctx, meta, &after).await?;
-        let reference = object_reference::<ResiliencePolicy>(meta);
-        for event in refused(&written, &after) {
-            ctx.shared.events.publish(&reference, &event);
-        }
-    }
-    Ok(Next::After(if executed.execute.is_empty() { AFTER_ACTION } else { AFTER_UNKNOWN }))
 }
 
 async fn reconcile_unreadable(meta: &ObjectMeta, why: &str, ctx: &Context) -> Result<Next, ReconcileError> {

@@ -1,9 +1,10 @@
 //! The status of a policy, put together from what is known and decided. Pure.
 
-use super::{execute::SUPPORTED, history};
+use super::execute::SUPPORTED;
 use crate::{
     kubernetes::meta::{cut, short},
-    spec::{self, Invalid},
+    recovery::object::name_of,
+    spec::{self, Invalid, recovery::step_action},
     status::{
         conditions::{self, Verdict},
         target::{self, Target},
@@ -13,11 +14,14 @@ use contract::PolicySettings;
 use crds::{
     ConditionStatus, ConditionType, Reason, ResiliencePolicy, ResiliencePolicyStatus,
     resilience_policy::Mode,
-    status::{CheckFinding, CircuitStatus, MAX_IN_FLIGHT, MAX_RECENT, RecoveryStatus, TargetStatus},
+    status::{
+        ActionOutcome, ActionRecord, CheckFinding, CircuitStatus, MAX_IN_FLIGHT, MAX_WITHHELD, RecoverySummary,
+        TargetStatus, WithheldAction,
+    },
 };
 use engine::{
     ack::Acknowledged,
-    recovery::{Decision, Gate, History, Outcome, Settings},
+    recovery::{Decision, Gate, History, Outcome, Record, Settings, Withheld},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -35,8 +39,10 @@ pub struct Inputs<'a> {
     pub targets: &'a [Target],
     /// Targets that another policy has, with that policy's name.
     pub lost: &'a BTreeMap<String, String>,
-    /// What the status had of actions with times that cannot be: it is kept, and nothing is computed from it.
-    pub impossible: &'a History,
+    /// Recoveries with times that cannot be: they are kept, and nothing is computed from them.
+    pub impossible: &'a [Record],
+    /// Names of the Recoveries that people made, by the id of each.
+    pub names: &'a BTreeMap<String, String>,
     /// What there is to say of the flags that it sets while pods are degraded.
     pub override_warnings: &'a [String],
     /// In a dry run: the hash that each target would get.
@@ -166,10 +172,9 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
 
 /// The records whose times cannot be.
 fn impossible(inputs: &Inputs<'_>) -> impl Iterator<Item = String> {
-    let records = inputs.impossible.in_flight.iter().chain(&inputs.impossible.recent);
-    records.map(|record| {
-        let id = short(&record.id);
-        format!("the record of intent {id} in status.recovery has a time that cannot be; it is kept and ignored")
+    inputs.impossible.iter().map(|record| {
+        let name = inputs.names.get(&record.id).cloned().unwrap_or_else(|| name_of(record));
+        format!("the Recovery {name} has a time that cannot be; it is kept and ignored")
     })
 }
 
@@ -319,7 +324,7 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
             ConditionType::RecoveryAllowed,
             false,
             Reason::DryRun,
-            "decisions are recorded in recovery.recent and not executed",
+            "decisions become Recoveries of phase Simulated and are not executed",
         );
     }
     Verdict::new(ConditionType::RecoveryAllowed, true, Reason::Allowed, "")
@@ -375,16 +380,13 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
     circuits
 }
 
-/// The part of the status that recovery remembers by.
-pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStatus> {
-    let in_flight = || decision.history.in_flight.iter().chain(&inputs.impossible.in_flight);
-    let recent = || decision.history.recent.iter().chain(&inputs.impossible.recent);
-    if inputs.recovery.ladders.is_empty() && in_flight().next().is_none() && recent().next().is_none() {
+/// The part of the status that says in short what recovery does.
+pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoverySummary> {
+    let History { in_flight, recent, .. } = &decision.history;
+    if inputs.recovery.ladders.is_empty() && in_flight.is_empty() && recent.is_empty() {
         return None;
     }
-    let summary = decision
-        .history
-        .in_flight
+    let summary = in_flight
         .iter()
         .map(|record| {
             let dry = match (record.dry_run, record.outcome) {
@@ -397,12 +399,57 @@ pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoveryStat
         .next()
         .or_else(|| decision.withheld.first().map(|held| gate_reason(held.gate).as_str().to_owned()))
         .or_else(|| (!decision.exhausted.is_empty()).then(|| Reason::RecoveryExhausted.as_str().to_owned()));
-    Some(RecoveryStatus {
+    Some(RecoverySummary {
         summary,
         remaining_budget: i32::try_from(decision.remaining_budget).ok().filter(|_| !inputs.recovery.ladders.is_empty()),
-        in_flight: in_flight().take(MAX_IN_FLIGHT).map(history::write).collect(),
-        recent: recent().take(MAX_RECENT).map(history::write).collect(),
+        in_flight: in_flight.iter().take(MAX_IN_FLIGHT).map(|record| action_record(inputs, record)).collect(),
+        last: recent.iter().find(|record| !record.withdrawn).map(|record| action_record(inputs, record)),
+        withheld: decision.withheld.iter().take(MAX_WITHHELD).map(withheld).collect(),
+        recent: Vec::new(),
     })
+}
+
+fn withheld(held: &Withheld) -> WithheldAction {
+    WithheldAction {
+        target: held.subject.target.clone(),
+        pod: held.subject.pod.as_ref().map(|pod| pod.name.clone()),
+        check: held.subject.check.clone(),
+        action: held.action.as_str().to_owned(),
+        reason: gate_reason(held.gate).as_str().to_owned(),
+        until: held.until.map(MicroTime),
+        message: cut(&held.message, 1000).to_owned(),
+    }
+}
+
+/// A record as the status shows it.
+fn action_record(inputs: &Inputs<'_>, from: &Record) -> ActionRecord {
+    let place = |index: usize| i32::try_from(index).unwrap_or(i32::MAX);
+    ActionRecord {
+        recovery: Some(inputs.names.get(&from.id).cloned().unwrap_or_else(|| name_of(from))),
+        id: from.id.clone(),
+        target: from.subject.target.clone(),
+        pod: from.subject.pod.as_ref().map(|pod| pod.name.clone()),
+        pod_uid: from.subject.pod.as_ref().map(|pod| pod.uid.clone()),
+        pod_instance: from.instance.clone(),
+        check: from.subject.check.clone(),
+        action: step_action(from.step.action),
+        step: place(from.index + 1),
+        steps: place(from.steps.max(from.index + 1)),
+        failed_at: MicroTime(from.failed_at),
+        started_at: MicroTime(from.started_at),
+        acted_at: from.executed_at.map(MicroTime),
+        finished_at: from.finished_at.map(MicroTime),
+        outcome: match from.outcome {
+            Outcome::Pending => ActionOutcome::Pending,
+            Outcome::Waiting => ActionOutcome::Waiting,
+            Outcome::Verifying => ActionOutcome::Verifying,
+            Outcome::Succeeded => ActionOutcome::Succeeded,
+            Outcome::Failed => ActionOutcome::Failed,
+            Outcome::Cancelled => ActionOutcome::Cancelled,
+        },
+        dry_run: from.dry_run,
+        message: from.message.as_ref().map(|message| cut(message, 1000).to_owned()),
+    }
 }
 
 /// The reason for which a gate holds an action back.

@@ -1,22 +1,26 @@
 //! What a policy's status says, and which Events a change of it makes: a row for each situation.
 
 use super::{
-    events::{policy_events, refused},
+    events::policy_events,
     status::{Inputs, build},
 };
 use crate::{
     kubernetes::events::Severity,
     pods::state::Problem,
+    recovery::events::{newly_refused, refused},
     spec,
+    status::conditions::find,
     status::target::{Target, target_key},
 };
 use contract::{CheckReport, CheckStatus, WorkloadId};
-use crds::{ConditionType, Reason, ResiliencePolicy, ResiliencePolicySpec, ResiliencePolicyStatus};
+use crds::{
+    ConditionType, Reason, ResiliencePolicy, ResiliencePolicySpec, ResiliencePolicyStatus, status::ActionOutcome,
+};
 use engine::{
     ack::Acknowledged,
     check::{Thresholds, evaluate},
     fleet::CircuitView,
-    recovery::{Action, Decision, Exhausted, Gate, History, Outcome, Pod, Record, Step, Subject, Withheld},
+    recovery::{Action, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Subject, Withheld},
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, fmt::Write};
@@ -32,7 +36,7 @@ struct World {
     spec: String,
     targets: Vec<Target>,
     lost: BTreeMap<String, String>,
-    impossible: History,
+    impossible: Vec<Record>,
     operator_dry_run: bool,
     decision: Decision,
 }
@@ -43,7 +47,7 @@ impl Default for World {
             spec: LADDER.to_owned(),
             targets: vec![target("booking")],
             lost: BTreeMap::new(),
-            impossible: History::default(),
+            impossible: Vec::new(),
             operator_dry_run: false,
             decision: Decision { remaining_budget: 5, ..Decision::default() },
         }
@@ -89,6 +93,7 @@ impl World {
             targets: &self.targets,
             lost: &self.lost,
             impossible: &self.impossible,
+            names: &BTreeMap::new(),
             override_warnings: &[],
             would_publish: &would_publish,
             operator_dry_run: self.operator_dry_run,
@@ -155,6 +160,9 @@ fn subject() -> Subject {
 fn record(action: Action, outcome: Outcome) -> Record {
     Record {
         id: "7f3a0000".to_owned(),
+        after: None,
+        by_hand: false,
+        withdrawn: false,
         subject: subject(),
         instance: None,
         step: Step { action, cron_job: None, timeout_ms: 15_000 },
@@ -364,9 +372,9 @@ fn a_closed_gate_is_the_reason_of_that_name(#[case] gate: Gate) {
     "warning: database: this version cannot do Rollback"
 )]
 #[case::an_impossible_record(
-    |world: &mut World| world.impossible.recent.push(record(Action::RestartPod, Outcome::Failed)),
+    |world: &mut World| world.impossible.push(record(Action::RestartPod, Outcome::Failed)),
     ConditionType::Accepted,
-    "warning: the record of intent 7f3a00 in status.recovery has a time that cannot be"
+    "warning: the Recovery booking-database-7f3a0000 has a time that cannot be"
 )]
 #[case::pods_of_an_older_version(
     |world: &mut World| world.targets[0].acknowledged.older = 2,
@@ -437,21 +445,46 @@ fn an_outage_is_as_old_as_any_operator_has_known_it() {
 }
 
 #[test]
-fn what_cannot_be_true_is_kept_in_the_status() {
+fn what_cannot_be_true_is_said() {
+    let world = World::after(|world| world.impossible.push(record(Action::RestartPod, Outcome::Failed)));
+    let status = world.status(&ResiliencePolicyStatus::default());
+    let accepted = find(&status.conditions, ConditionType::Accepted).unwrap();
+    let told = "the Recovery booking-database-7f3a0000 has a time that cannot be; it is kept and ignored";
+    assert!(accepted.message.contains(told), "{}", accepted.message);
+    let recovery = status.recovery.unwrap();
+    assert_eq!((recovery.remaining_budget, recovery.summary, recovery.last), (Some(5), None, None));
+}
+
+#[test]
+fn the_status_sums_recovery_up() {
     let world = World::after(|world| {
-        world.impossible.recent.push(record(Action::RestartPod, Outcome::Failed));
-        world.impossible.in_flight.push(record(Action::RestartPod, Outcome::Pending));
+        world.in_flight(Action::RestartPod, Outcome::Waiting);
+        world.finished(Outcome::Failed);
+        world.withheld(Gate::TooManyUnhealthy);
     });
     let recovery = world.status(&ResiliencePolicyStatus::default()).recovery.unwrap();
-    assert_eq!((recovery.in_flight.len(), recovery.recent.len(), recovery.remaining_budget), (1, 1, Some(5)));
-    assert_eq!(recovery.summary, None, "nothing is computed from it");
+    assert_eq!(recovery.summary.as_deref(), Some("RestartPod (2 of 2, waits)"));
+    assert_eq!(recovery.in_flight[0].recovery.as_deref(), Some("booking-database-7f3a0000"));
+    assert_eq!(recovery.last.unwrap().outcome, ActionOutcome::Failed);
+    let held = &recovery.withheld[0];
+    assert_eq!((held.reason.as_str(), held.pod.as_deref()), ("TooManyUnhealthy", Some("booking-a")));
+    assert!(recovery.recent.is_empty(), "that is what version 0.1 wrote");
 }
 
 /// The Events as `Severity Reason`.
-fn events(old: &ResiliencePolicyStatus, world: &World) -> Vec<String> {
+fn events(before: &World, world: &World) -> Vec<String> {
+    let old = before.status(&ResiliencePolicyStatus::default());
+    tell(&old, Some(before), world)
+}
+
+fn tell(old: &ResiliencePolicyStatus, before: Option<&World>, world: &World) -> Vec<String> {
     let new = world.status(old);
-    let mut events = policy_events(old, &new, &world.decision, "9f2c41 live in 4 of 4 pods".to_owned());
-    events.extend(refused(old, &new));
+    let history = before.map(|before| before.decision.history.clone()).unwrap_or_default();
+    let after = &world.decision.history;
+    let begun: Vec<_> =
+        after.in_flight.iter().filter(|record| !history.all().any(|old| old.id == record.id)).cloned().collect();
+    let mut events = policy_events(old, &new, &begun, &world.decision, "9f2c41 live in 4 of 4 pods".to_owned());
+    events.extend(newly_refused(&history, after).map(refused));
     let severity = |severity| if severity == Severity::Normal { "Normal" } else { "Warning" };
     events.iter().map(|event| format!("{} {}: {}", severity(event.severity), event.reason, event.note)).collect()
 }
@@ -519,7 +552,7 @@ fn events(old: &ResiliencePolicyStatus, world: &World) -> Vec<String> {
 #[case::an_action_begins(
     |_: &mut World| {},
     |world: &mut World| world.in_flight(Action::ResetConnections, Outcome::Pending),
-    &["Normal RecoveryStarted: booking-a: ResetConnections for database (step 1 of 2, intent 7f3a)"]
+    &["Normal RecoveryStarted: booking-a: ResetConnections for database (step 1 of 2, recovery booking-database-7f3a0000)"]
 )]
 #[case::it_was_executed(
     |world: &mut World| world.in_flight(Action::ResetConnections, Outcome::Pending),
@@ -579,8 +612,7 @@ fn events(old: &ResiliencePolicyStatus, world: &World) -> Vec<String> {
     &["Warning CircuitOpened", "Warning CheckUnhealthy", "Warning RecoveryFailed", "Warning RecoveryWithheld"]
 )]
 fn a_change_is_told_once(#[case] before: fn(&mut World), #[case] after: fn(&mut World), #[case] expected: &[&str]) {
-    let old = World::after(before).status(&ResiliencePolicyStatus::default());
-    let events = events(&old, &World::after(after));
+    let events = events(&World::after(before), &World::after(after));
     assert_eq!(events.len(), expected.len(), "{events:#?}");
     for (event, expected) in events.iter().zip(expected) {
         assert!(event.starts_with(expected), "{event:?} does not begin with {expected:?}");
@@ -589,6 +621,6 @@ fn a_change_is_told_once(#[case] before: fn(&mut World), #[case] after: fn(&mut 
 
 #[test]
 fn a_new_policy_that_is_live_is_told() {
-    let events = events(&ResiliencePolicyStatus::default(), &World::default());
+    let events = tell(&ResiliencePolicyStatus::default(), None, &World::default());
     assert_eq!(events, ["Normal Programmed: 9f2c41 live in 4 of 4 pods"]);
 }

@@ -23,6 +23,7 @@ pub trait HasStatus: Resource<DynamicType = (), Scope = NamespaceResourceScope> 
 
 impl HasStatus for crds::ResiliencePolicy {}
 impl HasStatus for crds::FeatureFlag {}
+impl HasStatus for crds::Recovery {}
 
 /// Writes a status: what it does not have is removed. The answer is the new version of the object.
 pub async fn write_status<K: HasStatus>(

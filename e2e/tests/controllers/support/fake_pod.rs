@@ -21,7 +21,7 @@ use contract::{
         TIME_HEADER,
     },
 };
-use crds::{ResiliencePolicy, status::ActionRecord};
+use crds::Recovery;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
@@ -73,12 +73,12 @@ pub struct Push {
     pub outcome: PushOutcome,
 }
 
-/// An action that was asked for, and what the policies' statuses held of it at that moment.
+/// An action that was asked for, and the Recovery that was there of it at that moment.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub intent_id: String,
     pub action: contract::Action,
-    pub in_status: Option<ActionRecord>,
+    pub recovery: Option<Recovery>,
 }
 
 /// What a fake pod is to do, and what it was asked so far.
@@ -491,12 +491,11 @@ impl PodServer {
         self.uid.get().map_or("", String::as_str)
     }
 
-    /// What the statuses of the policies hold of an intent right now.
-    async fn intent(&self, id: &str) -> Option<ActionRecord> {
-        let policies: Api<ResiliencePolicy> = Api::namespaced(self.world_client.clone(), &self.namespace);
-        let all = policies.list(&ListParams::default()).await.unwrap();
-        let statuses = all.items.into_iter().filter_map(|policy| policy.status?.recovery);
-        statuses.flat_map(|recovery| recovery.in_flight).find(|record| record.id == id)
+    /// The Recovery of an intent right now.
+    async fn intent(&self, id: &str) -> Option<Recovery> {
+        let recoveries: Api<Recovery> = Api::namespaced(self.world_client.clone(), &self.namespace);
+        let all = recoveries.list(&ListParams::default()).await.unwrap();
+        all.items.into_iter().find(|recovery| recovery.spec.intent.as_deref() == Some(id))
     }
 }
 
@@ -526,10 +525,10 @@ async fn take_action(State(server): State<Arc<PodServer>>, headers: HeaderMap, b
         return answer;
     }
     let request: ActionRequest = serde_json::from_slice(&body).unwrap();
-    let in_status = server.intent(&request.intent_id).await;
+    let recovery = server.intent(&request.intent_id).await;
     let mut script = server.script();
     let done_before = script.asked.iter().any(|asked| asked.intent_id == request.intent_id);
-    script.asked.push(Asked { intent_id: request.intent_id.clone(), action: request.action, in_status });
+    script.asked.push(Asked { intent_id: request.intent_id.clone(), action: request.action, recovery });
     let outcome = if request.instance.as_ref().is_some_and(|meant| *meant != script.instance) {
         ActionOutcome::OtherInstance
     } else if done_before {

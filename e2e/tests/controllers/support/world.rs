@@ -7,7 +7,7 @@ use super::{
     wait::within,
 };
 use contract::RuntimeConfig;
-use crds::{Condition, FeatureFlag, ResiliencePolicy};
+use crds::{Condition, FeatureFlag, Recovery, ResiliencePolicy, status::ActionRecord};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, ServiceAccount},
@@ -169,6 +169,24 @@ impl World {
         self.until_policy(name, &what, |policy| says(policy_conditions(policy), type_, status, reason)).await
     }
 
+    /// The Recoveries, the one that was begun last first.
+    pub async fn recoveries(&self) -> Vec<Recovery> {
+        let mut all = self.api::<Recovery>().list(&ListParams::default()).await.unwrap().items;
+        let begun =
+            |one: &Recovery| one.spec.decided_at.as_ref().map(|at| at.0).or_else(|| Some(one.creation_timestamp()?.0));
+        all.sort_by_key(|one| std::cmp::Reverse(begun(one)));
+        all
+    }
+
+    /// Waits until the Recoveries are as `wanted`, the one that was begun last first.
+    pub async fn until_recoveries(&self, what: &str, wanted: impl Fn(&[Recovery]) -> bool) -> Vec<Recovery> {
+        eventually(what, async || {
+            let all = self.recoveries().await;
+            if wanted(&all) { Ok(all) } else { Err(serde_json::to_string(&all).unwrap()) }
+        })
+        .await
+    }
+
     /// Waits until a flag set has a condition, about its present generation.
     pub async fn until_flags_say(&self, name: &str, type_: &str, status: &str, reason: &str) -> FeatureFlag {
         eventually(&format!("{name} says {type_}={status}/{reason}"), async || {
@@ -230,6 +248,26 @@ impl World {
         })
         .await;
     }
+}
+
+/// How far a Recovery is.
+pub fn phase(recovery: &Recovery) -> &str {
+    recovery.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// The step and the phase of each.
+pub fn steps_and_phases(all: &[Recovery]) -> Vec<(&str, &str)> {
+    all.iter().map(|one| (one.spec.step.as_str(), phase(one))).collect()
+}
+
+/// What a Recovery says of itself.
+pub fn message(recovery: &Recovery) -> &str {
+    recovery.status.as_ref().and_then(|status| status.message.as_deref()).unwrap_or_default()
+}
+
+/// What a policy says was over last.
+pub fn last(policy: &ResiliencePolicy) -> Option<&ActionRecord> {
+    policy.status.as_ref()?.recovery.as_ref()?.last.as_ref()
 }
 
 /// The conditions of a policy.

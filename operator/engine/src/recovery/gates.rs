@@ -64,6 +64,21 @@ pub(super) fn first_closed(
     named([suspended, stale, starting, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
 }
 
+/// The first gate that is closed for what a person asks for: those that protect others. What the person knows better (what
+/// the cause is, that a rollout is under way, that it was tried a moment ago) holds nothing back.
+pub(super) fn first_closed_by_hand(
+    settings: &Settings,
+    observed: &View<'_>,
+    history: &History,
+    proposal: &Proposal<'_>,
+    now: Timestamp,
+) -> Option<Withheld> {
+    let budget = (Gate::BudgetExhausted, budget(settings, history, now));
+    let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
+    let [_, stale, _, _, _, supported, _, many] = always(settings, observed, history, proposal, now);
+    named([stale, supported, many, budget, one], proposal)
+}
+
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
     gates.into_iter().find_map(|(gate, closed)| {
         closed.map(|(message, until)| Withheld {
@@ -117,6 +132,9 @@ impl Unhealthy {
         // What is being done is little, however many pods there are.
         let under_recovery = history.in_flight.iter().filter(|record| record.subject.target == target);
         let under_recovery = under_recovery.filter_map(|record| Some(record.subject.pod.as_ref()?.uid.as_str()));
+        // The pod that is to be taken away may be well: a person asks for it.
+        let own = proposal.check.subject.pod.as_ref().map(|pod| pod.uid.as_str());
+        let under_recovery = under_recovery.chain(own);
         let more: BTreeSet<_> =
             under_recovery.filter(|uid| !broken.contains(uid) && view.pods.contains_key(*uid)).collect();
         let pods = view.pods_of(target);
@@ -136,8 +154,8 @@ impl Unhealthy {
 
     fn too_many(&self, settings: &Settings) -> Closed {
         let allowed = settings.limits.max_unhealthy.of(self.wanted);
-        // What serves is counted, so that a pod that is missing and one that was made beside it count once. The pod that is to
-        // be restarted counts in any case.
+        // What serves is counted, so that a pod that is missing and one that was made beside it count once. Whatever is
+        // restarted counts in any case.
         let well = self.pods.saturating_sub(self.broken + self.recovering);
         let unhealthy = self.wanted.saturating_sub(well).max(1);
         (unhealthy > allowed).then(|| {
@@ -221,7 +239,7 @@ fn cooldown(
     let last = history
         .of_kind(settings.dry_run)
         // Nothing was done that had to show its effect.
-        .filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some())
+        .filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some() || record.withdrawn)
         // A pod that took the place of another has its past, or a pod could be restarted over and over.
         .filter(|record| {
             record.subject == proposal.check.subject || super::ladder::succeeds(record, proposal.check, observed)
@@ -258,7 +276,7 @@ fn budget(settings: &Settings, history: &History, now: Timestamp) -> Closed {
     Some((format!("{} of {allowed} actions are used up; look at why so many were needed", spent.len()), until))
 }
 
-/// As many records as status has room for.
+/// Most actions in flight, those that wait too: the ledger of a workload is bounded.
 const MAX_IN_FLIGHT: usize = 100;
 
 fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>) -> Closed {
@@ -274,7 +292,7 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
     }
     let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
     if history.in_flight.len() >= MAX_IN_FLIGHT {
-        return Some((format!("{MAX_IN_FLIGHT} actions are in flight, more than status can hold"), None));
+        return Some((format!("{MAX_IN_FLIGHT} actions are in flight, and no policy has more"), None));
     }
     (busy.len() >= settings.limits.max_in_flight.max(1))
         .then(|| (format!("recovery of {} is under way", busy.join(", ")), None))

@@ -6,7 +6,7 @@ use super::{
 };
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The step that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,10 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, hist
     // An edit may have put another step in the place of one that was given up.
     let same_step = |record: &Record| steps.get(record.index).is_some_and(|step| step.action == record.step.action);
     let same_failure = |record: &Record| record.failed_at == check.since && same_step(record);
-    let own = |record: &Record| record.subject == check.subject && (record.goes_on() || same_failure(record));
+    let own = |record: &Record| {
+        let counts = !record.by_hand && !record.withdrawn;
+        counts && record.subject == check.subject && (record.goes_on() || same_failure(record))
+    };
     let tried = history
         .of_kind(dry_run)
         .filter(|record| own(record) || inherited(record))
@@ -156,17 +159,13 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
             _ => {}
         }
     }
-    let Some(steps) = settings.ladders.get(&record.subject.check) else {
-        return Verdict::Over(Outcome::Cancelled, "the policy no longer recovers this check".to_owned());
-    };
-    let is_wanted = steps.get(record.index).is_some_and(|step| step.action == record.step.action);
-    if record.executed_at.is_none() && !is_wanted {
-        return Verdict::Over(Outcome::Cancelled, "the policy no longer has this step".to_owned());
+    if let Some(why) = not_wanted(record, settings) {
+        return Verdict::Over(Outcome::Cancelled, why.to_owned());
     }
     let state = observed.check(&record.subject);
     if record.outcome == Outcome::Waiting {
         return match state {
-            Some(check) if check.healthy => {
+            Some(check) if check.healthy && !record.by_hand => {
                 Verdict::Over(Outcome::Cancelled, "healthy again before it could be executed".to_owned())
             }
             _ => Verdict::Wait(Some(later_by(now, WAITING_RETRY))),
@@ -175,6 +174,7 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
     let Some(executed_at) = record.executed_at else {
         if let Some(check) = state.filter(|check| check.healthy)
             && !record.step.action.done_by_pod()
+            && !record.by_hand
         {
             let took = seconds_between(record.failed_at, check.since.max(record.failed_at));
             let why = format!("healthy again after {took} s, before this was known to be executed");
@@ -194,9 +194,14 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
         _ if record.dry_run => evaluated(state),
         Action::RestartPod => restarted(record, executed_at, observed, now),
         Action::RunCleanupJob => cleaned_up(record, state, observed),
+        _ if !record.subject.has_check() => Progress::Healthy(executed_at),
         _ => evaluated(state),
     };
     match progress {
+        Progress::Healthy(_) if !record.subject.has_check() => {
+            let what = record.message.as_deref().filter(|_| record.step.action != Action::RestartPod);
+            Verdict::Over(Outcome::Succeeded, what.unwrap_or("done; the pod that took the place is ready").to_owned())
+        }
         Progress::Healthy(since) => {
             let proven_at = later(since.max(executed_at), settings.healthy_delay_ms);
             if now < proven_at {
@@ -221,6 +226,18 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
             }
         }
     }
+}
+
+/// Why the policy wants an action no more, if so.
+fn not_wanted(record: &Record, settings: &Settings) -> Option<&'static str> {
+    if record.by_hand {
+        return None;
+    }
+    let Some(steps) = settings.ladders.get(&record.subject.check) else {
+        return Some("the policy no longer recovers this check");
+    };
+    let is_wanted = steps.get(record.index).is_some_and(|step| step.action == record.step.action);
+    (record.executed_at.is_none() && !is_wanted).then_some("the policy no longer has this step")
 }
 
 /// How an action that was executed is getting on.
@@ -252,6 +269,7 @@ fn cleaned_up(record: &Record, state: Option<&CheckState>, observed: &View<'_>) 
     match observed.jobs.get(&record.id).map(|job| &job.state) {
         Some(JobState::Failed(why)) => Progress::Over(Outcome::Failed, format!("the Job failed: {why}")),
         Some(JobState::Running) => Progress::NotYet(state.map(|check| check.seen_at), "the Job is not over".to_owned()),
+        Some(JobState::Complete) if !record.subject.has_check() => Progress::Healthy(record.started_at),
         // A Job that somebody deleted tells nothing; the check does.
         Some(JobState::Complete) | None => evaluated(state),
     }
@@ -287,6 +305,9 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
         };
     }
     let mut since = executed_at;
+    if !record.subject.has_check() {
+        return Progress::Healthy(since);
+    }
     for (uid, _) in successors {
         match evaluated(observed.pod_check(uid, check)) {
             Progress::Healthy(at) => since = since.max(at),
@@ -313,26 +334,20 @@ pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
     later(from, record.step.timeout_ms.max(settings.healthy_delay_ms))
 }
 
-/// Id of an intent: the same failure at the same step gives the same id, whichever replica decides it.
-pub(super) fn intent_id(
-    policy_uid: &str,
-    subject: &Subject,
-    failed_at: Timestamp,
-    (index, action): (usize, Action),
-    dry_run: bool,
-) -> String {
+/// Id of the next intent about a subject, and id of the record that it follows. Whichever replica decides it, and whatever it
+/// decides: what follows the same record has the same id, so that only one of them can be written.
+pub(super) fn intent(policy: &str, subject: &Subject, history: &History, dry_run: bool) -> (String, Option<String>) {
+    let all = history.all().chain(&history.aside);
+    let own: Vec<_> =
+        all.filter(|record| record.dry_run == dry_run && !record.by_hand && record.subject == *subject).collect();
+    let followed: BTreeSet<_> = own.iter().filter_map(|record| record.after.as_deref()).collect();
+    let last = own.iter().filter(|record| !followed.contains(record.id.as_str()));
+    let after = last.max_by_key(|record| (record.started_at, &record.id)).map(|record| record.id.clone());
     let pod = subject.pod.as_ref().map_or("", |pod| pod.uid.as_str());
-    let parts = serde_json::json!([
-        policy_uid,
-        subject.target,
-        pod,
-        subject.check,
-        failed_at.as_millisecond(),
-        index,
-        action.as_str(),
-        dry_run
-    ]);
-    canonical::content_hash(&parts)[..16].to_owned()
+    // Several policies may rehearse on one workload.
+    let rehearsed_by = dry_run.then_some(policy);
+    let parts = serde_json::json!([subject.target, pod, subject.check, rehearsed_by, after]);
+    (canonical::content_hash(&parts)[..16].to_owned(), after)
 }
 
 /// `at` and so many milliseconds. Times come out of objects that anybody may have edited, so this never overflows: the end

@@ -1,11 +1,8 @@
 //! What a decision about recovery is made from, and what it consists of.
 
-use super::{Gate, ladder::later};
+use super::Gate;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Most finished actions that are remembered.
-const MAX_RECENT: usize = 20;
 
 /// Recovery of one policy.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -150,7 +147,7 @@ pub struct Subject {
     pub target: String,
     /// The pod, for a check that each pod answers for itself.
     pub pod: Option<Pod>,
-    /// Name of the check.
+    /// Name of the check; empty for what a person asked for without naming one.
     pub check: String,
 }
 
@@ -164,6 +161,11 @@ pub struct Pod {
 }
 
 impl Subject {
+    /// Whether there is a check that says how it is.
+    pub(super) fn has_check(&self) -> bool {
+        !self.check.is_empty()
+    }
+
     /// As a person would name it.
     pub fn display_name(&self) -> &str {
         self.pod.as_ref().map_or(&self.target, |pod| &pod.name)
@@ -187,6 +189,21 @@ pub struct CheckState {
     pub message: String,
     /// The dependency behind the check.
     pub dependency: Option<String>,
+}
+
+impl CheckState {
+    /// What a person asks for stands for a check that fails.
+    pub(super) fn asked_for(record: &Record) -> Self {
+        Self {
+            subject: record.subject.clone(),
+            healthy: false,
+            since: record.started_at,
+            well_since: None,
+            seen_at: record.started_at,
+            message: String::new(),
+            dependency: None,
+        }
+    }
 }
 
 /// Everything that is known of the policy's workloads now.
@@ -259,6 +276,13 @@ pub enum JobState {
 pub struct Record {
     /// Id of the intent; equal intents have equal ids.
     pub id: String,
+    /// Id of the record of the same subject that this one follows: no two follow the same, so of two operators that decide at
+    /// once, only one can begin.
+    pub after: Option<String>,
+    /// A person asked for it: no ladder knows of it, and only what protects others holds it back.
+    pub by_hand: bool,
+    /// A person deleted it: no ladder knows of it, and the cooldown begins when that happened.
+    pub withdrawn: bool,
     /// What is recovering.
     pub subject: Subject,
     /// For an action that a pod does itself: the process that is meant. Another one in that pod must not do it.
@@ -341,13 +365,15 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// What was done so far, as it stands in the policy's status.
+/// What was done so far: the ledger of a policy's workloads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// Not settled yet.
     pub in_flight: Vec<Record>,
     /// Settled, newest first.
     pub recent: Vec<Record>,
+    /// Records with times that cannot be: they are kept as they are, and nothing is computed from them but what follows them.
+    pub aside: Vec<Record>,
 }
 
 /// How far ahead of now a recorded time may be: clocks of replicas differ, but not by more.
@@ -356,7 +382,7 @@ pub(super) const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 impl Record {
     /// Whether its ladder goes on after it: it did not help, and its check was not healthy since.
     pub(super) fn goes_on(&self) -> bool {
-        self.outcome == Outcome::Failed && self.healed_at.is_none()
+        self.outcome == Outcome::Failed && self.healed_at.is_none() && !self.by_hand && !self.withdrawn
     }
 
     /// Whether this is of the pod that took the place of the one that it restarted.
@@ -367,52 +393,66 @@ impl Record {
     }
 
     /// Whether its times can be true. Anybody who may edit a status can write any time into it.
-    fn is_possible(&self, now: Timestamp) -> bool {
+    pub(super) fn is_possible(&self, now: Timestamp) -> bool {
         let times = [Some(self.failed_at), Some(self.started_at), self.executed_at, self.finished_at, self.healed_at];
         times.into_iter().flatten().all(|at| at.duration_since(now) <= MAX_AHEAD)
     }
 }
 
+impl FromIterator<Record> for History {
+    fn from_iter<T: IntoIterator<Item = Record>>(records: T) -> Self {
+        let (mut recent, mut in_flight): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| record.finished_at.is_some());
+        in_flight.sort_by(|one, other| (one.started_at, &one.id).cmp(&(other.started_at, &other.id)));
+        recent.sort_by(|one, other| (other.finished_at, &other.id).cmp(&(one.finished_at, &one.id)));
+        Self { in_flight, recent, aside: Vec::new() }
+    }
+}
+
 impl History {
-    /// Takes the records out whose times cannot be: they are kept as they are, and nothing is computed from them.
-    #[must_use = "they have to be kept"]
-    pub fn take_impossible(&mut self, now: Timestamp) -> History {
+    /// Puts the records aside whose times cannot be.
+    pub fn set_impossible_aside(&mut self, now: Timestamp) {
         let split = |records: Vec<Record>| records.into_iter().partition(|record: &Record| record.is_possible(now));
         let (in_flight, impossible_in_flight) = split(std::mem::take(&mut self.in_flight));
         let (recent, impossible_recent) = split(std::mem::take(&mut self.recent));
-        *self = Self { in_flight, recent };
-        Self { in_flight: impossible_in_flight, recent: impossible_recent }
+        (self.in_flight, self.recent) = (in_flight, recent);
+        self.aside.extend(impossible_in_flight.into_iter().chain(impossible_recent));
     }
 
     /// Every record of a run of the same kind, dry or not.
     pub(super) fn of_kind(&self, dry_run: bool) -> impl Iterator<Item = &Record> {
-        self.in_flight.iter().chain(&self.recent).filter(move |record| record.dry_run == dry_run)
+        self.all().filter(move |record| record.dry_run == dry_run)
     }
 
-    /// Keeps the newest. What was only rehearsed is forgotten first, then what nothing is computed from any more, then how far
-    /// ladders were climbed; what budget and cooldown are counted from, last: they hold whatever else there is to remember.
-    pub(super) fn trim(&mut self, settings: &Settings, observed: &Observed, now: Timestamp) {
-        let counted_for = settings.limits.budget_interval_ms.max(settings.limits.cooldown_ms);
-        let counts = |record: &Record| {
-            let begin =
-                record.executed_at.unwrap_or(record.started_at).max(record.finished_at.unwrap_or(Timestamp::MIN));
-            now < later(begin, counted_for)
-        };
-        let needed = |record: &Record| {
-            record.goes_on()
-                && match &record.subject.pod {
-                    Some(pod) if record.step.action != Action::RestartPod => observed.pods.contains_key(&pod.uid),
-                    _ => observed.wanted.contains_key(&record.subject.target),
-                }
-        };
-        while self.recent.len() > MAX_RECENT {
-            let oldest = |forget: &dyn Fn(&Record) -> bool| self.recent.iter().rposition(forget);
-            let index = oldest(&|record| record.dry_run)
-                .or_else(|| oldest(&|record| !needed(record) && !counts(record)))
-                .or_else(|| oldest(&|record| !counts(record)));
-            self.recent.remove(index.unwrap_or(self.recent.len() - 1));
+    /// What has to be written so that a ledger that has `before` comes to have this: what has changed, and then what is new.
+    pub fn changes_since<'a>(&'a self, before: &'a Self) -> Vec<Change<'a>> {
+        let known: BTreeMap<_, _> = before.all().map(|record| (record.id.as_str(), record)).collect();
+        let mut changes = Vec::new();
+        let mut begun = Vec::new();
+        for record in self.all() {
+            match known.get(record.id.as_str()) {
+                Some(old) if *old == record => {}
+                Some(_) => changes.push(Change::Update(record)),
+                None => begun.push(Change::Begin(record)),
+            }
         }
+        changes.extend(begun);
+        changes
     }
+
+    /// Every record that something is computed from.
+    pub fn all(&self) -> impl Iterator<Item = &Record> {
+        self.in_flight.iter().chain(&self.recent)
+    }
+}
+
+/// What has to be written of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// It is new: it must not be there yet.
+    Begin(&'a Record),
+    /// It has changed: it must be as it was read.
+    Update(&'a Record),
 }
 
 /// An action that is needed and held back.

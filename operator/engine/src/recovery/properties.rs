@@ -223,16 +223,20 @@ impl Simulation {
     /// One reconcile. The operator does all that was decided, but for `crash`.
     fn reconcile(&mut self, crash: bool) -> Result<(), TestCaseError> {
         let now = self.now();
-        let aside = self.history.take_impossible(now);
+        // As the operator reads it together each time, and forgets.
+        let all = self.history.all().chain(&self.history.aside).cloned();
+        self.history = all.collect();
+        let pods = self.pods.iter().map(|pod| pod.uid.clone()).collect();
+        let counted_for_ms = self.settings.limits.budget_interval_ms;
+        let forgotten = forgettable(&self.history, &Retention { counted_for_ms, pods, most: 200 }, now);
+        self.history.recent.retain(|record| !forgotten.contains(&record.id));
+        self.history.set_impossible_aside(now);
         let observed = self.observed();
         let decision = decide(&self.settings, &observed, &self.history, "policy", now);
         let again = decide(&self.settings, &observed, &self.history, "policy", now);
         prop_assert_eq!(&decision, &again, "same input, same answer");
         self.check(&decision, now)?;
         self.history = decision.history.clone();
-        // As the operator keeps them.
-        self.history.in_flight.extend(aside.in_flight);
-        self.history.recent.extend(aside.recent);
         if crash {
             self.watching_since = self.second + self.ahead;
             return Ok(());
@@ -263,12 +267,9 @@ impl Simulation {
         prop_assert!(begun == 0 || busy.len() <= limits.max_in_flight, "more at once than may be: {busy:#?}");
         prop_assert!(begun == 0 || !self.rolling_out, "begun during a rollout");
 
-        let ids: BTreeSet<_> = history.in_flight.iter().chain(&history.recent).map(|record| &record.id).collect();
-        // Of a clock that jumps to and fro by a year, one and the same moment can be there twice.
-        prop_assert!(
-            self.jumped || ids.len() == history.in_flight.len() + history.recent.len(),
-            "an id is there twice"
-        );
+        let everything = || history.all().chain(&history.aside);
+        let ids: BTreeSet<_> = everything().map(|record| &record.id).collect();
+        prop_assert!(ids.len() == everything().count(), "an id is there twice");
 
         let pods: Vec<_> = execute.iter().filter_map(|record| record.subject.pod.as_ref()).collect();
         let under_way = busy.iter().filter(|record| record.executed_at.is_some());

@@ -258,6 +258,9 @@ fn the_first_closed_gate_is_the_one_that_is_named() {
 pub(super) fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
     Record {
         id: format!("{uid}-{started}"),
+        after: None,
+        by_hand: false,
+        withdrawn: false,
         subject: subject(uid),
         instance: None,
         step: step(Action::ResetConnections, 15_000),
@@ -280,8 +283,10 @@ pub(super) fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
 fn the_budget_frees_itself_as_actions_grow_old() {
     let mut settings = settings();
     settings.limits.cooldown_ms = 0;
-    let history =
-        History { in_flight: vec![], recent: (0..5).map(|n| record(POD, 10 * n, Outcome::Succeeded)).rev().collect() };
+    let history = History {
+        recent: (0..5).map(|n| record(POD, 10 * n, Outcome::Succeeded)).rev().collect(),
+        ..History::default()
+    };
     let broken = observed(vec![check(POD, false, 100)]);
     let held = run(&settings, &broken, &history, 101);
     assert_eq!((held.withheld[0].gate, held.withheld[0].until), (Gate::BudgetExhausted, Some(at(600))));
@@ -310,7 +315,7 @@ fn dry_run_says_once_what_would_be_done_and_does_nothing() {
 #[test]
 fn a_pod_that_is_gone_ends_its_recovery() {
     let settings = settings();
-    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
+    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], ..History::default() };
     let decision = run(&settings, &Observed::default(), &history, 1);
     assert_eq!(decision.finished[0].outcome, Outcome::Cancelled);
 }
@@ -320,7 +325,7 @@ fn silence_is_not_health() {
     let settings = settings();
     let mut silent = observed(vec![]);
     silent.pods.insert(POD.into(), facts());
-    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
+    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], ..History::default() };
     let waiting = run(&settings, &silent, &history, 15);
     assert_eq!((waiting.finished.len(), waiting.next_check), (0, Some(at(16))), "nobody can say what came of it");
     assert_eq!(run(&settings, &silent, &history, 45).finished[0].outcome, Outcome::Failed);
@@ -329,7 +334,7 @@ fn silence_is_not_health() {
 #[test]
 fn an_operator_that_was_blind_looks_before_it_judges() {
     let settings = settings();
-    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], recent: vec![] };
+    let history = History { in_flight: vec![record(POD, 0, Outcome::Verifying)], ..History::default() };
     // The deadline passed at 15. What was heard before says nothing of it.
     let mut stale = observed(vec![check(POD, false, 0)]);
     stale.checks[0].seen_at = at(14);
@@ -453,7 +458,7 @@ fn what_else_is_remembered_frees_no_budget() {
         ..record(&exhausted(n), -1_000 + n, Outcome::Failed)
     };
     let recent = (0..10).flat_map(|n| [steps(n, 1), steps(n, 0)]).collect();
-    let mut history = History { in_flight: vec![], recent };
+    let mut history = History { recent, ..History::default() };
     let mut actions = 0;
     for second in 0..90 {
         let failing = second % 4 < 2;
@@ -604,19 +609,6 @@ fn each_refused_eviction_is_asked_for_in_its_turn() {
 }
 
 #[test]
-fn how_far_a_needed_ladder_was_climbed_is_remembered_longest() {
-    let mut settings = ladder(Action::RestartPod);
-    settings.limits.budget_actions = 0;
-    let mut history = execute_step(&run(&ladder(Action::RestartPod), &three(), &History::default(), 1), at(2));
-    history = run(&settings, &replaced(false, 5, true), &history, 62).history;
-    let old: Vec<_> = (0..25).map(|n| record("gone", 100 + n, Outcome::Succeeded)).collect();
-    history.recent.splice(0..0, old);
-    let kept = run(&settings, &replaced(false, 5, true), &history, 9_000).history.recent;
-    assert_eq!(kept.len(), 20);
-    assert!(kept.iter().any(|record| record.step.action == Action::RestartPod));
-}
-
-#[test]
 fn a_refused_eviction_ends_when_the_policy_drops_its_step() {
     let settings = ladder(Action::RestartPod);
     let waiting = refuse(&run(&settings, &three(), &History::default(), 1));
@@ -720,8 +712,8 @@ fn no_time_in_a_record_makes_a_decision_fail() {
             let mut record = first.history.in_flight[0].clone();
             (record.started_at, record.failed_at, record.outcome) = (a, b, outcome);
             (record.executed_at, record.finished_at) = (Some(b), Some(a));
-            let in_flight = History { in_flight: vec![record.clone()], recent: vec![] };
-            let recent = History { in_flight: vec![], recent: vec![record] };
+            let in_flight = History { in_flight: vec![record.clone()], ..History::default() };
+            let recent = History { recent: vec![record], ..History::default() };
             for history in [in_flight, recent] {
                 for now in [Timestamp::MIN, at(2), Timestamp::MAX] {
                     decide(&settings, &observed, &history, "policy", now);
@@ -739,10 +731,15 @@ fn a_record_from_the_future_is_kept_and_not_counted() {
     history
         .recent
         .push(Record { executed_at: Some("9999-12-30T21:59:00Z".parse().unwrap()), ..history.in_flight[0].clone() });
-    let aside = history.take_impossible(at(2));
-    assert_eq!((history.in_flight.len(), history.recent.len()), (1, 0));
-    assert_eq!((aside.in_flight.len(), aside.recent.len()), (0, 1));
-    assert_eq!(history.take_impossible(at(-3_700)).in_flight.len(), 1, "an hour ahead is too far");
+    let mut early = history.clone();
+    history.set_impossible_aside(at(2));
+    assert_eq!((history.in_flight.len(), history.recent.len(), history.aside.len()), (1, 0, 1));
+    early.set_impossible_aside(at(-3_700));
+    assert_eq!(early.aside.len(), 2, "an hour ahead is too far");
+    // What follows it has another name: that one is taken.
+    let again = run(&settings, &observed, &early, 2);
+    assert_ne!(again.execute[0].id, early.aside[0].id);
+    assert_eq!(again.execute[0].after.as_ref(), Some(&early.aside[0].id));
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use crate::{
     properties::{Landmark, Landmarks},
     search::Map,
-    state::{Leader, PlanId, Scenario, Scope, Seen, StatusId, ViewId},
+    state::{Leader, LedgerId, PlanId, RecordId, Scenario, Scope, Seen, ViewId, Write, WritesId},
     world::{Act, Answer, Flaw, Intent, Intents, Job, JobState, Millis, Place, World},
 };
 use engine::recovery::{
-    Action, CheckState, History, Job as ObservedJob, JobState as ObservedJobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Settings, Step, Subject, decide, failing_since,
+    Action, Change, CheckState, History, Job as ObservedJob, JobState as ObservedJobState, Limits, MaxUnhealthy,
+    Observed, Outcome, Pod, PodFacts, Record, Settings, Step, Subject, decide, failing_since,
 };
 use jiff::Timestamp;
 use std::{
@@ -27,8 +27,10 @@ const TARGET: &str = "booking";
 /// What an operator decides, as far as the model needs it.
 #[derive(Clone, Copy)]
 pub struct Decided {
-    /// The history that it would write.
-    pub status: StatusId,
+    /// The ledger as it would be after that.
+    pub ledger: LedgerId,
+    /// What it would write for it.
+    pub writes: WritesId,
     /// What it would ask for.
     pub plan: PlanId,
     /// It would ask for something.
@@ -39,15 +41,13 @@ pub struct Decided {
     pub landmarks: Landmarks,
 }
 
-/// Which intents a status knows of.
+/// Which intents a ledger knows of.
 #[derive(Clone, Copy)]
 pub struct Knows {
     /// Those in flight.
     pub in_flight: Intents,
     /// Those, and the ones that are over.
     pub all: Intents,
-    /// One that it has two records of.
-    pub twice: Option<Intent>,
 }
 
 /// What an operator can see of the world.
@@ -62,21 +62,32 @@ struct View {
     leads_since: Millis,
 }
 
-/// A history as a key. Two that differ only in what is not hashed are told apart by their equality.
+/// A ledger as a key. Two that differ only in what is not hashed are told apart by their equality.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Status(History);
+struct Ledger(History);
 
-impl Hash for Status {
+impl Hash for Ledger {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let History { in_flight, recent } = &self.0;
-        state.write_usize(in_flight.len());
-        for record in in_flight.iter().chain(recent) {
-            state.write(record.id.as_bytes());
-            record.outcome.hash(state);
-            for at in [Some(record.started_at), record.executed_at, record.finished_at] {
-                state.write_u64(at.map_or(0, |at| at.as_millisecond().cast_unsigned()));
-            }
-        }
+        state.write_usize(self.0.in_flight.len());
+        self.0.all().for_each(|record| hash_record(record, state));
+    }
+}
+
+/// A record as a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry(Record);
+
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_record(&self.0, state);
+    }
+}
+
+fn hash_record<H: Hasher>(record: &Record, state: &mut H) {
+    state.write(record.id.as_bytes());
+    record.outcome.hash(state);
+    for at in [Some(record.started_at), record.executed_at, record.finished_at] {
+        state.write_u64(at.map_or(0, |at| at.as_millisecond().cast_unsigned()));
     }
 }
 
@@ -112,16 +123,18 @@ pub struct Decisions {
     flaw: Option<Flaw>,
     settings: Settings,
     intents: Vec<String>,
-    statuses: Numbered<Status>,
+    ledgers: Numbered<Ledger>,
+    records: Numbered<Entry>,
+    writes: Numbered<Vec<Write>>,
     knows: Vec<Knows>,
     views: Numbered<View>,
     plans: Numbered<Vec<Act>>,
-    made: Map<(StatusId, ViewId, Millis), Decided>,
+    made: Map<(LedgerId, ViewId, Millis), Decided>,
 }
 
 impl Decisions {
-    /// The empty history.
-    pub const NO_HISTORY: StatusId = 0;
+    /// The empty ledger.
+    pub const NOTHING: LedgerId = 0;
 
     /// None was made yet.
     pub fn new(scenario: &Scenario) -> Self {
@@ -130,14 +143,16 @@ impl Decisions {
             flaw: scenario.flaw,
             settings: settings(scenario),
             intents: Vec::new(),
-            statuses: Numbered::new(),
+            ledgers: Numbered::new(),
+            records: Numbered::new(),
+            writes: Numbered::new(),
             knows: Vec::new(),
             views: Numbered::new(),
             plans: Numbered::new(),
             made: Map::default(),
         };
-        let empty = decisions.number_status(History::default());
-        assert_eq!(empty, Self::NO_HISTORY);
+        let empty = decisions.number_ledger(History::default());
+        assert_eq!(empty, Self::NOTHING);
         decisions
     }
 
@@ -146,9 +161,58 @@ impl Decisions {
         self.made.len()
     }
 
-    /// Which intents a status knows of.
-    pub fn knows(&self, status: StatusId) -> Knows {
-        self.knows[status as usize]
+    /// Which intents a ledger knows of.
+    pub fn knows(&self, ledger: LedgerId) -> Knows {
+        self.knows[ledger as usize]
+    }
+
+    /// A list of writes.
+    pub fn writes(&self, writes: WritesId) -> Rc<Vec<Write>> {
+        self.writes.get(writes)
+    }
+
+    /// A record, in words.
+    pub fn tell_record(&self, record: RecordId) -> String {
+        format!("{:?}", self.records.get(record).0.outcome)
+    }
+
+    /// Whether what a write has to say is that something is not over that was.
+    pub fn reopens(&self, write: Write) -> bool {
+        let is_over = |record: RecordId| self.records.get(record).0.finished_at.is_some();
+        !is_over(write.to) && write.from.is_some_and(is_over)
+    }
+
+    /// The present record of an intent.
+    pub fn record_of(&mut self, ledger: LedgerId, intent: Intent) -> Option<RecordId> {
+        let ledger = self.ledgers.get(ledger);
+        let record = ledger.0.all().find(|record| record.id == self.intents[usize::from(intent)])?;
+        Some(self.records.number(Entry(record.clone())))
+    }
+
+    /// The ledger with another record of an intent, or without one.
+    pub fn with_record(&mut self, ledger: LedgerId, intent: Intent, record: Option<RecordId>) -> LedgerId {
+        let (ledger, id) = (self.ledgers.get(ledger), self.intents[usize::from(intent)].clone());
+        let others = ledger.0.all().filter(|other| other.id != id).cloned();
+        let record = record.map(|record| self.records.get(record).0.clone());
+        let all: Vec<_> = others.chain(record).collect();
+        self.number_ledger(all.into_iter().collect())
+    }
+
+    /// What has to be written so that a ledger becomes another one.
+    pub fn between(&mut self, before: LedgerId, after: LedgerId) -> WritesId {
+        let (before, after) = (self.ledgers.get(before), self.ledgers.get(after));
+        let mut writes = Vec::new();
+        for change in after.0.changes_since(&before.0) {
+            let (record, is_new) = match change {
+                Change::Begin(record) => (record, true),
+                Change::Update(record) => (record, false),
+            };
+            let intent = self.intent(&record.id);
+            let old = before.0.all().find(|old| old.id == record.id && !is_new).cloned();
+            let from = old.map(|old| self.records.number(Entry(old)));
+            writes.push(Write { from, to: self.records.number(Entry(record.clone())), intent });
+        }
+        self.writes.number(writes)
     }
 
     /// What a plan asks for.
@@ -156,20 +220,9 @@ impl Decisions {
         self.plans.get(plan)
     }
 
-    /// Whether something in a status waits for a disruption budget.
-    pub fn waits(&self, status: StatusId) -> bool {
-        self.statuses.get(status).0.in_flight.iter().any(|record| record.outcome == Outcome::Waiting)
-    }
-
-    /// A status in one line.
-    pub fn tell(&self, status: StatusId) -> String {
-        let Status(History { in_flight, recent }) = &*self.statuses.get(status);
-        let intent = |id: &String| self.intents.iter().position(|known| known == id).unwrap_or_default();
-        let list = |records: &[Record]| {
-            let words = records.iter().map(|record| format!("intent {} {:?}", intent(&record.id), record.outcome));
-            if records.is_empty() { "nothing".to_owned() } else { words.collect::<Vec<_>>().join(", ") }
-        };
-        format!("in flight: {}; over: {}", list(in_flight), list(recent))
+    /// Whether something in a ledger waits for a disruption budget.
+    pub fn waits(&self, ledger: LedgerId) -> bool {
+        self.ledgers.get(ledger).0.in_flight.iter().any(|record| record.outcome == Outcome::Waiting)
     }
 
     /// What a leader's caches show once they have caught up.
@@ -186,40 +239,59 @@ impl Decisions {
     }
 
     /// The decision of the real code, for what an operator sees.
-    pub fn decide(&mut self, status: StatusId, view: ViewId, now: Millis) -> Decided {
-        if let Some(decided) = self.made.get(&(status, view, now)) {
+    pub fn decide(&mut self, ledger: LedgerId, view: ViewId, now: Millis) -> Decided {
+        if let Some(decided) = self.made.get(&(ledger, view, now)) {
             return *decided;
         }
-        let (mut history, view_seen) = (self.statuses.get(status).0.clone(), self.views.get(view));
+        let (mut history, view_seen) = (self.ledgers.get(ledger).0.clone(), self.views.get(view));
         if self.flaw == Some(Flaw::DropsPending) {
             history.in_flight.retain(|record| record.outcome != Outcome::Pending);
         }
         let observed = self.observe(&view_seen, &history);
-        let decision = decide(&self.settings, &observed, &history, "policy", at(now));
+        let mut decision = decide(&self.settings, &observed, &history, "policy", at(now));
+        if self.flaw == Some(Flaw::NamedBySight) {
+            let known: BTreeSet<_> = history.all().map(|record| record.id.clone()).collect();
+            let rename = |record: &mut Record| {
+                if !known.contains(&record.id) {
+                    record.id = format!("{} seen {}", record.id, record.failed_at);
+                }
+            };
+            decision.history.in_flight.iter_mut().chain(&mut decision.execute).for_each(rename);
+        }
         let acts: Vec<_> = decision.execute.iter().map(|record| self.request(record)).collect();
         let mut landmarks = landmarks(&history, &decision.history, &decision.finished);
         if view_seen.seen.is_none() && !history.in_flight.is_empty() {
             landmarks.insert(Landmark::BlindDecision);
         }
         if self.flaw == Some(Flaw::NeverEnds) && !decision.finished.is_empty() {
-            let plan = self.plans.number(Vec::new());
-            return Decided { status, plan, acts: false, next_check: Some(now + TICK), landmarks };
+            let (plan, writes) = (self.plans.number(Vec::new()), self.writes.number(Vec::new()));
+            return Decided { ledger, writes, plan, acts: false, next_check: Some(now + TICK), landmarks };
         }
         let next_check = decision.next_check.filter(|_| self.flaw != Some(Flaw::NeverLooksAgain));
+        if self.flaw == Some(Flaw::DropsPending) {
+            // It does not know of them, and writes nothing about them.
+            let known = &self.ledgers.get(ledger).0;
+            let dropped = known.all().filter(|record| !history.all().any(|kept| kept.id == record.id));
+            let dropped: Vec<_> =
+                dropped.filter(|record| !decision.history.all().any(|new| new.id == record.id)).cloned().collect();
+            decision.history.in_flight.extend(dropped);
+        }
+        let after = self.number_ledger(decision.history.all().cloned().collect());
         let decided = Decided {
-            status: self.number_status(decision.history),
+            ledger: after,
+            writes: self.between(ledger, after),
             acts: !acts.is_empty(),
             plan: self.plans.number(acts),
             next_check: next_check.map(millis),
             landmarks,
         };
-        self.made.insert((status, view, now), decided);
+        self.made.insert((ledger, view, now), decided);
         decided
     }
 
     /// The history after an operator heard what came of an action, as the operator notes it.
-    pub fn noted(&mut self, after: StatusId, act: Act, answer: Answer, now: Millis) -> StatusId {
-        let mut history = self.statuses.get(after).0.clone();
+    pub fn noted(&mut self, after: LedgerId, act: Act, answer: Answer, now: Millis) -> LedgerId {
+        let mut history = self.ledgers.get(after).0.clone();
         let id = &self.intents[usize::from(act.intent)];
         let Some(record) = history.in_flight.iter_mut().find(|record| record.id == *id) else { return after };
         let words = match answer {
@@ -237,7 +309,7 @@ impl Decisions {
             Answer::Nothing => "no answer",
         };
         record.message = Some(words.to_owned());
-        self.number_status(history)
+        self.number_ledger(history)
     }
 
     fn intent(&mut self, id: &str) -> Intent {
@@ -248,20 +320,17 @@ impl Decisions {
         u8::try_from(known).expect("few intents")
     }
 
-    fn number_status(&mut self, history: History) -> StatusId {
-        let mut knows = Knows { in_flight: Intents::default(), all: Intents::default(), twice: None };
-        let all = history.in_flight.iter().chain(&history.recent).map(|record| record.id.as_str());
-        for (index, id) in all.enumerate() {
-            let intent = self.intent(id);
-            if knows.all.contains(intent) {
-                knows.twice = Some(intent);
-            }
+    fn number_ledger(&mut self, history: History) -> LedgerId {
+        let mut knows = Knows { in_flight: Intents::default(), all: Intents::default() };
+        for (index, record) in history.all().enumerate() {
+            let intent = self.intent(&record.id);
+            assert!(!knows.all.contains(intent), "intent {intent} has two records");
             knows.all.insert(intent);
             if index < history.in_flight.len() {
                 knows.in_flight.insert(intent);
             }
         }
-        let number = self.statuses.number(Status(history));
+        let number = self.ledgers.number(Ledger(history));
         if number as usize == self.knows.len() {
             self.knows.push(knows);
         }

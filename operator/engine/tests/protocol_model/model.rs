@@ -5,8 +5,8 @@ use crate::{
     properties::{Landmark, Landmarks, Property, Violation},
     search::{self, Counterexample, Set, System},
     settling::Course,
-    state::{Base, Bounds, Change, Fresh, Leader, Look, Request, Scenario, Scope, State, Step, Task, Who, Write},
-    world::{Act, Answer, Fate, Flaw, Intents, Millis, World},
+    state::{Bounds, Change, Fresh, Leader, Look, Request, Scenario, Scope, State, Step, Task, Who, Write},
+    world::{Act, Answer, Fate, Flaw, Intent, Intents, Millis, World},
 };
 use engine::recovery::Action;
 
@@ -38,15 +38,17 @@ impl Model {
     pub fn tell(&self, wrong: &Counterexample<Step, Violation>) -> String {
         let Violation { property, what, ahead } = &wrong.violation;
         let line = |(number, step): (usize, &Step)| {
-            let status = match step {
+            let written = match step {
                 Step::Lands(_, Request::Write(write), _)
                 | Step::AnswerLost(_, Request::Write(write), _)
-                | Step::LandsLate(Request::Write(write), _) => format!(" [{}]", self.decisions.tell(write.status)),
+                | Step::LandsLate(Request::Write(write), _) => {
+                    format!(" [{}]", self.decisions.tell_record(write.to))
+                }
                 _ => String::new(),
             };
             let free =
                 if number == wrong.steps.len() + 1 { "     And from there, without any more faults:\n" } else { "" };
-            format!("{free}{number:>3}. {step}{status}\n")
+            format!("{free}{number:>3}. {step}{written}\n")
         };
         let lines: String = (1..).zip(wrong.steps.iter().chain(ahead)).map(line).collect();
         format!("{property:?}: {what}, after:\n{lines}")
@@ -61,9 +63,18 @@ impl Model {
         if state.left.faults == 0 {
             state.left = Bounds { ticks: state.left.ticks, ..Bounds::default() };
         }
-        // Versions never become present again, so an outdated write can only be refused, whenever it lands.
+        // Versions never become present again, so an outdated write can only be refused, whenever it lands; and so can the
+        // creation of a record that is there, as long as nobody deletes it.
         if !self.has_flaw(Flaw::WritesUnfenced) {
-            state.late.retain(|late| !matches!(late, Request::Write(Write { base: Base::Outdated, .. })));
+            let (ledger, deletions) = (state.ledger, state.left.deletions);
+            let decisions = &mut self.decisions;
+            state.late.retain(|late| match late {
+                Request::Write(write) => {
+                    let present = decisions.record_of(ledger, write.intent);
+                    present == write.from || (write.from.is_none() && deletions > 0)
+                }
+                Request::Act(_) => true,
+            });
         }
         // What would change nothing now never will: a process does not forget what it did, no process and no pod comes
         // back, and Jobs stay. With a flaw that need not be so.
@@ -76,7 +87,7 @@ impl Model {
         }
         state.late.sort_unstable();
         if state.left.stale == 0 {
-            state.status_before = None;
+            state.ledger_before = None;
             state.leaders.iter_mut().for_each(|leader| leader.lagging = None);
         }
     }
@@ -88,22 +99,18 @@ impl Model {
     /// is pending at once; if there is neither, it stays idle. The answer is what was remarkable, and when to look again.
     pub fn begin_pass(&mut self, state: &mut State, who: Who, look: Look) -> (Landmarks, Option<Millis>) {
         let leader = &state.leaders[who.0];
-        let (status, base) = match state.status_before.filter(|_| look.old_status) {
-            Some(before) => (before, Base::Outdated),
-            None => (state.status, Base::Present),
-        };
+        let ledger = state.ledger_before.filter(|_| look.old_ledger).unwrap_or(state.ledger);
         let view = match leader.lagging.filter(|_| look.old_world) {
             Some(lagging) => lagging,
             None => self.decisions.view(&state.world, leader, state.now),
         };
-        let decided = self.decisions.decide(status, view, state.now);
+        let decided = self.decisions.decide(ledger, view, state.now);
         let acts_first = decided.acts && self.has_flaw(Flaw::ActsBeforeIntent);
-        if decided.status != status && !acts_first {
-            let write = Write { status: decided.status, base };
-            state.set_task(who, Task::Intending { plan: decided.plan, write });
+        let (plan, writes, after) = (decided.plan, decided.writes, decided.ledger);
+        if !self.decisions.writes(writes).is_empty() && !acts_first {
+            state.set_task(who, Task::Intending { plan, writes, turn: 0, after });
         } else if decided.acts {
-            let after = decided.status;
-            state.set_task(who, Task::Asking { plan: decided.plan, turn: 0, after, base, answer: None });
+            state.set_task(who, Task::Asking { plan, turn: 0, written: ledger, after, answer: None });
         }
         (decided.landmarks, decided.next_check)
     }
@@ -112,21 +119,32 @@ impl Model {
     /// to hear.
     pub fn land(&mut self, state: &mut State, who: Who, fate: Fate) -> Result<(), Violation> {
         match state.task(who).clone() {
-            Task::Intending { plan, write } => {
-                let written = self.land_write(state, write);
-                let asks = written && !self.decisions.plan(plan).is_empty();
-                // The write made all older versions outdated; its own answer tells the new one.
-                let asking = Task::Asking { plan, turn: 0, after: write.status, base: Base::Present, answer: None };
-                state.set_task(who, if asks { asking } else { Task::Idle });
+            Task::Intending { plan, writes, turn, after } => {
+                let all = self.decisions.writes(writes);
+                let written = self.land_write(state, all[usize::from(turn)])?;
+                let next = if !written {
+                    Task::Idle
+                } else if usize::from(turn) + 1 < all.len() {
+                    Task::Intending { plan, writes, turn: turn + 1, after }
+                } else if self.decisions.plan(plan).is_empty() {
+                    Task::Idle
+                } else {
+                    Task::Asking { plan, turn: 0, written: after, after, answer: None }
+                };
+                state.set_task(who, next);
             }
-            Task::Asking { plan, turn, after, base, answer: None } => {
+            Task::Asking { plan, turn, written, after, answer: None } => {
                 let act = self.decisions.plan(plan)[usize::from(turn)];
                 let (answer, _) = self.land_act(state, act, fate)?;
-                state.set_task(who, Task::Asking { plan, turn, after, base, answer: Some(answer) });
+                state.set_task(who, Task::Asking { plan, turn, written, after, answer: Some(answer) });
             }
-            Task::Recording { write, .. } => {
-                self.land_write(state, write);
-                state.set_task(who, Task::Idle);
+            Task::Recording { writes, turn, vouches } => {
+                let all = self.decisions.writes(writes);
+                self.land_write(state, all[usize::from(turn)])?;
+                // What came of one action says nothing of what came of another: all of it is written.
+                let more = usize::from(turn) + 1 < all.len();
+                state
+                    .set_task(who, if more { Task::Recording { writes, turn: turn + 1, vouches } } else { Task::Idle });
             }
             Task::Idle | Task::Asking { .. } => {}
         }
@@ -135,15 +153,16 @@ impl Model {
 
     /// An operator hears what came of an action. It asks for the next one, or writes what came of all.
     pub fn hear(&mut self, state: &mut State, who: Who) {
-        let Task::Asking { plan, turn, after, base, answer: Some(answer) } = state.task(who).clone() else { return };
+        let Task::Asking { plan, turn, written, after, answer: Some(answer) } = state.task(who).clone() else { return };
         let acts = self.decisions.plan(plan);
         let noted = self.decisions.noted(after, acts[usize::from(turn)], answer, state.now);
         let next = if usize::from(turn) + 1 < acts.len() {
-            Task::Asking { plan, turn: turn + 1, after: noted, base, answer: None }
-        } else if noted == state.status && base == Base::Present {
+            Task::Asking { plan, turn: turn + 1, written, after: noted, answer: None }
+        } else if noted == written {
             Task::Idle
         } else {
-            Task::Recording { write: Write { status: noted, base }, vouches: answer == Answer::Done }
+            let writes = self.decisions.between(written, noted);
+            Task::Recording { writes, turn: 0, vouches: answer == Answer::Done }
         };
         state.set_task(who, next);
     }
@@ -151,8 +170,8 @@ impl Model {
     /// An operator gives up waiting. Without the answer to a write the pass ends; without that to an action it goes on.
     fn hear_nothing(state: &mut State, who: Who) {
         let next = match state.task(who).clone() {
-            Task::Asking { plan, turn, after, base, answer: None } => {
-                Task::Asking { plan, turn, after, base, answer: Some(Answer::Nothing) }
+            Task::Asking { plan, turn, written, after, answer: None } => {
+                Task::Asking { plan, turn, written, after, answer: Some(Answer::Nothing) }
             }
             _ => Task::Idle,
         };
@@ -162,7 +181,9 @@ impl Model {
     /// What an operator has sent and has no answer to.
     pub fn sent(&self, state: &State, who: Who) -> Option<Request> {
         match state.task(who) {
-            Task::Intending { write, .. } | Task::Recording { write, .. } => Some(Request::Write(*write)),
+            Task::Intending { writes, turn, .. } | Task::Recording { writes, turn, .. } => {
+                Some(Request::Write(self.decisions.writes(*writes)[usize::from(*turn)]))
+            }
             Task::Asking { plan, turn, answer: None, .. } => {
                 Some(Request::Act(self.decisions.plan(*plan)[usize::from(*turn)]))
             }
@@ -179,29 +200,30 @@ impl Model {
 
 /// What happens where a request lands.
 impl Model {
-    /// A write of the status lands at the API server, which refuses it unless it was made from the present version.
-    fn land_write(&mut self, state: &mut State, write: Write) -> bool {
-        if write.base == Base::Outdated && !self.has_flaw(Flaw::WritesUnfenced) {
-            self.reached.insert(Landmark::StaleWriteRefused);
-            return false;
+    /// A write of a record lands at the API server, which refuses it unless the record is as it was read.
+    fn land_write(&mut self, state: &mut State, write: Write) -> Result<bool, Violation> {
+        let present = self.decisions.record_of(state.ledger, write.intent);
+        let unfenced = self.has_flaw(Flaw::WritesUnfenced) && write.from.is_some() && present.is_some();
+        if present != write.from && !unfenced {
+            let landmark = if write.from.is_none() { Landmark::SeenTwice } else { Landmark::StaleWriteRefused };
+            self.reached.insert(landmark);
+            return Ok(false);
         }
-        state.status_before = Some(state.status);
-        state.status = write.status;
-        state.recorded = state.recorded.union(self.decisions.knows(write.status).in_flight);
-        for leader in &mut state.leaders {
-            match &mut leader.task {
-                Task::Intending { write: Write { base, .. }, .. }
-                | Task::Recording { write: Write { base, .. }, .. }
-                | Task::Asking { base, .. } => *base = Base::Outdated,
-                Task::Idle => {}
-            }
+        if self.decisions.reopens(Write { from: present, ..write }) {
+            let what = format!("intent {} was over, and is not any more", write.intent);
+            return Err(Violation::new(Property::NotLost, what));
         }
-        for late in &mut state.late {
-            if let Request::Write(write) = late {
-                write.base = Base::Outdated;
-            }
+        if state.deleted.contains(write.intent) && write.from.is_none() {
+            self.reached.insert(Landmark::BegunAgain);
         }
-        true
+        self.change_ledger(state, write.intent, Some(write.to));
+        state.recorded.insert(write.intent);
+        Ok(true)
+    }
+
+    fn change_ledger(&mut self, state: &mut State, intent: Intent, record: Option<u32>) {
+        state.ledger_before = Some(state.ledger);
+        state.ledger = self.decisions.with_record(state.ledger, intent, record);
     }
 
     /// A request lands where it is to be done. Says also whether it took effect.
@@ -211,16 +233,21 @@ impl Model {
         let (place, intent) = (before.places[usize::from(act.place)], act.intent);
         let done_before = before.effects.contains(intent);
         if landed.effect {
-            if done_before {
+            // What a person made forgotten may be done to a process that was started since.
+            let forgotten =
+                state.deleted.contains(intent) && act.action == Action::ResetConnections && place.process > 0;
+            if done_before && !forgotten {
                 let what = format!("intent {intent} takes effect for the second time");
                 return Err(Violation::new(Property::OnlyOnce, what));
             }
             if !state.recorded.contains(intent) {
-                let what = format!("intent {intent} takes effect, and no status ever knew of it");
+                let what = format!("intent {intent} takes effect, and the ledger never knew of it");
                 return Err(Violation::new(Property::WrittenFirst, what));
             }
             let steps = self.scenario.ladder.iter().filter(|action| **action == act.action).count();
-            if state.world.times_done(act).is_some_and(|times| times > steps) {
+            // What a person deleted may be done once more: nobody else knows of it.
+            let allowed = steps + state.deleted.len();
+            if state.world.times_done(act).is_some_and(|times| times > allowed) {
                 let what = format!("intent {intent} does about a failure what another intent has done about it");
                 return Err(Violation::new(Property::OnlyOnce, what));
             }
@@ -318,14 +345,14 @@ impl Model {
     }
 
     fn decide_steps(&mut self, state: &State, who: Who, steps: &mut Steps) {
-        for (old_status, old_world) in [(false, false), (true, false), (false, true), (true, true)] {
-            let shown = (!old_status || state.status_before.is_some())
+        for (old_ledger, old_world) in [(false, false), (true, false), (false, true), (true, true)] {
+            let shown = (!old_ledger || state.ledger_before.is_some())
                 && (!old_world || state.leaders[who.0].lagging.is_some());
             if !shown {
                 continue;
             }
-            let (look, mut next) = (Look { old_status, old_world }, state.clone());
-            if old_status || old_world {
+            let (look, mut next) = (Look { old_ledger, old_world }, state.clone());
+            if old_ledger || old_world {
                 next.spend(|left| &mut left.stale);
             }
             let (landmarks, _) = self.begin_pass(&mut next, who, look);
@@ -385,10 +412,11 @@ impl Model {
             without.late.remove(index);
             match request {
                 Request::Write(write) => {
-                    if self.land_write(&mut without, *write) {
+                    let result = self.land_write(&mut without, *write);
+                    if let Ok(true) = result {
                         self.reached.insert(Landmark::LateWriteAccepted);
                     }
-                    steps.push((Step::LandsLate(*request, Fate::HealsNot), Ok(without)));
+                    steps.push((Step::LandsLate(*request, Fate::HealsNot), result.map(|_| without)));
                 }
                 Request::Act(act) => {
                     for fate in self.fates(state, *act) {
@@ -416,6 +444,23 @@ impl Model {
                 next.start_process(place, fresh);
                 steps.push((Step::ProcessStarts(place, fresh), Ok(next)));
             }
+        }
+    }
+
+    fn deletion_steps(&mut self, state: &State, steps: &mut Steps) {
+        if state.left.deletions == 0 {
+            return;
+        }
+        let knows = self.decisions.knows(state.ledger);
+        for intent in knows.all.iter() {
+            let mut next = state.clone();
+            next.spend(|left| &mut left.deletions);
+            next.deleted.insert(intent);
+            self.change_ledger(&mut next, intent, None);
+            if knows.in_flight.contains(intent) && state.world.effects.contains(intent) {
+                self.reached.insert(Landmark::DeletedInFlight);
+            }
+            steps.push((Step::Deletes(intent), Ok(next)));
         }
     }
 
@@ -452,9 +497,10 @@ impl System for Model {
         let mut state = State {
             left: self.scenario.bounds,
             now: BEGINNING,
-            status: Decisions::NO_HISTORY,
-            status_before: None,
+            ledger: Decisions::NOTHING,
+            ledger_before: None,
             recorded: Intents::default(),
+            deleted: Intents::default(),
             world: World::failing(),
             leaders: vec![Leader::new(BEGINNING)],
             late: Vec::new(),
@@ -474,6 +520,7 @@ impl System for Model {
         }
         self.late_steps(state, &mut steps);
         self.restart_steps(state, &mut steps);
+        self.deletion_steps(state, &mut steps);
         self.tick_steps(state, &mut steps);
         for next in steps.iter_mut().filter_map(|(_, next)| next.as_mut().ok()) {
             self.canonicalise(next);
@@ -482,13 +529,10 @@ impl System for Model {
     }
 
     fn check(&mut self, state: &State) -> Result<(), Violation> {
-        let knows = self.decisions.knows(state.status);
-        if let Some(lost) = state.recorded.first_not_in(knows.all) {
-            let what = format!("intent {lost} was in flight, and the status knows nothing of it any more");
+        let knows = self.decisions.knows(state.ledger);
+        if let Some(lost) = state.recorded.without(state.deleted).first_not_in(knows.all) {
+            let what = format!("intent {lost} was in flight, and the ledger knows nothing of it any more");
             return Err(Violation::new(Property::NotLost, what));
-        }
-        if let Some(twice) = knows.twice {
-            return Err(Violation::new(Property::OnlyOnce, format!("intent {twice} has two records")));
         }
         if knows.in_flight == Intents::default() {
             return Ok(());

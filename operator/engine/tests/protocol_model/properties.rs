@@ -23,11 +23,11 @@ impl Violation {
 /// What must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property {
-    /// No intent takes effect twice, none has two records, and no two do the same about one failure.
+    /// No intent takes effect twice, and no two do the same about one failure.
     OnlyOnce,
-    /// Nothing takes effect that the status never knew of.
+    /// Nothing takes effect that the ledger never knew of.
     WrittenFirst,
-    /// What was in flight in the status is in flight, or among what is over.
+    /// What the ledger had, it has, unless a person deleted it; and what was over stays over.
     NotLost,
     /// Whatever is in flight is looked at again, and comes to its end.
     NextStep,
@@ -44,8 +44,14 @@ pub enum Landmark {
     CrashBetweenActAndRecord,
     /// It took effect, and its operator does not hear so.
     AnswerLost,
-    /// A write that was made from an older version is refused.
+    /// A write is refused: the record is there already, or is not any more as it was read.
     StaleWriteRefused,
+    /// A record is begun that was begun before.
+    SeenTwice,
+    /// A person deletes a record while its action is under way.
+    DeletedInFlight,
+    /// A record is made again that a person deleted.
+    BegunAgain,
     /// A write is accepted after its operator gave up on it or died.
     LateWriteAccepted,
     /// An intent is asked for once more where it is done already.

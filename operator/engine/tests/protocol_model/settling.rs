@@ -38,7 +38,7 @@ impl Model {
             self.settles(state, survivor.clone(), course)?;
         }
         // What a disruption budget refuses waits as long as it takes. All else ends also if no pod is ever heard again.
-        if !self.decisions.waits(state.status) {
+        if !self.decisions.waits(state.ledger) {
             self.settles(state, Leader::new(state.now), Course::Silence)?;
         }
         Ok(())
@@ -47,8 +47,8 @@ impl Model {
     /// An operator that just began to lead ends what is in flight, asks for something, or knows when to look again.
     fn has_next_step(&mut self, state: &State) -> Result<(), Violation> {
         let view = self.decisions.view(&state.world, &Leader::new(state.now), state.now);
-        let decided = self.decisions.decide(state.status, view, state.now);
-        let over = nothing_in_flight(&self.decisions, decided.status);
+        let decided = self.decisions.decide(state.ledger, view, state.now);
+        let over = nothing_in_flight(&self.decisions, decided.ledger);
         if over || decided.acts || decided.next_check.is_some() {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl Model {
         while way.len() < MOST_STEPS {
             self.canonicalise(&mut state);
             let settles = self.settling.contains(&(state.clone(), course));
-            if settles || nothing_in_flight(&self.decisions, state.status) {
+            if settles || nothing_in_flight(&self.decisions, state.ledger) {
                 // And so does everything on the way.
                 self.settling.extend(way.into_iter().map(|state| (state, course)));
                 return Ok(());
@@ -143,6 +143,6 @@ impl Model {
     }
 }
 
-fn nothing_in_flight(decisions: &Decisions, status: u32) -> bool {
-    decisions.knows(status).in_flight == Intents::default()
+fn nothing_in_flight(decisions: &Decisions, ledger: u32) -> bool {
+    decisions.knows(ledger).in_flight == Intents::default()
 }

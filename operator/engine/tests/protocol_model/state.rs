@@ -1,11 +1,15 @@
 //! A state of the whole system, and the steps between states.
 
-use crate::world::{Act, Answer, Fate, Flaw, Intents, JobState, Millis, Place, World};
+use crate::world::{Act, Answer, Fate, Flaw, Intent, Intents, JobState, Millis, Place, World};
 use engine::recovery::Action;
 use std::fmt::{self, Display};
 
-/// A history in the model's list of histories.
-pub type StatusId = u32;
+/// A ledger in the model's list of ledgers.
+pub type LedgerId = u32;
+/// A record in the model's list of records.
+pub type RecordId = u32;
+/// Writes in the model's list of writes.
+pub type WritesId = u32;
 /// What can be seen of the world, in the model's list of that.
 pub type ViewId = u32;
 /// A plan in the model's list of plans.
@@ -54,6 +58,8 @@ pub struct Bounds {
     pub refusals: u8,
     /// An operator looks at a cache that lags behind.
     pub stale: u8,
+    /// A person deletes a record.
+    pub deletions: u8,
 }
 
 /// Everything that what comes next depends on.
@@ -63,12 +69,14 @@ pub struct State {
     pub left: Bounds,
     /// The time.
     pub now: Millis,
-    /// The policy's status at the API server.
-    pub status: StatusId,
+    /// The ledger at the API server.
+    pub ledger: LedgerId,
     /// The one before it, as long as somebody may still take it for the present one.
-    pub status_before: Option<StatusId>,
-    /// Every intent that was ever in flight in the status.
+    pub ledger_before: Option<LedgerId>,
+    /// Every intent that ever had a record.
     pub recorded: Intents,
+    /// Those of them that a person deleted.
+    pub deleted: Intents,
     /// What is acted on.
     pub world: World,
     /// The replicas whose fence is up, the one that began last at the end. A replica whose fence is down does nothing and
@@ -105,12 +113,16 @@ pub struct Seen {
 pub enum Task {
     /// Between two reconciles.
     Idle,
-    /// Waits for the answer to the write of what it decided.
+    /// Waits for the answer to a write of what it decided.
     Intending {
         /// What comes after that.
         plan: PlanId,
-        /// What was sent.
-        write: Write,
+        /// All that is written.
+        writes: WritesId,
+        /// The one that was sent.
+        turn: u8,
+        /// The ledger, as the operator takes it to be when all is written.
+        after: LedgerId,
     },
     /// Asks for one action after the other.
     Asking {
@@ -118,45 +130,39 @@ pub enum Task {
         plan: PlanId,
         /// The one that is asked for now.
         turn: u8,
-        /// The decision, with what came of the ones before.
-        after: StatusId,
-        /// Whether the status is still the one that this reconcile began with or wrote.
-        base: Base,
+        /// The ledger, as the operator takes it to be.
+        written: LedgerId,
+        /// The same, with what came of the actions before.
+        after: LedgerId,
         /// What came back, as long as the operator has not taken note of it.
         answer: Option<Answer>,
     },
-    /// Waits for the answer to the write of what came of it.
+    /// Waits for the answer to a write of what came of it.
     Recording {
-        /// What was sent.
-        write: Write,
+        /// All that is written.
+        writes: WritesId,
+        /// The one that was sent.
+        turn: u8,
         /// Some of it is news of an effect.
         vouches: bool,
     },
 }
 
-/// A write of the status.
+/// A write of one record. It is accepted only if the record is there as it was read; a new one, only if it is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Write {
+    /// As it was read; nothing for a new one.
+    pub from: Option<RecordId>,
     /// What is written.
-    pub status: StatusId,
-    /// Which version it was made from.
-    pub base: Base,
-}
-
-/// The version that a write was made from. Versions only grow and are only compared with the present one, so this is
-/// all that matters of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Base {
-    /// It is still the present one.
-    Present,
-    /// The status was written since.
-    Outdated,
+    pub to: RecordId,
+    /// Whose record it is.
+    pub intent: Intent,
 }
 
 /// A request on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Request {
-    /// To write the status.
+    /// To write a record.
     Write(Write),
     /// To do something.
     Act(Act),
@@ -169,8 +175,8 @@ pub struct Who(pub usize);
 /// What an operator decides from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
-    /// The status before the present one.
-    pub old_status: bool,
+    /// The ledger before the present one.
+    pub old_ledger: bool,
     /// Pods, Jobs and checks as they were before they last changed.
     pub old_world: bool,
 }
@@ -200,6 +206,8 @@ pub enum Step {
     LandsLate(Request, Fate),
     /// A pod's process starts again.
     ProcessStarts(u8, Fresh),
+    /// A person deletes the record of an intent.
+    Deletes(Intent),
 }
 
 /// What happens by itself while time reconciles.
@@ -340,10 +348,8 @@ impl Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Act(act) => write!(f, "request ({act})"),
-            Self::Write(Write { status, base: Base::Present }) => write!(f, "write of status {status}"),
-            Self::Write(Write { status, base: Base::Outdated }) => {
-                write!(f, "write of status {status}, made from an older version,")
-            }
+            Self::Write(Write { from: None, intent, .. }) => write!(f, "creation of the record of intent {intent}"),
+            Self::Write(Write { from: Some(_), intent, .. }) => write!(f, "change of the record of intent {intent}"),
         }
     }
 }
@@ -360,7 +366,7 @@ impl Display for Step {
             Self::HearsPods(who) => write!(f, "{who} hears of the checks for the first time"),
             Self::Decides(who, look) => {
                 write!(f, "{who} decides")?;
-                f.write_str(if look.old_status { ", its cache still shows the old status" } else { "" })?;
+                f.write_str(if look.old_ledger { ", its cache still shows the old ledger" } else { "" })?;
                 f.write_str(if look.old_world { ", its cache still shows the old pods and Jobs" } else { "" })
             }
             Self::Lands(who, request, fate) => write!(f, "{who}'s {request} lands{fate}"),
@@ -371,6 +377,7 @@ impl Display for Step {
             Self::Hears(who, answer) => write!(f, "{who} hears {answer:?}, and goes on"),
             Self::Crashes(who) => write!(f, "{who} crashes"),
             Self::LandsLate(request, fate) => write!(f, "a late {request} lands{fate}"),
+            Self::Deletes(intent) => write!(f, "a person deletes the record of intent {intent}"),
             Self::ProcessStarts(place, fresh) => write!(f, "the process at place {place} starts again: {fresh:?}"),
         }
     }

@@ -29,9 +29,14 @@ impl Intents {
         self.0 |= Self::bit(intent);
     }
 
-    /// All of both.
-    pub fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Intent> {
+        (0..64).filter(move |intent| self.contains(*intent))
+    }
+
+    /// What is not among others.
+    pub fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
     }
 
     /// One that is missing in `other`.
@@ -87,7 +92,7 @@ pub enum JobState {
     Failed,
 }
 
-/// Everything outside of the operators and of the policy's status.
+/// Everything outside of the operators and of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     /// The places.
@@ -165,8 +170,10 @@ pub enum Flaw {
     JobWithRandomName,
     /// The operator acts before it writes the intent.
     ActsBeforeIntent,
-    /// A status is written whatever version it was made from.
+    /// A record is changed whatever it has become since.
     WritesUnfenced,
+    /// What an intent is called depends on when its operator saw the failure, and not on the record that it follows.
+    NamedBySight,
     /// What is pending is dropped by an operator that did not begin it itself.
     DropsPending,
     /// The operator never says of anything that it is over.

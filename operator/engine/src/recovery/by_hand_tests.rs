@@ -1,0 +1,131 @@
+//! What a person asks for, and what a person deletes.
+
+use super::tests::*;
+use super::*;
+
+/// What a person asked for at second 1, of the first of three pods.
+fn asked(action: Action, check: &str) -> History {
+    let record = Record {
+        by_hand: true,
+        subject: Subject { check: check.to_owned(), ..subject(POD) },
+        step: step(action, 60_000),
+        executed_at: None,
+        ..record(POD, 1, Outcome::Pending)
+    };
+    [record].into_iter().collect()
+}
+
+/// Three pods, all well.
+fn well() -> Observed {
+    observed(vec![check(POD, true, -100), check("b", true, -100), check("c", true, -100)])
+}
+
+#[test]
+fn what_a_person_asks_for_is_done_though_nothing_fails() {
+    let policy = ladder(Action::RestartPod);
+    let history = asked(Action::ResetConnections, "");
+    let decision = run(&policy, &well(), &history, 2);
+    assert_eq!(decision.execute.len(), 1);
+    let done = run(&policy, &well(), &execute_step(&decision, at(2)), 3);
+    assert_eq!((done.finished[0].outcome, done.execute.len()), (Outcome::Succeeded, 0));
+    // With a check, it is that which has to be well.
+    let decision = run(&policy, &well(), &asked(Action::ResetConnections, "database"), 2);
+    let waits = run(&policy, &well(), &execute_step(&decision, at(2)), 3);
+    assert_eq!((waits.finished.len(), waits.next_check), (0, Some(at(12))));
+}
+
+#[test]
+fn a_restart_that_a_person_asks_for_ends_with_a_pod_that_is_ready() {
+    let policy = ladder(Action::ResetConnections);
+    let decision = run(&policy, &well(), &asked(Action::RestartPod, ""), 2);
+    assert_eq!(decision.execute.len(), 1);
+    assert!(decision.execute[0].before.is_some(), "so that its successor is known");
+    let history = execute_step(&decision, at(2));
+    let mut booting = replaced(true, 5, false);
+    booting.pods.get_mut("new").unwrap().created_at = at(4);
+    assert!(run(&policy, &booting, &history, 10).finished.is_empty());
+    booting.pods.get_mut("new").unwrap().ready = true;
+    let done = run(&policy, &booting, &history, 20);
+    assert_eq!(done.finished[0].outcome, Outcome::Succeeded);
+    assert_eq!(done.finished[0].message.as_deref(), Some("done; the pod that took the place is ready"));
+}
+
+/// Each of these protects others; what the person knows better holds nothing back.
+#[rstest::rstest]
+#[case::nothing(|_: &mut Settings, _: &mut Observed| {}, None)]
+#[case::suspended(|policy: &mut Settings, _: &mut Observed| policy.suspended = true, None)]
+#[case::rollout(|_: &mut Settings, seen: &mut Observed| { seen.rolling_out.insert("booking".into()); }, None)]
+#[case::starting_up(|policy: &mut Settings, _: &mut Observed| policy.startup_grace_ms = 600_000, None)]
+#[case::budget(|policy: &mut Settings, _: &mut Observed| policy.limits.budget_actions = 0, Some(Gate::BudgetExhausted))]
+#[case::too_many_unhealthy(|_: &mut Settings, seen: &mut Observed| { seen.wanted.insert("booking".into(), 6); }, Some(Gate::TooManyUnhealthy))]
+#[case::not_supported(|_: &mut Settings, seen: &mut Observed| { seen.supported.remove(&Action::RestartPod); }, Some(Gate::ActionNotSupported))]
+#[case::stale(|_: &mut Settings, seen: &mut Observed| seen.observer_stale = Some("old".into()), Some(Gate::ObserverStale))]
+fn a_person_passes_only_the_gates_that_protect_others(
+    #[case] change: fn(&mut Settings, &mut Observed),
+    #[case] gate: Option<Gate>,
+) {
+    let (mut policy, mut seen) = (ladder(Action::ResetConnections), well());
+    change(&mut policy, &mut seen);
+    let decision = run(&policy, &seen, &asked(Action::RestartPod, ""), 2);
+    assert_eq!(decision.withheld.first().map(|held| held.gate), gate);
+    assert_eq!(decision.execute.len(), usize::from(gate.is_none()));
+    let record = &decision.history.in_flight[0];
+    let told = record.message.as_deref().unwrap_or_default();
+    assert_eq!((record.outcome == Outcome::Waiting, told.starts_with("held back: ")), (gate.is_some(), gate.is_some()));
+    assert!(run(&policy, &seen, &decision.history, 9_000).finished.is_empty() || gate.is_none(), "it waits");
+}
+
+#[test]
+fn one_at_a_time_holds_for_people_too() {
+    let policy = ladder(Action::ResetConnections);
+    let under_way = execute_step(&run(&policy, &three(), &History::default(), 1), at(1));
+    let both: History = under_way.all().cloned().chain(asked(Action::RestartPod, "").in_flight).collect();
+    let held = run(&policy, &three(), &both, 2);
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::OneStepAtATime));
+}
+
+#[test]
+fn no_ladder_counts_what_a_person_asked_for() {
+    let policy = ladder(Action::ResetConnections);
+    let failed = Record { by_hand: true, ..record(POD, -100, Outcome::Failed) };
+    let decision = run(&policy, &three(), &[failed].into_iter().collect(), 1);
+    assert_eq!((decision.execute.len(), decision.execute[0].index), (1, 0));
+}
+
+#[test]
+fn what_a_person_deleted_comes_back_after_the_cooldown_and_not_as_the_next_step() {
+    let settings = settings();
+    let first = run(&settings, &three(), &History::default(), 1);
+    let mut deleted = first.history.in_flight[0].clone();
+    (deleted.withdrawn, deleted.outcome, deleted.finished_at) = (true, Outcome::Cancelled, Some(at(5)));
+    let history: History = [deleted].into_iter().collect();
+    let held = run(&settings, &three(), &history, 6);
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::Cooldown));
+    let again = run(&settings, &three(), &history, 65);
+    assert_eq!((again.execute[0].index, again.execute[0].after.as_ref()), (0, Some(&first.execute[0].id)));
+}
+
+#[test]
+fn two_operators_that_know_the_same_name_their_intent_the_same() {
+    let settings = settings();
+    let one = run(&settings, &three(), &History::default(), 1);
+    let mut later = three();
+    later.checks[0].since = at(7);
+    let other = run(&settings, &later, &History::default(), 9);
+    assert_eq!(one.execute[0].id, other.execute[0].id, "though they saw the failure begin at another time");
+    let history = run(
+        &settings,
+        &observed(vec![check(POD, true, 9), check("b", true, 9), check("c", true, 9)]),
+        &execute_step(&one, at(1)),
+        20,
+    )
+    .history;
+    let next = run(
+        &settings,
+        &observed(vec![check(POD, false, 100), check("b", true, 9), check("c", true, 9)]),
+        &history,
+        200,
+    );
+    assert_ne!(next.execute[0].id, one.execute[0].id);
+    assert_eq!(next.execute[0].after.as_ref(), Some(&one.execute[0].id));
+}

@@ -1,0 +1,215 @@
+//! The ledger as this process knows it: what its watch shows, and what it wrote itself, at once.
+//!
+//! Only a leader keeps it. Its watch begins after the lead was taken, so its first list has all that another leader made.
+
+use super::object::Entry;
+use crate::{
+    fleet::index::{Affected, ObjectKey},
+    kubernetes::guard::Guard,
+};
+use contract::WorkloadId;
+use crds::Recovery;
+use engine::recovery::{Outcome, Record};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+use tracing::warn;
+
+/// How long it is remembered that a person deleted something: as long as the longest cooldown.
+const WITHDRAWN_FOR: Duration = Duration::from_secs(3600);
+/// Most of those that are remembered of one workload.
+const MOST_WITHDRAWN: usize = 100;
+
+/// The Recoveries, by workload.
+#[derive(Default)]
+pub struct LedgerIndex {
+    known: Mutex<Known>,
+    filled: AtomicBool,
+}
+
+#[derive(Default)]
+struct Known {
+    entries: BTreeMap<ObjectKey, Arc<Entry>>,
+    of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
+    withdrawn: HashMap<WorkloadId, Vec<(Instant, Arc<Entry>)>>,
+    /// What this process deletes itself, by uid: nobody withdrew that.
+    forgotten: BTreeSet<String>,
+}
+
+impl LedgerIndex {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the first list has come.
+    pub fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    /// The first list has come.
+    pub fn set_filled(&self) {
+        self.filled.store(true, Ordering::Release);
+    }
+
+    /// Takes in what a watch shows.
+    pub fn put(&self, guard: &Guard<Recovery>) -> Vec<Affected> {
+        match &guard.0 {
+            Ok(recovery) => self.put_entry(Entry::of(recovery)),
+            Err(unreadable) => {
+                let recovery = ObjectKey::of(guard);
+                warn!(%recovery, why = %unreadable, "a Recovery cannot be read; it counts for nothing");
+                self.remove(&recovery, None)
+            }
+        }
+    }
+
+    /// Takes in an object, unless what is known of it is newer.
+    pub fn put_entry(&self, entry: Entry) -> Vec<Affected> {
+        let (key, workload) = (entry.key(), entry.workload.clone());
+        let mut known = self.lock();
+        let old = known.entries.get(&key).filter(|old| old.meta.uid == entry.meta.uid);
+        if old.is_some_and(|old| version(old) >= version(&entry)) {
+            return Vec::new();
+        }
+        let before = known.entries.insert(key.clone(), Arc::new(entry)).map(|old| old.workload.clone());
+        if let Some(before) = before.filter(|before| *before != workload) {
+            known.detach(&before, &key);
+        }
+        known.of_workload.entry(workload.clone()).or_default().insert(key);
+        vec![Affected::Recovery(workload)]
+    }
+
+    /// Takes an object out that is gone; of that uid, if one is given. What another than the operator deleted is remembered
+    /// for a while, so that it does not come back at once.
+    pub fn remove(&self, key: &ObjectKey, uid: Option<&str>) -> Vec<Affected> {
+        let mut known = self.lock();
+        let Some(entry) = known.entries.get(key).filter(|entry| uid.is_none() || entry.meta.uid.as_deref() == uid)
+        else {
+            return Vec::new();
+        };
+        let (entry, workload) = (Arc::clone(entry), entry.workload.clone());
+        known.entries.remove(key);
+        known.detach(&workload, key);
+        if !known.forgotten.remove(entry.meta.uid.as_deref().unwrap_or_default()) {
+            let now = Instant::now();
+            let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
+            withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
+            if withdrawn.len() < MOST_WITHDRAWN {
+                withdrawn.push((now, entry));
+            }
+        }
+        vec![Affected::Recovery(workload)]
+    }
+
+    /// Notes that this process is about to delete an object itself.
+    pub fn forget(&self, uid: &str) {
+        self.lock().forgotten.insert(uid.to_owned());
+    }
+
+    /// An object.
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<Entry>> {
+        self.lock().entries.get(key).cloned()
+    }
+
+    /// The objects of a workload.
+    pub fn of(&self, workload: &WorkloadId) -> Vec<Arc<Entry>> {
+        let known = self.lock();
+        let keys = known.of_workload.get(workload).into_iter().flatten();
+        keys.filter_map(|key| known.entries.get(key).cloned()).collect()
+    }
+
+    /// What a person deleted of a workload lately, with what is to be made of it.
+    pub fn withdrawn_of(&self, workload: &WorkloadId, now: Timestamp) -> Vec<(Arc<Entry>, Record)> {
+        let known = self.lock();
+        let lately = known.withdrawn.get(workload).into_iter().flatten();
+        let lately = lately.filter(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
+        lately.map(|(at, entry)| (Arc::clone(entry), withdrawn(&entry.record, at.elapsed(), now))).collect()
+    }
+
+    /// Every workload that has some.
+    pub fn workloads(&self) -> Vec<WorkloadId> {
+        self.lock().of_workload.keys().cloned().collect()
+    }
+}
+
+impl Known {
+    fn detach(&mut self, workload: &WorkloadId, key: &ObjectKey) {
+        if let Some(keys) = self.of_workload.get_mut(workload) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.of_workload.remove(workload);
+            }
+        }
+    }
+}
+
+/// What is to be made of a record that a person deleted.
+fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
+    let at = now.checked_sub(ago).unwrap_or(now);
+    let outcome = if record.finished_at.is_some() { record.outcome } else { Outcome::Cancelled };
+    Record { withdrawn: true, outcome, finished_at: record.finished_at.or(Some(at)), ..record.clone() }
+}
+
+/// Versions of one object grow. They are numbers wherever the store is etcd; where they are not, the newest that came counts.
+fn version(entry: &Entry) -> u128 {
+    entry.meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn entry(uid: &str, version: u64, phase: &str) -> Entry {
+        let object = json!({
+            "metadata": { "name": "one", "namespace": "n", "uid": uid, "resourceVersion": version.to_string() },
+            "spec": { "targetRef": { "name": "w" }, "action": "RestartPod", "pod": { "name": "p", "uid": "u" } },
+            "status": { "phase": phase },
+        });
+        Entry::of(&serde_json::from_value(object).unwrap())
+    }
+
+    fn workload() -> WorkloadId {
+        WorkloadId::deployment("n", "w")
+    }
+
+    #[test]
+    fn a_watch_that_lags_behind_the_own_write_changes_nothing() {
+        let index = LedgerIndex::default();
+        index.put_entry(entry("a", 10, "Waiting"));
+        for late in [9, 10] {
+            assert!(index.put_entry(entry("a", late, "Pending")).is_empty());
+        }
+        assert_eq!(index.of(&workload())[0].record.outcome, Outcome::Waiting);
+        assert_eq!(index.put_entry(entry("a", 11, "Verifying")), [Affected::Recovery(workload())]);
+        // It was deleted and made again under the same name: the end of the old one says nothing of the new one.
+        index.put_entry(entry("b", 20, "Pending"));
+        assert!(index.remove(&entry("a", 12, "Failed").key(), Some("a")).is_empty());
+        assert_eq!(index.of(&workload())[0].meta.uid.as_deref(), Some("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_person_deleted_is_remembered_for_the_longest_cooldown() {
+        let index = LedgerIndex::default();
+        let now = Timestamp::UNIX_EPOCH;
+        index.put_entry(entry("a", 1, "Waiting"));
+        index.remove(&entry("a", 1, "").key(), None);
+        assert!(index.of(&workload()).is_empty() && index.workloads().is_empty());
+        let [(_, record)] = &index.withdrawn_of(&workload(), now)[..] else { panic!("one is withdrawn") };
+        assert!(record.withdrawn && record.outcome == Outcome::Cancelled && record.finished_at == Some(now));
+        tokio::time::advance(WITHDRAWN_FOR).await;
+        assert!(index.withdrawn_of(&workload(), now).is_empty());
+        // What the operator itself forgets is not withdrawn.
+        index.put_entry(entry("b", 2, "Failed"));
+        index.forget("b");
+        index.remove(&entry("b", 2, "").key(), None);
+        assert!(index.withdrawn_of(&workload(), now).is_empty());
+    }
+}

@@ -1,0 +1,253 @@
+//! The ledger of one policy: reading it together, and writing to it. A new record is made only if none has its name, and one
+//! that has changed only if it is still as it was read; what this process has written, it knows at once.
+
+use super::object::{Entry, manifest, name_of};
+use crate::{
+    context::Context,
+    crash_point::CrashPoint,
+    error::ReconcileError,
+    fleet::index::ObjectKey,
+    kubernetes::{clients::call, meta::FIELD_MANAGER},
+    pods::prober::now_in_milliseconds,
+    status::{
+        target::{Target, workload_of},
+        write::write_status,
+    },
+    workload,
+};
+use contract::WorkloadId;
+use crds::{Recovery, ResiliencePolicy, resilience_policy::Mode};
+use engine::recovery::{Change, History, Outcome, Record};
+use jiff::Timestamp;
+use kube::{Api, ResourceExt, api::PostParams};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tracing::warn;
+
+/// The Recoveries that one policy decides by.
+pub struct Ledger {
+    /// What they say.
+    pub history: History,
+    /// The object of each record, by the intent's id.
+    entries: BTreeMap<String, Arc<Entry>>,
+    /// What a person made and nobody has looked at yet.
+    unresolved: Vec<Arc<Entry>>,
+}
+
+impl Ledger {
+    /// Reads together what is known of a policy's workloads.
+    pub fn gather(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> Self {
+        let namespace = policy.namespace().unwrap_or_default();
+        let mut ledger = Self { history: History::default(), entries: BTreeMap::new(), unresolved: Vec::new() };
+        let mut records = Vec::new();
+        for target in held {
+            let id = workload_of(&namespace, &target.key);
+            let mine = Mine::of(ctx, policy, &id);
+            for entry in ctx.ledger.of(&id).into_iter().filter(|entry| mine.has(entry)) {
+                if entry.unresolved && entry.record.finished_at.is_none() {
+                    ledger.unresolved.push(entry);
+                    continue;
+                }
+                records.push(entry.record.clone());
+                ledger.entries.insert(entry.record.id.clone(), entry);
+            }
+            let withdrawn = ctx.ledger.withdrawn_of(&id, now).into_iter();
+            // An intent that was begun again is not withdrawn any more.
+            let withdrawn = withdrawn.filter(|(entry, record)| {
+                mine.has(entry) && !entry.unresolved && !ledger.entries.contains_key(&record.id)
+            });
+            records.extend(withdrawn.map(|(_, record)| record));
+        }
+        let mut seen = BTreeSet::new();
+        records.retain(|record| seen.insert(record.id.clone()));
+        ledger.history = records.into_iter().collect();
+        ledger
+    }
+
+    /// Names of what people made, by the id of each.
+    pub fn names_by_hand(&self) -> BTreeMap<String, String> {
+        let by_hand = self.entries.iter().filter(|(_, entry)| entry.record.by_hand);
+        by_hand.map(|(id, entry)| (id.clone(), entry.key().name)).collect()
+    }
+
+    /// Finds the pods that people have named, and says so; whether there was anything to say.
+    pub async fn resolve(&self, ctx: &Context, now: Timestamp) -> Result<bool, ReconcileError> {
+        for entry in &self.unresolved {
+            let mut record = entry.record.clone();
+            let Some(pod) = record.subject.pod.as_mut() else { continue };
+            let pods = ctx.index.pods_of(&entry.workload);
+            match pods.iter().find(|known| *known.name == *pod.name) {
+                Some(known) => pod.uid = known.uid.to_string(),
+                None => {
+                    record.message = Some(format!("{} has no pod {}", entry.workload, pod.name));
+                    (record.outcome, record.finished_at) = (Outcome::Failed, Some(now));
+                }
+            }
+            update(ctx, entry, &record).await?;
+        }
+        Ok(!self.unresolved.is_empty())
+    }
+
+    /// Writes what has changed and what is new.
+    pub async fn write(
+        &mut self,
+        ctx: &Context,
+        policy: &ResiliencePolicy,
+        after: &History,
+    ) -> Result<(), ReconcileError> {
+        let changes = after.changes_since(&self.history);
+        let begins = changes.iter().any(|change| matches!(change, Change::Begin(_)));
+        let ends = |change: &Change<'_>| matches!(change, Change::Update(record) if record.finished_at.is_some());
+        if changes.iter().any(ends) {
+            ctx.shared.crash(CrashPoint::BeforeStatus);
+        }
+        let mut crashes_before_intent = begins;
+        for change in changes {
+            match change {
+                // What a person deleted has no object any more.
+                Change::Update(record) if record.withdrawn => {}
+                Change::Update(record) => {
+                    let Some(entry) = self.entries.get(&record.id).cloned() else { continue };
+                    let written = update(ctx, &entry, record).await?;
+                    self.entries.insert(record.id.clone(), written);
+                }
+                Change::Begin(record) => {
+                    if std::mem::take(&mut crashes_before_intent) {
+                        ctx.shared.crash(CrashPoint::BeforeIntent);
+                    }
+                    let made = create(ctx, policy, record).await?;
+                    self.entries.insert(record.id.clone(), made);
+                }
+            }
+        }
+        if begins {
+            ctx.shared.crash(CrashPoint::AfterIntent);
+        }
+        self.history = after.clone();
+        Ok(())
+    }
+
+    /// The object of a record, for Events.
+    pub fn entry(&self, id: &str) -> Option<&Arc<Entry>> {
+        self.entries.get(id)
+    }
+}
+
+/// Which records of a workload a policy decides by.
+struct Mine<'a> {
+    policy: &'a str,
+    enforces: bool,
+    /// No policy has the workload.
+    unheld: bool,
+}
+
+impl<'a> Mine<'a> {
+    fn of(ctx: &Context, policy: &'a ResiliencePolicy, id: &WorkloadId) -> Self {
+        let enforces = policy.spec.mode != Mode::DryRun;
+        let unheld = !enforces && workload::reconcile::holder(ctx, id).is_none();
+        Self { policy: policy.metadata.name.as_deref().unwrap_or_default(), enforces, unheld }
+    }
+
+    /// The policy that has the workload decides by all that was done to it, whichever policy that was for. A rehearsal decides
+    /// by what it rehearsed itself, and brings to an end what it began before it became one.
+    fn has(&self, entry: &Entry) -> bool {
+        let own = entry.policy.as_deref() == Some(self.policy);
+        if entry.record.dry_run { own } else { self.enforces || (own && self.unheld) }
+    }
+}
+
+/// Makes the object of an intent. One that is there already is read instead, and the caller decides again.
+async fn create(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Result<Arc<Entry>, ReconcileError> {
+    if !ctx.shared.fence.holds() {
+        return Err(ReconcileError::NotLeading);
+    }
+    let namespace = policy.namespace().unwrap_or_default();
+    let id = workload_of(&namespace, &record.subject.target);
+    let workload = ctx.index.workload(&id).ok_or_else(|| ReconcileError::WorkloadGone(id.clone()))?;
+    let object = manifest(record, &namespace, &policy.name_any(), &workload.uid);
+    let object: Recovery = serde_json::from_value(object).map_err(ReconcileError::NotWritable)?;
+    let api: Api<Recovery> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
+    let how = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let name = object.name_any();
+    match call(api.create(&how, &object)).await {
+        Ok(made) => Ok(keep(ctx, Entry::of(&made))),
+        Err(error) if error.is_already_there() => {
+            let there = call(api.get(&name)).await.map_err(ReconcileError::api("reading the Recovery"))?;
+            let entry = Entry::of(&there);
+            let known = ctx.ledger.get(&entry.key()).is_some_and(|known| known.meta.uid == entry.meta.uid);
+            let same = entry.record.id == record.id && entry.policy.is_some();
+            keep(ctx, entry);
+            if known || !same {
+                return Err(ReconcileError::NameTaken(ObjectKey { namespace, name }));
+            }
+            Err(ReconcileError::api("creating the Recovery")(error))
+        }
+        Err(error) => Err(ReconcileError::api("creating the Recovery")(error)),
+    }
+}
+
+/// Writes the status of an object, if it is still as it was read.
+async fn update(ctx: &Context, entry: &Entry, record: &Record) -> Result<Arc<Entry>, ReconcileError> {
+    let written = write_status::<Recovery>(ctx, &entry.meta, &entry.status(record)).await;
+    if let Err(error) = &written
+        && error.is_conflict()
+    {
+        // Somebody else changed or deleted it: the watch may show that only later.
+        reread(ctx, entry).await;
+    }
+    let mut after = entry.clone();
+    (after.meta.resource_version, after.record) = (written?, record.clone());
+    (after.unresolved, after.fresh) = (false, false);
+    Ok(keep(ctx, after))
+}
+
+async fn reread(ctx: &Context, entry: &Entry) {
+    let ObjectKey { namespace, name } = entry.key();
+    let api: Api<Recovery> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
+    match call(api.get_opt(&name)).await {
+        Ok(Some(there)) if there.uid() == entry.meta.uid => drop(ctx.ledger.put_entry(Entry::of(&there))),
+        Ok(_) => drop(ctx.ledger.remove(&entry.key(), entry.meta.uid.as_deref())),
+        Err(_) => {}
+    }
+}
+
+/// Knows at once what was written.
+fn keep(ctx: &Context, entry: Entry) -> Arc<Entry> {
+    ctx.ledger.put_entry(entry.clone());
+    Arc::new(entry)
+}
+
+/// Says of a record that it is over, where no policy decides about it.
+pub async fn end(ctx: &Context, entry: &Entry, outcome: Outcome, why: &str) -> Result<(), ReconcileError> {
+    let message = Some(why.to_owned());
+    let finished_at = (!matches!(outcome, Outcome::Waiting)).then(now_in_milliseconds);
+    let record = Record { outcome, finished_at, message, ..entry.record.clone() };
+    if record != entry.record {
+        update(ctx, entry, &record).await?;
+    }
+    Ok(())
+}
+
+/// Makes what is not there yet, and gives it a status if nobody has. For what another version wrote down.
+pub async fn adopt(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Result<(), ReconcileError> {
+    let namespace = policy.namespace().unwrap_or_default();
+    let made = match create(ctx, policy, record).await {
+        Ok(made) => made,
+        Err(ReconcileError::WorkloadGone(_)) => return Ok(()),
+        // Anybody who may edit a status can have written anything into it.
+        Err(ReconcileError::Api { source, .. }) if source.code() == Some(422) => {
+            warn!(%source, "what the status says of an action cannot be a Recovery; it is dropped");
+            return Ok(());
+        }
+        Err(error) => {
+            let known = ctx.ledger.get(&ObjectKey { namespace, name: name_of(record) });
+            known.filter(|known| known.record.id == record.id).ok_or(error)?
+        }
+    };
+    if made.fresh {
+        update(ctx, &made, record).await?;
+    }
+    Ok(())
+}
