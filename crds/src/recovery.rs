@@ -31,12 +31,7 @@ pub const MAX_PER_WORKLOAD: usize = 200;
     printcolumn(name = "Check", type_ = "string", json_path = ".spec.check"),
     printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod.name"),
     printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
-    printcolumn(
-        name = "Step",
-        type_ = "string",
-        json_path = ".spec.step",
-        description = "Which step of the ladder, of how many"
-    ),
+    printcolumn(name = "Step", type_ = "string", json_path = ".spec.step", description = "Which step of the ladder, of how many"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
@@ -44,7 +39,8 @@ pub const MAX_PER_WORKLOAD: usize = 200;
     printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policyRef.name", priority = 1),
     selectable = ".spec.targetRef.name",
     selectable = ".spec.action",
-    selectable = ".spec.check"
+    selectable = ".spec.check",
+    validation = Rule::new("self.metadata.name.size() <= 200").message("a Recovery's name must have at most 200 characters"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

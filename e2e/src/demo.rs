@@ -317,7 +317,7 @@ async fn follow_recovery(
 /// The latest action for a pod.
 fn record<'a>(policy: &'a ResiliencePolicy, pod: &str) -> Option<&'a crds::status::ActionRecord> {
     let recovery = policy.status.as_ref()?.recovery.as_ref()?;
-    recovery.in_flight.iter().chain(&recovery.recent).find(|record| record.pod.as_deref() == Some(pod))
+    recovery.in_flight.iter().chain(&recovery.last).find(|record| record.pod.as_deref() == Some(pod))
 }
 
 fn ratio(policy: &ResiliencePolicy) -> String {

@@ -12,7 +12,7 @@ use crate::{
     provider::{self, ClusterProvider, ProviderError, ProviderKind},
     release::{Release, ReleaseError},
 };
-use crds::{FeatureFlag, ResiliencePolicy};
+use crds::{FeatureFlag, Recovery, ResiliencePolicy};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api, Client, Config,
@@ -364,6 +364,18 @@ impl Testbed {
         Api::namespaced(self.client.clone(), TICKETING)
     }
 
+    /// Recoveries in the ticketing namespace, the one that was begun last first. Where version 0.1 runs, there are none.
+    pub async fn recoveries(&self) -> Result<Vec<Recovery>, TestbedError> {
+        let api: Api<Recovery> = Api::namespaced(self.client.clone(), TICKETING);
+        let mut all = match api.list(&ListParams::default()).await {
+            Ok(all) => all.items,
+            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        all.sort_by_key(|one| std::cmp::Reverse(one.spec.decided_at.as_ref().map(|at| at.0)));
+        Ok(all)
+    }
+
     /// Flag sets in the ticketing namespace.
     pub fn flag_sets(&self) -> Api<FeatureFlag> {
         Api::namespaced(self.client.clone(), TICKETING)
@@ -388,11 +400,16 @@ impl Testbed {
         Ok(self.policies().patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?)
     }
 
-    /// Deletes every policy and flag set.
+    /// Deletes every policy and flag set, and the ledger of what was done: what was done before counts no more.
     pub async fn delete_resources(&self) -> Result<(), TestbedError> {
         self.policies().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         self.flag_sets().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
-        Ok(())
+        let ledger: Api<Recovery> = Api::namespaced(self.client.clone(), TICKETING);
+        match ledger.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
+            // Where version 0.1 runs, there is none.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            done => Ok(done.map(drop)?),
+        }
     }
 
     /// Sends the operator away, or brings it back, and waits until that is so.
@@ -434,6 +451,11 @@ impl Testbed {
         })
         .await
     }
+}
+
+/// How far a Recovery is, in the word of its status.
+pub fn phase(recovery: &Recovery) -> &str {
+    recovery.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 /// Asks again and again until the answer is good. The inner error says what was seen.

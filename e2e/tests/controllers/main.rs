@@ -24,6 +24,7 @@ mod invalid;
 mod ipv6;
 mod leadership;
 mod least_privilege;
+mod ledger;
 mod observation;
 mod older_and_newer;
 mod pods;

@@ -116,13 +116,13 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     let recovered = testbed
         .policy_until("booking", SOON * 3, "the recovery at its end", |policy| {
             let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
-            recovery.is_some_and(|recovery| recovery.in_flight.is_empty() && !recovery.recent.is_empty())
+            recovery.is_some_and(|recovery| recovery.in_flight.is_empty() && recovery.last.is_some())
         })
         .await;
     hung.resume(&testbed).await.unwrap();
-    let recent = recovered.unwrap().status.unwrap().recovery.unwrap().recent;
-    assert_eq!(recent.len(), 1, "{recent:#?}");
-    let record = &recent[0];
+    let all = testbed.recoveries().await.unwrap();
+    assert_eq!(all.len(), 1, "{all:#?}");
+    let record = recovered.unwrap().status.unwrap().recovery.unwrap().last.unwrap();
     assert_eq!((record.outcome, record.pod.as_ref()), (ActionOutcome::Succeeded, Some(&victim)), "{record:?}");
     assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status has both times: {record:?}");
     assert_eq!(resets(&testbed, &victim).await, done_before + 1, "once");

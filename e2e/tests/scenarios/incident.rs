@@ -2,14 +2,11 @@
 //! API server's audit log.
 
 use crate::common::SOON;
-use crds::{
-    ConditionType, ResiliencePolicy,
-    status::{ActionOutcome, ActionRecord},
-};
+use crds::{ConditionType, ResiliencePolicy};
 use e2e::{
     pod_admin::PodAdmin,
     sabotage::{HungCalls, PATIENT, StoppedBackends, sql},
-    testbed::{TICKETING, Testbed, is_true, until},
+    testbed::{TICKETING, Testbed, is_true, phase, until},
 };
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -157,8 +154,7 @@ impl Broken {
             .policy_until("booking", SOON * 3, &format!("{incident:?} recovered"), |policy| {
                 let recovery = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
                 let over = recovery.is_some_and(|recovery| {
-                    recovery.in_flight.is_empty()
-                        && recovery.recent.iter().any(|one| !self.before.ids.contains(&one.id))
+                    recovery.in_flight.is_empty() && recovery.last.iter().any(|one| !self.before.ids.contains(&one.id))
                 });
                 over && is_true(policy, ConditionType::Healthy.as_str())
             })
@@ -166,10 +162,10 @@ impl Broken {
         if let Some(hung) = &self.hung {
             hung.resume(testbed).await;
         }
-        let recovered = recovered.unwrap();
-        let records: Vec<ActionRecord> = recovered.status.unwrap().recovery.unwrap().recent;
-        let new: Vec<_> = records.iter().filter(|record| !self.before.ids.contains(&record.id)).collect();
-        assert!(new.iter().all(|record| record.outcome == ActionOutcome::Succeeded), "{incident:?}: {new:#?}");
+        recovered.unwrap();
+        let mut new = testbed.recoveries().await.unwrap();
+        new.retain(|recovery| recovery.spec.intent.as_ref().is_none_or(|id| !self.before.ids.contains(id)));
+        assert!(new.iter().all(|recovery| phase(recovery) == "Succeeded"), "{incident:?}: {new:#?}");
         assert_eq!(new.len(), 1, "{incident:?}: one incident, one intent: {new:#?}");
 
         let after = Before::look(testbed).await;
@@ -202,7 +198,10 @@ impl Before {
     async fn look(testbed: &Testbed) -> Self {
         let policy = testbed.policies().get("booking").await.unwrap();
         let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
-        let ids = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone()).collect();
+        // Version 0.1 has all of them in the status.
+        let of_0_1 = recovery.in_flight.iter().chain(&recovery.recent).map(|record| record.id.clone());
+        let own = testbed.recoveries().await.unwrap().into_iter().filter_map(|recovery| recovery.spec.intent);
+        let ids = of_0_1.chain(own).collect();
         let audit = testbed.audit_lines().await.unwrap();
         let made = |resource: &str, subresource: Option<&str>| {
             let of_that = |line: &&Value| {

@@ -137,7 +137,7 @@ async fn programmed_set(testbed: &Testbed) -> ResiliencePolicy {
 async fn recovered(testbed: &Testbed, pod: &str) -> ActionRecord {
     let find = |policy: &ResiliencePolicy| {
         let recovery = policy.status.as_ref().and_then(|status| status.recovery.clone()).unwrap_or_default();
-        let over = recovery.recent.into_iter().find(|record| record.pod.as_deref() == Some(pod));
+        let over = recovery.last.into_iter().find(|record| record.pod.as_deref() == Some(pod));
         over.filter(|_| recovery.in_flight.is_empty())
     };
     let hung = HungCalls::of(testbed, pod).await.unwrap();

@@ -88,8 +88,11 @@ async fn upgrade_during(testbed: &Testbed, new: &Images, incident: Incident) {
     broken.recovered_once(testbed).await;
 
     let policy = testbed.policies().get("booking").await.unwrap();
-    let recent = policy.status.unwrap().recovery.unwrap().recent;
-    let [over] = &recent[..] else { panic!("one incident, one record: {recent:#?}") };
+    let all = testbed.recoveries().await.unwrap();
+    assert_eq!(all.len(), 1, "one incident, one Recovery: {all:#?}");
+    let recovery = policy.status.unwrap().recovery.unwrap();
+    assert!(recovery.recent.is_empty(), "what the old version wrote has become Recoveries: {recovery:#?}");
+    let over = recovery.last.unwrap();
     assert_eq!(over.id, in_flight.id, "the new version goes on with the intent of the old one");
     assert!(
         over.finished_at.as_ref().unwrap().0 > led_since,

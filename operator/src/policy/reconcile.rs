@@ -119,7 +119,9 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let lost = lost_claims(policy, ctx, &namespace);
     let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();
-    migrate(ctx, policy).await?;
+    if migrate(ctx, policy).await? {
+        return Ok(Next::After(UNTIL_SHOWN));
+    }
     let mut ledger = Ledger::gather(ctx, policy, &held, now);
     if settings.is_ok() && ledger.resolve(ctx, now).await? {
         ledger = Ledger::gather(ctx, policy, &held, now);

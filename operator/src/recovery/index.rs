@@ -38,9 +38,8 @@ pub struct LedgerIndex {
 struct Known {
     entries: BTreeMap<ObjectKey, Arc<Entry>>,
     of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
+    /// What was deleted before it was over, and when.
     withdrawn: HashMap<WorkloadId, Vec<(Instant, Arc<Entry>)>>,
-    /// What this process deletes itself, by uid: nobody withdrew that.
-    forgotten: BTreeSet<String>,
 }
 
 impl LedgerIndex {
@@ -86,8 +85,8 @@ impl LedgerIndex {
         vec![Affected::Recovery(workload)]
     }
 
-    /// Takes an object out that is gone; of that uid, if one is given. What another than the operator deleted is remembered
-    /// for a while, so that it does not come back at once.
+    /// Takes an object out that is gone; of that uid, if one is given. What another than the operator deleted before it was over
+    /// is remembered for a while, so that it does not come back at once. What was over is forgotten, and counts no more.
     pub fn remove(&self, key: &ObjectKey, uid: Option<&str>) -> Vec<Affected> {
         let mut known = self.lock();
         let Some(entry) = known.entries.get(key).filter(|entry| uid.is_none() || entry.meta.uid.as_deref() == uid)
@@ -97,7 +96,7 @@ impl LedgerIndex {
         let (entry, workload) = (Arc::clone(entry), entry.workload.clone());
         known.entries.remove(key);
         known.detach(&workload, key);
-        if !known.forgotten.remove(entry.meta.uid.as_deref().unwrap_or_default()) {
+        if entry.record.finished_at.is_none() {
             let now = Instant::now();
             let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
             withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
@@ -106,11 +105,6 @@ impl LedgerIndex {
             }
         }
         vec![Affected::Recovery(workload)]
-    }
-
-    /// Notes that this process is about to delete an object itself.
-    pub fn forget(&self, uid: &str) {
-        self.lock().forgotten.insert(uid.to_owned());
     }
 
     /// An object.
@@ -150,11 +144,10 @@ impl Known {
     }
 }
 
-/// What is to be made of a record that a person deleted.
+/// What is to be made of a record that a person deleted before it was over.
 fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
     let at = now.checked_sub(ago).unwrap_or(now);
-    let outcome = if record.finished_at.is_some() { record.outcome } else { Outcome::Cancelled };
-    Record { withdrawn: true, outcome, finished_at: record.finished_at.or(Some(at)), ..record.clone() }
+    Record { withdrawn: true, outcome: Outcome::Cancelled, finished_at: Some(at), ..record.clone() }
 }
 
 /// Versions of one object grow. They are numbers wherever the store is etcd; where they are not, the newest that came counts.
@@ -206,10 +199,11 @@ mod tests {
         assert!(record.withdrawn && record.outcome == Outcome::Cancelled && record.finished_at == Some(now));
         tokio::time::advance(WITHDRAWN_FOR).await;
         assert!(index.withdrawn_of(&workload(), now).is_empty());
-        // What the operator itself forgets is not withdrawn.
-        index.put_entry(entry("b", 2, "Failed"));
-        index.forget("b");
-        index.remove(&entry("b", 2, "").key(), None);
+        // What was over counts no more.
+        let mut over = entry("b", 2, "Failed");
+        over.record.finished_at = Some(now);
+        index.put_entry(over.clone());
+        index.remove(&over.key(), None);
         assert!(index.withdrawn_of(&workload(), now).is_empty());
     }
 }

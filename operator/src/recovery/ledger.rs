@@ -78,12 +78,11 @@ impl Ledger {
             let mut record = entry.record.clone();
             let Some(pod) = record.subject.pod.as_mut() else { continue };
             let pods = ctx.index.pods_of(&entry.workload);
-            match pods.iter().find(|known| *known.name == *pod.name) {
-                Some(known) => pod.uid = known.uid.to_string(),
-                None => {
-                    record.message = Some(format!("{} has no pod {}", entry.workload, pod.name));
-                    (record.outcome, record.finished_at) = (Outcome::Failed, Some(now));
-                }
+            if let Some(known) = pods.iter().find(|known| *known.name == *pod.name) {
+                pod.uid = known.uid.to_string();
+            } else {
+                record.message = Some(format!("{} has no pod {}", entry.workload, pod.name));
+                (record.outcome, record.finished_at) = (Outcome::Failed, Some(now));
             }
             update(ctx, entry, &record).await?;
         }

@@ -2,7 +2,7 @@
 //! end, and what it did counts.
 
 use super::ledger;
-use crate::{context::Context, error::ReconcileError, spec::recovery::action};
+use crate::{context::Context, error::ReconcileError, spec::recovery::action, status::write::take_out_of_status};
 use contract::canonical;
 use crds::{
     ResiliencePolicy, ResiliencePolicySpec,
@@ -15,15 +15,21 @@ use serde_json::json;
 /// Time of a step that the policy does not have any more.
 const FORGOTTEN_TIMEOUT_MS: u64 = 60_000;
 
-/// Makes Recoveries of what a status has that names none. The caller then writes a status without it; until that is done,
-/// this is done again, and changes nothing.
+/// Makes Recoveries of what a status has that names none, and takes it out of the status. Until that is done, all of it is
+/// done again, and changes nothing. Says whether there was anything to do: then the policy has changed.
 pub async fn migrate(ctx: &Context, policy: &ResiliencePolicy) -> Result<bool, ReconcileError> {
     let old = policy.status.as_ref().and_then(|status| status.recovery.as_ref());
     let records = old.map(|old| of_0_1(old, &policy.spec)).unwrap_or_default();
+    if records.is_empty() {
+        return Ok(false);
+    }
     for record in &records {
         ledger::adopt(ctx, policy, record).await?;
     }
-    Ok(!records.is_empty())
+    // An applied status would leave what somebody else has written.
+    let gone = json!({ "recovery": { "inFlight": null, "recent": null } });
+    take_out_of_status::<ResiliencePolicy>(ctx, &policy.metadata, &gone).await?;
+    Ok(true)
 }
 
 fn of_0_1(status: &RecoverySummary, spec: &ResiliencePolicySpec) -> Vec<Record> {

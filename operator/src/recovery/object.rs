@@ -157,10 +157,9 @@ fn outcome(status: &RecoveryStatus, dry_run: bool) -> Outcome {
         Some(Phase::Pending) => Outcome::Pending,
         Some(Phase::Waiting) => Outcome::Waiting,
         Some(Phase::Succeeded) => Outcome::Succeeded,
-        Some(Phase::Failed) => Outcome::Failed,
         Some(Phase::Cancelled) => Outcome::Cancelled,
         Some(Phase::Verifying | Phase::Simulated) | None if !is_over => Outcome::Verifying,
-        Some(Phase::Verifying | Phase::Simulated) | None => Outcome::Failed,
+        Some(Phase::Failed | Phase::Verifying | Phase::Simulated) | None => Outcome::Failed,
     }
 }
 

@@ -113,7 +113,6 @@ async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Resul
             return Err(ReconcileError::NotLeading);
         }
         let (uid, resource_version) = (entry.meta.uid.clone(), entry.meta.resource_version.clone());
-        ctx.ledger.forget(uid.as_deref().unwrap_or_default());
         let exactly = Preconditions { uid, resource_version };
         let how = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
         match call(api.delete(&entry.key().name, &how)).await {

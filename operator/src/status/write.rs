@@ -35,6 +35,15 @@ pub async fn write_status<K: HasStatus>(
     patch_status::<K>(ctx, meta, status, &whole, Patch::Apply, false).await
 }
 
+/// Takes parts out of a status, those that are null: whatever else it has, stays, whoever wrote it.
+pub async fn take_out_of_status<K: HasStatus>(
+    ctx: &Context,
+    meta: &ObjectMeta,
+    parts: &impl Serialize,
+) -> Result<(), ReconcileError> {
+    patch_status::<K>(ctx, meta, parts, &PatchParams::default(), Patch::Merge, false).await.map(drop)
+}
+
 /// Writes parts of the status of an object that cannot be read: whatever else it has, stays.
 pub async fn write_unreadable_status<K: HasStatus>(
     ctx: &Context,

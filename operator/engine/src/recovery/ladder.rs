@@ -199,8 +199,11 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
     };
     match progress {
         Progress::Healthy(_) if !record.subject.has_check() => {
-            let what = record.message.as_deref().filter(|_| record.step.action != Action::RestartPod);
-            Verdict::Over(Outcome::Succeeded, what.unwrap_or("done; the pod that took the place is ready").to_owned())
+            let what = match record.step.action {
+                Action::RestartPod => "done; the pod that took the place is ready",
+                _ => record.message.as_deref().unwrap_or("done"),
+            };
+            Verdict::Over(Outcome::Succeeded, what.to_owned())
         }
         Progress::Healthy(since) => {
             let proven_at = later(since.max(executed_at), settings.healthy_delay_ms);
