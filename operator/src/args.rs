@@ -21,6 +21,10 @@ pub struct Args {
     #[arg(long, env = "DRY_RUN", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
     pub dry_run: bool,
 
+    /// Tell how the log of a failed cleanup Job ends, in the message of its Recovery; what looks like a secret is masked
+    #[arg(long, env = "JOB_LOGS", num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub job_logs: bool,
+
     /// Namespace of the operator itself: its lease and its master key are kept there
     #[arg(long, env = "POD_NAMESPACE", default_value = "resilience-system")]
     pub namespace: String,

@@ -53,10 +53,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods/eviction]
   verbs: [create]
-# How the log of a failed cleanup Job ends is told in an Event.
+{{- if ne (toString .Values.jobLogs) "false" }}
+# How the log of a failed cleanup Job ends is told in the message of its Recovery.
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
+{{- end }}
 # A cleanup Job is made from a CronJob that somebody else put there, and never changed or deleted.
 - apiGroups: [batch]
   resources: [cronjobs]

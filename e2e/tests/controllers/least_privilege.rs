@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -285,6 +285,47 @@ async fn jobs_run_what_a_cron_job_runs_and_nothing_else() {
     // In another namespace a CronJob of that name would be another.
     world.delete(&cron_job("booking-cleanup", "cleanup:1")).await;
     refused("from a CronJob that is not there", "", async || create(&client, &world.namespace, &job()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recoveries_are_made_by_policies_for_the_workload_that_owns_them_and_stay_until_they_are_over() {
+    let world = World::new().await;
+    let recovery = json!({
+        "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "Recovery",
+        "metadata": { "name": "w-database-1", "ownerReferences": owned_by("Deployment", "w", UID) },
+        "spec": {
+            "targetRef": { "group": "apps", "kind": "Deployment", "name": "w" }, "policyRef": { "name": "p" }, "intent": INTENT,
+            "check": "database", "action": "RestartPod", "pod": { "name": "w-1", "uid": UID },
+        },
+    });
+    let none = without_policy(&recovery);
+    let attempts = vec![
+        ("as if a person asked", none),
+        ("owned by nobody", with(recovery.clone(), "/metadata/ownerReferences", json!([]))),
+        ("for another workload", with(recovery.clone(), "/spec/targetRef/name", json!("other"))),
+        ("for one of another kind", with(recovery.clone(), "/spec/targetRef/kind", json!("StatefulSet"))),
+    ];
+    none_can_be_created(&world, "may only create Recoveries by a policy", attempts).await;
+    let thief = thief(&world).await;
+    create(&thief, &world.namespace, &recovery).await.unwrap();
+
+    let made = with(without_policy(&recovery), "/metadata/ownerReferences", json!([]));
+    world.apply(&made).await;
+    let api = object(&thief, &world.namespace, &made);
+    let delete = async || api.delete("w-database-1", &DeleteParams { dry_run: true, ..DeleteParams::default() }).await;
+    refused("deleting one that is not over", "may delete no Recovery that is not over", delete).await;
+    let over = json!({ "status": { "phase": "Failed", "finishedAt": "2026-01-02T03:04:05.000000Z" } });
+    let own = object(&world.client, &world.namespace, &made);
+    own.patch_status("w-database-1", &PatchParams::default(), &Patch::Merge(&over)).await.unwrap();
+    delete().await.unwrap();
+}
+
+fn without_policy(recovery: &Value) -> Value {
+    let mut recovery = recovery.clone();
+    let spec = recovery["spec"].as_object_mut().unwrap();
+    spec.remove("policyRef");
+    spec.remove("intent");
+    recovery
 }
 
 #[tokio::test(flavor = "multi_thread")]

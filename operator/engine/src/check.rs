@@ -34,6 +34,8 @@ pub struct Evaluation {
     pub message: String,
     /// The dependency behind the check, if the pod names one.
     pub dependency: Option<String>,
+    /// Whether a fresh connection to that dependency answered when the check last failed, if that was tried.
+    pub dependency_answers: Option<bool>,
     /// It was unhealthy in the first report that this process saw: the failure is older than `since`.
     pub began_before: bool,
     good_runs: u32,
@@ -55,6 +57,7 @@ pub fn evaluate(
         seen_at: now,
         message: String::new(),
         dependency: None,
+        dependency_answers: None,
         began_before: false,
         good_runs: 0,
         last_run: 0,
@@ -69,6 +72,7 @@ pub fn evaluate(
         CheckStatus::Unhealthy => {
             after.good_runs = 0;
             after.message.clone_from(&report.message);
+            after.dependency_answers = report.dependency_answers;
             if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
                 after.healthy = false;
                 after.since = now;
@@ -83,6 +87,7 @@ pub fn evaluate(
                 after.since = now;
                 after.began_before = false;
                 after.message.clear();
+                after.dependency_answers = None;
             }
             if after.healthy {
                 after.well_since.get_or_insert(now);

@@ -9,15 +9,23 @@ use std::collections::BTreeMap;
 pub struct CircuitView {
     /// Pods whose circuit is not closed. Half-open counts: it is not closed until a trial call says so.
     pub open: usize,
+    /// Those of them whose circuit is open, and not half-open: of the others it is only known that no call was tried since.
+    pub tripped: usize,
     /// Pods that reported this circuit.
     pub total: usize,
 }
 
 impl CircuitView {
-    /// More than half of the pods, and at least two: then the dependency is the cause, not the pods.
+    /// Open in more than half of the pods, and in at least two: then the dependency is the cause, not the pods. A circuit that
+    /// is half-open because nobody calls is no evidence of anything.
     pub fn quorum(self) -> bool {
-        self.open >= 2 && self.open * 2 > self.total
+        is_quorum(self.tripped, self.total)
     }
+}
+
+/// More than half, and at least two.
+pub fn is_quorum(some: usize, of: usize) -> bool {
+    some >= 2 && some * 2 > of
 }
 
 /// Counts circuits by dependency over the reports of all pods.
@@ -27,6 +35,7 @@ pub fn circuits<'a>(reports: impl Iterator<Item = (&'a str, CircuitState)>) -> B
         let view = views.entry(dependency.to_owned()).or_default();
         view.total += 1;
         view.open += usize::from(matches!(state, CircuitState::Open | CircuitState::HalfOpen));
+        view.tripped += usize::from(state == CircuitState::Open);
     }
     views
 }
@@ -43,12 +52,14 @@ mod tests {
     #[case(2, 4, false)]
     #[case(3, 4, true)]
     fn quorum(#[case] open: usize, #[case] total: usize, #[case] expected: bool) {
-        assert_eq!(CircuitView { open, total }.quorum(), expected);
+        assert_eq!(CircuitView { open, tripped: open, total }.quorum(), expected);
+        let half_open = CircuitView { open, tripped: 0, total };
+        assert!(!half_open.quorum(), "nobody has called since");
     }
 
     #[test]
     fn half_open_counts_as_open() {
         let reports = [("db", CircuitState::Open), ("db", CircuitState::HalfOpen), ("db", CircuitState::Closed)];
-        assert_eq!(circuits(reports.into_iter())["db"], CircuitView { open: 2, total: 3 });
+        assert_eq!(circuits(reports.into_iter())["db"], CircuitView { open: 2, tripped: 1, total: 3 });
     }
 }

@@ -158,6 +158,13 @@ impl ApiError {
         }
     }
 
+    /// A disruption budget refuses an eviction for now. The server's own limits on requests give the same code, and no cause.
+    pub fn is_of_disruption_budget(&self) -> bool {
+        let Self::Kube(kube::Error::Api(status)) = self else { return false };
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 429 && causes.any(|cause| cause.reason == "DisruptionBudget")
+    }
+
     /// Somebody else changed the object first.
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
@@ -209,4 +216,25 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn answered(code: u16, details: &Value) -> ApiError {
+        let status = json!({ "status": "Failure", "code": code, "reason": "TooManyRequests", "message": "m", "details": details });
+        let status: kube::core::Status = serde_json::from_value(status).unwrap();
+        kube::Error::Api(status.boxed()).into()
+    }
+
+    #[rstest::rstest]
+    #[case::a_budget(429, json!({ "causes": [{ "reason": "DisruptionBudget", "message": "The disruption budget b needs 2 healthy pods" }] }), true)]
+    #[case::priority_and_fairness(429, json!({ "retryAfterSeconds": 1 }), false)]
+    #[case::nothing_said(429, Value::Null, false)]
+    #[case::two_budgets(500, json!({ "causes": [{ "reason": "DisruptionBudget" }] }), false)]
+    fn a_budget_is_told_from_a_busy_server(#[case] code: u16, #[case] details: Value, #[case] expected: bool) {
+        assert_eq!(answered(code, &details).is_of_disruption_budget(), expected);
+    }
 }

@@ -133,6 +133,7 @@ impl Tallies {
             if let Some(tally) = self.circuits.get_mut(name) {
                 tally.view.total = tally.view.total.saturating_sub(1);
                 tally.view.open = tally.view.open.saturating_sub(usize::from(is_open(*state)));
+                tally.view.tripped = tally.view.tripped.saturating_sub(usize::from(*state == CircuitState::Open));
             }
         }
         withdrawn
@@ -162,6 +163,7 @@ impl Tallies {
                 let tally = self.circuits.entry(Arc::clone(name)).or_default();
                 tally.view.total += 1;
                 tally.view.open += usize::from(is_open(*state));
+                tally.view.tripped += usize::from(*state == CircuitState::Open);
             }
         }
         for (name, _) in &pod.circuits {

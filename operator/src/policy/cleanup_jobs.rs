@@ -1,5 +1,6 @@
 //! Cleanup Jobs: made from a CronJob of the policy's namespace, named by the intent, owned by the workload.
 
+use super::job_pods;
 use crate::{
     context::Context,
     fleet::facts::JobFacts as KnownJob,
@@ -7,6 +8,7 @@ use crate::{
         clients::call,
         meta::{FIELD_MANAGER, INTENT_LABEL, owner_reference},
     },
+    recovery::events::LOG_FOLLOWS,
     status::target::workload_of,
 };
 use contract::WorkloadId;
@@ -102,34 +104,57 @@ pub async fn gather(ctx: &Context, namespace: &str, history: &History) -> BTreeM
     for record in history.in_flight.iter().filter(|record| record.step.action == Action::RunCleanupJob) {
         let workload = workload_of(namespace, &record.subject.target);
         let Some(job) = ctx.index.job_of(&workload, &record.id) else { continue };
-        let mut state = job.state.clone();
-        if let JobState::Failed(why) = &mut state
-            && let Some(tail) = log_tail(ctx, namespace, &job).await
-        {
-            why.push_str("; its log ends: ");
-            why.push_str(&tail);
-        }
+        let state = match job.state.clone() {
+            JobState::Complete => JobState::Complete,
+            JobState::Failed(why) => match latest_pod(ctx, namespace, &job).await {
+                Some(pod) => JobState::Failed(why_it_failed(ctx, namespace, &pod, why).await),
+                None => JobState::Failed(why),
+            },
+            // A container that only accompanies the main one may run for ever.
+            JobState::Running => match latest_pod(ctx, namespace, &job).await {
+                Some(pod) if job_pods::main_is_done(&pod) => JobState::Complete,
+                _ => JobState::Running,
+            },
+        };
         found.insert(record.id.clone(), JobFacts { created_at: job.created_at, state });
     }
     found
 }
 
-/// How the log of a failed Job ends; nothing if it cannot be had.
-async fn log_tail(ctx: &Context, namespace: &str, job: &KnownJob) -> Option<String> {
+/// The pod that a Job made last, if it is still there.
+async fn latest_pod(ctx: &Context, namespace: &str, job: &KnownJob) -> Option<Pod> {
     let pods: Api<Pod> = Api::namespaced(ctx.shared.clients.act.clone(), namespace);
     let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", job.name)).limit(20);
     let mut found = call(pods.list(&of_job)).await.ok()?.items;
     found.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
-    let pod = found.pop()?;
-    let container = pod.spec.as_ref()?.containers.first()?.name.clone();
+    found.pop()
+}
+
+/// Which container failed, and how its log ends; that only if it may be told.
+async fn why_it_failed(ctx: &Context, namespace: &str, pod: &Pod, mut why: String) -> String {
+    let Some(failed) = job_pods::failed(pod) else { return why };
+    why = format!("{}: {why}", failed.told);
+    if ctx.shared.args.job_logs
+        && let Some(tail) = log_tail(ctx, namespace, &pod.name_any(), &failed.name).await
+    {
+        why.push_str(LOG_FOLLOWS);
+        why.push_str(&tail);
+    }
+    why
+}
+
+/// How the log of a container ends, without what looks like a secret; nothing if it cannot be had.
+async fn log_tail(ctx: &Context, namespace: &str, pod: &str, container: &str) -> Option<String> {
+    let pods: Api<Pod> = Api::namespaced(ctx.shared.clients.act.clone(), namespace);
     let what = LogParams {
-        container: Some(container),
+        container: Some(container.to_owned()),
         tail_lines: Some(LOG_LINES),
         limit_bytes: Some(64 * 1024),
         ..LogParams::default()
     };
-    let text = call(pods.logs(&pod.name_any(), &what)).await.ok()?;
-    let text = text.trim();
+    let text = call(pods.logs(pod, &what)).await.ok()?;
+    // Masked before it is cut: half of a secret does not look like one.
+    let text = job_pods::masked(text.trim());
     let tail = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES))..];
     (!tail.is_empty()).then(|| tail.lines().map(str::trim).collect::<Vec<_>>().join(" | "))
 }

@@ -181,11 +181,15 @@ async fn evict(ctx: &Context, namespace: &str, record: &Record, pod: &SubjectPod
             refused.remove(&record.id);
             Attempt::Done(Some("the pod was gone already".to_owned()))
         }
-        Err(error) if error.code() == Some(429) => {
+        Err(error) if error.is_of_disruption_budget() => {
             let why = format!("the eviction is refused for now: {error}");
             refused.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(600));
             refused.insert(record.id.clone(), (Instant::now(), why.clone()));
             Attempt::Refused(why)
+        }
+        // The API server itself is too busy, as a rule for a second.
+        Err(error) if error.code() == Some(429) => {
+            Attempt::Unknown(format!("the API server is busy, and is asked again: {error}"))
         }
         Err(error) => Attempt::Unknown(error.to_string()),
     }

@@ -4,6 +4,7 @@ pub mod cleanup_jobs;
 pub mod events;
 pub mod execute;
 pub mod gather;
+pub mod job_pods;
 pub mod observe;
 pub mod reconcile;
 pub mod status;

@@ -7,6 +7,7 @@ use contract::WorkloadKind;
 use crds::{ResiliencePolicy, resilience_policy::CheckScope};
 use engine::{
     check::Evaluation,
+    fleet::is_quorum,
     recovery::{CheckState, History, Job, Observed, Pod, Subject, failing_since},
 };
 use jiff::Timestamp;
@@ -32,9 +33,8 @@ pub fn observe(
         if target.rollout.in_progress {
             observed.rolling_out.insert(target.key.clone());
         }
-        for (dependency, view) in target.circuits.iter().filter(|(_, view)| view.quorum()) {
-            let pods = format!("{} of {} pods", view.open, view.total);
-            observed.open_on_quorum.insert((target.key.clone(), dependency.clone()), pods);
+        for (dependency, evidence) in bad_dependencies(target) {
+            observed.bad_dependencies.insert((target.key.clone(), dependency), evidence);
         }
         for check in &policy.spec.health_checks {
             match check.scope {
@@ -44,6 +44,27 @@ pub fn observe(
         }
     }
     observed
+}
+
+/// The dependencies of a workload of which most pods have evidence that they are bad: their circuit is open, or a fresh
+/// connection got no answer when a check failed.
+fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
+    let mut tried: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let evaluations = target.pods.iter().flat_map(|(_, _, evaluations)| evaluations.values());
+    for (dependency, evaluation) in evaluations.filter_map(|one| Some((one.dependency.as_deref()?, one))) {
+        let (silent, reports) = tried.entry(dependency).or_default();
+        *silent += usize::from(!evaluation.healthy && evaluation.dependency_answers == Some(false));
+        *reports += 1;
+    }
+    let silent = tried.into_iter().filter(|(_, (silent, reports))| is_quorum(*silent, *reports));
+    let silent = silent.map(|(dependency, (silent, reports))| {
+        (dependency.to_owned(), format!("{dependency} gives fresh connections of {silent} of {reports} pods no answer"))
+    });
+    let tripped = target.circuits.iter().filter(|(_, view)| view.quorum()).map(|(dependency, view)| {
+        let (tripped, total) = (view.tripped, view.total);
+        (dependency.clone(), format!("the circuit of {dependency} is open in {tripped} of {total} pods"))
+    });
+    silent.chain(tripped).collect()
 }
 
 fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState> {
@@ -60,6 +81,7 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
             healthy: evaluation.healthy,
             message: evaluation.message.clone(),
             dependency: evaluation.dependency.clone(),
+            dependency_answers: evaluation.dependency_answers,
         })
     };
     target.pods.iter().filter_map(state).collect()
@@ -77,5 +99,6 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
         healthy: majority.healthy,
         message: majority.message.clone(),
         dependency: None,
+        dependency_answers: None,
     })
 }

@@ -3,7 +3,7 @@
 use super::execute::SUPPORTED;
 use crate::{
     kubernetes::meta::{cut, short},
-    recovery::object::name_of,
+    recovery::{events::without_log, object::name_of},
     spec::{self, Invalid, recovery::step_action},
     status::{
         conditions::{self, Verdict},
@@ -448,7 +448,7 @@ fn action_record(inputs: &Inputs<'_>, from: &Record) -> ActionRecord {
             Outcome::Cancelled => ActionOutcome::Cancelled,
         },
         dry_run: from.dry_run,
-        message: from.message.as_ref().map(|message| cut(message, 1000).to_owned()),
+        message: from.message.as_ref().map(|message| cut(without_log(message), 1000).to_owned()),
     }
 }
 

@@ -127,7 +127,7 @@ impl World {
     }
 
     fn circuit(&mut self, open: usize, second: i64) {
-        self.targets[0].circuits.insert("database".to_owned(), CircuitView { open, total: 4 });
+        self.targets[0].circuits.insert("database".to_owned(), CircuitView { open, tripped: open, total: 4 });
         self.targets[0].open_since.insert("database".to_owned(), at(second));
     }
 

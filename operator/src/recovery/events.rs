@@ -5,6 +5,14 @@ use crate::kubernetes::events::Event;
 use crds::EventReason;
 use engine::recovery::{History, Outcome, Record};
 
+/// What stands before the end of a log in a message. Only the Recovery itself has that: fewer people may read it.
+pub const LOG_FOLLOWS: &str = "; its log ends: ";
+
+/// A message without the end of a log.
+pub fn without_log(message: &str) -> &str {
+    message.split_once(LOG_FOLLOWS).map_or(message, |(words, _)| words)
+}
+
 /// An action was decided.
 pub fn started(record: &Record) -> Event {
     let (subject, action) = (record.subject.display_name(), record.step.action.as_str());
@@ -35,7 +43,8 @@ pub fn finished(record: &Record) -> Event {
     let for_check =
         if record.subject.check.is_empty() { String::new() } else { format!(" for {}", record.subject.check) };
     let dry = if record.dry_run { " (dry run)" } else { "" };
-    let note = format!("{subject}: {action}{for_check}{dry}: {}", record.message.as_deref().unwrap_or_default());
+    let said = without_log(record.message.as_deref().unwrap_or_default());
+    let note = format!("{subject}: {action}{for_check}{dry}: {said}");
     match record.outcome {
         Outcome::Succeeded => Event::normal(EventReason::RecoverySucceeded, action, note),
         Outcome::Cancelled => Event::normal(EventReason::RecoveryCancelled, action, note),

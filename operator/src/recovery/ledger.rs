@@ -198,7 +198,8 @@ async fn update(ctx: &Context, entry: &Entry, record: &Record) -> Result<Arc<Ent
     }
     let mut after = entry.clone();
     (after.meta.resource_version, after.record) = (written?, record.clone());
-    (after.unresolved, after.fresh) = (false, false);
+    after.unresolved = record.subject.pod.as_ref().is_some_and(|pod| pod.uid.is_empty());
+    after.fresh = false;
     Ok(keep(ctx, after))
 }
 

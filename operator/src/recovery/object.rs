@@ -270,7 +270,10 @@ mod tests {
         let begun = stored(&record(), None);
         assert_eq!((&begun.record, begun.fresh, begun.unresolved), (&record(), true, false));
         assert_eq!(begun.key().name, "w-database-0123456789abcdef");
-        assert_eq!((begun.policy.as_deref(), begun.workload.to_string().as_str()), (Some("policy"), "n/StatefulSet/w"));
+        assert_eq!(
+            (begun.policy.as_deref(), begun.workload.to_string().as_str()),
+            (Some("policy"), "n/w (StatefulSet)")
+        );
         assert!(stored(&record(), Some(untouched())).fresh, "as the schema's default has it");
         let over = Record {
             executed_at: Some(at(3_456)),

@@ -205,15 +205,17 @@ fn rollout(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
 }
 
 fn dependency(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
-    let subject = &proposal.check.subject;
+    if dependency_answers(proposal) {
+        return None;
+    }
     let dependency = proposal.check.dependency.clone()?;
-    let pods = observed.open_on_quorum.get(&(subject.target.clone(), dependency.clone()))?;
-    Some((
-        format!(
-            "the circuit of {dependency} is open in {pods}, so the pods are not the cause; nothing is done to them"
-        ),
-        None,
-    ))
+    let evidence = observed.bad_dependencies.get(&(proposal.check.subject.target.clone(), dependency))?;
+    Some((format!("{evidence}, so the pods are not the cause; nothing is done to them"), None))
+}
+
+/// A fresh connection answers, whatever circuits say: what the pod keeps is broken, and giving that up is right in all pods.
+fn dependency_answers(proposal: &Proposal<'_>) -> bool {
+    proposal.check.dependency_answers == Some(true)
 }
 
 fn supported(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
@@ -293,6 +295,10 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
     let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
     if history.in_flight.len() >= MAX_IN_FLIGHT {
         return Some((format!("{MAX_IN_FLIGHT} actions are in flight, and no policy has more"), None));
+    }
+    if dependency_answers(proposal) && !proposal.step.action.disrupts() {
+        // It takes nothing away, and what hangs in one pod hangs in all of them: it is done at once.
+        return None;
     }
     (busy.len() >= settings.limits.max_in_flight.max(1))
         .then(|| (format!("recovery of {} is under way", busy.join(", ")), None))

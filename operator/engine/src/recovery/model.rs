@@ -189,6 +189,8 @@ pub struct CheckState {
     pub message: String,
     /// The dependency behind the check.
     pub dependency: Option<String>,
+    /// Whether a fresh connection to it answered, if that was tried: then what the pod keeps is the cause, and not the dependency.
+    pub dependency_answers: Option<bool>,
 }
 
 impl CheckState {
@@ -202,6 +204,7 @@ impl CheckState {
             seen_at: record.started_at,
             message: String::new(),
             dependency: None,
+            dependency_answers: None,
         }
     }
 }
@@ -219,8 +222,8 @@ pub struct Observed {
     pub keeps_names: BTreeSet<String>,
     /// Jobs that were made for an intent, by its id.
     pub jobs: BTreeMap<String, Job>,
-    /// Dependencies, by workload, whose circuit is open on a quorum of pods, with a text such as "4 of 4 pods".
-    pub open_on_quorum: BTreeMap<(String, String), String>,
+    /// Dependencies, by workload, of which a quorum of pods has evidence that they are bad, with that in words.
+    pub bad_dependencies: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
     /// Why what is shown here may be too old to act on, if it may.

@@ -192,6 +192,7 @@ impl Simulation {
             seen_at: self.now(),
             message: "no answer".into(),
             dependency: None,
+            dependency_answers: None,
         };
         let checks = |pod: &SimulatedPod| {
             CHECKS.iter().zip(pod.checks).map(|(name, state)| check(pod, name, state)).collect::<Vec<_>>()

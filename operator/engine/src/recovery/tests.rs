@@ -47,6 +47,7 @@ pub(super) fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
         seen_at: at(since),
         message: "no answer".into(),
         dependency: Some("database".into()),
+        dependency_answers: None,
     }
 }
 
@@ -225,7 +226,7 @@ fn a_closed_gate_holds_the_action() {
             o.rolling_out.insert("booking".into());
         }),
         (Gate::DependencyIsTheCause, |_, o, _| {
-            o.open_on_quorum.insert(("booking".into(), "database".into()), "4 of 4 pods".into());
+            o.bad_dependencies.insert(("booking".into(), "database".into()), "its circuit is open".into());
         }),
         (Gate::ActionNotSupported, |_, o, _| o.supported.clear()),
         (Gate::ActionNotSupported, |_, o, _| o.checks[0].subject.pod = None),
@@ -244,6 +245,26 @@ fn a_closed_gate_holds_the_action() {
         assert!(decision.execute.is_empty(), "{gate:?}");
         assert_eq!(decision.withheld.iter().map(|held| held.gate).collect::<Vec<_>>(), [gate]);
     }
+}
+
+/// The database is bad, by the circuits of most pods; a check of its own says what a fresh connection says.
+#[rstest::rstest]
+#[case::nobody_tried(None, Action::ResetConnections, 0, Some(Gate::DependencyIsTheCause))]
+#[case::it_does_not_answer(Some(false), Action::ResetConnections, 0, Some(Gate::DependencyIsTheCause))]
+#[case::it_answers(Some(true), Action::ResetConnections, 3, None)]
+#[case::it_answers_and_a_restart_would_take_all(Some(true), Action::RestartPod, 0, Some(Gate::AllPodsUnhealthy))]
+fn what_a_fresh_connection_says_stands_above_circuits(
+    #[case] answers: Option<bool>,
+    #[case] action: Action,
+    #[case] begun: usize,
+    #[case] gate: Option<Gate>,
+) {
+    let mut all = observed(["a", "b", "c"].map(|uid| check(uid, false, 0)).to_vec());
+    all.checks.iter_mut().for_each(|check| check.dependency_answers = answers);
+    all.bad_dependencies.insert(("booking".into(), "database".into()), "its circuit is open in 3 of 3 pods".into());
+    let decision = run(&ladder(action), &all, &History::default(), 1);
+    assert_eq!(decision.execute.len(), begun, "in all pods at once, or in none");
+    assert_eq!(decision.withheld.first().map(|held| held.gate), gate);
 }
 
 #[test]

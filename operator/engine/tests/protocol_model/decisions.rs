@@ -368,6 +368,7 @@ impl Decisions {
                 healthy: !place.failing,
                 message: "no answer".to_owned(),
                 dependency: None,
+                dependency_answers: None,
             });
         }
         for job in &view.jobs {
