@@ -51,6 +51,12 @@ crate::words! {
         Allowed,
         /// No recovery steps are configured.
         NoLadders,
+        /// People want no recovery to begin for now.
+        Paused,
+        /// Nothing is to be done to the pod.
+        Excluded,
+        /// So much was done in the namespace that it must have one cause.
+        StormActive,
         /// The operator's view of the cluster is too old to act on.
         ObserverStale,
         /// The workload is being rolled out.

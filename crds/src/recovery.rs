@@ -50,6 +50,8 @@ pub const MAX_PER_WORKLOAD: usize = 200;
         .message("cronJobRef must be set for action RunCleanupJob, and for no other").field_path(".cronJobRef").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!(self.action in ['TrimMemory', 'ResetConnections', 'RestartPod']) || has(self.pod)")
         .message("pod must be set: this action is done to one pod").field_path(".pod").reason(Reason::FieldValueRequired),
+    validation = Rule::new("!self.dryRun || has(self.policyRef)")
+        .message("dryRun is the operator's own; leave it out in a Recovery that you make").field_path(".dryRun").reason(Reason::FieldValueInvalid),
     validation = Rule::new("has(self.policyRef) == has(self.intent)")
         .message("intent is the operator's own; leave it out in a Recovery that you make").field_path(".intent").reason(Reason::FieldValueInvalid),
 )]

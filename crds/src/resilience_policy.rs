@@ -583,9 +583,26 @@ pub struct Recovery {
     /// A check must stay healthy this long before an action counts as a success, 0s to 1h. Default: 10s.
     #[serde(default = "defaults::healthy_delay")]
     pub healthy_delay: Span,
+    /// Why no recovery is to begin for now, in free text; at most 16 requests. As long as there is one, nothing is begun, and what is under way goes on. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub pause_requests: Vec<String>,
     /// No pod is taken away before it is this old, 0s to 1h, and nothing is done to one that was never ready. Default: 60s.
     #[serde(default = "defaults::startup_grace")]
     pub startup_grace: Span,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            ladders: Vec::new(),
+            limits: RecoveryLimits::default(),
+            healthy_delay: defaults::healthy_delay(),
+            pause_requests: Vec::new(),
+            startup_grace: defaults::startup_grace(),
+        }
+    }
 }
 
 /// The steps for one check, mildest first; each is verified before the next is tried.

@@ -2,6 +2,7 @@
 
 use crate::crash_point::{CrashPoint, Fault};
 use clap::{Parser, ValueEnum};
+use engine::recovery::Storm;
 use std::{net::SocketAddr, time::Duration};
 
 /// Makes ticketing workloads resilient: programs them with ResiliencePolicies and FeatureFlags, watches their health,
@@ -24,6 +25,18 @@ pub struct Args {
     /// Tell how the log of a failed cleanup Job ends, in the message of its Recovery; what looks like a secret is masked
     #[arg(long, env = "JOB_LOGS", num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
     pub job_logs: bool,
+
+    /// So many actions in one namespace within --storm-interval are a storm: nothing more is begun there; 0: never
+    #[arg(long, env = "STORM_ACTIONS", default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub storm_actions: u16,
+
+    /// See --storm-actions
+    #[arg(long, env = "STORM_INTERVAL", default_value = "5m", value_parser = parse_storm)]
+    pub storm_interval: Duration,
+
+    /// How long nothing is begun in a namespace after the action that made it a storm
+    #[arg(long, env = "STORM_COOLDOWN", default_value = "10m", value_parser = parse_storm)]
+    pub storm_cooldown: Duration,
 
     /// Namespace of the operator itself: its lease and its master key are kept there
     #[arg(long, env = "POD_NAMESPACE", default_value = "resilience-system")]
@@ -77,6 +90,16 @@ pub enum LogFormat {
 }
 
 impl Args {
+    /// When so much is done in a namespace that nothing more is.
+    pub fn storm(&self) -> Storm {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Storm {
+            actions: usize::from(self.storm_actions),
+            interval_ms: millis(self.storm_interval),
+            cooldown_ms: millis(self.storm_cooldown),
+        }
+    }
+
     /// Namespaces to watch, without empty names; no namespace: all.
     pub fn namespaces(&self) -> Vec<Option<String>> {
         let named: Vec<_> = self
@@ -88,6 +111,10 @@ impl Args {
             .collect();
         if named.is_empty() { vec![None] } else { named }
     }
+}
+
+fn parse_storm(text: &str) -> Result<Duration, String> {
+    text.parse::<crds::Duration<1_000, 86_400_000>>().map(Duration::from).map_err(|error| error.to_string())
 }
 
 fn parse_lease(text: &str) -> Result<Duration, String> {

@@ -23,7 +23,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
-use tokio::{sync::SetOnce, time::Instant};
+use tokio::{
+    sync::{OwnedMutexGuard, SetOnce},
+    time::Instant,
+};
 
 /// What all contexts share.
 pub struct Shared {
@@ -82,6 +85,8 @@ pub struct Context {
     pub ledger: Arc<LedgerIndex>,
     /// Since when a workload has had something in flight that no policy decides about.
     orphans: Mutex<HashMap<WorkloadId, Instant>>,
+    /// Who may begin something in a namespace now: what is counted over all its policies is counted by one at a time.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What was published, and what the pods say.
     pub fleet: FleetState,
     /// When what was refused for now was last asked for, by intent.
@@ -108,6 +113,7 @@ impl Context {
             index: Arc::default(),
             ledger: Arc::default(),
             orphans: Mutex::default(),
+            turns: Mutex::default(),
             fleet: FleetState::default(),
             refused: Mutex::default(),
             status_writes: StatusWrites::default(),
@@ -139,6 +145,16 @@ impl Context {
                 }
             }
         }
+    }
+
+    /// Waits until nobody else begins something in a namespace; until the answer is dropped, nobody else does.
+    pub async fn turn(&self, namespace: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(namespace.to_owned()).or_default())
+        };
+        turn.lock_owned().await
     }
 
     /// See the field.

@@ -33,7 +33,9 @@ const YEAR_9999: &str = "9999-12-30T21:59:00Z";
 async fn until_the_record_is_kept(world: &World) {
     let kept = world
         .until_policy("booking", "the record is named", |policy| {
-            policy_conditions(policy).iter().any(|one| one.type_ == "Accepted" && one.message.contains("cannot be"))
+            policy_conditions(policy)
+                .iter()
+                .any(|one| one.type_ == "Accepted" && one.message.contains("cannot be understood"))
         })
         .await;
     let accepted = condition(&kept, "Accepted");

@@ -15,7 +15,7 @@ mod view;
 pub use gates::Gate;
 pub use model::{
     Action, Before, Change, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Settings, Step, Subject, Withheld,
+    Outcome, Pod, PodFacts, Record, Settings, Step, Storm, Subject, Withheld,
 };
 pub use retention::{Retention, forgettable};
 

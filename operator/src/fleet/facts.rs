@@ -82,7 +82,12 @@ pub struct RawMeta {
 struct RawAnnotations {
     #[serde(rename = "resilience.ticketwave.io/admin-auth")]
     admin_auth: Option<String>,
+    #[serde(rename = "resilience.ticketwave.io/pause-recovery")]
+    pause_recovery: Option<String>,
 }
+
+/// Label of a pod to which nothing is to be done.
+const EXCLUDE_LABEL: &str = "resilience.ticketwave.io/exclude-from-recovery";
 
 impl RawMeta {
     fn id(&self, kind: WorkloadKind) -> WorkloadId {
@@ -211,6 +216,8 @@ pub struct PodFacts {
     pub alive: bool,
     /// Its annotation says that it understands signed requests: it is never sent a token.
     pub signs: bool,
+    /// Its label says that nothing is to be done to it.
+    pub excluded: bool,
 }
 
 /// Whether a kubelet calls a pod ready.
@@ -333,6 +340,7 @@ impl Facts for PodFacts {
             alive: metadata.deletion_timestamp.is_none()
                 && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             signs: metadata.annotations.admin_auth.as_deref() == Some(signing::SCHEME),
+            excluded: metadata.labels.iter().flatten().any(|(key, value)| key == EXCLUDE_LABEL && value == "true"),
         };
         (metadata, facts)
     }
@@ -351,6 +359,8 @@ pub struct WorkloadFacts {
     pub wanted: usize,
     /// How far a change of its template has come.
     pub rollout: Rollout,
+    /// Why nothing is to be begun to recover it, if its annotation says so.
+    pub paused: Option<String>,
 }
 
 /// How far a change of a workload's template has come.
@@ -427,6 +437,7 @@ fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta,
         selector: label_hashes(metadata.namespace.as_deref(), spec.selector.match_labels.as_ref()),
         wanted: spec.replicas.map_or(1, |wanted| usize::try_from(wanted).unwrap_or(0)),
         rollout,
+        paused: metadata.annotations.pause_recovery.as_deref().map(|why| cut(why, MAX_WORDS).to_owned()),
     };
     (metadata, facts)
 }

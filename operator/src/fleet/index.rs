@@ -519,6 +519,7 @@ mod tests {
             selector: selector.into(),
             wanted: 1,
             rollout: Rollout::default(),
+            paused: None,
         }
     }
 
@@ -536,6 +537,7 @@ mod tests {
             readiness: Readiness::Ready,
             alive: true,
             signs: false,
+            excluded: false,
         }
     }
 

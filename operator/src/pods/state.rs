@@ -513,6 +513,7 @@ pub(super) mod tests {
             readiness: Readiness::Ready,
             alive: true,
             signs: false,
+            excluded: false,
         })
     }
 

@@ -33,6 +33,8 @@ pub fn observe(
         if target.rollout.in_progress {
             observed.rolling_out.insert(target.key.clone());
         }
+        observed.excluded.extend(target.excluded.iter().cloned());
+        observed.paused.extend(target.paused.clone().map(|why| (target.key.clone(), why)));
         for (dependency, evidence) in bad_dependencies(target) {
             observed.bad_dependencies.insert((target.key.clone(), dependency), evidence);
         }

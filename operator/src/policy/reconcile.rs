@@ -109,7 +109,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let now = now_in_milliseconds();
     let namespace = policy.namespace().unwrap_or_default();
     let settings = spec::policy::policy(&policy.spec);
-    let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run);
+    let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run, ctx.shared.args.storm());
     let targets: Vec<Target> =
         policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
     // What pods report reaches the policies; the workload itself is looked at only when something is to be published.
@@ -122,17 +122,19 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if migrate(ctx, policy).await? {
         return Ok(Next::After(UNTIL_SHOWN));
     }
+    // Whether too much is begun in the namespace is counted by one at a time, and only while something fails.
+    let turn = if is_unwell(&held) { Some(ctx.turn(&namespace).await) } else { None };
     let mut ledger = Ledger::gather(ctx, policy, &held, now);
     if settings.is_ok() && ledger.resolve(ctx, now).await? {
         ledger = Ledger::gather(ctx, policy, &held, now);
     }
-    ledger.history.set_impossible_aside(now);
     let history = ledger.history.clone();
 
     let decision = if settings.is_ok() {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
         let stale = ctx.observer_stale();
-        let observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
+        let mut observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
+        observed.begun_in_namespace = ctx.ledger.begun_in(&namespace);
         recovery::decide(&recovery, &observed, &history, &policy.name_any(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }
@@ -165,6 +167,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
     ledger.write(ctx, policy, &decision.history).await?;
+    drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
     let new = status::build(&inputs, &decision, &old);
@@ -232,6 +235,15 @@ fn tell_refused(ctx: &Context, policy: &ResiliencePolicy, ledger: &Ledger, befor
         ctx.shared.events.publish(&reference, &event);
         tell_on(ctx, ledger, record, &event);
     }
+}
+
+/// Whether a check fails in some workload, so that something may have to be begun.
+fn is_unwell(held: &[&Target]) -> bool {
+    let fails = |target: &&Target| {
+        target.majorities.values().any(|majority| !majority.healthy)
+            || target.pods.iter().any(|(_, _, evaluations)| evaluations.values().any(|one| !one.healthy))
+    };
+    held.iter().any(|target| fails(&target))
 }
 
 /// The actions that this decision begins.

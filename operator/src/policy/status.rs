@@ -172,9 +172,9 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
 
 /// The records whose times cannot be.
 fn impossible(inputs: &Inputs<'_>) -> impl Iterator<Item = String> {
-    inputs.impossible.iter().map(|record| {
+    inputs.impossible.iter().filter(|record| !record.withdrawn).map(|record| {
         let name = inputs.names.get(&record.id).cloned().unwrap_or_else(|| name_of(record));
-        format!("the Recovery {name} has a time that cannot be; it is kept and ignored")
+        format!("the Recovery {name} has a time or a phase that cannot be understood; it is kept and ignored")
     })
 }
 
@@ -304,8 +304,9 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
     if let Some(held) = decision.withheld.first() {
         let until = held.until.map(|until| format!("; it goes on at {until}")).unwrap_or_default();
         let subject = held.subject.display_name();
-        let message =
-            format!("{subject}: {} for {} is held back: {}{until}", held.action, held.subject.check, held.message);
+        let check = &held.subject.check;
+        let for_check = if check.is_empty() { String::new() } else { format!(" for {check}") };
+        let message = format!("{subject}: {}{for_check} is held back: {}{until}", held.action, held.message);
         return Verdict::new(ConditionType::RecoveryAllowed, false, gate_reason(held.gate), message);
     }
     if inputs.recovery.ladders.is_empty() {
@@ -318,6 +319,10 @@ fn allowed(inputs: &Inputs<'_>, decision: &Decision) -> Verdict {
     }
     if inputs.recovery.suspended {
         return Verdict::new(ConditionType::RecoveryAllowed, false, Reason::Suspended, "the policy is suspended");
+    }
+    if let Some(why) = inputs.recovery.pause_requests.first() {
+        let message = format!("the policy is paused: {why}");
+        return Verdict::new(ConditionType::RecoveryAllowed, false, Reason::Paused, message);
     }
     if inputs.recovery.dry_run {
         return Verdict::new(
@@ -456,6 +461,9 @@ fn action_record(inputs: &Inputs<'_>, from: &Record) -> ActionRecord {
 const fn gate_reason(gate: Gate) -> Reason {
     match gate {
         Gate::Suspended => Reason::Suspended,
+        Gate::Paused => Reason::Paused,
+        Gate::Excluded => Reason::Excluded,
+        Gate::StormActive => Reason::StormActive,
         Gate::ObserverStale => Reason::ObserverStale,
         Gate::StartingUp => Reason::StartingUp,
         Gate::RolloutInProgress => Reason::RolloutInProgress,

@@ -20,7 +20,7 @@ use engine::{
     ack::Acknowledged,
     check::{Thresholds, evaluate},
     fleet::CircuitView,
-    recovery::{Action, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Subject, Withheld},
+    recovery::{Action, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Storm, Subject, Withheld},
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, fmt::Write};
@@ -89,7 +89,7 @@ impl World {
         let inputs = Inputs {
             policy: &policy,
             settings: &spec::policy::policy(&policy.spec),
-            recovery: &spec::recovery::recovery(&policy.spec, self.operator_dry_run),
+            recovery: &spec::recovery::recovery(&policy.spec, self.operator_dry_run, Storm::default()),
             targets: &self.targets,
             lost: &self.lost,
             impossible: &self.impossible,
@@ -374,7 +374,7 @@ fn a_closed_gate_is_the_reason_of_that_name(#[case] gate: Gate) {
 #[case::an_impossible_record(
     |world: &mut World| world.impossible.push(record(Action::RestartPod, Outcome::Failed)),
     ConditionType::Accepted,
-    "warning: the Recovery booking-database-7f3a0000 has a time that cannot be"
+    "warning: the Recovery booking-database-7f3a0000 has a time or a phase that cannot be understood"
 )]
 #[case::pods_of_an_older_version(
     |world: &mut World| world.targets[0].acknowledged.older = 2,
@@ -449,7 +449,7 @@ fn what_cannot_be_true_is_said() {
     let world = World::after(|world| world.impossible.push(record(Action::RestartPod, Outcome::Failed)));
     let status = world.status(&ResiliencePolicyStatus::default());
     let accepted = find(&status.conditions, ConditionType::Accepted).unwrap();
-    let told = "the Recovery booking-database-7f3a0000 has a time that cannot be; it is kept and ignored";
+    let told = "the Recovery booking-database-7f3a0000 has a time or a phase that cannot be understood; it is kept and ignored";
     assert!(accepted.message.contains(told), "{}", accepted.message);
     let recovery = status.recovery.unwrap();
     assert_eq!((recovery.remaining_budget, recovery.summary, recovery.last), (Some(5), None, None));

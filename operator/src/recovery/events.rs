@@ -17,6 +17,13 @@ pub fn without_log(message: &str) -> &str {
 pub fn started(record: &Record) -> Event {
     let (subject, action) = (record.subject.display_name(), record.step.action.as_str());
     let dry = if record.dry_run { " (dry run: nothing is done)" } else { "" };
+    if record.by_hand {
+        return Event::normal(
+            EventReason::RecoveryStarted,
+            action,
+            format!("{subject}: {action}, asked for by a person"),
+        );
+    }
     let (check, step, steps) = (&record.subject.check, record.index + 1, record.steps);
     let name = name_of(record);
     let note = format!("{subject}: {action} for {check} (step {step} of {steps}, recovery {name}){dry}");

@@ -38,7 +38,7 @@ pub struct LedgerIndex {
 struct Known {
     entries: BTreeMap<ObjectKey, Arc<Entry>>,
     of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
-    /// What was deleted before it was over, and when.
+    /// What was deleted, and when.
     withdrawn: HashMap<WorkloadId, Vec<(Instant, Arc<Entry>)>>,
 }
 
@@ -85,8 +85,8 @@ impl LedgerIndex {
         vec![Affected::Recovery(workload)]
     }
 
-    /// Takes an object out that is gone; of that uid, if one is given. What another than the operator deleted before it was over
-    /// is remembered for a while, so that it does not come back at once. What was over is forgotten, and counts no more.
+    /// Takes an object out that is gone; of that uid, if one is given. It is remembered for a while: what was not over, so that
+    /// it does not come back at once, and what was over, so that its id is not given again. That counts for nothing else any more.
     pub fn remove(&self, key: &ObjectKey, uid: Option<&str>) -> Vec<Affected> {
         let mut known = self.lock();
         let Some(entry) = known.entries.get(key).filter(|entry| uid.is_none() || entry.meta.uid.as_deref() == uid)
@@ -96,15 +96,24 @@ impl LedgerIndex {
         let (entry, workload) = (Arc::clone(entry), entry.workload.clone());
         known.entries.remove(key);
         known.detach(&workload, key);
-        if entry.record.finished_at.is_none() {
-            let now = Instant::now();
-            let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
-            withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
-            if withdrawn.len() < MOST_WITHDRAWN {
-                withdrawn.push((now, entry));
-            }
+        let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
+        withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
+        if withdrawn.len() >= MOST_WITHDRAWN {
+            withdrawn.remove(0);
         }
+        withdrawn.push((Instant::now(), entry));
         vec![Affected::Recovery(workload)]
+    }
+
+    /// When the actions of a namespace were begun, over all its policies; what was only rehearsed is none.
+    pub fn begun_in(&self, namespace: &str) -> Vec<Timestamp> {
+        let known = self.lock();
+        let first = ObjectKey { namespace: namespace.to_owned(), name: String::new() };
+        let all = known.entries.range(first..).take_while(|(key, _)| key.namespace == namespace);
+        let real = all.map(|(_, entry)| &entry.record).filter(|record| !record.dry_run);
+        // What was cancelled before it was done has done nothing.
+        let done = real.filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some());
+        done.map(|record| record.executed_at.unwrap_or(record.started_at)).collect()
     }
 
     /// An object.
@@ -119,7 +128,7 @@ impl LedgerIndex {
         keys.filter_map(|key| known.entries.get(key).cloned()).collect()
     }
 
-    /// What a person deleted of a workload lately, with what is to be made of it.
+    /// What was deleted of a workload lately, with what is to be made of it.
     pub fn withdrawn_of(&self, workload: &WorkloadId, now: Timestamp) -> Vec<(Arc<Entry>, Record)> {
         let known = self.lock();
         let lately = known.withdrawn.get(workload).into_iter().flatten();
@@ -144,8 +153,11 @@ impl Known {
     }
 }
 
-/// What is to be made of a record that a person deleted before it was over.
+/// What is to be made of a record that was deleted: before it was over, it is cancelled.
 fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
+    if record.finished_at.is_some() {
+        return Record { withdrawn: true, ..record.clone() };
+    }
     let at = now.checked_sub(ago).unwrap_or(now);
     Record { withdrawn: true, outcome: Outcome::Cancelled, finished_at: Some(at), ..record.clone() }
 }
@@ -199,11 +211,19 @@ mod tests {
         assert!(record.withdrawn && record.outcome == Outcome::Cancelled && record.finished_at == Some(now));
         tokio::time::advance(WITHDRAWN_FOR).await;
         assert!(index.withdrawn_of(&workload(), now).is_empty());
-        // What was over counts no more.
+        // What was over is what it was.
         let mut over = entry("b", 2, "Failed");
-        over.record.finished_at = Some(now);
+        over.record.finished_at = Some(Timestamp::MIN);
         index.put_entry(over.clone());
         index.remove(&over.key(), None);
-        assert!(index.withdrawn_of(&workload(), now).is_empty());
+        let withdrawn = index.withdrawn_of(&workload(), now);
+        assert_eq!((withdrawn[0].1.outcome, withdrawn[0].1.finished_at), (Outcome::Failed, Some(Timestamp::MIN)));
+        for number in 0..2 * MOST_WITHDRAWN {
+            let mut more = entry(&number.to_string(), 3, "Failed");
+            more.meta.name = Some(number.to_string());
+            index.put_entry(more.clone());
+            index.remove(&more.key(), None);
+        }
+        assert_eq!(index.withdrawn_of(&workload(), now).len(), MOST_WITHDRAWN);
     }
 }

@@ -1,13 +1,19 @@
 //! The ledger of one policy: reading it together, and writing to it. A new record is made only if none has its name, and one
 //! that has changed only if it is still as it was read; what this process has written, it knows at once.
 
-use super::object::{Entry, manifest, name_of};
+use super::{
+    events,
+    object::{Entry, manifest, name_of},
+};
 use crate::{
     context::Context,
     crash_point::CrashPoint,
     error::ReconcileError,
     fleet::index::ObjectKey,
-    kubernetes::{clients::call, meta::FIELD_MANAGER},
+    kubernetes::{
+        clients::call,
+        meta::{FIELD_MANAGER, object_reference},
+    },
     pods::prober::now_in_milliseconds,
     status::{
         target::{Target, workload_of},
@@ -41,7 +47,7 @@ impl Ledger {
     pub fn gather(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> Self {
         let namespace = policy.namespace().unwrap_or_default();
         let mut ledger = Self { history: History::default(), entries: BTreeMap::new(), unresolved: Vec::new() };
-        let mut records = Vec::new();
+        let (mut records, mut gone) = (Vec::new(), Vec::new());
         for target in held {
             let id = workload_of(&namespace, &target.key);
             let mine = Mine::of(ctx, policy, &id);
@@ -50,7 +56,7 @@ impl Ledger {
                     ledger.unresolved.push(entry);
                     continue;
                 }
-                records.push(entry.record.clone());
+                if entry.is_of_newer_version { &mut gone } else { &mut records }.push(entry.record.clone());
                 ledger.entries.insert(entry.record.id.clone(), entry);
             }
             let withdrawn = ctx.ledger.withdrawn_of(&id, now).into_iter();
@@ -58,11 +64,16 @@ impl Ledger {
             let withdrawn = withdrawn.filter(|(entry, record)| {
                 mine.has(entry) && !entry.unresolved && !ledger.entries.contains_key(&record.id)
             });
-            records.extend(withdrawn.map(|(_, record)| record));
+            for (entry, record) in withdrawn {
+                let over = entry.record.finished_at.is_some();
+                if over { gone.push(record) } else { records.push(record) }
+            }
         }
         let mut seen = BTreeSet::new();
         records.retain(|record| seen.insert(record.id.clone()));
         ledger.history = records.into_iter().collect();
+        ledger.history.aside = gone;
+        ledger.history.set_impossible_aside(now);
         ledger
     }
 
@@ -84,7 +95,10 @@ impl Ledger {
                 record.message = Some(format!("{} has no pod {}", entry.workload, pod.name));
                 (record.outcome, record.finished_at) = (Outcome::Failed, Some(now));
             }
-            update(ctx, entry, &record).await?;
+            let made = update(ctx, entry, &record).await?;
+            if record.finished_at.is_some() {
+                ctx.shared.events.publish(&object_reference::<Recovery>(&made.meta), &events::finished(&record));
+            }
         }
         Ok(!self.unresolved.is_empty())
     }
@@ -196,6 +210,9 @@ async fn update(ctx: &Context, entry: &Entry, record: &Record) -> Result<Arc<Ent
         // Somebody else changed or deleted it: the watch may show that only later.
         reread(ctx, entry).await;
     }
+    if entry.fresh && record.by_hand {
+        ctx.shared.events.publish(&object_reference::<Recovery>(&entry.meta), &events::started(record));
+    }
     let mut after = entry.clone();
     (after.meta.resource_version, after.record) = (written?, record.clone());
     after.unresolved = record.subject.pod.as_ref().is_some_and(|pod| pod.uid.is_empty());
@@ -226,6 +243,9 @@ pub async fn end(ctx: &Context, entry: &Entry, outcome: Outcome, why: &str) -> R
     let record = Record { outcome, finished_at, message, ..entry.record.clone() };
     if record != entry.record {
         update(ctx, entry, &record).await?;
+        if record.finished_at.is_some() {
+            ctx.shared.events.publish(&object_reference::<Recovery>(&entry.meta), &events::finished(&record));
+        }
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ pub struct Entry {
     pub unresolved: bool,
     /// Nobody has written a status yet.
     pub fresh: bool,
+    /// Its phase is a word that this version does not know: it is kept as it is.
+    pub is_of_newer_version: bool,
     /// What its spec says of the workload before a restart; the status says it only where that has changed since.
     spec_before: Option<Before>,
 }
@@ -95,6 +97,7 @@ impl Entry {
             workload,
             policy: spec.policy_ref.as_ref().map(|policy| policy.name.clone()),
             unresolved: pod.is_some_and(|pod| uid(pod).is_none()),
+            is_of_newer_version: !is_known(&status),
             fresh: recovery.status.as_ref().is_none_or(|status| *status == untouched()),
             record,
             spec_before,
@@ -132,6 +135,11 @@ impl Entry {
 /// What the schema says of the status of an object that nobody has written one for.
 fn untouched() -> RecoveryStatus {
     RecoveryStatus { phase: Some(Phase::Pending.as_str().to_owned()), ..RecoveryStatus::default() }
+}
+
+/// Whether the phase of a status is one that this version knows.
+fn is_known(status: &RecoveryStatus) -> bool {
+    status.phase.as_deref().is_none_or(|word| Phase::ALL.iter().any(|phase| phase.as_str() == word))
 }
 
 /// How far a record is, in the word that its status has for it.
@@ -311,6 +319,7 @@ mod tests {
     fn an_unknown_phase_is_nothing_to_act_on(#[case] word: Option<&str>, #[case] over: bool, #[case] read: Outcome) {
         let finished_at = over.then(|| MicroTime(at(1)));
         let status = RecoveryStatus { phase: word.map(str::to_owned), finished_at, ..RecoveryStatus::default() };
+        assert_eq!(is_known(&status), word.is_none());
         assert_eq!(outcome(&status, false), read);
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 use contract::WorkloadId;
 use crds::{Recovery, recovery::MAX_PER_WORKLOAD, resilience_policy::Mode};
-use engine::recovery::{History, Outcome, Retention, forgettable};
+use engine::recovery::{History, Outcome, Retention, Storm, forgettable};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Preconditions},
@@ -77,7 +77,8 @@ fn abandoned<'a>(ctx: &Context, id: &WorkloadId, entries: &'a [Arc<Entry>]) -> V
         let own = entry.policy.as_ref().is_some_and(|policy| names.contains(policy));
         if entry.record.dry_run { own } else { held || own }
     };
-    entries.iter().filter(|entry| entry.record.finished_at.is_none() && !decided(entry)).collect()
+    let under_way = |entry: &Entry| entry.record.finished_at.is_none() && !entry.is_of_newer_version;
+    entries.iter().filter(|entry| under_way(entry) && !decided(entry)).collect()
 }
 
 async fn give_up(ctx: &Context, id: &WorkloadId, entry: &Entry) -> Result<(), ReconcileError> {
@@ -99,7 +100,7 @@ async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Resul
     let history: History = entries.iter().map(|entry| entry.record.clone()).collect();
     let policies = ctx.index.policies_of(id);
     let settings = policies.iter().filter_map(|policy| policy.0.as_ref().ok()).map(|policy| {
-        let settings = spec::recovery::recovery(&policy.spec, policy.spec.mode == Mode::DryRun);
+        let settings = spec::recovery::recovery(&policy.spec, policy.spec.mode == Mode::DryRun, Storm::default());
         settings.limits.budget_interval_ms.max(settings.limits.cooldown_ms)
     });
     let retention = Retention {

@@ -1,14 +1,13 @@
 //! From what people write to how recovery decides. Nothing else turns `spec.recovery` into settings.
 
 use crds::{ResiliencePolicySpec, bounded::IntOrPercent, resilience_policy as api};
-use engine::recovery::{Action, Limits, MaxUnhealthy, Settings, Step};
+use engine::recovery::{Action, Limits, MaxUnhealthy, Settings, Step, Storm};
 
-/// How the operator recovers under a policy. `dry_run` is the operator's own switch.
-pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
+/// How the operator recovers under a policy. `dry_run` and `storm` are the operator's own settings.
+pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool, storm: Storm) -> Settings {
     let dry_run = dry_run || spec.mode == api::Mode::DryRun;
-    let Some(recovery) = &spec.recovery else {
-        return Settings { suspended: spec.suspend, dry_run, ..Settings::default() };
-    };
+    // Where a policy says nothing of recovery, what people ask for still has its usual limits.
+    let recovery = spec.recovery.clone().unwrap_or_default();
     let step = |step: &api::Step| Step {
         action: action(step.action),
         cron_job: step.cron_job_ref.as_ref().map(|reference| reference.name.clone()),
@@ -33,6 +32,8 @@ pub fn recovery(spec: &ResiliencePolicySpec, dry_run: bool) -> Settings {
         healthy_delay_ms: recovery.healthy_delay.millis(),
         startup_grace_ms: recovery.startup_grace.millis(),
         suspended: spec.suspend,
+        pause_requests: recovery.pause_requests.clone(),
+        storm,
         dry_run,
     }
 }

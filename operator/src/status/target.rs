@@ -65,6 +65,10 @@ pub struct Target {
     pub pods: Vec<(String, String, BTreeMap<String, Evaluation>)>,
     /// What most pods say of each check.
     pub majorities: BTreeMap<String, MajorityStatus>,
+    /// Why nothing is to be begun to recover it, if somebody said so on it.
+    pub paused: Option<String>,
+    /// Pods, by uid, to which nothing is to be done.
+    pub excluded: Vec<String>,
     /// Circuits over all pods.
     pub circuits: BTreeMap<String, CircuitView>,
     /// Since when they are open.
@@ -116,6 +120,8 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         rollout: facts.rollout.clone(),
         unowned_pods: ctx.index.unowned_pods(id),
         wanted: facts.wanted,
+        paused: facts.paused.clone(),
+        excluded: pods.iter().filter(|pod| pod.excluded).map(|pod| pod.uid.to_string()).collect(),
         ..bare
     };
     let fleet = ctx.fleet.lock();

@@ -66,7 +66,7 @@ pub struct ActionRequest {
     pub intent_id: String,
     /// The action to execute.
     pub action: Action,
-    /// The check that failed; the action is about what that check looks at.
+    /// The check that failed; the action is about what that check looks at. Empty: about everything that it can be done to.
     pub check: String,
     /// The process that is meant, as [`crate::HealthReport::instance`] names it. A process that was started since does
     /// not know which intents the one before it has done, so it must not act on them.

@@ -56,6 +56,7 @@ fn a_restart_that_a_person_asks_for_ends_with_a_pod_that_is_ready() {
 #[case::suspended(|policy: &mut Settings, _: &mut Observed| policy.suspended = true, None)]
 #[case::rollout(|_: &mut Settings, seen: &mut Observed| { seen.rolling_out.insert("booking".into()); }, None)]
 #[case::starting_up(|policy: &mut Settings, _: &mut Observed| policy.startup_grace_ms = 600_000, None)]
+#[case::paused(|policy: &mut Settings, _: &mut Observed| policy.pause_requests.push("why".into()), None)]
 #[case::budget(|policy: &mut Settings, _: &mut Observed| policy.limits.budget_actions = 0, Some(Gate::BudgetExhausted))]
 #[case::too_many_unhealthy(|_: &mut Settings, seen: &mut Observed| { seen.wanted.insert("booking".into(), 6); }, Some(Gate::TooManyUnhealthy))]
 #[case::not_supported(|_: &mut Settings, seen: &mut Observed| { seen.supported.remove(&Action::RestartPod); }, Some(Gate::ActionNotSupported))]
@@ -103,6 +104,33 @@ fn what_a_person_deleted_comes_back_after_the_cooldown_and_not_as_the_next_step(
     assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::Cooldown));
     let again = run(&settings, &three(), &history, 65);
     assert_eq!((again.execute[0].index, again.execute[0].after.as_ref()), (0, Some(&first.execute[0].id)));
+}
+
+/// The reset did not help, and a person takes the restart back: that is not asked for again at once either.
+#[test]
+fn a_later_step_that_a_person_deleted_waits_for_the_cooldown_too() {
+    let settings = settings();
+    let failed = run(&settings, &three(), &execute_step(&run(&settings, &three(), &History::default(), 1), at(1)), 16);
+    assert_eq!(failed.execute[0].index, 1);
+    let mut history = failed.history.clone();
+    let second = &mut history.in_flight[0];
+    (second.withdrawn, second.outcome, second.finished_at) = (true, Outcome::Cancelled, Some(at(20)));
+    let history: History = history.all().cloned().collect();
+    let held = run(&settings, &three(), &history, 21);
+    assert_eq!((held.execute.len(), held.withheld[0].gate), (0, Gate::Cooldown));
+    assert_eq!(run(&settings, &three(), &history, 80).execute[0].index, 1);
+}
+
+/// What is gone counts for nothing but that its id is not given again.
+#[test]
+fn an_id_that_was_deleted_is_not_given_again() {
+    let settings = settings();
+    let first = run(&settings, &three(), &History::default(), 1);
+    let gone = Record { withdrawn: true, ..first.history.in_flight[0].clone() };
+    let history = History { aside: vec![gone.clone()], ..History::default() };
+    let again = run(&settings, &three(), &history, 2);
+    assert_eq!((again.execute.len(), again.execute[0].after.as_ref()), (1, Some(&gone.id)));
+    assert_eq!(again.remaining_budget, 4, "only the new one counts");
 }
 
 #[test]

@@ -13,6 +13,10 @@ use std::collections::BTreeSet;
 pub enum Gate {
     /// The policy is suspended.
     Suspended,
+    /// People want no recovery to begin for now.
+    Paused,
+    /// Nothing is to be done to the pod.
+    Excluded,
     /// The caches have heard nothing for too long: what they show may have changed since.
     ObserverStale,
     /// The pod was never ready, or is too young to be taken away.
@@ -23,6 +27,8 @@ pub enum Gate {
     DependencyIsTheCause,
     /// The last ladder for this subject ended a moment ago.
     Cooldown,
+    /// So much was done in the namespace that it must have one cause, which recovery does not find.
+    StormActive,
     /// All pods look broken: then the observer is the likelier cause.
     AllPodsUnhealthy,
     /// More pods are unhealthy than may be for one of them to be restarted.
@@ -57,15 +63,19 @@ pub(super) fn first_closed(
     now: Timestamp,
 ) -> Option<Withheld> {
     let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
+    let paused = (Gate::Paused, paused(settings, observed, proposal));
+    let excluded = (Gate::Excluded, excluded(observed, proposal));
+    let storm = (Gate::StormActive, storm(settings, observed, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [suspended, stale, starting, rollout, dependency, supported, all, many] =
         always(settings, observed, history, proposal, now);
-    named([suspended, stale, starting, rollout, dependency, supported, cooldown, all, many, budget, one], proposal)
+    let first = [suspended, paused, excluded, stale, starting, rollout, dependency, supported];
+    named(first, proposal).or_else(|| named([cooldown, storm, budget, all, many, one], proposal))
 }
 
 /// The first gate that is closed for what a person asks for: those that protect others. What the person knows better (what
-/// the cause is, that a rollout is under way, that it was tried a moment ago) holds nothing back.
+/// the cause is, that a rollout is under way or recovery is paused, that it was tried a moment ago) holds nothing back.
 pub(super) fn first_closed_by_hand(
     settings: &Settings,
     observed: &View<'_>,
@@ -174,6 +184,35 @@ fn suspended(settings: &Settings) -> Closed {
         .then(|| ("the policy is suspended; it waits for a person to set spec.suspend to false".to_owned(), None))
 }
 
+fn paused(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
+    let target = &proposal.check.subject.target;
+    let on_it = observed.paused.get(target).map(|why| format!("the workload is paused: {why}"));
+    let why = on_it.or_else(|| settings.pause_requests.first().map(|why| format!("the policy is paused: {why}")))?;
+    let others = settings.pause_requests.len().saturating_sub(1);
+    let others = if others == 0 { String::new() } else { format!(" (and {others} more requests)") };
+    Some((format!("{why}{others}; it waits for a person to take that back"), None))
+}
+
+fn excluded(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
+    let pod = proposal.check.subject.pod.as_ref()?;
+    let why = || (format!("the label of {} excludes it; nothing is done to it", pod.name), None);
+    observed.excluded.contains(&pod.uid).then(why)
+}
+
+fn storm(settings: &Settings, observed: &View<'_>, now: Timestamp) -> Closed {
+    if settings.dry_run {
+        return None;
+    }
+    let until = settings.storm.until(&observed.begun_in_namespace, now)?;
+    let (actions, minutes) = (settings.storm.actions, settings.storm.interval_ms / 60_000);
+    Some((
+        format!(
+            "{actions} actions were begun in this namespace within {minutes} min: what fails has one cause, which recovery does not find"
+        ),
+        Some(until),
+    ))
+}
+
 fn observer_stale(observed: &View<'_>) -> Closed {
     let why = observed.observer_stale.as_ref()?;
     Some((format!("{why}; nothing is done on a view that old, and recovery goes on when it is fresh again"), None))
@@ -235,11 +274,10 @@ fn cooldown(
     proposal: &Proposal<'_>,
     now: Timestamp,
 ) -> Closed {
-    if proposal.escalates {
-        return None;
-    }
     let last = history
         .of_kind(settings.dry_run)
+        // The steps of one ladder follow each other at once, unless a person took one of them back.
+        .filter(|record| record.withdrawn || !proposal.escalates)
         // Nothing was done that had to show its effect.
         .filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some() || record.withdrawn)
         // A pod that took the place of another has its past, or a pod could be restarted over and over.
@@ -290,7 +328,8 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
         |record: &&Record| record.subject.pod.as_ref().map(|pod| &pod.uid) == uid || record.successor.as_ref() == uid;
     if let Some(record) = uid.and_then(|_| busy().find(concerns)) {
         let (name, action, check) = (record.subject.display_name(), record.step.action, &record.subject.check);
-        return Some((format!("{action} of {name} for {check} is under way"), None));
+        let for_check = if check.is_empty() { String::new() } else { format!(" for {check}") };
+        return Some((format!("{action} of {name}{for_check} is under way"), None));
     }
     let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
     if history.in_flight.len() >= MAX_IN_FLIGHT {

@@ -1,6 +1,6 @@
 //! What a decision about recovery is made from, and what it consists of.
 
-use super::Gate;
+use super::{Gate, ladder::later};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,8 +17,47 @@ pub struct Settings {
     pub startup_grace_ms: u64,
     /// The policy is suspended: nothing is begun.
     pub suspended: bool,
+    /// Why people want no recovery to begin for now; none, if nobody does.
+    pub pause_requests: Vec<String>,
+    /// How many actions are too many in a namespace.
+    pub storm: Storm,
     /// Nothing is executed; decisions are recorded as if it were.
     pub dry_run: bool,
+}
+
+/// When so much is done in a namespace, over all its policies, that it must be one cause, which recovery does not find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storm {
+    /// So many actions within `interval_ms` are a storm; 0: nothing is one.
+    pub actions: usize,
+    /// See `actions`; in milliseconds.
+    pub interval_ms: u64,
+    /// For how long nothing is begun after the action that made it a storm, in milliseconds.
+    pub cooldown_ms: u64,
+}
+
+impl Default for Storm {
+    fn default() -> Self {
+        Self { actions: 20, interval_ms: 300_000, cooldown_ms: 600_000 }
+    }
+}
+
+impl Storm {
+    /// Until when there is a storm, if there is one now. `begun` has the times of the namespace's actions.
+    pub fn until(self, begun: &[Timestamp], now: Timestamp) -> Option<Timestamp> {
+        let mut begun: Vec<_> = begun.iter().copied().filter(|at| at.duration_since(now) <= MAX_AHEAD).collect();
+        begun.sort_unstable();
+        let last = begun.len().checked_sub(self.actions.max(1))?;
+        if self.actions == 0 {
+            return None;
+        }
+        let made_one = |first: &usize| {
+            let reached = begun[first + self.actions - 1];
+            (reached < later(begun[*first], self.interval_ms)).then_some(reached)
+        };
+        let reached = (0..=last).rev().find_map(|first| made_one(&first))?;
+        Some(later(reached, self.cooldown_ms)).filter(|until| now < *until)
+    }
 }
 
 /// How much may be done at once and in a row.
@@ -226,6 +265,12 @@ pub struct Observed {
     pub bad_dependencies: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
+    /// Workloads of which people want no recovery to begin for now, with the reason.
+    pub paused: BTreeMap<String, String>,
+    /// Pods, by uid, to which nothing is to be done.
+    pub excluded: BTreeSet<String>,
+    /// When the actions of the namespace were begun, over all its policies.
+    pub begun_in_namespace: Vec<Timestamp>,
     /// Why what is shown here may be too old to act on, if it may.
     pub observer_stale: Option<String>,
     /// Actions that this operator can execute.
@@ -375,7 +420,7 @@ pub struct History {
     pub in_flight: Vec<Record>,
     /// Settled, newest first.
     pub recent: Vec<Record>,
-    /// Records with times that cannot be: they are kept as they are, and nothing is computed from them but what follows them.
+    /// Records from which nothing is computed but what follows them: their times cannot be, or they are gone.
     pub aside: Vec<Record>,
 }
 

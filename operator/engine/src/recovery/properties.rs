@@ -101,8 +101,7 @@ impl Simulation {
             },
             healthy_delay_ms: 10_000,
             startup_grace_ms: 30_000,
-            suspended: false,
-            dry_run: false,
+            ..Settings::default()
         };
         let mut new = Self {
             settings,

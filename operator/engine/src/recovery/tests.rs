@@ -32,9 +32,7 @@ pub(super) fn settings() -> Settings {
             max_unhealthy: MaxUnhealthy::Percent(50),
         },
         healthy_delay_ms: 10_000,
-        startup_grace_ms: 0,
-        suspended: false,
-        dry_run: false,
+        ..Settings::default()
     }
 }
 
@@ -220,8 +218,16 @@ type Change = fn(&mut Settings, &mut Observed, &mut History);
 
 #[test]
 fn a_closed_gate_holds_the_action() {
-    let cases: [(Gate, Change); 7] = [
+    let cases: [(Gate, Change); 11] = [
         (Gate::Suspended, |s, _, _| s.suspended = true),
+        (Gate::Paused, |s, _, _| s.pause_requests = vec!["on-sale tonight".into(), "drill".into()]),
+        (Gate::Paused, |_, o, _| {
+            o.paused.insert("booking".into(), "we look at it".into());
+        }),
+        (Gate::Excluded, |_, o, _| {
+            o.excluded.insert(POD.into());
+        }),
+        (Gate::StormActive, |_, o, _| o.begun_in_namespace = (0..20).map(|second| at(-second)).collect()),
         (Gate::RolloutInProgress, |_, o, _| {
             o.rolling_out.insert("booking".into());
         }),
@@ -265,6 +271,27 @@ fn what_a_fresh_connection_says_stands_above_circuits(
     let decision = run(&ladder(action), &all, &History::default(), 1);
     assert_eq!(decision.execute.len(), begun, "in all pods at once, or in none");
     assert_eq!(decision.withheld.first().map(|held| held.gate), gate);
+}
+
+/// 3 actions within 60 s are a storm, which then lasts 100 s.
+#[rstest::rstest]
+#[case::too_few(&[0, 10], 20, None)]
+#[case::three(&[0, 10, 59], 60, Some(159))]
+#[case::just_not_within_a_minute(&[0, 10, 60], 61, None)]
+#[case::in_any_order(&[59, 0, 10], 60, Some(159))]
+#[case::the_last_that_made_it_one(&[0, 10, 20, 69], 71, Some(169))]
+#[case::one_more_does_not_make_it_longer(&[0, 10, 20, 90], 91, Some(120))]
+#[case::it_is_over(&[0, 10, 59], 159, None)]
+#[case::from_the_future(&[0, 10, 9_999_999], 20, None)]
+fn a_storm_lasts_from_the_action_that_made_it_one(
+    #[case] begun: &[i64],
+    #[case] now: i64,
+    #[case] expected: Option<i64>,
+) {
+    let storm = Storm { actions: 3, interval_ms: 60_000, cooldown_ms: 100_000 };
+    let begun: Vec<_> = begun.iter().map(|second| at(*second)).collect();
+    assert_eq!(storm.until(&begun, at(now)), expected.map(at));
+    assert_eq!(Storm { actions: 0, ..storm }.until(&begun, at(now)), None, "it is switched off");
 }
 
 #[test]

@@ -416,9 +416,7 @@ fn settings(scenario: &Scenario) -> Settings {
             max_unhealthy: MaxUnhealthy::Count(2),
         },
         healthy_delay_ms: u64::from(TICK),
-        startup_grace_ms: 0,
-        suspended: false,
-        dry_run: false,
+        ..Settings::default()
     }
 }
 

@@ -68,6 +68,16 @@ impl Actions {
         ActionAnswer { intent_id, outcome, message }
     }
 
+    /// What an action is about: what its check looks at, and everything that it can be done to if no check is named.
+    fn handlers_of(&self, request: &ActionRequest) -> Option<Vec<&Handler>> {
+        if !request.check.is_empty() {
+            return self.handlers.get(&(request.action, request.check.clone())).map(|handler| vec![handler]);
+        }
+        let mut all: Vec<_> = self.handlers.iter().filter(|((action, _), _)| *action == request.action).collect();
+        all.sort_by_key(|((_, check), _)| check);
+        (!all.is_empty()).then(|| all.into_iter().map(|(_, handler)| handler).collect())
+    }
+
     async fn act_once(&self, request: &ActionRequest) -> (ActionOutcome, String) {
         let name = format!("{:?}", request.action);
         let mut done = self.done.lock().await;
@@ -78,8 +88,8 @@ impl Actions {
             )
         } else if done.contains(&request.intent_id) {
             (ActionOutcome::AlreadyDone, "this intent was executed before; nothing was done again".to_owned())
-        } else if let Some(handler) = self.handlers.get(&(request.action, request.check.clone())) {
-            match run(handler).await {
+        } else if let Some(handlers) = self.handlers_of(request) {
+            match run_all(&handlers).await {
                 Ok(message) => {
                     *lock(&self.counts).entry(name.clone()).or_default() += 1;
                     done.push_front(request.intent_id.clone());
@@ -88,6 +98,8 @@ impl Actions {
                 }
                 Err(message) => (ActionOutcome::Failed, message),
             }
+        } else if request.check.is_empty() {
+            (ActionOutcome::Unsupported, format!("this workload has no action {name}"))
         } else {
             (ActionOutcome::Unsupported, format!("this workload has no action {name} for the check {}", request.check))
         };
@@ -96,6 +108,18 @@ impl Actions {
         tracing::info!(intent = %request.intent_id, action = %name, check = %request.check, ?outcome, %message, "action");
         (outcome, message)
     }
+}
+
+/// Runs all of them, also if one fails.
+async fn run_all(handlers: &[&Handler]) -> ActionResult {
+    let (mut said, mut failed) = (Vec::new(), Vec::new());
+    for handler in handlers {
+        match run(handler).await {
+            Ok(message) => said.push(message),
+            Err(message) => failed.push(message),
+        }
+    }
+    if failed.is_empty() { Ok(said.join("; ")) } else { Err(failed.join("; ")) }
 }
 
 /// A panic or a hang of one action must not take the others with it.
@@ -164,6 +188,23 @@ mod tests {
         }
         assert_eq!(actions.act(request("a", "database")).await.outcome, ActionOutcome::Done);
         assert_eq!(actions.act(request("c", "memory")).await.outcome, ActionOutcome::Unsupported);
+    }
+
+    #[tokio::test]
+    async fn without_a_check_all_of_an_action_is_done() {
+        let done = || async { Ok("done".to_owned()) };
+        let actions = Actions::new(Arc::new(Metrics::new("test")))
+            .on(Action::ResetConnections, "database", done)
+            .on(Action::ResetConnections, "mail", || async { Ok("too".to_owned()) })
+            .on(Action::TrimMemory, "memory", || async { Err("no way".to_owned()) });
+        let actions = Arc::new(actions);
+        let answer = actions.act(request("a", "")).await;
+        assert_eq!((answer.outcome, answer.message.as_str()), (ActionOutcome::Done, "done; too"));
+        assert_eq!(actions.counts(), BTreeMap::from([("ResetConnections".to_owned(), 1)]));
+        let trim = ActionRequest { action: Action::TrimMemory, ..request("b", "") };
+        assert_eq!(actions.act(trim.clone()).await.outcome, ActionOutcome::Failed);
+        let nothing = Arc::new(Actions::new(Arc::new(Metrics::new("test"))));
+        assert_eq!(nothing.act(trim).await.outcome, ActionOutcome::Unsupported);
     }
 
     #[tokio::test]
