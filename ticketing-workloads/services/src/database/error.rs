@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// No connection could be opened.
-    #[error("no connection: {}", in_full(.0))]
+    #[error("{}", ConnectCause::of(.0).in_words(.0))]
     Connect(#[source] tokio_postgres::Error),
     /// No connection could be opened in time.
     #[error("no connection could be opened in time")]
@@ -30,6 +30,52 @@ impl DatabaseError {
         match self {
             Self::Connect(error) | Self::Statement(error) => error.code(),
             _ => None,
+        }
+    }
+}
+
+/// Why no connection could be opened, as far as it makes a difference to what a person does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectCause {
+    /// The server knows another password.
+    PasswordRefused,
+    /// The server asks for a password, and there is none.
+    NoPassword,
+    /// The server does not let this role in, whatever its password.
+    LoginRefused,
+    /// Anything else.
+    Other,
+}
+
+impl ConnectCause {
+    pub(super) fn of(error: &tokio_postgres::Error) -> Self {
+        // What the driver itself says has no code.
+        let said_by_driver =
+            |text: &str| std::error::Error::source(error).is_some_and(|source| source.to_string() == text);
+        match error.code() {
+            Some(state) if *state == SqlState::INVALID_PASSWORD => Self::PasswordRefused,
+            Some(state) if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => Self::LoginRefused,
+            None if said_by_driver("password missing") => Self::NoPassword,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether the server has answered, with a "no" to this role.
+    pub(super) fn is_refusal(self) -> bool {
+        self.needs_other_password() || self == Self::LoginRefused
+    }
+
+    /// Whether another password would help.
+    pub(super) fn needs_other_password(self) -> bool {
+        matches!(self, Self::PasswordRefused | Self::NoPassword)
+    }
+
+    pub(super) fn in_words(self, error: &tokio_postgres::Error) -> String {
+        match self {
+            Self::PasswordRefused => format!("the password was refused: {}", in_full(error)),
+            Self::NoPassword => "the server asks for a password, and there is none".to_owned(),
+            Self::LoginRefused => format!("the login was refused: {}", in_full(error)),
+            Self::Other => format!("no connection: {}", in_full(error)),
         }
     }
 }

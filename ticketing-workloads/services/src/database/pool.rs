@@ -1,7 +1,7 @@
 //! The pool: how calls get a connection, and the ways to get rid of connections that do not answer.
 
 use super::loan::{Connection, Generation, Loan};
-use super::{DatabaseError, DatabaseSettings};
+use super::{Connector, DatabaseError, DatabaseSettings};
 use crate::host::StartError;
 use arc_swap::ArcSwap;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
 
 /// Time between two looks at connections that are kept aside.
 const SETTLE_POLL: Duration = Duration::from_millis(20);
@@ -31,7 +31,7 @@ pub struct Database {
 
 /// What outlives a call.
 pub(super) struct Shared {
-    config: Config,
+    connector: Connector,
     size: usize,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
@@ -51,22 +51,27 @@ pub struct PoolHealth {
     pub hung: usize,
     /// Why no connection could be had or one broke, if so.
     pub error: Option<String>,
+    /// Why no more connections can be opened, while those that there are work.
+    pub refused: Option<String>,
     /// Open connections.
     pub open: usize,
     /// Most connections that there may be.
     pub max: usize,
-    /// Whether a fresh connection answered, if that was tried.
+    /// Whether a fresh connection can be worked with, if that was tried: not if it has no answer, and not if the server
+    /// answers with a "no" (it refuses the password), because then new connections in the pool would not help either.
     pub fresh_answers: Option<bool>,
+    /// What was wrong with the fresh connection, unless it was only silent.
+    pub fresh_error: Option<String>,
 }
 
 impl Database {
     /// A database that is connected to when it is first called.
-    pub fn new(config: Config, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
-        let config = DatabaseSettings::pooled(config);
+    pub fn new(connector: Connector, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
+        let connector = connector.with(DatabaseSettings::pooled);
         let size = usize::from(size);
-        let current = ArcSwap::from_pointee(Generation::new(pool(&config, size)?));
+        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
         let (resets, unresponsive, cured) = Default::default();
-        Ok(Self { shared: Arc::new(Shared { config, size, current, dependency, resets, unresponsive, cured }) })
+        Ok(Self { shared: Arc::new(Shared { connector, size, current, dependency, resets, unresponsive, cured }) })
     }
 
     /// Name of the bulkhead that calls pass through, if there is one.
@@ -122,7 +127,7 @@ impl Database {
     /// connection. What was under way on the old ones fails and is retried on new ones. The answer is how many
     /// connections there were.
     pub fn reset(&self) -> Result<usize, StartError> {
-        let new = Generation::new(pool(&self.shared.config, self.shared.size)?);
+        let new = Generation::new(pool(&self.shared.connector, self.shared.size)?);
         let old = self.shared.current.swap(Arc::new(new));
         let open = old.pool.status().size;
         old.given_up.cancel();
@@ -136,8 +141,9 @@ impl Database {
     /// use is trusted, unless its last use was abandoned: then it has until the end of `time` to answer. At least one
     /// connection is asked; none is opened beyond the pool's size.
     ///
-    /// If not all have answered by half of `time`, a fresh connection is opened beside the pool: its answer tells whether
-    /// the database or the pool is the cause.
+    /// If not all have answered by half of `time`, or one of them not as it should, a fresh connection is opened beside the
+    /// pool: its answer tells whether the database or the pool is the cause. So it is after a login that was refused, as
+    /// long as none has succeeded.
     pub async fn examine(&self, time: Duration) -> PoolHealth {
         let shared = &self.shared;
         let generation = shared.current.load_full();
@@ -150,10 +156,10 @@ impl Database {
             }
             pings
         });
-        let (pings, mut fresh_answers) = tokio::select! {
+        let (pings, mut fresh) = tokio::select! {
             pings = &mut asking => (pings, None),
             () = tokio::time::sleep_until(half) => {
-                let (pings, fresh) = tokio::join!(asking, shared.fresh_answers(deadline));
+                let (pings, fresh) = tokio::join!(asking, shared.try_fresh(deadline));
                 (pings, Some(fresh))
             }
         };
@@ -164,25 +170,43 @@ impl Database {
                 Ping::NotAsked | Ping::Hung => {}
                 Ping::Failed(error) => {
                     let is_fresh = matches!(error, DatabaseError::Connect(_) | DatabaseError::ConnectTimeout);
-                    fresh_answers = if is_fresh { fresh_answers.or(Some(false)) } else { fresh_answers };
-                    health.error = Some(error.to_string());
+                    if is_fresh && fresh.is_none() {
+                        fresh = Some(Fresh::Silent);
+                    }
+                    health.error = Some(shared.connector.explain(&error));
                 }
             }
         }
         health.hung = generation.replaced().saturating_sub(replaced) + generation.settling();
         health.open = open.max(health.answered + health.hung);
-        if health.error.is_some() && fresh_answers.is_none() {
-            fresh_answers = Some(shared.fresh_answers(deadline).await);
+        let fails = health.hung > 0 || health.error.is_some();
+        if fresh.is_none() && (health.error.is_some() || shared.connector.refusal().is_some()) {
+            fresh = Some(shared.try_fresh(deadline).await);
         }
-        if health.hung > 0 || health.error.is_some() {
-            health.fresh_answers = fresh_answers;
+        if fails || matches!(fresh, Some(Fresh::Failed(_))) {
+            health.fresh_answers = fresh.as_ref().map(|fresh| matches!(fresh, Fresh::Answers));
         }
-        if health.hung > 0 && fresh_answers == Some(true) {
+        if health.hung > 0 && health.fresh_answers == Some(true) {
             let mut cured = shared.cured.lock().await;
             shared.end_break(&mut cured);
         }
+        match fresh {
+            Some(Fresh::Failed(error)) if fails => health.fresh_error = Some(error),
+            // The ones that there are answer all the same.
+            Some(Fresh::Failed(error)) if shared.connector.refusal().is_some() => health.refused = Some(error),
+            _ => {}
+        }
         health
     }
+}
+
+/// What came of opening a connection beside the pool.
+enum Fresh {
+    Answers,
+    /// It gave no answer in time, or was closed without one.
+    Silent,
+    /// The words are for the person on call.
+    Failed(String),
 }
 
 /// How one connection took the question.
@@ -202,7 +226,7 @@ impl Shared {
     pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>) {
         // Several find out at the same moment; one cure is enough.
         let Ok(mut cured) = self.cured.try_lock() else { return };
-        if !self.fresh_answers(Instant::now() + FRESH_TIME).await {
+        if !matches!(self.try_fresh(Instant::now() + FRESH_TIME).await, Fresh::Answers) {
             return;
         }
         self.ping_idle(generation, false, Instant::now() + PING_TIME).await;
@@ -220,16 +244,20 @@ impl Shared {
         }
     }
 
-    /// Whether a connection that is opened now answers by `deadline`.
-    async fn fresh_answers(&self, deadline: Instant) -> bool {
+    /// Whether a connection that is opened now can be worked with by `deadline`.
+    async fn try_fresh(&self, deadline: Instant) -> Fresh {
         let ask = async {
-            let (client, connection) = self.config.connect(NoTls).await.ok()?;
+            let (client, connection) = self.connector.open().await.map_err(DatabaseError::Connect)?;
             tokio::select! {
-                answer = client.simple_query("SELECT 1") => answer.ok().map(drop),
-                _ = connection => None,
+                answer = client.simple_query("SELECT 1") => answer.map(|_| Fresh::Answers).map_err(DatabaseError::from),
+                end = connection => end.map(|()| Fresh::Silent).map_err(DatabaseError::from),
             }
         };
-        tokio::time::timeout_at(deadline, ask).await.is_ok_and(|answer| answer.is_some())
+        match tokio::time::timeout_at(deadline, ask).await {
+            Ok(Ok(fresh)) => fresh,
+            Ok(Err(error)) => Fresh::Failed(self.connector.explain(&error)),
+            Err(_) => Fresh::Silent,
+        }
     }
 
     /// Asks all idle connections at once, and replaces those that have not answered by `deadline`. `at_least_one`: where
@@ -266,10 +294,10 @@ impl Shared {
     }
 }
 
-fn pool(config: &Config, size: usize) -> Result<Pool, StartError> {
+fn pool(connector: &Connector, size: usize) -> Result<Pool, StartError> {
     // Fast on purpose: no call pays for a ping. A connection that hangs costs one attempt and is replaced.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    Pool::builder(Manager::from_config(config.clone(), NoTls, recycling))
+    Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
         .max_size(size)
         .runtime(deadpool_postgres::Runtime::Tokio1)
         .build()

@@ -1,7 +1,9 @@
 //! Where the database is, and how to log in.
 
+use super::Connector;
 use crate::host::StartError;
 use contract::{BulkheadSettings, DependencySettings, RetryOn, RetrySettings, TimeoutSettings};
+use std::path::Path;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
@@ -27,6 +29,10 @@ pub struct DatabaseSettings {
     /// Password of the role; needs no escaping, unlike one inside `DATABASE_URL`.
     #[arg(long, env = "PGPASSWORD", hide_env_values = true)]
     pub pgpassword: Option<String>,
+    /// File with the password of the role, such as a mounted Secret; stands above any other password. It is read again for
+    /// each new connection, so that a password that was rotated needs no restart.
+    #[arg(long, env = "DATABASE_PASSWORD_FILE")]
+    pub database_password_file: Option<String>,
     /// Name of the database.
     #[arg(long, env = "PGDATABASE", default_value = "postgres")]
     pub pgdatabase: String,
@@ -64,7 +70,12 @@ pub fn defaults() -> DependencySettings {
 
 impl DatabaseSettings {
     /// How to connect. `application` is how the connections call themselves in `pg_stat_activity`.
-    pub fn config(&self, application: &str) -> Result<Config, StartError> {
+    pub fn connector(&self, application: &str) -> Result<Connector, StartError> {
+        let file = self.database_password_file.as_ref().filter(|file| !file.is_empty());
+        Ok(Connector::new(self.config(application)?, file.map(Path::new)))
+    }
+
+    fn config(&self, application: &str) -> Result<Config, StartError> {
         let mut config = if let Some(url) = self.database_url.as_ref().filter(|url| !url.is_empty()) {
             // The parser's own words are not shown: they may hold a password.
             url.parse::<Config>().map_err(|_| {
@@ -106,6 +117,7 @@ mod tests {
             pgport: 5432,
             pguser: "booking".into(),
             pgpassword: Some("from parts".into()),
+            database_password_file: None,
             pgdatabase: "tickets".into(),
             database_pool_size: 8,
         }

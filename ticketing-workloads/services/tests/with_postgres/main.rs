@@ -6,6 +6,7 @@ mod catalog;
 mod gateway;
 mod notification;
 mod paid_booking;
+mod password;
 mod payment;
 mod pool;
 mod recovery;
