@@ -3,17 +3,25 @@
 use super::DatabaseError;
 use super::error::ConnectCause;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
+use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
 
 /// Longest password that is read from a file, in bytes.
 const MAX_PASSWORD_BYTES: usize = 4096;
+
+/// Time that a host has to itself before the next one of the address is tried beside it. One that hangs, or is gone
+/// without a word, must not take the time of the whole attempt.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Both halves of a connection.
 type Opened = (Client, Connection<Socket, NoTlsStream>);
@@ -40,6 +48,11 @@ impl Connector {
         self
     }
 
+    /// Whether only a server that takes writes will do.
+    pub(super) fn needs_writes(&self) -> bool {
+        self.config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite
+    }
+
     /// Why the last login was refused, if none has succeeded since.
     pub(super) fn refusal(&self) -> Option<Arc<String>> {
         self.refused.load_full()
@@ -53,7 +66,7 @@ impl Connector {
         {
             config.password(password);
         }
-        let opened = config.connect(NoTls).await;
+        let opened = first_of(&config).await;
         match &opened {
             Ok(_) if self.refused.load().is_none() => {}
             Ok(_) => {
@@ -91,6 +104,105 @@ impl Connector {
             None => format!("{said}; it is not in a file (DATABASE_PASSWORD_FILE), so a new one takes a restart"),
         }
     }
+}
+
+/// Connects to the first host that will do, in the order of the address.
+async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
+    let hosts = one_by_one(config);
+    let mut waiting = hosts.iter();
+    let mut trying = FuturesUnordered::new();
+    let mut failed: Option<tokio_postgres::Error> = None;
+    loop {
+        match (waiting.next(), failed.take()) {
+            (None, Some(error)) if trying.is_empty() => return Err(error),
+            (next, error) => {
+                trying.extend(next.map(|config| config.connect(NoTls)));
+                failed = error;
+            }
+        }
+        let answer = if waiting.len() > 0 {
+            tokio::time::timeout(HEAD_START, trying.next()).await
+        } else {
+            Ok(trying.next().await)
+        };
+        match answer {
+            Ok(Some(Ok(opened))) => return Ok(opened),
+            // What says the most about why there is no connection: a replica beside a host that is gone.
+            Ok(Some(Err(error))) => {
+                let said = |error: &tokio_postgres::Error| ConnectCause::of(error) != ConnectCause::Other;
+                failed = Some(failed.take().filter(|before| said(before) || !said(&error)).unwrap_or(error));
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// The same once for each of its hosts, unless the driver is to choose among them by itself.
+fn one_by_one(config: &Config) -> Vec<Config> {
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let count = hosts.len().max(addresses.len());
+    let is_whole = [hosts.len(), addresses.len()].iter().all(|length| [0, count].contains(length))
+        && (ports.len() <= 1 || ports.len() == count);
+    // What does not fit together is for the driver to refuse.
+    if count <= 1 || !is_whole || config.get_load_balance_hosts() != LoadBalanceHosts::Disable {
+        return vec![config.clone()];
+    }
+    let of_host = |index: usize| {
+        let mut one = without_hosts(config);
+        match hosts.get(index) {
+            Some(Host::Tcp(name)) => _ = one.host(name),
+            Some(Host::Unix(path)) => _ = one.host_path(path),
+            None => {}
+        }
+        if let Some(address) = addresses.get(index) {
+            one.hostaddr(*address);
+        }
+        if let Some(port) = ports.get(index).or(ports.first()) {
+            one.port(*port);
+        }
+        one
+    };
+    (0..count).map(of_host).collect()
+}
+
+/// A copy of everything but hosts and ports, which the driver can only add to.
+fn without_hosts(config: &Config) -> Config {
+    let mut copy = Config::new();
+    if let Some(user) = config.get_user() {
+        copy.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        copy.password(password);
+    }
+    if let Some(name) = config.get_dbname() {
+        copy.dbname(name);
+    }
+    if let Some(options) = config.get_options() {
+        copy.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        copy.application_name(name);
+    }
+    if let Some(timeout) = config.get_connect_timeout() {
+        copy.connect_timeout(*timeout);
+    }
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        copy.tcp_user_timeout(*timeout);
+    }
+    if let Some(interval) = config.get_keepalives_interval() {
+        copy.keepalives_interval(interval);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        copy.keepalives_retries(retries);
+    }
+    copy.ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .target_session_attrs(config.get_target_session_attrs())
+        .channel_binding(config.get_channel_binding())
+        .load_balance_hosts(config.get_load_balance_hosts());
+    copy
 }
 
 impl deadpool_postgres::Connect for Connector {
@@ -177,6 +289,32 @@ async fn content(path: &Path) -> Result<Vec<u8>, IoError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_host_gets_everything_that_the_address_says() {
+        let parameters = "connect_timeout=4&tcp_user_timeout=5&keepalives=0&keepalives_idle=6&keepalives_interval=7\
+                          &keepalives_retries=8&target_session_attrs=read-only&channel_binding=disable\
+                          &sslmode=disable&sslnegotiation=direct&options=-c%20geqo%3Doff&application_name=me";
+        let read = |hosts: &str| format!("postgres://me:secret@{hosts}/x?{parameters}").parse::<Config>().unwrap();
+        let both = one_by_one(&read("one,two:5433"));
+        assert_eq!(both, [read("one:5432"), read("two:5433")]);
+        let unix = one_by_one(&read("%2Fvar%2Frun,two"));
+        assert_eq!(unix, [read("%2Fvar%2Frun:5432"), read("two:5432")]);
+        let addresses: Config = "hostaddr=127.0.0.1,127.0.0.2 port=1".parse().unwrap();
+        let each = ["127.0.0.1", "127.0.0.2"].map(|one| format!("hostaddr={one} port=1").parse::<Config>().unwrap());
+        assert_eq!(one_by_one(&addresses), each);
+    }
+
+    #[rstest::rstest]
+    #[case::one("host=one user=me")]
+    #[case::none("user=me")]
+    #[case::not_in_order("host=one,two load_balance_hosts=random")]
+    #[case::that_do_not_fit("host=one,two hostaddr=127.0.0.1")]
+    #[case::ports_that_do_not_fit("host=one,two,three port=1,2")]
+    fn what_is_not_a_list_in_order_is_left_to_the_driver(#[case] address: &str) {
+        let config: Config = address.parse().unwrap();
+        assert_eq!(one_by_one(&config), [config]);
+    }
 
     #[rstest::rstest]
     #[case::plain("secret", Some("secret"))]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio_postgres::NoTls;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection has to answer after its use was abandoned. Longer than the wait for a row lock
@@ -86,6 +86,13 @@ impl Loan {
         self.connection = None;
     }
 
+    /// The connection has ended, or is not wanted any more: the pool opens a new one in its place when it needs it.
+    pub(super) fn lost(mut self) {
+        if let Some(connection) = self.take() {
+            drop(Object::take(connection));
+        }
+    }
+
     /// The connection has had its time: it loses its place.
     pub(super) fn silent(mut self) {
         if let Some(connection) = self.take() {
@@ -131,6 +138,11 @@ async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Ob
     replace(&shared, &generation, connection);
     generation.settling.fetch_sub(1, Ordering::AcqRel);
     shared.cure(&generation).await;
+}
+
+/// Whether the answer to a simple query is this one word.
+pub(super) fn says(answer: &[SimpleQueryMessage], word: &str) -> bool {
+    answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(word)))
 }
 
 /// Takes a silent connection out of the pool, which opens a new one in its place when it needs it.

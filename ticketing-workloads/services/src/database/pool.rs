@@ -1,6 +1,7 @@
 //! The pool: how calls get a connection, and the ways to get rid of connections that do not answer.
 
-use super::loan::{Connection, Generation, Loan};
+use super::error::Aftermath;
+use super::loan::{Connection, Generation, Loan, says};
 use super::{Connector, DatabaseError, DatabaseSettings};
 use crate::host::StartError;
 use arc_swap::ArcSwap;
@@ -23,6 +24,9 @@ const PING_TIME: Duration = Duration::from_millis(500);
 /// Shortest time between two breaks of the circuit that a cure ends. A database that only answers the simplest question
 /// in time would otherwise never get the rest that the break is to give it.
 const CURE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
+const PING: &str = "SHOW transaction_read_only";
 
 /// The database, called through its dependency.
 pub struct Database {
@@ -58,7 +62,8 @@ pub struct PoolHealth {
     /// Most connections that there may be.
     pub max: usize,
     /// Whether a fresh connection can be worked with, if that was tried: not if it has no answer, and not if the server
-    /// answers with a "no" (it refuses the password), because then new connections in the pool would not help either.
+    /// answers with a "no" (it refuses the password, it takes no writes), because then new connections in the pool
+    /// would not help either.
     pub fresh_answers: Option<bool>,
     /// What was wrong with the fresh connection, unless it was only silent.
     pub fresh_error: Option<String>,
@@ -93,7 +98,7 @@ impl Database {
     /// of its own, so it must be safe to do more than once.
     pub async fn call<T, E, F, Fut>(&self, work: F) -> Result<T, CallError<E>>
     where
-        E: Failure + From<DatabaseError>,
+        E: Failure + From<DatabaseError> + 'static,
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
@@ -103,7 +108,7 @@ impl Database {
     /// Does `work` once, past timeout, retry and circuit. For health checks, which are to see the database as it is.
     pub async fn attempt<T, E, F, Fut>(&self, work: F) -> Result<T, E>
     where
-        E: From<DatabaseError>,
+        E: std::error::Error + From<DatabaseError> + 'static,
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
@@ -114,7 +119,14 @@ impl Database {
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
             let (loan, connection) = Loan::new(&self.shared, &generation, connection);
             let result = work(connection).await;
-            loan.answered();
+            match result.as_ref().err().map_or(Aftermath::Kept, |error| Aftermath::of(error)) {
+                Aftermath::Lost => loan.lost(),
+                Aftermath::ReadOnly if self.shared.connector.needs_writes() => {
+                    loan.lost();
+                    self.shared.leave(&generation);
+                }
+                Aftermath::Kept | Aftermath::ReadOnly => loan.answered(),
+            }
             result
         };
         tokio::select! {
@@ -249,7 +261,7 @@ impl Shared {
         let ask = async {
             let (client, connection) = self.connector.open().await.map_err(DatabaseError::Connect)?;
             tokio::select! {
-                answer = client.simple_query("SELECT 1") => answer.map(|_| Fresh::Answers).map_err(DatabaseError::from),
+                answer = client.simple_query(PING) => answer.map(|_| Fresh::Answers).map_err(DatabaseError::from),
                 end = connection => end.map(|()| Fresh::Silent).map_err(DatabaseError::from),
             }
         };
@@ -257,6 +269,24 @@ impl Shared {
             Ok(Ok(fresh)) => fresh,
             Ok(Err(error)) => Fresh::Failed(self.connector.explain(&error)),
             Err(_) => Fresh::Silent,
+        }
+    }
+
+    /// Leaves a server that takes no writes any more: calls from now on open new connections, to one that does. What is
+    /// under way on the old ones is not broken off: what writes fails by itself, and what reads does no harm.
+    pub(super) fn leave(&self, generation: &Arc<Generation>) {
+        // It cannot fail: the first one was made the same way.
+        let Ok(pool) = pool(&self.connector, self.size) else { return };
+        let found = self.current.compare_and_swap(generation, Arc::new(Generation::new(pool)));
+        // Several find out at the same moment; the first one has left.
+        if Arc::ptr_eq(&found, generation) {
+            let open = generation.pool.status().size;
+            generation.pool.close();
+            tracing::warn!(
+                dependency = self.dependency.name(),
+                open,
+                "the server of the pooled connections is read-only: leaving it for one that takes writes"
+            );
         }
     }
 
@@ -283,14 +313,27 @@ impl Shared {
             Err(error) => return Ping::Failed(error.into()),
         };
         let (loan, connection) = Loan::new(self, generation, connection);
-        let answer = tokio::time::timeout_at(deadline, connection.simple_query("SELECT 1")).await;
+        let answer = tokio::time::timeout_at(deadline, connection.simple_query(PING)).await;
         drop(connection);
         let Ok(answer) = answer else {
             loan.silent();
             return Ping::Hung;
         };
-        loan.answered();
-        answer.map_or_else(|error| Ping::Failed(error.into()), |_| Ping::Answered)
+        match answer {
+            Ok(rows) if self.connector.needs_writes() && says(&rows, "on") => {
+                loan.lost();
+                self.leave(generation);
+                Ping::Failed(DatabaseError::ReadOnly)
+            }
+            Ok(_) => {
+                loan.answered();
+                Ping::Answered
+            }
+            Err(error) => {
+                loan.lost();
+                Ping::Failed(error.into())
+            }
+        }
     }
 }
 

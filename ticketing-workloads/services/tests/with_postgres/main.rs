@@ -3,6 +3,7 @@
 
 mod booking;
 mod catalog;
+mod failover;
 mod gateway;
 mod notification;
 mod paid_booking;

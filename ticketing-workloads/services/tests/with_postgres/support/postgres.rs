@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use ticketing_services::database::DatabaseSettings;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// `nobody` and its group on Debian: the server refuses to run as root.
 const NOBODY: (u32, u32) = (65_534, 65_534);
@@ -49,6 +49,47 @@ impl Postgres {
         let server = tokio::task::spawn_blocking(shared_server).await.unwrap();
         let database = format!("test_{}", DATABASES.fetch_add(1, Ordering::SeqCst));
         Self { server, database }
+    }
+
+    /// A database in a server of the test's own, which may be restarted and changed.
+    pub async fn alone() -> Self {
+        let server = tokio::task::spawn_blocking(|| Arc::new(Server::start())).await.unwrap();
+        Self { server, database: "postgres".to_owned() }
+    }
+
+    /// Restarts the server as a replica, as after a failover away from it. Only for one of the test's own.
+    pub async fn become_replica(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.restart_as_replica()).await.unwrap();
+    }
+
+    /// Stops the whole server: it takes connections, and answers none. Only for one of the test's own.
+    pub async fn hang(&self) -> Stopped {
+        let query = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+        let rows = self.connect().await.query(query, &[]).await.unwrap();
+        let main = self.server.process.lock().unwrap().id().cast_signed();
+        Stopped::new(&rows.iter().map(|row| row.get(0)).chain([main]).collect::<Vec<_>>())
+    }
+
+    /// Makes a replica the server that takes writes.
+    pub async fn promote(&self) {
+        self.connect().await.batch_execute("SELECT pg_promote()").await.unwrap();
+    }
+
+    /// Stops or allows writes, also of the connections that are open, as a hoster does it. Only for a server of the test's
+    /// own.
+    pub async fn take_writes(&self, writes: bool) {
+        let value = if writes { "off" } else { "on" };
+        let client = self.connect().await;
+        let change = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+        client.batch_execute(&change).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        super::eventually("the server has read its configuration", async || {
+            let rows = client.simple_query("SHOW default_transaction_read_only").await.unwrap();
+            let is_there = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(value));
+            rows.iter().any(is_there).then_some(())
+        })
+        .await;
     }
 
     /// Ends the back ends of `application`, as a server does that fails over or whose administrator says so.
@@ -191,6 +232,17 @@ impl Server {
             connect(&server.url_of("postgres")).await.unwrap().batch_execute(&role).await.unwrap();
         });
         server
+    }
+
+    fn restart_as_replica(&self) {
+        let mut process = self.process.lock().unwrap();
+        // SIGINT: after a checkpoint, without waiting for clients.
+        signal("INT", &[process.id().cast_signed()]);
+        process.wait().unwrap();
+        fs::write(self.directory.path().join("data/standby.signal"), "").unwrap();
+        *process = run(self.directory.path(), self.port);
+        drop(process);
+        self.wait_until_it_answers();
     }
 
     fn url_of(&self, database: &str) -> String {
