@@ -23,6 +23,9 @@ const LINGER_TIME: Duration = Duration::from_secs(15);
 /// Time to ask the server to cancel a statement.
 const CANCEL_TIME: Duration = Duration::from_secs(2);
 
+/// Whether no transaction is open: then the one of this statement began with it.
+const IS_IDLE: &str = "SELECT now() = statement_timestamp()";
+
 /// One pool, from one reset to the next.
 pub(super) struct Generation {
     pub(super) pool: deadpool_postgres::Pool,
@@ -124,14 +127,18 @@ impl Drop for Loan {
 /// Waits until an abandoned connection has answered, or takes its place away.
 async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Object) {
     // It is answered after whatever was abandoned before it.
-    let answer = tokio::time::timeout(SETTLE_TIME, connection.simple_query(""));
-    let has_answered = tokio::select! {
-        answer = answer => answer.is_ok(),
-        () = generation.given_up.cancelled() => true,
+    let answer = tokio::time::timeout(SETTLE_TIME, connection.simple_query(IS_IDLE));
+    let answer = tokio::select! {
+        answer = answer => answer.ok(),
+        () = generation.given_up.cancelled() => Some(Ok(Vec::new())),
     };
-    if has_answered {
-        // A broken one, or one of a pool that was given up, is not kept by the pool.
-        drop(connection);
+    if let Some(answer) = answer {
+        if answer.is_ok_and(|rows| says(&rows, "t")) {
+            drop(connection);
+        } else {
+            // It broke, its pool was given up, or the next one to get it would go on with somebody else's transaction.
+            drop(Object::take(connection));
+        }
         generation.settling.fetch_sub(1, Ordering::AcqRel);
         return;
     }

@@ -119,6 +119,29 @@ async fn a_connection_that_answers_after_its_caller_has_left_is_kept() {
     assert_eq!(stage.pool.database.unresponsive().get(), 0);
 }
 
+/// Whatever an abandoned use had begun is undone before the connection is lent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gets_the_transaction_of_somebody_who_left() {
+    let stage = Stage::start().await;
+    stage.postgres.connect().await.batch_execute("CREATE TABLE written (by text)").await.unwrap();
+    let slow = async |connection: Connection| {
+        let begun = "BEGIN; INSERT INTO written VALUES ('who left'); SELECT pg_sleep(0.3)";
+        connection.batch_execute(begun).await.map_err(DatabaseError::from)
+    };
+    let left = join_all(
+        (0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(100), stage.pool.database.attempt(slow))),
+    );
+    assert!(left.await.iter().all(Result::is_err));
+    // All at once, so that each connection of the pool is among them; a commit would make the rows stay.
+    let commit = async |connection: Connection| {
+        connection.batch_execute("SELECT pg_sleep(0.2); COMMIT").await.map_err(DatabaseError::from)
+    };
+    join_all((0..POOL).map(|_| stage.pool.database.attempt(commit))).await;
+    let count = "SELECT count(*) FROM written";
+    let written: i64 = stage.postgres.connect().await.query_one(count, &[]).await.unwrap().get(0);
+    assert_eq!(written, 0);
+}
+
 /// Statements that take far too long do not pile up in the server, beside the connections that take their places.
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_statements_do_not_flood_the_server_with_connections() {
