@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
@@ -142,9 +143,10 @@ async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Ob
         generation.settling.fetch_sub(1, Ordering::AcqRel);
         return;
     }
+    let opened = Instant::from_std(Object::metrics(&connection).created);
     replace(&shared, &generation, connection);
     generation.settling.fetch_sub(1, Ordering::AcqRel);
-    shared.cure(&generation).await;
+    shared.cure(&generation, opened).await;
 }
 
 /// Whether the answer to a simple query is this one word.

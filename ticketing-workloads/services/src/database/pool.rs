@@ -21,8 +21,9 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 const FRESH_TIME: Duration = Duration::from_secs(2);
 /// Time that each idle connection then has to answer.
 const PING_TIME: Duration = Duration::from_millis(500);
-/// Shortest time between two breaks of the circuit that a cure ends. A database that only answers the simplest question
-/// in time would otherwise never get the rest that the break is to give it.
+/// Shortest time between two breaks of the circuit that a cure ends, unless the silent connection is older than the first
+/// one: then it is the same hang, of which some connections are found out later than others. A database that only answers
+/// the simplest question in time would otherwise never get the rest that the break is to give it.
 const CURE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
@@ -42,7 +43,7 @@ pub(super) struct Shared {
     resets: Counter,
     /// Connections that were replaced because they stayed silent.
     pub(super) unresponsive: Counter,
-    /// When a cure last ended a break. Held while one is under way.
+    /// When a cure last ended a break for a hang of its own. Held while one is under way.
     cured: Mutex<Option<Instant>>,
 }
 
@@ -200,7 +201,7 @@ impl Database {
         }
         if health.hung > 0 && health.fresh_answers == Some(true) {
             let mut cured = shared.cured.lock().await;
-            shared.end_break(&mut cured);
+            shared.end_break(&mut cured, None);
         }
         match fresh {
             Some(Fresh::Failed(error)) if fails => health.fresh_error = Some(error),
@@ -235,19 +236,23 @@ impl Shared {
     /// What is done once a connection turned out to be silent: if a fresh one answers, the database works and the pool is
     /// the cause. Then the other idle connections are tried, so that the next calls do not each wait for another
     /// silent one, and the circuit, which was opened for nothing that the database did, gets its next trial.
-    pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>) {
+    /// `opened` is when the silent one was opened.
+    pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>, opened: Instant) {
         // Several find out at the same moment; one cure is enough.
         let Ok(mut cured) = self.cured.try_lock() else { return };
         if !matches!(self.try_fresh(Instant::now() + FRESH_TIME).await, Fresh::Answers) {
             return;
         }
         self.ping_idle(generation, false, Instant::now() + PING_TIME).await;
-        self.end_break(&mut cured);
+        self.end_break(&mut cured, Some(opened));
     }
 
-    fn end_break(&self, cured: &mut Option<Instant>) {
-        if cured.is_none_or(|last| last.elapsed() >= CURE_INTERVAL) {
+    fn end_break(&self, cured: &mut Option<Instant>, opened: Option<Instant>) {
+        let is_other_hang = cured.is_none_or(|last| last.elapsed() >= CURE_INTERVAL);
+        if is_other_hang {
             *cured = Some(Instant::now());
+        }
+        if is_other_hang || opened.is_some_and(|opened| cured.is_some_and(|last| opened < last)) {
             tracing::info!(
                 dependency = self.dependency.name(),
                 "fresh connections answer: silent pooled ones are replaced, and the circuit gets its next trial"
