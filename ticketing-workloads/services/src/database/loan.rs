@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// How long a connection has to answer after its use was abandoned. Longer than the wait for a row lock
 /// (`lock_timeout`), so that contention closes no connections.
 const SETTLE_TIME: Duration = Duration::from_millis(600);
+/// How long it may be silent before the idle ones are suspected, too: less than its caller waits before a retry.
+const SUSPECT_TIME: Duration = Duration::from_millis(50);
 /// How long a connection that has lost its place is kept for the end of its statement: a commit that is slow may still be
 /// made, and found by the caller's next attempt. The server itself ends a statement after as long (`statement_timeout`).
 const LINGER_TIME: Duration = Duration::from_secs(15);
@@ -128,9 +130,18 @@ impl Drop for Loan {
 /// Waits until an abandoned connection has answered, or takes its place away.
 async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Object) {
     // It is answered after whatever was abandoned before it.
-    let answer = tokio::time::timeout(SETTLE_TIME, connection.simple_query(IS_IDLE));
+    let answered = async {
+        let mut answer = std::pin::pin!(connection.simple_query(IS_IDLE));
+        if let Ok(answer) = tokio::time::timeout(SUSPECT_TIME, answer.as_mut()).await {
+            return Some(answer);
+        }
+        let (shared, generation) = (Arc::clone(&shared), Arc::clone(&generation));
+        // On its own: if this one answers meanwhile, the others still have to be waited for.
+        tokio::spawn(async move { shared.suspect(&generation).await });
+        tokio::time::timeout(SETTLE_TIME.saturating_sub(SUSPECT_TIME), answer).await.ok()
+    };
     let answer = tokio::select! {
-        answer = answer => answer.ok(),
+        answer = answered => answer,
         () = generation.given_up.cancelled() => Some(Ok(Vec::new())),
     };
     if let Some(answer) = answer {

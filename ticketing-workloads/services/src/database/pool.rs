@@ -21,6 +21,8 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 const FRESH_TIME: Duration = Duration::from_secs(2);
 /// Time that each idle connection then has to answer.
 const PING_TIME: Duration = Duration::from_millis(500);
+/// The same while it is only suspected that they are silent.
+const SUSPECT_PING_TIME: Duration = Duration::from_millis(250);
 /// Shortest time between two breaks of the circuit that a cure ends, unless the silent connection is older than the first
 /// one: then it is the same hang, of which some connections are found out later than others. A database that only answers
 /// the simplest question in time would otherwise never get the rest that the break is to give it.
@@ -45,6 +47,8 @@ pub(super) struct Shared {
     pub(super) unresponsive: Counter,
     /// When a cure last ended a break for a hang of its own. Held while one is under way.
     cured: Mutex<Option<Instant>>,
+    /// Held while idle connections are tried on a suspicion.
+    suspected: Mutex<()>,
 }
 
 /// What a look at the pooled connections found.
@@ -76,8 +80,9 @@ impl Database {
         let connector = connector.with(DatabaseSettings::pooled);
         let size = usize::from(size);
         let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
-        let (resets, unresponsive, cured) = Default::default();
-        Ok(Self { shared: Arc::new(Shared { connector, size, current, dependency, resets, unresponsive, cured }) })
+        let (resets, unresponsive, cured, suspected) = Default::default();
+        let shared = Shared { connector, size, current, dependency, resets, unresponsive, cured, suspected };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Name of the bulkhead that calls pass through, if there is one.
@@ -180,7 +185,8 @@ impl Database {
         for ping in pings {
             match ping {
                 Ping::Answered => health.answered += 1,
-                Ping::NotAsked | Ping::Hung => {}
+                Ping::NotAsked => {}
+                Ping::Hung(loan) => loan.silent(),
                 Ping::Failed(error) => {
                     let is_fresh = matches!(error, DatabaseError::Connect(_) | DatabaseError::ConnectTimeout);
                     if is_fresh && fresh.is_none() {
@@ -225,8 +231,8 @@ enum Fresh {
 /// How one connection took the question.
 enum Ping {
     Answered,
-    /// It has lost its place.
-    Hung,
+    /// It has not answered, and has its place until this is decided.
+    Hung(Loan),
     /// It was taken by a call meanwhile.
     NotAsked,
     Failed(DatabaseError),
@@ -243,8 +249,21 @@ impl Shared {
         if !matches!(self.try_fresh(Instant::now() + FRESH_TIME).await, Fresh::Answers) {
             return;
         }
-        self.ping_idle(generation, false, Instant::now() + PING_TIME).await;
+        replace_silent(self.ping_idle(generation, false, Instant::now() + PING_TIME).await);
         self.end_break(&mut cured, Some(opened));
+    }
+
+    /// What is done while an abandoned connection is silent, before it has lost its place: idle ones have no statement to
+    /// be busy with, so if they are silent, too, the retry of whoever left must not wait for one of them.
+    pub(super) async fn suspect(self: &Arc<Self>, generation: &Arc<Generation>) {
+        let Ok(_one_at_a_time) = self.suspected.try_lock() else { return };
+        let pings = self.ping_idle(generation, false, Instant::now() + SUSPECT_PING_TIME).await;
+        // Of a database that answers nobody in time, connections are not to be replaced by more of them.
+        if pings.iter().any(|ping| matches!(ping, Ping::Hung(_)))
+            && matches!(self.try_fresh(Instant::now() + SUSPECT_PING_TIME).await, Fresh::Answers)
+        {
+            replace_silent(pings);
+        }
     }
 
     fn end_break(&self, cured: &mut Option<Instant>, opened: Option<Instant>) {
@@ -295,8 +314,7 @@ impl Shared {
         }
     }
 
-    /// Asks all idle connections at once, and replaces those that have not answered by `deadline`. `at_least_one`: where
-    /// none is idle, one is waited for or opened.
+    /// Asks all idle connections at once for an answer by `deadline`. `at_least_one`: where none is idle, one is waited for or opened.
     async fn ping_idle(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
@@ -320,10 +338,7 @@ impl Shared {
         let (loan, connection) = Loan::new(self, generation, connection);
         let answer = tokio::time::timeout_at(deadline, connection.simple_query(PING)).await;
         drop(connection);
-        let Ok(answer) = answer else {
-            loan.silent();
-            return Ping::Hung;
-        };
+        let Ok(answer) = answer else { return Ping::Hung(loan) };
         match answer {
             Ok(rows) if self.connector.needs_writes() && says(&rows, "on") => {
                 loan.lost();
@@ -338,6 +353,15 @@ impl Shared {
                 loan.lost();
                 Ping::Failed(error.into())
             }
+        }
+    }
+}
+
+/// Takes the places of those that gave no answer.
+fn replace_silent(pings: Vec<Ping>) {
+    for ping in pings {
+        if let Ping::Hung(loan) = ping {
+            loan.silent();
         }
     }
 }

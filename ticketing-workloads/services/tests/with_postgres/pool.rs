@@ -44,6 +44,35 @@ async fn silent_connections_are_replaced_within_seconds_and_without_anybodys_hel
     assert!(again < Duration::from_secs(1), "no silent one is left: {again:?}");
 }
 
+/// The retry of a caller who met a silent connection does not meet the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_silent_connection_is_enough_to_suspect_the_others() {
+    let stage = Stage::start().await;
+    stage.proxy.silence_old();
+    let attempts = AtomicU16::new(0);
+    let counted = |connection| {
+        attempts.fetch_add(1, Ordering::SeqCst);
+        ask(connection)
+    };
+    stage.pool.database.call(counted).await.unwrap();
+    assert_eq!(attempts.load(Ordering::SeqCst), 2);
+    assert_eq!(stage.pool.database.resets().get(), 0);
+}
+
+/// The circuit opens after the first cure, for connections that were in use meanwhile: its break is not for that cure alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_the_same_hang_that_are_found_out_later_end_the_break_too() {
+    let stage = Stage::start().await;
+    stage.proxy.silence_old();
+    let early = tokio::time::timeout(Duration::from_millis(100), stage.pool.database.attempt(ask));
+    let others = join_all((1..POOL).map(|_| stage.pool.database.call(ask)));
+    let (early, _) = tokio::join!(early, others);
+    assert!(early.is_err());
+    assert!(stage.pool.dependency.circuit().opened_total >= 1, "as many failures in a row as it takes");
+    stage.pool.until_all_are_served().await;
+    assert_eq!(stage.pool.database.resets().get(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_says_whether_a_fresh_connection_answers() {
     let stage = Stage::start().await;
