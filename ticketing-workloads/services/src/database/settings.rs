@@ -52,8 +52,8 @@ pub struct DatabaseSettings {
     /// Password of the role; needs no escaping, unlike one inside `DATABASE_URL`.
     #[arg(long, env = "PGPASSWORD", hide_env_values = true)]
     pub pgpassword: Option<String>,
-    /// File with the password of the role, such as a mounted Secret; stands above any other password. It is read again for
-    /// each new connection, so that a password that was rotated needs no restart.
+    /// File with the password of the role and nothing else, such as a mounted Secret; stands above any other password. It is
+    /// read again for each new connection, so that a password that was rotated needs no restart.
     #[arg(long, env = "DATABASE_PASSWORD_FILE")]
     pub database_password_file: Option<String>,
     /// Name of the database.
