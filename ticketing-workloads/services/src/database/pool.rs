@@ -205,8 +205,11 @@ impl Database {
         if fails || matches!(fresh, Some(Fresh::Failed(_))) {
             health.fresh_answers = fresh.as_ref().map(|fresh| matches!(fresh, Fresh::Answers));
         }
-        if health.hung > 0 && health.fresh_answers == Some(true) {
-            let mut cured = shared.cured.lock().await;
+        // A cure that is under way ends the break itself; the check has no time to wait for it.
+        if health.hung > 0
+            && health.fresh_answers == Some(true)
+            && let Ok(mut cured) = shared.cured.try_lock()
+        {
             shared.end_break(&mut cured, None);
         }
         match fresh {

@@ -112,7 +112,8 @@ async fn silent_connections_are_replaced_without_a_reset(#[case] silent: usize) 
 }
 
 /// What is promised of the worst case: all connections of all pods hang at one moment, while orders come in; new ones work.
-/// Nobody helps, and there is no policy but the ADR's numbers.
+/// Nobody helps, and there is no policy but the ADR's numbers. An order flows if its seats are taken: where booking's circuit
+/// to payment has opened meanwhile, it is paid after the break of that one (202).
 #[rstest::rstest]
 #[case::a_quiet_hour(1)]
 #[case::a_usual_one(3)]
@@ -144,13 +145,13 @@ async fn orders_flow_again_within_5_seconds_of_a_hang_of_all_connections(#[case]
             })
         })
         .collect();
-    // When the last of the pods has confirmed its first order that was begun after this moment.
-    let confirmed_since = async |since: Instant, limit: Duration| {
-        within(limit, "each pod confirms orders", async || {
+    // When the last of the pods has taken its first order that was begun after this moment.
+    let taken_since = async |since: Instant, limit: Duration| {
+        within(limit, "each pod takes orders", async || {
             let orders = orders.lock().unwrap();
             let first = |wanted: usize| {
                 let is_good = |(pod, begun, _, status): &&(usize, Instant, Instant, u16)| {
-                    (*pod, *status) == (wanted, 201) && *begun > since
+                    *pod == wanted && matches!(status, 201 | 202) && *begun > since
                 };
                 orders.iter().find(is_good).map(|(_, _, ended, _)| *ended)
             };
@@ -158,22 +159,22 @@ async fn orders_flow_again_within_5_seconds_of_a_hang_of_all_connections(#[case]
         })
         .await
     };
-    confirmed_since(Instant::now(), Duration::from_secs(10)).await;
+    taken_since(Instant::now(), Duration::from_secs(10)).await;
 
     let (hung_at, hung, stopped) = stop_all_between_statements(&postgres).await;
     assert!(hung.len() > 2 * PODS.len(), "each pod has its connections: {hung:?}");
     let all_stopped = Instant::now();
-    let flow = confirmed_since(all_stopped, Duration::from_secs(10)).await - hung_at;
-    println!("{} connections hang; every pod confirms orders again after {flow:?}", hung.len());
+    let flow = taken_since(all_stopped, Duration::from_secs(10)).await - hung_at;
+    println!("{} connections hang; every pod takes orders again after {flow:?}", hung.len());
     assert!(flow < Duration::from_secs(5), "{flow:?}");
     // And they go on to.
     let later = Instant::now().max(hung_at + Duration::from_secs(5));
-    confirmed_since(later, Duration::from_secs(10)).await;
+    taken_since(later, Duration::from_secs(10)).await;
     for buyer in buyers {
         buyer.abort();
     }
     for pod in &pods {
-        assert_eq!(pod.book_at_once(8).await, [201; 8]);
+        assert!(pod.book_at_once(8).await.iter().all(|status| matches!(status, 201 | 202)));
         assert!(pod.health().await.actions_done.is_empty(), "nobody asked for anything");
         let metrics = pod.get("/metrics").await.text().await.unwrap();
         assert!(metrics.contains("database_connection_resets_total 0"), "nobody reset anything: {metrics}");
