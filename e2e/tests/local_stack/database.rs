@@ -1,9 +1,12 @@
 //! What the database does, and what is done to it.
 
-use crate::fixture::{Fixture, OPENING_NIGHT, order};
+use crate::fixture::{Fixture, OPENING_NIGHT, SERVICES, order, policy};
+use contract::PolicySettings;
 use e2e::local_stack::Port;
 use futures::future::join_all;
 use serde_json::json;
+use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -15,6 +18,7 @@ const RETRIES: &str = r#"retry_attempts_total{service="database""#;
 async fn the_database_fails() {
     let mut fixture = Fixture::start().await;
     restarted(&mut fixture).await;
+    connections_hang(&mut fixture).await;
     connections_killed(&mut fixture).await;
     deadlocks(&mut fixture).await;
     fixture.finish().await;
@@ -59,6 +63,106 @@ async fn restarted(fixture: &mut Fixture) {
     assert_eq!(missing_seats(&connect(fixture).await).await, 0);
     let metrics = format!("booking: database opened +{opened}");
     fixture.record("database restarted", &format!("{sees}; events from memory"), slowest, well, &metrics);
+}
+
+/// Back ends of the database that are stopped; they go on when this is dropped.
+struct Hung(Vec<i32>);
+
+impl Hung {
+    fn signal(&self, name: &str) {
+        let pids: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        assert!(Command::new("kill").arg(format!("-{name}")).args(pids).status().unwrap().success());
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}
+
+/// Stops all back ends of all services at once, and says since when. One that is stopped in the middle of a statement keeps
+/// its locks, which is another failure; so it is tried again until none is.
+async fn hang(fixture: &Fixture, client: &Client) -> (Instant, Hung) {
+    let all = "SELECT pid FROM pg_stat_activity WHERE application_name <> '' AND pid <> pg_backend_pid()";
+    let busy = client.prepare("SELECT FROM pg_stat_activity WHERE pid = ANY($1) AND state <> 'idle'").await.unwrap();
+    let stopped = Mutex::new(None);
+    fixture
+        .until("all connections are stopped between statements", async || {
+            let hung = Hung(client.query(all, &[]).await.unwrap().iter().map(|row| row.get(0)).collect());
+            let since = Instant::now();
+            hung.signal("STOP");
+            // Without an answer, one of them has a lock that everybody needs.
+            let busy = tokio::time::timeout(Duration::from_millis(200), client.query(&busy, &[&hung.0])).await;
+            let is_over = busy.is_ok_and(|busy| busy.unwrap().is_empty());
+            if is_over {
+                *stopped.lock().unwrap() = Some((since, hung));
+            }
+            is_over
+        })
+        .await;
+    stopped.into_inner().unwrap().unwrap()
+}
+
+/// All connections of all services hang at one moment, while orders come in; new ones work. Nobody helps, and no policy makes
+/// it shorter: orders flow again within 5 s. Where booking's circuit to payment has opened meanwhile, they are paid after its
+/// break (202).
+async fn connections_hang(fixture: &mut Fixture) {
+    for (service, ..) in SERVICES {
+        fixture.configure(service, PolicySettings::default()).await;
+    }
+    let client = connect(fixture).await;
+    let (over, orders) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let buy = join_all((0..4).map(|_| async {
+        while !over.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            let booked = fixture.book().await;
+            orders.lock().unwrap().push((begun, Instant::now(), booked));
+        }
+    }));
+    // When the first order was taken that was begun after this moment.
+    let taken_since = async |since: Instant| {
+        let first = || {
+            let orders = orders.lock().unwrap();
+            let mut good =
+                orders.iter().filter(|(begun, _, booked)| *begun > since && matches!(booked.status, 201 | 202));
+            good.next().map(|(_, ended, _)| *ended)
+        };
+        fixture.until("an order is taken", async || first().is_some()).await;
+        first().unwrap()
+    };
+    let break_it = async {
+        taken_since(Instant::now()).await;
+        let (hung_at, hung) = hang(fixture, &client).await;
+        let flow = taken_since(Instant::now()).await - hung_at;
+        // And they go on to.
+        let slowest = hung_at + Duration::from_secs(5);
+        taken_since(slowest).await;
+        over.store(true, Ordering::Relaxed);
+        (flow, hung)
+    };
+    let ((flow, hung), _) = tokio::join!(break_it, buy);
+    assert!(flow < Duration::from_secs(5), "orders flow again after {flow:?}");
+    for of in [Port::Booking, Port::Payment, Port::Catalog, Port::Notification] {
+        assert_eq!(fixture.metric(of, "database_connection_resets_total").await, 0, "nobody reset anything");
+    }
+    let replaced = fixture.metric(Port::Booking, "database_unresponsive_connections_total").await;
+    let count = hung.0.len();
+    drop(hung);
+    for (service, ..) in SERVICES {
+        fixture.configure(service, policy(service)).await;
+    }
+    let orders = orders.into_inner().unwrap();
+    let confirmed: Vec<_> = orders.iter().map(|(.., booked)| booked).filter(|booked| booked.status == 201).collect();
+    for booked in confirmed.iter().rev().take(20) {
+        assert_eq!(fixture.charged(booked).await.len(), 1, "each is charged once");
+    }
+    assert_eq!(missing_seats(&client).await, 0);
+    fixture.until_well().await;
+    let sees = format!("{} x 201 Confirmed, {} x other", confirmed.len(), orders.len() - confirmed.len());
+    let slowest = orders.iter().map(|(.., booked)| booked.took).max().unwrap();
+    let metrics = format!("booking: {replaced} connections replaced, nothing reset");
+    fixture.record(&format!("all {count} connections hang"), &sees, slowest, flow, &metrics);
 }
 
 /// Connections break in the middle of bookings: they are made again on new ones, and no seat is taken twice.

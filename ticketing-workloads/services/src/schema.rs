@@ -1,8 +1,8 @@
 //! The schema of the ticketing database, step by step. Whichever service comes first brings it up to date.
 
+use crate::database::Connector;
 use crate::database::migrations::{self, Migration};
 use resilience::Dependency;
-use tokio_postgres::Config;
 
 /// What the steps are recorded under.
 const OWNER: &str = "booking";
@@ -26,8 +26,8 @@ const MIGRATIONS: &[Migration] = &[
 ];
 
 /// Brings the schema of the database behind `dependency` up to date, however long that takes.
-pub async fn bring_up_to_date(config: Config, dependency: &'static Dependency) {
-    migrations::run_until_done(config, OWNER, MIGRATIONS).await;
+pub async fn bring_up_to_date(connector: Connector, dependency: &'static Dependency) {
+    migrations::run_until_done(connector, OWNER, MIGRATIONS).await;
     // Calls that came before may have opened the circuit; what they lacked is there now.
     dependency.end_break();
 }

@@ -6,7 +6,6 @@
 use crate::database::{DatabaseError, DatabaseSettings};
 use crate::host::StartError;
 use std::time::Duration;
-use tokio_postgres::NoTls;
 use uuid::Uuid;
 
 /// Longest time of one run.
@@ -67,9 +66,9 @@ pub struct Cleaned {
 
 /// Puts the books in order.
 pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
-    let config = settings.config("booking-cleanup")?;
+    let connector = settings.connector("booking-cleanup")?;
     let work = async {
-        let (mut client, connection) = config.connect(NoTls).await.map_err(DatabaseError::Connect)?;
+        let (mut client, connection) = connector.open().await.map_err(DatabaseError::Connect)?;
         let driver = tokio::spawn(connection);
         let result = clean(&mut client).await;
         driver.abort();

@@ -95,8 +95,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let resilience =
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
-    let config = settings.database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), settings.database.database_pool_size, dependency)?);
+    let connector = settings.database.connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector.clone(), settings.database.database_pool_size, dependency)?);
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
@@ -104,7 +104,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone(), hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
-    let migration = schema::bring_up_to_date(config, dependency);
+    let migration = schema::bring_up_to_date(connector, dependency);
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry)];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {

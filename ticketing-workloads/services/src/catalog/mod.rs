@@ -46,11 +46,11 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let pool_size = settings.database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
     let dependency = host::declared(&resilience, DATABASE)?;
-    let config = settings.database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
+    let connector = settings.database.connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
-    let migration = schema::bring_up_to_date(config, dependency);
+    let migration = schema::bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

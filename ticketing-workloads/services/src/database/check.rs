@@ -27,7 +27,7 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
     // A little less than the check has, so that it can say how many are silent.
     let time = Duration::from_millis(settings.timeout_ms) * 9 / 10;
     let health = database.examine(time).await;
-    let (status, message) = match &health.error {
+    let (status, mut message) = match (&health.error, &health.refused) {
         _ if health.hung > 0 => {
             let message = format!(
                 "{} of {} pooled connections did not answer within {}",
@@ -37,9 +37,20 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
             );
             (CheckStatus::Unhealthy, message)
         }
-        Some(error) => (CheckStatus::Unhealthy, error.clone()),
-        None => (CheckStatus::Healthy, format!("{} of {} pooled connections answered", health.answered, health.open)),
+        (Some(error), _) => (CheckStatus::Unhealthy, error.clone()),
+        // No failure yet, and a reset would make it one: it would give up the connections that work.
+        (None, Some(refused)) => {
+            let message =
+                format!("{} of {} pooled connections answered; new ones fail: {refused}", health.answered, health.open);
+            (CheckStatus::Degraded, message)
+        }
+        (None, None) => {
+            (CheckStatus::Healthy, format!("{} of {} pooled connections answered", health.answered, health.open))
+        }
     };
+    if let Some(error) = health.fresh_error.as_ref().filter(|error| **error != message) {
+        message = format!("{message}; a new connection: {error}");
+    }
     CheckOutcome::new(status, message)
         .dependency_answers(health.fresh_answers)
         .with("open", json!(health.open))

@@ -11,17 +11,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio_postgres::NoTls;
+use tokio::time::Instant;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection has to answer after its use was abandoned. Longer than the wait for a row lock
 /// (`lock_timeout`), so that contention closes no connections.
 const SETTLE_TIME: Duration = Duration::from_millis(600);
+/// How long it may be silent before the idle ones are suspected, too: less than its caller waits before a retry.
+const SUSPECT_TIME: Duration = Duration::from_millis(50);
 /// How long a connection that has lost its place is kept for the end of its statement: a commit that is slow may still be
 /// made, and found by the caller's next attempt. The server itself ends a statement after as long (`statement_timeout`).
 const LINGER_TIME: Duration = Duration::from_secs(15);
 /// Time to ask the server to cancel a statement.
 const CANCEL_TIME: Duration = Duration::from_secs(2);
+
+/// Whether no transaction is open: then the one of this statement began with it.
+const IS_IDLE: &str = "SELECT now() = statement_timestamp()";
 
 /// One pool, from one reset to the next.
 pub(super) struct Generation {
@@ -86,6 +92,13 @@ impl Loan {
         self.connection = None;
     }
 
+    /// The connection has ended, or is not wanted any more: the pool opens a new one in its place when it needs it.
+    pub(super) fn lost(mut self) {
+        if let Some(connection) = self.take() {
+            drop(Object::take(connection));
+        }
+    }
+
     /// The connection has had its time: it loses its place.
     pub(super) fn silent(mut self) {
         if let Some(connection) = self.take() {
@@ -117,20 +130,39 @@ impl Drop for Loan {
 /// Waits until an abandoned connection has answered, or takes its place away.
 async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Object) {
     // It is answered after whatever was abandoned before it.
-    let answer = tokio::time::timeout(SETTLE_TIME, connection.simple_query(""));
-    let has_answered = tokio::select! {
-        answer = answer => answer.is_ok(),
-        () = generation.given_up.cancelled() => true,
+    let answered = async {
+        let mut answer = std::pin::pin!(connection.simple_query(IS_IDLE));
+        if let Ok(answer) = tokio::time::timeout(SUSPECT_TIME, answer.as_mut()).await {
+            return Some(answer);
+        }
+        let (shared, generation) = (Arc::clone(&shared), Arc::clone(&generation));
+        // On its own: if this one answers meanwhile, the others still have to be waited for.
+        tokio::spawn(async move { shared.suspect(&generation).await });
+        tokio::time::timeout(SETTLE_TIME.saturating_sub(SUSPECT_TIME), answer).await.ok()
     };
-    if has_answered {
-        // A broken one, or one of a pool that was given up, is not kept by the pool.
-        drop(connection);
+    let answer = tokio::select! {
+        answer = answered => answer,
+        () = generation.given_up.cancelled() => Some(Ok(Vec::new())),
+    };
+    if let Some(answer) = answer {
+        if answer.is_ok_and(|rows| says(&rows, "t")) {
+            drop(connection);
+        } else {
+            // It broke, its pool was given up, or the next one to get it would go on with somebody else's transaction.
+            drop(Object::take(connection));
+        }
         generation.settling.fetch_sub(1, Ordering::AcqRel);
         return;
     }
+    let opened = Instant::from_std(Object::metrics(&connection).created);
     replace(&shared, &generation, connection);
     generation.settling.fetch_sub(1, Ordering::AcqRel);
-    shared.cure(&generation).await;
+    shared.cure(&generation, opened).await;
+}
+
+/// Whether the answer to a simple query is this one word.
+pub(super) fn says(answer: &[SimpleQueryMessage], word: &str) -> bool {
+    answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(word)))
 }
 
 /// Takes a silent connection out of the pool, which opens a new one in its place when it needs it.

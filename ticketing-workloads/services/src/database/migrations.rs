@@ -1,10 +1,10 @@
 //! Versioned migrations. They run under an advisory lock, so that several pods may start at once, and in one
 //! transaction, so that half a migration never stays.
 
-use super::DatabaseError;
+use super::{Connector, DatabaseError};
 use backon::{ExponentialBuilder, Retryable};
 use std::time::Duration;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 
 /// Key of the advisory lock: "ticketwv" in ASCII.
 const LOCK: i64 = 0x7469_636b_6574_7776;
@@ -24,14 +24,14 @@ pub struct Migration {
 
 /// Tries to migrate until it works. The service starts without: a pod must be able to start while the database is
 /// away.
-pub async fn run_until_done(config: Config, service: &'static str, migrations: &'static [Migration]) {
+pub async fn run_until_done(connector: Connector, service: &'static str, migrations: &'static [Migration]) {
     let waits = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(5))
         .with_jitter()
         .without_max_times();
     let migrate = || async {
-        match tokio::time::timeout(TIMEOUT, run(&config, service, migrations)).await {
+        match tokio::time::timeout(TIMEOUT, run(&connector, service, migrations)).await {
             Ok(result) => result,
             Err(_) => Err(DatabaseError::ConnectTimeout),
         }
@@ -46,8 +46,8 @@ pub async fn run_until_done(config: Config, service: &'static str, migrations: &
 }
 
 /// Migrates; the answer is how many steps were missing.
-pub async fn run(config: &Config, service: &str, migrations: &[Migration]) -> Result<usize, DatabaseError> {
-    let (mut client, connection) = config.connect(NoTls).await.map_err(DatabaseError::Connect)?;
+pub async fn run(connector: &Connector, service: &str, migrations: &[Migration]) -> Result<usize, DatabaseError> {
+    let (mut client, connection) = connector.open().await.map_err(DatabaseError::Connect)?;
     let driver = AbortOnDrop(tokio::spawn(connection));
     let applied = migrate(&mut client, service, migrations).await;
     drop((client, driver));

@@ -1,6 +1,7 @@
 //! PostgreSQL: a pool that can be given up as a whole, classified errors, the health of pooled connections.
 
 mod check;
+mod connector;
 mod error;
 mod loan;
 pub mod migrations;
@@ -8,6 +9,7 @@ mod pool;
 mod settings;
 
 pub use check::{actions, check};
+pub use connector::Connector;
 pub use error::DatabaseError;
 pub use loan::Connection;
 pub use pool::{Database, PoolHealth};

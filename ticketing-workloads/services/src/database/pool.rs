@@ -1,7 +1,8 @@
 //! The pool: how calls get a connection, and the ways to get rid of connections that do not answer.
 
-use super::loan::{Connection, Generation, Loan};
-use super::{DatabaseError, DatabaseSettings};
+use super::error::Aftermath;
+use super::loan::{Connection, Generation, Loan, says};
+use super::{Connector, DatabaseError, DatabaseSettings};
 use crate::host::StartError;
 use arc_swap::ArcSwap;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
 
 /// Time between two looks at connections that are kept aside.
 const SETTLE_POLL: Duration = Duration::from_millis(20);
@@ -20,9 +21,15 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 const FRESH_TIME: Duration = Duration::from_secs(2);
 /// Time that each idle connection then has to answer.
 const PING_TIME: Duration = Duration::from_millis(500);
-/// Shortest time between two breaks of the circuit that a cure ends. A database that only answers the simplest question
-/// in time would otherwise never get the rest that the break is to give it.
+/// The same while it is only suspected that they are silent.
+const SUSPECT_PING_TIME: Duration = Duration::from_millis(250);
+/// Shortest time between two breaks of the circuit that a cure ends, unless the silent connection is older than the first
+/// one: then it is the same hang, of which some connections are found out later than others. A database that only answers
+/// the simplest question in time would otherwise never get the rest that the break is to give it.
 const CURE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
+const PING: &str = "SHOW transaction_read_only";
 
 /// The database, called through its dependency.
 pub struct Database {
@@ -31,15 +38,17 @@ pub struct Database {
 
 /// What outlives a call.
 pub(super) struct Shared {
-    config: Config,
+    connector: Connector,
     size: usize,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
     resets: Counter,
     /// Connections that were replaced because they stayed silent.
     pub(super) unresponsive: Counter,
-    /// When a cure last ended a break. Held while one is under way.
+    /// When a cure last ended a break for a hang of its own. Held while one is under way.
     cured: Mutex<Option<Instant>>,
+    /// Held while idle connections are tried on a suspicion.
+    suspected: Mutex<()>,
 }
 
 /// What a look at the pooled connections found.
@@ -51,22 +60,29 @@ pub struct PoolHealth {
     pub hung: usize,
     /// Why no connection could be had or one broke, if so.
     pub error: Option<String>,
+    /// Why no more connections can be opened, while those that there are work.
+    pub refused: Option<String>,
     /// Open connections.
     pub open: usize,
     /// Most connections that there may be.
     pub max: usize,
-    /// Whether a fresh connection answered, if that was tried.
+    /// Whether a fresh connection can be worked with, if that was tried: not if it has no answer, and not if the server
+    /// answers with a "no" (it refuses the password, it takes no writes), because then new connections in the pool
+    /// would not help either.
     pub fresh_answers: Option<bool>,
+    /// What was wrong with the fresh connection, unless it was only silent.
+    pub fresh_error: Option<String>,
 }
 
 impl Database {
     /// A database that is connected to when it is first called.
-    pub fn new(config: Config, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
-        let config = DatabaseSettings::pooled(config);
+    pub fn new(connector: Connector, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
+        let connector = connector.with(DatabaseSettings::pooled);
         let size = usize::from(size);
-        let current = ArcSwap::from_pointee(Generation::new(pool(&config, size)?));
-        let (resets, unresponsive, cured) = Default::default();
-        Ok(Self { shared: Arc::new(Shared { config, size, current, dependency, resets, unresponsive, cured }) })
+        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
+        let (resets, unresponsive, cured, suspected) = Default::default();
+        let shared = Shared { connector, size, current, dependency, resets, unresponsive, cured, suspected };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Name of the bulkhead that calls pass through, if there is one.
@@ -88,7 +104,7 @@ impl Database {
     /// of its own, so it must be safe to do more than once.
     pub async fn call<T, E, F, Fut>(&self, work: F) -> Result<T, CallError<E>>
     where
-        E: Failure + From<DatabaseError>,
+        E: Failure + From<DatabaseError> + 'static,
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
@@ -98,7 +114,7 @@ impl Database {
     /// Does `work` once, past timeout, retry and circuit. For health checks, which are to see the database as it is.
     pub async fn attempt<T, E, F, Fut>(&self, work: F) -> Result<T, E>
     where
-        E: From<DatabaseError>,
+        E: std::error::Error + From<DatabaseError> + 'static,
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
@@ -109,7 +125,14 @@ impl Database {
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
             let (loan, connection) = Loan::new(&self.shared, &generation, connection);
             let result = work(connection).await;
-            loan.answered();
+            match result.as_ref().err().map_or(Aftermath::Kept, |error| Aftermath::of(error)) {
+                Aftermath::Lost => loan.lost(),
+                Aftermath::ReadOnly if self.shared.connector.needs_writes() => {
+                    loan.lost();
+                    self.shared.leave(&generation);
+                }
+                Aftermath::Kept | Aftermath::ReadOnly => loan.answered(),
+            }
             result
         };
         tokio::select! {
@@ -122,7 +145,7 @@ impl Database {
     /// connection. What was under way on the old ones fails and is retried on new ones. The answer is how many
     /// connections there were.
     pub fn reset(&self) -> Result<usize, StartError> {
-        let new = Generation::new(pool(&self.shared.config, self.shared.size)?);
+        let new = Generation::new(pool(&self.shared.connector, self.shared.size)?);
         let old = self.shared.current.swap(Arc::new(new));
         let open = old.pool.status().size;
         old.given_up.cancel();
@@ -136,8 +159,9 @@ impl Database {
     /// use is trusted, unless its last use was abandoned: then it has until the end of `time` to answer. At least one
     /// connection is asked; none is opened beyond the pool's size.
     ///
-    /// If not all have answered by half of `time`, a fresh connection is opened beside the pool: its answer tells whether
-    /// the database or the pool is the cause.
+    /// If not all have answered by half of `time`, or one of them not as it should, a fresh connection is opened beside the
+    /// pool: its answer tells whether the database or the pool is the cause. So it is after a login that was refused, as
+    /// long as none has succeeded.
     pub async fn examine(&self, time: Duration) -> PoolHealth {
         let shared = &self.shared;
         let generation = shared.current.load_full();
@@ -150,10 +174,10 @@ impl Database {
             }
             pings
         });
-        let (pings, mut fresh_answers) = tokio::select! {
+        let (pings, mut fresh) = tokio::select! {
             pings = &mut asking => (pings, None),
             () = tokio::time::sleep_until(half) => {
-                let (pings, fresh) = tokio::join!(asking, shared.fresh_answers(deadline));
+                let (pings, fresh) = tokio::join!(asking, shared.try_fresh(deadline));
                 (pings, Some(fresh))
             }
         };
@@ -161,35 +185,57 @@ impl Database {
         for ping in pings {
             match ping {
                 Ping::Answered => health.answered += 1,
-                Ping::NotAsked | Ping::Hung => {}
+                Ping::NotAsked => {}
+                Ping::Hung(loan) => loan.silent(),
                 Ping::Failed(error) => {
                     let is_fresh = matches!(error, DatabaseError::Connect(_) | DatabaseError::ConnectTimeout);
-                    fresh_answers = if is_fresh { fresh_answers.or(Some(false)) } else { fresh_answers };
-                    health.error = Some(error.to_string());
+                    if is_fresh && fresh.is_none() {
+                        fresh = Some(Fresh::Silent);
+                    }
+                    health.error = Some(shared.connector.explain(&error));
                 }
             }
         }
         health.hung = generation.replaced().saturating_sub(replaced) + generation.settling();
         health.open = open.max(health.answered + health.hung);
-        if health.error.is_some() && fresh_answers.is_none() {
-            fresh_answers = Some(shared.fresh_answers(deadline).await);
+        let fails = health.hung > 0 || health.error.is_some();
+        if fresh.is_none() && (health.error.is_some() || shared.connector.refusal().is_some()) {
+            fresh = Some(shared.try_fresh(deadline).await);
         }
-        if health.hung > 0 || health.error.is_some() {
-            health.fresh_answers = fresh_answers;
+        if fails || matches!(fresh, Some(Fresh::Failed(_))) {
+            health.fresh_answers = fresh.as_ref().map(|fresh| matches!(fresh, Fresh::Answers));
         }
-        if health.hung > 0 && fresh_answers == Some(true) {
-            let mut cured = shared.cured.lock().await;
-            shared.end_break(&mut cured);
+        // A cure that is under way ends the break itself; the check has no time to wait for it.
+        if health.hung > 0
+            && health.fresh_answers == Some(true)
+            && let Ok(mut cured) = shared.cured.try_lock()
+        {
+            shared.end_break(&mut cured, None);
+        }
+        match fresh {
+            Some(Fresh::Failed(error)) if fails => health.fresh_error = Some(error),
+            // The ones that there are answer all the same.
+            Some(Fresh::Failed(error)) if shared.connector.refusal().is_some() => health.refused = Some(error),
+            _ => {}
         }
         health
     }
 }
 
+/// What came of opening a connection beside the pool.
+enum Fresh {
+    Answers,
+    /// It gave no answer in time, or was closed without one.
+    Silent,
+    /// The words are for the person on call.
+    Failed(String),
+}
+
 /// How one connection took the question.
 enum Ping {
     Answered,
-    /// It has lost its place.
-    Hung,
+    /// It has not answered, and has its place until this is decided.
+    Hung(Loan),
     /// It was taken by a call meanwhile.
     NotAsked,
     Failed(DatabaseError),
@@ -199,19 +245,36 @@ impl Shared {
     /// What is done once a connection turned out to be silent: if a fresh one answers, the database works and the pool is
     /// the cause. Then the other idle connections are tried, so that the next calls do not each wait for another
     /// silent one, and the circuit, which was opened for nothing that the database did, gets its next trial.
-    pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>) {
+    /// `opened` is when the silent one was opened.
+    pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>, opened: Instant) {
         // Several find out at the same moment; one cure is enough.
         let Ok(mut cured) = self.cured.try_lock() else { return };
-        if !self.fresh_answers(Instant::now() + FRESH_TIME).await {
+        if !matches!(self.try_fresh(Instant::now() + FRESH_TIME).await, Fresh::Answers) {
             return;
         }
-        self.ping_idle(generation, false, Instant::now() + PING_TIME).await;
-        self.end_break(&mut cured);
+        replace_silent(self.ping_idle(generation, false, Instant::now() + PING_TIME).await);
+        self.end_break(&mut cured, Some(opened));
     }
 
-    fn end_break(&self, cured: &mut Option<Instant>) {
-        if cured.is_none_or(|last| last.elapsed() >= CURE_INTERVAL) {
+    /// What is done while an abandoned connection is silent, before it has lost its place: idle ones have no statement to
+    /// be busy with, so if they are silent, too, the retry of whoever left must not wait for one of them.
+    pub(super) async fn suspect(self: &Arc<Self>, generation: &Arc<Generation>) {
+        let Ok(_one_at_a_time) = self.suspected.try_lock() else { return };
+        let pings = self.ping_idle(generation, false, Instant::now() + SUSPECT_PING_TIME).await;
+        // Of a database that answers nobody in time, connections are not to be replaced by more of them.
+        if pings.iter().any(|ping| matches!(ping, Ping::Hung(_)))
+            && matches!(self.try_fresh(Instant::now() + SUSPECT_PING_TIME).await, Fresh::Answers)
+        {
+            replace_silent(pings);
+        }
+    }
+
+    fn end_break(&self, cured: &mut Option<Instant>, opened: Option<Instant>) {
+        let is_other_hang = cured.is_none_or(|last| last.elapsed() >= CURE_INTERVAL);
+        if is_other_hang {
             *cured = Some(Instant::now());
+        }
+        if is_other_hang || opened.is_some_and(|opened| cured.is_some_and(|last| opened < last)) {
             tracing::info!(
                 dependency = self.dependency.name(),
                 "fresh connections answer: silent pooled ones are replaced, and the circuit gets its next trial"
@@ -220,20 +283,41 @@ impl Shared {
         }
     }
 
-    /// Whether a connection that is opened now answers by `deadline`.
-    async fn fresh_answers(&self, deadline: Instant) -> bool {
+    /// Whether a connection that is opened now can be worked with by `deadline`.
+    async fn try_fresh(&self, deadline: Instant) -> Fresh {
         let ask = async {
-            let (client, connection) = self.config.connect(NoTls).await.ok()?;
+            let (client, connection) = self.connector.open().await.map_err(DatabaseError::Connect)?;
             tokio::select! {
-                answer = client.simple_query("SELECT 1") => answer.ok().map(drop),
-                _ = connection => None,
+                answer = client.simple_query(PING) => answer.map(|_| Fresh::Answers).map_err(DatabaseError::from),
+                end = connection => end.map(|()| Fresh::Silent).map_err(DatabaseError::from),
             }
         };
-        tokio::time::timeout_at(deadline, ask).await.is_ok_and(|answer| answer.is_some())
+        match tokio::time::timeout_at(deadline, ask).await {
+            Ok(Ok(fresh)) => fresh,
+            Ok(Err(error)) => Fresh::Failed(self.connector.explain(&error)),
+            Err(_) => Fresh::Silent,
+        }
     }
 
-    /// Asks all idle connections at once, and replaces those that have not answered by `deadline`. `at_least_one`: where
-    /// none is idle, one is waited for or opened.
+    /// Leaves a server that takes no writes any more: calls from now on open new connections, to one that does. What is
+    /// under way on the old ones is not broken off: what writes fails by itself, and what reads does no harm.
+    pub(super) fn leave(&self, generation: &Arc<Generation>) {
+        // It cannot fail: the first one was made the same way.
+        let Ok(pool) = pool(&self.connector, self.size) else { return };
+        let found = self.current.compare_and_swap(generation, Arc::new(Generation::new(pool)));
+        // Several find out at the same moment; the first one has left.
+        if Arc::ptr_eq(&found, generation) {
+            let open = generation.pool.status().size;
+            generation.pool.close();
+            tracing::warn!(
+                dependency = self.dependency.name(),
+                open,
+                "the server of the pooled connections is read-only: leaving it for one that takes writes"
+            );
+        }
+    }
+
+    /// Asks all idle connections at once for an answer by `deadline`. `at_least_one`: where none is idle, one is waited for or opened.
     async fn ping_idle(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
@@ -255,21 +339,40 @@ impl Shared {
             Err(error) => return Ping::Failed(error.into()),
         };
         let (loan, connection) = Loan::new(self, generation, connection);
-        let answer = tokio::time::timeout_at(deadline, connection.simple_query("SELECT 1")).await;
+        let answer = tokio::time::timeout_at(deadline, connection.simple_query(PING)).await;
         drop(connection);
-        let Ok(answer) = answer else {
-            loan.silent();
-            return Ping::Hung;
-        };
-        loan.answered();
-        answer.map_or_else(|error| Ping::Failed(error.into()), |_| Ping::Answered)
+        let Ok(answer) = answer else { return Ping::Hung(loan) };
+        match answer {
+            Ok(rows) if self.connector.needs_writes() && says(&rows, "on") => {
+                loan.lost();
+                self.leave(generation);
+                Ping::Failed(DatabaseError::ReadOnly)
+            }
+            Ok(_) => {
+                loan.answered();
+                Ping::Answered
+            }
+            Err(error) => {
+                loan.lost();
+                Ping::Failed(error.into())
+            }
+        }
     }
 }
 
-fn pool(config: &Config, size: usize) -> Result<Pool, StartError> {
+/// Takes the places of those that gave no answer.
+fn replace_silent(pings: Vec<Ping>) {
+    for ping in pings {
+        if let Ping::Hung(loan) = ping {
+            loan.silent();
+        }
+    }
+}
+
+fn pool(connector: &Connector, size: usize) -> Result<Pool, StartError> {
     // Fast on purpose: no call pays for a ping. A connection that hangs costs one attempt and is replaced.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    Pool::builder(Manager::from_config(config.clone(), NoTls, recycling))
+    Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
         .max_size(size)
         .runtime(deadpool_postgres::Runtime::Tokio1)
         .build()

@@ -1,18 +1,43 @@
 //! Where the database is, and how to log in.
 
+use super::Connector;
 use crate::host::StartError;
 use contract::{BulkheadSettings, DependencySettings, RetryOn, RetrySettings, TimeoutSettings};
+use std::path::Path;
+use std::time::Duration;
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
 /// Bounds that the server itself keeps, for statements that nobody waits for any more. The wait for a lock is shorter
 /// than a health check: a connection that waits for a row must not look like one that hangs.
 const SERVER_BOUNDS: &str = "-c lock_timeout=500ms -c statement_timeout=15s -c idle_in_transaction_session_timeout=10s";
 
+/// Longest time for which what was sent may stay without an acknowledgement of the other machine. Together with the
+/// keep-alives below it ends a connection whose other end is gone, also one that nobody waits on.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// Time without traffic after which a connection is tried.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+/// Time between two such tries.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Tries without an answer after which the connection is over.
+const KEEPALIVE_RETRIES: u32 = 3;
+type Change = fn(&mut Config);
+
+/// Parameters that an address may set otherwise.
+const PARAMETERS: [(&str, Change); 5] = [
+    ("tcp_user_timeout", |config| _ = config.tcp_user_timeout(UNACKNOWLEDGED)),
+    ("keepalives_idle", |config| _ = config.keepalives_idle(KEEPALIVE_IDLE)),
+    ("keepalives_interval", |config| _ = config.keepalives_interval(KEEPALIVE_INTERVAL)),
+    ("keepalives_retries", |config| _ = config.keepalives_retries(KEEPALIVE_RETRIES)),
+    // Behind a failover, the old server may still answer, as a replica.
+    ("target_session_attrs", |config| _ = config.target_session_attrs(TargetSessionAttrs::ReadWrite)),
+];
+
 /// Settings of the database.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DatabaseSettings {
-    /// Whole address, `postgres://user:password@host:5432/database`; stands above the single parts.
+    /// Whole address, `postgres://user:password@host:5432/database`; stands above the single parts. May name several
+    /// hosts, `host-1:5432,host-2:5432`, and parameters after a `?`.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// Host of the database.
@@ -27,6 +52,10 @@ pub struct DatabaseSettings {
     /// Password of the role; needs no escaping, unlike one inside `DATABASE_URL`.
     #[arg(long, env = "PGPASSWORD", hide_env_values = true)]
     pub pgpassword: Option<String>,
+    /// File with the password of the role and nothing else, such as a mounted Secret; stands above any other password. It is
+    /// read again for each new connection, so that a password that was rotated needs no restart.
+    #[arg(long, env = "DATABASE_PASSWORD_FILE")]
+    pub database_password_file: Option<String>,
     /// Name of the database.
     #[arg(long, env = "PGDATABASE", default_value = "postgres")]
     pub pgdatabase: String,
@@ -64,8 +93,14 @@ pub fn defaults() -> DependencySettings {
 
 impl DatabaseSettings {
     /// How to connect. `application` is how the connections call themselves in `pg_stat_activity`.
-    pub fn config(&self, application: &str) -> Result<Config, StartError> {
-        let mut config = if let Some(url) = self.database_url.as_ref().filter(|url| !url.is_empty()) {
+    pub fn connector(&self, application: &str) -> Result<Connector, StartError> {
+        let file = self.database_password_file.as_ref().filter(|file| !file.is_empty());
+        Ok(Connector::new(self.config(application)?, file.map(Path::new)))
+    }
+
+    fn config(&self, application: &str) -> Result<Config, StartError> {
+        let url = self.database_url.as_ref().filter(|url| !url.is_empty());
+        let mut config = if let Some(url) = url {
             // The parser's own words are not shown: they may hold a password.
             url.parse::<Config>().map_err(|_| {
                 let message = "DATABASE_URL is not of the form postgres://user:password@host:5432/database";
@@ -83,6 +118,10 @@ impl DatabaseSettings {
         if config.get_ssl_mode() == SslMode::Require {
             return Err(StartError::Setting("sslmode=require is not supported; use a private network".into()));
         }
+        let is_set = |name| url.is_some_and(|url| sets(url, name));
+        for (_, change) in PARAMETERS.iter().filter(|(name, _)| !is_set(name)) {
+            change(&mut config);
+        }
         config.application_name(application);
         Ok(config)
     }
@@ -92,6 +131,18 @@ impl DatabaseSettings {
         let options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
         config.options(format!("{options}{SERVER_BOUNDS}"));
         config
+    }
+}
+
+/// Whether an address sets this parameter: `postgres://…?name=value`, or `name=value` between spaces.
+fn sets(address: &str, name: &str) -> bool {
+    let is_it = |pair: &str| pair.split_once('=').is_some_and(|(key, _)| key.trim() == name);
+    if address.starts_with("postgres://") || address.starts_with("postgresql://") {
+        // A password may hold a question mark.
+        let behind_password = address.split_once('@').map_or(address, |(_, rest)| rest);
+        behind_password.split_once('?').is_some_and(|(_, parameters)| parameters.split('&').any(is_it))
+    } else {
+        address.split_whitespace().any(is_it)
     }
 }
 
@@ -106,6 +157,7 @@ mod tests {
             pgport: 5432,
             pguser: "booking".into(),
             pgpassword: Some("from parts".into()),
+            database_password_file: None,
             pgdatabase: "tickets".into(),
             database_pool_size: 8,
         }
@@ -128,6 +180,30 @@ mod tests {
     fn says_what_is_wrong_without_the_password(#[case] url: &str) {
         let error = settings(Some(url)).config("pod-1").unwrap_err().to_string();
         assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn connections_that_lead_nowhere_end_and_replicas_are_passed_over() {
+        for url in [None, Some("postgres://me:a?keepalives_idle=9@host/x"), Some("host=host user=me")] {
+            let config = settings(url).config("pod-1").unwrap();
+            assert!(config.get_keepalives());
+            assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5));
+            assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(2)));
+            assert_eq!(config.get_keepalives_retries(), Some(3));
+            assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(10)));
+            assert_eq!(config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::url("postgres://me@host/x?keepalives_idle=60&tcp_user_timeout=0&target_session_attrs=any")]
+    #[case::pairs("host=host user=me keepalives_idle=60 tcp_user_timeout=0 target_session_attrs=any")]
+    fn an_address_may_say_otherwise(#[case] url: &str) {
+        let config = settings(Some(url)).config("pod-1").unwrap();
+        assert_eq!(config.get_keepalives_idle(), Duration::from_secs(60));
+        assert_eq!(config.get_tcp_user_timeout(), None, "the machine's own");
+        assert_eq!(config.get_target_session_attrs(), TargetSessionAttrs::Any);
+        assert_eq!(config.get_keepalives_retries(), Some(3), "what it does not say stays");
     }
 
     #[test]

@@ -90,12 +90,12 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .defaults(defaults(pool_size))
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
-    let config = settings.database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
+    let connector = settings.database.connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);
-    let migration = schema::bring_up_to_date(config, dependency);
+    let migration = schema::bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

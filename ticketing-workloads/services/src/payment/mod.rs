@@ -105,8 +105,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .defaults(defaults(pool_size))
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
-    let config = database.config(&pod.pod_name)?;
-    let database = Arc::new(Database::new(config.clone(), pool_size, dependency)?);
+    let connector = database.connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
     let providers: [Arc<dyn ProviderClient>; 2] = [
         Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
@@ -115,7 +115,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let work = TaskTracker::new();
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
-    let migration = schema::bring_up_to_date(config, dependency);
+    let migration = schema::bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

@@ -3,9 +3,11 @@
 
 mod booking;
 mod catalog;
+mod failover;
 mod gateway;
 mod notification;
 mod paid_booking;
+mod password;
 mod payment;
 mod pool;
 mod recovery;

@@ -1,92 +1,33 @@
 //! The pool of connections when some of them, or all, fall silent.
 
-use crate::support::postgres::Postgres;
+use crate::support::pooled::{APPLICATION, NAME, POOL, Pooled, ask};
+use crate::support::postgres::{Postgres, settings};
 use crate::support::proxy::Proxy;
 use crate::support::{eventually, within};
-use contract::{
-    CheckReport, CheckStatus, CircuitState, DependencySettings, HealthCheckSettings, PolicySettings, WorkloadId,
-};
+use contract::{CheckStatus, CircuitState};
 use futures::future::join_all;
-use resilience::{Checks, Dependency, Resilience};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
-use ticketing_services::database::{self, Connection, Database, DatabaseError};
-
-const NAME: &str = "database";
-const POOL: u16 = 8;
+use std::time::Duration;
+use ticketing_services::database::{Connection, DatabaseError};
 
 /// A pool whose way to the database can be cut.
 struct Stage {
     postgres: Postgres,
     proxy: Proxy,
-    database: Arc<Database>,
-    dependency: &'static Dependency,
-    checks: Arc<Checks>,
+    pool: Pooled,
 }
 
 impl Stage {
-    /// With the ADR's numbers for the database; the break of the circuit is far longer than a test.
+    /// With a full pool.
     async fn start() -> Self {
         let postgres = Postgres::start().await;
         let proxy = Proxy::start(postgres.address()).await;
-        let settings = DependencySettings { bulkhead: None, ..database::defaults() };
-        let check = HealthCheckSettings { interval_ms: 60_000, timeout_ms: 1_000, ..Default::default() };
-        let policy = PolicySettings {
-            dependencies: [(NAME.to_owned(), settings)].into(),
-            health_checks: [(NAME.to_owned(), check)].into(),
-            ..Default::default()
-        };
-        let resilience =
-            Resilience::builder(WorkloadId::deployment("n", "w")).dependency(NAME).defaults(policy).build();
-        let dependency = resilience.dependency(NAME).unwrap();
-        let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(proxy.address.port()).user("postgres").dbname(&postgres.database);
-        config.application_name("pool");
-        let database = Arc::new(Database::new(config, POOL, dependency).unwrap());
-        let checks = Checks::new(Arc::clone(&resilience), [database::check(&database, NAME)]);
-        let running = Arc::clone(&checks);
-        tokio::spawn(async move { running.run().await });
-        let stage = Self { postgres, proxy, database, dependency, checks };
-        stage.fill().await;
-        stage
+        let url = format!("postgres://postgres@{}/{}", proxy.address, postgres.database);
+        let pool = Pooled::new(&settings(&["--database-url", &url]));
+        pool.fill().await;
+        Self { postgres, proxy, pool }
     }
-
-    /// Opens as many connections as the pool may have.
-    async fn fill(&self) {
-        let hold = async |connection: Connection| {
-            connection.simple_query("SELECT pg_sleep(0.2)").await.map(drop).map_err(DatabaseError::from)
-        };
-        for result in join_all((0..POOL).map(|_| self.database.call(hold))).await {
-            result.unwrap();
-        }
-    }
-
-    /// Eight callers at once, as often as it takes; the answer is how long until all of them had an answer.
-    async fn until_all_are_served(&self) -> Duration {
-        let started = Instant::now();
-        within(Duration::from_secs(8), "all callers are served", async || {
-            let answers = join_all((0..8).map(|_| self.database.call(ask))).await;
-            answers.iter().all(Result::is_ok).then_some(())
-        })
-        .await;
-        started.elapsed()
-    }
-
-    /// One run of the check, from now on.
-    async fn check(&self) -> CheckReport {
-        let before = self.checks.report().1[NAME].runs;
-        self.checks.run_now(NAME);
-        eventually("the check ran", async || {
-            let report = self.checks.report().1.remove(NAME)?;
-            (report.runs > before).then_some(report)
-        })
-        .await
-    }
-}
-
-async fn ask(connection: Connection) -> Result<(), DatabaseError> {
-    Ok(connection.simple_query("SELECT 1").await.map(drop)?)
 }
 
 /// An incident without an operator: each caller lost a second, and the circuit opened, for which the database did nothing.
@@ -94,33 +35,62 @@ async fn ask(connection: Connection) -> Result<(), DatabaseError> {
 async fn silent_connections_are_replaced_within_seconds_and_without_anybodys_help() {
     let stage = Stage::start().await;
     stage.proxy.silence_old();
-    let took = stage.until_all_are_served().await;
+    let took = stage.pool.until_all_are_served().await;
     assert!(took < Duration::from_secs(6), "{took:?}");
-    assert_eq!(stage.dependency.circuit().state, CircuitState::Closed);
-    assert_eq!(stage.database.resets().get(), 0);
-    assert!(stage.database.unresponsive().get() >= u64::from(POOL) / 2);
-    let again = stage.until_all_are_served().await;
+    assert_eq!(stage.pool.dependency.circuit().state, CircuitState::Closed);
+    assert_eq!(stage.pool.database.resets().get(), 0);
+    assert!(stage.pool.database.unresponsive().get() >= u64::from(POOL) / 2);
+    let again = stage.pool.until_all_are_served().await;
     assert!(again < Duration::from_secs(1), "no silent one is left: {again:?}");
+}
+
+/// The retry of a caller who met a silent connection does not meet the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_silent_connection_is_enough_to_suspect_the_others() {
+    let stage = Stage::start().await;
+    stage.proxy.silence_old();
+    let attempts = AtomicU16::new(0);
+    let counted = |connection| {
+        attempts.fetch_add(1, Ordering::SeqCst);
+        ask(connection)
+    };
+    stage.pool.database.call(counted).await.unwrap();
+    assert_eq!(attempts.load(Ordering::SeqCst), 2);
+    assert_eq!(stage.pool.database.resets().get(), 0);
+}
+
+/// The circuit opens after the first cure, for connections that were in use meanwhile: its break is not for that cure alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_the_same_hang_that_are_found_out_later_end_the_break_too() {
+    let stage = Stage::start().await;
+    stage.proxy.silence_old();
+    let early = tokio::time::timeout(Duration::from_millis(100), stage.pool.database.attempt(ask));
+    let others = join_all((1..POOL).map(|_| stage.pool.database.call(ask)));
+    let (early, _) = tokio::join!(early, others);
+    assert!(early.is_err());
+    assert!(stage.pool.dependency.circuit().opened_total >= 1, "as many failures in a row as it takes");
+    stage.pool.until_all_are_served().await;
+    assert_eq!(stage.pool.database.resets().get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_says_whether_a_fresh_connection_answers() {
     let stage = Stage::start().await;
-    let well = stage.check().await;
+    let well = stage.pool.check().await;
     assert_eq!((well.status, well.dependency_answers), (CheckStatus::Healthy, None), "{}", well.message);
 
     stage.proxy.silence_old();
-    let hung = stage.check().await;
+    let hung = stage.pool.check().await;
     assert_eq!((hung.status, hung.dependency_answers), (CheckStatus::Unhealthy, Some(true)), "{}", hung.message);
     assert_eq!(hung.message, "8 of 8 pooled connections did not answer within 900 ms");
     assert_eq!(hung.dependency.as_deref(), Some(NAME));
-    let cured = stage.check().await;
+    let cured = stage.pool.check().await;
     assert_eq!((cured.status, cured.dependency_answers), (CheckStatus::Healthy, None), "{}", cured.message);
 
-    stage.fill().await;
+    stage.pool.fill().await;
     stage.proxy.silence_all();
     for what in ["pooled ones are silent, and a fresh one", "there is none left, and a new one is silent"] {
-        let down = stage.check().await;
+        let down = stage.pool.check().await;
         assert_eq!(
             (down.status, down.dependency_answers),
             (CheckStatus::Unhealthy, Some(false)),
@@ -138,7 +108,7 @@ async fn a_pool_that_is_used_up_by_silent_connections_is_seen_as_the_cause() {
     let in_use = Arc::new(AtomicU16::new(0));
     let callers: Vec<_> = (0..POOL)
         .map(|_| {
-            let (database, in_use) = (Arc::clone(&stage.database), Arc::clone(&in_use));
+            let (database, in_use) = (Arc::clone(&stage.pool.database), Arc::clone(&in_use));
             tokio::spawn(async move {
                 let ask = |connection| {
                     in_use.fetch_add(1, Ordering::SeqCst);
@@ -149,32 +119,56 @@ async fn a_pool_that_is_used_up_by_silent_connections_is_seen_as_the_cause() {
         })
         .collect();
     eventually("all connections are in use", async || (in_use.load(Ordering::SeqCst) == POOL).then_some(())).await;
-    let report = stage.check().await;
+    let report = stage.pool.check().await;
     assert_eq!((report.status, &report.data["hung"]), (CheckStatus::Unhealthy, &0.into()), "{}", report.message);
     assert_eq!(report.dependency_answers, Some(true), "{}", report.message);
-    stage.database.reset().unwrap();
+    stage.pool.database.reset().unwrap();
     for caller in callers {
         assert!(matches!(caller.await.unwrap(), Err(DatabaseError::GivenUp)));
     }
-    assert_eq!(stage.check().await.status, CheckStatus::Healthy);
+    assert_eq!(stage.pool.check().await.status, CheckStatus::Healthy);
 }
 
 /// A buyer who leaves, or a statement that is a little too slow, costs no connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_answers_after_its_caller_has_left_is_kept() {
     let stage = Stage::start().await;
-    let before = (stage.postgres.back_ends("pool").await, stage.proxy.opened());
+    let before = (stage.postgres.back_ends(APPLICATION).await, stage.proxy.opened());
     let slow = async |connection: Connection| {
         connection.simple_query("SELECT pg_sleep(0.3)").await.map(drop).map_err(DatabaseError::from)
     };
     for _ in 0..3 {
-        let left =
-            join_all((0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(50), stage.database.attempt(slow))));
+        let left = join_all(
+            (0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(50), stage.pool.database.attempt(slow))),
+        );
         assert!(left.await.iter().all(Result::is_err));
     }
-    assert!(stage.until_all_are_served().await < Duration::from_secs(2));
-    assert_eq!((stage.postgres.back_ends("pool").await, stage.proxy.opened()), before);
-    assert_eq!(stage.database.unresponsive().get(), 0);
+    assert!(stage.pool.until_all_are_served().await < Duration::from_secs(2));
+    assert_eq!((stage.postgres.back_ends(APPLICATION).await, stage.proxy.opened()), before);
+    assert_eq!(stage.pool.database.unresponsive().get(), 0);
+}
+
+/// Whatever an abandoned use had begun is undone before the connection is lent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gets_the_transaction_of_somebody_who_left() {
+    let stage = Stage::start().await;
+    stage.postgres.connect().await.batch_execute("CREATE TABLE written (by text)").await.unwrap();
+    let slow = async |connection: Connection| {
+        let begun = "BEGIN; INSERT INTO written VALUES ('who left'); SELECT pg_sleep(0.3)";
+        connection.batch_execute(begun).await.map_err(DatabaseError::from)
+    };
+    let left = join_all(
+        (0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(100), stage.pool.database.attempt(slow))),
+    );
+    assert!(left.await.iter().all(Result::is_err));
+    // All at once, so that each connection of the pool is among them; a commit would make the rows stay.
+    let commit = async |connection: Connection| {
+        connection.batch_execute("SELECT pg_sleep(0.2); COMMIT").await.map_err(DatabaseError::from)
+    };
+    join_all((0..POOL).map(|_| stage.pool.database.attempt(commit))).await;
+    let count = "SELECT count(*) FROM written";
+    let written: i64 = stage.postgres.connect().await.query_one(count, &[]).await.unwrap().get(0);
+    assert_eq!(written, 0);
 }
 
 /// Statements that take far too long do not pile up in the server, beside the connections that take their places.
@@ -186,10 +180,10 @@ async fn endless_statements_do_not_flood_the_server_with_connections() {
     };
     for round in 1..=3 {
         let abandoned =
-            (0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(300), stage.database.attempt(endless)));
+            (0..POOL).map(|_| tokio::time::timeout(Duration::from_millis(300), stage.pool.database.attempt(endless)));
         assert!(join_all(abandoned).await.iter().all(Result::is_err));
         eventually("their connections are replaced", async || {
-            (stage.database.unresponsive().get() == round * u64::from(POOL)).then_some(())
+            (stage.pool.database.unresponsive().get() == round * u64::from(POOL)).then_some(())
         })
         .await;
     }

@@ -88,8 +88,13 @@ impl App {
 
     /// A pod with these settings, a token and a migrated database.
     pub async fn booking_with(postgres: &Postgres, more: &[(&'static str, &str)]) -> Self {
+        Self::booking_at(&postgres.url(), more).await
+    }
+
+    /// The same at this address of the database.
+    pub async fn booking_at(url: &str, more: &[(&'static str, &str)]) -> Self {
         let mounts = mounts();
-        let mut all = vec![("--database-url", postgres.url())];
+        let mut all = vec![("--database-url", url.to_owned())];
         all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let settings: Settings = settings(&mounts, "booking-1", &all);
         let app = Self::run("booking", booking::start(settings).unwrap(), mounts);

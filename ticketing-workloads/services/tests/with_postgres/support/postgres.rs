@@ -12,13 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use ticketing_services::database::DatabaseSettings;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// `nobody` and its group on Debian: the server refuses to run as root.
 const NOBODY: (u32, u32) = (65_534, 65_534);
 
 static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
 static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// Roles that are members of it need a password; the others need none.
+pub const NEEDS_PASSWORD: &str = "needs_password";
 
 /// A database of a test's own.
 pub struct Postgres {
@@ -28,7 +31,7 @@ pub struct Postgres {
 }
 
 struct Server {
-    process: Child,
+    process: Mutex<Child>,
     port: u16,
     directory: TempDir,
 }
@@ -46,6 +49,55 @@ impl Postgres {
         let server = tokio::task::spawn_blocking(shared_server).await.unwrap();
         let database = format!("test_{}", DATABASES.fetch_add(1, Ordering::SeqCst));
         Self { server, database }
+    }
+
+    /// A database in a server of the test's own, which may be restarted and changed.
+    pub async fn alone() -> Self {
+        let server = tokio::task::spawn_blocking(|| Arc::new(Server::start())).await.unwrap();
+        Self { server, database: "postgres".to_owned() }
+    }
+
+    /// Restarts the server as a replica, as after a failover away from it. Only for one of the test's own.
+    pub async fn become_replica(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.restart_as_replica()).await.unwrap();
+    }
+
+    /// Stops the whole server: it takes connections, and answers none. Only for one of the test's own.
+    pub async fn hang(&self) -> Stopped {
+        let query = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+        let rows = self.connect().await.query(query, &[]).await.unwrap();
+        let main = self.server.process.lock().unwrap().id().cast_signed();
+        Stopped::new(&rows.iter().map(|row| row.get(0)).chain([main]).collect::<Vec<_>>())
+    }
+
+    /// Makes a replica the server that takes writes.
+    pub async fn promote(&self) {
+        self.connect().await.batch_execute("SELECT pg_promote()").await.unwrap();
+    }
+
+    /// Stops or allows writes, also of the connections that are open, as a hoster does it. Only for a server of the test's
+    /// own.
+    pub async fn take_writes(&self, writes: bool) {
+        let value = if writes { "off" } else { "on" };
+        let client = self.connect().await;
+        let change = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+        client.batch_execute(&change).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        super::eventually("the server has read its configuration", async || {
+            let rows = client.simple_query("SHOW default_transaction_read_only").await.unwrap();
+            let is_there = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(value));
+            rows.iter().any(is_there).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends the back ends of `application`, as a server does that fails over or whose administrator says so.
+    pub async fn terminate(&self, application: &str) {
+        let query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE datname = $1 AND application_name = $2";
+        self.connect().await.query(query, &[&self.database, &application]).await.unwrap();
+        super::eventually("they are gone", async || self.back_ends(application).await.is_empty().then_some(())).await;
     }
 
     pub async fn create_database(&self) {
@@ -71,12 +123,7 @@ impl Postgres {
 
     /// As a program is told of it.
     pub fn settings(&self) -> DatabaseSettings {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            database: DatabaseSettings,
-        }
-        <Line as clap::Parser>::parse_from(["test", "--database-url", &self.url()]).database
+        settings(&["--database-url", &self.url()])
     }
 
     fn url_of(&self, database: &str) -> String {
@@ -96,38 +143,47 @@ impl Postgres {
     }
 }
 
+/// What a program makes of these arguments.
+pub fn settings(arguments: &[&str]) -> DatabaseSettings {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        database: DatabaseSettings,
+    }
+    let program = std::iter::once(&"test").chain(arguments);
+    <Line as clap::Parser>::parse_from(program).database
+}
+
 /// Back ends that are stopped; they go on when this is dropped.
 pub struct Stopped(Vec<i32>);
 
 impl Stopped {
     /// Stops back ends as a hung machine or a broken network would: their connections stay open and silent.
     pub fn new(pids: &[i32]) -> Self {
-        for pid in pids {
-            signal("STOP", *pid);
-        }
+        signal("STOP", pids);
         Self(pids.to_vec())
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        for pid in &self.0 {
-            signal("CONT", *pid);
-        }
+        signal("CONT", &self.0);
     }
 }
 
-/// Sends a signal, and waits until a stop has taken hold.
-fn signal(name: &str, pid: i32) {
+/// Sends a signal to all of them at once, and waits until a stop has taken hold.
+fn signal(name: &str, pids: &[i32]) {
+    let list: Vec<_> = pids.iter().map(ToString::to_string).collect();
     // A back end may have ended meanwhile.
-    let _ = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).stderr(Stdio::null()).status();
-    let is_stopped = || {
+    let kill = format!("kill -{name} {}", list.join(" "));
+    let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+    let is_stopped = |pid: &i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T') || rest.is_empty())
     };
     let deadline = Instant::now() + Duration::from_secs(10);
-    while name == "STOP" && !is_stopped() {
-        assert!(Instant::now() < deadline, "process {pid} does not stop");
+    while name == "STOP" && !pids.iter().all(is_stopped) {
+        assert!(Instant::now() < deadline, "processes do not stop: {list:?}");
         std::thread::yield_now();
     }
 }
@@ -163,33 +219,41 @@ impl Server {
             .output()
             .unwrap();
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        let host = |who: &str, how: &str| format!("host all {who} 127.0.0.1/32 {how}\n");
+        let access = host(&format!("+{NEEDS_PASSWORD}"), "scram-sha-256") + &host("all", "trust");
+        fs::write(data.join("pg_hba.conf"), access).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = fs::File::create(directory.path().join("log")).unwrap();
-        let process = command(&binaries.join("postgres"), directory.path())
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(directory.path())
-            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
-            .args(["-c", "fsync=off", "-c", "shared_buffers=16MB"])
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut server = Self { process, port, directory };
+        let process = Mutex::new(run(directory.path(), port));
+        let server = Self { process, port, directory };
         server.wait_until_it_answers();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let role = format!("CREATE ROLE {NEEDS_PASSWORD}");
+            connect(&server.url_of("postgres")).await.unwrap().batch_execute(&role).await.unwrap();
+        });
         server
+    }
+
+    fn restart_as_replica(&self) {
+        let mut process = self.process.lock().unwrap();
+        // SIGINT: after a checkpoint, without waiting for clients.
+        signal("INT", &[process.id().cast_signed()]);
+        process.wait().unwrap();
+        fs::write(self.directory.path().join("data/standby.signal"), "").unwrap();
+        *process = run(self.directory.path(), self.port);
+        drop(process);
+        self.wait_until_it_answers();
     }
 
     fn url_of(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    fn wait_until_it_answers(&mut self) {
+    fn wait_until_it_answers(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while runtime.block_on(connect(&self.url_of("postgres"))).is_err() {
-            if let Some(status) = self.process.try_wait().unwrap() {
+            if let Some(status) = self.process.lock().unwrap().try_wait().unwrap() {
                 let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
                 panic!("PostgreSQL ended with {status}:\n{log}");
             }
@@ -202,9 +266,26 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // SIGQUIT: at once, without a checkpoint; the data go with the directory.
-        signal("QUIT", self.process.id().cast_signed());
-        let _ = self.process.wait();
+        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
+        signal("QUIT", &[process.id().cast_signed()]);
+        let _ = process.wait();
     }
+}
+
+/// The server's process.
+fn run(directory: &Path, port: u16) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).unwrap();
+    command(&binaries().join("postgres"), directory)
+        .arg("-D")
+        .arg(directory.join("data"))
+        .arg("-k")
+        .arg(directory)
+        .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
+        .args(["-c", "fsync=off", "-c", "shared_buffers=16MB"])
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn binaries() -> PathBuf {

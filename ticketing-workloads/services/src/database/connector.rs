@@ -1,0 +1,375 @@
+//! How connections are opened: where to, and with which password.
+
+use super::DatabaseError;
+use super::error::ConnectCause;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::io::{Error as IoError, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
+
+/// Longest password that is read from a file, in bytes.
+const MAX_PASSWORD_BYTES: usize = 4096;
+
+/// Time that a host has to itself before the next one of the address is tried beside it. One that hangs, or is gone
+/// without a word, must not take the time of the whole attempt.
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Both halves of a connection.
+type Opened = (Client, Connection<Socket, NoTlsStream>);
+
+/// Opens connections, each with the password that is in force at that moment.
+#[derive(Clone)]
+pub struct Connector {
+    config: Config,
+    password: Option<Arc<PasswordFile>>,
+    /// Why the last login was refused, until one succeeds.
+    refused: Arc<ArcSwapOption<String>>,
+}
+
+impl Connector {
+    /// Connects as `config` says; a password in the file stands above its own one.
+    pub(super) fn new(config: Config, password_file: Option<&Path>) -> Self {
+        let password = password_file.map(|path| Arc::new(PasswordFile::new(path)));
+        Self { config, password, refused: Arc::default() }
+    }
+
+    /// The same with other settings.
+    pub(super) fn with(mut self, change: impl FnOnce(Config) -> Config) -> Self {
+        self.config = change(self.config);
+        self
+    }
+
+    /// Whether only a server that takes writes will do.
+    pub(super) fn needs_writes(&self) -> bool {
+        self.config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite
+    }
+
+    /// Why the last login was refused, if none has succeeded since.
+    pub(super) fn refusal(&self) -> Option<Arc<String>> {
+        self.refused.load_full()
+    }
+
+    /// Opens a connection. Nothing comes over it unless its other half is polled.
+    pub async fn open(&self) -> Result<Opened, tokio_postgres::Error> {
+        let mut config = self.config.clone();
+        if let Some(file) = &self.password
+            && let Some(password) = file.read().await
+        {
+            config.password(password);
+        }
+        let opened = first_of(&config).await;
+        match &opened {
+            Ok(_) if self.refused.load().is_none() => {}
+            Ok(_) => {
+                self.refused.store(None);
+                tracing::info!("the database lets this service in again");
+            }
+            Err(error) if ConnectCause::of(error).is_refusal() => {
+                let said = Arc::new(self.explain_connect(error));
+                // Once, not for each of the many connections that are refused.
+                if self.refused.swap(Some(Arc::clone(&said))).as_ref() != Some(&said) {
+                    tracing::error!("no connection to the database: {said}");
+                }
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// An error for the person on call: of a refused password also where it comes from.
+    pub(super) fn explain(&self, error: &DatabaseError) -> String {
+        match error {
+            DatabaseError::Connect(error) => self.explain_connect(error),
+            other => other.to_string(),
+        }
+    }
+
+    fn explain_connect(&self, error: &tokio_postgres::Error) -> String {
+        let cause = ConnectCause::of(error);
+        let said = cause.in_words(error);
+        if !cause.needs_other_password() {
+            return said;
+        }
+        match &self.password {
+            Some(file) => format!("{said}; {}", file.in_words()),
+            None => format!("{said}; it is not in a file (DATABASE_PASSWORD_FILE), so a new one takes a restart"),
+        }
+    }
+}
+
+/// Connects to the first host that will do, in the order of the address.
+async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
+    let hosts = one_by_one(config);
+    let mut waiting = hosts.iter();
+    let mut trying = FuturesUnordered::new();
+    let mut failed: Option<tokio_postgres::Error> = None;
+    loop {
+        match (waiting.next(), failed.take()) {
+            (None, Some(error)) if trying.is_empty() => return Err(error),
+            (next, error) => {
+                trying.extend(next.map(|config| config.connect(NoTls)));
+                failed = error;
+            }
+        }
+        let answer = if waiting.len() > 0 {
+            tokio::time::timeout(HEAD_START, trying.next()).await
+        } else {
+            Ok(trying.next().await)
+        };
+        match answer {
+            Ok(Some(Ok(opened))) => return Ok(opened),
+            // What says the most about why there is no connection: a replica beside a host that is gone.
+            Ok(Some(Err(error))) => {
+                let said = |error: &tokio_postgres::Error| ConnectCause::of(error) != ConnectCause::Other;
+                failed = Some(failed.take().filter(|before| said(before) || !said(&error)).unwrap_or(error));
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// The same once for each of its hosts, unless the driver is to choose among them by itself.
+fn one_by_one(config: &Config) -> Vec<Config> {
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let count = hosts.len().max(addresses.len());
+    let is_whole = [hosts.len(), addresses.len()].iter().all(|length| [0, count].contains(length))
+        && (ports.len() <= 1 || ports.len() == count);
+    // What does not fit together is for the driver to refuse.
+    if count <= 1 || !is_whole || config.get_load_balance_hosts() != LoadBalanceHosts::Disable {
+        return vec![config.clone()];
+    }
+    let of_host = |index: usize| {
+        let mut one = without_hosts(config);
+        match hosts.get(index) {
+            Some(Host::Tcp(name)) => _ = one.host(name),
+            Some(Host::Unix(path)) => _ = one.host_path(path),
+            None => {}
+        }
+        if let Some(address) = addresses.get(index) {
+            one.hostaddr(*address);
+        }
+        if let Some(port) = ports.get(index).or(ports.first()) {
+            one.port(*port);
+        }
+        one
+    };
+    (0..count).map(of_host).collect()
+}
+
+/// A copy of everything but hosts and ports, which the driver can only add to.
+fn without_hosts(config: &Config) -> Config {
+    let mut copy = Config::new();
+    if let Some(user) = config.get_user() {
+        copy.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        copy.password(password);
+    }
+    if let Some(name) = config.get_dbname() {
+        copy.dbname(name);
+    }
+    if let Some(options) = config.get_options() {
+        copy.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        copy.application_name(name);
+    }
+    if let Some(timeout) = config.get_connect_timeout() {
+        copy.connect_timeout(*timeout);
+    }
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        copy.tcp_user_timeout(*timeout);
+    }
+    if let Some(interval) = config.get_keepalives_interval() {
+        copy.keepalives_interval(interval);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        copy.keepalives_retries(retries);
+    }
+    copy.ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .target_session_attrs(config.get_target_session_attrs())
+        .channel_binding(config.get_channel_binding())
+        .load_balance_hosts(config.get_load_balance_hosts());
+    copy
+}
+
+impl deadpool_postgres::Connect for Connector {
+    fn connect(
+        &self,
+        _: &Config,
+    ) -> Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), tokio_postgres::Error>> + Send + '_>> {
+        Box::pin(async move {
+            let (client, connection) = self.open().await?;
+            let driver = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::warn!(error = %DatabaseError::Statement(error), "a database connection broke");
+                }
+            });
+            Ok((client, driver))
+        })
+    }
+}
+
+/// A password in a file, such as a mounted Secret. It is read for each connection, so that one that was rotated takes
+/// effect without a restart.
+struct PasswordFile {
+    path: PathBuf,
+    last: ArcSwap<Read>,
+}
+
+/// What the last look at the file found.
+#[derive(Default)]
+struct Read {
+    /// The last password that could be read: while the file is away or half written, it is the best there is.
+    password: Option<Vec<u8>>,
+    /// What was wrong with the file at the last look.
+    trouble: Option<String>,
+}
+
+impl PasswordFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), last: ArcSwap::default() }
+    }
+
+    async fn read(&self) -> Option<Vec<u8>> {
+        let last = self.last.load_full();
+        let (password, trouble) = match content(&self.path).await {
+            Ok(password) => (Some(password), None),
+            Err(error) => {
+                let trouble = format!("the password file {} cannot be used: {error}", self.path.display());
+                (last.password.clone(), Some(trouble))
+            }
+        };
+        if let Some(trouble) = trouble.as_ref().filter(|trouble| last.trouble.as_ref() != Some(trouble)) {
+            let kept = if password.is_some() { "; the last one read stays in use" } else { "" };
+            tracing::warn!("{trouble}{kept}");
+        } else if last.password != password {
+            tracing::info!(file = %self.path.display(), "database password read");
+        }
+        self.last.store(Arc::new(Read { password: password.clone(), trouble }));
+        password
+    }
+
+    /// Where the password comes from, for the person on call; never the password.
+    fn in_words(&self) -> String {
+        self.last.load().trouble.clone().unwrap_or_else(|| {
+            format!("it is in the file {}, which is read again for each new connection", self.path.display())
+        })
+    }
+}
+
+/// The password in a file: all of it but the end of its last line, which editors and `echo` add.
+async fn content(path: &Path) -> Result<Vec<u8>, IoError> {
+    let file = tokio::fs::File::open(path).await?;
+    let mut content = Vec::new();
+    let one_more = u64::try_from(MAX_PASSWORD_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(one_more).read_to_end(&mut content).await?;
+    let invalid = |why: String| Err(IoError::new(ErrorKind::InvalidData, why));
+    if content.len() > MAX_PASSWORD_BYTES {
+        return invalid(format!("it has more than {MAX_PASSWORD_BYTES} bytes"));
+    }
+    while content.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+        content.pop();
+    }
+    if content.is_empty() { invalid("it is empty".to_owned()) } else { Ok(content) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_host_gets_everything_that_the_address_says() {
+        let parameters = "connect_timeout=4&tcp_user_timeout=5&keepalives=0&keepalives_idle=6&keepalives_interval=7\
+                          &keepalives_retries=8&target_session_attrs=read-only&channel_binding=disable\
+                          &sslmode=disable&sslnegotiation=direct&options=-c%20geqo%3Doff&application_name=me";
+        let read = |hosts: &str| format!("postgres://me:secret@{hosts}/x?{parameters}").parse::<Config>().unwrap();
+        let both = one_by_one(&read("one,two:5433"));
+        assert_eq!(both, [read("one:5432"), read("two:5433")]);
+        let unix = one_by_one(&read("%2Fvar%2Frun,two"));
+        assert_eq!(unix, [read("%2Fvar%2Frun:5432"), read("two:5432")]);
+        let addresses: Config = "hostaddr=127.0.0.1,127.0.0.2 port=1".parse().unwrap();
+        let each = ["127.0.0.1", "127.0.0.2"].map(|one| format!("hostaddr={one} port=1").parse::<Config>().unwrap());
+        assert_eq!(one_by_one(&addresses), each);
+    }
+
+    #[rstest::rstest]
+    #[case::one("host=one user=me")]
+    #[case::none("user=me")]
+    #[case::not_in_order("host=one,two load_balance_hosts=random")]
+    #[case::that_do_not_fit("host=one,two hostaddr=127.0.0.1")]
+    #[case::ports_that_do_not_fit("host=one,two,three port=1,2")]
+    fn what_is_not_a_list_in_order_is_left_to_the_driver(#[case] address: &str) {
+        let config: Config = address.parse().unwrap();
+        assert_eq!(one_by_one(&config), [config]);
+    }
+
+    #[rstest::rstest]
+    #[case::plain("secret", Some("secret"))]
+    #[case::with_a_line_end("secret\n", Some("secret"))]
+    #[case::of_windows("secret\r\n", Some("secret"))]
+    #[case::spaces_belong_to_it(" se cret \n", Some(" se cret "))]
+    #[case::empty("", None)]
+    #[case::only_a_line_end("\n", None)]
+    #[tokio::test]
+    async fn reads_a_password(#[case] content: &str, #[case] expected: Option<&str>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        std::fs::write(&path, content).unwrap();
+        let file = PasswordFile::new(&path);
+        assert_eq!(file.read().await, expected.map(|text| text.as_bytes().to_vec()));
+        assert!(!file.in_words().contains("secret"), "{}", file.in_words());
+    }
+
+    #[tokio::test]
+    async fn keeps_the_last_password_while_the_file_cannot_be_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        let file = PasswordFile::new(&path);
+        assert_eq!(file.read().await, None);
+        assert!(file.in_words().contains("cannot be used: No such file"), "{}", file.in_words());
+        std::fs::write(&path, "first").unwrap();
+        assert_eq!(file.read().await.as_deref(), Some(&b"first"[..]));
+        for (content, why) in [(Vec::new(), "it is empty"), (vec![b'x'; 4097], "it has more than 4096 bytes")] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(file.read().await.as_deref(), Some(&b"first"[..]));
+            assert!(file.in_words().contains(why), "{}", file.in_words());
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.read().await.as_deref(), Some(&b"first"[..]));
+        std::fs::write(&path, "second").unwrap();
+        assert_eq!(file.read().await.as_deref(), Some(&b"second"[..]));
+        assert!(file.in_words().contains("read again for each new connection"), "{}", file.in_words());
+    }
+
+    /// As the kubelet does it: the name leads over `..data`, which is swapped.
+    #[tokio::test]
+    async fn follows_a_mounted_secret_that_is_swapped() {
+        use std::os::unix::fs::symlink;
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (version, password) in [("..1", "first"), ("..2", "second")] {
+            std::fs::create_dir(at(version)).unwrap();
+            std::fs::write(at(version).join("password"), password).unwrap();
+        }
+        symlink("..1", at("..data")).unwrap();
+        symlink("..data/password", at("password")).unwrap();
+        let file = PasswordFile::new(&at("password"));
+        assert_eq!(file.read().await.as_deref(), Some(&b"first"[..]));
+        symlink("..2", at("..data_tmp")).unwrap();
+        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        assert_eq!(file.read().await.as_deref(), Some(&b"second"[..]));
+    }
+}

@@ -1,0 +1,91 @@
+//! A pool of connections with its check, outside a service.
+
+use super::{eventually, within};
+use contract::{CheckReport, DependencySettings, HealthCheckSettings, PolicySettings, WorkloadId};
+use futures::future::join_all;
+use resilience::{Checks, Dependency, Resilience};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use ticketing_services::database::{self, Connection, Database, DatabaseError, DatabaseSettings};
+
+/// Name of the check, and of the dependency.
+pub const NAME: &str = "database";
+/// Connections in the pool.
+pub const POOL: u16 = 8;
+/// How its connections call themselves.
+pub const APPLICATION: &str = "pool";
+
+pub struct Pooled {
+    pub database: Arc<Database>,
+    pub dependency: &'static Dependency,
+    checks: Arc<Checks>,
+}
+
+impl Pooled {
+    /// With the ADR's numbers for the database; the break of the circuit is far longer than a test.
+    pub fn new(settings: &DatabaseSettings) -> Self {
+        let defaults = DependencySettings { bulkhead: None, ..database::defaults() };
+        let check = HealthCheckSettings { interval_ms: 60_000, timeout_ms: 1_000, ..Default::default() };
+        let policy = PolicySettings {
+            dependencies: [(NAME.to_owned(), defaults)].into(),
+            health_checks: [(NAME.to_owned(), check)].into(),
+            ..Default::default()
+        };
+        let resilience =
+            Resilience::builder(WorkloadId::deployment("n", "w")).dependency(NAME).defaults(policy).build();
+        let dependency = resilience.dependency(NAME).unwrap();
+        let connector = settings.connector(APPLICATION).unwrap();
+        let database = Arc::new(Database::new(connector, POOL, dependency).unwrap());
+        let checks = Checks::new(Arc::clone(&resilience), [database::check(&database, NAME)]);
+        let running = Arc::clone(&checks);
+        tokio::spawn(async move { running.run().await });
+        Self { database, dependency, checks }
+    }
+
+    /// Opens as many connections as the pool may have, however long a busy machine takes.
+    pub async fn fill(&self) {
+        for result in join_all((0..POOL).map(|_| self.run("SELECT pg_sleep(0.2)"))).await {
+            result.unwrap();
+        }
+    }
+
+    /// Eight callers at once, as often as it takes; the answer is how long until all of them had an answer.
+    pub async fn until_all_are_served(&self) -> Duration {
+        let started = Instant::now();
+        within(Duration::from_secs(8), "all callers are served", async || {
+            let answers = join_all((0..8).map(|_| self.database.call(ask))).await;
+            answers.iter().all(Result::is_ok).then_some(())
+        })
+        .await;
+        started.elapsed()
+    }
+
+    /// One run of the check, from now on.
+    pub async fn check(&self) -> CheckReport {
+        // The one at the start must not be taken for it.
+        let before = eventually("the first run is over", async || {
+            Some(self.checks.report().1[NAME].runs).filter(|runs| *runs > 0)
+        })
+        .await;
+        self.checks.run_now(NAME);
+        eventually("the check ran", async || {
+            let report = self.checks.report().1.remove(NAME)?;
+            (report.runs > before).then_some(report)
+        })
+        .await
+    }
+
+    /// Runs a statement once, past the circuit.
+    pub async fn run(&self, statement: &str) -> Result<(), DatabaseError> {
+        let statement = statement.to_owned();
+        let work = |connection: Connection| {
+            let statement = statement.clone();
+            async move { connection.batch_execute(&statement).await.map_err(DatabaseError::from) }
+        };
+        self.database.attempt(work).await
+    }
+}
+
+pub async fn ask(connection: Connection) -> Result<(), DatabaseError> {
+    Ok(connection.simple_query("SELECT 1").await.map(drop)?)
+}
