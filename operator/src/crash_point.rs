@@ -11,7 +11,7 @@ const FOR_TESTS: Duration = Duration::from_secs(3);
 pub enum CrashPoint {
     /// An action is decided; nothing of it is written.
     BeforeIntent,
-    /// Its intent is in the status; nothing is done.
+    /// Its intent is in the ledger; nothing is done.
     AfterIntent,
     /// It is done; nothing of that is written.
     AfterAct,

@@ -35,18 +35,49 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- else if not $db.existingSecret -}}
 {{- fail "no database: with postgresql.enabled=false set database.existingSecret (a Secret with the connection URL under the key `url`), or switch off the services that need one" }}
 {{- else if $db.host -}}
-- name: PGPASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $db.existingSecret | quote }}
-      key: {{ $db.passwordKey | quote }}
 - name: DATABASE_URL
-  value: {{ printf "postgres://%s:$(PGPASSWORD)@%s:%d/%s%s" $db.user $db.host (int $db.port) $db.name (empty $db.parameters | ternary "" (printf "?%s" $db.parameters)) | quote }}
+  value: {{ printf "postgres://%s@%s:%d/%s%s" $db.user $db.host (int $db.port) $db.name (empty $db.parameters | ternary "" (printf "?%s" $db.parameters)) | quote }}
 {{- else -}}
 - name: DATABASE_URL
   valueFrom:
     secretKeyRef:
       name: {{ $db.existingSecret | quote }}
       key: {{ $db.urlKey | quote }}
+{{- end }}
+{{- if include "ticketing.databaseSecret" . }}
+- name: DATABASE_PASSWORD_FILE
+  value: /etc/ticketing/database/password
+{{- end }}
+{{- end }}
+
+{{/* The Secret with the database password as a key of its own, as JSON; nothing, if only the whole URL is known. */}}
+{{- define "ticketing.databaseSecret" -}}
+{{- $db := .Values.database -}}
+{{- if .Values.postgresql.enabled -}}
+{{- dict "name" "postgres-auth" "key" "password" | toJson -}}
+{{- else if and $db.existingSecret $db.host -}}
+{{- dict "name" $db.existingSecret "key" $db.passwordKey | toJson -}}
+{{- end -}}
+{{- end }}
+
+{{/* That Secret as a volume. It is mounted as a folder: only so does the kubelet bring a rotated password to a running pod. */}}
+{{- define "ticketing.databaseVolume" -}}
+{{- with include "ticketing.databaseSecret" . }}
+{{- $secret := fromJson . }}
+- name: database
+  secret:
+    secretName: {{ $secret.name | quote }}
+    defaultMode: 0440
+    items:
+    - key: {{ $secret.key | quote }}
+      path: password
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.databaseMount" -}}
+{{- if include "ticketing.databaseSecret" . }}
+- name: database
+  mountPath: /etc/ticketing/database
+  readOnly: true
 {{- end }}
 {{- end }}

@@ -8,13 +8,13 @@ use crate::support::{
     operator::Operator,
     recovery_policy, says,
     workload::Workload,
-    world::{condition, last, policy_conditions, steps_and_phases},
+    world::{condition, last, phase, policy_conditions, steps_and_phases},
 };
 use contract::CircuitState;
 use crds::{ResiliencePolicy, status::ActionOutcome};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, Pod, Secret},
 };
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -248,4 +248,122 @@ async fn a_dry_run_operator_writes_nothing_but_what_it_would_do() {
     let writes = operator_writes(&world.cluster, &[&world.namespace]);
     let allowed = ["resiliencepolicies/status", "featureflags/status", "recoveries", "recoveries/status", "events"];
     assert!(writes.iter().all(|write| allowed.contains(&write.resource.as_str())), "{writes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_is_paused_by_the_policy_and_on_the_workload() {
+    let mut policy = recovery_policy("booking", "booking");
+    policy["spec"]["recovery"]["pauseRequests"] = json!(["on-sale tonight"]);
+    let (world, workload, _operator) = in_order(1, &policy).await;
+    let held = held_back(&world, &workload, "Paused").await;
+    assert!(condition(&held, "RecoveryAllowed").message.contains("the policy is paused: on-sale tonight"));
+    let pause =
+        |why: Value| json!({ "metadata": { "annotations": { "resilience.ticketwave.io/pause-recovery": why } } });
+    world.edit::<Deployment>("booking", pause(json!("we look at it"))).await;
+    policy["spec"]["recovery"]["pauseRequests"] = json!([]);
+    world.apply(&policy).await;
+    let says_why = |policy: &ResiliencePolicy| {
+        let message = &condition(policy, "RecoveryAllowed").message;
+        message.contains("the workload is paused: we look at it")
+    };
+    world.until_policy("booking", "the workload itself is paused", says_why).await;
+    workload.pods[0].after_more_reports(2).await;
+    assert!(workload.pods[0].script().asked.is_empty());
+    world.edit::<Deployment>("booking", pause(Value::Null)).await;
+    world.until_policy_says("booking", "RecoveryAllowed", "True", "XXX").await;
+    workload.pods[0].until_asked(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_to_a_pod_that_is_excluded() {
+    let (world, workload, _operator) = in_order(2, &recovery_policy("booking", "booking")).await;
+    let exclude =
+        |value: Value| json!({ "metadata": { "labels": { "resilience.ticketwave.io/exclude-from-recovery": value } } });
+    world.edit::<Pod>(&workload.pods[0].name, exclude(json!("true"))).await;
+    let held = held_back(&world, &workload, "Excluded").await;
+    assert!(condition(&held, "RecoveryAllowed").message.contains(&workload.pods[0].name));
+    workload.pods[1].script().failing = true;
+    workload.pods[1].until_asked(1).await;
+    world.edit::<Pod>(&workload.pods[0].name, exclude(Value::Null)).await;
+    workload.pods[0].until_asked(1).await;
+}
+
+/// Two workloads, two policies, two pods each; two actions in the namespace are a storm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_in_a_namespace_stops_all_of_its_policies_at_once() {
+    let world = World::new().await;
+    let names = ["booking", "payment"];
+    let mut workloads = Vec::new();
+    for name in names {
+        workloads.push(world.workload(name, 2).await);
+    }
+    let storm = ["--storm-actions", "2", "--storm-interval", "1m", "--storm-cooldown", "1h"];
+    let operator = Operator::start(&world, &storm).await;
+    for name in names {
+        let mut policy = recovery_policy(name, name);
+        policy["spec"]["recovery"]["limits"]["maxInFlight"] = json!(10);
+        world.apply(&policy).await;
+        world.until_policy_says(name, "Ready", "True", "Programmed").await;
+    }
+    for pod in workloads.iter().flat_map(|workload| &workload.pods) {
+        let mut script = pod.script();
+        (script.failing, script.reset_helps) = (true, false);
+    }
+    for name in names {
+        let held = world.until_policy_says(name, "RecoveryAllowed", "False", "StormActive").await;
+        let message = &condition(&held, "RecoveryAllowed").message;
+        assert!(
+            message.contains("2 actions were begun in this namespace") && message.contains("it goes on at"),
+            "{message}"
+        );
+        world.until_events(name, &["RecoveryWithheld"]).await;
+    }
+    for pod in workloads.iter().flat_map(|workload| &workload.pods) {
+        pod.after_more_reports(2).await;
+    }
+    let begun = async || world.recoveries().await.len();
+    assert_eq!(begun().await, 2, "not one more, whichever policy would have begun it");
+    // Another leader counts the same.
+    operator.stop().await;
+    let _operator = Operator::start(&world, &storm).await;
+    for pod in workloads.iter().flat_map(|workload| &workload.pods) {
+        pod.after_more_reports(3).await;
+    }
+    assert_eq!(begun().await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_fresh_connection_says_stands_above_the_circuits() {
+    let (world, workload, _operator) = in_order(3, &recovery_policy("booking", "booking")).await;
+    for pod in &workload.pods {
+        pod.script().circuits.insert("database".to_owned(), CircuitState::Open);
+    }
+    let open = |policy: &ResiliencePolicy| policy.status.as_ref().unwrap().open.as_deref() == Some("database 3/3");
+    world.until_policy("booking", "the circuits are seen", open).await;
+    for pod in &workload.pods {
+        let mut script = pod.script();
+        (script.failing, script.reset_helps, script.dependency_answers) = (true, false, Some(false));
+    }
+    let failing =
+        |policy: &ResiliencePolicy| policy.status.as_ref().unwrap().checks.iter().any(|one| one.unhealthy_pods == 3);
+    world.until_policy("booking", "all fail", failing).await;
+    for pod in &workload.pods {
+        pod.script().circuits.insert("database".to_owned(), CircuitState::Closed);
+        pod.after_more_reports(3).await;
+    }
+    let held = world.until_policy_says("booking", "RecoveryAllowed", "False", "DependencyIsTheCause").await;
+    let message = &condition(&held, "RecoveryAllowed").message;
+    assert!(message.contains("database gives fresh connections of 3 of 3 pods no answer"), "{message}");
+    assert!(workload.pods.iter().all(|pod| pod.script().asked.is_empty()));
+    // All connections of all pods hang, and new ones work: all of them are given up, at once.
+    for pod in &workload.pods {
+        let mut script = pod.script();
+        script.circuits.insert("database".to_owned(), CircuitState::Open);
+        script.dependency_answers = Some(true);
+    }
+    for pod in &workload.pods {
+        pod.until_asked(1).await;
+    }
+    let at_once = world.recoveries().await.iter().filter(|one| phase(one) == "Verifying").count();
+    assert!(at_once > 1, "not one after the other");
 }

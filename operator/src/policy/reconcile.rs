@@ -239,11 +239,10 @@ fn tell_refused(ctx: &Context, policy: &ResiliencePolicy, ledger: &Ledger, befor
 
 /// Whether a check fails in some workload, so that something may have to be begun.
 fn is_unwell(held: &[&Target]) -> bool {
-    let fails = |target: &&Target| {
+    held.iter().any(|target| {
         target.majorities.values().any(|majority| !majority.healthy)
             || target.pods.iter().any(|(_, _, evaluations)| evaluations.values().any(|one| !one.healthy))
-    };
-    held.iter().any(|target| fails(&target))
+    })
 }
 
 /// The actions that this decision begins.

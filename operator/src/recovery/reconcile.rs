@@ -47,12 +47,12 @@ impl Reconciler for RecoveryReconciler {
         let abandoned = abandoned(ctx, id, &entries);
         // What a person asks for is no remainder of a policy: that it waits for one is said at once.
         let remainders = abandoned.iter().any(|entry| !(entry.record.by_hand && entry.record.executed_at.is_none()));
-        let wait = if !remainders {
-            ctx.orphans().remove(id);
-            None
-        } else {
+        let wait = if remainders {
             let since = *ctx.orphans().entry(id.clone()).or_insert_with(Instant::now);
             POLICY_MAY_COME_BACK.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
+        } else {
+            ctx.orphans().remove(id);
+            None
         };
         if let Some(wait) = wait {
             return Ok(Next::After(wait));

@@ -99,6 +99,8 @@ pub struct Script {
     pub failing: bool,
     /// Whether ResetConnections makes the check healthy.
     pub reset_helps: bool,
+    /// What a fresh connection of it says, while its check fails.
+    pub dependency_answers: Option<bool>,
     pub circuits: BTreeMap<String, CircuitState>,
     pub running: Option<RuntimeConfig>,
     pub pushes: Vec<Push>,
@@ -321,6 +323,7 @@ impl Default for Script {
             asked_for_built_ins: 0,
             failing: false,
             reset_helps: true,
+            dependency_answers: None,
             circuits: BTreeMap::new(),
             running: None,
             pushes: Vec::new(),
@@ -403,7 +406,7 @@ impl Script {
             message: if self.failing { self.complaint.clone() } else { String::new() },
             tags: Vec::new(),
             dependency: Some("database".to_owned()),
-            dependency_answers: None,
+            dependency_answers: self.dependency_answers,
             duration_ms: 1,
             consecutive_failures: self.consecutive_failures,
             runs: self.reports,
