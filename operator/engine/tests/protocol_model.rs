@@ -1,8 +1,8 @@
 //! A model of the recovery protocol, explored exhaustively. The decisions in it are those of `engine::recovery::decide`;
 //! around it the model has what surrounds it in a cluster, as small as it can be made:
 //!
-//! - **The API server** keeps the ledger: one record for each intent. It refuses to make a record that is there already, and
-//!   to change one that is not any more as it was read.
+//! - **The API server** keeps the ledger: one record in each place, which is its name. It refuses to make a record in a place
+//!   that is taken, and to change one that is not any more as it was read.
 //! - **Two replicas of the operator** run the pass: look, decide, write each record that is new or has changed, ask for each
 //!   action in turn, write what came of them. A write that is refused ends the pass. A replica whose fence is down does
 //!   nothing. At most two have their fence up: in reality the Lease keeps that to one, so the model allows more than can happen.
@@ -29,7 +29,7 @@
 //! or one over a longer time. Together they end within a minute, and each asserts that it was not cut short.
 //!
 //! What must hold in every state: no intent takes effect twice, and no two intents do the same about one failure (but for
-//! what a person deleted: that may be done once more, to a process that was started since); nothing takes effect that the
+//! what a person deleted: that may be done once more); nothing takes effect that the
 //! ledger never knew of; what the ledger had, it has, but for what a person deleted, and what was over stays over; and an
 //! operator that begins to lead then ends what is in flight, asks for it, or knows when to look again. From every state in
 //! which no pass is under way, one operator alone then brings all of it to its end, whether that helps, does not help, or no

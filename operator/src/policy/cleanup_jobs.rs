@@ -107,6 +107,7 @@ pub async fn gather(ctx: &Context, namespace: &str, history: &History) -> BTreeM
         let state = match job.state.clone() {
             JobState::Complete => JobState::Complete,
             JobState::Failed(why) => match latest_pod(ctx, namespace, &job).await {
+                Some(pod) if job_pods::main_is_done(&pod) => JobState::Complete,
                 Some(pod) => JobState::Failed(why_it_failed(ctx, namespace, &pod, why).await),
                 None => JobState::Failed(why),
             },
@@ -168,6 +169,7 @@ mod tests {
     fn record() -> Record {
         Record {
             id: "0123456789abcdef".into(),
+            slot: "0123456789abcdef".into(),
             after: None,
             by_hand: false,
             withdrawn: false,

@@ -108,8 +108,16 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
 
 fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
     // What other Events tell, or what a person did on purpose.
-    const QUIET: [&str; 7] =
-        ["NoLadders", "Suspended", "DryRun", "OneStepAtATime", "InvalidPolicy", "Conflicted", "TargetNotFound"];
+    const QUIET: [&str; 8] = [
+        "NoLadders",
+        "Suspended",
+        "Paused",
+        "DryRun",
+        "OneStepAtATime",
+        "InvalidPolicy",
+        "Conflicted",
+        "TargetNotFound",
+    ];
     let mut events = Vec::new();
     if let Some(condition) = news(old, new, ConditionType::RecoveryAllowed)
         && condition.status == ConditionStatus::False

@@ -160,6 +160,7 @@ fn subject() -> Subject {
 fn record(action: Action, outcome: Outcome) -> Record {
     Record {
         id: "7f3a0000".to_owned(),
+        slot: "7f3a0000".to_owned(),
         after: None,
         by_hand: false,
         withdrawn: false,

@@ -38,7 +38,7 @@ pub struct LedgerIndex {
 struct Known {
     entries: BTreeMap<ObjectKey, Arc<Entry>>,
     of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
-    /// What was deleted, and when.
+    /// What was deleted before it was over, and when.
     withdrawn: HashMap<WorkloadId, Vec<(Instant, Arc<Entry>)>>,
 }
 
@@ -85,8 +85,8 @@ impl LedgerIndex {
         vec![Affected::Recovery(workload)]
     }
 
-    /// Takes an object out that is gone; of that uid, if one is given. It is remembered for a while: what was not over, so that
-    /// it does not come back at once, and what was over, so that its id is not given again. That counts for nothing else any more.
+    /// Takes an object out that is gone; of that uid, if one is given. What was not over is remembered for a while, so that it
+    /// does not come back at once. What was over counts no more.
     pub fn remove(&self, key: &ObjectKey, uid: Option<&str>) -> Vec<Affected> {
         let mut known = self.lock();
         let Some(entry) = known.entries.get(key).filter(|entry| uid.is_none() || entry.meta.uid.as_deref() == uid)
@@ -96,12 +96,14 @@ impl LedgerIndex {
         let (entry, workload) = (Arc::clone(entry), entry.workload.clone());
         known.entries.remove(key);
         known.detach(&workload, key);
-        let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
-        withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
-        if withdrawn.len() >= MOST_WITHDRAWN {
-            withdrawn.remove(0);
+        if entry.record.finished_at.is_none() {
+            let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
+            withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
+            if withdrawn.len() >= MOST_WITHDRAWN {
+                withdrawn.remove(0);
+            }
+            withdrawn.push((Instant::now(), entry));
         }
-        withdrawn.push((Instant::now(), entry));
         vec![Affected::Recovery(workload)]
     }
 
@@ -110,7 +112,8 @@ impl LedgerIndex {
         let known = self.lock();
         let first = ObjectKey { namespace: namespace.to_owned(), name: String::new() };
         let all = known.entries.range(first..).take_while(|(key, _)| key.namespace == namespace);
-        let real = all.map(|(_, entry)| &entry.record).filter(|record| !record.dry_run);
+        let known = all.filter(|(_, entry)| !entry.is_of_newer_version).map(|(_, entry)| &entry.record);
+        let real = known.filter(|record| !record.dry_run);
         // What was cancelled before it was done has done nothing.
         let done = real.filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some());
         done.map(|record| record.executed_at.unwrap_or(record.started_at)).collect()
@@ -128,7 +131,7 @@ impl LedgerIndex {
         keys.filter_map(|key| known.entries.get(key).cloned()).collect()
     }
 
-    /// What was deleted of a workload lately, with what is to be made of it.
+    /// What was deleted of a workload lately before it was over, with what is to be made of it.
     pub fn withdrawn_of(&self, workload: &WorkloadId, now: Timestamp) -> Vec<(Arc<Entry>, Record)> {
         let known = self.lock();
         let lately = known.withdrawn.get(workload).into_iter().flatten();
@@ -153,11 +156,8 @@ impl Known {
     }
 }
 
-/// What is to be made of a record that was deleted: before it was over, it is cancelled.
+/// What is to be made of a record that was deleted before it was over: it is cancelled.
 fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
-    if record.finished_at.is_some() {
-        return Record { withdrawn: true, ..record.clone() };
-    }
     let at = now.checked_sub(ago).unwrap_or(now);
     Record { withdrawn: true, outcome: Outcome::Cancelled, finished_at: Some(at), ..record.clone() }
 }
@@ -211,13 +211,12 @@ mod tests {
         assert!(record.withdrawn && record.outcome == Outcome::Cancelled && record.finished_at == Some(now));
         tokio::time::advance(WITHDRAWN_FOR).await;
         assert!(index.withdrawn_of(&workload(), now).is_empty());
-        // What was over is what it was.
+        // What was over counts no more.
         let mut over = entry("b", 2, "Failed");
-        over.record.finished_at = Some(Timestamp::MIN);
+        over.record.finished_at = Some(now);
         index.put_entry(over.clone());
         index.remove(&over.key(), None);
-        let withdrawn = index.withdrawn_of(&workload(), now);
-        assert_eq!((withdrawn[0].1.outcome, withdrawn[0].1.finished_at), (Outcome::Failed, Some(Timestamp::MIN)));
+        assert!(index.withdrawn_of(&workload(), now).is_empty());
         for number in 0..2 * MOST_WITHDRAWN {
             let mut more = entry(&number.to_string(), 3, "Failed");
             more.meta.name = Some(number.to_string());

@@ -47,7 +47,7 @@ impl Ledger {
     pub fn gather(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], now: Timestamp) -> Self {
         let namespace = policy.namespace().unwrap_or_default();
         let mut ledger = Self { history: History::default(), entries: BTreeMap::new(), unresolved: Vec::new() };
-        let (mut records, mut gone) = (Vec::new(), Vec::new());
+        let (mut records, mut aside) = (Vec::new(), Vec::new());
         for target in held {
             let id = workload_of(&namespace, &target.key);
             let mine = Mine::of(ctx, policy, &id);
@@ -56,7 +56,7 @@ impl Ledger {
                     ledger.unresolved.push(entry);
                     continue;
                 }
-                if entry.is_of_newer_version { &mut gone } else { &mut records }.push(entry.record.clone());
+                if entry.is_of_newer_version { &mut aside } else { &mut records }.push(entry.record.clone());
                 ledger.entries.insert(entry.record.id.clone(), entry);
             }
             let withdrawn = ctx.ledger.withdrawn_of(&id, now).into_iter();
@@ -64,15 +64,12 @@ impl Ledger {
             let withdrawn = withdrawn.filter(|(entry, record)| {
                 mine.has(entry) && !entry.unresolved && !ledger.entries.contains_key(&record.id)
             });
-            for (entry, record) in withdrawn {
-                let over = entry.record.finished_at.is_some();
-                if over { gone.push(record) } else { records.push(record) }
-            }
+            records.extend(withdrawn.map(|(_, record)| record));
         }
         let mut seen = BTreeSet::new();
         records.retain(|record| seen.insert(record.id.clone()));
         ledger.history = records.into_iter().collect();
-        ledger.history.aside = gone;
+        ledger.history.aside = aside;
         ledger.history.set_impossible_aside(now);
         ledger
     }
@@ -190,7 +187,7 @@ async fn create(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Re
             let there = call(api.get(&name)).await.map_err(ReconcileError::api("reading the Recovery"))?;
             let entry = Entry::of(&there);
             let known = ctx.ledger.get(&entry.key()).is_some_and(|known| known.meta.uid == entry.meta.uid);
-            let same = entry.record.id == record.id && entry.policy.is_some();
+            let same = entry.record.slot == record.slot && entry.policy.is_some();
             keep(ctx, entry);
             if known || !same {
                 return Err(ReconcileError::NameTaken(ObjectKey { namespace, name }));
@@ -263,7 +260,7 @@ pub async fn adopt(ctx: &Context, policy: &ResiliencePolicy, record: &Record) ->
         }
         Err(error) => {
             let known = ctx.ledger.get(&ObjectKey { namespace, name: name_of(record) });
-            known.filter(|known| known.record.id == record.id).ok_or(error)?
+            known.filter(|known| known.record.slot == record.slot).ok_or(error)?
         }
     };
     if made.fresh {

@@ -1,7 +1,7 @@
 //! What version 0.1 wrote into the status of a policy becomes Recoveries, so that what it had in flight is brought to its
 //! end, and what it did counts.
 
-use super::ledger;
+use super::{ledger, object::is_slot};
 use crate::{context::Context, error::ReconcileError, spec::recovery::action, status::write::take_out_of_status};
 use contract::canonical;
 use crds::{
@@ -52,10 +52,12 @@ fn record(from: &ActionRecord, spec: &ResiliencePolicySpec) -> Record {
         .filter(|ladder| ladder.check == from.check)
         .find_map(|ladder| ladder.steps.get(index))
         .filter(|step| step.action == from.action);
-    let is_id = from.id.len() == 16 && from.id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    // Anybody who may edit a status can have written anything into it.
+    let id =
+        if is_slot(&from.id) { from.id.clone() } else { canonical::content_hash(&json!(from.id))[..16].to_owned() };
     Record {
-        // Anybody who may edit a status can have written anything into it.
-        id: if is_id { from.id.clone() } else { canonical::content_hash(&json!(from.id))[..16].to_owned() },
+        slot: id.clone(),
+        id,
         after: None,
         by_hand: false,
         withdrawn: false,

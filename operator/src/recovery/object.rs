@@ -53,12 +53,16 @@ impl Entry {
         let pod = spec.pod.as_ref();
         let spec_before = spec.before.as_ref().map(read_before);
         let own_id = || canonical::content_hash(&json!(recovery.uid()))[..16].to_owned();
+        let id = spec.intent.clone().unwrap_or_else(own_id);
+        let name = recovery.name_any();
+        let slot = name.rsplit('-').next().filter(|slot| !by_hand && is_slot(slot)).unwrap_or(&id).to_owned();
         let (step, steps) = spec.step.split_once('/').unwrap_or(("1", "1"));
         let number = |text: &str| text.parse::<usize>().ok().filter(|number| *number > 0).unwrap_or(1);
         let started_at = spec.decided_at.as_ref().map_or_else(|| created_at(recovery), |at| at.0);
         let finished_at = status.finished_at.as_ref().map(|at| at.0);
         let record = Record {
-            id: spec.intent.clone().unwrap_or_else(own_id),
+            id,
+            slot,
             after: spec.after.clone(),
             by_hand,
             withdrawn: false,
@@ -171,11 +175,16 @@ fn outcome(status: &RecoveryStatus, dry_run: bool) -> Outcome {
     }
 }
 
-/// Name of the object of an intent that a policy decided.
+/// Name of the object of an intent that a policy decided: by its place, so that there is one object for it.
 pub fn name_of(record: &Record) -> String {
-    // A StatefulSet's key has its kind in it; the id tells it from a Deployment of that name.
+    // A StatefulSet's key has its kind in it; the place tells it from a Deployment of that name.
     let target = record.subject.target.rsplit('/').next().unwrap_or_default();
-    format!("{target}-{}-{}", record.subject.check, record.id)
+    format!("{target}-{}-{}", record.subject.check, record.slot)
+}
+
+/// Whether this is how a place is written.
+pub fn is_slot(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The object that is made for an intent.
@@ -238,7 +247,8 @@ mod tests {
 
     fn record() -> Record {
         Record {
-            id: "0123456789abcdef".into(),
+            id: "aaaabbbbccccdddd".into(),
+            slot: "0123456789abcdef".into(),
             after: Some("fedcba9876543210".into()),
             by_hand: false,
             withdrawn: false,
@@ -331,7 +341,8 @@ mod tests {
         });
         let entry = Entry::of(&serde_json::from_value(made).unwrap());
         assert!(entry.unresolved && entry.fresh && entry.record.by_hand && entry.policy.is_none());
-        let Record { id, step, subject, index, steps, .. } = &entry.record;
+        let Record { id, slot, step, subject, index, steps, .. } = &entry.record;
+        assert_eq!(slot, id);
         assert_eq!((id.len(), step.timeout_ms, subject.check.as_str(), *index, *steps), (16, 60_000, "", 0, 1));
     }
 }

@@ -97,7 +97,8 @@ async fn give_up(ctx: &Context, id: &WorkloadId, entry: &Entry) -> Result<(), Re
 /// Deletes what is needed no more; says whether there is more of it.
 async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Result<bool, ReconcileError> {
     let now = now_in_milliseconds();
-    let history: History = entries.iter().map(|entry| entry.record.clone()).collect();
+    let understood = entries.iter().filter(|entry| !entry.is_of_newer_version);
+    let history: History = understood.map(|entry| entry.record.clone()).collect();
     let policies = ctx.index.policies_of(id);
     let settings = policies.iter().filter_map(|policy| policy.0.as_ref().ok()).map(|policy| {
         let settings = spec::recovery::recovery(&policy.spec, policy.spec.mode == Mode::DryRun, Storm::default());

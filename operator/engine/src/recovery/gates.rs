@@ -65,7 +65,7 @@ pub(super) fn first_closed(
     let cooldown = (Gate::Cooldown, cooldown(settings, observed, history, proposal, now));
     let paused = (Gate::Paused, paused(settings, observed, proposal));
     let excluded = (Gate::Excluded, excluded(observed, proposal));
-    let storm = (Gate::StormActive, storm(settings, observed, now));
+    let storm = (Gate::StormActive, storm(settings, observed, history, now));
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [suspended, stale, starting, rollout, dependency, supported, all, many] =
@@ -188,9 +188,7 @@ fn paused(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>) -> 
     let target = &proposal.check.subject.target;
     let on_it = observed.paused.get(target).map(|why| format!("the workload is paused: {why}"));
     let why = on_it.or_else(|| settings.pause_requests.first().map(|why| format!("the policy is paused: {why}")))?;
-    let others = settings.pause_requests.len().saturating_sub(1);
-    let others = if others == 0 { String::new() } else { format!(" (and {others} more requests)") };
-    Some((format!("{why}{others}; it waits for a person to take that back"), None))
+    Some((format!("{why}; it waits for a person to take that back"), None))
 }
 
 fn excluded(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
@@ -199,15 +197,19 @@ fn excluded(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     observed.excluded.contains(&pod.uid).then(why)
 }
 
-fn storm(settings: &Settings, observed: &View<'_>, now: Timestamp) -> Closed {
+fn storm(settings: &Settings, observed: &View<'_>, history: &History, now: Timestamp) -> Closed {
     if settings.dry_run {
         return None;
     }
-    let until = settings.storm.until(&observed.begun_in_namespace, now)?;
-    let (actions, minutes) = (settings.storm.actions, settings.storm.interval_ms / 60_000);
+    // What this very decision has begun is not in the namespace's ledger yet.
+    let just_now = history.in_flight.iter().filter(|record| record.started_at == now && record.executed_at.is_none());
+    let begun: Vec<_> =
+        observed.begun_in_namespace.iter().copied().chain(just_now.map(|record| record.started_at)).collect();
+    let until = settings.storm.until(&begun, now)?;
+    let (actions, seconds) = (settings.storm.actions, settings.storm.interval_ms / 1_000);
     Some((
         format!(
-            "{actions} actions were begun in this namespace within {minutes} min: what fails has one cause, which recovery does not find"
+            "{actions} actions were begun in this namespace within {seconds} s: what fails has one cause, which recovery does not find"
         ),
         Some(until),
     ))

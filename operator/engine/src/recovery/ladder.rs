@@ -216,6 +216,10 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
             Verdict::Over(Outcome::Succeeded, message)
         }
         Progress::Over(outcome, why) => Verdict::Over(outcome, why),
+        // That the main container of a Job is done wakes nobody.
+        Progress::NotYet(..) if now < deadline && observed.jobs.contains_key(&record.id) => {
+            Verdict::Wait(Some(deadline.min(later_by(now, WAITING_RETRY))))
+        }
         Progress::NotYet(..) if now < deadline => Verdict::Wait(Some(deadline)),
         // What was last heard before the deadline may have changed until then.
         Progress::NotYet(seen_at, what) => {
@@ -337,20 +341,25 @@ pub(super) fn deadline(record: &Record, settings: &Settings) -> Timestamp {
     later(from, record.step.timeout_ms.max(settings.healthy_delay_ms))
 }
 
-/// Id of the next intent about a subject, and id of the record that it follows. Whichever replica decides it, and whatever it
-/// decides: what follows the same record has the same id, so that only one of them can be written.
-pub(super) fn intent(policy: &str, subject: &Subject, history: &History, dry_run: bool) -> (String, Option<String>) {
+/// The next place among the records of a subject, and the one before it. Whichever replica decides it, and whatever it
+/// decides: what follows the same record has the same place, so that only one of them can be written.
+pub(super) fn next_slot(policy: &str, subject: &Subject, history: &History, dry_run: bool) -> (String, Option<String>) {
     let all = history.all().chain(&history.aside);
     let own: Vec<_> =
         all.filter(|record| record.dry_run == dry_run && !record.by_hand && record.subject == *subject).collect();
     let followed: BTreeSet<_> = own.iter().filter_map(|record| record.after.as_deref()).collect();
-    let last = own.iter().filter(|record| !followed.contains(record.id.as_str()));
-    let after = last.max_by_key(|record| (record.started_at, &record.id)).map(|record| record.id.clone());
+    let last = own.iter().filter(|record| !followed.contains(record.slot.as_str()));
+    let after = last.max_by_key(|record| (record.started_at, &record.slot)).map(|record| record.slot.clone());
     let pod = subject.pod.as_ref().map_or("", |pod| pod.uid.as_str());
     // Several policies may rehearse on one workload.
     let rehearsed_by = dry_run.then_some(policy);
     let parts = serde_json::json!([subject.target, pod, subject.check, rehearsed_by, after]);
     (canonical::content_hash(&parts)[..16].to_owned(), after)
+}
+
+/// Id of an intent in a place. A place may be taken once more, after a person deleted what was there; an id never comes again.
+pub(super) fn intent_id(slot: &str, decided_at: Timestamp) -> String {
+    canonical::content_hash(&serde_json::json!([slot, decided_at.as_millisecond()]))[..16].to_owned()
 }
 
 /// `at` and so many milliseconds. Times come out of objects that anybody may have edited, so this never overflows: the end

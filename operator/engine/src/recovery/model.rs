@@ -322,10 +322,12 @@ pub enum JobState {
 /// One action, from its intent to its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Id of the intent; equal intents have equal ids.
+    /// Id of the intent: no two records have the same. It is carried to where the action lands.
     pub id: String,
-    /// Id of the record of the same subject that this one follows: no two follow the same, so of two operators that decide at
-    /// once, only one can begin.
+    /// The place that this record has among those of its subject. There is one record in each place, so of two operators that
+    /// decide at once, only one can begin.
+    pub slot: String,
+    /// The place before it.
     pub after: Option<String>,
     /// A person asked for it: no ladder knows of it, and only what protects others holds it back.
     pub by_hand: bool,

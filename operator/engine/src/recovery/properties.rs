@@ -270,6 +270,8 @@ impl Simulation {
         let everything = || history.all().chain(&history.aside);
         let ids: BTreeSet<_> = everything().map(|record| &record.id).collect();
         prop_assert!(ids.len() == everything().count(), "an id is there twice");
+        let slots: BTreeSet<_> = everything().map(|record| &record.slot).collect();
+        prop_assert!(slots.len() == everything().count(), "a place is taken twice");
 
         let pods: Vec<_> = execute.iter().filter_map(|record| record.subject.pod.as_ref()).collect();
         let under_way = busy.iter().filter(|record| record.executed_at.is_some());

@@ -79,7 +79,7 @@ fn last_of_each_subject(history: &History) -> BTreeSet<&str> {
     let own = || history.all().filter(|record| !record.by_hand && !record.dry_run);
     let followed: BTreeSet<_> = own().filter_map(|record| record.after.as_deref()).collect();
     let mut lasts = BTreeMap::new();
-    for record in own().filter(|record| !followed.contains(record.id.as_str())) {
+    for record in own().filter(|record| !followed.contains(record.slot.as_str())) {
         let last = lasts.entry(&record.subject).or_insert(record);
         if (record.started_at, &record.id) > (last.started_at, &last.id) {
             *last = record;
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn only_the_last_of_a_subject_is_followed() {
         let mut second = record(POD, 50, Outcome::Succeeded);
-        second.after = Some(record(POD, 0, Outcome::Succeeded).id);
+        second.after = Some(record(POD, 0, Outcome::Succeeded).slot);
         let history: History = [record(POD, 0, Outcome::Succeeded), second].into_iter().collect();
         assert_eq!(kept(&history, 200, 2 * DAY), [format!("{POD}-50")]);
     }

@@ -306,6 +306,7 @@ fn the_first_closed_gate_is_the_one_that_is_named() {
 pub(super) fn record(uid: &str, started: i64, outcome: Outcome) -> Record {
     Record {
         id: format!("{uid}-{started}"),
+        slot: format!("{uid}-{started}"),
         after: None,
         by_hand: false,
         withdrawn: false,
@@ -784,10 +785,10 @@ fn a_record_from_the_future_is_kept_and_not_counted() {
     assert_eq!((history.in_flight.len(), history.recent.len(), history.aside.len()), (1, 0, 1));
     early.set_impossible_aside(at(-3_700));
     assert_eq!(early.aside.len(), 2, "an hour ahead is too far");
-    // What follows it has another name: that one is taken.
+    // What follows it has another place: that one is taken.
     let again = run(&settings, &observed, &early, 2);
-    assert_ne!(again.execute[0].id, early.aside[0].id);
-    assert_eq!(again.execute[0].after.as_ref(), Some(&early.aside[0].id));
+    assert_ne!(again.execute[0].slot, early.aside[0].slot);
+    assert_eq!(again.execute[0].after.as_ref(), Some(&early.aside[0].slot));
 }
 
 #[test]

@@ -189,6 +189,13 @@ impl Decisions {
         Some(self.records.number(Entry(record.clone())))
     }
 
+    /// The record that has the place which a new one is to have.
+    pub fn taken_by(&mut self, ledger: LedgerId, new: RecordId) -> Option<RecordId> {
+        let (ledger, new) = (self.ledgers.get(ledger), self.records.get(new));
+        let record = ledger.0.all().find(|record| record.slot == new.0.slot)?;
+        Some(self.records.number(Entry(record.clone())))
+    }
+
     /// The ledger with another record of an intent, or without one.
     pub fn with_record(&mut self, ledger: LedgerId, intent: Intent, record: Option<RecordId>) -> LedgerId {
         let (ledger, id) = (self.ledgers.get(ledger), self.intents[usize::from(intent)].clone());
@@ -253,6 +260,7 @@ impl Decisions {
             let known: BTreeSet<_> = history.all().map(|record| record.id.clone()).collect();
             let rename = |record: &mut Record| {
                 if !known.contains(&record.id) {
+                    record.slot = format!("{} seen {}", record.slot, record.failed_at);
                     record.id = format!("{} seen {}", record.id, record.failed_at);
                 }
             };

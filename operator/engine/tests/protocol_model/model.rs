@@ -70,7 +70,10 @@ impl Model {
             let decisions = &mut self.decisions;
             state.late.retain(|late| match late {
                 Request::Write(write) => {
-                    let present = decisions.record_of(ledger, write.intent);
+                    let present = match write.from {
+                        Some(_) => decisions.record_of(ledger, write.intent),
+                        None => decisions.taken_by(ledger, write.to),
+                    };
                     present == write.from || (write.from.is_none() && deletions > 0)
                 }
                 Request::Act(_) => true,
@@ -202,7 +205,10 @@ impl Model {
 impl Model {
     /// A write of a record lands at the API server, which refuses it unless the record is as it was read.
     fn land_write(&mut self, state: &mut State, write: Write) -> Result<bool, Violation> {
-        let present = self.decisions.record_of(state.ledger, write.intent);
+        let present = match write.from {
+            Some(_) => self.decisions.record_of(state.ledger, write.intent),
+            None => self.decisions.taken_by(state.ledger, write.to),
+        };
         let unfenced = self.has_flaw(Flaw::WritesUnfenced) && write.from.is_some() && present.is_some();
         if present != write.from && !unfenced {
             let landmark = if write.from.is_none() { Landmark::SeenTwice } else { Landmark::StaleWriteRefused };
@@ -213,7 +219,7 @@ impl Model {
             let what = format!("intent {} was over, and is not any more", write.intent);
             return Err(Violation::new(Property::NotLost, what));
         }
-        if state.deleted.contains(write.intent) && write.from.is_none() {
+        if state.deleted.len() > 0 && write.from.is_none() {
             self.reached.insert(Landmark::BegunAgain);
         }
         self.change_ledger(state, write.intent, Some(write.to));
@@ -233,7 +239,8 @@ impl Model {
         let (place, intent) = (before.places[usize::from(act.place)], act.intent);
         let done_before = before.effects.contains(intent);
         if landed.effect {
-            // What a person made forgotten may be done to a process that was started since.
+            // Here, what a person deleted can come again at the very time at which it was decided, and so under its id; it may
+            // then be done to a process that was started since.
             let forgotten =
                 state.deleted.contains(intent) && act.action == Action::ResetConnections && place.process > 0;
             if done_before && !forgotten {

@@ -50,7 +50,7 @@ pub enum Landmark {
     SeenTwice,
     /// A person deletes a record while its action is under way.
     DeletedInFlight,
-    /// A record is made again that a person deleted.
+    /// A record is made after a person deleted one.
     BegunAgain,
     /// A write is accepted after its operator gave up on it or died.
     LateWriteAccepted,
