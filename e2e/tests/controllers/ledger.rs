@@ -2,6 +2,7 @@
 
 use crate::support::{
     World,
+    cluster::{apply, object},
     operator::Operator,
     recovery_policy,
     wait::within,
@@ -298,4 +299,40 @@ async fn the_ledger_forgets_what_is_old_and_more_than_it_can_hold() {
     workload.pods[0].until_asked(1).await;
     let policy = world.until_policy_says("booking", "Healthy", "True", "").await;
     assert!(says(policy_conditions(&policy), "Ready", "True", ""), "{:?}", condition(&policy, "Ready"));
+}
+
+/// A quota, a policy of the cluster or a missing right keeps the operator from making Recoveries.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_down_is_not_done_and_that_is_said() {
+    let (world, workload, _operator) = in_order(1, &recovery_policy("booking", "booking")).await;
+    let name = format!("no-recoveries-{}", world.namespace);
+    let matches = json!({
+        "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": world.namespace } },
+        "resourceRules": [{
+            "apiGroups": ["resilience.ticketwave.io"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["recoveries"],
+        }],
+    });
+    let denial = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": { "name": name },
+        "spec": { "matchConstraints": matches, "validations": [{ "expression": "false", "message": "not tonight" }] },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": name }, "spec": { "policyName": name, "validationActions": ["Deny"] },
+    });
+    for manifest in [&denial, &binding] {
+        apply(&world.client, "", manifest).await.unwrap();
+    }
+    let by_hand = asked_for("probe", &json!({ "action": "ResetConnections", "pod": { "name": "p" } }));
+    within(Duration::from_secs(30), "no Recovery can be made", async || match world.try_apply(&by_hand).await {
+        Err(error) if error.to_string().contains("not tonight") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    workload.pods[0].script().failing = true;
+    world.until_events("booking", &["RecoveryWithheld"]).await;
+    workload.pods[0].after_more_reports(2).await;
+    assert!(workload.pods[0].script().asked.is_empty(), "nothing is done that is not written down");
+    object(&world.client, "", &binding).delete(&name, &DeleteParams::default()).await.unwrap();
+    workload.pods[0].until_asked(1).await;
 }

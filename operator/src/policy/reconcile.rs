@@ -166,7 +166,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
-    ledger.write(ctx, policy, &decision.history).await?;
+    if let Err(error) = ledger.write(ctx, policy, &decision.history).await {
+        tell_unwritable(ctx, policy, &error);
+        return Err(error);
+    }
     drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
@@ -211,6 +214,16 @@ async fn show(
         ctx.shared.events.publish(&reference, &event);
     }
     Ok(version)
+}
+
+/// Tells that nothing is done, because it cannot be written down before: a quota, a missing right, a name that is taken.
+fn tell_unwritable(ctx: &Context, policy: &ResiliencePolicy, error: &ReconcileError) {
+    if error.is_conflict() || matches!(error, ReconcileError::NotLeading) {
+        return;
+    }
+    let note = format!("nothing is done, because it cannot be written down first: {error}; it is tried again");
+    let event = Event::warning(EventReason::RecoveryWithheld, "Wait", note);
+    ctx.shared.events.publish(&object_reference::<ResiliencePolicy>(policy.meta()), &event);
 }
 
 /// Tells on the Recoveries themselves what begins and what is over.

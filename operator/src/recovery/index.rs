@@ -27,6 +27,9 @@ const WITHDRAWN_FOR: Duration = Duration::from_secs(3600);
 /// Most of those that are remembered of one workload.
 const MOST_WITHDRAWN: usize = 100;
 
+/// Most Recoveries that people made in one namespace and that are looked at.
+const MOST_BY_HAND: usize = 500;
+
 /// The Recoveries, by workload.
 #[derive(Default)]
 pub struct LedgerIndex {
@@ -74,7 +77,11 @@ impl LedgerIndex {
         let (key, workload) = (entry.key(), entry.workload.clone());
         let mut known = self.lock();
         let old = known.entries.get(&key).filter(|old| old.meta.uid == entry.meta.uid);
-        if old.is_some_and(|old| version(old) >= version(&entry)) {
+        if old.is_some_and(|old| !is_newer(&entry, old)) {
+            return Vec::new();
+        }
+        if !known.has_room_for(&entry) {
+            warn!(recovery = %key, "more than {MOST_BY_HAND} Recoveries of people in this namespace: it is not looked at");
             return Vec::new();
         }
         let before = known.entries.insert(key.clone(), Arc::new(entry)).map(|old| old.workload.clone());
@@ -146,6 +153,17 @@ impl LedgerIndex {
 }
 
 impl Known {
+    /// Anybody who may create Recoveries may create many. What the operator makes itself, it bounds itself.
+    fn has_room_for(&self, entry: &Entry) -> bool {
+        let key = entry.key();
+        if !entry.record.by_hand || self.entries.contains_key(&key) {
+            return true;
+        }
+        let first = ObjectKey { namespace: key.namespace.clone(), name: String::new() };
+        let all = self.entries.range(first..).take_while(|(other, _)| other.namespace == key.namespace);
+        all.filter(|(_, other)| other.record.by_hand).count() < MOST_BY_HAND
+    }
+
     fn detach(&mut self, workload: &WorkloadId, key: &ObjectKey) {
         if let Some(keys) = self.of_workload.get_mut(workload) {
             keys.remove(key);
@@ -162,9 +180,12 @@ fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
     Record { withdrawn: true, outcome: Outcome::Cancelled, finished_at: Some(at), ..record.clone() }
 }
 
-/// Versions of one object grow. They are numbers wherever the store is etcd; where they are not, the newest that came counts.
-fn version(entry: &Entry) -> u128 {
-    entry.meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+/// Whether one state of an object is newer than another. Versions grow. They are numbers wherever the store is etcd; where they
+/// are not, what came last is the newest.
+fn is_newer(one: &Entry, other: &Entry) -> bool {
+    let (one, other) = (one.meta.resource_version.as_deref(), other.meta.resource_version.as_deref());
+    let number = |version: Option<&str>| version.and_then(|version| version.parse::<u128>().ok());
+    number(one).zip(number(other)).map_or(one != other, |(one, other)| one > other)
 }
 
 #[cfg(test)]
@@ -194,10 +215,33 @@ mod tests {
         }
         assert_eq!(index.of(&workload())[0].record.outcome, Outcome::Waiting);
         assert_eq!(index.put_entry(entry("a", 11, "Verifying")), [Affected::Recovery(workload())]);
+        // Where versions are no numbers, what came last counts.
+        let odd = |version: &str| {
+            let mut odd = entry("a", 0, "Verifying");
+            odd.meta.resource_version = Some(version.to_owned());
+            odd
+        };
+        assert!(is_newer(&odd("x"), &odd("y")) && is_newer(&odd("y"), &odd("x")) && !is_newer(&odd("x"), &odd("x")));
         // It was deleted and made again under the same name: the end of the old one says nothing of the new one.
         index.put_entry(entry("b", 20, "Pending"));
         assert!(index.remove(&entry("a", 12, "Failed").key(), Some("a")).is_empty());
         assert_eq!(index.of(&workload())[0].meta.uid.as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn people_cannot_fill_the_memory() {
+        let index = LedgerIndex::default();
+        let named = |number: usize, by_hand: bool| {
+            let mut one = entry("a", 1, "Pending");
+            (one.meta.name, one.record.by_hand) = (Some(number.to_string()), by_hand);
+            one
+        };
+        for number in 0..MOST_BY_HAND + 5 {
+            index.put_entry(named(number, true));
+        }
+        assert_eq!(index.of(&workload()).len(), MOST_BY_HAND);
+        index.put_entry(named(MOST_BY_HAND + 10, false));
+        assert_eq!(index.of(&workload()).len(), MOST_BY_HAND + 1, "what the operator makes has room");
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,8 @@ use tokio::time::Instant;
 const POLICY_MAY_COME_BACK: Duration = Duration::from_secs(30);
 /// How often a ledger in which nothing happens is looked at: what is in it grows old.
 const LOOK_AGAIN: Duration = Duration::from_secs(15 * 60);
+/// Most Recoveries that people made and that wait for one workload.
+const MOST_WAITING: usize = 50;
 /// Most objects that are deleted in one go.
 const MOST_DELETIONS: usize = 50;
 
@@ -60,6 +62,7 @@ impl Reconciler for RecoveryReconciler {
         for entry in abandoned {
             give_up(ctx, id, entry).await?;
         }
+        refuse_too_many(ctx, &entries).await?;
         let more = forget(ctx, id, &entries).await?;
         Ok(Next::After(if more { Duration::from_secs(1) } else { LOOK_AGAIN }))
     }
@@ -79,6 +82,18 @@ fn abandoned<'a>(ctx: &Context, id: &WorkloadId, entries: &'a [Arc<Entry>]) -> V
     };
     let under_way = |entry: &Entry| entry.record.finished_at.is_none() && !entry.is_of_newer_version;
     entries.iter().filter(|entry| under_way(entry) && !decided(entry)).collect()
+}
+
+/// People may have much waiting; what is more than that only keeps the rest from being looked at.
+async fn refuse_too_many(ctx: &Context, entries: &[Arc<Entry>]) -> Result<(), ReconcileError> {
+    let mut waiting: Vec<_> =
+        entries.iter().filter(|entry| entry.record.by_hand && entry.record.finished_at.is_none()).collect();
+    waiting.sort_by_key(|entry| entry.record.started_at);
+    for entry in waiting.into_iter().skip(MOST_WAITING).take(MOST_DELETIONS) {
+        let why = format!("more than {MOST_WAITING} Recoveries that people made wait for this workload");
+        ledger::end(ctx, entry, Outcome::Failed, &why).await?;
+    }
+    Ok(())
 }
 
 async fn give_up(ctx: &Context, id: &WorkloadId, entry: &Entry) -> Result<(), ReconcileError> {
@@ -121,7 +136,9 @@ async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Resul
         let how = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
         match call(api.delete(&entry.key().name, &how)).await {
             Ok(_) => {}
-            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            // The watch may never have shown it.
+            Err(error) if error.is_not_found() => drop(ctx.ledger.remove(&entry.key(), entry.meta.uid.as_deref())),
+            Err(error) if error.is_conflict() => {}
             Err(error) => return Err(ReconcileError::api("deleting a Recovery that is needed no more")(error)),
         }
     }
