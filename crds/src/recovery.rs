@@ -41,6 +41,7 @@ pub const MAX_PER_WORKLOAD: usize = 200;
     selectable = ".spec.action",
     selectable = ".spec.check",
     validation = Rule::new("self.metadata.name.size() <= 200").message("a Recovery's name must have at most 200 characters"),
+    validation = Rule::new("has(self.spec.policyRef) || !self.metadata.name.matches('-[0-9a-f]{16}$')").message("names that end like this are the operator's own; choose another one"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -52,6 +53,8 @@ pub const MAX_PER_WORKLOAD: usize = 200;
         .message("pod must be set: this action is done to one pod").field_path(".pod").reason(Reason::FieldValueRequired),
     validation = Rule::new("!self.dryRun || has(self.policyRef)")
         .message("dryRun is the operator's own; leave it out in a Recovery that you make").field_path(".dryRun").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("has(self.policyRef) || !(has(self.after) || has(self.failedAt) || has(self.decidedAt) || has(self.before) || (has(self.pod) && has(self.pod.instance)))")
+        .message("after, failedAt, decidedAt, before and pod.instance are the operator's own; leave them out in a Recovery that you make").reason(Reason::FieldValueInvalid),
     validation = Rule::new("has(self.policyRef) == has(self.intent)")
         .message("intent is the operator's own; leave it out in a Recovery that you make").field_path(".intent").reason(Reason::FieldValueInvalid),
 )]

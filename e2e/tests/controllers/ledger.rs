@@ -17,7 +17,10 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 /// What a person writes to have something done.
 fn asked_for(name: &str, spec: &Value) -> Value {
@@ -140,7 +143,7 @@ async fn a_person_has_something_done_by_making_a_recovery() {
     let status = done.status.clone().unwrap();
     assert_eq!(status.pod_uid, world.api::<Pod>().get(&pod.name).await.unwrap().uid(), "it says which pod that was");
     assert_eq!(pod.script().asked.len(), 1);
-    world.until_events("by-hand", &["RecoverySucceeded"]).await;
+    world.until_events("by-hand", &["RecoveryStarted", "RecoverySucceeded"]).await;
 
     // It cannot be changed afterwards, and it says who is to be asked.
     let change = json!({ "spec": { "action": "RestartPod" } });
@@ -153,6 +156,9 @@ async fn a_person_has_something_done_by_making_a_recovery() {
         }),
     );
     assert!(world.try_apply(&forged).await.unwrap_err().to_string().contains("leave it out"));
+    let squatting =
+        asked_for("booking-database-0123456789abcdef", &json!({ "action": "TrimMemory", "pod": { "name": "p" } }));
+    assert!(world.try_apply(&squatting).await.unwrap_err().to_string().contains("choose another one"));
 
     // A restart is over when the pod that took the place is ready; disruption budgets hold for people, too.
     allow_evictions(&world, 0).await;
@@ -191,7 +197,7 @@ async fn what_a_person_asks_for_in_vain_says_why() {
     assert!(message(&failed).ends_with("has no pod no-such-pod"), "{}", message(&failed));
     world.apply(&asked_for("too-many", &json!({ "action": "ResetConnections", "pod": { "name": pod } }))).await;
     let held = until_phase(&world, "too-many", "Waiting").await;
-    assert!(message(&held).starts_with("held back: 2 of 1 actions are used up"), "{}", message(&held));
+    assert!(message(&held).starts_with("held back: 1 of 1 actions are used up"), "{}", message(&held));
     assert_eq!(workload.pods[0].script().asked.len(), 1);
 }
 
@@ -323,10 +329,13 @@ async fn what_cannot_be_written_down_is_not_done_and_that_is_said() {
     for manifest in [&denial, &binding] {
         apply(&world.client, "", manifest).await.unwrap();
     }
-    let by_hand = asked_for("probe", &json!({ "action": "ResetConnections", "pod": { "name": "p" } }));
-    within(Duration::from_secs(30), "no Recovery can be made", async || match world.try_apply(&by_hand).await {
-        Err(error) if error.to_string().contains("not tonight") => Ok(()),
-        other => Err(format!("{other:?}")),
+    let (probe, tries) = (json!({ "action": "ResetConnections", "pod": { "name": "p" } }), AtomicU32::new(0));
+    within(Duration::from_secs(30), "no Recovery can be made", async || {
+        let name = format!("probe-{}", tries.fetch_add(1, Ordering::Relaxed));
+        match world.try_apply(&asked_for(&name, &probe)).await {
+            Err(error) if error.to_string().contains("not tonight") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     })
     .await;
     workload.pods[0].script().failing = true;
@@ -334,5 +343,51 @@ async fn what_cannot_be_written_down_is_not_done_and_that_is_said() {
     workload.pods[0].after_more_reports(2).await;
     assert!(workload.pods[0].script().asked.is_empty(), "nothing is done that is not written down");
     object(&world.client, "", &binding).delete(&name, &DeleteParams::default()).await.unwrap();
+    workload.pods[0].until_asked(1).await;
+}
+
+/// A policy of two workloads: what is asked for one of them may not reach a pod of the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_another_workload_is_not_touched_whatever_a_person_writes() {
+    let world = World::new().await;
+    let (_booking, payment) = (world.workload("booking", 2).await, world.workload("payment", 2).await);
+    let _operator = world.operator().await;
+    let mut policy = recovery_policy("booking", "booking");
+    let target = |name: &str| json!({ "group": "apps", "kind": "Deployment", "name": name });
+    policy["spec"]["targetRefs"] = json!([target("booking"), target("payment")]);
+    world.apply(&policy).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    let pod = &payment.pods[0].name;
+    let uid = world.api::<Pod>().get(pod).await.unwrap().uid();
+    for (name, action) in [("restart", "RestartPod"), ("reset", "ResetConnections")] {
+        world.apply(&asked_for(name, &json!({ "action": action, "pod": { "name": pod, "uid": uid } }))).await;
+        let failed = until_phase(&world, name, "Failed").await;
+        assert!(message(&failed).contains("has no pod"), "{}", message(&failed));
+    }
+    let other = json!({ "action": "ResetConnections", "pod": { "name": pod, "uid": "another" } });
+    let mut other = asked_for("other-uid", &other);
+    other["spec"]["targetRef"]["name"] = json!("payment");
+    world.apply(&other).await;
+    until_phase(&world, "other-uid", "Failed").await;
+    assert!(world.api::<Pod>().get_opt(pod).await.unwrap().is_some());
+    assert!(payment.pods[0].script().asked.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_pile_up_is_refused_beyond_a_bound() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let restart = json!({ "action": "RestartPod", "pod": { "name": workload.pods[0].name } });
+    for number in 0..55 {
+        world.apply(&asked_for(&format!("restart-{number}"), &restart)).await;
+    }
+    let count = |all: &[Recovery], wanted: &str| all.iter().filter(|one| phase(one) == wanted).count();
+    world.until_recoveries("five are refused", |all| (count(all, "Waiting"), count(all, "Failed")) == (50, 5)).await;
+    // They keep nothing from being recovered.
+    let mut policy = recovery_policy("booking", "booking");
+    policy["spec"]["recovery"]["limits"]["maxUnhealthy"] = json!(0);
+    world.apply(&policy).await;
+    workload.pods[0].script().failing = true;
     workload.pods[0].until_asked(1).await;
 }

@@ -33,7 +33,9 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
 
     for check in observed.checks.iter().filter(|check| !check.healthy) {
         let Some(steps) = settings.ladders.get(&check.subject.check) else { continue };
-        if decision.history.in_flight.iter().any(|record| record.subject == check.subject) {
+        // What a person asks for and has to wait for holds up no ladder.
+        let waits = |record: &Record| record.by_hand && record.outcome == Outcome::Waiting;
+        if decision.history.in_flight.iter().any(|record| record.subject == check.subject && !waits(record)) {
             continue;
         }
         // The successor of a pod that is being restarted is what the restart is judged by.
@@ -89,9 +91,14 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
         // A pod is only taken away through the gates: what was begun in another pass goes through them again, below.
         let at_once =
             |record: &Record| begun.contains(&record.id) || (!record.step.action.disrupts() && !record.by_hand);
+        // What people want to be left alone is, also by what was begun before.
+        let is_held = |record: &Record| {
+            let excluded = record.subject.pod.as_ref().is_some_and(|pod| observed.excluded.contains(&pod.uid));
+            excluded || observed.paused.contains_key(&record.subject.target) || !settings.pause_requests.is_empty()
+        };
         let pending = |record: &&Record| {
             let wanted = fails(&record.subject) || (record.step.action.done_by_pod() && is_reported(observed, record));
-            record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record)
+            record.outcome == Outcome::Pending && !record.dry_run && wanted && at_once(record) && !is_held(record)
         };
         decision.execute = decision.history.in_flight.iter().filter(pending).cloned().collect();
     }
@@ -150,7 +157,7 @@ fn ask_again(
         // Those that are asked for now count as busy, too.
         let mut busy = decision.history.clone();
         for asked in busy.in_flight.iter_mut().filter(|other| decision.execute.iter().any(|act| act.id == other.id)) {
-            asked.outcome = Outcome::Pending;
+            (asked.outcome, asked.executed_at) = (Outcome::Pending, asked.executed_at.or(Some(now)));
         }
         busy.in_flight.retain(|other| other.id != record.id);
         let closed = if record.by_hand { gates::first_closed_by_hand } else { gates::first_closed };
@@ -162,8 +169,9 @@ fn ask_again(
                     own.message = Some(format!("held back: {}", held.message));
                 }
                 decision.wake_at(held.until);
+            } else {
+                decision.withheld.push(held);
             }
-            decision.withheld.push(held);
             continue;
         }
         decision.execute.push(record);
@@ -188,7 +196,7 @@ pub fn failing_since(seen: Timestamp, began_before: bool, subject: &Subject, his
     }
     let all = || history.in_flight.iter().chain(&history.recent);
     let goes_on = |record: &&Record| record.finished_at.is_none() || record.goes_on();
-    if let Some(own) = all().find(|record| record.subject == *subject) {
+    if let Some(own) = all().find(|record| record.subject == *subject && !record.by_hand) {
         return Some(own).filter(goes_on).map_or(seen, |record| record.failed_at);
     }
     let inherited = all().find(|record| record.goes_on() && record.is_succeeded_by(subject));

@@ -128,7 +128,8 @@ async fn ask_pod(
 ) -> Result<Option<String>, String> {
     let id = workload_of(namespace, &record.subject.target);
     let workload_uid = ctx.fleet.read(&id, |workload| workload.uid.clone()).ok_or("the workload is not known")?;
-    let found = ctx.index.pod(&pod.uid).ok_or("the pod is gone")?;
+    // Of this workload only: no other pod may see its token.
+    let found = ctx.index.pods_of(&id).into_iter().find(|known| *known.uid == *pod.uid).ok_or("the pod is gone")?;
     let endpoint = Endpoint::admin(&found).ok_or("the pod has no address")?;
     let request = ActionRequest {
         intent_id: record.id.clone(),

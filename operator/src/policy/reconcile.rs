@@ -122,19 +122,19 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if migrate(ctx, policy).await? {
         return Ok(Next::After(UNTIL_SHOWN));
     }
-    // Whether too much is begun in the namespace is counted by one at a time, and only while something fails.
-    let turn = if is_unwell(&held) { Some(ctx.turn(&namespace).await) } else { None };
     let mut ledger = Ledger::gather(ctx, policy, &held, now);
     if settings.is_ok() && ledger.resolve(ctx, now).await? {
         ledger = Ledger::gather(ctx, policy, &held, now);
     }
     let history = ledger.history.clone();
 
-    let decision = if settings.is_ok() {
+    let recent = recovery.storm.interval_ms.saturating_add(recovery.storm.cooldown_ms);
+    let begun_there = if is_unwell(&held) { ctx.ledger.begun_in(&namespace, recent, now) } else { Vec::new() };
+    let mut decision = if settings.is_ok() {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
         let stale = ctx.observer_stale();
         let mut observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
-        observed.begun_in_namespace = ctx.ledger.begun_in(&namespace);
+        observed.begun_in_namespace.clone_from(&begun_there);
         recovery::decide(&recovery, &observed, &history, &policy.name_any(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }
@@ -155,7 +155,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         operator_dry_run: ctx.shared.args.dry_run,
         now,
     };
-    let begun = begun(&decision, &history);
+    let mut begun = begun(&decision, &history);
     let settling = held.iter().filter_map(|target| target.settles_within(&policy.metadata));
     let waits = settling
         .chain(is_published_within(ctx, policy, &held, now))
@@ -166,29 +166,35 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
-    if let Err(error) = ledger.write(ctx, policy, &decision.history).await {
+    // What is counted over all policies of the namespace is counted by one at a time.
+    let turn = if begun.is_empty() { None } else { Some(ctx.turn(&namespace).await) };
+    if turn.is_some() && ctx.ledger.begun_in(&namespace, recent, now) != begun_there {
+        return Ok(Next::After(SHORTEST_WAIT));
+    }
+    let new = status::build(&inputs, &decision, &old);
+    let live = programmed_note(ctx, policy, &held);
+    // The policy's own version is the fence: one that was edited or deleted meanwhile begins nothing.
+    let version = show(ctx, policy, &old, &new, policy_events(&old, &new, &begun, &decision, live)).await?;
+    for (id, error) in ledger.write(ctx, policy, &decision.history).await? {
         tell_unwritable(ctx, policy, &error);
-        return Err(error);
+        decision.history.in_flight.retain(|record| record.id != id);
+        decision.execute.retain(|record| record.id != id);
+        begun.retain(|record| record.id != id);
     }
     drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
-    let new = status::build(&inputs, &decision, &old);
-    let story = || policy_events(&old, &new, &begun, &decision, programmed_note(ctx, policy, &held));
-    // Side by side: what is slow to be done must not keep people from seeing that it is.
-    let (shown, executed) =
-        tokio::join!(show(ctx, policy, &old, &new, story), execute(policy, ctx, &namespace, &decision));
-    let executed = executed?;
+    ledger.drop_deleted(ctx, &mut decision, &begun).await;
+    let executed = execute(policy, ctx, &namespace, &decision).await?;
     ledger.write(ctx, policy, &executed.history).await?;
-    let version = shown?;
-    if decision.execute.is_empty() {
-        return Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))));
-    }
     tell_refused(ctx, policy, &ledger, &decision.history, &executed.history);
     let after = ResiliencePolicyStatus { recovery: status::recovery(&inputs, &executed), ..new.clone() };
     if after != new {
         let meta = ObjectMeta { resource_version: version, ..policy.metadata.clone() };
         write_status::<ResiliencePolicy>(ctx, &meta, &after).await?;
+    }
+    if decision.execute.is_empty() {
+        return Ok(due.map_or(Next::AwaitChange, |due| Next::After(due.max(SHORTEST_WAIT))));
     }
     Ok(Next::After(if executed.execute.is_empty() { AFTER_ACTION } else { AFTER_UNKNOWN }))
 }
@@ -203,14 +209,14 @@ async fn show(
     policy: &ResiliencePolicy,
     old: &ResiliencePolicyStatus,
     new: &ResiliencePolicyStatus,
-    story: impl FnOnce() -> Vec<Event>,
+    story: Vec<Event>,
 ) -> Result<Option<String>, ReconcileError> {
     if new == old {
         return Ok(policy.metadata.resource_version.clone());
     }
     let version = write_status::<ResiliencePolicy>(ctx, &policy.metadata, new).await?;
     let reference = object_reference::<ResiliencePolicy>(policy.meta());
-    for event in story() {
+    for event in story {
         ctx.shared.events.publish(&reference, &event);
     }
     Ok(version)

@@ -2,7 +2,7 @@
 //!
 //! Only a leader keeps it. Its watch begins after the lead was taken, so its first list has all that another leader made.
 
-use super::object::Entry;
+use super::object::{Entry, Told};
 use crate::{
     fleet::index::{Affected, ObjectKey},
     kubernetes::guard::Guard,
@@ -10,7 +10,7 @@ use crate::{
 use contract::WorkloadId;
 use crds::Recovery;
 use engine::recovery::{Outcome, Record};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -27,6 +27,10 @@ const WITHDRAWN_FOR: Duration = Duration::from_secs(3600);
 /// Most of those that are remembered of one workload.
 const MOST_WITHDRAWN: usize = 100;
 
+/// Most workloads of which it is remembered that something was deleted.
+const MOST_WORKLOADS: usize = 1_000;
+/// Most Recoveries that people made and that wait for one workload.
+pub const MOST_WAITING: usize = 50;
 /// Most Recoveries that people made in one namespace and that are looked at.
 const MOST_BY_HAND: usize = 500;
 
@@ -76,8 +80,7 @@ impl LedgerIndex {
     pub fn put_entry(&self, entry: Entry) -> Vec<Affected> {
         let (key, workload) = (entry.key(), entry.workload.clone());
         let mut known = self.lock();
-        let old = known.entries.get(&key).filter(|old| old.meta.uid == entry.meta.uid);
-        if old.is_some_and(|old| !is_newer(&entry, old)) {
+        if known.entries.get(&key).is_some_and(|old| !is_newer(&entry, old)) {
             return Vec::new();
         }
         if !known.has_room_for(&entry) {
@@ -103,9 +106,12 @@ impl LedgerIndex {
         let (entry, workload) = (Arc::clone(entry), entry.workload.clone());
         known.entries.remove(key);
         known.detach(&workload, key);
-        if entry.record.finished_at.is_none() {
-            let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
+        for withdrawn in known.withdrawn.values_mut() {
             withdrawn.retain(|(at, _)| at.elapsed() < WITHDRAWN_FOR);
+        }
+        known.withdrawn.retain(|_, withdrawn| !withdrawn.is_empty());
+        if entry.record.finished_at.is_none() && known.withdrawn.len() < MOST_WORKLOADS {
+            let withdrawn = known.withdrawn.entry(workload.clone()).or_default();
             if withdrawn.len() >= MOST_WITHDRAWN {
                 withdrawn.remove(0);
             }
@@ -114,16 +120,19 @@ impl LedgerIndex {
         vec![Affected::Recovery(workload)]
     }
 
-    /// When the actions of a namespace were begun, over all its policies; what was only rehearsed is none.
-    pub fn begun_in(&self, namespace: &str) -> Vec<Timestamp> {
+    /// When the actions of a namespace were begun within a time, over all its policies; what was only rehearsed is none.
+    pub fn begun_in(&self, namespace: &str, within_ms: u64, now: Timestamp) -> Vec<Timestamp> {
+        let within = SignedDuration::from_millis(i64::try_from(within_ms).unwrap_or(i64::MAX));
+        let since = now.checked_sub(within).unwrap_or(Timestamp::MIN);
         let known = self.lock();
         let first = ObjectKey { namespace: namespace.to_owned(), name: String::new() };
         let all = known.entries.range(first..).take_while(|(key, _)| key.namespace == namespace);
-        let known = all.filter(|(_, entry)| !entry.is_of_newer_version).map(|(_, entry)| &entry.record);
+        let known = all.filter(|(_, entry)| entry.told != Told::ByNewerVersion).map(|(_, entry)| &entry.record);
         let real = known.filter(|record| !record.dry_run);
-        // What was cancelled before it was done has done nothing.
-        let done = real.filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some());
-        done.map(|record| record.executed_at.unwrap_or(record.started_at)).collect()
+        // What was cancelled before it was done has done nothing, and neither has what a person waits for.
+        let done = real
+            .filter(|record| record.executed_at.is_some() || (record.outcome != Outcome::Cancelled && !record.by_hand));
+        done.map(|record| record.executed_at.unwrap_or(record.started_at)).filter(|at| *at >= since).collect()
     }
 
     /// An object.
@@ -175,7 +184,7 @@ impl Known {
 }
 
 /// What is to be made of a record that was deleted before it was over: it is cancelled.
-fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
+pub fn withdrawn(record: &Record, ago: Duration, now: Timestamp) -> Record {
     let at = now.checked_sub(ago).unwrap_or(now);
     Record { withdrawn: true, outcome: Outcome::Cancelled, finished_at: Some(at), ..record.clone() }
 }
@@ -225,6 +234,7 @@ mod tests {
         // It was deleted and made again under the same name: the end of the old one says nothing of the new one.
         index.put_entry(entry("b", 20, "Pending"));
         assert!(index.remove(&entry("a", 12, "Failed").key(), Some("a")).is_empty());
+        assert!(index.put_entry(entry("a", 12, "Failed")).is_empty(), "a late word of the old one");
         assert_eq!(index.of(&workload())[0].meta.uid.as_deref(), Some("b"));
     }
 

@@ -3,7 +3,8 @@
 
 use super::{
     events,
-    object::{Entry, manifest, name_of},
+    index::{MOST_WAITING, withdrawn},
+    object::{Entry, MIGRATED_ANNOTATION, Told, manifest, name_of},
 };
 use crate::{
     context::Context,
@@ -23,12 +24,14 @@ use crate::{
 };
 use contract::WorkloadId;
 use crds::{Recovery, ResiliencePolicy, resilience_policy::Mode};
-use engine::recovery::{Change, History, Outcome, Record};
+use engine::recovery::{Change, Decision, History, Outcome, Record};
 use jiff::Timestamp;
-use kube::{Api, ResourceExt, api::PostParams};
+use kube::{Api, ResourceExt, api::PostParams, core::PartialObjectMeta};
+use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 use tracing::warn;
 
@@ -51,12 +54,31 @@ impl Ledger {
         for target in held {
             let id = workload_of(&namespace, &target.key);
             let mine = Mine::of(ctx, policy, &id);
-            for entry in ctx.ledger.of(&id).into_iter().filter(|entry| mine.has(entry)) {
+            let mut all: Vec<_> = ctx.ledger.of(&id).into_iter().filter(|entry| mine.has(entry)).collect();
+            all.sort_by_key(|entry| entry.record.started_at);
+            let mut waiting = 0;
+            for entry in all {
+                let is_over = entry.record.finished_at.is_some();
+                if entry.is_being_deleted && !is_over {
+                    records.push(withdrawn(&entry.record, Duration::ZERO, now));
+                    continue;
+                }
+                if entry.told == Told::NothingOfMigrated {
+                    // Its status is about to be written.
+                    continue;
+                }
+                if entry.record.by_hand && !is_over {
+                    waiting += 1;
+                    if waiting > MOST_WAITING {
+                        // The recovery controller refuses it.
+                        continue;
+                    }
+                }
                 if entry.unresolved && entry.record.finished_at.is_none() {
                     ledger.unresolved.push(entry);
                     continue;
                 }
-                if entry.is_of_newer_version { &mut aside } else { &mut records }.push(entry.record.clone());
+                if entry.told == Told::ByNewerVersion { &mut aside } else { &mut records }.push(entry.record.clone());
                 ledger.entries.insert(entry.record.id.clone(), entry);
             }
             let withdrawn = ctx.ledger.withdrawn_of(&id, now).into_iter();
@@ -86,7 +108,8 @@ impl Ledger {
             let mut record = entry.record.clone();
             let Some(pod) = record.subject.pod.as_mut() else { continue };
             let pods = ctx.index.pods_of(&entry.workload);
-            if let Some(known) = pods.iter().find(|known| *known.name == *pod.name) {
+            let is_meant = |uid: &str| entry.wanted_uid.as_deref().is_none_or(|wanted| wanted == uid);
+            if let Some(known) = pods.iter().find(|known| *known.name == *pod.name && is_meant(&known.uid)) {
                 pod.uid = known.uid.to_string();
             } else {
                 record.message = Some(format!("{} has no pod {}", entry.workload, pod.name));
@@ -100,13 +123,13 @@ impl Ledger {
         Ok(!self.unresolved.is_empty())
     }
 
-    /// Writes what has changed and what is new.
+    /// Writes what has changed and what is new. The answer is what is new and cannot be written, with the reason.
     pub async fn write(
         &mut self,
         ctx: &Context,
         policy: &ResiliencePolicy,
         after: &History,
-    ) -> Result<(), ReconcileError> {
+    ) -> Result<Vec<(String, ReconcileError)>, ReconcileError> {
         let changes = after.changes_since(&self.history);
         let begins = changes.iter().any(|change| matches!(change, Change::Begin(_)));
         let ends = |change: &Change<'_>| matches!(change, Change::Update(record) if record.finished_at.is_some());
@@ -114,6 +137,7 @@ impl Ledger {
             ctx.shared.crash(CrashPoint::BeforeStatus);
         }
         let mut crashes_before_intent = begins;
+        let mut unwritable = Vec::new();
         for change in changes {
             match change {
                 // What a person deleted has no object any more.
@@ -127,8 +151,14 @@ impl Ledger {
                     if std::mem::take(&mut crashes_before_intent) {
                         ctx.shared.crash(CrashPoint::BeforeIntent);
                     }
-                    let made = create(ctx, policy, record).await?;
-                    self.entries.insert(record.id.clone(), made);
+                    match create(ctx, policy, record).await {
+                        Ok(made) => drop(self.entries.insert(record.id.clone(), made)),
+                        Err(error) if error.is_conflict() || matches!(error, ReconcileError::NotLeading) => {
+                            return Err(error);
+                        }
+                        // What cannot be written must not keep the rest from being written.
+                        Err(error) => unwritable.push((record.id.clone(), error)),
+                    }
                 }
             }
         }
@@ -136,7 +166,31 @@ impl Ledger {
             ctx.shared.crash(CrashPoint::AfterIntent);
         }
         self.history = after.clone();
-        Ok(())
+        self.history.in_flight.retain(|record| unwritable.iter().all(|(id, _)| *id != record.id));
+        Ok(unwritable)
+    }
+
+    /// Takes out of a decision what another reconcile began and a person has deleted since, though no watch may show that yet.
+    pub async fn drop_deleted(&self, ctx: &Context, decision: &mut Decision, begun: &[Record]) {
+        let earlier = |record: &&Record| !begun.iter().any(|new| new.id == record.id);
+        let mut gone = Vec::new();
+        for record in decision.execute.iter().filter(earlier) {
+            let Some(entry) = self.entries.get(&record.id) else { continue };
+            let ObjectKey { namespace, name } = entry.key();
+            let api: Api<Recovery> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
+            let there = call(api.get_metadata_opt(&name)).await;
+            let is_same = |there: &PartialObjectMeta<Recovery>| {
+                there.metadata.uid == entry.meta.uid && there.metadata.deletion_timestamp.is_none()
+            };
+            // Whether it is there is not known: it is asked for again.
+            if !matches!(&there, Ok(Some(there)) if is_same(there)) {
+                gone.push(record.id.clone());
+            }
+            if matches!(&there, Ok(None)) {
+                ctx.ledger.remove(&entry.key(), entry.meta.uid.as_deref());
+            }
+        }
+        decision.execute.retain(|record| !gone.contains(&record.id));
     }
 
     /// The object of a record, for Events.
@@ -170,13 +224,26 @@ impl<'a> Mine<'a> {
 
 /// Makes the object of an intent. One that is there already is read instead, and the caller decides again.
 async fn create(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Result<Arc<Entry>, ReconcileError> {
+    create_as(ctx, policy, record, false).await
+}
+
+/// See [`create`]; `migrated`: another version did this, and a status follows.
+async fn create_as(
+    ctx: &Context,
+    policy: &ResiliencePolicy,
+    record: &Record,
+    migrated: bool,
+) -> Result<Arc<Entry>, ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Err(ReconcileError::NotLeading);
     }
     let namespace = policy.namespace().unwrap_or_default();
     let id = workload_of(&namespace, &record.subject.target);
     let workload = ctx.index.workload(&id).ok_or_else(|| ReconcileError::WorkloadGone(id.clone()))?;
-    let object = manifest(record, &namespace, &policy.name_any(), &workload.uid);
+    let mut object = manifest(record, &namespace, &policy.name_any(), &workload.uid);
+    if migrated {
+        object["metadata"]["annotations"] = json!({ MIGRATED_ANNOTATION: "0.1" });
+    }
     let object: Recovery = serde_json::from_value(object).map_err(ReconcileError::NotWritable)?;
     let api: Api<Recovery> = Api::namespaced(ctx.shared.clients.act.clone(), &namespace);
     let how = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -186,10 +253,9 @@ async fn create(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Re
         Err(error) if error.is_already_there() => {
             let there = call(api.get(&name)).await.map_err(ReconcileError::api("reading the Recovery"))?;
             let entry = Entry::of(&there);
-            let known = ctx.ledger.get(&entry.key()).is_some_and(|known| known.meta.uid == entry.meta.uid);
             let same = entry.record.slot == record.slot && entry.policy.is_some();
             keep(ctx, entry);
-            if known || !same {
+            if !same {
                 return Err(ReconcileError::NameTaken(ObjectKey { namespace, name }));
             }
             Err(ReconcileError::api("creating the Recovery")(error))
@@ -207,13 +273,13 @@ async fn update(ctx: &Context, entry: &Entry, record: &Record) -> Result<Arc<Ent
         // Somebody else changed or deleted it: the watch may show that only later.
         reread(ctx, entry).await;
     }
-    if entry.fresh && record.by_hand {
-        ctx.shared.events.publish(&object_reference::<Recovery>(&entry.meta), &events::started(record));
-    }
     let mut after = entry.clone();
     (after.meta.resource_version, after.record) = (written?, record.clone());
+    if entry.told == Told::Nothing && record.by_hand {
+        ctx.shared.events.publish(&object_reference::<Recovery>(&entry.meta), &events::started(record));
+    }
     after.unresolved = record.subject.pod.as_ref().is_some_and(|pod| pod.uid.is_empty());
-    after.fresh = false;
+    after.told = Told::Status;
     Ok(keep(ctx, after))
 }
 
@@ -250,7 +316,10 @@ pub async fn end(ctx: &Context, entry: &Entry, outcome: Outcome, why: &str) -> R
 /// Makes what is not there yet, and gives it a status if nobody has. For what another version wrote down.
 pub async fn adopt(ctx: &Context, policy: &ResiliencePolicy, record: &Record) -> Result<(), ReconcileError> {
     let namespace = policy.namespace().unwrap_or_default();
-    let made = match create(ctx, policy, record).await {
+    let mut record = record.clone();
+    record.message = record.message.or_else(|| Some("taken over from version 0.1".to_owned()));
+    let record = &record;
+    let made = match create_as(ctx, policy, record, true).await {
         Ok(made) => made,
         Err(ReconcileError::WorkloadGone(_)) => return Ok(()),
         // Anybody who may edit a status can have written anything into it.
@@ -263,7 +332,7 @@ pub async fn adopt(ctx: &Context, policy: &ResiliencePolicy, record: &Record) ->
             known.filter(|known| known.record.slot == record.slot).ok_or(error)?
         }
     };
-    if made.fresh {
+    if matches!(made.told, Told::Nothing | Told::NothingOfMigrated) {
         update(ctx, &made, record).await?;
     }
     Ok(())

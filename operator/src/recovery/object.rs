@@ -19,6 +19,21 @@ use serde_json::{Value, json};
 
 /// Longest message that is written, in bytes.
 const MAX_MESSAGE: usize = 1000;
+/// Annotation of a Recovery that was made from what another version had written down.
+pub const MIGRATED_ANNOTATION: &str = "resilience.ticketwave.io/migrated-from";
+
+/// What the status of a Recovery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nobody has written one yet.
+    Nothing,
+    /// Nobody has written one yet, and without it the object means nothing: another version did this.
+    NothingOfMigrated,
+    /// One that this version understands.
+    Status,
+    /// One whose phase this version does not know: it is kept as it is.
+    ByNewerVersion,
+}
 
 /// What the operator knows of one Recovery.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,10 +48,12 @@ pub struct Entry {
     pub record: Record,
     /// It names a pod, and nobody has said yet which pod of that name.
     pub unresolved: bool,
-    /// Nobody has written a status yet.
-    pub fresh: bool,
-    /// Its phase is a word that this version does not know: it is kept as it is.
-    pub is_of_newer_version: bool,
+    /// The uid that a person asked for, besides the name.
+    pub wanted_uid: Option<String>,
+    /// It is being deleted, and something keeps it from being gone.
+    pub is_being_deleted: bool,
+    /// What its status is.
+    pub told: Told,
     /// What its spec says of the workload before a restart; the status says it only where that has changed since.
     spec_before: Option<Before>,
 }
@@ -49,7 +66,10 @@ impl Entry {
         let namespace = recovery.namespace().unwrap_or_default();
         let workload = target_id(&namespace, &spec.target_ref);
         let by_hand = spec.policy_ref.is_none();
-        let uid = |pod: &crds::recovery::PodRef| pod.uid.clone().or_else(|| status.pod_uid.clone());
+        // What a person wrote is looked up first: it may name a pod of another workload.
+        let uid = |pod: &crds::recovery::PodRef| {
+            if by_hand { status.pod_uid.clone() } else { pod.uid.clone() }
+        };
         let pod = spec.pod.as_ref();
         let spec_before = spec.before.as_ref().map(read_before);
         let own_id = || canonical::content_hash(&json!(recovery.uid()))[..16].to_owned();
@@ -101,8 +121,14 @@ impl Entry {
             workload,
             policy: spec.policy_ref.as_ref().map(|policy| policy.name.clone()),
             unresolved: pod.is_some_and(|pod| uid(pod).is_none()),
-            is_of_newer_version: !is_known(&status),
-            fresh: recovery.status.as_ref().is_none_or(|status| *status == untouched()),
+            wanted_uid: pod.and_then(|pod| pod.uid.clone()).filter(|_| by_hand),
+            is_being_deleted: recovery.metadata.deletion_timestamp.is_some(),
+            told: match &recovery.status {
+                Some(status) if !is_known(status) => Told::ByNewerVersion,
+                Some(status) if *status != untouched() => Told::Status,
+                _ if recovery.annotations().contains_key(MIGRATED_ANNOTATION) => Told::NothingOfMigrated,
+                _ => Told::Nothing,
+            },
             record,
             spec_before,
         }
@@ -286,13 +312,13 @@ mod tests {
     #[test]
     fn a_record_survives_its_object() {
         let begun = stored(&record(), None);
-        assert_eq!((&begun.record, begun.fresh, begun.unresolved), (&record(), true, false));
+        assert_eq!((&begun.record, begun.told, begun.unresolved), (&record(), Told::Nothing, false));
         assert_eq!(begun.key().name, "w-database-0123456789abcdef");
         assert_eq!(
             (begun.policy.as_deref(), begun.workload.to_string().as_str()),
             (Some("policy"), "n/w (StatefulSet)")
         );
-        assert!(stored(&record(), Some(untouched())).fresh, "as the schema's default has it");
+        assert_eq!(stored(&record(), Some(untouched())).told, Told::Nothing, "as the schema's default has it");
         let over = Record {
             executed_at: Some(at(3_456)),
             finished_at: Some(at(4_567)),
@@ -307,7 +333,7 @@ mod tests {
         assert_eq!(status.phase.as_deref(), Some("Failed"));
         // Its spec is what was decided at first.
         let read = stored(&record(), Some(status));
-        assert_eq!((read.record, read.fresh), (over, false));
+        assert_eq!((read.record, read.told), (over, Told::Status));
     }
 
     #[rstest]
@@ -340,7 +366,7 @@ mod tests {
             "spec": { "targetRef": { "name": "w" }, "action": "RestartPod", "pod": { "name": "p" } },
         });
         let entry = Entry::of(&serde_json::from_value(made).unwrap());
-        assert!(entry.unresolved && entry.fresh && entry.record.by_hand && entry.policy.is_none());
+        assert!(entry.unresolved && entry.told == Told::Nothing && entry.record.by_hand && entry.policy.is_none());
         let Record { id, slot, step, subject, index, steps, .. } = &entry.record;
         assert_eq!(slot, id);
         assert_eq!((id.len(), step.timeout_ms, subject.check.as_str(), *index, *steps), (16, 60_000, "", 0, 1));

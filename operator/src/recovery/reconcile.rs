@@ -1,7 +1,11 @@
 //! The recovery controller: keeps the ledger of each workload in order. What its policies do not decide about is told so or
 //! brought to its end, and what is needed no more is forgotten. The actions themselves are the policy controller's work.
 
-use super::{ledger, object::Entry};
+use super::{
+    index::MOST_WAITING,
+    ledger,
+    object::{Entry, Told},
+};
 use crate::{
     context::Context,
     error::ReconcileError,
@@ -27,8 +31,6 @@ use tokio::time::Instant;
 const POLICY_MAY_COME_BACK: Duration = Duration::from_secs(30);
 /// How often a ledger in which nothing happens is looked at: what is in it grows old.
 const LOOK_AGAIN: Duration = Duration::from_secs(15 * 60);
-/// Most Recoveries that people made and that wait for one workload.
-const MOST_WAITING: usize = 50;
 /// Most objects that are deleted in one go.
 const MOST_DELETIONS: usize = 50;
 
@@ -48,7 +50,9 @@ impl Reconciler for RecoveryReconciler {
         }
         let abandoned = abandoned(ctx, id, &entries);
         // What a person asks for is no remainder of a policy: that it waits for one is said at once.
-        let remainders = abandoned.iter().any(|entry| !(entry.record.by_hand && entry.record.executed_at.is_none()));
+        let there = ctx.index.workload(id).is_some();
+        let remainders =
+            abandoned.iter().any(|entry| !there || !entry.record.by_hand || entry.record.executed_at.is_some());
         let wait = if remainders {
             let since = *ctx.orphans().entry(id.clone()).or_insert_with(Instant::now);
             POLICY_MAY_COME_BACK.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
@@ -80,7 +84,7 @@ fn abandoned<'a>(ctx: &Context, id: &WorkloadId, entries: &'a [Arc<Entry>]) -> V
         let own = entry.policy.as_ref().is_some_and(|policy| names.contains(policy));
         if entry.record.dry_run { own } else { held || own }
     };
-    let under_way = |entry: &Entry| entry.record.finished_at.is_none() && !entry.is_of_newer_version;
+    let under_way = |entry: &Entry| entry.record.finished_at.is_none() && entry.told != Told::ByNewerVersion;
     entries.iter().filter(|entry| under_way(entry) && !decided(entry)).collect()
 }
 
@@ -112,7 +116,7 @@ async fn give_up(ctx: &Context, id: &WorkloadId, entry: &Entry) -> Result<(), Re
 /// Deletes what is needed no more; says whether there is more of it.
 async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Result<bool, ReconcileError> {
     let now = now_in_milliseconds();
-    let understood = entries.iter().filter(|entry| !entry.is_of_newer_version);
+    let understood = entries.iter().filter(|entry| entry.told != Told::ByNewerVersion);
     let history: History = understood.map(|entry| entry.record.clone()).collect();
     let policies = ctx.index.policies_of(id);
     let settings = policies.iter().filter_map(|policy| policy.0.as_ref().ok()).map(|policy| {
@@ -127,7 +131,8 @@ async fn forget(ctx: &Context, id: &WorkloadId, entries: &[Arc<Entry>]) -> Resul
     let forgettable = forgettable(&history, &retention, now);
     let api: Api<Recovery> = Api::namespaced(ctx.shared.clients.act.clone(), &id.namespace);
     let of = |intent: &String| entries.iter().find(|entry| entry.record.id == *intent);
-    for entry in forgettable.iter().filter_map(of).take(MOST_DELETIONS) {
+    let there = |entry: &&Arc<Entry>| !entry.is_being_deleted;
+    for entry in forgettable.iter().filter_map(of).filter(there).take(MOST_DELETIONS) {
         if !ctx.shared.fence.holds() {
             return Err(ReconcileError::NotLeading);
         }

@@ -281,6 +281,7 @@ fn cooldown(
         // The steps of one ladder follow each other at once, unless a person took one of them back.
         .filter(|record| record.withdrawn || !proposal.escalates)
         // Nothing was done that had to show its effect.
+        .filter(|record| !record.by_hand || record.executed_at.is_some())
         .filter(|record| record.outcome != Outcome::Cancelled || record.executed_at.is_some() || record.withdrawn)
         // A pod that took the place of another has its past, or a pod could be restarted over and over.
         .filter(|record| {
@@ -298,6 +299,8 @@ fn cooldown(
 fn spent(settings: &Settings, history: &History, now: Timestamp) -> Vec<Timestamp> {
     let mut ends: Vec<_> = history
         .of_kind(settings.dry_run)
+        // What a person waits for has done nothing yet.
+        .filter(|record| !record.by_hand || record.executed_at.is_some())
         .map(|record| later(record.executed_at.unwrap_or(record.started_at), settings.limits.budget_interval_ms))
         .filter(|end| now < *end)
         .collect();
@@ -334,7 +337,8 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
         return Some((format!("{action} of {name}{for_check} is under way"), None));
     }
     let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
-    if history.in_flight.len() >= MAX_IN_FLIGHT {
+    let own = history.in_flight.iter().filter(|record| !(record.by_hand && record.outcome == Outcome::Waiting));
+    if own.count() >= MAX_IN_FLIGHT {
         return Some((format!("{MAX_IN_FLIGHT} actions are in flight, and no policy has more"), None));
     }
     if dependency_answers(proposal) && !proposal.step.action.disrupts() {

@@ -62,7 +62,8 @@ pub fn forgettable(history: &History, retention: &Retention, now: Timestamp) -> 
 fn need(record: &Record, retention: &Retention, lasts: &BTreeSet<&str>, now: Timestamp) -> Need {
     let begin = record.executed_at.unwrap_or(record.started_at).max(record.finished_at.unwrap_or(Timestamp::MIN));
     // What nothing is computed from, because its times cannot be, counts for nothing.
-    if record.is_possible(now) && now < later(begin, retention.counted_for_ms) && !record.dry_run {
+    let did_something = !record.by_hand || record.executed_at.is_some();
+    if did_something && record.is_possible(now) && now < later(begin, retention.counted_for_ms) && !record.dry_run {
         return Need::Counts;
     }
     let is_there = record.subject.pod.as_ref().is_none_or(|pod| retention.pods.contains(&pod.uid));
