@@ -320,6 +320,37 @@ async fn recoveries_are_made_by_policies_for_the_workload_that_owns_them_and_sta
     delete().await.unwrap();
 }
 
+/// Who may create Recoveries may not say that a policy decided them.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_operator_writes_down_what_a_policy_decided() {
+    let world = World::new().await;
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": { "name": "editor" },
+        "rules": [{ "apiGroups": ["resilience.ticketwave.io"], "resources": ["recoveries"], "verbs": ["create"] }],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": { "name": "editor" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "editor" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "editor" }],
+    });
+    for manifest in [&role, &binding] {
+        world.apply(manifest).await;
+    }
+    let mut config = world.cluster.config("admin").await;
+    config.auth_info.impersonate = Some("editor".to_owned());
+    let editor = Client::try_from(config).unwrap();
+    let recovery = json!({
+        "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "Recovery", "metadata": { "name": "forged" },
+        "spec": {
+            "targetRef": { "name": "w" }, "policyRef": { "name": "p" }, "intent": INTENT,
+            "action": "ResetConnections", "pod": { "name": "w-1", "uid": UID },
+        },
+    });
+    let forge = async || create(&editor, &world.namespace, &recovery).await;
+    refused("as if a policy had decided it", "only the resilience operator makes Recoveries by a policy", forge).await;
+    create(&editor, &world.namespace, &without_policy(&recovery)).await.unwrap();
+}
+
 fn without_policy(recovery: &Value) -> Value {
     let mut recovery = recovery.clone();
     let spec = recovery["spec"].as_object_mut().unwrap();
