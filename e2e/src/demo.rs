@@ -291,8 +291,8 @@ async fn follow_recovery(
         .policy_until("booking", LIMIT, "an action for the broken pod", |policy| record(policy, victim).is_some())
         .await?;
     if let Some(record) = record(&executing, victim) {
-        let id = record.id.get(..4).unwrap_or_default();
-        let text = format!("{victim}: {:?} (step {} of {}, intent {id})", record.action, record.step, record.steps);
+        let name = record.recovery.as_deref().unwrap_or(&record.id);
+        let text = format!("{victim}: {:?} (step {} of {}, recovery {name})", record.action, record.step, record.steps);
         time.print(Tone::Plain, "action", &text);
     }
 
@@ -354,6 +354,6 @@ fn farewell(testbed: &Testbed) {
     println!(
         "  {kubectl} edit rpol booking -n {TICKETING}            # change a timeout; watch `get rpol -w` in another window"
     );
-    println!("  {kubectl} explain rpol.spec.recovery                 # what every field means");
+    println!("  {kubectl} get recoveries -n {TICKETING}              # what was done, why, and what came of it");
     println!("Remove it all with: make demo-down");
 }

@@ -305,6 +305,9 @@ async fn a_storm_in_a_namespace_stops_all_of_its_policies_at_once() {
     for name in names {
         let mut policy = recovery_policy(name, name);
         policy["spec"]["recovery"]["limits"]["maxInFlight"] = json!(10);
+        // One policy may begin both actions; then it still has a step left that is held back.
+        let step = json!({ "action": "ResetConnections", "timeout": "3s" });
+        policy["spec"]["recovery"]["ladders"][0]["steps"] = json!([step, step]);
         world.apply(&policy).await;
         world.until_policy_says(name, "Ready", "True", "Programmed").await;
     }

@@ -35,7 +35,7 @@ pub async fn write_status<K: HasStatus>(
     patch_status::<K>(ctx, meta, status, &whole, Patch::Apply, false).await
 }
 
-/// Takes parts out of a status, those that are null: whatever else it has, stays, whoever wrote it.
+/// Takes parts out of a status, those that are null: whatever else it has, stays, also what others wrote.
 pub async fn take_out_of_status<K: HasStatus>(
     ctx: &Context,
     meta: &ObjectMeta,

@@ -257,7 +257,7 @@ impl Shared {
     }
 
     /// What is done while an abandoned connection is silent, before it has lost its place: idle ones have no statement to
-    /// be busy with, so if they are silent, too, the retry of whoever left must not wait for one of them.
+    /// be busy with, so if they are silent, too, the retry of the call that left must not wait for one of them.
     pub(super) async fn suspect(self: &Arc<Self>, generation: &Arc<Generation>) {
         let Ok(_one_at_a_time) = self.suspected.try_lock() else { return };
         let pings = self.ping_idle(generation, false, Instant::now() + SUSPECT_PING_TIME).await;
