@@ -166,6 +166,8 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));
     }
+    // What is over is over in the ledger before the summary says so.
+    ledger.update(ctx, &decision.history).await?;
     // What is counted over all policies of the namespace is counted by one at a time.
     let turn = if begun.is_empty() { None } else { Some(ctx.turn(&namespace).await) };
     if turn.is_some() && ctx.ledger.begun_in(&namespace, recent, now) != begun_there {
@@ -175,7 +177,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let live = programmed_note(ctx, policy, &held);
     // The policy's own version is the fence: one that was edited or deleted meanwhile begins nothing.
     let version = show(ctx, policy, &old, &new, policy_events(&old, &new, &begun, &decision, live)).await?;
-    for (id, error) in ledger.write(ctx, policy, &decision.history).await? {
+    for (id, error) in ledger.begin(ctx, policy, &begun).await? {
         tell_unwritable(ctx, policy, &error);
         decision.history.in_flight.retain(|record| record.id != id);
         decision.execute.retain(|record| record.id != id);
@@ -186,7 +188,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     count(ctx, policy, &begun, &decision);
     ledger.drop_deleted(ctx, &mut decision, &begun).await;
     let executed = execute(policy, ctx, &namespace, &decision).await?;
-    ledger.write(ctx, policy, &executed.history).await?;
+    ledger.update(ctx, &executed.history).await?;
     tell_refused(ctx, policy, &ledger, &decision.history, &executed.history);
     let after = ResiliencePolicyStatus { recovery: status::recovery(&inputs, &executed), ..new.clone() };
     if after != new {

@@ -123,50 +123,53 @@ impl Ledger {
         Ok(!self.unresolved.is_empty())
     }
 
-    /// Writes what has changed and what is new. The answer is what is new and cannot be written, with the reason.
-    pub async fn write(
-        &mut self,
-        ctx: &Context,
-        policy: &ResiliencePolicy,
-        after: &History,
-    ) -> Result<Vec<(String, ReconcileError)>, ReconcileError> {
+    /// Writes what has changed of the records that are there.
+    pub async fn update(&mut self, ctx: &Context, after: &History) -> Result<(), ReconcileError> {
         let changes = after.changes_since(&self.history);
-        let begins = changes.iter().any(|change| matches!(change, Change::Begin(_)));
         let ends = |change: &Change<'_>| matches!(change, Change::Update(record) if record.finished_at.is_some());
         if changes.iter().any(ends) {
             ctx.shared.crash(CrashPoint::BeforeStatus);
         }
-        let mut crashes_before_intent = begins;
-        let mut unwritable = Vec::new();
         for change in changes {
-            match change {
-                // What a person deleted has no object any more.
-                Change::Update(record) if record.withdrawn => {}
-                Change::Update(record) => {
-                    let Some(entry) = self.entries.get(&record.id).cloned() else { continue };
-                    let written = update(ctx, &entry, record).await?;
-                    self.entries.insert(record.id.clone(), written);
+            // What a person deleted has no object any more.
+            let Change::Update(record) = change else { continue };
+            let Some(entry) = self.entries.get(&record.id).filter(|_| !record.withdrawn).cloned() else { continue };
+            let written = update(ctx, &entry, record).await?;
+            self.entries.insert(record.id.clone(), written);
+        }
+        let is_known = |record: &Record| self.history.all().any(|known| known.id == record.id);
+        self.history = History {
+            in_flight: after.in_flight.iter().filter(|record| is_known(record)).cloned().collect(),
+            recent: after.recent.clone(),
+            aside: after.aside.clone(),
+        };
+        Ok(())
+    }
+
+    /// Writes what is new. The answer is what cannot be written, with the reason.
+    pub async fn begin(
+        &mut self,
+        ctx: &Context,
+        policy: &ResiliencePolicy,
+        begun: &[Record],
+    ) -> Result<Vec<(String, ReconcileError)>, ReconcileError> {
+        if begun.is_empty() {
+            return Ok(Vec::new());
+        }
+        ctx.shared.crash(CrashPoint::BeforeIntent);
+        let mut unwritable = Vec::new();
+        for record in begun {
+            match create(ctx, policy, record).await {
+                Ok(made) => {
+                    self.history.in_flight.push(record.clone());
+                    self.entries.insert(record.id.clone(), made);
                 }
-                Change::Begin(record) => {
-                    if std::mem::take(&mut crashes_before_intent) {
-                        ctx.shared.crash(CrashPoint::BeforeIntent);
-                    }
-                    match create(ctx, policy, record).await {
-                        Ok(made) => drop(self.entries.insert(record.id.clone(), made)),
-                        Err(error) if error.is_conflict() || matches!(error, ReconcileError::NotLeading) => {
-                            return Err(error);
-                        }
-                        // What cannot be written must not keep the rest from being written.
-                        Err(error) => unwritable.push((record.id.clone(), error)),
-                    }
-                }
+                Err(error) if error.is_conflict() || matches!(error, ReconcileError::NotLeading) => return Err(error),
+                // What cannot be written must not keep the rest from being written.
+                Err(error) => unwritable.push((record.id.clone(), error)),
             }
         }
-        if begins {
-            ctx.shared.crash(CrashPoint::AfterIntent);
-        }
-        self.history = after.clone();
-        self.history.in_flight.retain(|record| unwritable.iter().all(|(id, _)| *id != record.id));
+        ctx.shared.crash(CrashPoint::AfterIntent);
         Ok(unwritable)
     }
 
