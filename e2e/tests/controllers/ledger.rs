@@ -1,12 +1,11 @@
 //! The Recovery objects: what they count for, what a person can do with them, and what becomes of them.
 
+use crate::recovery_gates::in_order;
 use crate::support::{
     World,
     cluster::{apply, object},
-    operator::Operator,
     recovery_policy,
     wait::within,
-    workload::Workload,
     world::{condition, message, phase, policy_conditions, says, steps_and_phases},
 };
 use crds::{Recovery, ResiliencePolicy, recovery::MAX_PER_WORKLOAD};
@@ -53,15 +52,6 @@ async fn allow_evictions(world: &World, pods: i32) {
     }});
     let api = world.api::<PodDisruptionBudget>();
     api.patch_status("booking", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
-}
-
-async fn in_order(pods: usize, policy: &Value) -> (World, Workload, Operator) {
-    let world = World::new().await;
-    let workload = world.workload("booking", pods).await;
-    let operator = world.operator().await;
-    world.apply(policy).await;
-    world.until_policy_says("booking", "Ready", "True", "").await;
-    (world, workload, operator)
 }
 
 #[tokio::test(flavor = "multi_thread")]

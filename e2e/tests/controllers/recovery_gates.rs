@@ -20,7 +20,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 /// A workload under a policy, both in order so far.
-async fn in_order(pods: usize, policy: &Value) -> (World, Workload, Operator) {
+pub async fn in_order(pods: usize, policy: &Value) -> (World, Workload, Operator) {
     let world = World::new().await;
     let workload = world.workload("booking", pods).await;
     let operator = world.operator().await;

@@ -8,6 +8,7 @@ use super::{
 };
 use contract::RuntimeConfig;
 use crds::{Condition, FeatureFlag, Recovery, ResiliencePolicy, status::ActionRecord};
+pub use e2e::testbed::phase;
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, ServiceAccount},
@@ -248,11 +249,6 @@ impl World {
         })
         .await;
     }
-}
-
-/// How far a Recovery is.
-pub fn phase(recovery: &Recovery) -> &str {
-    recovery.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 /// The step and the phase of each.
