@@ -86,6 +86,12 @@ async fn a_status_whose_own_last_write_no_watch_shows_says_that_the_watches_are_
     let _operator = Operator::start_through(&world, proxy.operator_config(&world).await, &[]);
     world.apply(&recovery_policy("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    // What the operator has written so far has come back to it: before that it would wait for it, and not act.
+    eventually("the watches have told what there was", async || {
+        let silent = proxy.watches_silent_for();
+        if silent > Duration::from_secs(3) { Ok(()) } else { Err(format!("{silent:?}")) }
+    })
+    .await;
 
     proxy.hold(Some(Call::is_watch));
     // The intent is written and executed, and from then on what the operator has of the policy is older than its own write.
