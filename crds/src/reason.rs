@@ -21,6 +21,8 @@ crate::words! {
         Publishing,
         /// All ready pods run it and understood all of it.
         Programmed,
+        /// The policy only checks and recovers, so nothing is published.
+        RecoveryOnly,
         /// Some ready pods do not run it, or not all of it.
         PartiallyProgrammed,
         /// It is published; there is no ready pod to run it.
@@ -75,6 +77,8 @@ crate::words! {
         BudgetExhausted,
         /// As many actions as are allowed at once are under way.
         OneStepAtATime,
+        /// There is no rollout that may be undone.
+        RollbackRefused,
         /// This version cannot execute the action.
         ActionNotSupported,
         /// Some step is left to be tried, or none is needed.

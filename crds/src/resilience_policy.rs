@@ -49,8 +49,8 @@ pub type LongPeriod = Duration<1_000, 604_800_000>;
 #[x_kube(
     validation = Rule::new("self.dependencies.all(d, !has(d.fallback) || d.fallback.all(f, !has(f.provider) || f.provider != d.name))")
         .message("a fallback's provider must be another dependency than the one that failed").field_path(".dependencies").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("!has(self.recovery) || self.recovery.ladders.all(l, self.healthChecks.exists(c, c.name == l.check))")
-        .message("every recovery.ladders[].check must name an entry of healthChecks").field_path(".recovery").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.recovery) || self.recovery.ladders.all(l, l.check in ['pod-ready', 'restarts', 'image', 'rollout'] || self.healthChecks.exists(c, c.name == l.check))")
+        .message("every recovery.ladders[].check must name an entry of healthChecks, or be pod-ready, restarts, image or rollout").field_path(".recovery").reason(Reason::FieldValueInvalid),
 )]
 pub struct ResiliencePolicySpec {
     /// The workloads that this policy is for: Deployments of the policy's own namespace, 1 to 16. When two policies name one workload, the older one keeps it.
@@ -472,7 +472,7 @@ pub struct Bulkhead {
     pub max_wait: Wait,
 }
 
-/// A health check of the workload. At most one of http, tcp and memory; none of them: the pods report it.
+/// A health check of the workload. At most one of http, tcp and memory; none of them: the pods report it, or, if its name is pod-ready, restarts, image or rollout, Kubernetes itself says it.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -480,12 +480,16 @@ pub struct Bulkhead {
         .message("at most one of http, tcp and memory may be set").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!(has(self.http) || has(self.tcp)) || self.scope == 'Workload'")
         .message("http and tcp checks ask a Service, not a pod: their scope must be Workload").field_path(".scope").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!(self.name in ['pod-ready', 'restarts', 'image', 'rollout']) || !(has(self.http) || has(self.tcp) || has(self.memory))")
+        .message("pod-ready, restarts, image and rollout are Kubernetes' own signals and take no probe; give this check another name").field_path(".name").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.kubernetes) || self.name in ['pod-ready', 'restarts', 'image', 'rollout']")
+        .message("kubernetes may be set for the checks pod-ready, restarts, image and rollout only").field_path(".kubernetes").reason(Reason::FieldValueInvalid),
     validation = Rule::new("duration(self.timeout) <= duration(self.interval)")
         .message(Message::Expression("'must not be longer than interval (' + self.interval + ')'".into()))
         .field_path(".timeout").reason(Reason::FieldValueInvalid),
 )]
 pub struct HealthCheck {
-    /// Name of the check, at most 63 characters; for a reported check, the name that the pods report it under.
+    /// Name of the check, at most 63 characters; for a reported check, the name that the pods report it under. Four names are signals that Kubernetes gives of any workload: pod-ready (the pod is not Ready), restarts (a container crashes again and again, or was OOMKilled), image (an image cannot be pulled), rollout (the Deployment's progress deadline is exceeded). A ladder may name these without an entry here.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
     pub name: String,
     /// Pod: each pod has its own answer and recovers by itself. Workload: one fact that all pods see, recovered once. Default: Pod.
@@ -500,6 +504,9 @@ pub struct HealthCheck {
     /// Compare the pod's memory with a limit; over it the check is Degraded, not Unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryProbe>,
+    /// For pod-ready, restarts, image and rollout: how the signal is evaluated. Intervals and thresholds mean nothing for these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSignal>,
     /// Time between two runs, 1s to 1h. Default: 5s.
     #[serde(default = "defaults::interval")]
     pub interval: StepTime,
@@ -566,6 +573,14 @@ pub struct MemoryProbe {
     /// How long the check may be Degraded before it is Unhealthy, so that its recovery begins, 0s to 1h. Default: 60s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded_for: Option<Span>,
+}
+
+/// How a signal of Kubernetes is evaluated.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubernetesSignal {
+    /// How long the signal may be bad before the check is Unhealthy, 0s to 1h. Absent: 60s for pod-ready, and 0s for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#for: Option<Span>,
 }
 
 /// What is done when a check fails.

@@ -1,5 +1,6 @@
 //! From single runs of a check to a evaluation that does not flap.
 
+use crate::signals;
 use contract::{CheckReport, CheckStatus};
 use jiff::Timestamp;
 
@@ -40,6 +41,25 @@ pub struct Evaluation {
     pub began_before: bool,
     good_runs: u32,
     last_run: u64,
+}
+
+impl Evaluation {
+    /// What a signal of Kubernetes says, which tells no single runs.
+    pub fn of_signal(verdict: &signals::Verdict, now: Timestamp) -> Self {
+        Self {
+            healthy: verdict.healthy,
+            since: verdict.since,
+            well_since: verdict.well.then_some(verdict.since),
+            seen_at: now,
+            message: verdict.message.clone(),
+            dependency: None,
+            dependency_answers: None,
+            // Its times are Kubernetes' own: they are the same for whichever process looks.
+            began_before: false,
+            good_runs: 0,
+            last_run: 0,
+        }
+    }
 }
 
 /// Folds one more report into the evaluation. Degraded and unknown results are neither good nor bad: they leave the

@@ -13,3 +13,4 @@ pub mod policy_review;
 pub mod publish;
 pub mod recovery;
 pub mod report_validation;
+pub mod signals;

@@ -13,6 +13,7 @@ mod retention;
 mod view;
 
 pub use gates::Gate;
+pub(crate) use ladder::later;
 pub use model::{
     Action, Before, Change, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed,
     Outcome, Pod, PodFacts, Record, Settings, Step, Storm, Subject, Withheld,

@@ -3,9 +3,10 @@
 //! Reading drops everything that is not listed here before it is ever stored: ten thousand pods have to fit into memory,
 //! and an object's size is up to its author. Every list and text that is kept has a bound.
 
+use super::pod_signals::{self, RawContainerStatus};
 use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
 use contract::{WorkloadId, WorkloadKind, admin, signing};
-use engine::recovery::JobState;
+use engine::{recovery::JobState, signals::{PodSignals, Progress}};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
@@ -218,6 +219,8 @@ pub struct PodFacts {
     pub signs: bool,
     /// Its label says that nothing is to be done to it.
     pub excluded: bool,
+    /// What the kubelet says of it.
+    pub signals: PodSignals,
 }
 
 /// Whether a kubelet calls a pod ready.
@@ -270,22 +273,28 @@ struct RawPort {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawPodStatus {
+pub(super) struct RawPodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     start_time: Option<Time>,
     conditions: Option<Vec<RawCondition>>,
+    pub(super) init_container_statuses: Option<Vec<RawContainerStatus>>,
+    pub(super) container_statuses: Option<Vec<RawContainerStatus>>,
 }
 
 /// How long after a pod was taken up by its kubelet that may call it not ready for the first time.
 const FIRST_WORD: SignedDuration = SignedDuration::from_secs(2);
 
 impl RawPodStatus {
+    pub(super) fn condition(&self, type_: &str) -> Option<&RawCondition> {
+        self.conditions.iter().flatten().find(|condition| condition.type_ == type_)
+    }
+
     /// A kubelet calls a pod not ready as it takes it up, and notes when it last changed its mind: later than that only if it
     /// has called it ready meanwhile. Both times are of one clock.
     fn readiness(&self) -> Readiness {
-        let ready = self.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+        let ready = self.condition("Ready");
         if ready.is_some_and(|ready| ready.status == "True") {
             return Readiness::Ready;
         }
@@ -298,14 +307,15 @@ impl RawPodStatus {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawCondition {
+pub(super) struct RawCondition {
     #[serde(rename = "type", default)]
     type_: String,
     #[serde(default)]
-    status: String,
-    reason: Option<String>,
-    message: Option<String>,
-    last_transition_time: Option<Time>,
+    pub(super) status: String,
+    pub(super) reason: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) last_transition_time: Option<Time>,
+    last_update_time: Option<Time>,
 }
 
 impl Facts for PodFacts {
@@ -326,6 +336,7 @@ impl Facts for PodFacts {
             port.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(otherwise)
         };
         let readiness = status.readiness();
+        let signals = pod_signals::pick(&status, metadata.created_at());
         let facts = Self {
             uid: metadata.shared_uid(),
             namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
@@ -341,6 +352,7 @@ impl Facts for PodFacts {
                 && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             signs: metadata.annotations.admin_auth.as_deref() == Some(signing::SCHEME),
             excluded: metadata.labels.iter().flatten().any(|(key, value)| key == EXCLUDE_LABEL && value == "true"),
+            signals,
         };
         (metadata, facts)
     }
@@ -370,6 +382,8 @@ pub struct Rollout {
     pub in_progress: bool,
     /// What a person should know of how its pods are replaced, if it is not the usual way.
     pub note: Option<String>,
+    /// What the controller of a Deployment says of it.
+    pub progress: Option<Progress>,
 }
 
 /// The parts of a workload that are read.
@@ -480,7 +494,15 @@ fn deployment_rollout(raw: &RawWorkload) -> Rollout {
     let paused = (raw.spec.paused && replacing).then(|| "it is paused in the middle of a rollout".to_owned());
     let behind = Some(observed) < raw.metadata.generation;
     let in_progress = behind || (replacing && stuck.is_none() && !raw.spec.paused);
-    Rollout { in_progress, note: blocked.or(stuck).or(paused) }
+    // What it says of another template says nothing of this one.
+    let progress = progressing.filter(|_| !behind).and_then(|condition| {
+        let exceeded = reason == Some("ProgressDeadlineExceeded");
+        // The time of the last change tells since when it is stuck; that of the last step, since when it is done.
+        let (changed, updated) = (&condition.last_transition_time, &condition.last_update_time);
+        let since = if exceeded { changed.as_ref() } else { updated.as_ref().or(changed.as_ref()) };
+        Some(Progress { progresses: !exceeded, since: since?.0, message: said(condition).into() })
+    });
+    Rollout { in_progress, note: blocked.or(stuck).or(paused), progress }
 }
 
 /// A StatefulSet.
@@ -511,14 +533,14 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
     if raw.spec.update_strategy.type_.as_deref() == Some("OnDelete") {
         let note = (old > 0 && status.observed_generation.is_some())
             .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
-        return Rollout { in_progress: behind, note };
+        return Rollout { in_progress: behind, note, progress: None };
     }
     let partition = raw.spec.update_strategy.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0);
     let note = (partition > 0)
         .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
     // What is missing was scaled up, or cannot be made: it is no rollout.
     let unfinished = status.observed_generation.is_some() && old > partition.max(0);
-    Rollout { in_progress: behind || unfinished, note }
+    Rollout { in_progress: behind || unfinished, note, progress: None }
 }
 
 /// A ReplicaSet: it joins a Deployment to its pods.

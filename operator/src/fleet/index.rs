@@ -505,6 +505,7 @@ impl FleetIndex {
 mod tests {
     use super::*;
     use crate::fleet::facts::Rollout;
+    use engine::signals::PodSignals;
     use contract::WorkloadKind;
     use jiff::Timestamp;
 
@@ -538,6 +539,7 @@ mod tests {
             alive: true,
             signs: false,
             excluded: false,
+            signals: PodSignals::default(),
         }
     }
 

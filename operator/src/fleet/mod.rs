@@ -2,3 +2,4 @@
 
 pub mod facts;
 pub mod index;
+mod pod_signals;

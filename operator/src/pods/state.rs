@@ -514,6 +514,7 @@ pub(super) mod tests {
             alive: true,
             signs: false,
             excluded: false,
+            signals: engine::signals::PodSignals::default(),
         })
     }
 

@@ -102,6 +102,10 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
                 format!("{pod}: {} fails: {}", finding.name, finding.message),
             ));
         }
+        if finding.pods.is_empty() && before.is_none() {
+            let note = format!("{}: {} fails: {}", finding.target, finding.name, finding.message);
+            events.push(Event::warning(EventReason::CheckUnhealthy, "Observe", note));
+        }
     }
     events
 }

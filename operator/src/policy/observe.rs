@@ -2,9 +2,9 @@
 //! decision.
 
 use super::execute::SUPPORTED;
-use crate::status::target::Target;
+use crate::{spec::checks::Check, status::target::Target};
 use contract::WorkloadKind;
-use crds::{ResiliencePolicy, resilience_policy::CheckScope};
+use crds::resilience_policy::CheckScope;
 use engine::{
     check::Evaluation,
     fleet::is_quorum,
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 /// What recovery decides from.
 pub fn observe(
-    policy: &ResiliencePolicy,
+    checks: &[Check<'_>],
     held: &[&Target],
     history: &History,
     jobs: BTreeMap<String, Job>,
@@ -38,10 +38,10 @@ pub fn observe(
         for (dependency, evidence) in bad_dependencies(target) {
             observed.bad_dependencies.insert((target.key.clone(), dependency), evidence);
         }
-        for check in &policy.spec.health_checks {
+        for check in checks {
             match check.scope {
-                CheckScope::Pod => observed.checks.extend(pod_checks(target, &check.name, history)),
-                CheckScope::Workload => observed.checks.extend(workload_check(target, &check.name, history)),
+                CheckScope::Pod => observed.checks.extend(pod_checks(target, check.name, history)),
+                CheckScope::Workload => observed.checks.extend(workload_check(target, check.name, history)),
             }
         }
     }

@@ -9,6 +9,7 @@ use super::{
     execute::execute,
     gather::{lost_claims, override_warnings, would_publish},
     observe::observe,
+    signals,
     status::{self, Inputs},
     waiting::{is_published_within, listening_for},
 };
@@ -110,8 +111,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let namespace = policy.namespace().unwrap_or_default();
     let settings = spec::policy::policy(&policy.spec);
     let recovery = spec::recovery::recovery(&policy.spec, ctx.shared.args.dry_run, ctx.shared.args.storm());
-    let targets: Vec<Target> =
+    let checks = spec::checks::checks(&policy.spec);
+    let mut targets: Vec<Target> =
         policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
+    let changes_at = targets.iter_mut().filter_map(|target| signals::add(target, &checks, now)).min();
     // What pods report reaches the policies; the workload itself is looked at only when something is to be published.
     for (reference, target) in policy.spec.target_refs.iter().zip(&targets).filter(|(_, target)| target.found) {
         target::show_gauges(ctx, &target_id(&namespace, reference), target);
@@ -133,7 +136,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let mut decision = if settings.is_ok() {
         let jobs = cleanup_jobs::gather(ctx, &namespace, &history).await;
         let stale = ctx.observer_stale();
-        let mut observed = observe(policy, &held, &history, jobs, ctx.shared.leading_since(now), stale);
+        let mut observed = observe(&checks, &held, &history, jobs, ctx.shared.leading_since(now), stale);
         observed.begun_in_namespace.clone_from(&begun_there);
         recovery::decide(&recovery, &observed, &history, &policy.name_any(), now)
     } else {
@@ -146,6 +149,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         policy,
         settings: &settings,
         recovery: &recovery,
+        checks: &checks,
         targets: &targets,
         lost: &lost,
         impossible: &history.aside,
@@ -161,7 +165,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         .chain(is_published_within(ctx, policy, &held, now))
         .chain(ctx.status_writes.wait(policy.meta(), Instant::now()))
         .min();
-    let due = decision.next_check.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    let due = decision.next_check.into_iter().chain(changes_at).min().map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));

@@ -4,7 +4,7 @@ use super::execute::SUPPORTED;
 use crate::{
     kubernetes::meta::{cut, short},
     recovery::{events::without_log, object::name_of},
-    spec::{self, Invalid, recovery::step_action},
+    spec::{self, Invalid, checks::Check, recovery::step_action},
     status::{
         conditions::{self, Verdict},
         target::{self, Target},
@@ -35,6 +35,8 @@ pub struct Inputs<'a> {
     pub settings: &'a Result<PolicySettings, Invalid>,
     /// How it recovers.
     pub recovery: &'a Settings,
+    /// Its health checks.
+    pub checks: &'a [Check<'a>],
     /// Its targets, in its own order.
     pub targets: &'a [Target],
     /// Targets that another policy has, with that policy's name.
@@ -56,6 +58,12 @@ pub struct Inputs<'a> {
 impl Inputs<'_> {
     fn dry_run(&self) -> bool {
         self.operator_dry_run || self.policy.spec.mode == Mode::DryRun
+    }
+
+    /// Nothing is published for it: it says nothing that its pods have to know, and nothing else does either.
+    fn only_recovers(&self, held: &[&Target]) -> bool {
+        let untouched = |target: &&Target| target.published.is_none() && target.problem.is_none();
+        !held.is_empty() && !spec::checks::is_published(&self.policy.spec) && held.iter().all(untouched)
     }
 
     fn held(&self) -> Vec<&Target> {
@@ -110,6 +118,8 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
         conditions: conditions::settle(&old.conditions, verdicts, generation, inputs.now),
         programmed: Some(if rests {
             format!("0/{}", held.iter().map(|t| t.acknowledged.ready).sum::<usize>())
+        } else if inputs.only_recovers(&held) {
+            "-".to_owned()
         } else {
             target::ratio(&held)
         }),
@@ -220,6 +230,10 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
             false,
         );
     }
+    if inputs.only_recovers(held) {
+        let message = "the policy only checks and recovers; nothing is published or pushed for it";
+        return (Verdict::new(ConditionType::Programmed, true, Reason::RecoveryOnly, message), false);
+    }
     let (verdict, stuck) = target::programmed(held, &inputs.policy.metadata);
     if inputs.policy.spec.suspend {
         // Nothing is under way, whatever the pods run.
@@ -253,23 +267,27 @@ fn target_status(inputs: &Inputs<'_>, target: &Target) -> TargetStatus {
 fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
     let mut findings = Vec::new();
     for target in held {
-        for check in &inputs.policy.spec.health_checks {
+        for check in inputs.checks {
             let failing: Vec<_> = target
                 .pods
                 .iter()
                 .filter_map(|(_, pod, evaluations)| {
-                    evaluations.get(&check.name).filter(|j| !j.healthy).map(|j| (pod, j))
+                    evaluations.get(check.name).filter(|j| !j.healthy).map(|j| (pod, j))
                 })
                 .collect();
-            let Some((_, oldest)) = failing.iter().min_by_key(|(_, evaluation)| evaluation.since) else { continue };
+            let of_pod = failing.iter().min_by_key(|(_, evaluation)| evaluation.since);
+            // What no pod says is said of the workload as a whole.
+            let of_workload = target.majorities.get(check.name).filter(|majority| !majority.healthy);
+            let of_pod = of_pod.map(|(_, oldest)| (oldest.since, &oldest.message));
+            let Some((since, message)) = of_pod.or(of_workload.map(|one| (one.since, &one.message))) else { continue };
             findings.push(CheckFinding {
                 kind: target.kind.as_str().to_owned(),
                 target: target.name.clone(),
-                name: check.name.clone(),
+                name: check.name.to_owned(),
                 pods: failing.iter().take(10).map(|(pod, _)| (*pod).clone()).collect(),
                 unhealthy_pods: i32::try_from(failing.len()).unwrap_or(i32::MAX),
-                since: MicroTime(oldest.since),
-                message: cut(&oldest.message, 1000).to_owned(),
+                since: MicroTime(since),
+                message: cut(message, 1000).to_owned(),
             });
         }
     }
@@ -287,14 +305,13 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
     let parts: Vec<_> = findings
         .iter()
         .map(|finding| {
-            format!(
-                "{} is unhealthy in {} ({}) since {}: {}",
-                finding.name,
-                finding.unhealthy_pods,
-                finding.pods.join(", "),
-                finding.since.0,
-                finding.message
-            )
+            let CheckFinding { name, target, pods, unhealthy_pods, since, message, .. } = finding;
+            let place = if pods.is_empty() {
+                format!("of {target}")
+            } else {
+                format!("in {unhealthy_pods} ({})", pods.join(", "))
+            };
+            format!("{name} is unhealthy {place} since {}: {message}", since.0)
         })
         .collect();
     Verdict::new(ConditionType::Healthy, false, Reason::CheckUnhealthy, parts.join("; "))

@@ -89,6 +89,7 @@ impl World {
         let inputs = Inputs {
             policy: &policy,
             settings: &spec::policy::policy(&policy.spec),
+            checks: &spec::checks::checks(&policy.spec),
             recovery: &spec::recovery::recovery(&policy.spec, self.operator_dry_run, Storm::default()),
             targets: &self.targets,
             lost: &self.lost,

@@ -2,7 +2,7 @@
 //!
 //! It also validates again what the API server should have validated, because an object may be older than its schema.
 
-use super::{Invalid, count, invalid, recovery::action};
+use super::{Invalid, checks::is_reported, count, invalid, recovery::action};
 use contract::{
     BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
@@ -37,7 +37,7 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
     settings.health_checks = spec
         .health_checks
         .iter()
-        .filter(|check| check.http.is_none() && check.tcp.is_none())
+        .filter(|check| is_reported(check))
         .map(|check| (check.name.clone(), health_check(check)))
         .collect();
     settings.degradation = spec.degradation.as_ref().map(degradation);

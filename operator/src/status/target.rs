@@ -18,6 +18,7 @@ use engine::{
     check::Evaluation,
     fleet::CircuitView,
     recovery::PodFacts,
+    signals::PodSignals,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -59,6 +60,8 @@ pub struct Target {
     pub existing: BTreeMap<String, PodFacts>,
     /// Pods that it is to have.
     pub wanted: usize,
+    /// What the kubelets say of them, by uid.
+    pub signals: BTreeMap<String, PodSignals>,
     /// Names of pods that carry its labels and are not its own.
     pub unowned_pods: Vec<Arc<str>>,
     /// Pods: uid, name, evaluations.
@@ -146,7 +149,11 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         };
         counter.count(&view(pod, state));
         target.existing.insert(pod.uid.to_string(), facts);
-        let Some(state) = state else { continue };
+        target.signals.insert(pod.uid.to_string(), pod.signals.clone());
+        let Some(state) = state else {
+            target.pods.push((pod.uid.to_string(), pod.name.to_string(), BTreeMap::new()));
+            continue;
+        };
         target.pushing |= state.pushing.is_some() || state.is_about_to_be_pushed_to(hash);
         target.rejected += usize::from(state.rejected.is_some());
         if state.is_heard() && state.degraded {

@@ -26,7 +26,7 @@ use crate::{
 };
 use bytes::Bytes;
 use contract::{FlagsSettings, PolicySettings, RuntimeConfig, Source, WorkloadId, signing::ContentHash};
-use crds::{EventReason, Reason, ResiliencePolicy, resilience_policy::Mode};
+use crds::{EventReason, Reason, ResiliencePolicy, ResiliencePolicySpec, resilience_policy::Mode};
 use engine::{
     claim::{Claimant, winner},
     compile::{self, Compiled, FlagSetInput, Input, PolicyInput},
@@ -318,7 +318,7 @@ pub fn has_unreadable_flag_set(ctx: &Context, id: &WorkloadId) -> bool {
     live.iter().filter_map(set).any(|guard| guard.0.is_err())
 }
 
-/// The policy that the workload runs by, and what it contributes.
+/// The policy that the workload runs by, and what it contributes; none, if it only recovers.
 fn effective_policy(
     ctx: &Context,
     id: &WorkloadId,
@@ -338,6 +338,11 @@ fn effective_policy(
     candidates.extend(held.into_iter().map(|(claimant, source)| (claimant, source, Input::KeepLive)));
     let claimants: Vec<_> = candidates.iter().map(|(claimant, ..)| claimant.clone()).collect();
     let name = winner(&claimants)?.to_owned();
+    let spec = named.readable_policies().find(|policy| policy.name_any() == name).map(|policy| &policy.spec);
+    let stays = |spec: &ResiliencePolicySpec| spec.suspend && live.iter().any(|source| source.name == name);
+    if spec.is_some_and(|spec| !spec::checks::is_published(spec) && !stays(spec)) {
+        return None;
+    }
     let (_, source, settings) = candidates.into_iter().find(|(claimant, ..)| claimant.name == name)?;
     Some(PolicyInput { source, settings })
 }
@@ -409,13 +414,17 @@ fn observe(ctx: &Context, facts: &WorkloadFacts, named: &Named) {
     let readable: Vec<_> = named.readable_policies().collect();
     let claimants: Vec<_> = readable.iter().map(|policy| claimant(policy)).collect();
     let winner = winner(&claimants).and_then(|name| readable.iter().find(|policy| policy.name_any() == name));
+    let is_published = winner.is_none_or(|policy| spec::checks::is_published(&policy.spec));
     let decisive = winner.or_else(|| readable.iter().min_by_key(|policy| (created_at(**policy), policy.name_any())));
-    let checks = decisive.iter().flat_map(|policy| &policy.spec.health_checks);
-    let every = checks.map(|check| Duration::from(check.interval)).min().unwrap_or(DEFAULT_PROBE);
+    let reported =
+        decisive.iter().flat_map(|policy| &policy.spec.health_checks).filter(|check| spec::checks::is_reported(check));
+    let every = reported.map(|check| Duration::from(check.interval)).min().unwrap_or(DEFAULT_PROBE);
     let (arrivals, all) = ctx.fleet.write(id, |workload| {
         let arrivals = workload.keep(&facts.uid, &pods, now_in_milliseconds());
         let was_asked = workload.probe_every.is_some();
-        workload.probe_every = (!named.is_empty()).then_some(every);
+        // Nothing is asked of pods that get nothing: they need not have our library.
+        let asked = is_published || !named.flag_sets.is_empty() || workload.published.is_some();
+        workload.probe_every = (!named.is_empty() && asked).then_some(every);
         workload.thresholds = decisive.map(|policy| spec::policy::thresholds(&policy.spec)).unwrap_or_default();
         (arrivals, !was_asked)
     });

@@ -368,7 +368,7 @@ pub(super) fn intent_id(slot: &str, decided_at: Timestamp) -> String {
 
 /// `at` and so many milliseconds. Times come out of objects that anybody may have edited, so this never overflows: the end
 /// of time is late enough.
-pub(super) fn later(at: Timestamp, millis: u64) -> Timestamp {
+pub(crate) fn later(at: Timestamp, millis: u64) -> Timestamp {
     later_by(at, SignedDuration::from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
 }
 
