@@ -10,13 +10,14 @@ mod gates;
 mod ladder;
 mod model;
 mod retention;
+mod rollout;
 mod view;
 
 pub use gates::Gate;
 pub(crate) use ladder::later;
 pub use model::{
     Action, Before, Change, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Settings, Step, Storm, Subject, Withheld,
+    Outcome, Pod, PodFacts, Record, Rollout, Settings, Step, Storm, Subject, Undo, Withheld,
 };
 pub use retention::{Retention, forgettable};
 
@@ -254,5 +255,7 @@ mod by_hand_tests;
 mod properties;
 #[cfg(test)]
 mod restart_tests;
+#[cfg(test)]
+mod rollout_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 
 use super::{
     ladder::{later, later_by},
-    model::{CheckState, History, MAX_AHEAD, Outcome, Record, Settings, Step, Withheld},
+    model::{Action, CheckState, History, MAX_AHEAD, Outcome, Record, Settings, Step, Withheld},
+    rollout,
     view::View,
 };
 use jiff::Timestamp;
@@ -37,6 +38,8 @@ pub enum Gate {
     BudgetExhausted,
     /// As many actions as are allowed at once are under way.
     OneStepAtATime,
+    /// There is no rollout that may be undone.
+    RollbackRefused,
     /// This version cannot execute the action.
     ActionNotSupported,
 }
@@ -50,7 +53,7 @@ pub(super) struct Proposal<'a> {
 }
 
 /// A gate's answer when it is closed: why, and until when.
-type Closed = Option<(String, Option<Timestamp>)>;
+pub(super) type Closed = Option<(String, Option<Timestamp>)>;
 
 /// The first gate that is closed for an action, a new one or one that is asked for again (it is part of a ladder that goes
 /// on, and the caller takes it out of the history first). Dry-run is not among them: it comes after all of them, where the
@@ -70,7 +73,8 @@ pub(super) fn first_closed(
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [suspended, stale, starting, rollout, dependency, supported, all, many] =
         always(settings, observed, history, proposal, now);
-    let first = [suspended, paused, excluded, stale, starting, rollout, dependency, supported];
+    let refused = (Gate::RollbackRefused, rollout::refused(observed, history, proposal));
+    let first = [suspended, paused, excluded, stale, starting, rollout, dependency, supported, refused];
     named(first, proposal).or_else(|| named([cooldown, storm, budget, all, many, one], proposal))
 }
 
@@ -86,7 +90,8 @@ pub(super) fn first_closed_by_hand(
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [_, stale, _, _, _, supported, _, many] = always(settings, observed, history, proposal, now);
-    named([stale, supported, many, budget, one], proposal)
+    let refused = (Gate::RollbackRefused, rollout::refused_by_hand(observed, proposal));
+    named([stale, supported, refused, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {
@@ -109,17 +114,19 @@ fn always(
     proposal: &Proposal<'_>,
     now: Timestamp,
 ) -> [(Gate, Closed); 8] {
-    let disrupts = proposal.step.action.disrupts();
-    let unhealthy = disrupts.then(|| Unhealthy::count(observed, history, proposal));
+    let action = proposal.step.action;
+    let unhealthy = action.disrupts().then(|| Unhealthy::count(observed, history, proposal));
+    // The more pods a rollout breaks, the more it has to be undone; the pods that serve are not touched before others do.
+    let counted = unhealthy.as_ref().filter(|_| action != Action::Rollback);
     [
         (Gate::Suspended, suspended(settings)),
         (Gate::ObserverStale, observer_stale(observed)),
         (Gate::StartingUp, starting_up(settings, observed, proposal, now)),
-        (Gate::RolloutInProgress, rollout(observed, proposal)),
+        (Gate::RolloutInProgress, rolling_out(observed, proposal)),
         (Gate::DependencyIsTheCause, dependency(observed, proposal)),
         (Gate::ActionNotSupported, supported(observed, proposal)),
         (Gate::AllPodsUnhealthy, unhealthy.as_ref().and_then(Unhealthy::all)),
-        (Gate::TooManyUnhealthy, unhealthy.as_ref().and_then(|unhealthy| unhealthy.too_many(settings))),
+        (Gate::TooManyUnhealthy, counted.and_then(|unhealthy| unhealthy.too_many(settings))),
     ]
 }
 
@@ -224,6 +231,10 @@ fn observer_stale(observed: &View<'_>) -> Closed {
 fn starting_up(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>, now: Timestamp) -> Closed {
     let pod = proposal.check.subject.pod.as_ref()?;
     let facts = observed.pods.get(&pod.uid)?;
+    if proposal.step.action == Action::Rollback {
+        // That the pods of a rollout never become ready is what it is for.
+        return None;
+    }
     if !facts.was_ready {
         return Some((format!("{} was never ready: it is starting up; nothing is done to it before", pod.name), None));
     }
@@ -237,7 +248,11 @@ fn starting_up(settings: &Settings, observed: &View<'_>, proposal: &Proposal<'_>
     })
 }
 
-fn rollout(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
+fn rolling_out(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
+    if proposal.step.action == Action::Rollback {
+        // The rollout is what it ends.
+        return None;
+    }
     let target = &proposal.check.subject.target;
     observed
         .rolling_out
@@ -335,6 +350,16 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
         let (name, action, check) = (record.subject.display_name(), record.step.action, &record.subject.check);
         let for_check = if check.is_empty() { String::new() } else { format!(" for {check}") };
         return Some((format!("{action} of {name}{for_check} is under way"), None));
+    }
+    // Beside what replaces all pods of a workload, nothing else is done to it.
+    let target = &proposal.check.subject.target;
+    let of_all = proposal.step.action.replaces_all();
+    let beside = |record: &&Record| {
+        record.subject.target == *target && (of_all || record.step.action.replaces_all())
+    };
+    if let Some(record) = busy().find(beside) {
+        let (name, action) = (record.subject.display_name(), record.step.action);
+        return Some((format!("{action} of {name} is under way"), None));
     }
     let busy: Vec<_> = busy().map(|record| record.subject.display_name()).collect();
     let own = history.in_flight.iter().filter(|record| !(record.by_hand && record.outcome == Outcome::Waiting));

@@ -2,6 +2,7 @@
 
 use super::{
     model::{Action, CheckState, History, JobState, Outcome, Record, Settings, Step, Subject},
+    rollout,
     view::View,
 };
 use contract::canonical;
@@ -45,6 +46,11 @@ pub(super) fn next(steps: &[Step], check: &CheckState, observed: &View<'_>, hist
 /// Whether a check is that of the pod that took the place of the one that `record` restarted.
 pub(super) fn succeeds(record: &Record, check: &CheckState, observed: &View<'_>) -> bool {
     let subject = &check.subject;
+    if record.step.action.replaces_all() {
+        // It concerns all of them, whichever it was decided for.
+        let same = (&record.subject.target, &record.subject.check) == (&subject.target, &subject.check);
+        return same && !record.dry_run && !record.by_hand;
+    }
     if record.before.is_some() {
         return !record.dry_run && record.is_succeeded_by(subject);
     }
@@ -97,6 +103,12 @@ pub(super) fn find_successor(record: &mut Record, observed: &View<'_>, taken: &m
 /// in the one that took its place. What ends with its pod, because no other pod took the place, counts as healed, too.
 pub(super) fn healed(record: &Record, settings: &Settings, observed: &View<'_>, now: Timestamp) -> Option<Timestamp> {
     let wanted = *observed.wanted.get(&record.subject.target)?;
+    if record.step.action.replaces_all() {
+        return match rollout::all_healthy(record, observed) {
+            Progress::Healthy(since) => Some(later(since, settings.healthy_delay_ms)),
+            Progress::Over(..) | Progress::NotYet(..) => None,
+        };
+    }
     if is_gone(record, observed) && record.successor.as_ref().is_none_or(|uid| !observed.pods.contains_key(uid)) {
         let is_filled = record.successor.is_some() || observed.pods_of(&record.subject.target) >= wanted;
         return (is_filled || record.step.action != Action::RestartPod).then_some(now);
@@ -125,6 +137,10 @@ pub(super) fn catch_up(record: &mut Record, observed: &View<'_>, now: Timestamp)
             (is_gone(record, observed) && target_there).then_some((at, "the pod is gone"))
         }
         Action::RunCleanupJob => observed.jobs.get(&record.id).map(|job| (job.created_at, "its Job is there")),
+        action if action.replaces_all() => {
+            let carries = rollout::carries(record, observed);
+            carries.then_some((record.started_at, "the workload carries its id"))
+        }
         _ => None,
     };
     if let Some((at, message)) = evidence {
@@ -148,6 +164,8 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
     let restart = record.step.action == Action::RestartPod;
     if let Some(pod) = &record.subject.pod {
         match observed.pods.get(&pod.uid) {
+            // It was replaced with all the others.
+            None if record.step.action.replaces_all() && record.executed_at.is_some() && !record.dry_run => {}
             None if !restart => return Verdict::Over(Outcome::Cancelled, "the pod is gone".to_owned()),
             None if !observed.wanted.contains_key(&record.subject.target) => {
                 return Verdict::Over(Outcome::Cancelled, "the workload is gone".to_owned());
@@ -193,11 +211,16 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
         }
         return Verdict::Wait(Some(deadline));
     };
-    let deadline = later(executed_at, record.step.timeout_ms);
+    if rollout::is_under_way(record, executed_at, observed, now) {
+        // Kubernetes has a deadline of its own for it.
+        return Verdict::Wait(Some(later_by(now, WAITING_RETRY)));
+    }
+    let deadline = later(rollout::helps_from(record, executed_at, observed), record.step.timeout_ms);
     let progress = match record.step.action {
         _ if record.dry_run => evaluated(state),
         Action::RestartPod => restarted(record, executed_at, observed, now),
         Action::RunCleanupJob => cleaned_up(record, state, observed),
+        action if action.replaces_all() => rollout::replaced(record, executed_at, observed, now),
         _ if !record.subject.has_check() => Progress::Healthy(executed_at),
         _ => evaluated(state),
     };
@@ -205,6 +228,7 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
         Progress::Healthy(_) if !record.subject.has_check() => {
             let what = match record.step.action {
                 Action::RestartPod => "done; the pod that took the place is ready",
+                Action::RolloutRestart | Action::Rollback => "done; all pods are of the new revision, and available",
                 _ => record.message.as_deref().unwrap_or("done"),
             };
             Verdict::Over(Outcome::Succeeded, what.to_owned())
@@ -252,7 +276,7 @@ fn not_wanted(record: &Record, settings: &Settings) -> Option<&'static str> {
 }
 
 /// How an action that was executed is getting on.
-enum Progress {
+pub(super) enum Progress {
     /// The check is healthy, since then.
     Healthy(Timestamp),
     /// Nothing more is to be expected.
@@ -265,7 +289,7 @@ fn other_process(record: &Record, now: Option<&String>) -> bool {
     record.instance.as_ref().zip(now).is_some_and(|(meant, now)| meant != now)
 }
 
-fn evaluated(state: Option<&CheckState>) -> Progress {
+pub(super) fn evaluated(state: Option<&CheckState>) -> Progress {
     match state {
         Some(check) if check.healthy => match check.well_since {
             Some(at) => Progress::Healthy(at),
@@ -329,13 +353,13 @@ fn restarted(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: 
 }
 
 /// How far the clocks of the operator and of the API server may be apart. Creation times come from the latter.
-const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
+pub(super) const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(30);
 /// How long an action may still be judged after its deadline, if nobody has looked since.
 pub(super) const OBSERVATION_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How long until it is seen whether a report has come.
 const LISTEN: SignedDuration = SignedDuration::from_secs(1);
 /// How long after its start an operator may see the cluster as it was.
-const WATCHES_CATCH_UP: SignedDuration = SignedDuration::from_secs(5);
+pub(super) const WATCHES_CATCH_UP: SignedDuration = SignedDuration::from_secs(5);
 /// How long until an action that was refused for now is asked for again.
 pub(super) const WAITING_RETRY: SignedDuration = SignedDuration::from_secs(5);
 

@@ -148,6 +148,11 @@ macro_rules! actions {
                 }
             }
 
+            /// All pods of the workload are replaced by it, as fast as the workload allows.
+            pub(super) const fn replaces_all(self) -> bool {
+                matches!(self, Self::RolloutRestart | Self::Rollback)
+            }
+
             /// It takes pods away for a while.
             pub(super) const fn disrupts(self) -> bool {
                 match self {
@@ -265,6 +270,8 @@ pub struct Observed {
     pub bad_dependencies: BTreeMap<(String, String), String>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
+    /// What is known of the last rollout of each workload.
+    pub rollouts: BTreeMap<String, Rollout>,
     /// Workloads of which people want no recovery to begin for now, with the reason.
     pub paused: BTreeMap<String, String>,
     /// Pods, by uid, to which nothing is to be done.
@@ -278,6 +285,32 @@ pub struct Observed {
     /// Since when this operator looks. Of the time before, it knows only what was written down: that a deadline passed
     /// meanwhile says nothing of what came of the action.
     pub watching_since: Timestamp,
+}
+
+/// The last rollout of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    /// Id of the [`Action::RolloutRestart`] that the template carries.
+    pub restarted_by: Option<String>,
+    /// Id of the [`Action::Rollback`] that the workload carries.
+    pub rolled_back_by: Option<String>,
+    /// All pods that are wanted are of the present template, and available.
+    pub complete: bool,
+    /// What a rollback would undo; or why there is nothing that may be undone.
+    pub undo: Result<Undo, String>,
+}
+
+/// A rollout that may be undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undo {
+    /// When it began: when the first ReplicaSet of the present template was made.
+    pub began_at: Timestamp,
+    /// The revision that it brought.
+    pub from: u64,
+    /// The revision before it.
+    pub to: u64,
+    /// A pod of the revision before it was seen ready.
+    pub proven: bool,
 }
 
 /// A pod that exists.
@@ -297,6 +330,8 @@ pub struct PodFacts {
     pub reported: bool,
     /// Which process answers in it, as far as is known.
     pub instance: Option<String>,
+    /// It is of an older template than its workload has now.
+    pub outdated: bool,
 }
 
 /// A Job that was made for an intent.

@@ -178,6 +178,7 @@ impl Simulation {
             was_ready: pod.was_ready,
             reported: true,
             instance: Some("process".into()),
+            outdated: false,
         };
         let check = |pod: &SimulatedPod, name: &str, (healthy, since): (bool, i64)| CheckState {
             subject: Subject {

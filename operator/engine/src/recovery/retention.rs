@@ -2,7 +2,7 @@
 
 use super::{
     ladder::{later, later_by},
-    model::{Action, History, Record},
+    model::{History, Record},
 };
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ fn need(record: &Record, retention: &Retention, lasts: &BTreeSet<&str>, now: Tim
     let is_there = record.subject.pod.as_ref().is_none_or(|pod| retention.pods.contains(&pod.uid));
     match record {
         _ if record.dry_run => Need::Rehearsed,
-        _ if record.goes_on() && (is_there || record.step.action == Action::RestartPod) => Need::Ladder,
+        _ if record.goes_on() && (is_there || record.step.action.disrupts()) => Need::Ladder,
         _ if is_there && lasts.contains(record.id.as_str()) => Need::Followed,
         _ => Need::Read,
     }
@@ -91,7 +91,7 @@ fn last_of_each_subject(history: &History) -> BTreeSet<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Outcome, tests::*};
+    use super::super::{Action, Outcome, tests::*};
     use super::*;
     use rstest::rstest;
 

@@ -59,6 +59,7 @@ pub(super) fn facts() -> PodFacts {
         was_ready: true,
         reported: true,
         instance: None,
+        outdated: false,
     }
 }
 

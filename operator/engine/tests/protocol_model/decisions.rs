@@ -364,6 +364,7 @@ impl Decisions {
                     was_ready: true,
                     reported: view.seen.is_some(),
                     instance: Some(place.process.to_string()),
+                    outdated: false,
                 };
                 observed.pods.insert(pod.uid.clone(), facts);
             }

@@ -1,0 +1,151 @@
+//! The steps that replace all pods of a workload: when a rollout may be undone, and what came of a restart or a rollback.
+
+use super::{
+    gates::{Closed, Proposal},
+    ladder::{Progress, WATCHES_CATCH_UP, evaluated, later_by},
+    model::{Action, History, Outcome, Record, Rollout, Undo},
+    view::View,
+};
+use jiff::{SignedDuration, Timestamp};
+
+/// How long after the beginning of a rollout a failure may begin for that rollout to be its likely cause.
+const BLAMED_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// How long a rollout may be under way at most. A Deployment has a deadline for its progress, a StatefulSet has none.
+const LONGEST: SignedDuration = SignedDuration::from_mins(30);
+
+/// Why a rollback that a ladder asks for is refused, if it is. It needs evidence: that a rollout is the cause, and that what was
+/// before it is better.
+pub(super) fn refused(observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Closed {
+    if proposal.step.action != Action::Rollback {
+        return None;
+    }
+    let undo = match undo(observed, proposal) {
+        Ok(undo) => undo,
+        Err(why) => return said(&why),
+    };
+    let (check, Undo { began_at, from, to, .. }) = (&proposal.check, undo);
+    let subject = &check.subject;
+    if check.since < *began_at {
+        return said(&format!("{} failed before the rollout of revision {from} began", subject.check));
+    }
+    if check.since > later_by(*began_at, BLAMED_FOR) {
+        let hours = BLAMED_FOR.as_hours();
+        return said(&format!("{} began to fail more than {hours} h after the rollout of revision {from}", subject.check));
+    }
+    let of_older = |record: &&Record| {
+        let same = record.subject.target == subject.target && record.subject.check == subject.check;
+        let not_long_before = record.failed_at < *began_at && later_by(record.failed_at, BLAMED_FOR) >= *began_at;
+        same && !record.by_hand && !record.dry_run && record.outcome != Outcome::Succeeded && not_long_before
+    };
+    if history.all().any(|record| of_older(&record)) {
+        return said(&format!("{} failed already before the rollout of revision {from}", subject.check));
+    }
+    if let Some(pod) = &subject.pod {
+        if observed.pods.get(&pod.uid).is_none_or(|facts| facts.outdated) {
+            return said(&format!("{} is not of revision {from}", pod.name));
+        }
+        let fails_too = observed.checks.iter().find(|other| {
+            let pod = other.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
+            let same = other.subject.target == subject.target && other.subject.check == subject.check;
+            !other.healthy && same && pod.is_some_and(|facts| facts.outdated)
+        });
+        if let Some(other) = fails_too {
+            let name = other.subject.display_name();
+            return said(&format!("{name} of revision {to} fails, too, so the rollout is not the cause"));
+        }
+    } else if check.since < later_by(observed.watching_since, WATCHES_CATCH_UP) {
+        return said("nobody saw when it began to fail, so it is not known whether that was with the rollout");
+    }
+    None
+}
+
+/// Why a rollback that a person asks for is refused, if it is. The person knows what the cause is.
+pub(super) fn refused_by_hand(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
+    if proposal.step.action != Action::Rollback {
+        return None;
+    }
+    undo(observed, proposal).err().and_then(|why| said(&why))
+}
+
+fn undo<'a>(observed: &'a View<'_>, proposal: &Proposal<'_>) -> Result<&'a Undo, String> {
+    let unknown = || "nothing is known of its revisions".to_owned();
+    let rollout = observed.rollouts.get(&proposal.check.subject.target).ok_or_else(unknown)?;
+    let undo = rollout.undo.as_ref().map_err(Clone::clone)?;
+    if undo.proven {
+        return Ok(undo);
+    }
+    Err(format!("nobody has seen a pod of revision {} ready, so it is not known to be better", undo.to))
+}
+
+fn said(why: &str) -> Closed {
+    Some((format!("{why}; nothing is rolled back, and it waits for a person"), None))
+}
+
+/// Whether the workload carries the id of a restart or of a rollback: then it was executed.
+pub(super) fn carries(record: &Record, observed: &View<'_>) -> bool {
+    observed.rollouts.get(&record.subject.target).is_some_and(|rollout| carried(record, rollout) == Some(&record.id))
+}
+
+fn carried<'a>(record: &Record, rollout: &'a Rollout) -> Option<&'a String> {
+    match record.step.action {
+        Action::Rollback => rollout.rolled_back_by.as_ref(),
+        _ => rollout.restarted_by.as_ref(),
+    }
+}
+
+/// Whether the pods are being replaced: until then nothing can have helped.
+pub(super) fn is_under_way(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: Timestamp) -> bool {
+    let rolls = observed.rolling_out.contains(&record.subject.target);
+    record.step.action.replaces_all() && !record.dry_run && rolls && now < later_by(executed_at, LONGEST)
+}
+
+/// From when on a step can have helped: one that replaces all pods, not before the last of them was made.
+pub(super) fn helps_from(record: &Record, executed_at: Timestamp, observed: &View<'_>) -> Timestamp {
+    if !record.step.action.replaces_all() {
+        return executed_at;
+    }
+    let own = observed.pods.values().filter(|facts| facts.target == record.subject.target);
+    own.map(|facts| facts.created_at).max().map_or(executed_at, |youngest| youngest.max(executed_at))
+}
+
+/// What came of replacing all pods: they must be there, and healthy by the check.
+pub(super) fn replaced(record: &Record, executed_at: Timestamp, observed: &View<'_>, now: Timestamp) -> Progress {
+    let caught_up = now >= later_by(executed_at.max(observed.watching_since), WATCHES_CATCH_UP);
+    let seen_at = caught_up.then_some(now);
+    let Some(rollout) = observed.rollouts.get(&record.subject.target) else {
+        return Progress::Over(Outcome::Cancelled, "the workload is gone".to_owned());
+    };
+    if carried(record, rollout) != Some(&record.id) {
+        if caught_up {
+            let why = "somebody changed the workload meanwhile, and it does not carry the intent any more";
+            return Progress::Over(Outcome::Cancelled, why.to_owned());
+        }
+        return Progress::NotYet(None, "the workload does not show it yet".to_owned());
+    }
+    if !rollout.complete {
+        return Progress::NotYet(seen_at, "not all pods are of the new revision and available".to_owned());
+    }
+    if !record.subject.has_check() {
+        return Progress::Healthy(executed_at);
+    }
+    all_healthy(record, observed)
+}
+
+/// Whether the check that an action was for is healthy in the whole workload.
+pub(super) fn all_healthy(record: &Record, observed: &View<'_>) -> Progress {
+    if record.subject.pod.is_none() {
+        return evaluated(observed.check(&record.subject));
+    }
+    let (target, check) = (&record.subject.target, &record.subject.check);
+    let own = observed.checks.iter().filter(|state| {
+        state.subject.target == *target && state.subject.check == *check && state.subject.pod.is_some()
+    });
+    let mut since = None;
+    for state in own {
+        match evaluated(Some(state)) {
+            Progress::Healthy(at) => since = since.max(Some(at)),
+            not => return not,
+        }
+    }
+    since.map_or_else(|| Progress::NotYet(None, "the check is not reported".to_owned()), Progress::Healthy)
+}

@@ -1,0 +1,200 @@
+//! The steps that replace all pods of a workload.
+
+use super::tests::*;
+use super::*;
+
+/// Three old pods that are well, and one of the new revision, made at 0, whose check fails since 5.
+fn bad_rollout() -> Observed {
+    let mut four = observed(vec![check("a", true, -50), check("b", true, -50), check("c", true, -50), check("new", false, 5)]);
+    four.wanted.insert("booking".into(), 3);
+    for uid in ["a", "b", "c"] {
+        four.pods.get_mut(uid).unwrap().outdated = true;
+    }
+    let new = four.pods.get_mut("new").unwrap();
+    (new.created_at, new.ready, new.was_ready) = (at(0), false, false);
+    four.rolling_out.insert("booking".into());
+    four.rollouts.insert("booking".into(), rollout(None));
+    four.supported = Action::ALL.iter().copied().collect();
+    four.watching_since = at(-1_000);
+    four
+}
+
+fn rollout(rolled_back_by: Option<String>) -> Rollout {
+    let undo = Undo { began_at: at(0), from: 7, to: 6, proven: true };
+    Rollout { restarted_by: None, rolled_back_by, complete: false, undo: Ok(undo) }
+}
+
+fn of_booking(observed: &mut Observed) -> &mut Rollout {
+    observed.rollouts.get_mut("booking").unwrap()
+}
+
+fn gate(decision: &Decision) -> Option<(Gate, &str)> {
+    decision.withheld.first().map(|held| (held.gate, held.message.as_str()))
+}
+
+#[test]
+fn a_rollout_that_breaks_its_pods_is_undone_while_it_is_under_way() {
+    let decision = run(&ladder(Action::Rollback), &bad_rollout(), &History::default(), 6);
+    assert_eq!(decision.execute.len(), 1, "{decision:?}");
+    assert_eq!(decision.execute[0].step.action, Action::Rollback);
+    // Nothing else is done to a workload that is being rolled out, nor to a pod that was never ready.
+    for action in [Action::RestartPod, Action::RolloutRestart] {
+        let held = run(&ladder(action), &bad_rollout(), &History::default(), 6);
+        assert_eq!(gate(&held).unwrap().0, Gate::StartingUp, "{action}");
+    }
+}
+
+type Change = fn(&mut Observed);
+
+#[rstest::rstest]
+#[case::nothing_known(|o: &mut Observed| o.rollouts.clear(), "nothing is known of its revisions")]
+#[case::not_to_be_undone(|o: &mut Observed| of_booking(o).undo = Err("argocd owns its template".into()), "argocd owns its template")]
+#[case::not_proven(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().proven = false, "nobody has seen a pod of revision 6 ready")]
+#[case::failed_before(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().began_at = at(6), "database failed before the rollout of revision 7 began")]
+#[case::long_ago(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().began_at = at(-3_600), "more than 1 h after the rollout of revision 7")]
+#[case::of_an_older_one(|o: &mut Observed| o.pods.get_mut("new").unwrap().outdated = true, "name-new is not of revision 7")]
+#[case::an_older_one_fails_too(|o: &mut Observed| o.checks[0] = check("a", false, -1), "name-a of revision 6 fails, too")]
+fn a_rollback_needs_evidence(#[case] change: Change, #[case] why: &str) {
+    let mut observed = bad_rollout();
+    change(&mut observed);
+    let decision = run(&ladder(Action::Rollback), &observed, &History::default(), 6);
+    assert!(decision.execute.is_empty());
+    let all: Vec<_> = decision.withheld.iter().map(|held| (held.gate, held.message.clone())).collect();
+    assert!(all.iter().any(|(gate, message)| *gate == Gate::RollbackRefused && message.contains(why)), "{all:?}");
+}
+
+#[test]
+fn what_failed_before_the_rollout_in_another_pod_is_not_blamed_on_it() {
+    let mut history = History::default();
+    let mut before = observed(vec![check("old", false, -80), check("a", true, -90), check("b", true, -90)]);
+    before.watching_since = at(-1_000);
+    history.in_flight = execute_step(&run(&settings(), &before, &history, -79), at(-79)).in_flight;
+    let (mut record, mut ladder) = (history.in_flight.remove(0), ladder(Action::Rollback));
+    (record.outcome, record.finished_at) = (Outcome::Failed, Some(at(-60)));
+    history.recent.push(record);
+    ladder.limits.cooldown_ms = 0;
+    let decision = run(&ladder, &bad_rollout(), &history, 6);
+    assert_eq!(gate(&decision).unwrap().0, Gate::RollbackRefused, "{decision:?}");
+    assert!(gate(&decision).unwrap().1.contains("failed already before"));
+}
+
+#[test]
+fn a_failure_that_nobody_saw_begin_is_not_blamed_on_the_rollout() {
+    let mut observed = bad_rollout();
+    observed.checks = vec![check("a", false, 5)];
+    observed.checks[0].subject.pod = None;
+    let run = |observed: &Observed| run(&ladder(Action::Rollback), observed, &History::default(), 6);
+    assert_eq!(run(&observed).execute.len(), 1);
+    observed.watching_since = at(3);
+    assert!(gate(&run(&observed)).unwrap().1.contains("nobody saw when it began"));
+}
+
+#[test]
+fn however_many_pods_a_rollout_breaks_it_is_undone_but_not_on_the_word_of_all() {
+    let mut observed = bad_rollout();
+    observed.checks.extend([check("new2", false, 5), check("new3", false, 5)]);
+    for uid in ["new2", "new3"] {
+        let facts = observed.pods["new"].clone();
+        observed.pods.insert(uid.into(), facts);
+    }
+    let mut settings = ladder(Action::Rollback);
+    settings.limits.max_unhealthy = MaxUnhealthy::Count(1);
+    assert_eq!(run(&settings, &observed, &History::default(), 6).execute.len(), 1, "one for all of them");
+    for uid in ["a", "b", "c"] {
+        observed.pods.get_mut(uid).unwrap().ready = false;
+    }
+    let held = run(&settings, &observed, &History::default(), 6);
+    assert_eq!(gate(&held).unwrap().0, Gate::AllPodsUnhealthy);
+}
+
+#[test]
+fn a_rollback_is_verified_in_all_pods_once_they_are_replaced() {
+    let settings = ladder(Action::Rollback);
+    let begun = run(&settings, &bad_rollout(), &History::default(), 6);
+    let id = begun.execute[0].id.clone();
+    let history = execute_step(&begun, at(6));
+    // Its pod goes away, and others come: that is what it is for.
+    let mut rolls = bad_rollout();
+    rolls.pods.remove("new");
+    rolls.checks.pop();
+    *of_booking(&mut rolls) = rollout(Some(id.clone()));
+    let under_way = run(&settings, &rolls, &history, 200);
+    assert!(under_way.finished.is_empty(), "it takes as long as the rollout: {under_way:?}");
+    let mut done = rolls.clone();
+    done.rolling_out.clear();
+    of_booking(&mut done).complete = true;
+    done.checks.iter_mut().for_each(|check| check.well_since = Some(at(195)));
+    let waiting = run(&settings, &done, &under_way.history, 201);
+    assert!(waiting.finished.is_empty(), "healthy for the healthy delay first");
+    let over = run(&settings, &done, &waiting.history, 205);
+    assert_eq!(over.finished[0].outcome, Outcome::Succeeded, "{over:?}");
+    // Somebody else's change ends it.
+    *of_booking(&mut rolls) = rollout(None);
+    rolls.rolling_out.clear();
+    assert_eq!(run(&settings, &rolls, &history, 200).finished[0].outcome, Outcome::Cancelled);
+}
+
+/// All three pods fail from time to time; the ladder goes up to a restart of all of them.
+#[test]
+fn a_restart_of_all_pods_that_did_not_help_is_not_repeated_in_the_next_pods() {
+    let mut settings = ladder(Action::RolloutRestart);
+    settings.limits.cooldown_ms = 0;
+    let mut three = observed(vec![check(POD, false, 0), check("b", true, -9), check("c", true, -9)]);
+    three.supported = Action::ALL.iter().copied().collect();
+    three.watching_since = at(-1_000);
+    three.rollouts.insert("booking".into(), rollout(None));
+    let begun = run(&settings, &three, &History::default(), 1);
+    assert_eq!(begun.execute.len(), 1, "{begun:?}");
+    let id = begun.execute[0].id.clone();
+    let mut new = observed(vec![check("x", true, 12), check("y", false, 20), check("z", true, 12)]);
+    new.pods.values_mut().for_each(|facts| facts.created_at = at(10));
+    new.supported.clone_from(&three.supported);
+    new.watching_since = three.watching_since;
+    new.rollouts.insert("booking".into(), Rollout { restarted_by: Some(id), complete: true, ..rollout(None) });
+    // The answer was lost; what the workload carries says that it was executed.
+    let judged = run(&settings, &new, &begun.history, 69);
+    assert!(judged.finished.is_empty() && judged.execute.is_empty(), "{judged:?}");
+    let failed = run(&settings, &new, &judged.history, 101);
+    assert_eq!(failed.finished[0].outcome, Outcome::Failed, "{failed:?}");
+    assert!(failed.execute.is_empty(), "the ladder of the successor is at its end, too");
+    assert_eq!(failed.exhausted.len(), 1);
+    new.checks[1] = check("y", true, 200);
+    let healed = run(&settings, &new, &failed.history, 210);
+    assert_eq!(healed.history.recent[0].healed_at, Some(at(210)));
+}
+
+#[test]
+fn beside_a_restart_of_all_pods_nothing_is_done() {
+    let mut settings = ladder(Action::RolloutRestart);
+    settings.limits.max_in_flight = 9;
+    settings.limits.max_unhealthy = MaxUnhealthy::Percent(100);
+    settings.ladders.insert("other".into(), vec![step(Action::RestartPod, 15_000)]);
+    let mut two = observed(vec![check(POD, false, 0), check("b", false, 0), check("c", true, 0), check("d", true, 0)]);
+    let mut other = check("c", false, 0);
+    other.subject.check = "other".into();
+    two.checks.push(other);
+    two.supported = Action::ALL.iter().copied().collect();
+    two.rollouts.insert("booking".into(), rollout(None));
+    let begun = run(&settings, &two, &History::default(), 1);
+    assert_eq!(begun.execute.len(), 1, "once for the workload, though two of its pods ask for it");
+    assert_eq!(begun.withheld.len(), 1, "the other one is what it is judged by: {begun:?}");
+    let (gate, why) = gate(&begun).unwrap();
+    assert_eq!((gate, why), (Gate::OneStepAtATime, "RolloutRestart of name-pod-uid is under way"));
+}
+
+#[test]
+fn a_person_needs_no_evidence_for_a_rollback_but_something_to_go_back_to() {
+    let mut observed = bad_rollout();
+    of_booking(&mut observed).undo.as_mut().unwrap().began_at = at(-9_000);
+    let asked = |observed: &Observed| {
+        let mut record = run(&ladder(Action::Rollback), &bad_rollout(), &History::default(), 6).execute.remove(0);
+        (record.by_hand, record.subject.pod, record.subject.check) = (true, None, String::new());
+        run(&ladder(Action::Rollback), observed, &History::from_iter([record]), 7)
+    };
+    assert!(asked(&observed).execute.iter().any(|record| record.by_hand));
+    of_booking(&mut observed).undo = Err("there is no revision before it".into());
+    let held = asked(&observed);
+    let own = held.history.in_flight.iter().find(|record| record.by_hand).unwrap();
+    assert_eq!(own.outcome, Outcome::Waiting);
+    assert!(own.message.as_ref().unwrap().contains("there is no revision before it"), "{own:?}");
+}
