@@ -38,9 +38,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [resilience.ticketwave.io]
   resources: [recoveries]
   verbs: [get, list, watch, create, delete]
+# Restarting all pods changes an annotation of the template, and a rollback brings back the template of a ReplicaSet, which a
+# label points at. The admission policies let nothing else be changed.
 - apiGroups: [apps]
   resources: [deployments, statefulsets, replicasets]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
@@ -123,6 +125,24 @@ spec:
     name: {{ . | quote }}
     parameterNotFoundAction: Deny
   {{- end }}
+  {{- with .labelled }}
+  # In the namespace of the request. All that carry the label must agree, so only one at a time does.
+  paramRef:
+    selector:
+      matchExpressions:
+      - {key: {{ . }}, operator: Exists}
+    parameterNotFoundAction: Deny
+  {{- end }}
+{{- end }}
+
+{{/* Whether nothing changes of the template of a workload but the annotation that restarts all pods. */}}
+{{- define "resilience-operator.onlyRestarts" -}}
+(object.spec.template.spec == oldObject.spec.template.spec
+&& object.spec.template.metadata.?labels == oldObject.spec.template.metadata.?labels
+&& object.spec.template.metadata.?annotations.orValue({}).all(k, k == 'resilience.ticketwave.io/restarted-by'
+   || object.spec.template.metadata.annotations[k] == oldObject.spec.template.metadata.?annotations[?k].orValue('-'))
+&& oldObject.spec.template.metadata.?annotations.orValue({}).all(k,
+   k in object.spec.template.metadata.?annotations.orValue({})))
 {{- end }}
 
 {{/* The workload that owns an object, and whether it is the same as before. */}}

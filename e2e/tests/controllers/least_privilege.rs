@@ -8,6 +8,7 @@ use crate::support::{
     workload::owned_by,
 };
 use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
     core::v1::{ConfigMap, Pod, Secret},
     rbac::v1::{Role, RoleBinding},
 };
@@ -384,6 +385,98 @@ async fn of_a_pod_nothing_but_one_annotation_can_be_changed() {
     patch(&json!({})).await.unwrap();
 }
 
+/// A ReplicaSet of the workload, with the template that its Deployment is to have had before.
+async fn earlier_revision(world: &World, owner: &str, image: &str, mark: Option<&str>) -> String {
+    let labels = json!({ "app": "booking", "pod-template-hash": image });
+    let mut set = json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": { "name": format!("booking-{image}"), "labels": labels, "ownerReferences": owned_by("Deployment", "booking", owner) },
+        "spec": {
+            "replicas": 0, "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "main", "image": image }] } },
+        },
+    });
+    if let Some(mark) = mark {
+        set["metadata"]["labels"]["resilience.ticketwave.io/rollback-to"] = json!(mark);
+    }
+    let made: ReplicaSet =
+        world.api().create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+    made.metadata.name.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_workload_nothing_is_changed_but_back_to_a_revision_of_its_own() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 0).await;
+    let deployments: Api<Deployment> = Api::namespaced(thief(&world).await, &world.namespace);
+    let patch = async |change: &Value| {
+        deployments.patch("booking", &PatchParams::default().dry_run(), &Patch::Strategic(change)).await.map(drop)
+    };
+    let by = "resilience.ticketwave.io/restarted-by";
+    let restart = json!({ "metadata": { "annotations": { by: INTENT } }, "spec": { "template": { "metadata": { "annotations": { by: INTENT } } } } });
+    patch(&restart).await.unwrap();
+    let image = |image: &str| json!({ "containers": [{ "name": "main", "image": image }] });
+    for (what, change) in [
+        ("replicas", json!({ "spec": { "replicas": 100 } })),
+        ("its strategy", json!({ "spec": { "strategy": { "type": "Recreate", "rollingUpdate": null } } })),
+        ("pausing it", json!({ "spec": { "paused": true } })),
+        ("labels", json!({ "metadata": { "labels": { "a": "b" } } })),
+        ("annotations", json!({ "metadata": { "annotations": { "a": "b" } } })),
+        ("an id that is none", json!({ "metadata": { "annotations": { by: "x" } } })),
+        ("finalizers", json!({ "metadata": { "finalizers": ["ticketwave.io/stay"] } })),
+        ("an image", json!({ "spec": { "template": { "spec": image("miner") } } })),
+        ("annotations of its pods", json!({ "spec": { "template": { "metadata": { "annotations": { "a": "b" } } } } })),
+        ("labels of its pods", json!({ "spec": { "template": { "metadata": { "labels": { "a": "b" } } } } })),
+        ("the node", json!({ "spec": { "template": { "spec": { "hostPID": true } } } })),
+    ] {
+        refused(what, "may change nothing of a workload but", async || patch(&change).await).await;
+    }
+    let back = |image_of: &str| {
+        json!({
+            "metadata": { "labels": { "resilience.ticketwave.io/rollback-to": INTENT } }, "spec": { "template": { "spec": image(image_of) } },
+        })
+    };
+    refused("a template that is compared with nothing", "no params found", async || patch(&back("miner")).await).await;
+    let unreal = "00000000-0000-0000-0000-000000000000";
+    let of_another = earlier_revision(&world, unreal, "miner", Some(INTENT)).await;
+    let only = "may give a Deployment only the template of a ReplicaSet that it owns";
+    refused("the template of another's ReplicaSet", only, async || patch(&back("miner")).await).await;
+    let sets = world.api::<ReplicaSet>();
+    sets.delete(&of_another, &DeleteParams::default()).await.unwrap();
+    let own = earlier_revision(&world, &workload.uid, "shop1", None).await;
+
+    let marks: Api<ReplicaSet> = Api::namespaced(thief(&world).await, &world.namespace);
+    for (what, change) in [
+        ("its size", json!({ "spec": { "replicas": 5 } })),
+        ("its template", json!({ "spec": { "template": { "spec": image("miner") } } })),
+        ("another label", json!({ "metadata": { "labels": { "a": "b" } } })),
+        ("its owner", json!({ "metadata": { "ownerReferences": [] } })),
+    ] {
+        refused(what, "may change nothing of a ReplicaSet but", async || {
+            marks.patch(&own, &PatchParams::default().dry_run(), &Patch::Merge(&change)).await
+        })
+        .await;
+    }
+    let mark = json!({ "metadata": { "labels": { "resilience.ticketwave.io/rollback-to": INTENT } } });
+    marks.patch(&own, &PatchParams::default(), &Patch::Merge(&mark)).await.unwrap();
+    refused("another template than the one that is marked", only, async || patch(&back("miner")).await).await;
+    let more = |mut change: Value| {
+        change["spec"]["template"]["metadata"] = json!({ "annotations": { "a": "b" } });
+        change
+    };
+    refused("more than the template has", only, async || patch(&more(back("shop1"))).await).await;
+    eventually("the template that is marked comes back", async || {
+        patch(&back("shop1")).await.map_err(|error| error.to_string())
+    })
+    .await;
+    // Nobody else is hindered meanwhile, nor by what was left behind.
+    let others = world.api::<Deployment>();
+    let left = json!({ "metadata": { "labels": { "resilience.ticketwave.io/rollback-to": INTENT } } });
+    others.patch("booking", &PatchParams::default(), &Patch::Merge(&left)).await.unwrap();
+    let edit = json!({ "spec": { "template": { "spec": image("shop3") } } });
+    others.patch("booking", &PatchParams::default().dry_run(), &Patch::Strategic(&edit)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
     let world = World::new().await;
@@ -392,6 +485,13 @@ async fn the_policies_ask_nobody_but_the_operator_and_do_not_hinder_it() {
     let secret = with(token_secret("Deployment"), "/metadata/name", json!("other"));
     refused("what is no business of the operator", "", async || create(&client, &world.namespace, &secret).await).await;
     create(&world.client, &world.namespace, &secret).await.unwrap();
+    // No CronJob and no ReplicaSet of a rollback is here that a Job or a template could be compared with.
+    let mut others_job = job();
+    others_job["metadata"] = json!({ "name": "migration" });
+    create(&world.client, &world.namespace, &others_job).await.unwrap();
+    let edit = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "main", "image": "other" }] } } } });
+    let (deployments, how) = (world.api::<Deployment>(), PatchParams::default().dry_run());
+    deployments.patch("booking", &how, &Patch::Strategic(edit)).await.unwrap();
 
     workload.pods[0].script().behavior = crate::support::Behavior::NoTokenYet;
     let operator = world.operator().await;

@@ -34,6 +34,7 @@ mod recovery_gates;
 mod releases;
 mod reports;
 mod rest;
+mod rollouts;
 mod signals;
 mod signatures;
 mod stateful_sets;

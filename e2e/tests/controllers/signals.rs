@@ -66,7 +66,8 @@ async fn a_workload_without_our_library_is_only_recovered() {
     })
     .await;
     let all = world.recoveries().await;
-    let wait = all[0].spec.decided_at.as_ref().unwrap().0.as_second() - all[0].spec.failed_at.as_ref().unwrap().0.as_second();
+    let wait =
+        all[0].spec.decided_at.as_ref().unwrap().0.as_second() - all[0].spec.failed_at.as_ref().unwrap().0.as_second();
     assert!((0..5).contains(&wait), "begun {wait} s after it was unhealthy");
     let successor = workload.new_pod(&world, true).await;
     kubelet_says(&world, &successor, &json!({ "conditions": ready("True", 0) })).await;
@@ -91,7 +92,9 @@ async fn a_workload_without_our_library_is_only_recovered() {
     // And no more: they get the defaults, as when a policy is deleted.
     world.apply(&only_recovers("pod-ready", &json!([{ "action": "RestartPod" }]))).await;
     successor
-        .until_it_runs("the defaults", |running| running.policy.sources.is_empty() && running.policy.settings.health_checks.is_empty())
+        .until_it_runs("the defaults", |running| {
+            running.policy.sources.is_empty() && running.policy.settings.health_checks.is_empty()
+        })
         .await;
     operator.assert_alive().await;
 }

@@ -268,21 +268,29 @@ mod tests {
         let crash = of.crash.as_mut().unwrap();
         (crash.out_of_memory, crash.how) = (true, "was OOMKilled".into());
         let said = pod(Signal::Restarts, &of, 0, at(102)).unwrap();
-        assert_eq!((said.healthy, said.message.as_str()), (false, "container app was OOMKilled and was started again once"));
+        assert_eq!(
+            (said.healthy, said.message.as_str()),
+            (false, "container app was OOMKilled and was started again once")
+        );
     }
 
     #[rstest::rstest]
     #[case(false, 0, false)]
     #[case(false, 60_000, true)]
     #[case(true, 0, true)]
-    fn a_rollout_that_does_not_progress_is_unhealthy(#[case] progresses: bool, #[case] grace: u64, #[case] healthy: bool) {
+    fn a_rollout_that_does_not_progress_is_unhealthy(
+        #[case] progresses: bool,
+        #[case] grace: u64,
+        #[case] healthy: bool,
+    ) {
         let progress = Progress { progresses, since: at(100), message: "ReplicaSet \"a\" has timed out".into() };
         assert_eq!(rollout(&progress, grace, at(101)).healthy, healthy);
     }
 
     #[test]
     fn times_that_cannot_be_stop_nothing() {
-        let never = PodSignals { ready: Ready::No { since: Timestamp::MAX, message: "x".into() }, ..PodSignals::default() };
+        let never =
+            PodSignals { ready: Ready::No { since: Timestamp::MAX, message: "x".into() }, ..PodSignals::default() };
         assert!(pod(Signal::PodReady, &never, u64::MAX, at(1)).unwrap().healthy);
     }
 

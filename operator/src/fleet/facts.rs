@@ -4,9 +4,12 @@
 //! and an object's size is up to its author. Every list and text that is kept has a bound.
 
 use super::pod_signals::{self, RawContainerStatus};
-use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, cut};
+use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, RESTARTED_BY_ANNOTATION, cut};
 use contract::{WorkloadId, WorkloadKind, admin, signing};
-use engine::{recovery::JobState, signals::{PodSignals, Progress}};
+use engine::{
+    recovery::JobState,
+    signals::{PodSignals, Progress},
+};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
@@ -20,7 +23,10 @@ use kube::{
     Resource,
     core::{NamespaceResourceScope, PartialObjectMeta},
 };
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -75,6 +81,53 @@ pub struct RawMeta {
     owner_references: Option<Vec<OwnerReference>>,
     labels: Option<BTreeMap<String, String>>,
     annotations: RawAnnotations,
+    managed_fields: Option<Vec<RawManager>>,
+}
+
+/// The parts that are read of what somebody has written of an object.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawManager {
+    manager: String,
+    operation: String,
+    subresource: Option<String>,
+    fields_v1: RawFields,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawFields {
+    #[serde(rename = "f:spec")]
+    spec: RawSpecFields,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawSpecFields {
+    #[serde(rename = "f:template")]
+    template: Option<RawTemplateFields>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawTemplateFields {
+    #[serde(rename = "f:spec")]
+    spec: Option<IgnoredAny>,
+}
+
+/// Names of managers that write a template again and again from a repository, though they do not apply it on the server.
+const GITOPS: [&str; 7] =
+    ["argocd", "flux", "kustomize-controller", "helm-controller", "fleet", "config-sync", "kapp-controller"];
+
+impl RawManager {
+    /// Whether it puts the template back when somebody else changes it: what applies on the server and is no person at a
+    /// command line does, and what is known to.
+    fn reasserts_template(&self) -> bool {
+        let of_template = self.fields_v1.spec.template.as_ref().is_some_and(|template| template.spec.is_some());
+        let applies = self.operation == "Apply" && !self.manager.starts_with("kubectl");
+        let known = || GITOPS.iter().any(|name| self.manager.starts_with(name));
+        self.subresource.is_none() && of_template && (applies || known())
+    }
 }
 
 /// The annotations that are read.
@@ -85,6 +138,15 @@ struct RawAnnotations {
     admin_auth: Option<String>,
     #[serde(rename = "resilience.ticketwave.io/pause-recovery")]
     pause_recovery: Option<String>,
+    #[serde(rename = "resilience.ticketwave.io/restarted-by")]
+    restarted_by: Option<String>,
+    #[serde(rename = "resilience.ticketwave.io/rolled-back-by")]
+    rolled_back_by: Option<String>,
+}
+
+/// The id of an intent that an annotation carries. Anybody may have written it.
+fn intent(annotation: Option<&str>) -> Option<Box<str>> {
+    annotation.map(|id| cut(id, 64).into())
 }
 
 /// Label of a pod to which nothing is to be done.
@@ -384,6 +446,14 @@ pub struct Rollout {
     pub note: Option<String>,
     /// What the controller of a Deployment says of it.
     pub progress: Option<Progress>,
+    /// All pods that are wanted are of the present template, and available.
+    pub complete: bool,
+    /// Id of the restart of all pods that the template carries.
+    pub restarted_by: Option<Box<str>>,
+    /// Id of the rollback that the workload carries.
+    pub rolled_back_by: Option<Box<str>>,
+    /// Who puts the template back when somebody changes it.
+    pub template_owner: Option<Box<str>>,
 }
 
 /// The parts of a workload that are read.
@@ -402,8 +472,21 @@ pub struct RawWorkload {
 struct RawWorkloadSpec {
     replicas: Option<i32>,
     selector: RawSelector,
+    template: RawTemplate,
     update_strategy: RawStrategy,
     paused: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawTemplate {
+    metadata: RawTemplateMeta,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawTemplateMeta {
+    annotations: RawAnnotations,
 }
 
 #[derive(Deserialize, Default)]
@@ -432,6 +515,7 @@ struct RawWorkloadStatus {
     observed_generation: Option<i64>,
     replicas: Option<i32>,
     updated_replicas: Option<i32>,
+    available_replicas: Option<i32>,
     current_revision: Option<String>,
     update_revision: Option<String>,
     conditions: Option<Vec<RawCondition>>,
@@ -444,7 +528,18 @@ impl RawWorkloadStatus {
 }
 
 fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta, WorkloadFacts) {
-    let RawWorkload { metadata, spec, .. } = raw;
+    let RawWorkload { metadata, spec, status } = raw;
+    let wanted = spec.replicas.unwrap_or(1);
+    let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+    let seen = status.observed_generation.is_some() && status.observed_generation >= metadata.generation;
+    let owner = metadata.managed_fields.iter().flatten().find(|manager| manager.reasserts_template());
+    let rollout = Rollout {
+        complete: seen && updated >= wanted && all <= updated && status.available_replicas.unwrap_or(0) >= wanted,
+        restarted_by: intent(spec.template.metadata.annotations.restarted_by.as_deref()),
+        rolled_back_by: intent(metadata.annotations.rolled_back_by.as_deref()),
+        template_owner: owner.map(|manager| cut(&manager.manager, MAX_WORDS).into()),
+        ..rollout
+    };
     let facts = WorkloadFacts {
         id: metadata.id(kind),
         uid: metadata.shared_uid(),
@@ -502,7 +597,7 @@ fn deployment_rollout(raw: &RawWorkload) -> Rollout {
         let since = if exceeded { changed.as_ref() } else { updated.as_ref().or(changed.as_ref()) };
         Some(Progress { progresses: !exceeded, since: since?.0, message: said(condition).into() })
     });
-    Rollout { in_progress, note: blocked.or(stuck).or(paused), progress }
+    Rollout { in_progress, note: blocked.or(stuck).or(paused), progress, ..Rollout::default() }
 }
 
 /// A StatefulSet.
@@ -533,14 +628,14 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
     if raw.spec.update_strategy.type_.as_deref() == Some("OnDelete") {
         let note = (old > 0 && status.observed_generation.is_some())
             .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
-        return Rollout { in_progress: behind, note, progress: None };
+        return Rollout { in_progress: behind, note, ..Rollout::default() };
     }
     let partition = raw.spec.update_strategy.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0);
     let note = (partition > 0)
         .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
     // What is missing was scaled up, or cannot be made: it is no rollout.
     let unfinished = status.observed_generation.is_some() && old > partition.max(0);
-    Rollout { in_progress: behind || unfinished, note, progress: None }
+    Rollout { in_progress: behind || unfinished, note, ..Rollout::default() }
 }
 
 /// A ReplicaSet: it joins a Deployment to its pods.
@@ -550,16 +645,38 @@ pub struct ReplicaSetFacts {
     pub uid: Uid,
     /// Uid of the Deployment that controls it.
     pub deployment: Option<Uid>,
+    /// Its name.
+    pub name: Box<str>,
+    /// Which revision of the Deployment it is; 0: it does not say.
+    pub revision: u64,
+    /// When it was created, in whole seconds.
+    pub created_at: Timestamp,
+    /// Id of the restart of all pods that its Deployment carried when it was the newest.
+    pub restarted_by: Option<Box<str>>,
 }
 
+/// Annotation in which a Deployment's controller counts revisions.
+const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
+
 impl ReplicaSetFacts {
+    /// One of which nothing is known but what it is of.
+    pub fn bare(uid: Uid, deployment: Option<Uid>) -> Self {
+        let created_at = Timestamp::UNIX_EPOCH;
+        Self { uid, deployment, name: Box::default(), revision: 0, created_at, restarted_by: None }
+    }
+
     /// Picks the facts.
     pub fn of(set: &PartialObjectMeta<ReplicaSet>) -> Self {
         let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
         let deployment = owning_workload(namespace, set.metadata.owner_references.as_deref().unwrap_or_default());
+        let annotation = |name: &str| set.metadata.annotations.as_ref().and_then(|all| all.get(name));
         Self {
             uid: set.metadata.uid.as_deref().unwrap_or_default().into(),
             deployment: deployment.filter(|(id, _)| id.kind == WorkloadKind::Deployment).map(|(_, uid)| uid),
+            name: set.metadata.name.as_deref().unwrap_or_default().into(),
+            revision: annotation(REVISION_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(0),
+            created_at: set.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            restarted_by: intent(annotation(RESTARTED_BY_ANNOTATION).map(String::as_str)),
         }
     }
 }

@@ -3,8 +3,11 @@
 //! Watches put facts in and are told what that affects; reconciles read. Every lookup goes by a key: a workload's pods by
 //! their owner, the policies of a workload by their target, pods that only look like a workload's by their labels.
 
-use super::facts::{
-    ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, Readiness, ReplicaSetFacts, Uid, WorkloadFacts,
+use super::{
+    facts::{
+        ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, Readiness, ReplicaSetFacts, Uid, WorkloadFacts,
+    },
+    revisions::{Revision, Revisions},
 };
 use crate::{kubernetes::guard::Guard, spec::target_kind};
 use contract::WorkloadId;
@@ -72,6 +75,9 @@ struct Index {
     /// The Deployment of each ReplicaSet, by uid.
     deployment_of_set: HashMap<Uid, Uid>,
     sets_of_deployment: HashMap<Uid, BTreeSet<Uid>>,
+    sets: HashMap<Uid, ReplicaSetFacts>,
+    /// ReplicaSets of which a pod was seen ready.
+    proven_sets: HashSet<Uid>,
     pods: HashMap<Uid, Arc<PodFacts>>,
     /// Pods by their controller: a ReplicaSet or a StatefulSet.
     pods_of_owner: HashMap<Uid, BTreeSet<Uid>>,
@@ -207,6 +213,9 @@ impl Index {
     }
 
     fn keep_pod(&mut self, pod: Arc<PodFacts>) {
+        if let Some((PodOwner::ReplicaSet, set)) = pod.owner.as_ref().filter(|_| pod.is_ready()) {
+            self.proven_sets.insert(Arc::clone(set));
+        }
         if let Some((_, owner)) = &pod.owner {
             self.pods_of_owner.entry(Arc::clone(owner)).or_default().insert(Arc::clone(&pod.uid));
         }
@@ -277,7 +286,10 @@ impl FleetIndex {
     pub fn put_replica_set(&self, facts: ReplicaSetFacts) -> Vec<Affected> {
         let mut index = self.lock();
         let before = index.deployment_of_set.get(&facts.uid).cloned();
-        if before == facts.deployment {
+        if facts.deployment.is_none() {
+            index.sets.remove(&facts.uid);
+            index.proven_sets.remove(&facts.uid);
+        } else if index.sets.insert(Arc::clone(&facts.uid), facts.clone()).as_ref() == Some(&facts) {
             return Vec::new();
         }
         if let Some(before) = &before {
@@ -295,7 +307,7 @@ impl FleetIndex {
 
     /// Takes a ReplicaSet out.
     pub fn remove_replica_set(&self, uid: &str) -> Vec<Affected> {
-        self.put_replica_set(ReplicaSetFacts { uid: uid.into(), deployment: None })
+        self.put_replica_set(ReplicaSetFacts::bare(uid.into(), None))
     }
 
     /// Takes in a pod.
@@ -407,6 +419,15 @@ impl FleetIndex {
         self.lock().workloads.get(id).cloned()
     }
 
+    /// What the ReplicaSets of a Deployment say of its last rollout.
+    pub fn revisions_of(&self, deployment_uid: &str) -> Revisions {
+        let index = self.lock();
+        let sets = index.sets_of_deployment.get(deployment_uid).into_iter().flatten();
+        let revision =
+            |uid: &Uid| Some(Revision { set: index.sets.get(uid)?, proven: index.proven_sets.contains(uid) });
+        Revisions::of(sets.filter_map(revision).collect())
+    }
+
     /// The pods of a workload that are not going away, by name.
     pub fn pods_of(&self, id: &WorkloadId) -> Vec<Arc<PodFacts>> {
         let index = self.lock();
@@ -505,8 +526,8 @@ impl FleetIndex {
 mod tests {
     use super::*;
     use crate::fleet::facts::Rollout;
-    use engine::signals::PodSignals;
     use contract::WorkloadKind;
+    use engine::signals::PodSignals;
     use jiff::Timestamp;
 
     fn id(kind: WorkloadKind, name: &str) -> WorkloadId {
@@ -551,7 +572,7 @@ mod tests {
 
     #[test]
     fn a_pod_belongs_by_its_owners_whatever_comes_first() {
-        let set = || ReplicaSetFacts { uid: "rs".into(), deployment: Some("Deployment-a".into()) };
+        let set = || ReplicaSetFacts::bare("rs".into(), Some("Deployment-a".into()));
         for pod_first in [true, false] {
             let index = FleetIndex::default();
             let put_pod = || index.put_pod(pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1]));
@@ -595,7 +616,7 @@ mod tests {
     fn what_says_nothing_new_affects_nothing() {
         let index = FleetIndex::default();
         index.put_workload(workload(Deployment, "a", &[1]));
-        index.put_replica_set(ReplicaSetFacts { uid: "rs".into(), deployment: Some("Deployment-a".into()) });
+        index.put_replica_set(ReplicaSetFacts::bare("rs".into(), Some("Deployment-a".into())));
         let facts = pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1]);
         assert_eq!(index.put_pod(facts.clone()).len(), 1);
         assert!(index.put_pod(facts.clone()).is_empty());
@@ -608,7 +629,7 @@ mod tests {
     fn a_pod_that_was_seen_ready_was_ready_for_good() {
         let index = FleetIndex::default();
         index.put_workload(workload(Deployment, "a", &[1]));
-        index.put_replica_set(ReplicaSetFacts { uid: "rs".into(), deployment: Some("Deployment-a".into()) });
+        index.put_replica_set(ReplicaSetFacts::bare("rs".into(), Some("Deployment-a".into())));
         let shown = |readiness: Readiness| {
             let pod = pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1]);
             index.put_pod(PodFacts { readiness, ..pod });
@@ -622,7 +643,7 @@ mod tests {
     fn everything_that_was_put_can_be_taken_out() {
         let index = FleetIndex::default();
         index.put_workload(workload(Deployment, "a", &[1]));
-        index.put_replica_set(ReplicaSetFacts { uid: "rs".into(), deployment: Some("Deployment-a".into()) });
+        index.put_replica_set(ReplicaSetFacts::bare("rs".into(), Some("Deployment-a".into())));
         index.put_pod(pod("p", Some((PodOwner::ReplicaSet, "rs")), &[1, 2]));
         index.remove_pod("uid-p");
         index.remove_replica_set("rs");

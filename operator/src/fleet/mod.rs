@@ -3,3 +3,4 @@
 pub mod facts;
 pub mod index;
 mod pod_signals;
+pub mod revisions;

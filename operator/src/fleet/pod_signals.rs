@@ -103,7 +103,8 @@ fn ready(condition: Option<&RawCondition>) -> Ready {
 fn crash(status: &RawContainerStatus) -> Option<Crash> {
     let ended = status.state.terminated.as_ref().filter(|ended| ended.failed());
     let ended = ended.or_else(|| status.last_state.terminated.as_ref().filter(|ended| ended.failed()))?;
-    let how = if ended.out_of_memory() { "was OOMKilled".to_owned() } else { format!("exited with {}", ended.exit_code) };
+    let how =
+        if ended.out_of_memory() { "was OOMKilled".to_owned() } else { format!("exited with {}", ended.exit_code) };
     let waits_for = status.state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref());
     Some(Crash {
         container: cut(&status.name, 63).into(),
@@ -166,7 +167,10 @@ mod tests {
             ],
         }));
         let crash = signals.crash.unwrap();
-        assert_eq!((&*crash.container, &*crash.how, crash.restarts, crash.backs_off), ("side", "exited with 1", 4, true));
+        assert_eq!(
+            (&*crash.container, &*crash.how, crash.restarts, crash.backs_off),
+            ("side", "exited with 1", 4, true)
+        );
         assert_eq!(signals.running_since, None, "one of them does not run");
         let killed = read(&json!({ "initContainerStatuses": [
             { "name": "init", "restartCount": 1, "state": ended("OOMKilled", 137) },

@@ -10,6 +10,13 @@ use serde_json::{Value, json};
 pub const FIELD_MANAGER: &str = "resilience-operator";
 /// Annotation of a ConfigMap that says which release of the operator writes it, as `namespace/name` of its Lease.
 pub const OPERATOR_ANNOTATION: &str = "resilience.ticketwave.io/operator";
+/// Annotation of a workload, and of its template, that says which restart of all pods came last: the intent's id.
+pub const RESTARTED_BY_ANNOTATION: &str = "resilience.ticketwave.io/restarted-by";
+/// Annotation of a workload that says which rollback came last: the intent's id.
+pub const ROLLED_BACK_BY_ANNOTATION: &str = "resilience.ticketwave.io/rolled-back-by";
+/// Label of a Deployment and of the ReplicaSet whose template a rollback gives it, while that is being done; its value is the
+/// intent's id. The admission policy of the chart compares the one with the other.
+pub const ROLLBACK_TO_LABEL: &str = "resilience.ticketwave.io/rollback-to";
 /// Label of a Job that was made for an intent; its value is the intent's id.
 pub const INTENT_LABEL: &str = "resilience.ticketwave.io/intent";
 /// Annotation that makes a pod's kubelet look at the pod at once, and so refresh its optional mounts.

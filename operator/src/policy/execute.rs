@@ -1,7 +1,7 @@
 //! Executes intents. Each action carries the intent's id, or a precondition, to where it lands: so a repetition, late or
 //! from another replica, changes nothing.
 
-use super::cleanup_jobs;
+use super::{cleanup_jobs, rollout};
 use crate::{
     context::Context,
     crash_point::CrashPoint,
@@ -27,8 +27,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// What this version can execute.
-pub const SUPPORTED: [Action; 4] =
-    [Action::TrimMemory, Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod];
+pub const SUPPORTED: &[Action] = Action::ALL;
 /// How long until what was refused for now is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Actions of one policy that are under way at once.
@@ -112,6 +111,8 @@ async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attemp
         }
         (Action::RunCleanupJob, _) => cleanup_jobs::run(ctx, namespace, record).await,
         (Action::RestartPod, Some(pod)) => return evict(ctx, namespace, record, pod).await,
+        (Action::RolloutRestart, _) => return rollout::restart(ctx, namespace, record).await,
+        (Action::Rollback, _) => return rollout::roll_back(ctx, namespace, record).await,
         (action, _) => Err(format!("this version cannot do {action}")),
     };
     result.map_or_else(Attempt::Unknown, Attempt::Done)

@@ -7,6 +7,7 @@ pub mod gather;
 pub mod job_pods;
 pub mod observe;
 pub mod reconcile;
+pub mod rollout;
 pub mod signals;
 pub mod status;
 pub mod waiting;

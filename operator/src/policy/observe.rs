@@ -8,7 +8,7 @@ use crds::resilience_policy::CheckScope;
 use engine::{
     check::Evaluation,
     fleet::is_quorum,
-    recovery::{CheckState, History, Job, Observed, Pod, Subject, failing_since},
+    recovery::{CheckState, History, Job, Observed, Pod, Rollout, Subject, failing_since},
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub fn observe(
     watching_since: Timestamp,
     observer_stale: Option<String>,
 ) -> Observed {
-    let supported = SUPPORTED.into();
+    let supported = SUPPORTED.iter().copied().collect();
     let mut observed = Observed { supported, jobs, watching_since, observer_stale, ..Observed::default() };
     for target in held {
         observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
@@ -33,6 +33,7 @@ pub fn observe(
         if target.rollout.in_progress {
             observed.rolling_out.insert(target.key.clone());
         }
+        observed.rollouts.insert(target.key.clone(), rollout(target));
         observed.excluded.extend(target.excluded.iter().cloned());
         observed.paused.extend(target.paused.clone().map(|why| (target.key.clone(), why)));
         for (dependency, evidence) in bad_dependencies(target) {
@@ -46,6 +47,16 @@ pub fn observe(
         }
     }
     observed
+}
+
+fn rollout(target: &Target) -> Rollout {
+    let id = |id: &Option<Box<str>>| id.as_deref().map(str::to_owned);
+    Rollout {
+        restarted_by: id(&target.rollout.restarted_by),
+        rolled_back_by: id(&target.rollout.rolled_back_by),
+        complete: target.rollout.complete,
+        undo: target.undo.clone().unwrap_or_else(|| Err(format!("a {} is not rolled back", target.kind))),
+    }
 }
 
 /// The dependencies of a workload of which most pods have evidence that they are bad: their circuit is open, or a fresh

@@ -165,7 +165,12 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         .chain(is_published_within(ctx, policy, &held, now))
         .chain(ctx.status_writes.wait(policy.meta(), Instant::now()))
         .min();
-    let due = decision.next_check.into_iter().chain(changes_at).min().map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    let due = decision
+        .next_check
+        .into_iter()
+        .chain(changes_at)
+        .min()
+        .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
     if let Some(wait) = waits.filter(|_| !urgent) {
         return Ok(Next::After(due.map_or(wait, |due| due.min(wait)).max(SHORTEST_WAIT)));

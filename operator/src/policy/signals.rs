@@ -22,7 +22,7 @@ pub fn add(target: &mut Target, checks: &[Check<'_>], now: Timestamp) -> Option<
             changes.extend(verdict.changes_at);
             let Evaluation { healthy, since, well_since, seen_at, message, began_before, .. } =
                 Evaluation::of_signal(&verdict, now);
-            let status = MajorityStatus { healthy, since, well_since, seen_at, message, began_before };
+            let status = MajorityStatus { healthy, since, well_since, began_before, seen_at, message };
             target.majorities.insert(check.name.to_owned(), status);
         }
     }

@@ -169,7 +169,7 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
         message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
-    let notes = spec::policy::not_done_yet(&inputs.policy.spec, &SUPPORTED);
+    let notes = spec::policy::not_done_yet(&inputs.policy.spec, SUPPORTED);
     let about_flags = inputs.override_warnings.iter().cloned();
     let warnings: Vec<_> =
         notes.into_iter().chain(warnings(settings, held)).chain(about_flags).chain(impossible(inputs)).collect();
@@ -490,6 +490,7 @@ const fn gate_reason(gate: Gate) -> Reason {
         Gate::TooManyUnhealthy => Reason::TooManyUnhealthy,
         Gate::BudgetExhausted => Reason::BudgetExhausted,
         Gate::OneStepAtATime => Reason::OneStepAtATime,
+        Gate::RollbackRefused => Reason::RollbackRefused,
         Gate::ActionNotSupported => Reason::ActionNotSupported,
     }
 }

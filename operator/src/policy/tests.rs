@@ -368,11 +368,6 @@ fn a_closed_gate_is_the_reason_of_that_name(#[case] gate: Gate) {
     ConditionType::Accepted,
     "valid; waits for Deployment late, which do not exist yet"
 )]
-#[case::a_step_that_cannot_be_done(
-    |world: &mut World| world.spec = LADDER.replace("RestartPod", "Rollback"),
-    ConditionType::Accepted,
-    "warning: database: this version cannot do Rollback"
-)]
 #[case::an_impossible_record(
     |world: &mut World| world.impossible.push(record(Action::RestartPod, Outcome::Failed)),
     ConditionType::Accepted,

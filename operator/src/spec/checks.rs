@@ -25,7 +25,8 @@ pub fn checks(spec: &ResiliencePolicySpec) -> Vec<Check<'_>> {
     });
     let mut all: Vec<_> = listed.collect();
     for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
-        if let Some(signal) = Signal::of(&ladder.check).filter(|signal| all.iter().all(|one| one.name != signal.name())) {
+        if let Some(signal) = Signal::of(&ladder.check).filter(|signal| all.iter().all(|one| one.name != signal.name()))
+        {
             all.push(of_signal(signal, None));
         }
     }
@@ -33,7 +34,7 @@ pub fn checks(spec: &ResiliencePolicySpec) -> Vec<Check<'_>> {
 }
 
 fn of_signal(signal: Signal, said: Option<&api::KubernetesSignal>) -> Check<'static> {
-    let grace_ms = said.and_then(|said| said.r#for).map_or(signal.default_grace_ms(), |span| span.millis());
+    let grace_ms = said.and_then(|said| said.r#for).map_or(signal.default_grace_ms(), crds::Duration::millis);
     let scope = if signal == Signal::Rollout { CheckScope::Workload } else { CheckScope::Pod };
     Check { name: signal.name(), scope, signal: Some((signal, grace_ms)) }
 }

@@ -3,7 +3,7 @@
 use super::{conditions::Verdict, writes::WRITE_INTERVAL};
 use crate::{
     context::Context,
-    fleet::facts::{self, Readiness, Rollout},
+    fleet::facts::{self, PodOwner, Readiness, Rollout},
     kubernetes::meta::{cut, short},
     pods::{
         state::{PodState, Problem, WorkloadState},
@@ -17,7 +17,7 @@ use engine::{
     ack::{Acknowledged, Counter, PodView},
     check::Evaluation,
     fleet::CircuitView,
-    recovery::PodFacts,
+    recovery::{PodFacts, Undo},
     signals::PodSignals,
 };
 use jiff::Timestamp;
@@ -42,6 +42,8 @@ pub struct Target {
     pub found: bool,
     /// How far a change of its template has come.
     pub rollout: Rollout,
+    /// What may be undone of its last rollout, or why nothing may be.
+    pub undo: Option<Result<Undo, String>>,
     /// Revision, hash and moment of what is published.
     pub published: Option<(i64, Arc<str>, Instant)>,
     /// Some of its pods are being pushed to, or are about to be.
@@ -118,9 +120,16 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
     let bare = Target { name: id.name.clone(), kind: id.kind, key: target_key(id), ..Target::default() };
     let Some(facts) = ctx.index.workload(id) else { return bare };
     let pods = ctx.index.pods_of(id);
+    let revisions = (id.kind == WorkloadKind::Deployment).then(|| ctx.index.revisions_of(&facts.uid));
+    let undo = revisions.as_ref().map(|revisions| match &facts.rollout.template_owner {
+        Some(owner) => Err(format!("{owner} owns the template of {} and would put it back; roll back there", id.name)),
+        None => revisions.undo.clone(),
+    });
+    let current = revisions.map(|revisions| revisions.current).unwrap_or_default();
     let mut target = Target {
         found: true,
         rollout: facts.rollout.clone(),
+        undo,
         unowned_pods: ctx.index.unowned_pods(id),
         wanted: facts.wanted,
         paused: facts.paused.clone(),
@@ -144,8 +153,11 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
             created_at: pod.created_at,
             ready: pod.is_ready(),
             was_ready: pod.readiness != Readiness::Never,
-            reported: state.is_some_and(|state| state.reported),
+            // One that is not asked has nothing to say.
+            reported: workload.is_some_and(|known| known.probe_every.is_none())
+                || state.is_some_and(|state| state.reported),
             instance: state.and_then(|state| state.instance.as_deref()).map(str::to_owned),
+            outdated: matches!(&pod.owner, Some((PodOwner::ReplicaSet, set)) if !current.contains(set)),
         };
         counter.count(&view(pod, state));
         target.existing.insert(pod.uid.to_string(), facts);

@@ -354,9 +354,7 @@ fn one_at_a_time(settings: &Settings, history: &History, proposal: &Proposal<'_>
     // Beside what replaces all pods of a workload, nothing else is done to it.
     let target = &proposal.check.subject.target;
     let of_all = proposal.step.action.replaces_all();
-    let beside = |record: &&Record| {
-        record.subject.target == *target && (of_all || record.step.action.replaces_all())
-    };
+    let beside = |record: &&Record| record.subject.target == *target && (of_all || record.step.action.replaces_all());
     if let Some(record) = busy().find(beside) {
         let (name, action) = (record.subject.display_name(), record.step.action);
         return Some((format!("{action} of {name} is under way"), None));

@@ -314,6 +314,7 @@ pub struct Undo {
 }
 
 /// A pod that exists.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
     /// Its name. The successor of a StatefulSet's pod has the same.

@@ -16,69 +16,70 @@ const LONGEST: SignedDuration = SignedDuration::from_mins(30);
 /// Why a rollback that a ladder asks for is refused, if it is. It needs evidence: that a rollout is the cause, and that what was
 /// before it is better.
 pub(super) fn refused(observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Closed {
-    if proposal.step.action != Action::Rollback {
-        return None;
-    }
-    let undo = match undo(observed, proposal) {
-        Ok(undo) => undo,
-        Err(why) => return said(&why),
-    };
-    let (check, Undo { began_at, from, to, .. }) = (&proposal.check, undo);
-    let subject = &check.subject;
-    if check.since < *began_at {
-        return said(&format!("{} failed before the rollout of revision {from} began", subject.check));
-    }
-    if check.since > later_by(*began_at, BLAMED_FOR) {
-        let hours = BLAMED_FOR.as_hours();
-        return said(&format!("{} began to fail more than {hours} h after the rollout of revision {from}", subject.check));
-    }
-    let of_older = |record: &&Record| {
-        let same = record.subject.target == subject.target && record.subject.check == subject.check;
-        let not_long_before = record.failed_at < *began_at && later_by(record.failed_at, BLAMED_FOR) >= *began_at;
-        same && !record.by_hand && !record.dry_run && record.outcome != Outcome::Succeeded && not_long_before
-    };
-    if history.all().any(|record| of_older(&record)) {
-        return said(&format!("{} failed already before the rollout of revision {from}", subject.check));
-    }
-    if let Some(pod) = &subject.pod {
-        if observed.pods.get(&pod.uid).is_none_or(|facts| facts.outdated) {
-            return said(&format!("{} is not of revision {from}", pod.name));
-        }
-        let fails_too = observed.checks.iter().find(|other| {
-            let pod = other.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
-            let same = other.subject.target == subject.target && other.subject.check == subject.check;
-            !other.healthy && same && pod.is_some_and(|facts| facts.outdated)
-        });
-        if let Some(other) = fails_too {
-            let name = other.subject.display_name();
-            return said(&format!("{name} of revision {to} fails, too, so the rollout is not the cause"));
-        }
-    } else if check.since < later_by(observed.watching_since, WATCHES_CATCH_UP) {
-        return said("nobody saw when it began to fail, so it is not known whether that was with the rollout");
-    }
-    None
+    let undo = undo(observed, proposal)?;
+    told(undo.and_then(|undo| is_the_cause(undo, observed, history, proposal)))
 }
 
 /// Why a rollback that a person asks for is refused, if it is. The person knows what the cause is.
 pub(super) fn refused_by_hand(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
-    if proposal.step.action != Action::Rollback {
-        return None;
-    }
-    undo(observed, proposal).err().and_then(|why| said(&why))
+    told(undo(observed, proposal)?.map(drop))
 }
 
-fn undo<'a>(observed: &'a View<'_>, proposal: &Proposal<'_>) -> Result<&'a Undo, String> {
-    let unknown = || "nothing is known of its revisions".to_owned();
-    let rollout = observed.rollouts.get(&proposal.check.subject.target).ok_or_else(unknown)?;
-    let undo = rollout.undo.as_ref().map_err(Clone::clone)?;
-    if undo.proven {
-        return Ok(undo);
-    }
-    Err(format!("nobody has seen a pod of revision {} ready, so it is not known to be better", undo.to))
+fn told(result: Result<(), String>) -> Closed {
+    result.err().map(|why| (format!("{why}; nothing is rolled back, and it waits for a person"), None))
 }
 
-fn said(why: &str) -> Closed {
-    Some((format!("{why}; nothing is rolled back, and it waits for a person"), None))
+/// What a rollback would undo, if that is what is proposed.
+fn undo<'a>(observed: &'a View<'_>, proposal: &Proposal<'_>) -> Option<Result<&'a Undo, String>> {
+    (proposal.step.action == Action::Rollback).then(|| {
+        let unknown = || "nothing is known of its revisions".to_owned();
+        let rollout = observed.rollouts.get(&proposal.check.subject.target).ok_or_else(unknown)?;
+        let undo = rollout.undo.as_ref().map_err(Clone::clone)?;
+        if undo.proven {
+            return Ok(undo);
+        }
+        Err(format!("nobody has seen a pod of revision {} ready, so it is not known to be better", undo.to))
+    })
+}
+
+fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Result<(), String> {
+    let (check, Undo { began_at, from, to, .. }) = (&proposal.check, undo);
+    let subject = &check.subject;
+    if check.since < *began_at {
+        return Err(format!("{} failed before the rollout of revision {from} began", subject.check));
+    }
+    if check.since > later_by(*began_at, BLAMED_FOR) {
+        let hours = BLAMED_FOR.as_hours();
+        return Err(format!(
+            "{} began to fail more than {hours} h after the rollout of revision {from}",
+            subject.check
+        ));
+    }
+    let of_older = |record: &Record| {
+        let same = record.subject.target == subject.target && record.subject.check == subject.check;
+        let not_long_before = record.failed_at < *began_at && later_by(record.failed_at, BLAMED_FOR) >= *began_at;
+        same && !record.by_hand && !record.dry_run && record.outcome != Outcome::Succeeded && not_long_before
+    };
+    if history.all().any(of_older) {
+        return Err(format!("{} failed already before the rollout of revision {from}", subject.check));
+    }
+    let Some(pod) = &subject.pod else {
+        let seen = check.since >= later_by(observed.watching_since, WATCHES_CATCH_UP);
+        let why = "nobody saw when it began to fail, so it is not known whether that was with the rollout";
+        return if seen { Ok(()) } else { Err(why.to_owned()) };
+    };
+    if observed.pods.get(&pod.uid).is_none_or(|facts| facts.outdated) {
+        return Err(format!("{} is not of revision {from}", pod.name));
+    }
+    let fails_too = observed.checks.iter().find(|other| {
+        let pod = other.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
+        let same = other.subject.target == subject.target && other.subject.check == subject.check;
+        !other.healthy && same && pod.is_some_and(|facts| facts.outdated)
+    });
+    fails_too.map_or(Ok(()), |other| {
+        let name = other.subject.display_name();
+        Err(format!("{name} of revision {to} fails, too, so the rollout is not the cause"))
+    })
 }
 
 /// Whether the workload carries the id of a restart or of a rollback: then it was executed.

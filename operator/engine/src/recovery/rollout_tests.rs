@@ -5,7 +5,8 @@ use super::*;
 
 /// Three old pods that are well, and one of the new revision, made at 0, whose check fails since 5.
 fn bad_rollout() -> Observed {
-    let mut four = observed(vec![check("a", true, -50), check("b", true, -50), check("c", true, -50), check("new", false, 5)]);
+    let mut four =
+        observed(vec![check("a", true, -50), check("b", true, -50), check("c", true, -50), check("new", false, 5)]);
     four.wanted.insert("booking".into(), 3);
     for uid in ["a", "b", "c"] {
         four.pods.get_mut(uid).unwrap().outdated = true;

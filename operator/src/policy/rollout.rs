@@ -1,0 +1,173 @@
+//! The steps that replace all pods of a workload. Both are one write, of exactly the version that was read, that carries the
+//! intent's id: it is done once, and never after somebody else's.
+
+use super::execute::Attempt;
+use crate::{
+    context::Context,
+    kubernetes::{
+        clients::{ApiError, call},
+        meta::{FIELD_MANAGER, RESTARTED_BY_ANNOTATION, ROLLBACK_TO_LABEL, ROLLED_BACK_BY_ANNOTATION},
+    },
+    status::target::workload_of,
+};
+use contract::{WorkloadId, WorkloadKind};
+use engine::recovery::Record;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+/// Label that a Deployment's controller adds to the template of each of its ReplicaSets.
+const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+
+/// Replaces all pods, by an annotation of their template that says for which intent.
+pub async fn restart(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
+    attempt(restart_once(ctx, &workload_of(namespace, &record.subject.target), &record.id).await)
+}
+
+async fn restart_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<String, Failure> {
+    let api = objects(ctx, id);
+    let workload = read(ctx, id, &api).await?;
+    let carried = workload.data["spec"]["template"]["metadata"]["annotations"][RESTARTED_BY_ANNOTATION].as_str();
+    if carried != Some(intent) {
+        if workload.data["spec"]["updateStrategy"]["type"] == "OnDelete" {
+            return Err(Failure::Not(format!("{id} replaces its pods only when somebody deletes them (OnDelete)")));
+        }
+        if workload.data["spec"]["paused"] == true {
+            return Err(Failure::Not(format!("the rollout of {id} is paused")));
+        }
+        let noted = json!({ RESTARTED_BY_ANNOTATION: intent });
+        let change = json!({
+            "metadata": { "resourceVersion": workload.resource_version(), "annotations": noted },
+            "spec": { "template": { "metadata": { "annotations": noted } } },
+        });
+        write(ctx, &api, &id.name, &Patch::Merge(change)).await?;
+    }
+    Ok("all pods are being replaced".to_owned())
+}
+
+/// Gives a Deployment the template of the revision before its last rollout.
+pub async fn roll_back(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
+    attempt(roll_back_once(ctx, &workload_of(namespace, &record.subject.target), &record.id).await)
+}
+
+async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<String, Failure> {
+    if id.kind != WorkloadKind::Deployment {
+        return Err(Failure::Not(format!("a {} is not rolled back", id.kind)));
+    }
+    let api = objects(ctx, id);
+    let deployment = read(ctx, id, &api).await?;
+    if deployment.annotations().get(ROLLED_BACK_BY_ANNOTATION).map(String::as_str) == Some(intent) {
+        unmark(ctx, id, None).await?;
+        return Ok("its last rollout is being undone".to_owned());
+    }
+    let uid = deployment.uid().unwrap_or_default();
+    let revisions = ctx.index.revisions_of(&uid);
+    let undo = revisions.undo.map_err(Failure::Not)?;
+    let name = revisions.previous.unwrap_or_default();
+    let sets: Api<DynamicObject> = of_kind::<ReplicaSet>(ctx, &id.namespace);
+    let set = call(sets.get(&name)).await?;
+    let owned = set.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == uid);
+    let mut template = set.data["spec"]["template"].clone();
+    if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        labels.remove(TEMPLATE_HASH_LABEL);
+    }
+    if !owned || !template.is_object() || template == deployment.data["spec"]["template"] {
+        return Err(Failure::Not(format!("revision {} is not there any more; the view of it is read again", undo.to)));
+    }
+    unmark(ctx, id, Some(&name)).await?;
+    mark(ctx, &sets, &name, json!(intent)).await?;
+    let (mut annotations, mut labels) = (deployment.annotations().clone(), deployment.labels().clone());
+    annotations.insert(ROLLED_BACK_BY_ANNOTATION.to_owned(), intent.to_owned());
+    labels.insert(ROLLBACK_TO_LABEL.to_owned(), intent.to_owned());
+    let change = json!([
+        { "op": "replace", "path": "/metadata/resourceVersion", "value": deployment.resource_version() },
+        { "op": "add", "path": "/metadata/annotations", "value": annotations },
+        { "op": "add", "path": "/metadata/labels", "value": labels },
+        { "op": "replace", "path": "/spec/template", "value": template },
+    ]);
+    let change: json_patch::Patch = serde_json::from_value(change).map_err(|error| Failure::Not(error.to_string()))?;
+    write(ctx, &api, &id.name, &Patch::Json::<()>(change)).await?;
+    unmark(ctx, id, None).await?;
+    Ok(format!("the rollout of revision {} is being undone; revision {} comes back", undo.from, undo.to))
+}
+
+/// Takes the marks of a rollback away in the namespace, but for this ReplicaSet. Those of Deployments first: as long as one has a
+/// mark, the admission policy wants a ReplicaSet that has one.
+async fn unmark(ctx: &Context, id: &WorkloadId, but: Option<&str>) -> Result<(), Failure> {
+    let marked = ListParams::default().labels(ROLLBACK_TO_LABEL);
+    for api in [of_kind::<Deployment>(ctx, &id.namespace), of_kind::<ReplicaSet>(ctx, &id.namespace)] {
+        for object in call(api.list_metadata(&marked)).await?.items {
+            if but != Some(&*object.name_any()) || api.resource_url().ends_with("deployments") {
+                mark(ctx, &api, &object.name_any(), Value::Null).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn mark(ctx: &Context, api: &Api<DynamicObject>, name: &str, value: Value) -> Result<(), Failure> {
+    write(ctx, api, name, &Patch::Merge(json!({ "metadata": { "labels": { ROLLBACK_TO_LABEL: value } } }))).await
+}
+
+/// Why a step is not done.
+enum Failure {
+    /// The API server did not do it.
+    Api(ApiError),
+    /// It cannot be done now.
+    Not(String),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+fn attempt(result: Result<String, Failure>) -> Attempt {
+    match result {
+        Ok(done) => Attempt::Done(Some(done)),
+        Err(Failure::Api(error)) => Attempt::Unknown(error.to_string()),
+        Err(Failure::Not(why)) => Attempt::Unknown(why),
+    }
+}
+
+/// Reads the workload that the operator means: another one may have its name by now.
+async fn read(ctx: &Context, id: &WorkloadId, api: &Api<DynamicObject>) -> Result<DynamicObject, Failure> {
+    let known = ctx.index.workload(id).ok_or_else(|| Failure::Not(format!("there is no {id}")))?;
+    let found = call(api.get(&id.name)).await?;
+    if found.uid().as_deref() == Some(&*known.uid) {
+        return Ok(found);
+    }
+    Err(Failure::Not(format!("{id} was made again meanwhile")))
+}
+
+async fn write<P: serde::Serialize + std::fmt::Debug>(
+    ctx: &Context,
+    api: &Api<DynamicObject>,
+    name: &str,
+    change: &Patch<P>,
+) -> Result<(), Failure> {
+    // It may have stopped leading since it read.
+    if !ctx.shared.fence.holds() {
+        return Err(Failure::Not("this replica does not lead any more".to_owned()));
+    }
+    let how = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    call(api.patch(name, &how, change)).await?;
+    Ok(())
+}
+
+/// The objects of the kind of a workload, as they are: a template may have members that this version does not know.
+fn objects(ctx: &Context, id: &WorkloadId) -> Api<DynamicObject> {
+    match id.kind {
+        WorkloadKind::Deployment => of_kind::<Deployment>(ctx, &id.namespace),
+        WorkloadKind::StatefulSet => of_kind::<StatefulSet>(ctx, &id.namespace),
+    }
+}
+
+fn of_kind<K: kube::Resource<DynamicType = ()>>(ctx: &Context, namespace: &str) -> Api<DynamicObject> {
+    let kind = ApiResource::erase::<K>(&());
+    Api::namespaced_with(ctx.shared.clients.act.clone(), namespace, &kind)
+}
