@@ -66,6 +66,8 @@ struct Simulation {
     pods: Vec<SimulatedPod>,
     wanted: usize,
     rolling_out: bool,
+    /// Ids of the restart of all pods and of the rollback that were executed last.
+    carries: [Option<String>; 2],
     refuses: bool,
     /// Seconds of the cluster's clock.
     second: i64,
@@ -89,7 +91,9 @@ fn step(action: Action, timeout_ms: u64) -> Step {
 
 impl Simulation {
     fn new(max_in_flight: usize, max_unhealthy: MaxUnhealthy, wanted: usize) -> Self {
-        let steps = vec![step(Action::ResetConnections, 15_000), step(Action::RestartPod, 60_000)];
+        let steps = [Action::ResetConnections, Action::RestartPod, Action::RolloutRestart, Action::Rollback];
+        let steps: Vec<_> =
+            steps.into_iter().zip([15_000, 60_000, 60_000, 60_000]).map(|(a, ms)| step(a, ms)).collect();
         let settings = Settings {
             ladders: CHECKS.map(|check| (check.to_owned(), steps.clone())).into(),
             limits: Limits {
@@ -108,6 +112,7 @@ impl Simulation {
             pods: Vec::new(),
             wanted,
             rolling_out: false,
+            carries: [None, None],
             refuses: false,
             second: 1_000,
             ahead: 0,
@@ -148,7 +153,13 @@ impl Simulation {
                 // The youngest go first, as a ReplicaSet does it.
                 self.pods.truncate(wanted);
             }
-            Event::Rollout => self.rolling_out = !self.rolling_out,
+            Event::Rollout => {
+                self.rolling_out = !self.rolling_out;
+                if !self.rolling_out {
+                    self.pods.clear();
+                    (0..self.wanted).for_each(|_| self.spawn(self.second, true));
+                }
+            }
             Event::Pass(seconds) => self.second += seconds,
             Event::Jump(seconds) => {
                 self.ahead = seconds;
@@ -202,10 +213,18 @@ impl Simulation {
             pods: self.pods.iter().map(|pod| (pod.uid.clone(), facts(pod))).collect(),
             wanted: [(TARGET.to_owned(), self.wanted)].into(),
             rolling_out: self.rolling_out.then(|| TARGET.to_owned()).into_iter().collect(),
-            supported: BTreeSet::from([Action::ResetConnections, Action::RestartPod]),
+            rollouts: [(TARGET.to_owned(), self.rollout())].into(),
+            supported: Action::ALL.iter().copied().collect(),
             watching_since: at(self.watching_since),
             ..Observed::default()
         }
+    }
+
+    fn rollout(&self) -> Rollout {
+        let [restarted_by, rolled_back_by] = self.carries.clone();
+        let ready = self.pods.iter().filter(|pod| pod.ready).count();
+        let undo = Undo { began_at: at(0), from: 2, to: 1, proven: true };
+        Rollout { restarted_by, rolled_back_by, complete: !self.rolling_out && ready >= self.wanted, undo: Ok(undo) }
     }
 
     /// How many wanted pods do not serve: they are missing, not ready or failing, or their recovery is under way.
@@ -252,6 +271,15 @@ impl Simulation {
                 let uid = record.subject.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default();
                 self.pods.retain(|pod| pod.uid != uid);
             }
+            let replaces = match record.step.action {
+                Action::RolloutRestart => Some(0),
+                Action::Rollback => Some(1),
+                _ => None,
+            };
+            if let Some(which) = replaces {
+                self.carries[which] = Some(record.id.clone());
+                self.rolling_out = true;
+            }
             own.outcome = Outcome::Verifying;
             own.executed_at = Some(now);
         }
@@ -266,7 +294,16 @@ impl Simulation {
         let busy: Vec<_> = history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting).collect();
         let begun = history.in_flight.iter().filter(|record| !self.begun.contains_key(&record.id)).count();
         prop_assert!(begun == 0 || busy.len() <= limits.max_in_flight, "more at once than may be: {busy:#?}");
-        prop_assert!(begun == 0 || !self.rolling_out, "begun during a rollout");
+        let undoes = |record: &&Record| record.step.action == Action::Rollback;
+        let undone =
+            history.in_flight.iter().filter(undoes).filter(|record| !self.begun.contains_key(&record.id)).count();
+        prop_assert!(begun == undone || !self.rolling_out, "begun during a rollout");
+        for record in execute {
+            let of_all = record.step.action.replaces_all();
+            let beside = busy.iter().filter(|other| other.id != record.id);
+            let beside = beside.filter(|other| of_all || other.step.action.replaces_all()).count();
+            prop_assert!(beside == 0, "something beside what replaces all pods: {busy:#?}");
+        }
 
         let everything = || history.all().chain(&history.aside);
         let ids: BTreeSet<_> = everything().map(|record| &record.id).collect();
@@ -282,10 +319,13 @@ impl Simulation {
         }
         for record in execute {
             let pod = self.pods.iter().find(|pod| record.subject.pod.as_ref().is_some_and(|one| one.uid == pod.uid));
-            prop_assert!(pod.is_some_and(|pod| pod.was_ready), "an action on a pod that is starting up");
-            prop_assert!(!self.rolling_out || !record.step.action.disrupts(), "a pod is taken away during a rollout");
+            let undoes = record.step.action == Action::Rollback;
+            prop_assert!(undoes || pod.is_some_and(|pod| pod.was_ready), "an action on a pod that is starting up");
+            let takes = record.step.action.disrupts() && !undoes;
+            prop_assert!(!self.rolling_out || !takes, "a pod is taken away during a rollout");
         }
-        let evictions = execute.iter().filter(|record| record.step.action == Action::RestartPod).count();
+        let takes = |action: Action| action.disrupts() && action != Action::Rollback;
+        let evictions = execute.iter().filter(|record| takes(record.step.action)).count();
         let allowed = limits.max_unhealthy.of(self.wanted);
         prop_assert!(
             evictions == 0 || self.unhealthy(history) <= allowed,
