@@ -12,6 +12,7 @@ mod incident;
 mod operator_process;
 mod services;
 mod stateful_set;
+mod without_library;
 
 use common::{REPLICAS, SOON, in_every_pod, nodes, programmed, provider, published, restarts};
 use crds::{ConditionType, status::ActionOutcome};

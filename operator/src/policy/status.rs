@@ -405,22 +405,27 @@ fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus
 /// The part of the status that says in short what recovery does.
 pub fn recovery(inputs: &Inputs<'_>, decision: &Decision) -> Option<RecoverySummary> {
     let History { in_flight, recent, .. } = &decision.history;
-    if inputs.recovery.ladders.is_empty() && in_flight.is_empty() && recent.is_empty() {
+    let unhealthy = !findings(inputs, &inputs.held()).is_empty();
+    if inputs.recovery.ladders.is_empty() && in_flight.is_empty() && recent.is_empty() && !unhealthy {
         return None;
     }
-    let summary = in_flight
-        .iter()
-        .map(|record| {
-            let dry = match (record.dry_run, record.outcome) {
-                (true, _) => ", dry run",
-                (false, Outcome::Waiting) => ", waits",
-                _ => "",
-            };
-            format!("{} ({} of {}{dry})", record.step.action, record.index + 1, record.steps)
-        })
-        .next()
+    let shown = in_flight.first().map(|record| {
+        let dry = match (record.dry_run, record.outcome) {
+            (true, _) => ", dry run",
+            (false, Outcome::Waiting) => ", waits",
+            _ => "",
+        };
+        let more = match in_flight.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{} ({} of {}{dry}){more}", record.step.action, record.index + 1, record.steps)
+    });
+    let summary = shown
         .or_else(|| decision.withheld.first().map(|held| gate_reason(held.gate).as_str().to_owned()))
-        .or_else(|| (!decision.exhausted.is_empty()).then(|| Reason::RecoveryExhausted.as_str().to_owned()));
+        .or_else(|| (!decision.exhausted.is_empty()).then(|| Reason::RecoveryExhausted.as_str().to_owned()))
+        // Something fails, and nothing is to be done about it.
+        .or_else(|| unhealthy.then(|| Reason::CheckUnhealthy.as_str().to_owned()));
     Some(RecoverySummary {
         summary,
         remaining_budget: i32::try_from(decision.remaining_budget).ok().filter(|_| !inputs.recovery.ladders.is_empty()),

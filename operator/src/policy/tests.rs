@@ -286,7 +286,7 @@ fn columns(status: &ResiliencePolicyStatus) -> String {
 #[case::a_check_fails(
     |world: &mut World| world.fails_in(&["booking-a"], 900),
     &["Ready=True/Programmed", "Healthy=False/CheckUnhealthy", "RecoveryAllowed=True/Allowed"],
-    "4/4 | - | - | -"
+    "4/4 | - | - | CheckUnhealthy"
 )]
 #[case::a_circuit_is_open(
     |world: &mut World| world.circuit(1, 900),
