@@ -138,7 +138,10 @@ spec:
 {{/* Whether nothing changes of the template of a workload but the annotation that restarts all pods. */}}
 {{- define "resilience-operator.onlyRestarts" -}}
 (object.spec.template.spec == oldObject.spec.template.spec
-&& object.spec.template.metadata.?labels == oldObject.spec.template.metadata.?labels
+{{- range list "labels" "finalizers" "ownerReferences" "name" "generateName" "namespace" }}
+&& object.spec.template.metadata.?{{ . }} == oldObject.spec.template.metadata.?{{ . }}
+{{- end }}
+&& object.spec.template.metadata.?annotations[?'resilience.ticketwave.io/restarted-by'].orValue('0123456789abcdef').matches('^[0-9a-f]{16}$')
 && object.spec.template.metadata.?annotations.orValue({}).all(k, k == 'resilience.ticketwave.io/restarted-by'
    || object.spec.template.metadata.annotations[k] == oldObject.spec.template.metadata.?annotations[?k].orValue('-'))
 && oldObject.spec.template.metadata.?annotations.orValue({}).all(k,

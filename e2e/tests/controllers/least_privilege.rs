@@ -428,6 +428,11 @@ async fn of_a_workload_nothing_is_changed_but_back_to_a_revision_of_its_own() {
         ("annotations of its pods", json!({ "spec": { "template": { "metadata": { "annotations": { "a": "b" } } } } })),
         ("labels of its pods", json!({ "spec": { "template": { "metadata": { "labels": { "a": "b" } } } } })),
         ("the node", json!({ "spec": { "template": { "spec": { "hostPID": true } } } })),
+        ("finalizers of its pods", json!({ "spec": { "template": { "metadata": { "finalizers": ["a.b/c"] } } } })),
+        (
+            "an id of its pods that is none",
+            json!({ "spec": { "template": { "metadata": { "annotations": { by: "x" } } } } }),
+        ),
     ] {
         refused(what, "may change nothing of a workload but", async || patch(&change).await).await;
     }
@@ -460,11 +465,11 @@ async fn of_a_workload_nothing_is_changed_but_back_to_a_revision_of_its_own() {
     let mark = json!({ "metadata": { "labels": { "resilience.ticketwave.io/rollback-to": INTENT } } });
     marks.patch(&own, &PatchParams::default(), &Patch::Merge(&mark)).await.unwrap();
     refused("another template than the one that is marked", only, async || patch(&back("miner")).await).await;
-    let more = |mut change: Value| {
-        change["spec"]["template"]["metadata"] = json!({ "annotations": { "a": "b" } });
-        change
-    };
-    refused("more than the template has", only, async || patch(&more(back("shop1"))).await).await;
+    for more in [json!({ "annotations": { "a": "b" } }), json!({ "finalizers": ["a.b/c"] })] {
+        let mut change = back("shop1");
+        change["spec"]["template"]["metadata"] = more;
+        refused("more than the template has", only, async || patch(&change).await).await;
+    }
     eventually("the template that is marked comes back", async || {
         patch(&back("shop1")).await.map_err(|error| error.to_string())
     })

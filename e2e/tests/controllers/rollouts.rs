@@ -247,3 +247,31 @@ async fn a_stateful_set_is_restarted_by_hand_and_not_rolled_back() {
         .await;
     drop(set);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mark_of_a_rollback_that_was_left_behind_is_taken_away() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    revision(&world, &workload, 1, "shop:1").await;
+    let _operator = world.operator().await;
+    world.apply(&recovery_policy("booking", "booking")).await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    let mark = json!({ "metadata": { "labels": { ROLLBACK_TO: "0123456789abcdef" } } });
+    let deployments = world.api::<Deployment>();
+    // Nothing is there that the admission policy could compare with; somebody has taken that away.
+    let set = world.api::<ReplicaSet>();
+    set.patch("booking-hash1", &PatchParams::default(), &Patch::Merge(&mark)).await.unwrap();
+    eventually("it is marked", async || {
+        let marked = deployments.patch("booking", &PatchParams::default(), &Patch::Merge(&mark)).await;
+        marked.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    let gone = json!({ "metadata": { "labels": { ROLLBACK_TO: null } } });
+    set.patch("booking-hash1", &PatchParams::default(), &Patch::Merge(&gone)).await.unwrap();
+    eventually("no mark is left", async || {
+        let with = ListParams::default().labels(ROLLBACK_TO);
+        let left = deployments.list(&with).await.unwrap().items.len() + set.list(&with).await.unwrap().items.len();
+        if left == 0 { Ok(()) } else { Err(left.to_string()) }
+    })
+    .await;
+}

@@ -77,7 +77,7 @@ async fn a_workload_without_our_library_is_only_recovered() {
         assert_eq!(pod.script().requests, 0, "{} was never asked anything", pod.name);
     }
     assert!(world.api::<ConfigMap>().get_opt("booking-resilience").await.unwrap().is_none());
-    let ours = ListParams::default().fields("type=resilience.ticketwave.io/token");
+    let ours = ListParams::default().fields("type=resilience.ticketwave.io/admin-token");
     assert!(world.api::<Secret>().list(&ours).await.unwrap().items.is_empty(), "no token is made");
     let kinds: std::collections::BTreeSet<_> =
         operator_writes(&world.cluster, &[&world.namespace]).into_iter().map(|write| write.resource).collect();

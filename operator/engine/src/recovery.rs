@@ -45,19 +45,24 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
         if decision.history.in_flight.iter().any(restarting) {
             continue;
         }
-        let (step, escalates) = match ladder::next(steps, check, observed, &decision.history, settings.dry_run) {
-            Next::Step { index, escalates } => (index, escalates),
-            Next::Exhausted => {
-                decision.exhausted.push(Exhausted { subject: check.subject.clone(), since: check.since });
+        let next = ladder::next(steps, check, observed, &decision.history, settings.dry_run);
+        let closed = |index: usize, decision: &Decision| {
+            let escalates = index > 0 && matches!(next, Next::Step { escalates: true, .. });
+            let proposal = gates::Proposal { check, step: &steps[index], escalates };
+            gates::first_closed(settings, observed, &decision.history, &proposal, now)
+        };
+        let step = match next {
+            Next::Step { index, .. } => open_step(steps, index, &mut decision, closed),
+            Next::Exhausted => Err(true),
+        };
+        let step = match step {
+            Ok(step) => step,
+            Err(exhausted) => {
+                let exhausted = exhausted.then(|| Exhausted { subject: check.subject.clone(), since: check.since });
+                decision.exhausted.extend(exhausted);
                 continue;
             }
         };
-        let proposal = gates::Proposal { check, step: &steps[step], escalates };
-        if let Some(held) = gates::first_closed(settings, observed, &decision.history, &proposal, now) {
-            decision.wake_at(held.until);
-            decision.withheld.push(held);
-            continue;
-        }
         let (slot, after) = ladder::next_slot(policy, &check.subject, &decision.history, settings.dry_run);
         let record = Record {
             id: ladder::intent_id(&slot, now),
@@ -126,6 +131,36 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
     decision.remaining_budget = gates::remaining_budget(settings, &decision.history, now);
     decision.next_check = decision.next_check.map(|at| at.max(ladder::later(now, 1)));
     decision
+}
+
+/// The step that may begin: the one that comes next, or another one in two cases. A rollback that is refused is passed over, as
+/// there is nothing to go back to; and where nothing may be done because the pods of a rollout do not come up, that rollout may
+/// be undone. Otherwise what is held back is noted, and the answer is whether nothing is left to be tried.
+fn open_step(
+    steps: &[Step],
+    first: usize,
+    decision: &mut Decision,
+    closed: impl Fn(usize, &Decision) -> Option<Withheld>,
+) -> Result<usize, bool> {
+    let mut index = first;
+    loop {
+        let Some(held) = closed(index, decision) else { return Ok(index) };
+        let rollback = || (index + 1..steps.len()).find(|later| steps[*later].action == Action::Rollback);
+        let stuck = matches!(held.gate, Gate::StartingUp | Gate::RolloutInProgress);
+        if let Some(rollback) = rollback().filter(|later| stuck && closed(*later, decision).is_none()) {
+            return Ok(rollback);
+        }
+        let refused = held.gate == Gate::RollbackRefused;
+        decision.wake_at(held.until);
+        decision.withheld.push(held);
+        if !refused {
+            return Err(false);
+        }
+        index += 1;
+        if index == steps.len() {
+            return Err(true);
+        }
+    }
 }
 
 /// What was refused for now, and what would take a pod away and nobody can vouch for, is asked for again, as long as the

@@ -9,8 +9,11 @@ use jiff::Timestamp;
 /// How long a container that crashed must have run before it does not count as crashing any more, in milliseconds. One in a
 /// crash loop runs for a moment after each start, too.
 const STEADY_AFTER_MS: u64 = 60_000;
-/// Restarts from which a container that exits with an error counts as crashing, whatever the kubelet calls it.
+/// Restarts from which a container that ends with an error, soon after it was started, counts as crashing, whatever the kubelet
+/// calls it at the moment.
 const MANY_RESTARTS: u32 = 3;
+/// A container that has run for so long, in seconds, begins to count anew: so does the kubelet.
+const LONG_RUN: i64 = 600;
 
 /// A signal, and the name of the check that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +97,8 @@ pub struct Crash {
     pub out_of_memory: bool,
     /// When it ended last.
     pub at: Timestamp,
+    /// When it had been started before that.
+    pub started_at: Option<Timestamp>,
     /// How often it was started again.
     pub restarts: u32,
     /// Since when it runs again; absent: it does not.
@@ -197,9 +202,11 @@ pub fn rollout(progress: &Progress, grace_ms: u64, now: Timestamp) -> Verdict {
 }
 
 impl Crash {
-    /// Whether it is one of many, or a matter of memory: a container may end once.
-    fn counts(&self) -> bool {
-        self.backs_off || self.out_of_memory || self.restarts >= MANY_RESTARTS
+    /// Whether it is one of many, or a matter of memory: a container may end once, and one that is old has ended before.
+    pub fn counts(&self) -> bool {
+        let ran_for = self.started_at.map(|started_at| self.at.duration_since(started_at).as_secs());
+        let soon = ran_for.is_some_and(|seconds| seconds < LONG_RUN);
+        self.backs_off || self.out_of_memory || (self.restarts >= MANY_RESTARTS && soon)
     }
 }
 
@@ -217,6 +224,7 @@ mod tests {
             how: "exited with 1".into(),
             out_of_memory: false,
             at: at(100),
+            started_at: Some(at(90)),
             restarts,
             running_since: running_since.map(at),
             backs_off,
@@ -260,6 +268,13 @@ mod tests {
         #[case] expected: Option<(bool, i64, Option<i64>)>,
     ) {
         assert_eq!(verdict(Signal::Restarts, &pod, 0, now), expected);
+    }
+
+    #[test]
+    fn an_old_container_may_end_once_more() {
+        let mut of = crash(7, false, Some(101));
+        of.crash.as_mut().unwrap().started_at = Some(at(-900));
+        assert!(pod(Signal::Restarts, &of, 0, at(102)).unwrap().healthy);
     }
 
     #[test]

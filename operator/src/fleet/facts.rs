@@ -4,7 +4,7 @@
 //! and an object's size is up to its author. Every list and text that is kept has a bound.
 
 use super::pod_signals::{self, RawContainerStatus};
-use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, RESTARTED_BY_ANNOTATION, cut};
+use crate::kubernetes::meta::{INTENT_LABEL, OPERATOR_ANNOTATION, RESTARTED_BY_ANNOTATION, ROLLBACK_TO_LABEL, cut};
 use contract::{WorkloadId, WorkloadKind, admin, signing};
 use engine::{
     recovery::JobState,
@@ -435,6 +435,8 @@ pub struct WorkloadFacts {
     pub rollout: Rollout,
     /// Why nothing is to be begun to recover it, if its annotation says so.
     pub paused: Option<String>,
+    /// It has the mark of a rollback.
+    pub marked: bool,
 }
 
 /// How far a change of a workload's template has come.
@@ -547,6 +549,7 @@ fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta,
         wanted: spec.replicas.map_or(1, |wanted| usize::try_from(wanted).unwrap_or(0)),
         rollout,
         paused: metadata.annotations.pause_recovery.as_deref().map(|why| cut(why, MAX_WORDS).to_owned()),
+        marked: metadata.labels.iter().flatten().any(|(key, _)| key == ROLLBACK_TO_LABEL),
     };
     (metadata, facts)
 }

@@ -201,6 +201,9 @@ impl Index {
         self.pods.remove(&pod.uid);
         if let Some((_, owner)) = &pod.owner {
             remove_from(&mut self.pods_of_owner, owner, &pod.uid);
+            if !self.pods_of_owner.contains_key(owner) && !self.sets.contains_key(owner) {
+                self.proven_sets.remove(owner);
+            }
         }
         for label in &pod.labels {
             if let Some(set) = self.pods_with_label.get_mut(label) {
@@ -542,6 +545,7 @@ mod tests {
             wanted: 1,
             rollout: Rollout::default(),
             paused: None,
+            marked: false,
         }
     }
 

@@ -57,6 +57,7 @@ struct RawRunning {
 struct RawTerminated {
     reason: Option<String>,
     exit_code: i32,
+    started_at: Option<Time>,
     finished_at: Option<Time>,
 }
 
@@ -81,7 +82,11 @@ pub(super) fn pick(status: &RawPodStatus, created_at: Timestamp) -> PodSignals {
     PodSignals {
         ready: ready(status.condition("Ready")),
         running_since: running.into_iter().flatten().map(|time| time.0).max().filter(|_| all_run),
-        crash: containers.iter().filter_map(|container| crash(container)).max_by_key(|crash| crash.at).map(Box::new),
+        crash: containers
+            .iter()
+            .filter_map(|container| crash(container))
+            .max_by_key(|crash| (crash.counts(), crash.at))
+            .map(Box::new),
         image: containers.iter().find_map(|container| image(container, created_at)).map(Box::new),
     }
 }
@@ -101,8 +106,12 @@ fn ready(condition: Option<&RawCondition>) -> Ready {
 }
 
 fn crash(status: &RawContainerStatus) -> Option<Crash> {
-    let ended = status.state.terminated.as_ref().filter(|ended| ended.failed());
-    let ended = ended.or_else(|| status.last_state.terminated.as_ref().filter(|ended| ended.failed()))?;
+    let now = status.state.terminated.as_ref();
+    if now.is_some_and(|ended| !ended.failed()) {
+        // However often it had to be tried: one that initialises the pod has done it.
+        return None;
+    }
+    let ended = now.or_else(|| status.last_state.terminated.as_ref().filter(|ended| ended.failed()))?;
     let how =
         if ended.out_of_memory() { "was OOMKilled".to_owned() } else { format!("exited with {}", ended.exit_code) };
     let waits_for = status.state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref());
@@ -111,6 +120,7 @@ fn crash(status: &RawContainerStatus) -> Option<Crash> {
         how: how.into(),
         out_of_memory: ended.out_of_memory(),
         at: ended.finished_at.as_ref()?.0,
+        started_at: ended.started_at.as_ref().map(|at| at.0),
         restarts: u32::try_from(status.restart_count).unwrap_or(0),
         running_since: status.state.running.as_ref().and_then(|running| running.started_at.as_ref()).map(|at| at.0),
         backs_off: waits_for == Some("CrashLoopBackOff"),
@@ -179,6 +189,17 @@ mod tests {
         assert_eq!((&*crash.container, &*crash.how, crash.out_of_memory), ("init", "was OOMKilled", true));
         let completed = read(&json!({ "containerStatuses": [{ "name": "app", "lastState": ended("Completed", 0) }] }));
         assert_eq!(completed.crash, None, "it ended well");
+        let done = json!({ "terminated": { "exitCode": 0, "finishedAt": "2026-11-28T10:06:00Z" } });
+        let tried = read(&json!({ "initContainerStatuses": [
+            { "name": "init", "restartCount": 5, "state": done, "lastState": ended("Error", 1) },
+        ] }));
+        assert_eq!(tried.crash, None, "it ended well at last");
+        let hidden = read(&json!({ "containerStatuses": [
+            { "name": "app", "restartCount": 3, "state": { "waiting": { "reason": "CrashLoopBackOff" } }, "lastState": ended("Error", 1) },
+            { "name": "side", "restartCount": 1, "state": { "running": { "startedAt": "2026-11-28T10:07:00Z" } },
+              "lastState": { "terminated": { "exitCode": 1, "finishedAt": "2026-11-28T10:07:00Z" } } },
+        ] }));
+        assert_eq!(&*hidden.crash.unwrap().container, "app", "what ended once hides nothing");
     }
 
     #[rstest::rstest]

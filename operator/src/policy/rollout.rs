@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
 
@@ -57,8 +58,13 @@ async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<
     if id.kind != WorkloadKind::Deployment {
         return Err(Failure::Not(format!("a {} is not rolled back", id.kind)));
     }
+    // One at a time in a namespace: each takes the marks of others away.
+    let _turn = ctx.turn(&id.namespace).await;
     let api = objects(ctx, id);
     let deployment = read(ctx, id, &api).await?;
+    if deployment.data["spec"]["paused"] == true {
+        return Err(Failure::Not(format!("the rollout of {id} is paused")));
+    }
     if deployment.annotations().get(ROLLED_BACK_BY_ANNOTATION).map(String::as_str) == Some(intent) {
         unmark(ctx, id, None).await?;
         return Ok("its last rollout is being undone".to_owned());
@@ -94,11 +100,35 @@ async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<
     Ok(format!("the rollout of revision {} is being undone; revision {} comes back", undo.from, undo.to))
 }
 
+/// Takes away the mark that a rollback has left on a Deployment, because whoever did it died or stopped leading: once its
+/// ReplicaSet is gone, the admission policy would let nobody change it any more.
+pub async fn sweep(ctx: &Context, id: &WorkloadId) -> Result<(), ApiError> {
+    let _turn = ctx.turn(&id.namespace).await;
+    match unmark(ctx, id, None).await {
+        Err(Failure::Api(error)) => Err(error),
+        Ok(()) | Err(Failure::Not(_)) => Ok(()),
+    }
+}
+
 /// Takes the marks of a rollback away in the namespace, but for this ReplicaSet. Those of Deployments first: as long as one has a
 /// mark, the admission policy wants a ReplicaSet that has one.
 async fn unmark(ctx: &Context, id: &WorkloadId, but: Option<&str>) -> Result<(), Failure> {
     let marked = ListParams::default().labels(ROLLBACK_TO_LABEL);
-    for api in [of_kind::<Deployment>(ctx, &id.namespace), of_kind::<ReplicaSet>(ctx, &id.namespace)] {
+    let (deployments, sets) = (of_kind::<Deployment>(ctx, &id.namespace), of_kind::<ReplicaSet>(ctx, &id.namespace));
+    let left = call(deployments.list_metadata(&marked)).await?.items;
+    if let Some(deployment) = left.first()
+        && call(sets.list_metadata(&marked)).await?.items.is_empty()
+    {
+        // Without one, not even the mark of the Deployment may be taken away.
+        let all = call(sets.list_metadata(&ListParams::default())).await?.items;
+        let is_its = |set: &&PartialObjectMeta<DynamicObject>| {
+            set.owner_references().iter().any(|owner| Some(&owner.uid) == deployment.metadata.uid.as_ref())
+        };
+        let set = all.iter().find(is_its).map(ResourceExt::name_any).unwrap_or_default();
+        let value = deployment.labels().get(ROLLBACK_TO_LABEL).cloned();
+        mark(ctx, &sets, &set, json!(value)).await?;
+    }
+    for api in [deployments, sets] {
         for object in call(api.list_metadata(&marked)).await?.items {
             if but != Some(&*object.name_any()) || api.resource_url().ends_with("deployments") {
                 mark(ctx, &api, &object.name_any(), Value::Null).await?;

@@ -10,7 +10,7 @@ use crate::{
         target::{self, Target},
     },
 };
-use contract::PolicySettings;
+use contract::{FlagsSettings, PolicySettings, RuntimeConfig};
 use crds::{
     ConditionStatus, ConditionType, Reason, ResiliencePolicy, ResiliencePolicyStatus,
     resilience_policy::Mode,
@@ -62,7 +62,10 @@ impl Inputs<'_> {
 
     /// Nothing is published for it: it says nothing that its pods have to know, and nothing else does either.
     fn only_recovers(&self, held: &[&Target]) -> bool {
-        let untouched = |target: &&Target| target.published.is_none() && target.problem.is_none();
+        // The defaults stay where a policy was published before; pods without our library never take them.
+        let defaults = RuntimeConfig::hash(&PolicySettings::default(), &FlagsSettings::default());
+        let nothing = |target: &Target| target.published.as_ref().is_none_or(|(_, hash, _)| **hash == *defaults);
+        let untouched = |target: &&Target| nothing(target) && target.problem.is_none();
         !held.is_empty() && !spec::checks::is_published(&self.policy.spec) && held.iter().all(untouched)
     }
 
@@ -216,7 +219,8 @@ fn programmed(inputs: &Inputs<'_>, held: &[&Target], accepted: &Verdict) -> (Ver
     if inputs.dry_run() {
         let hashes: Vec<_> =
             inputs.would_publish.iter().map(|(target, hash)| format!("{} for {target}", short(hash))).collect();
-        let message = format!("dry run: nothing is published; it would be {}", hashes.join(", "));
+        let would = if hashes.is_empty() { String::new() } else { format!("; it would be {}", hashes.join(", ")) };
+        let message = format!("dry run: nothing is published{would}");
         return (Verdict::new(ConditionType::Programmed, false, Reason::DryRun, message), false);
     }
     if accepted.status != ConditionStatus::True {

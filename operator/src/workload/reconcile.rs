@@ -21,6 +21,7 @@ use crate::{
         pusher,
         state::{Problem, Published},
     },
+    policy::rollout,
     spec,
     status::target,
 };
@@ -31,6 +32,7 @@ use engine::{
     claim::{Claimant, winner},
     compile::{self, Compiled, FlagSetInput, Input, PolicyInput},
     publish::{self as publication, Publication},
+    recovery::{Action, Record},
 };
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
@@ -106,6 +108,9 @@ impl Named {
 
 async fn reconcile(facts: &WorkloadFacts, ctx: &Arc<Context>) -> Result<Next, ReconcileError> {
     let id = &facts.id;
+    if facts.marked && !is_being_rolled_back(ctx, id) {
+        rollout::sweep(ctx, id).await.map_err(ReconcileError::api("taking the mark of a rollback away"))?;
+    }
     let named = Named::of(ctx, id);
     let map = ctx.index.config_map(id);
     if named.is_empty() && map.is_none() {
@@ -133,6 +138,12 @@ async fn reconcile(facts: &WorkloadFacts, ctx: &Arc<Context>) -> Result<Next, Re
         target::set_gauges(ctx, id);
     }
     Ok(next)
+}
+
+/// Whether a rollback of a workload is still to be done.
+fn is_being_rolled_back(ctx: &Context, id: &WorkloadId) -> bool {
+    let pending = |record: &Record| record.step.action == Action::Rollback && record.executed_at.is_none();
+    ctx.ledger.of(id).iter().any(|entry| entry.record.finished_at.is_none() && pending(&entry.record))
 }
 
 /// Whether the last reconcile saw exactly what there is to be seen now, and published it.
@@ -498,6 +509,9 @@ fn note_problem(ctx: &Context, id: &WorkloadId, problem: Problem) {
 
 /// The hash that a policy alone, with the flag sets of the workload, would have published.
 pub fn preview(ctx: &Context, id: &WorkloadId, policy: &ResiliencePolicy) -> Option<String> {
+    if !spec::checks::is_published(&policy.spec) {
+        return None;
+    }
     let uid = ctx.fleet.read(id, |workload| workload.uid.clone()).unwrap_or_default();
     let last_good = last_good(ctx, id, &uid, &publication::Published::Nothing);
     let named = Named { policies: Vec::new(), flag_sets: ctx.index.flag_sets_of(id) };

@@ -106,7 +106,9 @@ pub(super) fn helps_from(record: &Record, executed_at: Timestamp, observed: &Vie
         return executed_at;
     }
     let own = observed.pods.values().filter(|facts| facts.target == record.subject.target);
-    own.map(|facts| facts.created_at).max().map_or(executed_at, |youngest| youngest.max(executed_at))
+    // Pods that come later, because it is scaled, are no part of it.
+    let latest = later_by(executed_at, LONGEST);
+    own.map(|facts| facts.created_at).max().map_or(executed_at, |youngest| youngest.clamp(executed_at, latest))
 }
 
 /// What came of replacing all pods: they must be there, and healthy by the check.
@@ -134,8 +136,10 @@ pub(super) fn replaced(record: &Record, executed_at: Timestamp, observed: &View<
 
 /// Whether the check that an action was for is healthy in the whole workload.
 pub(super) fn all_healthy(record: &Record, observed: &View<'_>) -> Progress {
-    if record.subject.pod.is_none() {
-        return evaluated(observed.check(&record.subject));
+    if record.subject.pod.is_none()
+        && let Some(of_workload) = observed.check(&record.subject)
+    {
+        return evaluated(Some(of_workload));
     }
     let (target, check) = (&record.subject.target, &record.subject.check);
     let own = observed.checks.iter().filter(|state| {

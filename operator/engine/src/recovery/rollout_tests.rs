@@ -199,3 +199,38 @@ fn a_person_needs_no_evidence_for_a_rollback_but_something_to_go_back_to() {
     assert_eq!(own.outcome, Outcome::Waiting);
     assert!(own.message.as_ref().unwrap().contains("there is no revision before it"), "{own:?}");
 }
+
+fn steps(actions: &[Action]) -> Settings {
+    let mut settings = ladder(Action::RestartPod);
+    settings.ladders.insert("database".into(), actions.iter().map(|action| step(*action, 60_000)).collect());
+    settings
+}
+
+#[test]
+fn a_ladder_of_several_steps_goes_to_its_rollback_where_the_pods_of_a_rollout_do_not_come_up() {
+    let settings = steps(&[Action::RestartPod, Action::RolloutRestart, Action::Rollback]);
+    let decision = run(&settings, &bad_rollout(), &History::default(), 6);
+    assert_eq!((decision.execute[0].step.action, decision.execute[0].index), (Action::Rollback, 2));
+    assert!(decision.withheld.is_empty());
+    // Where it may not be undone, the pod is starting up as before.
+    let mut unproven = bad_rollout();
+    of_booking(&mut unproven).undo.as_mut().unwrap().proven = false;
+    let held = run(&settings, &unproven, &History::default(), 6);
+    assert_eq!((held.execute.len(), gate(&held).unwrap().0), (0, Gate::StartingUp));
+    assert!(held.exhausted.is_empty());
+}
+
+#[test]
+fn a_rollback_that_is_refused_is_passed_over_and_at_the_end_a_person_is_called() {
+    let mut observed = bad_rollout();
+    of_booking(&mut observed).undo = Err("argocd owns its template".into());
+    let pod = observed.pods.get_mut("new").unwrap();
+    (pod.was_ready, pod.ready) = (true, true);
+    observed.rolling_out.clear();
+    let next = run(&steps(&[Action::Rollback, Action::RestartPod]), &observed, &History::default(), 6);
+    assert_eq!(next.execute[0].step.action, Action::RestartPod, "{next:?}");
+    assert_eq!(gate(&next).unwrap().0, Gate::RollbackRefused, "and that is said");
+    let last = run(&steps(&[Action::Rollback]), &observed, &History::default(), 6);
+    assert_eq!((last.execute.len(), last.exhausted.len()), (0, 1));
+    assert_eq!(gate(&last).unwrap().0, Gate::RollbackRefused);
+}
