@@ -484,6 +484,8 @@ pub struct Bulkhead {
         .message("pod-ready, restarts, image and rollout are Kubernetes' own signals and take no probe; give this check another name").field_path(".name").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!has(self.kubernetes) || self.name in ['pod-ready', 'restarts', 'image', 'rollout']")
         .message("kubernetes may be set for the checks pod-ready, restarts, image and rollout only").field_path(".kubernetes").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.name != 'restarts' || !has(self.kubernetes) || !has(self.kubernetes.__for__)")
+        .message("restarts begins anew with each crash, so it takes no time; leave for out").field_path(".kubernetes").reason(Reason::FieldValueInvalid),
     validation = Rule::new("duration(self.timeout) <= duration(self.interval)")
         .message(Message::Expression("'must not be longer than interval (' + self.interval + ')'".into()))
         .field_path(".timeout").reason(Reason::FieldValueInvalid),
@@ -578,7 +580,7 @@ pub struct MemoryProbe {
 /// How a signal of Kubernetes is evaluated.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct KubernetesSignal {
-    /// How long the signal may be bad before the check is Unhealthy, 0s to 1h. Absent: 60s for pod-ready, and 0s for the others.
+    /// How long the signal may be bad before the check is Unhealthy, 0s to 1h; not for restarts. Absent: 60s for pod-ready, and 0s for image and rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#for: Option<Span>,
 }

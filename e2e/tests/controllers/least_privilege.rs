@@ -224,7 +224,10 @@ fn job() -> Value {
         "apiVersion": "batch/v1", "kind": "Job",
         "metadata": {
             "name": format!("booking-cleanup-{INTENT}"),
-            "labels": { "app.kubernetes.io/managed-by": "resilience-operator", "resilience.ticketwave.io/intent": INTENT },
+            "labels": {
+                "app.kubernetes.io/managed-by": "resilience-operator", "resilience.ticketwave.io/intent": INTENT,
+                "resilience.ticketwave.io/cron-job": "booking-cleanup",
+            },
             "annotations": {
                 "cronjob.kubernetes.io/instantiate": "manual", "resilience.ticketwave.io/cron-job": "booking-cleanup",
             },
@@ -251,6 +254,17 @@ async fn jobs_run_what_a_cron_job_runs_and_nothing_else() {
     none_can_be_created(&world, "may only create Jobs, named and labelled", attempts).await;
     let attempts = vec![
         ("from no CronJob", with(job(), annotations, json!({ "cronjob.kubernetes.io/instantiate": "manual" }))),
+        (
+            "a label that says another one",
+            with(
+                job(),
+                labels,
+                json!({
+                    "app.kubernetes.io/managed-by": "resilience-operator", "resilience.ticketwave.io/intent": INTENT,
+                    "resilience.ticketwave.io/cron-job": "other",
+                }),
+            ),
+        ),
         (
             "no sign that it was made by hand",
             with(job(), annotations, json!({ "resilience.ticketwave.io/cron-job": "booking-cleanup" })),

@@ -45,7 +45,24 @@ async fn revision(world: &World, workload: &Workload, number: u32, image: &str) 
 
 async fn pod_of(world: &World, set: &ReplicaSet, ready: bool) -> FakePod {
     let owners = owned_by("ReplicaSet", &set.name_any(), &set.uid().unwrap());
-    FakePod::start(world, "booking", owners, ready).await
+    let pod = FakePod::start(world, "booking", owners, ready).await;
+    // One that is ready has been so for a while, and its containers run for as long.
+    let since = (jiff::Timestamp::now() - jiff::SignedDuration::from_secs(120)).to_string();
+    let ready_now = json!({ "status": {
+        "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": since }],
+        "containerStatuses": [{
+            "name": "main", "image": "shop", "imageID": "", "ready": ready, "restartCount": 0, "state": { "running": { "startedAt": since } },
+        }],
+    }});
+    let pods = world.api::<k8s_openapi::api::core::v1::Pod>();
+    pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(ready_now)).await.unwrap();
+    pod
+}
+
+/// The controller of the Deployment counts its revisions.
+async fn is_of_revision(world: &World, number: u32) {
+    let noted = json!({ "metadata": { "annotations": { "deployment.kubernetes.io/revision": number.to_string() } } });
+    world.api::<Deployment>().patch("booking", &PatchParams::default(), &Patch::Merge(noted)).await.unwrap();
 }
 
 /// The controller of the Deployment says how far it is.
@@ -88,6 +105,7 @@ async fn bad_rollout(world: &World, manager: &PatchParams) -> (Workload, [Replic
     let patch = if manager.force { Patch::Apply(change) } else { Patch::Merge(change) };
     world.api::<Deployment>().patch("booking", manager, &patch).await.unwrap();
     let new = revision(world, &workload, 2, "shop:2").await;
+    is_of_revision(world, 2).await;
     progress(world, 3, (4, 1, 3)).await;
     let crashing = pod_of(world, &new, false).await;
     let ended = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
@@ -125,15 +143,8 @@ async fn a_rollout_that_crashes_is_undone_once_and_verified() {
     // What the Deployment's controller does: revision 1 is the newest again, and the pod of revision 2 goes away.
     let noted = json!({ "metadata": { "annotations": { "deployment.kubernetes.io/revision": "3" } } });
     world.api::<ReplicaSet>().patch(&old.name_any(), &PatchParams::default(), &Patch::Merge(noted)).await.unwrap();
+    is_of_revision(&world, 3).await;
     pods[3].delete(&world).await;
-    let runs = json!({ "status": { "containerStatuses": [{
-        "name": "main", "image": "shop:1", "imageID": "", "ready": true, "restartCount": 0,
-        "state": { "running": { "startedAt": jiff::Timestamp::now().to_string() } },
-    }]}});
-    for pod in &pods[..3] {
-        let api = world.api::<k8s_openapi::api::core::v1::Pod>();
-        api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(&runs)).await.unwrap();
-    }
     progress(&world, 3, (3, 3, 3)).await;
     world.until_recoveries("it helped", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;
     world.until_events("booking", &["RecoveryStarted", "RecoverySucceeded"]).await;

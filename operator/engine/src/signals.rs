@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 /// How long a container that crashed must have run before it does not count as crashing any more, in milliseconds. One in a
 /// crash loop runs for a moment after each start, too.
-const STEADY_AFTER_MS: u64 = 60_000;
+pub const STEADY_AFTER_MS: u64 = 60_000;
 /// Restarts from which a container that ends with an error, soon after it was started, counts as crashing, whatever the kubelet
 /// calls it at the moment.
 const MANY_RESTARTS: u32 = 3;
@@ -54,6 +54,12 @@ impl Signal {
             Self::Restarts | Self::Image | Self::Rollout => 0,
         }
     }
+}
+
+/// How much longer than its timeout a step may take for a check to show that it helped, in milliseconds: that containers do not
+/// crash any more is not seen before they have run for a while.
+pub fn proven_after_ms(check: &str) -> u64 {
+    if Signal::of(check) == Some(Signal::Restarts) { STEADY_AFTER_MS } else { 0 }
 }
 
 /// What the kubelet says of a pod.
@@ -136,6 +142,11 @@ impl Verdict {
         Self { healthy: true, well: true, since, message: String::new(), changes_at: None }
     }
 
+    /// Nothing is known to be bad, but it is too early to call it well; that is so since then.
+    fn not_yet_well(since: Timestamp, well_at: Timestamp) -> Self {
+        Self { healthy: true, well: false, since, message: String::new(), changes_at: Some(well_at) }
+    }
+
     /// Bad since then, and unhealthy once that has lasted for so many milliseconds.
     fn bad(since: Timestamp, message: String, grace_ms: u64, now: Timestamp) -> Self {
         let at = later(since, grace_ms);
@@ -160,7 +171,10 @@ pub fn pod(signal: Signal, pod: &PodSignals, grace_ms: u64, now: Timestamp) -> O
         },
         Signal::Restarts => {
             let Some(crash) = pod.crash.as_deref().filter(|crash| crash.counts()) else {
-                return runs_since.map(Verdict::healthy);
+                let since = runs_since?;
+                let well_at = later(since, STEADY_AFTER_MS);
+                let well = well_at <= now;
+                return Some(if well { Verdict::healthy(since) } else { Verdict::not_yet_well(since, well_at) });
             };
             let steady_at = crash.running_since.map(|since| later(since, STEADY_AFTER_MS));
             if steady_at.is_some_and(|steady_at| steady_at <= now) {
@@ -256,11 +270,12 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::ended_once(crash(1, false, Some(101)), 102, Some((true, 101, None)))]
+    #[case::ended_once(crash(1, false, Some(101)), 102, Some((true, 101, Some(161))))]
     #[case::loops(crash(2, true, None), 102, Some((false, 100, None)))]
     #[case::started_again_a_moment_ago(crash(3, false, Some(110)), 112, Some((false, 100, Some(170))))]
     #[case::runs_for_good(crash(3, false, Some(110)), 170, Some((true, 110, None)))]
-    #[case::never_crashed(PodSignals { running_since: Some(at(5)), ..PodSignals::default() }, 9, Some((true, 5, None)))]
+    #[case::never_crashed(PodSignals { running_since: Some(at(5)), ..PodSignals::default() }, 65, Some((true, 5, None)))]
+    #[case::too_early(PodSignals { running_since: Some(at(5)), ..PodSignals::default() }, 64, Some((true, 5, Some(65))))]
     #[case::does_not_run_yet(PodSignals::default(), 9, None)]
     fn a_container_crashes_until_it_has_run_for_a_while(
         #[case] pod: PodSignals,

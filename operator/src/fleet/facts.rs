@@ -450,6 +450,10 @@ pub struct Rollout {
     pub progress: Option<Progress>,
     /// All pods that are wanted are of the present template, and available.
     pub complete: bool,
+    /// Why a change of the template replaces no pods, if it does not.
+    pub held: Option<&'static str>,
+    /// All its pods are taken away before others come.
+    pub recreates: bool,
     /// Id of the restart of all pods that the template carries.
     pub restarted_by: Option<Box<str>>,
     /// Id of the rollback that the workload carries.
@@ -475,6 +479,7 @@ struct RawWorkloadSpec {
     replicas: Option<i32>,
     selector: RawSelector,
     template: RawTemplate,
+    strategy: RawStrategy,
     update_strategy: RawStrategy,
     paused: bool,
 }
@@ -505,6 +510,13 @@ struct RawStrategy {
     rolling_update: Option<RawRollingUpdate>,
 }
 
+impl RawStrategy {
+    /// Pods of a StatefulSet with a lower ordinal keep an older template.
+    fn partition(&self) -> i32 {
+        self.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0)
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct RawRollingUpdate {
@@ -533,12 +545,25 @@ fn workload(kind: WorkloadKind, raw: RawWorkload, rollout: Rollout) -> (RawMeta,
     let RawWorkload { metadata, spec, status } = raw;
     let wanted = spec.replicas.unwrap_or(1);
     let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+    let partition = spec.update_strategy.partition();
+    let kept = partition.clamp(0, wanted);
+    let held = match spec.update_strategy.type_.as_deref() {
+        _ if spec.paused => Some("its rollout is paused"),
+        Some("OnDelete") => Some("its pods are replaced only when somebody deletes them (OnDelete)"),
+        _ if kept > 0 && kept == wanted => Some("all its pods keep their template (updateStrategy.partition)"),
+        _ => None,
+    };
     let seen = status.observed_generation.is_some() && status.observed_generation >= metadata.generation;
     let owner = metadata.managed_fields.iter().flatten().find(|manager| manager.reasserts_template());
     let rollout = Rollout {
-        complete: seen && updated >= wanted && all <= updated && status.available_replicas.unwrap_or(0) >= wanted,
+        complete: seen
+            && updated >= wanted - kept
+            && all <= updated + kept
+            && status.available_replicas.unwrap_or(0) >= wanted,
         restarted_by: intent(spec.template.metadata.annotations.restarted_by.as_deref()),
         rolled_back_by: intent(metadata.annotations.rolled_back_by.as_deref()),
+        held,
+        recreates: spec.strategy.type_.as_deref() == Some("Recreate"),
         template_owner: owner.map(|manager| cut(&manager.manager, MAX_WORDS).into()),
         ..rollout
     };
@@ -633,7 +658,7 @@ fn stateful_rollout(raw: &RawWorkload) -> Rollout {
             .then(|| format!("{old} of {wanted} pods run an older template until somebody deletes them (OnDelete)"));
         return Rollout { in_progress: behind, note, ..Rollout::default() };
     }
-    let partition = raw.spec.update_strategy.rolling_update.as_ref().and_then(|rolling| rolling.partition).unwrap_or(0);
+    let partition = raw.spec.update_strategy.partition();
     let note = (partition > 0)
         .then(|| format!("pods with an ordinal below {partition} keep an older template (updateStrategy.partition)"));
     // What is missing was scaled up, or cannot be made: it is no rollout.
@@ -659,7 +684,7 @@ pub struct ReplicaSetFacts {
 }
 
 /// Annotation in which a Deployment's controller counts revisions.
-const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
+pub const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
 
 impl ReplicaSetFacts {
     /// One of which nothing is known but what it is of.

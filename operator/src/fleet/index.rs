@@ -12,6 +12,8 @@ use super::{
 use crate::{kubernetes::guard::Guard, spec::target_kind};
 use contract::WorkloadId;
 use crds::{FeatureFlag, ResiliencePolicy, resilience_policy::TargetRef};
+use engine::signals::{Ready, STEADY_AFTER_MS};
+use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -199,6 +201,9 @@ impl Index {
 
     fn forget_pod(&mut self, pod: &PodFacts) {
         self.pods.remove(&pod.uid);
+        if let Some((PodOwner::ReplicaSet, set)) = pod.owner.as_ref().filter(|_| was_steady(pod)) {
+            self.proven_sets.insert(Arc::clone(set));
+        }
         if let Some((_, owner)) = &pod.owner {
             remove_from(&mut self.pods_of_owner, owner, &pod.uid);
             if !self.pods_of_owner.contains_key(owner) && !self.sets.contains_key(owner) {
@@ -216,9 +221,6 @@ impl Index {
     }
 
     fn keep_pod(&mut self, pod: Arc<PodFacts>) {
-        if let Some((PodOwner::ReplicaSet, set)) = pod.owner.as_ref().filter(|_| pod.is_ready()) {
-            self.proven_sets.insert(Arc::clone(set));
-        }
         if let Some((_, owner)) = &pod.owner {
             self.pods_of_owner.entry(Arc::clone(owner)).or_default().insert(Arc::clone(&pod.uid));
         }
@@ -247,6 +249,14 @@ impl Index {
         let uids = owners.filter_map(|owner| self.pods_of_owner.get(owner)).flatten();
         uids.filter_map(|uid| self.pods.get(uid).cloned()).collect()
     }
+}
+
+/// Whether a pod has been ready for so long that its template is known to work: without a readiness probe, one that crashes again
+/// and again is ready now and then.
+fn was_steady(pod: &PodFacts) -> bool {
+    let Ready::Yes(since) = pod.signals.ready else { return false };
+    let steady = SignedDuration::from_millis(i64::try_from(STEADY_AFTER_MS).unwrap_or(i64::MAX));
+    Timestamp::now().duration_since(since) >= steady
 }
 
 /// Whether `labels` has all of `selector`. An empty selector selects nothing here.
@@ -426,8 +436,12 @@ impl FleetIndex {
     pub fn revisions_of(&self, deployment_uid: &str) -> Revisions {
         let index = self.lock();
         let sets = index.sets_of_deployment.get(deployment_uid).into_iter().flatten();
-        let revision =
-            |uid: &Uid| Some(Revision { set: index.sets.get(uid)?, proven: index.proven_sets.contains(uid) });
+        let steady = |uid: &Uid| {
+            let pods = index.pods_of_owner.get(uid).into_iter().flatten();
+            pods.filter_map(|pod| index.pods.get(pod)).any(|pod| was_steady(pod))
+        };
+        let proven = |uid: &Uid| index.proven_sets.contains(uid) || steady(uid);
+        let revision = |uid: &Uid| Some(Revision { set: index.sets.get(uid)?, proven: proven(uid) });
         Revisions::of(sets.filter_map(revision).collect())
     }
 
@@ -531,7 +545,6 @@ mod tests {
     use crate::fleet::facts::Rollout;
     use contract::WorkloadKind;
     use engine::signals::PodSignals;
-    use jiff::Timestamp;
 
     fn id(kind: WorkloadKind, name: &str) -> WorkloadId {
         WorkloadId::new("n", kind, name)

@@ -20,6 +20,8 @@ pub struct Revisions {
     pub current: Vec<Uid>,
     /// What a rollback would undo, or why nothing may be undone.
     pub undo: Result<Undo, String>,
+    /// The highest revision there is.
+    pub newest: u64,
     /// Name of the ReplicaSet whose template it would bring back.
     pub previous: Option<Box<str>>,
 }
@@ -48,7 +50,8 @@ impl Revisions {
             _ => Err("there is no revision before the present one".to_owned()),
         };
         let previous = all.get(restarts + 1).filter(|_| undo.is_ok()).map(|before| before.set.name.clone());
-        Self { current, undo, previous }
+        let newest = all.first().map_or(0, |revision| revision.set.revision);
+        Self { current, undo, newest, previous }
     }
 }
 

@@ -54,6 +54,8 @@ fn job(cron_job: &CronJob, record: &Record, workload: &WorkloadId, workload_uid:
     let mut labels = meta.labels.unwrap_or_default();
     labels.insert("app.kubernetes.io/managed-by".to_owned(), FIELD_MANAGER.to_owned());
     labels.insert(INTENT_LABEL.to_owned(), record.id.clone());
+    // Besides the annotation: the admission policies select Jobs by labels.
+    labels.insert(CRON_JOB_ANNOTATION.to_owned(), cron_job.name_any());
     let mut annotations = meta.annotations.unwrap_or_default();
     annotations.insert("cronjob.kubernetes.io/instantiate".to_owned(), "manual".to_owned());
     annotations.insert(CRON_JOB_ANNOTATION.to_owned(), cron_job.name_any());

@@ -12,12 +12,12 @@ use crate::{
         fair_queue::Class,
         prober::now_in_milliseconds,
     },
-    status::target::workload_of,
+    status::target::{Target, workload_of},
     telemetry::metrics::PodCallLabels,
 };
 use contract::{ActionOutcome, ActionRequest};
 use crds::ResiliencePolicy;
-use engine::recovery::{Action, Decision, Outcome, Pod as SubjectPod, Record};
+use engine::recovery::{Action, Decision, Outcome, Pod as SubjectPod, Record, Undo};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::PostParams};
@@ -48,6 +48,7 @@ pub async fn execute(
     policy: &ResiliencePolicy,
     ctx: &Context,
     namespace: &str,
+    held: &[&Target],
     decision: &Decision,
 ) -> Result<Decision, ReconcileError> {
     let mut after = decision.clone();
@@ -56,7 +57,9 @@ pub async fn execute(
     // Side by side: a pod that hangs must not use up the time of those behind it.
     let mut attempts = Vec::new();
     for record in &decision.execute {
-        attempts.push(fenced(ctx, namespace, record));
+        let target = held.iter().find(|target| target.key == record.subject.target);
+        let undo = target.and_then(|target| target.undo.as_ref()?.as_ref().ok());
+        attempts.push(fenced(ctx, namespace, record, undo));
     }
     let attempts: Vec<_> = futures::stream::iter(attempts).buffered(AT_ONCE).collect().await;
     for attempt in attempts {
@@ -94,16 +97,17 @@ async fn fenced<'a>(
     ctx: &Context,
     namespace: &str,
     record: &'a Record,
+    undo: Option<&Undo>,
 ) -> Result<(&'a Record, Attempt), ReconcileError> {
     if !ctx.shared.fence.holds() {
         return Err(ReconcileError::NotLeading);
     }
-    let attempt = execute_step(ctx, namespace, record).await;
+    let attempt = execute_step(ctx, namespace, record, undo).await;
     ctx.shared.crash(CrashPoint::AfterAct);
     Ok((record, attempt))
 }
 
-async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
+async fn execute_step(ctx: &Context, namespace: &str, record: &Record, undo: Option<&Undo>) -> Attempt {
     let result = match (record.step.action, &record.subject.pod) {
         (Action::TrimMemory, Some(pod)) => ask_pod(ctx, namespace, record, pod, contract::Action::TrimMemory).await,
         (Action::ResetConnections, Some(pod)) => {
@@ -112,7 +116,7 @@ async fn execute_step(ctx: &Context, namespace: &str, record: &Record) -> Attemp
         (Action::RunCleanupJob, _) => cleanup_jobs::run(ctx, namespace, record).await,
         (Action::RestartPod, Some(pod)) => return evict(ctx, namespace, record, pod).await,
         (Action::RolloutRestart, _) => return rollout::restart(ctx, namespace, record).await,
-        (Action::Rollback, _) => return rollout::roll_back(ctx, namespace, record).await,
+        (Action::Rollback, _) => return rollout::roll_back(ctx, namespace, record, undo).await,
         (action, _) => Err(format!("this version cannot do {action}")),
     };
     result.map_or_else(Attempt::Unknown, Attempt::Done)

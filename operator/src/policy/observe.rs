@@ -55,6 +55,9 @@ fn rollout(target: &Target) -> Rollout {
         restarted_by: id(&target.rollout.restarted_by),
         rolled_back_by: id(&target.rollout.rolled_back_by),
         complete: target.rollout.complete,
+        stuck: target.rollout.progress.as_ref().is_some_and(|progress| !progress.progresses),
+        held: target.rollout.held.map(str::to_owned),
+        recreates: target.rollout.recreates,
         undo: target.undo.clone().unwrap_or_else(|| Err(format!("a {} is not rolled back", target.kind))),
     }
 }
@@ -95,6 +98,7 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
             message: evaluation.message.clone(),
             dependency: evaluation.dependency.clone(),
             dependency_answers: evaluation.dependency_answers,
+            began_before: evaluation.began_before,
         })
     };
     target.pods.iter().filter_map(state).collect()
@@ -113,5 +117,6 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
         message: majority.message.clone(),
         dependency: None,
         dependency_answers: None,
+        began_before: majority.began_before,
     })
 }

@@ -196,7 +196,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
     ledger.drop_deleted(ctx, &mut decision, &begun).await;
-    let executed = execute(policy, ctx, &namespace, &decision).await?;
+    let executed = execute(policy, ctx, &namespace, &held, &decision).await?;
     ledger.update(ctx, &executed.history).await?;
     tell_refused(ctx, policy, &ledger, &decision.history, &executed.history);
     let after = ResiliencePolicyStatus { recovery: status::recovery(&inputs, &executed), ..new.clone() };

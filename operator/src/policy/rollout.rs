@@ -4,6 +4,7 @@
 use super::execute::Attempt;
 use crate::{
     context::Context,
+    fleet::facts::{DeploymentFacts, REVISION_ANNOTATION, Seen, StatefulSetFacts},
     kubernetes::{
         clients::{ApiError, call},
         meta::{FIELD_MANAGER, RESTARTED_BY_ANNOTATION, ROLLBACK_TO_LABEL, ROLLED_BACK_BY_ANNOTATION},
@@ -11,7 +12,7 @@ use crate::{
     status::target::workload_of,
 };
 use contract::{WorkloadId, WorkloadKind};
-use engine::recovery::Record;
+use engine::recovery::{Record, Undo};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use kube::{
     Api, ResourceExt,
@@ -19,9 +20,13 @@ use kube::{
     core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
+use std::time::Duration;
+use tracing::warn;
 
 /// Label that a Deployment's controller adds to the template of each of its ReplicaSets.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+/// How soon a mark that cannot be taken away is tried again.
+const SWEEP_AGAIN: Duration = Duration::from_secs(10);
 
 /// Replaces all pods, by an annotation of their template that says for which intent.
 pub async fn restart(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
@@ -33,38 +38,31 @@ async fn restart_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<St
     let workload = read(ctx, id, &api).await?;
     let carried = workload.data["spec"]["template"]["metadata"]["annotations"][RESTARTED_BY_ANNOTATION].as_str();
     if carried != Some(intent) {
-        if workload.data["spec"]["updateStrategy"]["type"] == "OnDelete" {
-            return Err(Failure::Not(format!("{id} replaces its pods only when somebody deletes them (OnDelete)")));
-        }
-        if workload.data["spec"]["paused"] == true {
-            return Err(Failure::Not(format!("the rollout of {id} is paused")));
-        }
         let noted = json!({ RESTARTED_BY_ANNOTATION: intent });
         let change = json!({
             "metadata": { "resourceVersion": workload.resource_version(), "annotations": noted },
             "spec": { "template": { "metadata": { "annotations": noted } } },
         });
-        write(ctx, &api, &id.name, &Patch::Merge(change)).await?;
+        learn(ctx, id, &write(ctx, &api, &id.name, &Patch::Merge(change)).await?);
     }
     Ok("all pods are being replaced".to_owned())
 }
 
-/// Gives a Deployment the template of the revision before its last rollout.
-pub async fn roll_back(ctx: &Context, namespace: &str, record: &Record) -> Attempt {
-    attempt(roll_back_once(ctx, &workload_of(namespace, &record.subject.target), &record.id).await)
+/// Gives a Deployment the template of the revision before its last rollout: of the rollout that was judged, and of no other.
+pub async fn roll_back(ctx: &Context, namespace: &str, record: &Record, judged: Option<&Undo>) -> Attempt {
+    attempt(roll_back_once(ctx, &workload_of(namespace, &record.subject.target), &record.id, judged).await)
 }
 
-async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<String, Failure> {
-    if id.kind != WorkloadKind::Deployment {
-        return Err(Failure::Not(format!("a {} is not rolled back", id.kind)));
-    }
+async fn roll_back_once(
+    ctx: &Context,
+    id: &WorkloadId,
+    intent: &str,
+    judged: Option<&Undo>,
+) -> Result<String, Failure> {
     // One at a time in a namespace: each takes the marks of others away.
     let _turn = ctx.turn(&id.namespace).await;
     let api = objects(ctx, id);
     let deployment = read(ctx, id, &api).await?;
-    if deployment.data["spec"]["paused"] == true {
-        return Err(Failure::Not(format!("the rollout of {id} is paused")));
-    }
     if deployment.annotations().get(ROLLED_BACK_BY_ANNOTATION).map(String::as_str) == Some(intent) {
         unmark(ctx, id, None).await?;
         return Ok("its last rollout is being undone".to_owned());
@@ -72,6 +70,14 @@ async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<
     let uid = deployment.uid().unwrap_or_default();
     let revisions = ctx.index.revisions_of(&uid);
     let undo = revisions.undo.map_err(Failure::Not)?;
+    let newest = deployment.annotations().get(REVISION_ANNOTATION).map(String::as_str);
+    let observed = &deployment.data["status"]["observedGeneration"];
+    let as_known = newest == Some(revisions.newest.to_string().as_str())
+        && observed.as_i64() == deployment.metadata.generation
+        && judged.is_some_and(|judged| (judged.from, judged.to) == (undo.from, undo.to) && undo.proven);
+    if !as_known {
+        return Err(Failure::Not(format!("the template of {id} was changed a moment ago; it is looked at again")));
+    }
     let name = revisions.previous.unwrap_or_default();
     let sets: Api<DynamicObject> = of_kind::<ReplicaSet>(ctx, &id.namespace);
     let set = call(sets.get(&name)).await?;
@@ -95,18 +101,18 @@ async fn roll_back_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<
         { "op": "replace", "path": "/spec/template", "value": template },
     ]);
     let change: json_patch::Patch = serde_json::from_value(change).map_err(|error| Failure::Not(error.to_string()))?;
-    write(ctx, &api, &id.name, &Patch::Json::<()>(change)).await?;
+    learn(ctx, id, &write(ctx, &api, &id.name, &Patch::Json::<()>(change)).await?);
     unmark(ctx, id, None).await?;
     Ok(format!("the rollout of revision {} is being undone; revision {} comes back", undo.from, undo.to))
 }
 
 /// Takes away the mark that a rollback has left on a Deployment, because whoever did it died or stopped leading: once its
 /// ReplicaSet is gone, the admission policy would let nobody change it any more.
-pub async fn sweep(ctx: &Context, id: &WorkloadId) -> Result<(), ApiError> {
+pub async fn sweep(ctx: &Context, id: &WorkloadId) {
     let _turn = ctx.turn(&id.namespace).await;
-    match unmark(ctx, id, None).await {
-        Err(Failure::Api(error)) => Err(error),
-        Ok(()) | Err(Failure::Not(_)) => Ok(()),
+    if let Attempt::Unknown(why) = attempt(unmark(ctx, id, None).await.map(|()| String::new())) {
+        warn!(workload = %id, why, "the mark of a rollback cannot be taken away");
+        ctx.enqueue_workload_after(id, SWEEP_AGAIN);
     }
 }
 
@@ -124,9 +130,11 @@ async fn unmark(ctx: &Context, id: &WorkloadId, but: Option<&str>) -> Result<(),
         let is_its = |set: &&PartialObjectMeta<DynamicObject>| {
             set.owner_references().iter().any(|owner| Some(&owner.uid) == deployment.metadata.uid.as_ref())
         };
-        let set = all.iter().find(is_its).map(ResourceExt::name_any).unwrap_or_default();
-        let value = deployment.labels().get(ROLLBACK_TO_LABEL).cloned();
-        mark(ctx, &sets, &set, json!(value)).await?;
+        // Any will do: nothing but the mark changes.
+        if let Some(set) = all.iter().find(is_its).or(all.first()) {
+            let value = deployment.labels().get(ROLLBACK_TO_LABEL).cloned();
+            mark(ctx, &sets, &set.name_any(), json!(value)).await?;
+        }
     }
     for api in [deployments, sets] {
         for object in call(api.list_metadata(&marked)).await?.items {
@@ -139,7 +147,8 @@ async fn unmark(ctx: &Context, id: &WorkloadId, but: Option<&str>) -> Result<(),
 }
 
 async fn mark(ctx: &Context, api: &Api<DynamicObject>, name: &str, value: Value) -> Result<(), Failure> {
-    write(ctx, api, name, &Patch::Merge(json!({ "metadata": { "labels": { ROLLBACK_TO_LABEL: value } } }))).await
+    let change = json!({ "metadata": { "labels": { ROLLBACK_TO_LABEL: value } } });
+    write(ctx, api, name, &Patch::Merge(change)).await.map(drop)
 }
 
 /// Why a step is not done.
@@ -179,14 +188,25 @@ async fn write<P: serde::Serialize + std::fmt::Debug>(
     api: &Api<DynamicObject>,
     name: &str,
     change: &Patch<P>,
-) -> Result<(), Failure> {
+) -> Result<DynamicObject, Failure> {
     // It may have stopped leading since it read.
     if !ctx.shared.fence.holds() {
         return Err(Failure::Not("this replica does not lead any more".to_owned()));
     }
     let how = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    call(api.patch(name, &how, change)).await?;
-    Ok(())
+    Ok(call(api.patch(name, &how, change)).await?)
+}
+
+/// Takes in what a workload is after a write, so that it is not judged by what it was, should its watch be slow.
+fn learn(ctx: &Context, id: &WorkloadId, after: &DynamicObject) {
+    let Ok(value) = serde_json::to_value(after) else { return };
+    let facts = match id.kind {
+        WorkloadKind::Deployment => serde_json::from_value::<Seen<DeploymentFacts>>(value).map(|seen| seen.facts.0),
+        WorkloadKind::StatefulSet => serde_json::from_value::<Seen<StatefulSetFacts>>(value).map(|seen| seen.facts.0),
+    };
+    if let Ok(facts) = facts {
+        drop(ctx.index.put_workload(facts));
+    }
 }
 
 /// The objects of the kind of a workload, as they are: a template may have members that this version does not know.

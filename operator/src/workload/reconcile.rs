@@ -109,7 +109,7 @@ impl Named {
 async fn reconcile(facts: &WorkloadFacts, ctx: &Arc<Context>) -> Result<Next, ReconcileError> {
     let id = &facts.id;
     if facts.marked && !is_being_rolled_back(ctx, id) {
-        rollout::sweep(ctx, id).await.map_err(ReconcileError::api("taking the mark of a rollback away"))?;
+        rollout::sweep(ctx, id).await;
     }
     let named = Named::of(ctx, id);
     let map = ctx.index.config_map(id);
@@ -425,8 +425,8 @@ fn observe(ctx: &Context, facts: &WorkloadFacts, named: &Named) {
     let readable: Vec<_> = named.readable_policies().collect();
     let claimants: Vec<_> = readable.iter().map(|policy| claimant(policy)).collect();
     let winner = winner(&claimants).and_then(|name| readable.iter().find(|policy| policy.name_any() == name));
-    let is_published = winner.is_none_or(|policy| spec::checks::is_published(&policy.spec));
     let decisive = winner.or_else(|| readable.iter().min_by_key(|policy| (created_at(**policy), policy.name_any())));
+    let is_published = decisive.is_none_or(|policy| spec::checks::is_published(&policy.spec));
     let reported =
         decisive.iter().flat_map(|policy| &policy.spec.health_checks).filter(|check| spec::checks::is_reported(check));
     let every = reported.map(|check| Duration::from(check.interval)).min().unwrap_or(DEFAULT_PROBE);

@@ -107,7 +107,9 @@ impl Cluster {
         let chart = checkout::root().join("charts/resilience-operator");
         let name = format!("fullnameOverride={home}");
         let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
-        let run = run.args(["--namespace", home, "--set", &name]);
+        // A CronJob that is listed need not be in every namespace.
+        let listed = "admissionPolicy.cronJobs={booking-cleanup,refunds-cleanup}";
+        let run = run.args(["--namespace", home, "--set", &name, "--set", listed]);
         let run = if watched.is_empty() { run } else { run.args(["--set", &format!("watchNamespaces={{{watched}}}")]) };
         let text = run.output().await.unwrap();
         let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());

@@ -156,7 +156,9 @@ impl Unhealthy {
             under_recovery.filter(|uid| !broken.contains(uid) && view.pods.contains_key(*uid)).collect();
         let pods = view.pods_of(target);
         let wanted = view.wanted.get(target).copied().unwrap_or(pods);
-        Self { wanted, pods, broken: broken.len(), recovering: more.len() }
+        let at_once = view.rollouts.get(target).is_some_and(|rollout| rollout.recreates);
+        let all = at_once && proposal.step.action.replaces_all();
+        Self { wanted, pods, broken: broken.len(), recovering: if all { pods - broken.len() } else { more.len() } }
     }
 
     fn all(&self) -> Closed {
@@ -278,6 +280,10 @@ fn supported(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let action = proposal.step.action;
     if !observed.supported.contains(&action) {
         return Some((format!("this version of the operator cannot do {action}; it waits for a person"), None));
+    }
+    let rollout = observed.rollouts.get(&proposal.check.subject.target).filter(|_| action.replaces_all());
+    if let Some(why) = rollout.and_then(|rollout| rollout.held.as_ref()) {
+        return Some((format!("{action} would replace no pod: {why}; it waits for a person"), None));
     }
     (action.needs_pod() && proposal.check.subject.pod.is_none()).then(|| {
         (format!("{action} is done to a pod, but this check is of scope Workload; it waits for a person"), None)

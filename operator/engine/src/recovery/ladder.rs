@@ -5,6 +5,7 @@ use super::{
     rollout,
     view::View,
 };
+use crate::signals;
 use contract::canonical;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -185,6 +186,10 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
         return Verdict::Over(Outcome::Cancelled, why.to_owned());
     }
     let state = observed.check(&record.subject);
+    if record.executed_at.is_none() && rollout::has_lost_its_rollout(record, observed) {
+        let why = "another rollout began before this could be executed";
+        return Verdict::Over(Outcome::Cancelled, why.to_owned());
+    }
     if record.outcome == Outcome::Waiting {
         return match state {
             Some(check) if check.healthy && !record.by_hand => {
@@ -215,7 +220,9 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
         // Kubernetes has a deadline of its own for it.
         return Verdict::Wait(Some(later_by(now, WAITING_RETRY)));
     }
-    let deadline = later(rollout::helps_from(record, executed_at, observed), record.step.timeout_ms);
+    let proof_ms = signals::proven_after_ms(&record.subject.check);
+    let helps_from = rollout::helps_from(record, executed_at, observed);
+    let deadline = later(helps_from, record.step.timeout_ms.saturating_add(proof_ms));
     let progress = match record.step.action {
         _ if record.dry_run => evaluated(state),
         Action::RestartPod => restarted(record, executed_at, observed, now),
@@ -234,6 +241,8 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
             Verdict::Over(Outcome::Succeeded, what.to_owned())
         }
         Progress::Healthy(since) => {
+            // Times of Kubernetes' signals are of the node's clock: one that is ahead by far says only that it is so now.
+            let since = if since > later_by(now, MAX_CLOCK_SKEW) { executed_at } else { since };
             let proven_at = later(since.max(executed_at), settings.healthy_delay_ms);
             if now < proven_at {
                 return Verdict::Wait(Some(proven_at));

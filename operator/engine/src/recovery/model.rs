@@ -235,6 +235,8 @@ pub struct CheckState {
     pub dependency: Option<String>,
     /// Whether a fresh connection to it answered, if that was tried: then what the pod keeps is the cause, and not the dependency.
     pub dependency_answers: Option<bool>,
+    /// It failed already when this operator first looked: the failure is older than `since`.
+    pub began_before: bool,
 }
 
 impl CheckState {
@@ -249,6 +251,7 @@ impl CheckState {
             message: String::new(),
             dependency: None,
             dependency_answers: None,
+            began_before: false,
         }
     }
 }
@@ -296,6 +299,12 @@ pub struct Rollout {
     pub rolled_back_by: Option<String>,
     /// All pods that are wanted are of the present template, and available.
     pub complete: bool,
+    /// It does not progress, and its deadline is over.
+    pub stuck: bool,
+    /// Why a change of its template replaces no pods, if it does not.
+    pub held: Option<String>,
+    /// All its pods are taken away before others come.
+    pub recreates: bool,
     /// What a rollback would undo; or why there is nothing that may be undone.
     pub undo: Result<Undo, String>,
 }

@@ -204,6 +204,7 @@ impl Simulation {
             message: "no answer".into(),
             dependency: None,
             dependency_answers: None,
+            began_before: false,
         };
         let checks = |pod: &SimulatedPod| {
             CHECKS.iter().zip(pod.checks).map(|(name, state)| check(pod, name, state)).collect::<Vec<_>>()
@@ -224,7 +225,15 @@ impl Simulation {
         let [restarted_by, rolled_back_by] = self.carries.clone();
         let ready = self.pods.iter().filter(|pod| pod.ready).count();
         let undo = Undo { began_at: at(0), from: 2, to: 1, proven: true };
-        Rollout { restarted_by, rolled_back_by, complete: !self.rolling_out && ready >= self.wanted, undo: Ok(undo) }
+        Rollout {
+            restarted_by,
+            rolled_back_by,
+            complete: !self.rolling_out && ready >= self.wanted,
+            stuck: false,
+            held: None,
+            recreates: false,
+            undo: Ok(undo),
+        }
     }
 
     /// How many wanted pods do not serve: they are missing, not ready or failing, or their recovery is under way.
@@ -325,6 +334,9 @@ impl Simulation {
             prop_assert!(!self.rolling_out || !takes, "a pod is taken away during a rollout");
         }
         let takes = |action: Action| action.disrupts() && action != Action::Rollback;
+        let everything = || history.all().chain(&history.aside);
+        let undone = everything().filter(|record| undoes(record) && record.executed_at.is_some()).count();
+        prop_assert!(self.jumped || undone <= 1, "one rollout is undone twice");
         let evictions = execute.iter().filter(|record| takes(record.step.action)).count();
         let allowed = limits.max_unhealthy.of(self.wanted);
         prop_assert!(
@@ -390,6 +402,11 @@ proptest! {
             simulation.second += seconds;
             if simulation.pods.is_empty() {
                 simulation.spawn(simulation.second, true);
+                simulation.pods[0].checks[0] = (false, simulation.second);
+                healthy_since = None;
+            }
+            if simulation.rolling_out {
+                simulation.happen(&Event::Rollout);
                 simulation.pods[0].checks[0] = (false, simulation.second);
                 healthy_since = None;
             }

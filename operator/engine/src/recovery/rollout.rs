@@ -2,10 +2,11 @@
 
 use super::{
     gates::{Closed, Proposal},
-    ladder::{Progress, WATCHES_CATCH_UP, evaluated, later_by},
+    ladder::{MAX_CLOCK_SKEW, Progress, WATCHES_CATCH_UP, evaluated, later_by},
     model::{Action, History, Outcome, Record, Rollout, Undo},
     view::View,
 };
+use crate::signals::Signal;
 use jiff::{SignedDuration, Timestamp};
 
 /// How long after the beginning of a rollout a failure may begin for that rollout to be its likely cause.
@@ -55,6 +56,14 @@ fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &
             subject.check
         ));
     }
+    let target = &subject.target;
+    let undoes = |record: &&Record| record.step.action == Action::Rollback && record.subject.target == *target;
+    let undone = |record: &&Record| {
+        record.executed_at.is_some_and(|at| later_by(at, MAX_CLOCK_SKEW) >= *began_at) && !record.dry_run
+    };
+    if history.all().filter(undoes).any(|record| undone(&record)) {
+        return Err(format!("revision {from} was undone already, and somebody brought it back"));
+    }
     let of_older = |record: &Record| {
         let same = record.subject.target == subject.target && record.subject.check == subject.check;
         let not_long_before = record.failed_at < *began_at && later_by(record.failed_at, BLAMED_FOR) >= *began_at;
@@ -64,22 +73,35 @@ fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &
         return Err(format!("{} failed already before the rollout of revision {from}", subject.check));
     }
     let Some(pod) = &subject.pod else {
-        let seen = check.since >= later_by(observed.watching_since, WATCHES_CATCH_UP);
         let why = "nobody saw when it began to fail, so it is not known whether that was with the rollout";
-        return if seen { Ok(()) } else { Err(why.to_owned()) };
+        return if check.began_before { Err(why.to_owned()) } else { Ok(()) };
     };
-    if observed.pods.get(&pod.uid).is_none_or(|facts| facts.outdated) {
+    let Some(facts) = observed.pods.get(&pod.uid).filter(|facts| !facts.outdated) else {
         return Err(format!("{} is not of revision {from}", pod.name));
+    };
+    // That a pod is not ready yet says nothing of it: it may only start slowly. That it crashes does.
+    let stuck = observed.rollouts.get(target).is_some_and(|rollout| rollout.stuck);
+    let crashes = matches!(Signal::of(&subject.check), Some(Signal::Restarts | Signal::Image));
+    if !facts.was_ready && !crashes && !stuck {
+        return Err(format!("{} was never ready, and its rollout may still come to its end", pod.name));
     }
-    let fails_too = observed.checks.iter().find(|other| {
+    let (mut failing, mut heard) = (0, 0);
+    for other in &observed.checks {
         let pod = other.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
-        let same = other.subject.target == subject.target && other.subject.check == subject.check;
-        !other.healthy && same && pod.is_some_and(|facts| facts.outdated)
-    });
-    fails_too.map_or(Ok(()), |other| {
-        let name = other.subject.display_name();
-        Err(format!("{name} of revision {to} fails, too, so the rollout is not the cause"))
-    })
+        let same = other.subject.target == *target && other.subject.check == subject.check;
+        let Some(facts) = pod.filter(|_| same) else { continue };
+        if facts.outdated && !other.healthy {
+            let name = other.subject.display_name();
+            return Err(format!("{name} of revision {to} fails, too, so the rollout is not the cause"));
+        }
+        failing += usize::from(!facts.outdated && !other.healthy);
+        heard += usize::from(!facts.outdated);
+    }
+    if failing * 2 > heard {
+        return Ok(());
+    }
+    let well = heard - failing;
+    Err(format!("{well} of {heard} pods of revision {from} do not fail, so the rollout is not the cause"))
 }
 
 /// Whether the workload carries the id of a restart or of a rollback: then it was executed.
@@ -120,8 +142,9 @@ pub(super) fn replaced(record: &Record, executed_at: Timestamp, observed: &View<
     };
     if carried(record, rollout) != Some(&record.id) {
         if caught_up {
+            // It counts as tried: what takes the annotation away each time would else make it begin again each time.
             let why = "somebody changed the workload meanwhile, and it does not carry the intent any more";
-            return Progress::Over(Outcome::Cancelled, why.to_owned());
+            return Progress::Over(Outcome::Failed, why.to_owned());
         }
         return Progress::NotYet(None, "the workload does not show it yet".to_owned());
     }
@@ -145,12 +168,26 @@ pub(super) fn all_healthy(record: &Record, observed: &View<'_>) -> Progress {
     let own = observed.checks.iter().filter(|state| {
         state.subject.target == *target && state.subject.check == *check && state.subject.pod.is_some()
     });
-    let mut since = None;
+    // In a large workload some pod is always only starting: most must be well, and none may fail.
+    let (mut well_since, mut heard) = (Vec::new(), 0);
     for state in own {
-        match evaluated(Some(state)) {
-            Progress::Healthy(at) => since = since.max(Some(at)),
-            not => return not,
+        if !state.healthy {
+            return evaluated(Some(state));
         }
+        heard += 1;
+        well_since.extend(state.well_since);
     }
-    since.map_or_else(|| Progress::NotYet(None, "the check is not reported".to_owned()), Progress::Healthy)
+    well_since.sort_unstable();
+    match well_since.get(heard / 2) {
+        Some(at) => Progress::Healthy(*at),
+        None if heard == 0 => Progress::NotYet(None, "the check is not reported".to_owned()),
+        None => Progress::NotYet(None, format!("the check has passed in {} of {heard} pods", well_since.len())),
+    }
+}
+
+/// Whether a rollback that was not executed has lost its rollout: a later one began since it was asked for.
+pub(super) fn has_lost_its_rollout(record: &Record, observed: &View<'_>) -> bool {
+    let undo = observed.rollouts.get(&record.subject.target).and_then(|rollout| rollout.undo.as_ref().ok());
+    record.step.action == Action::Rollback
+        && undo.is_some_and(|undo| undo.began_at > later_by(record.started_at, MAX_CLOCK_SKEW))
 }

@@ -1,7 +1,26 @@
 //! The steps that replace all pods of a workload.
 
-use super::tests::*;
+use super::tests::{at, execute_step, observed, run, step};
 use super::*;
+
+const POD: &str = tests::POD;
+
+/// That its containers crash again and again: the kind of failure that a pod may have which was never ready.
+fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
+    let mut check = tests::check(uid, healthy, since);
+    check.subject.check = "restarts".into();
+    check
+}
+
+fn ladder(action: Action) -> Settings {
+    steps(&[action])
+}
+
+fn steps(actions: &[Action]) -> Settings {
+    let steps = actions.iter().map(|action| step(*action, 60_000)).collect();
+    let ladders = [("restarts".to_owned(), steps)].into();
+    Settings { ladders, ..tests::ladder(Action::RestartPod) }
+}
 
 /// Three old pods that are well, and one of the new revision, made at 0, whose check fails since 5.
 fn bad_rollout() -> Observed {
@@ -22,7 +41,8 @@ fn bad_rollout() -> Observed {
 
 fn rollout(rolled_back_by: Option<String>) -> Rollout {
     let undo = Undo { began_at: at(0), from: 7, to: 6, proven: true };
-    Rollout { restarted_by: None, rolled_back_by, complete: false, undo: Ok(undo) }
+    let (stuck, held, recreates) = (false, None, false);
+    Rollout { restarted_by: None, rolled_back_by, complete: false, stuck, held, recreates, undo: Ok(undo) }
 }
 
 fn of_booking(observed: &mut Observed) -> &mut Rollout {
@@ -51,7 +71,7 @@ type Change = fn(&mut Observed);
 #[case::nothing_known(|o: &mut Observed| o.rollouts.clear(), "nothing is known of its revisions")]
 #[case::not_to_be_undone(|o: &mut Observed| of_booking(o).undo = Err("argocd owns its template".into()), "argocd owns its template")]
 #[case::not_proven(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().proven = false, "nobody has seen a pod of revision 6 ready")]
-#[case::failed_before(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().began_at = at(6), "database failed before the rollout of revision 7 began")]
+#[case::failed_before(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().began_at = at(6), "restarts failed before the rollout of revision 7 began")]
 #[case::long_ago(|o: &mut Observed| of_booking(o).undo.as_mut().unwrap().began_at = at(-3_600), "more than 1 h after the rollout of revision 7")]
 #[case::of_an_older_one(|o: &mut Observed| o.pods.get_mut("new").unwrap().outdated = true, "name-new is not of revision 7")]
 #[case::an_older_one_fails_too(|o: &mut Observed| o.checks[0] = check("a", false, -1), "name-a of revision 6 fails, too")]
@@ -69,7 +89,8 @@ fn what_failed_before_the_rollout_in_another_pod_is_not_blamed_on_it() {
     let mut history = History::default();
     let mut before = observed(vec![check("old", false, -80), check("a", true, -90), check("b", true, -90)]);
     before.watching_since = at(-1_000);
-    history.in_flight = execute_step(&run(&settings(), &before, &history, -79), at(-79)).in_flight;
+    history.in_flight =
+        execute_step(&run(&ladder(Action::ResetConnections), &before, &history, -79), at(-79)).in_flight;
     let (mut record, mut ladder) = (history.in_flight.remove(0), ladder(Action::Rollback));
     (record.outcome, record.finished_at) = (Outcome::Failed, Some(at(-60)));
     history.recent.push(record);
@@ -86,7 +107,7 @@ fn a_failure_that_nobody_saw_begin_is_not_blamed_on_the_rollout() {
     observed.checks[0].subject.pod = None;
     let run = |observed: &Observed| run(&ladder(Action::Rollback), observed, &History::default(), 6);
     assert_eq!(run(&observed).execute.len(), 1);
-    observed.watching_since = at(3);
+    observed.checks[0].began_before = true;
     assert!(gate(&run(&observed)).unwrap().1.contains("nobody saw when it began"));
 }
 
@@ -132,13 +153,14 @@ fn a_rollback_is_verified_in_all_pods_once_they_are_replaced() {
     // Somebody else's change ends it.
     *of_booking(&mut rolls) = rollout(None);
     rolls.rolling_out.clear();
-    assert_eq!(run(&settings, &rolls, &history, 200).finished[0].outcome, Outcome::Cancelled);
+    assert_eq!(run(&settings, &rolls, &history, 200).finished[0].outcome, Outcome::Failed);
 }
 
 /// All three pods fail from time to time; the ladder goes up to a restart of all of them.
 #[test]
 fn a_restart_of_all_pods_that_did_not_help_is_not_repeated_in_the_next_pods() {
-    let mut settings = ladder(Action::RolloutRestart);
+    use tests::check;
+    let mut settings = tests::ladder(Action::RolloutRestart);
     settings.limits.cooldown_ms = 0;
     let mut three = observed(vec![check(POD, false, 0), check("b", true, -9), check("c", true, -9)]);
     three.supported = Action::ALL.iter().copied().collect();
@@ -200,12 +222,6 @@ fn a_person_needs_no_evidence_for_a_rollback_but_something_to_go_back_to() {
     assert!(own.message.as_ref().unwrap().contains("there is no revision before it"), "{own:?}");
 }
 
-fn steps(actions: &[Action]) -> Settings {
-    let mut settings = ladder(Action::RestartPod);
-    settings.ladders.insert("database".into(), actions.iter().map(|action| step(*action, 60_000)).collect());
-    settings
-}
-
 #[test]
 fn a_ladder_of_several_steps_goes_to_its_rollback_where_the_pods_of_a_rollout_do_not_come_up() {
     let settings = steps(&[Action::RestartPod, Action::RolloutRestart, Action::Rollback]);
@@ -233,4 +249,86 @@ fn a_rollback_that_is_refused_is_passed_over_and_at_the_end_a_person_is_called()
     let last = run(&steps(&[Action::Rollback]), &observed, &History::default(), 6);
     assert_eq!((last.execute.len(), last.exhausted.len()), (0, 1));
     assert_eq!(gate(&last).unwrap().0, Gate::RollbackRefused);
+}
+
+#[test]
+fn a_pod_that_only_starts_slowly_undoes_nothing() {
+    let mut observed = bad_rollout();
+    observed.checks.iter_mut().for_each(|check| check.subject.check = "pod-ready".into());
+    let mut settings = ladder(Action::Rollback);
+    settings.ladders = [("pod-ready".to_owned(), settings.ladders.remove("restarts").unwrap())].into();
+    let held = run(&settings, &observed, &History::default(), 6);
+    assert!(gate(&held).unwrap().1.contains("was never ready, and its rollout may still come to its end"), "{held:?}");
+    of_booking(&mut observed).stuck = true;
+    assert_eq!(run(&settings, &observed, &History::default(), 6).execute.len(), 1, "its deadline is over");
+}
+
+#[test]
+fn one_of_many_pods_of_a_revision_does_not_undo_it() {
+    let mut observed = bad_rollout();
+    observed.checks.extend([check("new2", true, 1), check("new3", false, 1)]);
+    for uid in ["new2", "new3"] {
+        let facts = observed.pods["new"].clone();
+        observed.pods.insert(uid.into(), facts);
+    }
+    assert_eq!(run(&ladder(Action::Rollback), &observed, &History::default(), 6).execute.len(), 1, "two of three");
+    observed.checks.pop();
+    let held = run(&ladder(Action::Rollback), &observed, &History::default(), 6);
+    assert!(gate(&held).unwrap().1.contains("1 of 2 pods of revision 7 do not fail"), "{held:?}");
+}
+
+#[test]
+fn what_was_undone_and_brought_back_is_left_to_people() {
+    let begun = run(&ladder(Action::Rollback), &bad_rollout(), &History::default(), 6);
+    let mut history = execute_step(&begun, at(7));
+    let mut record = history.in_flight.remove(0);
+    (record.outcome, record.finished_at) = (Outcome::Succeeded, Some(at(30)));
+    history.recent.push(record);
+    let mut again = bad_rollout();
+    again.checks[3] = check("new", false, 900);
+    let held = run(&ladder(Action::Rollback), &again, &history, 901);
+    assert!(gate(&held).unwrap().1.contains("revision 7 was undone already, and somebody brought it back"), "{held:?}");
+}
+
+#[test]
+fn a_rollback_that_waits_is_given_up_when_another_rollout_begins() {
+    let begun = run(&ladder(Action::Rollback), &bad_rollout(), &History::default(), 6);
+    let mut later = bad_rollout();
+    of_booking(&mut later).undo.as_mut().unwrap().began_at = at(60);
+    let over = run(&ladder(Action::Rollback), &later, &begun.history, 61);
+    assert_eq!(over.finished[0].outcome, Outcome::Cancelled);
+    assert!(over.execute.is_empty());
+}
+
+#[test]
+fn what_replaces_no_pods_or_all_at_once_is_held_back() {
+    let mut three = observed(vec![check(POD, false, 0), check("b", true, 0), check("c", true, 0)]);
+    three.supported = Action::ALL.iter().copied().collect();
+    three.rollouts.insert("booking".into(), rollout(None));
+    let settings = ladder(Action::RolloutRestart);
+    assert_eq!(run(&settings, &three, &History::default(), 1).execute.len(), 1);
+    of_booking(&mut three).recreates = true;
+    let held = run(&settings, &three, &History::default(), 1);
+    assert_eq!(gate(&held).unwrap().0, Gate::TooManyUnhealthy, "all three would go at once");
+    of_booking(&mut three).held = Some("its rollout is paused".into());
+    let held = run(&settings, &three, &History::default(), 1);
+    assert_eq!(
+        gate(&held).unwrap(),
+        (Gate::ActionNotSupported, "RolloutRestart would replace no pod: its rollout is paused; it waits for a person")
+    );
+}
+
+#[test]
+fn a_node_whose_clock_is_ahead_keeps_nothing_in_flight() {
+    let begun = run(
+        &ladder(Action::RestartPod),
+        &observed(vec![check(POD, false, 0), check("b", true, 0), check("c", true, 0)]),
+        &History::default(),
+        1,
+    );
+    let history = execute_step(&begun, at(2));
+    let mut replaced = observed(vec![check("new", true, 1_800), check("b", true, 0), check("c", true, 0)]);
+    replaced.pods.get_mut("new").unwrap().created_at = at(3);
+    let done = run(&ladder(Action::RestartPod), &replaced, &history, 14);
+    assert_eq!(done.finished[0].outcome, Outcome::Succeeded, "{done:?}");
 }

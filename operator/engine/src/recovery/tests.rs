@@ -46,6 +46,7 @@ pub(super) fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
         message: "no answer".into(),
         dependency: Some("database".into()),
         dependency_answers: None,
+        began_before: false,
     }
 }
 

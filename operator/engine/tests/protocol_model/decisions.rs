@@ -378,6 +378,7 @@ impl Decisions {
                 message: "no answer".to_owned(),
                 dependency: None,
                 dependency_answers: None,
+                began_before: false,
             });
         }
         for job in &view.jobs {
