@@ -271,12 +271,10 @@ async fn jobs_run_what_a_cron_job_runs_and_nothing_else() {
         ),
     ];
     none_can_be_created(&world, "only from a CronJob", attempts).await;
-    let other = with(job(), "/metadata/annotations/resilience.ticketwave.io~1cron-job", json!("other"));
-    let other = with(
-        other,
-        annotations,
-        json!({ "cronjob.kubernetes.io/instantiate": "manual", "resilience.ticketwave.io/cron-job": "other" }),
-    );
+    let mut other = job();
+    for place in ["labels", "annotations"] {
+        other["metadata"][place]["resilience.ticketwave.io/cron-job"] = json!("other");
+    }
     none_can_be_created(&world, "admissionPolicy.cronJobs", vec![("from a CronJob that nobody listed", other)]).await;
 
     let pod = "/spec/template/spec";
