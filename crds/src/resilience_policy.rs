@@ -472,14 +472,12 @@ pub struct Bulkhead {
     pub max_wait: Wait,
 }
 
-/// A health check of the workload. At most one of http, tcp and memory; none of them: the pods report it, or, if its name is pod-ready, restarts, image or rollout, Kubernetes itself says it.
+/// A health check of the workload. At most one of http, tcp and memory. With http or tcp the operator asks; else the pods report it, or, if its name is pod-ready, restarts, image or rollout, Kubernetes itself says it.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(has(self.http) ? 1 : 0) + (has(self.tcp) ? 1 : 0) + (has(self.memory) ? 1 : 0) <= 1")
         .message("at most one of http, tcp and memory may be set").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("!(has(self.http) || has(self.tcp)) || self.scope == 'Workload'")
-        .message("http and tcp checks ask a Service, not a pod: their scope must be Workload").field_path(".scope").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!(self.name in ['pod-ready', 'restarts', 'image', 'rollout']) || !(has(self.http) || has(self.tcp) || has(self.memory))")
         .message("pod-ready, restarts, image and rollout are Kubernetes' own signals and take no probe; give this check another name").field_path(".name").reason(Reason::FieldValueInvalid),
     validation = Rule::new("!has(self.kubernetes) || self.name in ['pod-ready', 'restarts', 'image', 'rollout']")
@@ -489,6 +487,8 @@ pub struct Bulkhead {
     validation = Rule::new("duration(self.timeout) <= duration(self.interval)")
         .message(Message::Expression("'must not be longer than interval (' + self.interval + ')'".into()))
         .field_path(".timeout").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!(has(self.http) || has(self.tcp)) || duration(self.timeout) <= duration('30s')")
+        .message("must not be longer than 30s for an http or tcp check").field_path(".timeout").reason(Reason::FieldValueInvalid),
 )]
 pub struct HealthCheck {
     /// Name of the check, at most 63 characters; for a reported check, the name that the pods report it under. Four names are signals that Kubernetes gives of any workload: pod-ready (the pod is not Ready), restarts (a container crashes again and again, or was OOMKilled), image (an image cannot be pulled), rollout (the Deployment's progress deadline is exceeded). A ladder may name these without an entry here.
@@ -497,10 +497,10 @@ pub struct HealthCheck {
     /// Pod: each pod has its own answer and recovers by itself. Workload: one fact that all pods see, recovered once. Default: Pod.
     #[serde(default)]
     pub scope: CheckScope,
-    /// Ask a Service of the policy's namespace over HTTP; 2xx and 3xx are healthy.
+    /// The operator asks the ready pods behind a Service of the policy's namespace over HTTP. Scope Workload: unhealthy when more than half of them fail. Scope Pod: those that belong to the policy's workloads, each for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpProbe>,
-    /// Open a TCP connection to a Service of the policy's namespace.
+    /// The operator opens a TCP connection to the ready pods behind a Service of the policy's namespace; counted as for http.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<TcpProbe>,
     /// Compare the pod's memory with a limit; over it the check is Degraded, not Unhealthy.
@@ -512,7 +512,7 @@ pub struct HealthCheck {
     /// Time between two runs, 1s to 1h. Default: 5s.
     #[serde(default = "defaults::interval")]
     pub interval: StepTime,
-    /// Time of one run, 1ms to 5m, at most interval. Default: 1s.
+    /// Time of one run, 1ms to 5m, at most interval, and for http and tcp at most 30s. Default: 1s.
     #[serde(default = "defaults::check_timeout")]
     pub timeout: CallTime,
     /// Failed runs in a row that make the check unhealthy, 1 to 100. Default: 3.
@@ -535,25 +535,100 @@ pub enum CheckScope {
     Workload,
 }
 
-/// An HTTP probe.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+/// An HTTP probe: GET, no redirect is followed, and the Host header is tls.serverName or SERVICE.NAMESPACE.svc.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.tls) || self.scheme == 'HTTPS'")
+        .message("must be HTTPS where tls is set").field_path(".scheme").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.scheme != 'HTTPS' || (has(self.tls) && (has(self.tls.caConfigMapRef) || self.tls.insecureSkipVerify))")
+        .message("HTTPS needs tls.caConfigMapRef, a ConfigMap whose ca.crt the certificate is verified against, or tls.insecureSkipVerify: true")
+        .field_path(".tls").reason(Reason::FieldValueInvalid),
+)]
 pub struct HttpProbe {
-    /// Name of the Service, in the policy's namespace.
+    /// Name of the Service, in the policy's namespace. It must have a selector.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
     pub service: String,
     /// Port of the Service, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
-    /// Path, starting with a slash, at most 1024 characters. Default: /.
+    /// Path, starting with a slash, at most 1024 printable ASCII characters without spaces. Default: /.
     #[serde(default = "defaults::path")]
-    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[^\\s]*$"))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[!-~]*$"))]
     pub path: String,
+    /// HTTP or HTTPS. Default: HTTP.
+    #[serde(default)]
+    pub scheme: ProbeScheme,
+    /// Status codes of a healthy answer, as ranges, at most 16. Absent: 200 to 399; a redirect is a healthy answer and is not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(min = 1, max = 16))]
+    pub expected_statuses: Option<Vec<StatusRange>>,
+    /// How the certificate is verified, for scheme HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ProbeTls>,
+}
+
+/// How an HTTP probe speaks.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProbeScheme {
+    /// In plain text.
+    #[default]
+    #[serde(rename = "HTTP")]
+    Http,
+    /// Over TLS.
+    #[serde(rename = "HTTPS")]
+    Https,
+}
+
+/// Status codes from start to end, both included.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[x_kube(
+    validation = Rule::new("!has(self.end) || self.start <= self.end")
+        .message("must not be below start").field_path(".end").reason(Reason::FieldValueInvalid),
+)]
+pub struct StatusRange {
+    /// First status code, 200 to 599.
+    #[schemars(range(min = 200, max = 599))]
+    pub start: i32,
+    /// Last status code, 200 to 599. Absent: start is the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 200, max = 599))]
+    pub end: Option<i32>,
+}
+
+/// How the certificate of an HTTPS probe is verified.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(has(self.caConfigMapRef) && self.insecureSkipVerify)")
+        .message("must not be true beside caConfigMapRef").field_path(".insecureSkipVerify").reason(Reason::FieldValueInvalid),
+)]
+pub struct ProbeTls {
+    /// ConfigMap of the policy's namespace whose key ca.crt has the certificates, as PEM and at most 64 KiB, that the server's is verified against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<CaConfigMapRef>,
+    /// Name that the certificate must be for, at most 253 characters. Absent: SERVICE.NAMESPACE.svc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
+    pub server_name: Option<String>,
+    /// true takes any certificate: whoever gets into the way can answer for the pod. Accepted warns of it. Default: false.
+    #[serde(default)]
+    pub insecure_skip_verify: bool,
+}
+
+/// Reference to a ConfigMap of the policy's namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct CaConfigMapRef {
+    /// Its name, at most 253 characters.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
+    pub name: String,
 }
 
 /// A TCP probe.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct TcpProbe {
-    /// Name of the Service, in the policy's namespace.
+    /// Name of the Service, in the policy's namespace. It must have a selector.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
     pub service: String,
     /// Port of the Service, 1 to 65535.

@@ -109,6 +109,8 @@ fn the_page_states_what_holds() {
     for (path, value) in [
         ("dependencies, bulkheads, healthChecks, recovery.ladders", "none"),
         ("healthChecks[].memory.max, maxPercentOfLimit", "1Gi, 80 when neither is set"),
+        ("healthChecks[].http.expectedStatuses", "200–399"),
+        ("healthChecks[].http.tls.serverName", "<service>.<namespace>.svc"),
         ("recovery.ladders[].steps", "–"),
         ("recovery.ladders[].steps[].cronJobRef", "none; RunCleanupJob needs it, and no other step takes it"),
         ("degradation.flagOverrides", "none"),

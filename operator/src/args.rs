@@ -62,6 +62,10 @@ pub struct Args {
     #[arg(long, hide = true, value_parser = crate::crash_point::parse_fault)]
     pub fault: Option<Fault>,
 
+    /// Asks http and tcp checks at loopback addresses, too, where the pods of a test are; no release takes it
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = crate::crash_point::parse_switch)]
+    pub ask_loopback: bool,
+
     /// Shape of the log lines
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -145,6 +149,15 @@ mod tests {
     #[case(&["op"], false)]
     fn dry_run(#[case] line: &[&str], #[case] expected: bool) {
         assert_eq!(Args::parse_from(line).dry_run, expected);
+    }
+
+    #[rstest::rstest]
+    #[case(&["op"], false)]
+    #[case(&["op", "--ask-loopback"], true)]
+    fn nobody_is_asked_on_the_loopback_unless_a_test_says_so(#[case] line: &[&str], #[case] expected: bool) {
+        assert_eq!(Args::parse_from(line).ask_loopback, expected);
+        assert!(Args::try_parse_from(["op", "--ask-loopback=perhaps"]).is_err());
+        assert!(!Args::command().render_long_help().to_string().contains("loopback"));
     }
 
     #[test]

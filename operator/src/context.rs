@@ -4,6 +4,7 @@
 
 use crate::{
     args::Args,
+    checks::Checks,
     crash_point::CrashPoint,
     fleet::index::{Affected, FleetIndex, ObjectKey, target_id},
     kubernetes::{
@@ -46,6 +47,8 @@ pub struct Shared {
     pub pods: PodClient,
     /// Who may call a pod now.
     pub pod_calls: FairQueue,
+    /// Who may be asked for a check of the operator's own now; its namespaces take turns.
+    pub check_calls: FairQueue,
     /// Since when this replica leads; only a leader asks the pods.
     pub leading_since: OnceLock<Timestamp>,
     /// Set when this replica comes to lead.
@@ -103,6 +106,8 @@ pub struct Context {
     pub recoveries: Queue<WorkloadId>,
     /// Pods to ask for their health.
     pub probes: Queue<ProbeKey>,
+    /// The checks that the operator asks itself.
+    pub checks: Checks,
 }
 
 impl Context {
@@ -122,6 +127,7 @@ impl Context {
             flag_sets: Queue::default(),
             recoveries: Queue::default(),
             probes: Queue::default(),
+            checks: Checks::default(),
         }
     }
 

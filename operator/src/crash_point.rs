@@ -97,6 +97,15 @@ pub fn parse(text: &str) -> Result<CrashPoint, String> {
     in_tests(CrashPoint::from_str(text, false))
 }
 
+/// Reads a switch that only tests may turn on.
+pub fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "false" => Ok(false),
+        "true" => in_tests(Ok(true)),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
 /// Reads a fault.
 pub fn parse_fault(text: &str) -> Result<Fault, String> {
     in_tests(text.parse())

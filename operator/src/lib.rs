@@ -3,6 +3,7 @@
 //! Decisions are in `engine`; here is the I/O around them. [`run`] is the whole process but for the command line.
 
 pub mod args;
+pub mod checks;
 pub mod context;
 pub mod crash_point;
 pub mod error;
@@ -115,6 +116,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         fence: fence.clone(),
         tokens,
         pod_calls: FairQueue::default(),
+        check_calls: FairQueue::default(),
         leading_since: OnceLock::new(),
         leads: SetOnce::new(),
         releases: Releases::default(),
@@ -315,7 +317,8 @@ fn start_controllers(
         shutdown.clone(),
     );
     supervisor.start("recovery controller", recoveries);
-    supervisor.start("prober", prober::run(Arc::clone(&ctx), shutdown));
+    supervisor.start("prober", prober::run(Arc::clone(&ctx), shutdown.clone()));
+    supervisor.start("check prober", checks::prober::run(Arc::clone(&ctx), shutdown));
     status.watch_progress("workload", {
         let queue = ctx.workloads.clone();
         move |now| queue.stuck_for(now)

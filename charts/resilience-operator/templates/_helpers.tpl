@@ -46,6 +46,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# Which pods an http or tcp check asks, by the selector of the Service that it names. There is no right to list them, nor to
+# read endpoints: those can be made by hand.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get]
 # Annotating a pod makes its kubelet refresh the pod's optional mounts at once, and the status
 # subresource carries annotations too; so the operator cannot touch the spec of any pod.
 - apiGroups: [""]

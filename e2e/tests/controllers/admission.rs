@@ -62,6 +62,11 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
         (0..17).map(|n| json!({ "group": "apps", "kind": "Deployment", "name": format!("w{n}") })).collect();
     let two_of = |item: Value| json!([item.clone(), item]);
     let long_name = "n".repeat(64);
+    let site = |said: &Value| {
+        let mut http = json!({ "service": "web", "port": 443 });
+        http.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
+        with(plain(), "/spec/healthChecks", json!([{ "name": "site", "http": http }]))
+    };
 
     // Name of the case, the manifest, the field that must be named, and what must be said of it.
     let cases: Vec<(&str, Value, &str, &str)> = vec![
@@ -182,14 +187,46 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
             "must be below enter.loadPercent",
         ),
         (
-            "an HTTP check of each pod",
+            "an HTTP check that takes longer than half a minute",
             with(
                 plain(),
                 "/spec/healthChecks",
-                json!([{ "name": "site", "scope": "Pod", "http": { "service": "web", "port": 80 } }]),
+                json!([{ "name": "site", "http": { "service": "web", "port": 80 }, "interval": "1h", "timeout": "31s" }]),
             ),
-            "spec.healthChecks[0].scope",
-            "must be Workload",
+            "spec.healthChecks[0].timeout",
+            "must not be longer than 30s",
+        ),
+        (
+            "HTTPS without certificates to verify against",
+            site(&json!({ "scheme": "HTTPS" })),
+            "spec.healthChecks[0].http.tls",
+            "HTTPS needs tls.caConfigMapRef",
+        ),
+        (
+            "certificates for plain HTTP",
+            site(&json!({ "tls": { "caConfigMapRef": { "name": "ca" } } })),
+            "spec.healthChecks[0].http.scheme",
+            "must be HTTPS",
+        ),
+        (
+            "certificates that are not verified",
+            site(
+                &json!({ "scheme": "HTTPS", "tls": { "caConfigMapRef": { "name": "ca" }, "insecureSkipVerify": true } }),
+            ),
+            "spec.healthChecks[0].http.tls.insecureSkipVerify",
+            "must not be true beside caConfigMapRef",
+        ),
+        (
+            "status codes backwards",
+            site(&json!({ "expectedStatuses": [{ "start": 300, "end": 200 }] })),
+            "spec.healthChecks[0].http.expectedStatuses[0].end",
+            "must not be below start",
+        ),
+        (
+            "a path with a line break",
+            site(&json!({ "path": "/ HTTP/1.1\r\nHost: other" })),
+            "spec.healthChecks[0].http.path",
+            "should match",
         ),
         (
             "a check with two probes",
@@ -295,6 +332,18 @@ async fn what_is_unusual_but_right_is_taken() {
                 base(),
                 "/spec/dependencies/0/circuitBreaker",
                 json!({ "failureRatioPercent": 50, "minimumThroughput": 10 }),
+            ),
+        ),
+        (
+            "an HTTPS check of each pod",
+            with(
+                base(),
+                "/spec/healthChecks",
+                json!([{ "name": "site", "scope": "Pod", "interval": "1m", "timeout": "30s", "http": {
+                    "service": "web", "port": 443, "path": "/ready?a=b", "scheme": "HTTPS",
+                    "expectedStatuses": [{ "start": 200, "end": 299 }, { "start": 404 }],
+                    "tls": { "caConfigMapRef": { "name": "ca.example" }, "serverName": "web.example" },
+                }}]),
             ),
         ),
         ("a timeout and nothing else", with(with(base(), retry, json!({})), timeout, json!({ "request": "5s" }))),

@@ -27,6 +27,7 @@ mod least_privilege;
 mod ledger;
 mod observation;
 mod older_and_newer;
+mod operator_checks;
 mod pods;
 mod programming;
 mod recovery;

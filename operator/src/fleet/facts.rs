@@ -37,7 +37,11 @@ use std::{
 };
 
 /// Most labels of a pod, or of a selector, that are compared.
-const MAX_LABELS: usize = 32;
+pub const MAX_LABELS: usize = 32;
+/// Most named ports of a pod that are kept.
+const MAX_NAMED_PORTS: usize = 16;
+/// Longest name of a port that is kept, in bytes; the API server takes none that is longer.
+const MAX_PORT_NAME: usize = 15;
 /// Port of a pod that serves the public when no container names one.
 const DEFAULT_PUBLIC_PORT: u16 = 8080;
 /// Longest text of a Job's condition that is kept, in bytes.
@@ -232,7 +236,8 @@ impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>> Facts for Ve
 /// Hashes of labels within their namespace, sorted: whether one set holds another can be told without keeping the texts.
 pub type LabelHashes = Box<[u64]>;
 
-fn label_hashes(namespace: Option<&str>, labels: Option<&BTreeMap<String, String>>) -> LabelHashes {
+/// Hashes of the first [`MAX_LABELS`] labels.
+pub fn label_hashes(namespace: Option<&str>, labels: Option<&BTreeMap<String, String>>) -> LabelHashes {
     let hash = |label: (&String, &String)| {
         let mut hasher = DefaultHasher::new();
         (namespace, label).hash(&mut hasher);
@@ -254,6 +259,7 @@ pub enum PodOwner {
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct PodFacts {
     /// Which pod.
     pub uid: Uid,
@@ -271,6 +277,10 @@ pub struct PodFacts {
     pub admin_port: u16,
     /// Port on which it serves the public.
     pub public_port: u16,
+    /// Its TCP ports that have a name.
+    pub named_ports: Box<[(Box<str>, u16)]>,
+    /// Its address is its node's, where anything may listen.
+    pub host_network: bool,
     /// When it was created, in whole seconds.
     pub created_at: Timestamp,
     /// Whether the kubelet calls it ready, or ever did.
@@ -301,6 +311,11 @@ impl PodFacts {
     pub fn is_ready(&self) -> bool {
         self.readiness == Readiness::Ready
     }
+
+    /// The TCP port of that name.
+    pub fn named_port(&self, name: &str) -> Option<u16> {
+        self.named_ports.iter().find(|(known, _)| **known == *name).map(|(_, port)| *port)
+    }
 }
 
 /// The parts of a pod that are read.
@@ -315,15 +330,19 @@ pub struct RawPod {
 }
 
 #[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct RawPodSpec {
-    #[serde(default)]
     containers: Vec<RawContainer>,
+    init_containers: Vec<RawContainer>,
+    host_network: Option<bool>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawContainer {
     #[serde(default)]
     ports: Vec<RawPort>,
+    restart_policy: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -331,6 +350,21 @@ struct RawContainer {
 struct RawPort {
     name: Option<String>,
     container_port: i32,
+    protocol: Option<String>,
+}
+
+/// The named TCP ports of the containers, and of those init containers that go on beside them; of two of one name the first,
+/// as for a Service.
+fn named_ports(spec: &RawPodSpec) -> Box<[(Box<str>, u16)]> {
+    let goes_on = |container: &&RawContainer| container.restart_policy.as_deref() == Some("Always");
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().filter(goes_on));
+    let ports = containers.flat_map(|container| &container.ports);
+    let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
+    let named = tcp.filter_map(|port| {
+        let name = port.name.as_deref().filter(|name| name.len() <= MAX_PORT_NAME)?;
+        Some((name.into(), u16::try_from(port.container_port).ok()?))
+    });
+    named.take(MAX_NAMED_PORTS).collect()
 }
 
 #[derive(Deserialize, Default)]
@@ -408,6 +442,8 @@ impl Facts for PodFacts {
             ip: status.pod_ip.and_then(|ip| ip.parse().ok()),
             admin_port: port(admin::PORT_NAME, admin::DEFAULT_PORT),
             public_port: port("http", DEFAULT_PUBLIC_PORT),
+            named_ports: named_ports(&spec),
+            host_network: spec.host_network == Some(true),
             created_at: metadata.created_at(),
             readiness,
             alive: metadata.deletion_timestamp.is_none()
@@ -815,6 +851,31 @@ mod tests {
 
     fn read<F: Facts>(object: &Value) -> Seen<F> {
         serde_json::from_value(object.clone()).unwrap()
+    }
+
+    #[test]
+    fn the_named_ports_of_a_pod_are_few_and_of_tcp() {
+        let mut ports = vec![
+            json!({ "name": "dns", "containerPort": 53, "protocol": "UDP" }),
+            json!({ "containerPort": 1 }),
+            json!({ "name": "web", "containerPort": 8080, "protocol": "TCP" }),
+            json!({ "name": "web", "containerPort": 8081 }),
+            json!({ "name": "x".repeat(100), "containerPort": 2 }),
+        ];
+        ports.extend((0..100).map(|number| json!({ "name": format!("p{number}"), "containerPort": 100 + number })));
+        let spec = json!({ "hostNetwork": true, "containers": [{ "name": "app", "ports": ports }] });
+        let facts = read::<PodFacts>(&json!({ "metadata": { "name": "p" }, "spec": spec })).facts;
+        let init = json!([
+            { "name": "once", "ports": [{ "name": "once", "containerPort": 3 }] },
+            { "name": "sidecar", "restartPolicy": "Always", "ports": [{ "name": "beside", "containerPort": 4 }] },
+        ]);
+        let spec = json!({ "containers": [], "initContainers": init });
+        let sidecar = read::<PodFacts>(&json!({ "metadata": { "name": "p" }, "spec": spec })).facts;
+        assert_eq!(["once", "beside"].map(|name| sidecar.named_port(name)), [None, Some(4)]);
+        assert_eq!(["dns", "web", "p1", "p99"].map(|name| facts.named_port(name)), [None, Some(8080), Some(101), None]);
+        assert_eq!(facts.named_ports.len(), MAX_NAMED_PORTS);
+        assert!(facts.host_network);
+        assert!(!read::<PodFacts>(&json!({ "metadata": { "name": "p" } })).facts.host_network);
     }
 
     #[test]

@@ -455,6 +455,19 @@ impl FleetIndex {
         pods
     }
 
+    /// The pods of a namespace that have all labels of `selector` and are not going away, by name, each with the workload
+    /// that it belongs to. An empty selector selects nothing.
+    pub fn pods_selected(&self, namespace: &str, selector: &[u64]) -> Vec<(Arc<PodFacts>, Option<WorkloadId>)> {
+        let index = self.lock();
+        let sets = selector.iter().map(|label| index.pods_with_label.get(label));
+        let Some(candidates) = sets.min_by_key(|set| set.map_or(0, HashSet::len)).flatten() else { return Vec::new() };
+        let pods = candidates.iter().filter_map(|uid| index.pods.get(uid));
+        let selected = pods.filter(|pod| pod.alive && *pod.namespace == *namespace && holds(&pod.labels, selector));
+        let mut selected: Vec<_> = selected.map(|pod| (Arc::clone(pod), index.owner_of(pod).cloned())).collect();
+        selected.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+        selected
+    }
+
     /// Names of pods that carry the labels of a workload and do not belong to it.
     pub fn unowned_pods(&self, id: &WorkloadId) -> Vec<Arc<str>> {
         let index = self.lock();
@@ -572,6 +585,8 @@ mod tests {
             ip: None,
             admin_port: 1,
             public_port: 2,
+            named_ports: Box::default(),
+            host_network: false,
             created_at: Timestamp::UNIX_EPOCH,
             readiness: Readiness::Ready,
             alive: true,
@@ -627,6 +642,24 @@ mod tests {
         assert_eq!(index.unowned_pods(&id(Deployment, "a")), ["alien".into()]);
         index.remove_pod("uid-alien");
         assert!(index.unowned_pods(&id(Deployment, "a")).is_empty());
+    }
+
+    #[test]
+    fn a_selector_finds_the_pods_of_its_own_namespace_whoever_owns_them() {
+        let index = FleetIndex::default();
+        index.put_workload(workload(StatefulSet, "a", &[1]));
+        index.put_pod(pod("b-alien", None, &[1, 2]));
+        index.put_pod(pod("a-own", Some((PodOwner::StatefulSet, "StatefulSet-a")), &[1, 2, 3]));
+        index.put_pod(pod("less", None, &[1]));
+        index.put_pod(PodFacts { namespace: "other".into(), ..pod("elsewhere", None, &[1, 2]) });
+        index.put_pod(PodFacts { alive: false, ..pod("leaving", None, &[1, 2]) });
+        let found = |selector: &[u64]| {
+            let found = index.pods_selected("n", selector);
+            found.into_iter().map(|(pod, owner)| (pod.name.to_string(), owner)).collect::<Vec<_>>()
+        };
+        let own = ("a-own".to_owned(), Some(id(StatefulSet, "a")));
+        assert_eq!(found(&[1, 2]), [own, ("b-alien".to_owned(), None)]);
+        assert!(found(&[]).is_empty() && found(&[9]).is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 /// Longest head of an answer, in bytes.
-const MAX_HEAD: usize = 16 * 1024;
+pub(crate) const MAX_HEAD: usize = 16 * 1024;
 /// Most headers of an answer.
 const MAX_HEADERS: usize = 64;
 /// Longest time for a connection to come about.
@@ -188,17 +188,19 @@ struct Answer {
 }
 
 /// How the end of a body is told.
-enum Framing {
+pub(crate) enum Framing {
     Length(usize),
     Chunked,
     UntilClose,
 }
 
-struct Head {
-    status: u16,
+/// The head of an answer.
+pub(crate) struct Head {
+    pub(crate) status: u16,
     own: Vec<(String, String)>,
-    length: usize,
-    framing: Framing,
+    /// Its length in bytes.
+    pub(crate) length: usize,
+    pub(crate) framing: Framing,
     keep_alive: bool,
 }
 
@@ -311,7 +313,7 @@ impl Reader<'_> {
 }
 
 /// Reads the head of an answer; nothing if it is not complete yet.
-fn head(buffer: &[u8]) -> Result<Option<Head>, HttpError> {
+pub(crate) fn head(buffer: &[u8]) -> Result<Option<Head>, HttpError> {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut answer = httparse::Response::new(&mut headers);
     let length = match answer.parse(buffer) {

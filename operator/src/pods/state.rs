@@ -509,6 +509,8 @@ pub(super) mod tests {
             ip: None,
             admin_port: 1,
             public_port: 1,
+            named_ports: Box::default(),
+            host_network: false,
             created_at: Timestamp::UNIX_EPOCH,
             readiness: Readiness::Ready,
             alive: true,

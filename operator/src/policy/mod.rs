@@ -1,5 +1,6 @@
 //! The policy controller: one driver, a file per step.
 
+pub mod asked;
 pub mod cleanup_jobs;
 pub mod events;
 pub mod execute;

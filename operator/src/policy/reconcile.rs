@@ -4,7 +4,7 @@
 //! outcome of that. The intent is always written before the act. The policy's status is a summary of it.
 
 use super::{
-    cleanup_jobs,
+    asked, cleanup_jobs,
     events::policy_events,
     execute::execute,
     gather::{lost_claims, override_warnings, would_publish},
@@ -14,6 +14,7 @@ use super::{
     waiting::{is_published_within, listening_for},
 };
 use crate::{
+    checks::results::CurrentChecks,
     context::Context,
     error::ReconcileError,
     fleet::index::{ObjectKey, Policy, target_id},
@@ -38,7 +39,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -58,9 +59,11 @@ impl Reconciler for PolicyReconciler {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
         let ctx = &*self.0;
-        let Some(policy) = ctx.index.policy(key).filter(|_| ctx.shared.fence.holds()) else {
-            return Ok(Next::AwaitChange);
-        };
+        let shown = ctx.index.policy(key);
+        if shown.as_ref().is_none_or(|policy| policy.0.is_err()) {
+            ctx.checks.forget(key);
+        }
+        let Some(policy) = shown.filter(|_| ctx.shared.fence.holds()) else { return Ok(Next::AwaitChange) };
         ctx.shared.fail_for_test(&key.name).await;
         if !ctx.ledger.is_filled() {
             return Ok(Next::AwaitChange);
@@ -70,6 +73,7 @@ impl Reconciler for PolicyReconciler {
         }
         if ctx.managed_elsewhere(&key.namespace, policy.0.iter().flat_map(|policy| &policy.spec.target_refs)).is_some()
         {
+            ctx.checks.forget(key);
             return Ok(Next::AwaitChange);
         }
         if !ctx.status_writes.cache_is_stale(policy.meta()) {
@@ -120,6 +124,11 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         target::show_gauges(ctx, &target_id(&namespace, reference), target);
     }
     let lost = lost_claims(policy, ctx, &namespace);
+    let asked = asked_by_operator(ctx, policy, &namespace, &targets, &lost, now);
+    for target in &mut targets {
+        asked::add(target, &asked);
+    }
+    let remarks = asked::remarks(&asked);
     let held: Vec<&Target> = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key)).collect();
     let old = policy.status.clone().unwrap_or_default();
     if migrate(ctx, policy).await? {
@@ -152,6 +161,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         checks: &checks,
         targets: &targets,
         lost: &lost,
+        remarks: &remarks,
         impossible: &history.aside,
         names: &names,
         override_warnings: &override_warnings,
@@ -265,6 +275,23 @@ fn tell_refused(ctx: &Context, policy: &ResiliencePolicy, ledger: &Ledger, befor
         ctx.shared.events.publish(&reference, &event);
         tell_on(ctx, ledger, record, &event);
     }
+}
+
+/// Sees to it that the checks of a policy are asked that the operator asks itself, and says what they say now. Of a policy that
+/// has no workload, or cannot be used, none is asked.
+fn asked_by_operator(
+    ctx: &Context,
+    policy: &ResiliencePolicy,
+    namespace: &str,
+    targets: &[Target],
+    lost: &BTreeMap<String, String>,
+    now: Timestamp,
+) -> CurrentChecks {
+    let key = ObjectKey::of(policy);
+    let held = targets.iter().filter(|target| target.found && !lost.contains_key(&target.key));
+    let held: Vec<_> = held.map(|target| target::workload_of(namespace, &target.key)).collect();
+    ctx.checks.keep(&key, spec::asked::asked(&policy.spec).unwrap_or_default(), &held);
+    ctx.checks.current(&key, now)
 }
 
 /// Whether a check fails in some workload, so that something may have to be begun.

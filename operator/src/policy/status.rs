@@ -41,6 +41,8 @@ pub struct Inputs<'a> {
     pub targets: &'a [Target],
     /// Targets that another policy has, with that policy's name.
     pub lost: &'a BTreeMap<String, String>,
+    /// What there is to say of how its checks are asked that the operator asks itself.
+    pub remarks: &'a [String],
     /// Recoveries with times that cannot be: they are kept, and nothing is computed from them.
     pub impossible: &'a [Record],
     /// Names of the Recoveries that people made, by the id of each.
@@ -103,7 +105,7 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     let mut verdicts = conditions::summarize(&accepted, &programmed, refused || stuck, rests).to_vec();
     verdicts.extend([accepted, programmed]);
     let checks = findings(inputs, &held);
-    verdicts.push(healthy(&checks, &held));
+    verdicts.push(healthy(inputs, &checks, &held));
     let degraded: Vec<_> = held.iter().flat_map(|target| &target.degraded).cloned().collect();
     verdicts.push(match degraded.as_slice() {
         [] => Verdict::new(ConditionType::Degraded, false, Reason::NotDegraded, ""),
@@ -172,7 +174,8 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
         message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
-    let notes = spec::policy::not_done_yet(&inputs.policy.spec, SUPPORTED);
+    let mut notes = spec::policy::not_done_yet(&inputs.policy.spec, SUPPORTED);
+    notes.extend(spec::asked::warnings(&inputs.policy.spec));
     let about_flags = inputs.override_warnings.iter().cloned();
     let warnings: Vec<_> =
         notes.into_iter().chain(warnings(settings, held)).chain(about_flags).chain(impossible(inputs)).collect();
@@ -298,12 +301,14 @@ fn findings(inputs: &Inputs<'_>, held: &[&Target]) -> Vec<CheckFinding> {
     findings
 }
 
-fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
+fn healthy(inputs: &Inputs<'_>, findings: &[CheckFinding], held: &[&Target]) -> Verdict {
+    // Of a check that nobody can be asked for it is not known how it is: it is neither good nor bad, and is told.
+    let remarks = inputs.remarks.iter().cloned();
     if findings.is_empty() {
         let degraded: BTreeSet<_> = held.iter().flat_map(|target| &target.degraded_checks).cloned().collect();
         let degraded: Vec<_> = degraded.into_iter().collect();
-        let message =
-            if degraded.is_empty() { String::new() } else { format!("degraded, but working: {}", degraded.join(", ")) };
+        let degraded = (!degraded.is_empty()).then(|| format!("degraded, but working: {}", degraded.join(", ")));
+        let message = degraded.into_iter().chain(remarks).collect::<Vec<_>>().join("; ");
         return Verdict::new(ConditionType::Healthy, true, Reason::AllChecksPass, message);
     }
     let parts: Vec<_> = findings
@@ -317,6 +322,7 @@ fn healthy(findings: &[CheckFinding], held: &[&Target]) -> Verdict {
             };
             format!("{name} is unhealthy {place} since {}: {message}", since.0)
         })
+        .chain(remarks)
         .collect();
     Verdict::new(ConditionType::Healthy, false, Reason::CheckUnhealthy, parts.join("; "))
 }

@@ -1,10 +1,13 @@
 //! What a policy's status says, and which Events a change of it makes: a row for each situation.
 
 use super::{
+    asked,
     events::policy_events,
+    observe::observe,
     status::{Inputs, build},
 };
 use crate::{
+    checks::results::{Current, CurrentChecks},
     kubernetes::events::Severity,
     pods::state::Problem,
     recovery::events::{newly_refused, refused},
@@ -18,9 +21,9 @@ use crds::{
 };
 use engine::{
     ack::Acknowledged,
-    check::{Thresholds, evaluate},
+    check::{Evaluation, Thresholds, evaluate},
     fleet::CircuitView,
-    recovery::{Action, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Storm, Subject, Withheld},
+    recovery::{Action, CheckState, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Storm, Subject, Withheld},
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, fmt::Write};
@@ -36,6 +39,7 @@ struct World {
     spec: String,
     targets: Vec<Target>,
     lost: BTreeMap<String, String>,
+    asked: CurrentChecks,
     impossible: Vec<Record>,
     operator_dry_run: bool,
     decision: Decision,
@@ -47,6 +51,7 @@ impl Default for World {
             spec: LADDER.to_owned(),
             targets: vec![target("booking")],
             lost: BTreeMap::new(),
+            asked: CurrentChecks::new(),
             impossible: Vec::new(),
             operator_dry_run: false,
             decision: Decision { remaining_budget: 5, ..Decision::default() },
@@ -65,6 +70,20 @@ fn target(name: &str) -> Target {
         acknowledged: Acknowledged { ready: 4, in_sync: 4, ..Acknowledged::default() },
         wanted: 4,
         ..Target::default()
+    }
+}
+
+fn report(status: CheckStatus) -> CheckReport {
+    CheckReport {
+        status,
+        message: "no answer".to_owned(),
+        tags: Vec::new(),
+        dependency: None,
+        dependency_answers: None,
+        duration_ms: 1,
+        consecutive_failures: 3,
+        runs: 3,
+        data: BTreeMap::new(),
     }
 }
 
@@ -91,8 +110,9 @@ impl World {
             settings: &spec::policy::policy(&policy.spec),
             checks: &spec::checks::checks(&policy.spec),
             recovery: &spec::recovery::recovery(&policy.spec, self.operator_dry_run, Storm::default()),
-            targets: &self.targets,
+            targets: &self.with_asked(),
             lost: &self.lost,
+            remarks: &asked::remarks(&self.asked),
             impossible: &self.impossible,
             names: &BTreeMap::new(),
             override_warnings: &[],
@@ -109,17 +129,7 @@ impl World {
 
     /// The check fails in pods of these names, since this second.
     fn fails_in(&mut self, pods: &[&str], second: i64) {
-        let report = CheckReport {
-            status: CheckStatus::Unhealthy,
-            message: "no answer".to_owned(),
-            tags: Vec::new(),
-            dependency: None,
-            dependency_answers: None,
-            duration_ms: 1,
-            consecutive_failures: 3,
-            runs: 3,
-            data: BTreeMap::new(),
-        };
+        let report = report(CheckStatus::Unhealthy);
         for pod in pods {
             let evaluation = evaluate(None, &report, Thresholds::default(), at(second));
             let evaluations = BTreeMap::from([("database".to_owned(), evaluation)]);
@@ -151,6 +161,92 @@ impl World {
             until: Some(at(1_060)),
         });
     }
+}
+
+const SITE: &str = "
+healthChecks: [{name: site, http: {service: web, port: 80}}]
+recovery: {ladders: [{check: site, steps: [{action: RestartPod}]}]}
+";
+
+fn since_900(status: CheckStatus) -> Evaluation {
+    evaluate(None, &report(status), Thresholds::default(), at(900))
+}
+
+/// What the operator found of the check `site` in the pods of `booking`, since second 900.
+fn asked_by_pod(failing: &[&str], well: &[&str]) -> CurrentChecks {
+    let failing = failing.iter().map(|name| (name, CheckStatus::Unhealthy));
+    let all = failing.chain(well.iter().map(|name| (name, CheckStatus::Healthy)));
+    let pods = all.map(|(name, status)| (format!("uid-{name}"), ("booking".to_owned(), since_900(status))));
+    BTreeMap::from([("site".to_owned(), Current { pods: pods.collect(), ..Current::default() })])
+}
+
+/// What it found of the check `site` of a workload as a whole.
+fn asked_of_workload(target: &str) -> CurrentChecks {
+    let workload = Some((target.to_owned(), since_900(CheckStatus::Unhealthy)));
+    BTreeMap::from([("site".to_owned(), Current { workload, ..Current::default() })])
+}
+
+fn remark(words: &str) -> CurrentChecks {
+    BTreeMap::from([("site".to_owned(), Current { remark: Some(words.to_owned()), ..Current::default() })])
+}
+
+impl World {
+    /// Pods that say nothing by themselves.
+    fn has_pods(&mut self, names: &[&str]) {
+        let pods = names.iter().map(|name| (format!("uid-{name}"), (*name).to_owned(), BTreeMap::new()));
+        self.targets[0].pods.extend(pods);
+    }
+
+    fn with_asked(&self) -> Vec<Target> {
+        let mut targets = self.targets.clone();
+        for target in &mut targets {
+            asked::add(target, &self.asked);
+        }
+        targets
+    }
+
+    fn observed(&self) -> Vec<(Option<String>, bool, Timestamp)> {
+        let spec = serde_saphyr::from_str(&format!("targetRefs: [{{name: booking}}]\n{}", self.spec)).unwrap();
+        let (checks, targets) = (spec::checks::checks(&spec), self.with_asked());
+        let held: Vec<_> = targets.iter().collect();
+        let observed = observe(&checks, &held, &self.decision.history, BTreeMap::new(), at(0), None);
+        let pod = |check: &CheckState| check.subject.pod.as_ref().map(|pod| pod.name.clone());
+        observed.checks.iter().map(|check| (pod(check), check.healthy, check.since)).collect()
+    }
+}
+
+#[test]
+fn what_the_operator_asked_is_observed_of_pods_that_are_there() {
+    let mut world = World { spec: SITE.to_owned(), asked: asked_by_pod(&["a", "gone"], &["b"]), ..World::default() };
+    world.has_pods(&["a", "b"]);
+    let named = |name: &str| Some(name.to_owned());
+    assert_eq!(world.observed(), [(named("a"), false, at(900)), (named("b"), true, at(900))]);
+    world.asked = remark("there is no Service web");
+    assert!(world.observed().is_empty(), "nobody knows");
+    world.spec = SITE.replace("http:", "scope: Workload, http:");
+    world.asked = asked_of_workload("booking");
+    assert_eq!(world.observed(), [(None, false, at(900))]);
+    world.asked = asked_of_workload("other");
+    assert!(world.observed().is_empty(), "it is about another workload");
+}
+
+#[test]
+fn what_pods_report_under_the_name_of_a_check_that_the_operator_asks_is_none_of_it() {
+    let mut world = World { spec: SITE.replace("site", "database"), ..World::default() };
+    world.fails_in(&["booking-a"], 900);
+    world.asked = BTreeMap::from([("database".to_owned(), Current::default())]);
+    assert!(world.observed().is_empty());
+    assert!(world.status(&ResiliencePolicyStatus::default()).checks.is_empty());
+}
+
+#[test]
+fn a_failure_that_began_before_goes_on_in_its_ladder() {
+    let mut world = World { spec: SITE.to_owned(), asked: asked_by_pod(&["booking-a"], &[]), ..World::default() };
+    world.has_pods(&["booking-a"]);
+    let mut record = record(Action::RestartPod, Outcome::Verifying);
+    (record.subject.check, record.failed_at) = ("site".to_owned(), at(500));
+    world.decision.history.in_flight.push(record);
+    assert_eq!(world.observed(), [(Some("booking-a".to_owned()), false, at(500))]);
 }
 
 fn subject() -> Subject {
@@ -407,6 +503,40 @@ fn a_closed_gate_is_the_reason_of_that_name(#[case] gate: Gate) {
     |world: &mut World| world.fails_in(&["booking-a", "booking-b"], 900),
     ConditionType::Healthy,
     "database is unhealthy in 2 (booking-a, booking-b) since 1970-01-01T00:15:00Z: no answer"
+)]
+#[case::a_check_that_the_operator_asks(
+    |world: &mut World| {
+        (world.spec, world.asked) = (SITE.to_owned(), asked_by_pod(&["a", "b", "gone"], &["c"]));
+        world.has_pods(&["a", "b", "c"]);
+    },
+    ConditionType::Healthy,
+    "site is unhealthy in 2 (a, b) since 1970-01-01T00:15:00Z: no answer"
+)]
+#[case::most_endpoints_fail(
+    |world: &mut World| (world.spec, world.asked) = (SITE.to_owned(), asked_of_workload("booking")),
+    ConditionType::Healthy,
+    "site is unhealthy of booking since 1970-01-01T00:15:00Z: no answer"
+)]
+#[case::nobody_can_be_asked(
+    |world: &mut World| (world.spec, world.asked) = (SITE.to_owned(), remark("there is no Service web")),
+    ConditionType::Healthy,
+    "site: there is no Service web"
+)]
+#[case::nobody_can_be_asked_and_another_check_fails(
+    |world: &mut World| { world.asked = remark("there is no Service web"); world.fails_in(&["booking-a"], 900); },
+    ConditionType::Healthy,
+    "no answer; site: there is no Service web"
+)]
+#[case::a_certificate_that_nobody_verifies(
+    |world: &mut World| world.spec =
+        "healthChecks: [{name: site, http: {service: web, port: 443, scheme: HTTPS, tls: {insecureSkipVerify: true}}}]".to_owned(),
+    ConditionType::Accepted,
+    "warning: site: insecureSkipVerify: the certificate of Service web is not verified"
+)]
+#[case::https_without_certificates(
+    |world: &mut World| world.spec = "healthChecks: [{name: site, http: {service: web, port: 443, scheme: HTTPS}}]".to_owned(),
+    ConditionType::Accepted,
+    "spec.healthChecks[0].http.tls: HTTPS needs caConfigMapRef"
 )]
 #[case::held_back(
     |world: &mut World| world.withheld(Gate::Cooldown),

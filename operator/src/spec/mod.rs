@@ -1,5 +1,6 @@
 //! Specs become settings here, and nowhere else.
 
+pub mod asked;
 pub mod checks;
 pub mod flags;
 pub mod policy;

@@ -2,7 +2,7 @@
 //!
 //! It also validates again what the API server should have validated, because an object may be older than its schema.
 
-use super::{Invalid, checks::is_reported, count, invalid, recovery::action};
+use super::{Invalid, asked, checks::is_reported, count, invalid, recovery::action};
 use contract::{
     BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
@@ -34,6 +34,7 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
         }
     }
     settings.bulkheads = spec.bulkheads.iter().map(|one| (one.name.clone(), bulkhead(one))).collect();
+    asked::asked(spec)?;
     settings.health_checks = spec
         .health_checks
         .iter()
@@ -66,9 +67,7 @@ pub fn policy_warnings(settings: &PolicySettings, built_ins: Option<&BuiltIns>) 
 
 /// Sentences about what a policy asks for and this version does not do.
 pub fn not_done_yet(spec: &ResiliencePolicySpec, supported: &[Action]) -> Vec<String> {
-    let asked = spec.health_checks.iter().filter(|check| check.http.is_some() || check.tcp.is_some());
-    let mut notes: Vec<_> =
-        asked.map(|check| format!("{}: this version does not ask http and tcp checks itself", check.name)).collect();
+    let mut notes = Vec::new();
     for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
         let steps = ladder.steps.iter().filter(|step| !supported.contains(&action(step.action)));
         notes.extend(steps.map(|step| format!("{}: this version cannot do {}", ladder.check, step.action)));

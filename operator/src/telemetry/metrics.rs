@@ -55,6 +55,7 @@ metric_names! {
     CircuitOpenPods = "circuit_open_pods": "Pods whose circuit is not closed",
     Publications = "publications": "Configurations published",
     PodCalls = "pod_calls": "Calls to pods, by call and result",
+    CheckAsks = "check_asks": "Endpoints asked for http and tcp checks, by probe and result",
     AcknowledgeDurationSeconds = "acknowledge_duration_seconds": "From publishing to a pod's acknowledgement",
     RecoveryActions = "recovery_actions": "Recovery actions, by outcome",
     Leader = "leader": "1 while this replica leads",
@@ -129,6 +130,15 @@ pub struct PodCallLabels {
     pub result: &'static str,
 }
 
+/// What an endpoint gave that was asked for a check.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CheckAskLabels {
+    /// `http` or `tcp`.
+    pub probe: &'static str,
+    /// `ok`, `status`, `timeout`, `unreachable`, `tls` or `invalid`.
+    pub result: &'static str,
+}
+
 /// All metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -154,6 +164,8 @@ pub struct Metrics {
     pub publications: Counter,
     /// Calls to pods.
     pub pod_calls: Family<PodCallLabels, Counter>,
+    /// Endpoints asked for checks of the operator's own.
+    pub check_asks: Family<CheckAskLabels, Counter>,
     /// Time from publishing a document to a pod's acknowledgement, in seconds.
     pub acknowledge_seconds: Histogram,
     /// Recovery actions by outcome.
@@ -186,6 +198,7 @@ impl Default for Metrics {
             circuit_open_pods: Family::default(),
             publications: Counter::default(),
             pod_calls: Family::default(),
+            check_asks: Family::default(),
             acknowledge_seconds: Histogram::new(bounds()),
             recovery_actions: Family::default(),
             leader: Gauge::default(),
@@ -214,6 +227,7 @@ impl Metrics {
             MetricName::CircuitOpenPods => registry.register(name, help, self.circuit_open_pods.clone()),
             MetricName::Publications => registry.register(name, help, self.publications.clone()),
             MetricName::PodCalls => registry.register(name, help, self.pod_calls.clone()),
+            MetricName::CheckAsks => registry.register(name, help, self.check_asks.clone()),
             MetricName::AcknowledgeDurationSeconds => registry.register(name, help, self.acknowledge_seconds.clone()),
             MetricName::RecoveryActions => registry.register(name, help, self.recovery_actions.clone()),
             MetricName::Leader => registry.register(name, help, self.leader.clone()),
@@ -293,6 +307,7 @@ mod tests {
         }
         metrics.set_circuits(&id, [("database", 1)].into_iter());
         metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: "ok" }).inc();
+        metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
         metrics.recovery_actions.get_or_create(&action).inc();
         let text = metrics.render().unwrap();

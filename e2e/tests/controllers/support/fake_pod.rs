@@ -41,6 +41,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 /// Added to a revision, in milliseconds: more than any test lasts, because later changes have higher revisions.
 const NEVER_PUBLISHED: i64 = 24 * 60 * 60 * 1_000;
 
+/// Path of its public port at which it answers with what the test sets.
+pub const SITE: &str = "/site";
+
 /// How a fake pod answers the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behavior {
@@ -127,6 +130,10 @@ pub struct Script {
     pub puts: usize,
     /// What its failing check says.
     pub complaint: String,
+    /// What it answers the public at [`SITE`] with.
+    pub site_status: u16,
+    /// How often it was asked there.
+    pub site_requests: usize,
     unsupported_now: Vec<String>,
     consecutive_failures: u32,
 }
@@ -217,7 +224,8 @@ impl FakePod {
             .route(HEALTH_PATH, get(report_to_operator))
             .route(EFFECTIVE_PATH, get(tell_built_ins))
             .with_state(Arc::clone(&server));
-        let site = Router::new().route(HEALTH_PATH, get(report_to_public)).with_state(Arc::clone(&server));
+        let site = Router::new().route(HEALTH_PATH, get(report_to_public)).route(SITE, get(show_site));
+        let site = site.with_state(Arc::clone(&server));
         let serve = |listener, app: Router| {
             tokio::spawn(async move {
                 let _ = axum::serve(listener, app).await;
@@ -339,6 +347,8 @@ impl Default for Script {
             signed_requests: 0,
             puts: 0,
             complaint: "no connection answers".to_owned(),
+            site_status: 200,
+            site_requests: 0,
             unsupported_now: Vec::new(),
             consecutive_failures: 0,
         }
@@ -586,6 +596,12 @@ fn endless(pause: Duration) -> Response {
 
 async fn report_to_public(State(server): State<Arc<PodServer>>) -> Json<HealthReport> {
     Json(server.script().report(&server.pod))
+}
+
+async fn show_site(State(server): State<Arc<PodServer>>) -> StatusCode {
+    let mut script = server.script();
+    script.site_requests += 1;
+    StatusCode::from_u16(script.site_status).unwrap()
 }
 
 /// Annotations of a pod.
