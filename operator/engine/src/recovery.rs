@@ -52,7 +52,11 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
             gates::first_closed(settings, observed, &decision.history, &proposal, now)
         };
         let step = match next {
-            Next::Step { index, .. } => open_step(steps, index, &mut decision, closed),
+            Next::Step { index, .. } => {
+                let pod = check.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
+                let came_up = pod.is_none_or(|facts| facts.was_ready);
+                open_step(steps, index, came_up, &mut decision, closed)
+            }
             Next::Exhausted => Err(true),
         };
         let step = match step {
@@ -139,6 +143,7 @@ pub fn decide(settings: &Settings, observed: &Observed, history: &History, polic
 fn open_step(
     steps: &[Step],
     first: usize,
+    came_up: bool,
     decision: &mut Decision,
     closed: impl Fn(usize, &Decision) -> Option<Withheld>,
 ) -> Result<usize, bool> {
@@ -146,7 +151,8 @@ fn open_step(
     loop {
         let Some(held) = closed(index, decision) else { return Ok(index) };
         let rollback = || (index + 1..steps.len()).find(|later| steps[*later].action == Action::Rollback);
-        let stuck = matches!(held.gate, Gate::StartingUp | Gate::RolloutInProgress);
+        // One that came up, and is only too young, is left the time for that.
+        let stuck = held.gate == Gate::RolloutInProgress || (held.gate == Gate::StartingUp && !came_up);
         if let Some(rollback) = rollback().filter(|later| stuck && closed(*later, decision).is_none()) {
             return Ok(rollback);
         }

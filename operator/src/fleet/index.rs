@@ -201,9 +201,6 @@ impl Index {
 
     fn forget_pod(&mut self, pod: &PodFacts) {
         self.pods.remove(&pod.uid);
-        if let Some((PodOwner::ReplicaSet, set)) = pod.owner.as_ref().filter(|_| was_steady(pod)) {
-            self.proven_sets.insert(Arc::clone(set));
-        }
         if let Some((_, owner)) = &pod.owner {
             remove_from(&mut self.pods_of_owner, owner, &pod.uid);
             if !self.pods_of_owner.contains_key(owner) && !self.sets.contains_key(owner) {
@@ -217,6 +214,13 @@ impl Index {
                     self.pods_with_label.remove(label);
                 }
             }
+        }
+    }
+
+    /// Notes that the template of a pod is known to work, if the pod was ready for long enough until then.
+    fn note_proof(&mut self, pod: &PodFacts, until: Timestamp) {
+        if let Some((PodOwner::ReplicaSet, set)) = pod.owner.as_ref().filter(|_| was_steady(pod, until)) {
+            self.proven_sets.insert(Arc::clone(set));
         }
     }
 
@@ -253,10 +257,10 @@ impl Index {
 
 /// Whether a pod has been ready for so long that its template is known to work: without a readiness probe, one that crashes again
 /// and again is ready now and then.
-fn was_steady(pod: &PodFacts) -> bool {
+fn was_steady(pod: &PodFacts, until: Timestamp) -> bool {
     let Ready::Yes(since) = pod.signals.ready else { return false };
     let steady = SignedDuration::from_millis(i64::try_from(STEADY_AFTER_MS).unwrap_or(i64::MAX));
-    Timestamp::now().duration_since(since) >= steady
+    until.duration_since(since) >= steady
 }
 
 /// Whether `labels` has all of `selector`. An empty selector selects nothing here.
@@ -336,6 +340,13 @@ impl FleetIndex {
         }
         let mut affected = Vec::new();
         if let Some(before) = before {
+            // The watch may show only late that it is not ready any more.
+            let until = match facts.signals.ready {
+                Ready::No { since, .. } => since,
+                Ready::Yes(since) => since,
+                Ready::Unknown => Timestamp::now(),
+            };
+            index.note_proof(&before, until);
             affected = index.affected_by(&before);
             index.forget_pod(&before);
         }
@@ -349,6 +360,7 @@ impl FleetIndex {
         let mut index = self.lock();
         let Some(pod) = index.pods.get(uid).cloned() else { return Vec::new() };
         let affected = index.affected_by(&pod);
+        index.note_proof(&pod, Timestamp::now());
         index.forget_pod(&pod);
         affected
     }
@@ -438,7 +450,7 @@ impl FleetIndex {
         let sets = index.sets_of_deployment.get(deployment_uid).into_iter().flatten();
         let steady = |uid: &Uid| {
             let pods = index.pods_of_owner.get(uid).into_iter().flatten();
-            pods.filter_map(|pod| index.pods.get(pod)).any(|pod| was_steady(pod))
+            pods.filter_map(|pod| index.pods.get(pod)).any(|pod| was_steady(pod, Timestamp::now()))
         };
         let proven = |uid: &Uid| index.proven_sets.contains(uid) || steady(uid);
         let revision = |uid: &Uid| Some(Revision { set: index.sets.get(uid)?, proven: proven(uid) });

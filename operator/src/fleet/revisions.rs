@@ -22,6 +22,8 @@ pub struct Revisions {
     pub undo: Result<Undo, String>,
     /// The highest revision there is.
     pub newest: u64,
+    /// Names of the ReplicaSets that restarts made, newest first, and of the one whose template they are to have.
+    pub same: Vec<Box<str>>,
     /// Name of the ReplicaSet whose template it would bring back.
     pub previous: Option<Box<str>>,
 }
@@ -50,8 +52,9 @@ impl Revisions {
             _ => Err("there is no revision before the present one".to_owned()),
         };
         let previous = all.get(restarts + 1).filter(|_| undo.is_ok()).map(|before| before.set.name.clone());
+        let same = all.iter().take(restarts + 1).map(|revision| revision.set.name.clone()).collect();
         let newest = all.first().map_or(0, |revision| revision.set.revision);
-        Self { current, undo, newest, previous }
+        Self { current, undo, newest, same, previous }
     }
 }
 

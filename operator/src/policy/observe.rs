@@ -41,8 +41,8 @@ pub fn observe(
         }
         for check in checks {
             match check.scope {
-                CheckScope::Pod => observed.checks.extend(pod_checks(target, check.name, history)),
-                CheckScope::Workload => observed.checks.extend(workload_check(target, check.name, history)),
+                CheckScope::Pod => observed.checks.extend(pod_checks(target, check, history)),
+                CheckScope::Workload => observed.checks.extend(workload_check(target, check, history)),
             }
         }
     }
@@ -83,11 +83,11 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
     silent.chain(tripped).collect()
 }
 
-fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState> {
+fn pod_checks(target: &Target, check: &Check<'_>, history: &History) -> Vec<CheckState> {
     let state = |(uid, name, evaluations): &(String, String, BTreeMap<_, Evaluation>)| {
-        let evaluation = evaluations.get(check)?;
+        let evaluation = evaluations.get(check.name)?;
         let pod = Some(Pod { name: name.clone(), uid: uid.clone() });
-        let subject = Subject { target: target.key.clone(), pod, check: check.to_owned() };
+        let subject = Subject { target: target.key.clone(), pod, check: check.name.to_owned() };
         let since = failing_since(evaluation.since, evaluation.began_before, &subject, history);
         Some(CheckState {
             since,
@@ -99,15 +99,16 @@ fn pod_checks(target: &Target, check: &str, history: &History) -> Vec<CheckState
             dependency: evaluation.dependency.clone(),
             dependency_answers: evaluation.dependency_answers,
             began_before: evaluation.began_before,
+            asked: check.asked,
         })
     };
     target.pods.iter().filter_map(state).collect()
 }
 
 /// One fact that all pods see.
-fn workload_check(target: &Target, check: &str, history: &History) -> Option<CheckState> {
-    let majority = target.majorities.get(check)?;
-    let subject = Subject { target: target.key.clone(), pod: None, check: check.to_owned() };
+fn workload_check(target: &Target, check: &Check<'_>, history: &History) -> Option<CheckState> {
+    let majority = target.majorities.get(check.name)?;
+    let subject = Subject { target: target.key.clone(), pod: None, check: check.name.to_owned() };
     Some(CheckState {
         since: failing_since(majority.since, majority.began_before, &subject, history),
         well_since: majority.well_since,
@@ -118,5 +119,6 @@ fn workload_check(target: &Target, check: &str, history: &History) -> Option<Che
         dependency: None,
         dependency_answers: None,
         began_before: majority.began_before,
+        asked: check.asked,
     })
 }

@@ -38,6 +38,10 @@ async fn restart_once(ctx: &Context, id: &WorkloadId, intent: &str) -> Result<St
     let workload = read(ctx, id, &api).await?;
     let carried = workload.data["spec"]["template"]["metadata"]["annotations"][RESTARTED_BY_ANNOTATION].as_str();
     if carried != Some(intent) {
+        // A restart and an edit must not come into one revision: nobody could tell them apart later.
+        if workload.data["status"]["observedGeneration"].as_i64() != workload.metadata.generation {
+            return Err(changed(id));
+        }
         let noted = json!({ RESTARTED_BY_ANNOTATION: intent });
         let change = json!({
             "metadata": { "resourceVersion": workload.resource_version(), "annotations": noted },
@@ -76,10 +80,18 @@ async fn roll_back_once(
         && observed.as_i64() == deployment.metadata.generation
         && judged.is_some_and(|judged| (judged.from, judged.to) == (undo.from, undo.to) && undo.proven);
     if !as_known {
-        return Err(Failure::Not(format!("the template of {id} was changed a moment ago; it is looked at again")));
+        return Err(changed(id));
     }
     let name = revisions.previous.unwrap_or_default();
     let sets: Api<DynamicObject> = of_kind::<ReplicaSet>(ctx, &id.namespace);
+    let mut templates = Vec::new();
+    for same in revisions.same.iter().filter(|_| revisions.same.len() > 1) {
+        templates.push(bare_template(&call(sets.get(same)).await?));
+    }
+    if templates.windows(2).any(|pair| pair[0] != pair[1]) {
+        let why = format!("{id} was changed and restarted at once, so it is not known which revision to go back to");
+        return Err(Failure::Not(why));
+    }
     let set = call(sets.get(&name)).await?;
     let owned = set.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == uid);
     let mut template = set.data["spec"]["template"].clone();
@@ -104,6 +116,24 @@ async fn roll_back_once(
     learn(ctx, id, &write(ctx, &api, &id.name, &Patch::Json::<()>(change)).await?);
     unmark(ctx, id, None).await?;
     Ok(format!("the rollout of revision {} is being undone; revision {} comes back", undo.from, undo.to))
+}
+
+fn changed(id: &WorkloadId) -> Failure {
+    Failure::Not(format!("the template of {id} was changed a moment ago; it is looked at again"))
+}
+
+/// The template of a ReplicaSet without what its controller and restarts add.
+fn bare_template(set: &DynamicObject) -> Value {
+    let mut template = set.data["spec"]["template"].clone();
+    for (list, added) in [("labels", TEMPLATE_HASH_LABEL), ("annotations", RESTARTED_BY_ANNOTATION)] {
+        let Some(metadata) = template["metadata"].as_object_mut() else { continue };
+        let Some(entries) = metadata.get_mut(list).and_then(Value::as_object_mut) else { continue };
+        entries.remove(added);
+        if entries.is_empty() {
+            metadata.remove(list);
+        }
+    }
+    template
 }
 
 /// Takes away the mark that a rollback has left on a Deployment, because whoever did it died or stopped leading: once its

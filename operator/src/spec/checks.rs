@@ -15,13 +15,18 @@ pub struct Check<'a> {
     pub scope: CheckScope,
     /// The signal of Kubernetes that it is, and for how many milliseconds that may be bad.
     pub signal: Option<(Signal, u64)>,
+    /// The operator itself asks a Service.
+    pub asked: bool,
 }
 
 /// All checks of a policy.
 pub fn checks(spec: &ResiliencePolicySpec) -> Vec<Check<'_>> {
     let listed = spec.health_checks.iter().map(|check| match Signal::of(&check.name) {
         Some(signal) => of_signal(signal, check.kubernetes.as_ref()),
-        None => Check { name: &check.name, scope: check.scope, signal: None },
+        None => {
+            let asked = check.http.is_some() || check.tcp.is_some();
+            Check { name: &check.name, scope: check.scope, signal: None, asked }
+        }
     });
     let mut all: Vec<_> = listed.collect();
     for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
@@ -36,7 +41,7 @@ pub fn checks(spec: &ResiliencePolicySpec) -> Vec<Check<'_>> {
 fn of_signal(signal: Signal, said: Option<&api::KubernetesSignal>) -> Check<'static> {
     let grace_ms = said.and_then(|said| said.r#for).map_or(signal.default_grace_ms(), crds::Duration::millis);
     let scope = if signal == Signal::Rollout { CheckScope::Workload } else { CheckScope::Pod };
-    Check { name: signal.name(), scope, signal: Some((signal, grace_ms)) }
+    Check { name: signal.name(), scope, signal: Some((signal, grace_ms)), asked: false }
 }
 
 /// Whether the pods themselves report a check: then the workload has our library.

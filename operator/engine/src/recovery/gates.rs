@@ -73,7 +73,7 @@ pub(super) fn first_closed(
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
     let [suspended, stale, starting, rollout, dependency, supported, all, many] =
         always(settings, observed, history, proposal, now);
-    let refused = (Gate::RollbackRefused, rollout::refused(observed, history, proposal));
+    let refused = (Gate::RollbackRefused, rollout::refused(settings, observed, history, proposal, now));
     let first = [suspended, paused, excluded, stale, starting, rollout, dependency, supported, refused];
     named(first, proposal).or_else(|| named([cooldown, storm, budget, all, many, one], proposal))
 }
@@ -125,7 +125,7 @@ fn always(
         (Gate::RolloutInProgress, rolling_out(observed, proposal)),
         (Gate::DependencyIsTheCause, dependency(observed, proposal)),
         (Gate::ActionNotSupported, supported(observed, proposal)),
-        (Gate::AllPodsUnhealthy, unhealthy.as_ref().and_then(Unhealthy::all)),
+        (Gate::AllPodsUnhealthy, unhealthy.as_ref().and_then(|unhealthy| unhealthy.suspect(proposal))),
         (Gate::TooManyUnhealthy, counted.and_then(|unhealthy| unhealthy.too_many(settings))),
     ]
 }
@@ -159,6 +159,19 @@ impl Unhealthy {
         let at_once = view.rollouts.get(target).is_some_and(|rollout| rollout.recreates);
         let all = at_once && proposal.step.action.replaces_all();
         Self { wanted, pods, broken: broken.len(), recovering: if all { pods - broken.len() } else { more.len() } }
+    }
+
+    /// Whether the observer is the likelier cause.
+    fn suspect(&self, proposal: &Proposal<'_>) -> Closed {
+        // A network that only the operator cannot reach is a failure of the operator.
+        let alone = proposal.check.asked && proposal.check.subject.pod.is_none() && self.broken == 0;
+        let why = || {
+            let check = &proposal.check.subject.check;
+            format!(
+                "no pod is unhealthy, and only the operator's own asking for {check} fails; no pod is taken away for it"
+            )
+        };
+        alone.then(|| (why(), None)).or_else(|| self.all())
     }
 
     fn all(&self) -> Closed {

@@ -237,6 +237,8 @@ pub struct CheckState {
     pub dependency_answers: Option<bool>,
     /// It failed already when this operator first looked: the failure is older than `since`.
     pub began_before: bool,
+    /// The operator itself asks, and no pod says it.
+    pub asked: bool,
 }
 
 impl CheckState {
@@ -252,6 +254,7 @@ impl CheckState {
             dependency: None,
             dependency_answers: None,
             began_before: false,
+            asked: false,
         }
     }
 }

@@ -205,6 +205,7 @@ impl Simulation {
             dependency: None,
             dependency_answers: None,
             began_before: false,
+            asked: false,
         };
         let checks = |pod: &SimulatedPod| {
             CHECKS.iter().zip(pod.checks).map(|(name, state)| check(pod, name, state)).collect::<Vec<_>>()

@@ -2,8 +2,8 @@
 
 use super::{
     gates::{Closed, Proposal},
-    ladder::{MAX_CLOCK_SKEW, Progress, WATCHES_CATCH_UP, evaluated, later_by},
-    model::{Action, History, Outcome, Record, Rollout, Undo},
+    ladder::{MAX_CLOCK_SKEW, Progress, WATCHES_CATCH_UP, evaluated, later, later_by},
+    model::{Action, History, Outcome, PodFacts, Record, Rollout, Settings, Undo},
     view::View,
 };
 use crate::signals::Signal;
@@ -16,9 +16,16 @@ const LONGEST: SignedDuration = SignedDuration::from_mins(30);
 
 /// Why a rollback that a ladder asks for is refused, if it is. It needs evidence: that a rollout is the cause, and that what was
 /// before it is better.
-pub(super) fn refused(observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Closed {
+pub(super) fn refused(
+    settings: &Settings,
+    observed: &View<'_>,
+    history: &History,
+    proposal: &Proposal<'_>,
+    now: Timestamp,
+) -> Closed {
     let undo = undo(observed, proposal)?;
-    told(undo.and_then(|undo| is_the_cause(undo, observed, history, proposal)))
+    let young = move |facts: &PodFacts| now < later(facts.created_at, settings.startup_grace_ms);
+    told(undo.and_then(|undo| is_the_cause(undo, observed, history, proposal, young)))
 }
 
 /// Why a rollback that a person asks for is refused, if it is. The person knows what the cause is.
@@ -43,7 +50,13 @@ fn undo<'a>(observed: &'a View<'_>, proposal: &Proposal<'_>) -> Option<Result<&'
     })
 }
 
-fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &Proposal<'_>) -> Result<(), String> {
+fn is_the_cause(
+    undo: &Undo,
+    observed: &View<'_>,
+    history: &History,
+    proposal: &Proposal<'_>,
+    is_young: impl Fn(&PodFacts) -> bool,
+) -> Result<(), String> {
     let (check, Undo { began_at, from, to, .. }) = (&proposal.check, undo);
     let subject = &check.subject;
     if check.since < *began_at {
@@ -74,7 +87,13 @@ fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &
     }
     let Some(pod) = &subject.pod else {
         let why = "nobody saw when it began to fail, so it is not known whether that was with the rollout";
-        return if check.began_before { Err(why.to_owned()) } else { Ok(()) };
+        return match () {
+            () if check.asked => {
+                Err("what the operator asks a Service for says nothing of the pods of a revision".to_owned())
+            }
+            () if check.began_before => Err(why.to_owned()),
+            () => Ok(()),
+        };
     };
     let Some(facts) = observed.pods.get(&pod.uid).filter(|facts| !facts.outdated) else {
         return Err(format!("{} is not of revision {from}", pod.name));
@@ -82,10 +101,14 @@ fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &
     // That a pod is not ready yet says nothing of it: it may only start slowly. That it crashes does.
     let stuck = observed.rollouts.get(target).is_some_and(|rollout| rollout.stuck);
     let crashes = matches!(Signal::of(&subject.check), Some(Signal::Restarts | Signal::Image));
-    if !facts.was_ready && !crashes && !stuck {
+    let shown = crashes || stuck;
+    if !facts.was_ready && !shown {
         return Err(format!("{} was never ready, and its rollout may still come to its end", pod.name));
     }
-    let (mut failing, mut heard) = (0, 0);
+    if is_young(facts) && !shown {
+        return Err(format!("{} is too young to be judged (startupGrace)", pod.name));
+    }
+    let mut failing = 0;
     for other in &observed.checks {
         let pod = other.subject.pod.as_ref().and_then(|pod| observed.pods.get(&pod.uid));
         let same = other.subject.target == *target && other.subject.check == subject.check;
@@ -95,13 +118,14 @@ fn is_the_cause(undo: &Undo, observed: &View<'_>, history: &History, proposal: &
             return Err(format!("{name} of revision {to} fails, too, so the rollout is not the cause"));
         }
         failing += usize::from(!facts.outdated && !other.healthy);
-        heard += usize::from(!facts.outdated);
     }
-    if failing * 2 > heard {
+    // One that has not been heard yet may be well.
+    let all = observed.pods.values().filter(|facts| facts.target == *target && !facts.outdated).count();
+    if failing * 2 > all {
         return Ok(());
     }
-    let well = heard - failing;
-    Err(format!("{well} of {heard} pods of revision {from} do not fail, so the rollout is not the cause"))
+    let others = all.saturating_sub(failing);
+    Err(format!("{others} of {all} pods of revision {from} do not fail, so the rollout is not the cause"))
 }
 
 /// Whether the workload carries the id of a restart or of a rollback: then it was executed.
@@ -188,6 +212,7 @@ pub(super) fn all_healthy(record: &Record, observed: &View<'_>) -> Progress {
 /// Whether a rollback that was not executed has lost its rollout: a later one began since it was asked for.
 pub(super) fn has_lost_its_rollout(record: &Record, observed: &View<'_>) -> bool {
     let undo = observed.rollouts.get(&record.subject.target).and_then(|rollout| rollout.undo.as_ref().ok());
-    record.step.action == Action::Rollback
-        && undo.is_some_and(|undo| undo.began_at > later_by(record.started_at, MAX_CLOCK_SKEW))
+    // What a person asked for has its time from the API server, too.
+    let skew = if record.by_hand { SignedDuration::ZERO } else { MAX_CLOCK_SKEW };
+    record.step.action == Action::Rollback && undo.is_some_and(|undo| undo.began_at > later_by(record.started_at, skew))
 }

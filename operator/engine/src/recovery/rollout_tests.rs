@@ -274,7 +274,7 @@ fn one_of_many_pods_of_a_revision_does_not_undo_it() {
     assert_eq!(run(&ladder(Action::Rollback), &observed, &History::default(), 6).execute.len(), 1, "two of three");
     observed.checks.pop();
     let held = run(&ladder(Action::Rollback), &observed, &History::default(), 6);
-    assert!(gate(&held).unwrap().1.contains("1 of 2 pods of revision 7 do not fail"), "{held:?}");
+    assert!(gate(&held).unwrap().1.contains("2 of 3 pods of revision 7 do not fail"), "{held:?}");
 }
 
 #[test]
@@ -331,4 +331,58 @@ fn a_node_whose_clock_is_ahead_keeps_nothing_in_flight() {
     replaced.pods.get_mut("new").unwrap().created_at = at(3);
     let done = run(&ladder(Action::RestartPod), &replaced, &history, 14);
     assert_eq!(done.finished[0].outcome, Outcome::Succeeded, "{done:?}");
+}
+
+#[test]
+fn a_pod_that_is_too_young_or_alone_undoes_nothing() {
+    // Its workload has no readiness probe: it is ready at once, and warms up.
+    let mut observed = bad_rollout();
+    observed.checks.iter_mut().for_each(|check| check.subject.check = "database".into());
+    let pod = observed.pods.get_mut("new").unwrap();
+    (pod.ready, pod.was_ready) = (true, true);
+    observed.rolling_out.clear();
+    let mut settings = tests::ladder(Action::RestartPod);
+    settings.ladders.get_mut("database").unwrap().push(step(Action::Rollback, 60_000));
+    settings.startup_grace_ms = 60_000;
+    let held = run(&settings, &observed, &History::default(), 6);
+    assert_eq!((held.execute.len(), gate(&held).unwrap().0), (0, Gate::StartingUp), "{held:?}");
+    let mut only = tests::ladder(Action::Rollback);
+    only.startup_grace_ms = 60_000;
+    let held = run(&only, &observed, &History::default(), 6);
+    assert!(gate(&held).unwrap().1.contains("too young to be judged"), "{held:?}");
+    // Of ten new pods one was heard.
+    let mut ten = bad_rollout();
+    for nth in 0..9 {
+        let facts = ten.pods["new"].clone();
+        ten.pods.insert(format!("silent-{nth}"), facts);
+    }
+    let held = run(&ladder(Action::Rollback), &ten, &History::default(), 6);
+    assert!(gate(&held).unwrap().1.contains("9 of 10 pods of revision 7 do not fail"), "{held:?}");
+}
+
+#[test]
+fn what_only_the_operator_sees_takes_no_pods_away() {
+    let mut three = observed(vec![check("a", true, 0), check("b", true, 0), check("c", true, 0)]);
+    three.supported = Action::ALL.iter().copied().collect();
+    three.rollouts.insert("booking".into(), rollout(None));
+    let mut asked = tests::check("none", false, 0);
+    (asked.subject.pod, asked.asked) = (None, true);
+    three.checks.push(asked);
+    let held = run(&tests::ladder(Action::RolloutRestart), &three, &History::default(), 1);
+    assert_eq!(gate(&held).unwrap().0, Gate::AllPodsUnhealthy, "{held:?}");
+    three.pods.get_mut("a").unwrap().ready = false;
+    let begun = run(&tests::ladder(Action::RolloutRestart), &three, &History::default(), 1);
+    assert_eq!(begun.execute.len(), 1, "a kubelet sees something, too: {begun:?}");
+    let held = run(&tests::ladder(Action::Rollback), &three, &History::default(), 1);
+    assert!(gate(&held).unwrap().1.contains("says nothing of the pods of a revision"), "{held:?}");
+}
+
+#[test]
+fn a_person_does_not_undo_a_rollout_that_began_later() {
+    let mut record = run(&ladder(Action::Rollback), &bad_rollout(), &History::default(), 6).execute.remove(0);
+    (record.by_hand, record.subject.pod, record.subject.check) = (true, None, String::new());
+    let mut later = bad_rollout();
+    of_booking(&mut later).undo.as_mut().unwrap().began_at = at(8);
+    let over = run(&ladder(Action::RestartPod), &later, &History::from_iter([record]), 9);
+    assert_eq!(over.finished[0].outcome, Outcome::Cancelled, "{over:?}");
 }

@@ -47,6 +47,7 @@ pub(super) fn check(uid: &str, healthy: bool, since: i64) -> CheckState {
         dependency: Some("database".into()),
         dependency_answers: None,
         began_before: false,
+        asked: false,
     }
 }
 

@@ -379,6 +379,7 @@ impl Decisions {
                 dependency: None,
                 dependency_answers: None,
                 began_before: false,
+                asked: false,
             });
         }
         for job in &view.jobs {
