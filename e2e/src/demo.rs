@@ -118,7 +118,7 @@ async fn cured_by_the_pool(testbed: &Testbed, time: &Timeline, traffic: &Traffic
     let Some((victim, own)) = traffic.by_pod.first() else { return Ok(()) };
     let replaced = replaced_connections(testbed, victim).await?;
     let before = traffic.count.now();
-    let stopped = StoppedBackends::of(testbed, victim).await?;
+    let stopped = StoppedBackends::of(testbed, &[victim.as_str()]).await?;
     let silent = stopped.pids.len();
     let text = format!(
         "{victim}: the {silent} processes that serve its database connections are stopped (SIGSTOP); new connections would work"

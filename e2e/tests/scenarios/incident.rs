@@ -67,7 +67,7 @@ impl Hung {
         if pods.replace_silent {
             Self::Calls(Box::new(HungCalls::of(testbed, pod).await.unwrap()))
         } else {
-            Self::Connections(StoppedBackends::of(testbed, pod).await.unwrap())
+            Self::Connections(StoppedBackends::of(testbed, &[pod]).await.unwrap())
         }
     }
 

@@ -98,7 +98,7 @@ async fn silent_connections_are_replaced_by_their_pool_and_the_operator_does_not
     let before = restarts(&testbed).await;
     let victim = traffic.by_pod[1].0.clone();
     let replaced = replaced_connections(&testbed, &victim).await.unwrap();
-    let stopped = StoppedBackends::of(&testbed, &victim).await.unwrap();
+    let stopped = StoppedBackends::of(&testbed, &[victim.as_str()]).await.unwrap();
     let cured = until(Duration::from_secs(15), "every silent connection replaced", || async {
         let now = replaced_connections(&testbed, &victim).await? - replaced;
         Ok(if now >= stopped.pids.len() { Ok(()) } else { Err(format!("{now} of {}", stopped.pids.len())) })
