@@ -4,12 +4,16 @@ use crate::{
     pod_admin::PodAdmin,
     progress::Progress,
     provider::ProviderKind,
-    sabotage::{HungCalls, StoppedBackends, have_patient_calls, replaced_connections},
+    sabotage::{OutdatedSessions, StoppedBackends, leak_reservations, leaked_seats, replaced_connections},
     sale::{self, Sale},
     testbed::{Images, SYSTEM, TICKETING, Testbed, TestbedError, is_true},
     traffic::{Count, Traffic},
 };
-use crds::{ConditionType, ResiliencePolicy, status::ActionOutcome};
+use contract::CheckStatus;
+use crds::{
+    ConditionType, ResiliencePolicy,
+    status::{ActionOutcome, ActionRecord, CheckFinding},
+};
 use serde_json::json;
 use std::{
     io::IsTerminal,
@@ -22,8 +26,8 @@ const REPLICAS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Bookings that a healthy start must show before anything is broken.
 const WARM_UP: u64 = 40;
-/// `request` and `perTry` of calls that wait long enough for a hang to need the operator.
-const PATIENT: (&str, &str) = ("60s", "50s");
+/// Reservations that are leaked.
+const LEAKED: u32 = 7;
 /// Longest wait for something to happen.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -108,7 +112,9 @@ async fn show(testbed: &Testbed) -> Result<(), TestbedError> {
 
     cured_by_the_pool(testbed, &time, &traffic).await?;
     println!();
-    recovered_by_the_operator(testbed, &time, &traffic).await?;
+    leaked_reservations(testbed, &time, &traffic).await?;
+    println!();
+    outdated_sessions(testbed, &time, &traffic).await?;
     println!();
     sale(testbed, &time, &traffic).await
 }
@@ -118,7 +124,7 @@ async fn cured_by_the_pool(testbed: &Testbed, time: &Timeline, traffic: &Traffic
     let Some((victim, own)) = traffic.by_pod.first() else { return Ok(()) };
     let replaced = replaced_connections(testbed, victim).await?;
     let before = traffic.count.now();
-    let stopped = StoppedBackends::of(testbed, victim).await?;
+    let stopped = StoppedBackends::of(testbed, &[victim.as_str()]).await?;
     let silent = stopped.pids.len();
     let text = format!(
         "{victim}: the {silent} processes that serve its database connections are stopped (SIGSTOP); new connections would work"
@@ -135,7 +141,7 @@ async fn cured_by_the_pool(testbed: &Testbed, time: &Timeline, traffic: &Traffic
     stopped.resume(testbed).await?;
     cured.and(sells)?;
     let policy = testbed.policies().get("booking").await?;
-    if let Some(record) = record(&policy, victim) {
+    if let Some(record) = record(&policy, "database", Some(victim)) {
         return Err(TestbedError::unexpected("no action of the operator", &format!("{record:?}")));
     }
     let text = format!(
@@ -147,36 +153,49 @@ async fn cured_by_the_pool(testbed: &Testbed, time: &Timeline, traffic: &Traffic
     Ok(())
 }
 
-/// What the pool cannot know: calls that are meant to wait long, and hang.
-async fn recovered_by_the_operator(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
-    let Some((victim, own)) = traffic.by_pod.last() else { return Ok(()) };
-    let applied = Instant::now();
-    have_patient_calls(testbed, PATIENT).await?;
-    let ready = |policy: &ResiliencePolicy| is_true(policy, ConditionType::Programmed.as_str());
-    testbed.policy_until("booking", LIMIT, "the change live in every pod", ready).await?;
-    let text = format!(
-        "database.timeout.perTry {} instead of 1s, live {} ms after the change: calls that hang are not given up any more",
-        PATIENT.1,
-        applied.elapsed().as_millis()
-    );
-    time.print(Tone::Plain, "changed", &text);
+/// What no pod can cure, and none is to blame for: seats of reservations that are gone. One Job puts it right for all pods.
+async fn leaked_reservations(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
+    let before = traffic.count.now();
+    leak_reservations(testbed, LEAKED).await?;
+    let broken_at = Instant::now();
+    let text = format!("{LEAKED} reservations were deleted by hand: nobody has their seats, and nobody can buy them");
+    time.print(Tone::Bad, "broken", &text);
+    follow_recovery(testbed, time, "booking-consistency", None, broken_at).await?;
+    crate::testbed::until(LIMIT, "every seat free or sold", || async {
+        // A booking may be between the two figures for a moment.
+        let leaked = leaked_seats(testbed).await?;
+        Ok(if leaked == 0 { Ok(()) } else { Err(format!("{leaked} are neither")) })
+    })
+    .await?;
+    let text = "every seat is free or sold again: one Job did it for the whole workload, nothing was restarted";
+    time.print(Tone::Good, "recovered", text);
+    print_bookings(time, traffic, before);
+    Ok(())
+}
+
+/// What a pod could cure, and its pool does not know of: sessions that answer and fail what they are asked to do.
+async fn outdated_sessions(testbed: &Testbed, time: &Timeline, traffic: &Traffic) -> Result<(), TestbedError> {
+    let names: Vec<_> = traffic.by_pod.iter().map(|(name, _)| name.as_str()).collect();
+    let (Some((victim, others)), Some((_, own))) = (names.split_last(), traffic.by_pod.last()) else { return Ok(()) };
     let uid = pod_uid(testbed, victim).await?;
     let before = traffic.count.now();
-    let hung = HungCalls::of(testbed, victim).await?;
-    let text =
-        format!("{victim}: a rush, and all {} connections hang in the middle of a booking (SIGSTOP)", hung.count());
+    let outdated = OutdatedSessions::of(testbed, &[*victim], others).await?;
+    let text = format!(
+        "{victim}: a migration changes a column; its {} database sessions are older: they answer, and fail every booking",
+        outdated.pids.len()
+    );
     time.print(Tone::Bad, "broken", &text);
-    let recovered = follow_recovery(testbed, time, victim, hung.since()).await;
-    // Also after a failure the database is left as it was found.
-    hung.resume(testbed).await?;
+    let recovered = follow_recovery(testbed, time, "database", Some(victim), outdated.since).await;
+    // Also after a failure the pod is left as it was found.
+    outdated.end(testbed).await?;
     recovered?;
-    print_bookings(time, traffic, before);
     sells_again(victim, own).await?;
     if pod_uid(testbed, victim).await? != uid {
         return Err(TestbedError::unexpected("the same pod as before", "another one"));
     }
     time.print(Tone::Good, "recovered", &format!("{victim} takes bookings again; it was never restarted"));
-    testbed.apply_file("crds/samples/quickstart.yaml").await
+    print_bookings(time, traffic, before);
+    Ok(())
 }
 
 /// Identity and restarts of a booking pod.
@@ -262,46 +281,48 @@ async fn sell_by(testbed: &Testbed, provider: &str, email: Option<&str>) -> Resu
     Err(TestbedError::unexpected(&format!("a sale that is confirmed and charged by {provider}"), &format!("{sold:?}")))
 }
 
-/// Prints detection, action and verification as the policy's status shows them.
+/// Prints detection, action and verification as the policy's status shows them. `victim`: the pod that the check fails in,
+/// unless it is a fact about the whole workload.
 async fn follow_recovery(
     testbed: &Testbed,
     time: &Timeline,
-    victim: &str,
+    check: &str,
+    victim: Option<&str>,
     broken_at: Instant,
 ) -> Result<(), TestbedError> {
-    let since = |at: Instant| format!("{:.1} s after the break", at.elapsed().as_secs_f64());
-    let found = testbed
-        .policy_until("booking", LIMIT, "the check database failing in the broken pod", |policy| {
-            let findings = policy.status.iter().flat_map(|status| &status.checks);
-            findings
-                .into_iter()
-                .any(|finding| finding.name == "database" && finding.pods.iter().any(|pod| pod == victim))
-        })
-        .await?;
-    let message = found.status.iter().flat_map(|s| &s.checks).find(|f| f.name == "database").map(|f| f.message.clone());
-    let report = PodAdmin::find(testbed).await?.health(victim).await?;
-    let cause = match report.checks.get("database").and_then(|check| check.dependency_answers) {
-        Some(true) => "; a fresh connection answers, so the pod is the cause",
-        _ => "",
+    let place = victim.map_or_else(String::new, |victim| format!("{victim}: "));
+    let is_it = |finding: &&CheckFinding| {
+        finding.name == check && victim.is_none_or(|victim| finding.pods.iter().any(|pod| pod == victim))
     };
-    let text = format!("{victim}: database: {}{cause}; {}", message.unwrap_or_default(), since(broken_at));
-    time.print(Tone::Bad, "detected", &text);
+    let find = |policy: &ResiliencePolicy| {
+        let mut findings = policy.status.iter().flat_map(|status| &status.checks);
+        findings.find(is_it).map(|finding| finding.message.clone())
+    };
+    let cause = match victim {
+        Some(victim) => cause(testbed, victim, check).await?,
+        None => "; all pods say so",
+    };
+    let expected = format!("the check {check} failing");
+    let found = testbed.policy_until("booking", LIMIT, &expected, |policy| find(policy).is_some()).await?;
+    let since = broken_at.elapsed().as_secs_f64();
+    let message = find(&found).unwrap_or_default();
+    time.print(Tone::Bad, "detected", &format!("{place}{check}: {message}{cause}; {since:.1} s after the break"));
 
     let executing = testbed
-        .policy_until("booking", LIMIT, "an action for the broken pod", |policy| record(policy, victim).is_some())
+        .policy_until("booking", LIMIT, "an action for it", |policy| record(policy, check, victim).is_some())
         .await?;
-    if let Some(record) = record(&executing, victim) {
+    if let Some(record) = record(&executing, check, victim) {
         let name = record.recovery.as_deref().unwrap_or(&record.id);
-        let text = format!("{victim}: {:?} (step {} of {}, recovery {name})", record.action, record.step, record.steps);
+        let text = format!("{place}{:?} (step {} of {}, recovery {name})", record.action, record.step, record.steps);
         time.print(Tone::Plain, "action", &text);
     }
 
     let over = testbed
         .policy_until("booking", LIMIT, "the outcome of the action", |policy| {
-            record(policy, victim).is_some_and(|record| record.finished_at.is_some())
+            record(policy, check, victim).is_some_and(|record| record.finished_at.is_some())
         })
         .await?;
-    let record = record(&over, victim).cloned();
+    let record = record(&over, check, victim).cloned();
     let message = record.as_ref().and_then(|record| record.message.clone()).unwrap_or_default();
     if record.is_none_or(|record| record.outcome != ActionOutcome::Succeeded) {
         return Err(TestbedError::Expected {
@@ -310,14 +331,31 @@ async fn follow_recovery(
             waited: broken_at.elapsed(),
         });
     }
-    time.print(Tone::Good, "verified", &format!("{victim}: database {message}"));
+    time.print(Tone::Good, "verified", &format!("{place}{check} {message}"));
     Ok(())
 }
 
-/// The latest action for a pod.
-fn record<'a>(policy: &'a ResiliencePolicy, pod: &str) -> Option<&'a crds::status::ActionRecord> {
+/// Whom the report of a pod whose check fails names as the cause, in words. It is asked before the operator acts.
+async fn cause(testbed: &Testbed, pod: &str, check: &str) -> Result<&'static str, TestbedError> {
+    let report = crate::testbed::until(LIMIT, &format!("{check} failing in {pod}"), || async {
+        let report = PodAdmin::find(testbed).await?.health(pod).await?.checks.remove(check);
+        Ok(match report {
+            Some(report) if report.status == CheckStatus::Unhealthy => Ok(report),
+            other => Err(format!("{other:?}")),
+        })
+    })
+    .await?;
+    Ok(match report.dependency_answers {
+        Some(true) => "; a new connection works, so the pod is the cause",
+        _ => "",
+    })
+}
+
+/// The latest action for a check of a pod, or of the workload.
+fn record<'a>(policy: &'a ResiliencePolicy, check: &str, pod: Option<&str>) -> Option<&'a ActionRecord> {
     let recovery = policy.status.as_ref()?.recovery.as_ref()?;
-    recovery.in_flight.iter().chain(&recovery.last).find(|record| record.pod.as_deref() == Some(pod))
+    let mut records = recovery.in_flight.iter().chain(&recovery.last);
+    records.find(|record| record.check == check && record.pod.as_deref() == pod)
 }
 
 fn ratio(policy: &ResiliencePolicy) -> String {

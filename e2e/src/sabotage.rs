@@ -1,5 +1,15 @@
 //! Breaks things for real, and mends them.
 
+mod database;
+mod process;
+mod reservations;
+mod sessions;
+
+pub use database::{give_database_back, resume_database, stop_database, take_database_away, take_writes};
+pub use process::StoppedProcess;
+pub use reservations::{leak_reservations, leaked_seats};
+pub use sessions::OutdatedSessions;
+
 use crate::{
     testbed::{TICKETING, Testbed, TestbedError, until},
     traffic::{Forward, book},
@@ -19,8 +29,8 @@ pub const PATIENT: (&str, &str) = ("5m", "4m");
 /// The pod of the database.
 const DATABASE_POD: &str = "postgres-0";
 
-/// Database connections of one pod that hang: the processes that serve them are stopped, so nothing answers on them,
-/// while new connections work. The pod's pool finds out and replaces them by itself.
+/// Database connections that hang: the processes that serve them are stopped, so nothing answers on them, while new
+/// connections work. The pods' pools find out and replace them by themselves.
 pub struct StoppedBackends {
     /// Ids of the stopped processes, in the database's pod.
     pub pids: Vec<u32>,
@@ -29,14 +39,14 @@ pub struct StoppedBackends {
 }
 
 impl StoppedBackends {
-    /// Stops every database process that serves `pod`.
-    pub async fn of(testbed: &Testbed, pod: &str) -> Result<Self, TestbedError> {
+    /// Stops every database process that serves one of `pods`.
+    pub async fn of(testbed: &Testbed, pods: &[&str]) -> Result<Self, TestbedError> {
         // A process that is stopped in the middle of a commit holds its row locks for all pods: that would be another
         // failure than the one to be shown. So it is tried again until none of the stopped ones holds any.
         until(Duration::from_secs(20), "connections stopped outside a transaction", || async {
-            let pids = backends(testbed, pod).await?;
+            let pids = backends(testbed, pods).await?;
             if pids.is_empty() {
-                return Ok(Err(format!("{pod} has no database connections")));
+                return Ok(Err(format!("{pods:?} have no database connections")));
             }
             signal(testbed, "STOP", &pids).await?;
             let since = Instant::now();
@@ -195,25 +205,16 @@ async fn stop_if_all_wait(testbed: &Testbed, pod: &str, places: usize) -> Result
     Ok(Vec::new())
 }
 
-/// Stops the whole database: it keeps its data, and answers nobody.
-pub async fn stop_database(testbed: &Testbed) -> Result<(), TestbedError> {
-    in_database_pod(testbed, "kill -STOP $(pidof postgres)").await
-}
-
-/// Lets the whole database go on.
-pub async fn resume_database(testbed: &Testbed) -> Result<(), TestbedError> {
-    in_database_pod(testbed, "kill -CONT $(pidof postgres)").await
-}
-
 async fn in_database_pod(testbed: &Testbed, script: &str) -> Result<(), TestbedError> {
     let words = ["exec", "-n", TICKETING, DATABASE_POD, "-c", "postgres", "--", "sh", "-c", script];
     Ok(testbed.kubectl.args(&words).await.map(drop)?)
 }
 
-/// The database processes that serve a pod: its connections carry the pod's name.
-async fn backends(testbed: &Testbed, pod: &str) -> Result<Vec<u32>, TestbedError> {
+/// The database processes that serve some pods: connections carry the name of their pod.
+async fn backends(testbed: &Testbed, pods: &[&str]) -> Result<Vec<u32>, TestbedError> {
     let query = format!(
-        "select pid from pg_stat_activity where application_name = '{pod}' and backend_type = 'client backend'"
+        "select pid from pg_stat_activity where application_name in ({}) and backend_type = 'client backend'",
+        quoted(pods)
     );
     Ok(sql(testbed, &query).await?.lines().filter_map(|line| line.trim().parse().ok()).collect())
 }
@@ -230,6 +231,11 @@ pub async fn sql(testbed: &Testbed, query: &str) -> Result<String, TestbedError>
 async fn signal(testbed: &Testbed, signal: &str, pids: &[u32]) -> Result<(), TestbedError> {
     // Some may have ended meanwhile; the others count.
     in_database_pod(testbed, &format!("kill -{signal} {} 2>/dev/null; true", join(pids, " "))).await
+}
+
+/// Names as a list in SQL.
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
 }
 
 fn join(pids: &[u32], by: &str) -> String {

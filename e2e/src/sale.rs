@@ -1,12 +1,11 @@
 //! Sales through all services of a cluster, from the gateway on, and what the simulators got of them.
 
 use crate::testbed::{TICKETING, Testbed, TestbedError, until};
+use crate::traffic::EVENT;
 use http::{Method, Request};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The event that every installation starts with.
-const EVENT: &str = "11111111-1111-4111-8111-111111111111";
 /// How long a mail may take.
 const MAIL_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -275,6 +275,8 @@ impl Testbed {
     /// depends on nobody.
     pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
         let mut values = vec!["simulators.enabled=false".to_owned(), "services.booking.env.PAYMENT_URL=".to_owned()];
+        // The scenarios fill its memory.
+        values.push("services.booking.env.ALLOW_FAULTS=yes".to_owned());
         values.extend(["gateway", "catalog", "payment", "notification"].map(|s| format!("services.{s}.enabled=false")));
         self.install_ticketing(images, replicas, &values).await
     }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// The event that every installation starts with.
-const EVENT: &str = "11111111-1111-4111-8111-111111111111";
+pub const EVENT: &str = "11111111-1111-4111-8111-111111111111";
 
 /// A way to one port of one pod, as long as this value lives.
 pub struct Forward {

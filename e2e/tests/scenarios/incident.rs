@@ -67,7 +67,7 @@ impl Hung {
         if pods.replace_silent {
             Self::Calls(Box::new(HungCalls::of(testbed, pod).await.unwrap()))
         } else {
-            Self::Connections(StoppedBackends::of(testbed, pod).await.unwrap())
+            Self::Connections(StoppedBackends::of(testbed, &[pod]).await.unwrap())
         }
     }
 
@@ -83,10 +83,12 @@ impl Hung {
 /// Everything that was seen before an incident.
 pub struct Before {
     ids: BTreeSet<String>,
-    resets: BTreeMap<String, u64>,
-    evictions: usize,
-    jobs: usize,
-    pods: BTreeSet<String>,
+    /// How often each pod gave its connections up.
+    pub resets: BTreeMap<String, u64>,
+    pub evictions: usize,
+    pub jobs: usize,
+    /// Uids.
+    pub pods: BTreeSet<String>,
 }
 
 /// An incident that was brought about.
@@ -195,7 +197,7 @@ impl Broken {
 }
 
 impl Before {
-    async fn look(testbed: &Testbed) -> Self {
+    pub async fn look(testbed: &Testbed) -> Self {
         let policy = testbed.policies().get("booking").await.unwrap();
         let recovery = policy.status.and_then(|status| status.recovery).unwrap_or_default();
         // Version 0.1 has all of them in the status.

@@ -66,15 +66,22 @@ fn rollout(target: &Target) -> Rollout {
 /// connection got no answer when a check failed.
 fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
     let mut tried: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    let evaluations = target.pods.iter().flat_map(|(_, _, evaluations)| evaluations.values());
-    for (dependency, evaluation) in evaluations.filter_map(|one| Some((one.dependency.as_deref()?, one))) {
-        let (silent, reports) = tried.entry(dependency).or_default();
-        *silent += usize::from(!evaluation.healthy && evaluation.dependency_answers == Some(false));
-        *reports += 1;
+    for (_, _, evaluations) in &target.pods {
+        // A pod counts once, however many of its checks are about the dependency: only some of them try a fresh connection.
+        let mut own: BTreeMap<&str, bool> = BTreeMap::new();
+        for evaluation in evaluations.values() {
+            let Some(dependency) = evaluation.dependency.as_deref() else { continue };
+            *own.entry(dependency).or_default() |= !evaluation.healthy && evaluation.dependency_answers == Some(false);
+        }
+        for (dependency, is_silent) in own {
+            let (silent, pods) = tried.entry(dependency).or_default();
+            *silent += usize::from(is_silent);
+            *pods += 1;
+        }
     }
-    let silent = tried.into_iter().filter(|(_, (silent, reports))| is_quorum(*silent, *reports));
-    let silent = silent.map(|(dependency, (silent, reports))| {
-        (dependency.to_owned(), format!("{dependency} gives fresh connections of {silent} of {reports} pods no answer"))
+    let silent = tried.into_iter().filter(|(_, (silent, pods))| is_quorum(*silent, *pods));
+    let silent = silent.map(|(dependency, (silent, pods))| {
+        (dependency.to_owned(), format!("{dependency} gives fresh connections of {silent} of {pods} pods no answer"))
     });
     let tripped = target.circuits.iter().filter(|(_, view)| view.quorum()).map(|(dependency, view)| {
         let (tripped, total) = (view.tripped, view.total);
@@ -121,4 +128,46 @@ fn workload_check(target: &Target, check: &Check<'_>, history: &History) -> Opti
         began_before: majority.began_before,
         asked: check.asked,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::{CheckReport, CheckStatus};
+    use engine::check::{Thresholds, evaluate};
+
+    fn evaluation(status: CheckStatus, dependency_answers: Option<bool>) -> Evaluation {
+        let report = CheckReport {
+            status,
+            message: String::new(),
+            tags: Vec::new(),
+            dependency: Some("database".to_owned()),
+            dependency_answers,
+            duration_ms: 1,
+            consecutive_failures: 3,
+            runs: 3,
+            data: BTreeMap::new(),
+        };
+        evaluate(None, &report, Thresholds::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    /// Booking has two checks of its database, of which one never tries a fresh connection.
+    #[test]
+    fn a_pod_whose_fresh_connection_is_silent_counts_whatever_its_other_checks_say() {
+        let silent = evaluation(CheckStatus::Unhealthy, Some(false));
+        let answers = evaluation(CheckStatus::Unhealthy, Some(true));
+        let other = evaluation(CheckStatus::Unknown, None);
+        let pod = |name: &str, database: &Evaluation| {
+            let checks = [("database", database), ("booking-consistency", &other)];
+            let evaluations = checks.map(|(check, evaluation)| (check.to_owned(), evaluation.clone()));
+            (name.to_owned(), name.to_owned(), BTreeMap::from(evaluations))
+        };
+        let evidence = |databases: [&Evaluation; 3]| {
+            let pods = ["a", "b", "c"].iter().zip(databases).map(|(name, database)| pod(name, database)).collect();
+            bad_dependencies(&Target { pods, ..Target::default() }).remove("database")
+        };
+        let said = "database gives fresh connections of 2 of 3 pods no answer";
+        assert_eq!(evidence([&silent, &silent, &answers]).as_deref(), Some(said));
+        assert_eq!(evidence([&silent, &answers, &answers]), None);
+    }
 }

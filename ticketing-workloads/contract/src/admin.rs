@@ -22,6 +22,8 @@ pub const APPLIED_PATH: &str = "/admin/v1/applied";
 pub const ACTIONS_PATH: &str = "/admin/v1/actions";
 /// `GET`: a [`crate::EffectiveReport`], what the pod runs by and where each value comes from. Since contract 2.
 pub const EFFECTIVE_PATH: &str = "/admin/v1/effective";
+/// `PUT`: a [`MemoryFault`], of a drill. A pod that was not started with faults allowed refuses it.
+pub const MEMORY_FAULT_PATH: &str = "/admin/v1/faults/memory";
 /// `GET`: a [`crate::HealthReport`].
 pub const HEALTH_PATH: &str = "/health";
 /// Keys of the token Secret: the token in force, and the one before it while pods still learn the new one.
@@ -72,6 +74,24 @@ pub struct ActionRequest {
     /// not know which intents the one before it has done, so it must not act on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+}
+
+/// A fault of a drill: memory that the process holds and does not need, as one that leaks does. It ends with its lease, with
+/// the process, or when one of 0 MiB takes its place; the drill may be long gone then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemoryFault {
+    /// How much is held, in MiB; 0 to [`MemoryFault::MAX_MEBIBYTES`]. It is not added to what an earlier one holds.
+    pub mebibytes: u32,
+    /// For how long, in seconds; 1 to [`MemoryFault::MAX_LEASE_SECONDS`].
+    pub lease_seconds: u32,
+}
+
+impl MemoryFault {
+    /// Most memory that may be held, in MiB.
+    pub const MAX_MEBIBYTES: u32 = 1024;
+    /// Longest lease, in seconds.
+    pub const MAX_LEASE_SECONDS: u32 = 600;
 }
 
 /// Recovery actions that a pod executes in its own process.

@@ -9,6 +9,7 @@
 //! * `PUT` of a configuration goes by its revision: an older one is refused, the same one changes nothing.
 //! * `POST` of an action goes by its intent id, and names the process that is meant: a process executes each id once, and
 //!   one that was started since executes none of the ids before it.
+//! * `PUT` of a fault says how much there is of it, not how much more; once more, its lease begins anew.
 //! * `GET` changes nothing, and its answer is no secret: the public port gives the same report to everybody.
 //!
 //! # The string that is signed

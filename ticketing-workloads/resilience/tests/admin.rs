@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER};
+use contract::admin::{
+    ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, MEMORY_FAULT_PATH, TOKEN_HEADER,
+};
 use contract::signing::{Advertised, ContentHash, Signed};
 use contract::{
     Action, ActionAnswer, ActionOutcome, Applied, CheckStatus, EffectiveReport, HealthReport, MAX_CONFIG_BYTES, Origin,
@@ -11,6 +13,7 @@ use contract::{
 use reqwest::{Client, Method, Response, StatusCode};
 use resilience::control::admin::Admin;
 use resilience::control::authentication::Authentication;
+use resilience::fault_injection::FilledMemory;
 use resilience::server::{Limits, serve};
 use resilience::{Actions, Check, CheckOutcome, Checks, ConfigStore, Resilience, Tokens, clock};
 use serde_json::{Value, json};
@@ -38,6 +41,10 @@ impl Pod {
     }
 
     async fn start_with(limits: Limits) -> Self {
+        Self::start_as(limits, None).await
+    }
+
+    async fn start_as(limits: Limits, faults: Option<Arc<FilledMemory>>) -> Self {
         let resilience = Resilience::builder(id()).dependency("database").build();
         let runs = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&runs);
@@ -61,6 +68,7 @@ impl Pod {
             )),
             auth: Authentication::new(Arc::default(), UID, "booking-1", "an instance"),
             pod: "booking-1".into(),
+            faults,
             resilience,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -328,4 +336,25 @@ async fn says_what_it_runs_by_to_who_has_the_token() {
     let database = &report.dependencies["database"];
     assert_eq!((database.effective.timeout.request_ms, database.effective.timeout.per_try_ms), (5_000, 3_333));
     assert_eq!(database.origins["timeout.request"], Origin::Policy);
+}
+
+#[tokio::test]
+async fn a_drill_fills_the_memory_of_a_process_that_allows_it_and_of_no_other() {
+    let fill = |mebibytes: u32| json!({"mebibytes": mebibytes, "leaseSeconds": 60}).to_string().into_bytes();
+    let pod = Pod::with_token().await;
+    let refused = pod.call(Method::PUT, MEMORY_FAULT_PATH, Some(TOKEN), fill(1)).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert_eq!(refused.json::<Value>().await.unwrap()["reason"], "FaultsNotAllowed");
+
+    let memory = Arc::new(FilledMemory::default());
+    let pod = Pod::start_as(resilience::control::admin::LIMITS, Some(Arc::clone(&memory))).await;
+    pod.tokens().set(TOKEN.as_bytes(), b"");
+    assert_eq!(pod.call(Method::PUT, MEMORY_FAULT_PATH, None, fill(1)).await.status(), StatusCode::UNAUTHORIZED);
+    for wrong in [fill(1_000_000), b"{}".to_vec()] {
+        let answer = pod.call(Method::PUT, MEMORY_FAULT_PATH, Some(TOKEN), wrong).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(memory.bytes(), 0);
+    assert_eq!(pod.call(Method::PUT, MEMORY_FAULT_PATH, Some(TOKEN), fill(3)).await.status(), StatusCode::OK);
+    assert_eq!(memory.bytes(), 3 << 20);
 }

@@ -83,6 +83,9 @@ pub struct PodSettings {
     /// Seconds to go on serving after SIGTERM, while the Service still sends requests here.
     #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(..=60))]
     pub shutdown_delay_seconds: u64,
+    /// Whether drills may disturb this process through its admin port. Never in production.
+    #[arg(long, env = "ALLOW_FAULTS", default_value_t = false, action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
+    pub allow_faults: bool,
 }
 
 impl PodSettings {
@@ -157,6 +160,7 @@ impl Service {
             actions: Arc::new(actions),
             auth,
             pod: pod.pod_name.clone(),
+            faults: pod.allow_faults.then(Arc::default),
             resilience,
         });
         Ok(Self { pod, admin, api, tasks, work, public, private, ready: Arc::default() })

@@ -9,6 +9,7 @@ use crate::control::actions::Actions;
 use crate::control::authentication::{Authenticated, Authentication};
 use crate::control::config::ConfigStore;
 use crate::control::health::Checks;
+use crate::fault_injection::FilledMemory;
 use crate::server::{BodyError, Limits, read_body};
 use crate::workload::Resilience;
 use axum::body::Body;
@@ -18,7 +19,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use contract::admin::{ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH};
+use contract::admin::{
+    ACTIONS_PATH, APPLIED_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, MEMORY_FAULT_PATH, MemoryFault,
+};
 use contract::signing::{Advertised, CONTENT_HASH_HEADER};
 use contract::{ActionRequest, AppliedFrom, HealthReport, MAX_CONFIG_BYTES};
 use serde_json::json;
@@ -27,7 +30,7 @@ use std::time::Duration;
 
 /// Time to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// An action request has a few dozen bytes.
+/// A request for an action or a fault has a few dozen bytes.
 const MAX_ACTION_BYTES: usize = 4 * 1024;
 /// Ids are remembered, so they are bounded.
 const MAX_INTENT_ID_BYTES: usize = 256;
@@ -50,6 +53,8 @@ pub struct Admin {
     pub auth: Authentication,
     /// Name of the pod, for the report.
     pub pod: String,
+    /// What drills may do to the process; `None`: nothing.
+    pub faults: Option<Arc<FilledMemory>>,
 }
 
 impl Admin {
@@ -76,6 +81,7 @@ impl Admin {
             .route(APPLIED_PATH, get(get_applied))
             .route(EFFECTIVE_PATH, get(get_effective))
             .route(ACTIONS_PATH, post(post_action))
+            .route(MEMORY_FAULT_PATH, put(put_memory_fault))
             .route(HEALTH_PATH, get(get_health))
             .fallback(|| async { refuse(StatusCode::NOT_FOUND, "NotFound", "there is no such call") })
             .layer(middleware::from_fn_with_state(Arc::clone(self), authenticate))
@@ -153,6 +159,29 @@ async fn post_action(
     // The operator waits to see the check well again; it need not wait for the interval.
     admin.checks.run_now(&check);
     Ok(Json(answer).into_response())
+}
+
+async fn put_memory_fault(
+    State(admin): State<Arc<Admin>>,
+    Extension(authenticated): Extension<Authenticated>,
+    body: Body,
+) -> Result<Response, BodyError> {
+    let Some(memory) = &admin.faults else {
+        let message = "this pod was not started with faults allowed";
+        return Ok(refuse(StatusCode::FORBIDDEN, "FaultsNotAllowed", message));
+    };
+    let bytes = read_body(body, MAX_ACTION_BYTES, BODY_TIMEOUT).await?;
+    if !authenticated.covers(&bytes) {
+        return Ok(changed_on_its_way());
+    }
+    let held = match serde_json::from_slice::<MemoryFault>(&bytes) {
+        Ok(fault) => memory.hold(fault).await.map(|()| fault),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok(match held {
+        Ok(fault) => Json(fault).into_response(),
+        Err(message) => refuse(StatusCode::BAD_REQUEST, "Malformed", &message),
+    })
 }
 
 fn changed_on_its_way() -> Response {

@@ -96,7 +96,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), settings.database.database_pool_size, dependency)?);
+    let pool_size = settings.database.database_pool_size;
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, Some(seats::SAMPLE))?);
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));

@@ -5,7 +5,7 @@
 //! both carry the same idempotency key.
 
 use super::order::Order;
-use crate::database::{Connection, DatabaseError};
+use crate::database::{Connection, DatabaseError, Sample};
 use resilience::{Failure, FailureKind};
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,9 @@ const LOOK: &str = "
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
+
+/// What every booking begins with, for no event and no booking.
+pub const SAMPLE: Sample = Sample { statement: LOOK, values: &[&Uuid::nil(), &"", &None::<&str>] };
 
 /// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
 /// the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs out.

@@ -47,7 +47,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
     let migration = schema::bring_up_to_date(connector, dependency);

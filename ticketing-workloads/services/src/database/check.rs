@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Name of the check.
 const CHECK: &str = "database";
 
-/// `database`: whether every pooled connection answers. `dependency` is the name under which it is called.
+/// `database`: whether every pooled connection answers and can be worked with. `dependency` is the name under which it is called.
 pub fn check(database: &Arc<Database>, dependency: &str) -> Check {
     let database = Arc::clone(database);
     let check = Check::new(CHECK, &["critical", "database"], move |settings| {
@@ -37,6 +37,13 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
             );
             (CheckStatus::Unhealthy, message)
         }
+        (Some(error), _) if health.failing > 0 => {
+            let message = format!(
+                "{} of {} pooled connections answer and cannot be worked with: {error}",
+                health.failing, health.open
+            );
+            (CheckStatus::Unhealthy, message)
+        }
         (Some(error), _) => (CheckStatus::Unhealthy, error.clone()),
         // No failure yet, and a reset would make it one: it would give up the connections that work.
         (None, Some(refused)) => {
@@ -56,6 +63,7 @@ async fn connections(database: &Database, settings: &HealthCheckSettings) -> Che
         .with("open", json!(health.open))
         .with("answered", json!(health.answered))
         .with("hung", json!(health.hung))
+        .with("failing", json!(health.failing))
         .with("max", json!(health.max))
         .with("resets", json!(database.resets().get()))
 }

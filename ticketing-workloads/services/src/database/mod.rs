@@ -6,6 +6,7 @@ mod error;
 mod loan;
 pub mod migrations;
 mod pool;
+mod sample;
 mod settings;
 
 pub use check::{actions, check};
@@ -13,4 +14,5 @@ pub use connector::Connector;
 pub use error::DatabaseError;
 pub use loan::Connection;
 pub use pool::{Database, PoolHealth};
+pub use sample::Sample;
 pub use settings::{DatabaseSettings, bulkhead, defaults};

@@ -2,6 +2,7 @@
 
 use super::error::Aftermath;
 use super::loan::{Connection, Generation, Loan, says};
+use super::sample::Sample;
 use super::{Connector, DatabaseError, DatabaseSettings};
 use crate::host::StartError;
 use arc_swap::ArcSwap;
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     size: usize,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
+    /// What a session must be able to do to be of use, besides answering.
+    sample: Option<Sample>,
     resets: Counter,
     /// Connections that were replaced because they stayed silent.
     pub(super) unresponsive: Counter,
@@ -58,6 +61,8 @@ pub struct PoolHealth {
     pub answered: usize,
     /// Connections that gave no answer; the pool replaces them.
     pub hung: usize,
+    /// Connections that gave a sign of life and failed the sample; they keep their places.
+    pub failing: usize,
     /// Why no connection could be had or one broke, if so.
     pub error: Option<String>,
     /// Why no more connections can be opened, while those that there are work.
@@ -75,13 +80,18 @@ pub struct PoolHealth {
 }
 
 impl Database {
-    /// A database that is connected to when it is first called.
-    pub fn new(connector: Connector, size: u16, dependency: &'static Dependency) -> Result<Self, StartError> {
+    /// A database that is connected to when it is first called. Its health check has every session do `sample`.
+    pub fn new(
+        connector: Connector,
+        size: u16,
+        dependency: &'static Dependency,
+        sample: Option<Sample>,
+    ) -> Result<Self, StartError> {
         let connector = connector.with(DatabaseSettings::pooled);
         let size = usize::from(size);
         let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
         let (resets, unresponsive, cured, suspected) = Default::default();
-        let shared = Shared { connector, size, current, dependency, resets, unresponsive, cured, suspected };
+        let shared = Shared { connector, size, current, dependency, sample, resets, unresponsive, cured, suspected };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -159,6 +169,10 @@ impl Database {
     /// use is trusted, unless its last use was abandoned: then it has until the end of `time` to answer. At least one
     /// connection is asked; none is opened beyond the pool's size.
     ///
+    /// One that answers has to do the sample, too. If it fails that, it stays: an error is an answer, and pools that replaced
+    /// their connections for errors would storm a database that has a reason for them. What it means, and what is to be
+    /// done, is for those to decide who see the whole workload.
+    ///
     /// If not all have answered by half of `time`, or one of them not as it should, a fresh connection is opened beside the
     /// pool: its answer tells whether the database or the pool is the cause. So it is after a login that was refused, as
     /// long as none has succeeded.
@@ -168,7 +182,7 @@ impl Database {
         let (half, deadline) = (Instant::now() + time / 2, Instant::now() + time);
         let (open, replaced) = (generation.pool.status().size, generation.replaced());
         let mut asking = std::pin::pin!(async {
-            let pings = shared.ping_idle(&generation, true, deadline).await;
+            let pings = shared.ping_idle(&generation, Look::Thorough, deadline).await;
             while generation.settling() > 0 && Instant::now() < deadline {
                 tokio::time::sleep_until(deadline.min(Instant::now() + SETTLE_POLL)).await;
             }
@@ -177,7 +191,7 @@ impl Database {
         let (pings, mut fresh) = tokio::select! {
             pings = &mut asking => (pings, None),
             () = tokio::time::sleep_until(half) => {
-                let (pings, fresh) = tokio::join!(asking, shared.try_fresh(deadline));
+                let (pings, fresh) = tokio::join!(asking, shared.try_fresh(Look::Thorough, deadline));
                 (pings, Some(fresh))
             }
         };
@@ -187,6 +201,10 @@ impl Database {
                 Ping::Answered => health.answered += 1,
                 Ping::NotAsked => {}
                 Ping::Hung(loan) => loan.silent(),
+                Ping::Failing(error) => {
+                    health.failing += 1;
+                    health.error = Some(error.to_string());
+                }
                 Ping::Failed(error) => {
                     let is_fresh = matches!(error, DatabaseError::Connect(_) | DatabaseError::ConnectTimeout);
                     if is_fresh && fresh.is_none() {
@@ -197,10 +215,10 @@ impl Database {
             }
         }
         health.hung = generation.replaced().saturating_sub(replaced) + generation.settling();
-        health.open = open.max(health.answered + health.hung);
+        health.open = open.max(health.answered + health.hung + health.failing);
         let fails = health.hung > 0 || health.error.is_some();
         if fresh.is_none() && (health.error.is_some() || shared.connector.refusal().is_some()) {
-            fresh = Some(shared.try_fresh(deadline).await);
+            fresh = Some(shared.try_fresh(Look::Thorough, deadline).await);
         }
         if fails || matches!(fresh, Some(Fresh::Failed(_))) {
             health.fresh_answers = fresh.as_ref().map(|fresh| matches!(fresh, Fresh::Answers));
@@ -231,9 +249,20 @@ enum Fresh {
     Failed(String),
 }
 
+/// How closely connections are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Those that are idle, for a sign of life.
+    Brief,
+    /// At least one of them, and each has to do the sample.
+    Thorough,
+}
+
 /// How one connection took the question.
 enum Ping {
     Answered,
+    /// It gave a sign of life, and failed the sample.
+    Failing(DatabaseError),
     /// It has not answered, and has its place until this is decided.
     Hung(Loan),
     /// It was taken by a call meanwhile.
@@ -249,10 +278,10 @@ impl Shared {
     pub(super) async fn cure(self: &Arc<Self>, generation: &Arc<Generation>, opened: Instant) {
         // Several find out at the same moment; one cure is enough.
         let Ok(mut cured) = self.cured.try_lock() else { return };
-        if !matches!(self.try_fresh(Instant::now() + FRESH_TIME).await, Fresh::Answers) {
+        if !matches!(self.try_fresh(Look::Brief, Instant::now() + FRESH_TIME).await, Fresh::Answers) {
             return;
         }
-        replace_silent(self.ping_idle(generation, false, Instant::now() + PING_TIME).await);
+        replace_silent(self.ping_idle(generation, Look::Brief, Instant::now() + PING_TIME).await);
         self.end_break(&mut cured, Some(opened));
     }
 
@@ -260,10 +289,10 @@ impl Shared {
     /// be busy with, so if they are silent, too, the retry of the call that left must not wait for one of them.
     pub(super) async fn suspect(self: &Arc<Self>, generation: &Arc<Generation>) {
         let Ok(_one_at_a_time) = self.suspected.try_lock() else { return };
-        let pings = self.ping_idle(generation, false, Instant::now() + SUSPECT_PING_TIME).await;
+        let pings = self.ping_idle(generation, Look::Brief, Instant::now() + SUSPECT_PING_TIME).await;
         // Of a database that answers nobody in time, connections are not to be replaced by more of them.
         if pings.iter().any(|ping| matches!(ping, Ping::Hung(_)))
-            && matches!(self.try_fresh(Instant::now() + SUSPECT_PING_TIME).await, Fresh::Answers)
+            && matches!(self.try_fresh(Look::Brief, Instant::now() + SUSPECT_PING_TIME).await, Fresh::Answers)
         {
             replace_silent(pings);
         }
@@ -284,11 +313,18 @@ impl Shared {
     }
 
     /// Whether a connection that is opened now can be worked with by `deadline`.
-    async fn try_fresh(&self, deadline: Instant) -> Fresh {
+    async fn try_fresh(&self, look: Look, deadline: Instant) -> Fresh {
         let ask = async {
             let (client, connection) = self.connector.open().await.map_err(DatabaseError::Connect)?;
+            let works = async {
+                client.simple_query(PING).await?;
+                match self.sample.filter(|_| look == Look::Thorough) {
+                    Some(sample) => sample.works_on(&client).await,
+                    None => Ok(()),
+                }
+            };
             tokio::select! {
-                answer = client.simple_query(PING) => answer.map(|_| Fresh::Answers).map_err(DatabaseError::from),
+                answer = works => answer.map(|()| Fresh::Answers),
                 end = connection => end.map(|()| Fresh::Silent).map_err(DatabaseError::from),
             }
         };
@@ -317,19 +353,22 @@ impl Shared {
         }
     }
 
-    /// Asks all idle connections at once for an answer by `deadline`. `at_least_one`: where none is idle, one is waited for or opened.
-    async fn ping_idle(
-        self: &Arc<Self>,
-        generation: &Arc<Generation>,
-        at_least_one: bool,
-        deadline: Instant,
-    ) -> Vec<Ping> {
+    /// Asks all idle connections at once for an answer by `deadline`. In a thorough look, where none is idle, one is waited
+    /// for or opened.
+    async fn ping_idle(self: &Arc<Self>, generation: &Arc<Generation>, look: Look, deadline: Instant) -> Vec<Ping> {
+        let at_least_one = look == Look::Thorough;
         let idle = generation.pool.status().available.clamp(usize::from(at_least_one), self.size);
         // The first may wait for a connection; the others only take what is idle.
-        join_all((0..idle).map(|index| self.ping(generation, at_least_one && index == 0, deadline))).await
+        join_all((0..idle).map(|index| self.ping(generation, look, at_least_one && index == 0, deadline))).await
     }
 
-    async fn ping(self: &Arc<Self>, generation: &Arc<Generation>, may_wait: bool, deadline: Instant) -> Ping {
+    async fn ping(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        look: Look,
+        may_wait: bool,
+        deadline: Instant,
+    ) -> Ping {
         let time = deadline.saturating_duration_since(Instant::now());
         let wait = if may_wait { time } else { Duration::ZERO };
         let timeouts = Timeouts { wait: Some(wait), create: Some(time), recycle: None };
@@ -340,22 +379,52 @@ impl Shared {
         };
         let (loan, connection) = Loan::new(self, generation, connection);
         let answer = tokio::time::timeout_at(deadline, connection.simple_query(PING)).await;
-        drop(connection);
-        let Ok(answer) = answer else { return Ping::Hung(loan) };
         match answer {
-            Ok(rows) if self.connector.needs_writes() && says(&rows, "on") => {
+            Err(_) => {
+                drop(connection);
+                Ping::Hung(loan)
+            }
+            Ok(Ok(rows)) if self.connector.needs_writes() && says(&rows, "on") => {
+                drop(connection);
                 loan.lost();
                 self.leave(generation);
                 Ping::Failed(DatabaseError::ReadOnly)
             }
-            Ok(_) => {
-                loan.answered();
-                Ping::Answered
+            Ok(Ok(_)) => {
+                let sample = self.sample.filter(|_| look == Look::Thorough);
+                do_sample(sample, loan, connection, deadline).await
             }
-            Err(error) => {
+            Ok(Err(error)) => {
+                drop(connection);
                 loan.lost();
                 Ping::Failed(error.into())
             }
+        }
+    }
+}
+
+/// Whether a connection that gave a sign of life can be worked with.
+async fn do_sample(sample: Option<Sample>, loan: Loan, connection: Connection, deadline: Instant) -> Ping {
+    let Some(sample) = sample else {
+        loan.answered();
+        return Ping::Answered;
+    };
+    let done = tokio::time::timeout_at(deadline, sample.works_in(&connection)).await;
+    drop(connection);
+    match done {
+        // It waits for something; as after any statement that was given up, it comes back when it has answered.
+        Err(_) => Ping::NotAsked,
+        Ok(Ok(())) => {
+            loan.answered();
+            Ping::Answered
+        }
+        Ok(Err(error)) if Aftermath::of(&error) == Aftermath::Lost => {
+            loan.lost();
+            Ping::Failed(error)
+        }
+        Ok(Err(error)) => {
+            loan.answered();
+            Ping::Failing(error)
         }
     }
 }

@@ -91,7 +91,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);

@@ -106,7 +106,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency)?);
+    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
     let providers: [Arc<dyn ProviderClient>; 2] = [
         Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),

@@ -111,6 +111,48 @@ async fn silent_connections_are_replaced_without_a_reset(#[case] silent: usize) 
     app.check("booking-consistency", "nothing was booked twice", is(CheckStatus::Healthy)).await;
 }
 
+/// As after a migration: what a session has prepared before fails for as long as it lives, and a new session does well.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_answer_and_fail_their_statements_are_seen_and_a_reset_heals_them() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let old = postgres.back_ends("pod-1").await;
+    let migration = "ALTER TABLE bookings ALTER COLUMN cancel_reason TYPE varchar";
+    postgres.connect().await.batch_execute(migration).await.unwrap();
+    assert_ne!(app.book().await, 201);
+    let check = app.check("database", "it is seen", is(CheckStatus::Unhealthy)).await;
+    assert_eq!(check.dependency_answers, Some(true), "{}", check.message);
+    let words =
+        ["of 10 pooled connections answer and cannot be worked with", "cached plan must not change result type"];
+    assert!(words.iter().all(|words| check.message.contains(words)), "{}", check.message);
+    // The pool does not make it better by itself, however long one waits.
+    let runs = app.health().await.checks["database"].runs;
+    let later = app.check("database", "more runs", |check| check.runs >= runs + 3).await;
+    assert_eq!((later.status, &later.data["failing"]), (CheckStatus::Unhealthy, &json!(10)), "{}", later.message);
+    assert_eq!(postgres.back_ends("pod-1").await, old);
+
+    assert_eq!(app.reset_connections("intent-1").await.outcome, ActionOutcome::Done);
+    assert_eq!(app.book_at_once(8).await, [201; 8]);
+    app.check("database", "healed", is(CheckStatus::Healthy)).await;
+}
+
+/// A migration that takes its time is no failure: whoever waits for it is told so by the server, within half a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_a_migration_has_locked_is_no_failure_of_its_sessions() {
+    let postgres = Postgres::start().await;
+    let app = warm_pod(&postgres).await;
+    let mut policy = quick_policy();
+    policy.health_checks.get_mut("database").unwrap().timeout_ms = 1_500;
+    app.push(policy, FlagsSettings::default()).await;
+    let mut client = postgres.connect().await;
+    let migration = client.transaction().await.unwrap();
+    migration.batch_execute("LOCK TABLE bookings IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let runs = app.health().await.checks["database"].runs;
+    let check = app.check("database", "it ran meanwhile", |check| check.runs >= runs + 3).await;
+    assert_eq!(check.status, CheckStatus::Healthy, "{}", check.message);
+    migration.rollback().await.unwrap();
+}
+
 /// What is promised of the worst case: all connections of all pods hang at one moment, while orders come in; new ones work.
 /// Nobody helps, and there is no policy but the ADR's numbers. An order flows if its seats are taken: where booking's circuit
 /// to payment has opened meanwhile, it is paid after the break of that one (202).

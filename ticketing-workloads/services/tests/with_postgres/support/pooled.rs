@@ -35,7 +35,7 @@ impl Pooled {
             Resilience::builder(WorkloadId::deployment("n", "w")).dependency(NAME).defaults(policy).build();
         let dependency = resilience.dependency(NAME).unwrap();
         let connector = settings.connector(APPLICATION).unwrap();
-        let database = Arc::new(Database::new(connector, POOL, dependency).unwrap());
+        let database = Arc::new(Database::new(connector, POOL, dependency, None).unwrap());
         let checks = Checks::new(Arc::clone(&resilience), [database::check(&database, NAME)]);
         let running = Arc::clone(&checks);
         tokio::spawn(async move { running.run().await });
