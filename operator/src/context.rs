@@ -12,6 +12,7 @@ use crate::{
         releases::Releases,
     },
     pods::{client::PodClient, fair_queue::FairQueue, prober::ProbeKey, state::FleetState, tokens::Tokens},
+    policy::outages::Outages,
     recovery::index::LedgerIndex,
     status::writes::StatusWrites,
     telemetry::metrics::Metrics,
@@ -88,6 +89,8 @@ pub struct Context {
     pub ledger: Arc<LedgerIndex>,
     /// Since when a workload has had something in flight that no policy decides about.
     orphans: Mutex<HashMap<WorkloadId, Instant>>,
+    /// Outages that are not long over.
+    outages: Mutex<Outages>,
     /// Who may begin something in a namespace now: what is counted over all its policies is counted by one at a time.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What was published, and what the pods say.
@@ -118,6 +121,7 @@ impl Context {
             index: Arc::default(),
             ledger: Arc::default(),
             orphans: Mutex::default(),
+            outages: Mutex::default(),
             turns: Mutex::default(),
             fleet: FleetState::default(),
             refused: Mutex::default(),
@@ -161,6 +165,11 @@ impl Context {
             Arc::clone(turns.entry(namespace.to_owned()).or_default())
         };
         turn.lock_owned().await
+    }
+
+    /// See the field.
+    pub fn outages(&self) -> MutexGuard<'_, Outages> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See the field.

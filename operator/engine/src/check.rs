@@ -111,6 +111,7 @@ pub fn evaluate(
             }
             if after.healthy {
                 after.well_since.get_or_insert(now);
+                after.dependency_answers = None;
             }
         }
         CheckStatus::Degraded => after.well_since = None,

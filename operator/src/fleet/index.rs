@@ -342,8 +342,7 @@ impl FleetIndex {
         if let Some(before) = before {
             // The watch may show only late that it is not ready any more.
             let until = match facts.signals.ready {
-                Ready::No { since, .. } => since,
-                Ready::Yes(since) => since,
+                Ready::No { since, .. } | Ready::Yes(since) => since,
                 Ready::Unknown => Timestamp::now(),
             };
             index.note_proof(&before, until);

@@ -7,6 +7,7 @@ pub mod execute;
 pub mod gather;
 pub mod job_pods;
 pub mod observe;
+pub mod outages;
 pub mod reconcile;
 pub mod rollout;
 pub mod signals;

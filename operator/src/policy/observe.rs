@@ -71,7 +71,8 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
         let mut own: BTreeMap<&str, bool> = BTreeMap::new();
         for evaluation in evaluations.values() {
             let Some(dependency) = evaluation.dependency.as_deref() else { continue };
-            *own.entry(dependency).or_default() |= !evaluation.healthy && evaluation.dependency_answers == Some(false);
+            // It says so below the threshold of the check, too: the first pod over it must not be acted on before the rest.
+            *own.entry(dependency).or_default() |= evaluation.dependency_answers == Some(false);
         }
         for (dependency, is_silent) in own {
             let (silent, pods) = tried.entry(dependency).or_default();

@@ -118,7 +118,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let checks = spec::checks::checks(&policy.spec);
     let mut targets: Vec<Target> =
         policy.spec.target_refs.iter().map(|target| target::look_up(ctx, &target_id(&namespace, target))).collect();
-    let changes_at = targets.iter_mut().filter_map(|target| signals::add(target, &checks, now)).min();
+    let mut changes_at = targets.iter_mut().filter_map(|target| signals::add(target, &checks, now)).min();
     // What pods report reaches the policies; the workload itself is looked at only when something is to be published.
     for (reference, target) in policy.spec.target_refs.iter().zip(&targets).filter(|(_, target)| target.found) {
         target::show_gauges(ctx, &target_id(&namespace, reference), target);
@@ -147,6 +147,8 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         let stale = ctx.observer_stale();
         let mut observed = observe(&checks, &held, &history, jobs, ctx.shared.leading_since(now), stale);
         observed.begun_in_namespace.clone_from(&begun_there);
+        let aftermath = ctx.outages().carry_on(&namespace, &mut observed.bad_dependencies, now);
+        changes_at = changes_at.into_iter().chain(aftermath).min();
         recovery::decide(&recovery, &observed, &history, &policy.name_any(), now)
     } else {
         Decision { history: history.clone(), ..Decision::default() }

@@ -21,12 +21,10 @@ pub struct Check<'a> {
 
 /// All checks of a policy.
 pub fn checks(spec: &ResiliencePolicySpec) -> Vec<Check<'_>> {
-    let listed = spec.health_checks.iter().map(|check| match Signal::of(&check.name) {
-        Some(signal) => of_signal(signal, check.kubernetes.as_ref()),
-        None => {
-            let asked = check.http.is_some() || check.tcp.is_some();
-            Check { name: &check.name, scope: check.scope, signal: None, asked }
-        }
+    let listed = spec.health_checks.iter().map(|check| {
+        let asked = check.http.is_some() || check.tcp.is_some();
+        let own = Check { name: &check.name, scope: check.scope, signal: None, asked };
+        Signal::of(&check.name).map_or(own, |signal| of_signal(signal, check.kubernetes.as_ref()))
     });
     let mut all: Vec<_> = listed.collect();
     for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {

@@ -1,0 +1,72 @@
+//! Outages of dependencies that ended a moment ago. What a pod said last may still be of the outage, and nothing is done to it for
+//! that: each pod is given the time to say how it is now.
+
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+
+/// How long after the end of an outage what fails for that dependency is left alone.
+const AFTERMATH: SignedDuration = SignedDuration::from_secs(15);
+
+/// When each dependency of each workload was last known to be bad.
+#[derive(Default)]
+pub struct Outages(HashMap<Key, Timestamp>);
+
+/// Namespace, workload and dependency.
+type Key = (String, String, String);
+
+impl Outages {
+    /// Notes which dependencies are bad now, by workload and name, and adds those that were until a moment ago. The answer is when
+    /// the first of these is forgotten.
+    pub fn carry_on(
+        &mut self,
+        namespace: &str,
+        bad: &mut BTreeMap<(String, String), String>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let end = |at: Timestamp| at.checked_add(AFTERMATH).unwrap_or(Timestamp::MAX);
+        self.0.retain(|_, at| now < end(*at));
+        for (target, dependency) in bad.keys() {
+            self.0.insert((namespace.to_owned(), target.clone(), dependency.clone()), now);
+        }
+        let own = self.0.iter().filter(|((of, ..), _)| of == namespace);
+        let mut ends = None;
+        for ((_, target, dependency), at) in own {
+            let key = (target.clone(), dependency.clone());
+            bad.entry(key).or_insert_with(|| {
+                ends = ends.into_iter().chain([end(*at)]).min();
+                format!("{dependency} was out of order until a moment ago")
+            });
+        }
+        ends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn bad(names: &[&str]) -> BTreeMap<(String, String), String> {
+        names
+            .iter()
+            .map(|name| (("booking".to_owned(), (*name).to_owned()), "its circuit is open".to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn what_was_bad_a_moment_ago_is_bad_a_little_longer() {
+        let mut outages = Outages::default();
+        let mut now = bad(&["database"]);
+        assert_eq!(outages.carry_on("a", &mut now, at(100)), None);
+        assert_eq!(now, bad(&["database"]), "as it is said now");
+        let mut later = bad(&[]);
+        assert_eq!(outages.carry_on("a", &mut later, at(110)), Some(at(115)));
+        assert!(later.values().eq(["database was out of order until a moment ago"]));
+        assert_eq!((outages.carry_on("b", &mut bad(&[]), at(110)), outages.0.len()), (None, 1), "of another namespace");
+        let mut over = bad(&[]);
+        assert_eq!((outages.carry_on("a", &mut over, at(115)), over.len(), outages.0.len()), (None, 0, 0));
+    }
+}
