@@ -7,11 +7,11 @@ use crate::{
     services_faults::{Done, all_sell, recover_quickly},
     testbed,
 };
-use crds::{ConditionType, Recovery};
+use crds::ConditionType;
 use e2e::{
     pod_admin::PodAdmin,
     sabotage::{StoppedBackends, give_database_back, take_database_away, take_writes},
-    testbed::{Testbed, TestbedError, is_true, phase, until},
+    testbed::{Testbed, TestbedError, is_true, until},
 };
 use std::time::{Duration, Instant};
 
@@ -114,22 +114,14 @@ async fn left_alone(
         .policy_until("booking", SOON, "all checks healthy", |policy| is_true(policy, ConditionType::Healthy.as_str()))
         .await
         .unwrap();
-    // A pod that notices later than the others that the database is back may be told to reset its connections: that takes
-    // nothing away. It is waited for, because what is deleted before it is over counts for the budget of the next scenario.
-    until(SOON, "nothing in flight", || async {
-        let all = testbed.recoveries().await?;
-        let is_over = |one: &Recovery| ["Succeeded", "Failed", "Cancelled"].contains(&phase(one));
-        Ok(if all.iter().all(is_over) { Ok(()) } else { Err(format!("{all:#?}")) })
-    })
-    .await
-    .unwrap();
     let done = Done::since(&testbed, &before).await;
     println!(
-        "{what}: named as the cause after {:.1} s; sold again in every pod {:.1} s after it was back; reset then: {:?}",
+        "{what}: named as the cause after {:.1} s; sold again in every pod {:.1} s after it was back",
         named.as_secs_f64(),
-        sold.as_secs_f64(),
-        done.resets
+        sold.as_secs_f64()
     );
-    assert_eq!(done, Done { resets: done.resets.clone(), ..Done::default() });
+    assert_eq!(done, Done::default(), "also for a pod that notices last that it is back");
+    let all = testbed.recoveries().await.unwrap();
+    assert!(all.is_empty(), "{all:#?}");
     assert_eq!(restarts(&testbed).await, running, "nothing was restarted");
 }

@@ -231,27 +231,29 @@ async fn memory_that_leaks_is_asked_for_first_and_then_its_pod_is_replaced() {
 
 /// What the scenarios of hanging processes rely on.
 #[tokio::test]
-async fn a_process_that_is_stopped_turns_its_pod_not_ready_and_goes_on_when_it_may() {
+async fn a_process_that_hangs_is_seen_by_its_kubelet_and_its_pod_is_replaced_once() {
     let (testbed, _turn) = testbed().await;
-    let running = restarts(&testbed).await;
-    let victim = testbed.booking_pods().await.unwrap()[0].name_any();
-    let stopped = StoppedProcess::of(&testbed, &victim).await.unwrap();
+    recover_quickly(&testbed).await;
+    let change = json!({
+        "healthChecks": [{ "name": "pod-ready", "kubernetes": { "for": "2s" } }, { "name": "database", "interval": "1s" }],
+        "recovery": { "ladders": [{ "check": "pod-ready", "steps": [{ "action": "RestartPod", "timeout": "60s" }] }] },
+    });
+    testbed.patch_policy("booking", &change).await.unwrap();
+    programmed(&testbed).await;
+    let before = Before::look(&testbed).await;
+    let pods = testbed.booking_pods().await.unwrap();
+    let stopped = StoppedProcess::of(&testbed, &pods[0].name_any()).await.unwrap();
     let since = stopped.since;
-    let turned = ready(&testbed, &victim, false).await;
-    println!("a stopped process: its pod is not Ready after {:.1} s", since.elapsed().as_secs_f64());
-    stopped.resume(&testbed).await.unwrap();
-    turned.unwrap();
-    ready(&testbed, &victim, true).await.unwrap();
-    assert_eq!(restarts(&testbed).await, running, "it is the same process");
-}
-
-async fn ready(testbed: &Testbed, pod: &str, wanted: bool) -> Result<(), TestbedError> {
-    until(SOON, &format!("{pod} is ready: {wanted}"), || async {
-        let pods = testbed.booking_pods().await?;
-        let pod = pods.iter().find(|one| one.name_any() == pod);
-        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
-        let is = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
-        Ok(if is == wanted { Ok(()) } else { Err(format!("{is}")) })
-    })
-    .await
+    let recovered = recovered_by(&testbed, &[(StepAction::RestartPod, "Succeeded")]).await;
+    let took = since.elapsed();
+    // It is being taken away, and goes at once if it may.
+    let _ = stopped.resume(&testbed).await;
+    recovered.unwrap();
+    println!(
+        "a process that hangs: another pod is healthy in its place {:.1} s after it was stopped",
+        took.as_secs_f64()
+    );
+    let done = Done::since(&testbed, &before).await;
+    let gone = vec![pods[0].uid().unwrap()];
+    assert_eq!(done, Done { evictions: 1, gone, ..Done::default() }, "that pod, once, and nothing else");
 }
