@@ -209,6 +209,9 @@ async fn certificates_are_read_from_a_config_map_and_left_unverified_only_with_a
     world.apply(&map(json!({ "ca.crt": "secret words" }))).await;
     until_told(&world, "booking", "ca.crt of ConfigMap ca cannot be used: it has no certificate that can be read")
         .await;
+    let large = json!({ "ca.crt": "secret words", "other": "x".repeat(200 * 1024) });
+    world.apply(&map(large)).await;
+    until_told(&world, "booking", "the ConfigMap ca cannot be read: it has more than 128 KiB").await;
     let key = rcgen::KeyPair::generate().unwrap();
     let authority = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
     world.apply(&map(json!({ "ca.crt": authority.pem() }))).await;
@@ -321,11 +324,13 @@ async fn only_pods_of_the_own_namespace_that_a_selector_finds_are_asked() {
         assert!(matches!(&error, Some(kube::Error::Api(status)) if status.code == 403), "{error:?}");
     }
 
-    // A Service that is made later is found.
+    // A Service that is made later is found, though one that was never there is looked for ever more rarely.
     world.apply(&service("none", "booking")).await;
-    world
-        .until_policy("booking", "it is asked", |policy| !condition(policy, "Healthy").message.contains("Service none"))
-        .await;
+    within(Duration::from_secs(90), "it is asked", async || {
+        let message = condition(&world.policy("booking").await, "Healthy").message.clone();
+        if message.contains("Service none") { Err(message) } else { Ok(()) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

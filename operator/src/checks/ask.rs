@@ -5,15 +5,24 @@
 //! address that was chosen and nothing else.
 
 use crate::{
+    checks::turns::WhilePolled,
     kubernetes::clients::root_cause,
     pods::http::{self, Framing, HttpError},
 };
 use contract::duration::spell;
 use httparse::Status;
-use std::{fmt::Write, io, net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
+    sync::Semaphore,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -28,6 +37,12 @@ const MAX_INTERIM: usize = 8;
 const BUFFER: usize = 4 * 1024;
 /// Most reads of one answer: whoever sends each byte by itself must not cost more than others.
 const MAX_READS: usize = 512;
+
+/// Handshakes of TLS that compute at once in this process: what is verified is chosen by others, and it is costly.
+const HANDSHAKES: usize = 4;
+
+/// For handshakes.
+static PERMITS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HANDSHAKES)));
 
 /// What is asked of every endpoint of a check.
 #[derive(Clone, Debug)]
@@ -100,22 +115,39 @@ pub fn request(path: &str, host: &str) -> Arc<[u8]> {
     request.into_bytes().into()
 }
 
-/// Asks one endpoint.
-pub async fn ask(to: SocketAddr, what: &Ask, timeout: Duration) -> Result<(), AskError> {
-    let asked = tokio::time::timeout(timeout, exchange(to, what)).await;
-    asked.unwrap_or(Err(AskError::Timeout(to, timeout)))
+/// What came of an ask.
+#[derive(Debug)]
+pub struct Asked {
+    /// Whether the endpoint is healthy, or why not.
+    pub result: Result<(), AskError>,
+    /// Somebody was there: a connection came about or was refused, so the way there is open.
+    pub reached: bool,
 }
 
-async fn exchange(to: SocketAddr, what: &Ask) -> Result<(), AskError> {
+/// Asks one endpoint.
+pub async fn ask(to: SocketAddr, what: &Ask, timeout: Duration) -> Asked {
+    let mut reached = false;
+    let asked = tokio::time::timeout(timeout, exchange(to, what, &mut reached)).await;
+    Asked { result: asked.unwrap_or(Err(AskError::Timeout(to, timeout))), reached }
+}
+
+/// Whether an error of a connection was told by somebody at the other end.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+}
+
+async fn exchange(to: SocketAddr, what: &Ask, reached: &mut bool) -> Result<(), AskError> {
     let unreachable = |error| AskError::Unreachable(to, error);
-    let stream = TcpStream::connect(to).await.map_err(unreachable)?;
+    let connected = TcpStream::connect(to).await;
+    *reached = connected.as_ref().err().is_none_or(is_refusal);
+    let stream = connected.map_err(unreachable)?;
     let Ask::Http { request, expected, tls } = what else { return Ok(()) };
     stream.set_nodelay(true).map_err(unreachable)?;
     let status = match tls {
         None => converse(stream, request, expected).await,
         Some((config, name)) => {
             let connector = TlsConnector::from(Arc::clone(config));
-            let connected = connector.connect(name.clone(), stream).await;
+            let connected = WhilePolled::new(&PERMITS, connector.connect(name.clone(), stream)).await;
             converse(connected.map_err(|error| AskError::Tls(to, error))?, request, expected).await
         }
     };

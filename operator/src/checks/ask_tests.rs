@@ -16,6 +16,29 @@ use tokio_rustls::{
 
 const TIMEOUT: Duration = Duration::from_millis(400);
 
+/// What an ask gives.
+async fn ask(to: SocketAddr, what: &Ask, timeout: Duration) -> Result<(), AskError> {
+    super::ask(to, what, timeout).await.result
+}
+
+#[tokio::test]
+async fn who_answers_in_whatever_way_is_reached() {
+    let reached = async |to, what: &Ask| super::ask(to, what, Duration::from_millis(100)).await.reached;
+    let (hangs, _) = server("127.0.0.1:0", async |_stream| std::future::pending().await).await;
+    assert!(reached(hangs, &Ask::Tcp).await && reached(hangs, &http(vec![200..=399])).await);
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refuses = free.local_addr().unwrap();
+    drop(free);
+    assert!(reached(refuses, &Ask::Tcp).await, "it is refused");
+    // Its queue of connections is full, and Linux drops what comes after.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(0).unwrap();
+    let to = full.local_addr().unwrap();
+    let _first = TcpStream::connect(to).await.unwrap();
+    assert!(!reached(to, &Ask::Tcp).await, "nobody says anything");
+}
+
 /// A server that gives each connection to `serve`, and how many it has had.
 async fn server<F>(at: &str, serve: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, Arc<AtomicUsize>)
 where

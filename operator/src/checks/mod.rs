@@ -4,11 +4,14 @@
 //! an EndpointSlice says, anybody who may write one can make up.
 
 pub mod ask;
+pub mod cut_off;
 pub mod lookup;
 pub mod prober;
 pub mod results;
 pub mod service;
+pub mod suspects;
 pub mod tls;
+pub mod turns;
 
 pub use prober::Checks;
 

@@ -5,16 +5,19 @@
 use super::{
     PLACE_HELD,
     ask::{self, Ask, AskError},
-    lookup::{Lookups, Source, whole},
-    results::{Answer, CheckResults, CurrentChecks, Run},
-    service::{self, Endpoint, Endpoints, MAX_ENDPOINTS, NotAsked},
+    cut_off,
+    lookup::{Lookups, whole},
+    results::{Answer, CheckResults, CurrentChecks, Remark, Run},
+    service::{self, Endpoint, Endpoints, MAX_CHECKS, MAX_ENDPOINTS, NotAsked},
+    suspects::Suspects,
     tls,
+    turns::Turns,
 };
 use crate::{
     args::PodTransport,
     context::Context,
-    fleet::index::ObjectKey,
-    kubernetes::queue::Queue,
+    fleet::{facts::PodFacts, index::ObjectKey},
+    kubernetes::{clients::API_DEADLINE, queue::Queue},
     pods::{
         fair_queue::{Class, FairQueue},
         prober::{now_in_milliseconds, offset},
@@ -29,7 +32,7 @@ use engine::recovery::Pod;
 use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -45,6 +48,10 @@ const SIDE_BY_SIDE: usize = 32;
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
 /// Shortest wait between two runs.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// Runs of one namespace that are under way at once.
+const RUNS_AT_ONCE: usize = 32;
+/// Longest time until what has to be known before a run has been read.
+const LONGEST_LOOKUP: Duration = Duration::from_secs(20);
 
 /// A check of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,17 +63,33 @@ pub struct CheckKey {
 }
 
 /// The checks that the operator asks: what was found, and which are due when.
-#[derive(Default)]
 pub struct Checks {
     known: Mutex<Known>,
     /// Checks to be run.
     pub due: Queue<CheckKey>,
     lookups: Lookups,
+    /// Runs take turns in their namespace.
+    runs: Turns<String>,
+    suspects: Suspects,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self {
+            known: Mutex::default(),
+            due: Queue::default(),
+            lookups: Lookups::default(),
+            runs: Turns::new(RUNS_AT_ONCE),
+            suspects: Suspects::default(),
+        }
+    }
 }
 
 #[derive(Default)]
 struct Known {
     policies: HashMap<ObjectKey, BTreeMap<String, Check>>,
+    /// Numbers of the checks of each namespace: those that came first are asked.
+    of_namespace: HashMap<String, BTreeSet<u64>>,
     /// Number of the last check that was made.
     made: u64,
 }
@@ -81,6 +104,29 @@ struct Check {
     runs: u64,
 }
 
+impl Known {
+    /// Whether a namespace has as many checks as are asked, without this one.
+    fn is_too_many(&self, namespace: &str, number: u64) -> bool {
+        let before = self.of_namespace.get(namespace).into_iter().flat_map(|numbers| numbers.range(..number));
+        before.take(MAX_CHECKS).count() == MAX_CHECKS
+    }
+}
+
+/// Takes the numbers of checks out that are gone.
+fn remove_numbers(
+    of_namespace: &mut HashMap<String, BTreeSet<u64>>,
+    namespace: &str,
+    gone: impl IntoIterator<Item = u64>,
+) {
+    let Some(numbers) = of_namespace.get_mut(namespace) else { return };
+    for number in gone {
+        numbers.remove(&number);
+    }
+    if numbers.is_empty() {
+        of_namespace.remove(namespace);
+    }
+}
+
 impl Checks {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,12 +138,17 @@ impl Checks {
             self.forget(policy);
             return;
         }
-        let mut begun = Vec::new();
+        let (mut begun, mut gone) = (Vec::new(), Vec::new());
         {
             let mut known = self.lock();
-            let Known { policies, made } = &mut *known;
+            let Known { policies, of_namespace, made } = &mut *known;
             let checks = policies.entry(policy.clone()).or_default();
-            checks.retain(|name, check| wanted.get(name).is_some_and(|settings| *settings == *check.settings));
+            let stays = |name: &String, check: &mut Check| {
+                wanted.get(name).is_some_and(|settings| *settings == *check.settings)
+            };
+            let over: Vec<_> = checks.extract_if(.., |name, check| !stays(name, check)).collect();
+            remove_numbers(of_namespace, &policy.namespace, over.iter().map(|(_, check)| check.number));
+            gone.extend(over.into_iter().map(|(name, _)| name).filter(|name| !wanted.contains_key(name)));
             for (name, settings) in wanted {
                 if let Some(check) = checks.get_mut(&name) {
                     if *check.targets != *targets {
@@ -106,6 +157,7 @@ impl Checks {
                     continue;
                 }
                 *made += 1;
+                of_namespace.entry(policy.namespace.clone()).or_default().insert(*made);
                 let key = CheckKey { policy: policy.clone(), check: name.clone() };
                 begun.push((key.clone(), offset(&phase(&key), settings.interval.min(FIRST_WITHIN))));
                 let check = Check {
@@ -121,11 +173,26 @@ impl Checks {
         for (key, after) in begun {
             self.due.enqueue_after(key, after);
         }
+        self.leave(policy, gone);
+    }
+
+    /// Has the queue look at checks that are gone, so that it lets go of them now and not only when they would have been due.
+    fn leave(&self, policy: &ObjectKey, gone: impl IntoIterator<Item = String>) {
+        for check in gone {
+            self.due.enqueue(CheckKey { policy: policy.clone(), check });
+        }
     }
 
     /// Forgets the checks of a policy; they are asked no more.
     pub fn forget(&self, policy: &ObjectKey) {
-        self.lock().policies.remove(policy);
+        let gone = {
+            let mut known = self.lock();
+            let gone = known.policies.remove(policy).unwrap_or_default();
+            let numbers = gone.values().map(|check| check.number);
+            remove_numbers(&mut known.of_namespace, &policy.namespace, numbers);
+            gone
+        };
+        self.leave(policy, gone.into_keys());
     }
 
     /// What the checks of a policy say now.
@@ -139,7 +206,8 @@ impl Checks {
         let known = self.lock();
         let check = known.policies.get(&key.policy)?.get(&key.check)?;
         let (settings, targets) = (Arc::clone(&check.settings), Arc::clone(&check.targets));
-        Some(Question { number: check.number, settings, targets, runs: check.runs })
+        let too_many = known.is_too_many(&key.policy.namespace, check.number);
+        Some(Question { number: check.number, settings, targets, runs: check.runs, too_many })
     }
 
     /// Takes in a run, if it is of a check that is still there. The value says whether it is news, and how many runs there were.
@@ -152,13 +220,6 @@ impl Checks {
         check.runs += 1;
         Some((check.results.take(run, &check.settings, now), check.runs))
     }
-
-    /// Whether each of these did not answer in time when it was asked last.
-    fn was_silent(&self, key: &CheckKey, endpoints: &[Endpoint]) -> Vec<bool> {
-        let known = self.lock();
-        let check = known.policies.get(&key.policy).and_then(|checks| checks.get(&key.check));
-        endpoints.iter().map(|one| check.is_some_and(|check| check.results.was_silent(&one.uid))).collect()
-    }
 }
 
 /// A check that is due.
@@ -168,6 +229,8 @@ struct Question {
     targets: Arc<[WorkloadId]>,
     /// Runs before this one.
     runs: u64,
+    /// Its namespace has too many checks for this one to be asked.
+    too_many: bool,
 }
 
 /// What the moment of a check is made from.
@@ -198,19 +261,31 @@ async fn run_once(ctx: &Arc<Context>, key: &CheckKey) -> Option<Duration> {
     let question = ctx.checks.question(key)?;
     let Question { number, settings, .. } = &question;
     if !ctx.shared.fence.holds() {
-        return Some(settings.interval);
+        // It may be back in a moment.
+        return Some(settings.interval.min(FIRST_WITHIN));
     }
     let began = Instant::now();
-    let run = match prepare(ctx, key, settings, &question.targets).await {
-        Ok((endpoints, ask)) => ask_all(ctx, key, &question, endpoints, ask).await,
-        Err(why) => Err(why),
-    };
-    let run = run.unwrap_or_else(|why| Run::NotAsked(why.to_string()));
+    let run = in_turn(ctx, key, &question).await;
+    let run = run.unwrap_or_else(|why| Run::NotAsked(why.into()));
     let (news, runs) = ctx.checks.take(key, *number, run, now_in_milliseconds())?;
     if news {
         ctx.policies.enqueue(key.policy.clone());
     }
     Some(wait(key, settings.interval, runs).saturating_sub(began.elapsed()).max(SHORTEST))
+}
+
+/// A run, when it is its turn among those of its namespace: one that cannot begin within its interval is not made up for.
+async fn in_turn(ctx: &Context, key: &CheckKey, question: &Question) -> Result<Run, NotAsked> {
+    if question.too_many {
+        return Err(NotAsked::TooManyChecks);
+    }
+    let settings = &question.settings;
+    let turn = ctx.checks.runs.take(&key.policy.namespace);
+    let _turn = tokio::time::timeout(settings.interval, turn).await.map_err(|_| NotAsked::NoTurn)?;
+    let prepared = prepare(ctx, key, settings, &question.targets);
+    let prepared = tokio::time::timeout(settings.interval.max(API_DEADLINE).min(LONGEST_LOOKUP), prepared).await;
+    let (endpoints, ask) = prepared.unwrap_or_else(|_| Err(NotAsked::LateLookup(settings.service.clone())))?;
+    ask_all(ctx, key, question, endpoints, ask).await
 }
 
 /// From the beginning of a run to that of the next one. Those of a long interval begin together and are spread by the second.
@@ -233,7 +308,7 @@ async fn prepare(
     }
     let namespace = &key.policy.namespace;
     let named = |name: &str| ObjectKey { namespace: namespace.clone(), name: name.to_owned() };
-    let from = Source { client: &ctx.shared.clients.act, places: &ctx.shared.check_calls };
+    let from = &ctx.shared.clients.act;
     let service = ctx.checks.lookups.service(from, &named(&settings.service)).await?;
     let config = match &settings.probe {
         Probe::Http { tls: Some(Tls { ca: Some(ca), .. }), .. } => {
@@ -256,7 +331,6 @@ async fn prepare(
         }
     };
     let selector = service.selector(namespace, &settings.service)?;
-    let pods = ctx.index.pods_selected(namespace, &selector);
     let question = service::Question {
         service: &settings.service,
         port: settings.port,
@@ -264,7 +338,10 @@ async fn prepare(
         only_targets: settings.scope == CheckScope::Pod,
         loopback: ctx.shared.args.ask_loopback,
     };
-    Ok((service.endpoints(question, &pods)?, ask))
+    let mut choice = service.choice(question)?;
+    let rank = |pod: &PodFacts, owner: Option<&WorkloadId>| choice.rank(pod, owner);
+    let pods = ctx.index.pods_selected(namespace, &selector, MAX_ENDPOINTS, rank);
+    Ok((choice.of(&pods)?, ask))
 }
 
 /// Asks all of them that can be asked before the interval is over: a run must not take so long that the one before it says
@@ -279,40 +356,63 @@ async fn ask_all(
     let Question { settings, targets, runs, .. } = question;
     let Endpoints { mut asked, found, first_owner } = endpoints;
     let probe = settings.probe.label();
-    let what = &what;
+    let namespace = &key.policy.namespace;
+    let (what, suspects) = (&what, &ctx.checks.suspects);
     let one = |endpoint: Endpoint| async move {
-        let result = ask::ask(endpoint.to, what, settings.timeout).await;
+        let began = Instant::now();
+        let ask::Asked { result, reached } = ask::ask(endpoint.to, what, settings.timeout).await;
+        let (now, silent) = (Instant::now(), result.as_ref().err().is_some_and(AskError::is_silence));
+        suspects.take(namespace, &endpoint.uid, now.duration_since(began), silent, now);
+        let group = endpoint.owner.as_ref().map_or_else(
+            || format!("{namespace} Service {}", settings.service),
+            |owner| format!("{namespace} {}", target_key(owner)),
+        );
+        let asked = cut_off::Asked { pod: Arc::clone(&endpoint.uid), group, interval: settings.interval, reached };
+        cut_off::reach().take(asked, now);
         let label = result.as_ref().err().map_or("ok", AskError::label);
         ctx.shared.metrics.check_asks.get_or_create(&CheckAskLabels { probe, result: label }).inc();
         let owner = endpoint.owner.filter(|owner| targets.contains(owner));
         Answer {
             pod: Pod { name: endpoint.pod.to_string(), uid: endpoint.uid.to_string() },
             target: owner.as_ref().map(target_key),
-            silent: result.as_ref().err().is_some_and(AskError::is_silence),
+            silent,
             failure: result.err().map(|error| error.to_string()),
         }
     };
     let chosen = asked.len();
     asked.rotate_left(first_of(*runs, chosen));
-    let silent = ctx.checks.was_silent(key, &asked);
-    let asked = asked.into_iter().zip(silent).collect();
+    let mut unasked: BTreeSet<_> = asked.iter().map(|one| one.uid.to_string()).collect();
+    let now = Instant::now();
+    let suspect = |one: Endpoint| {
+        let suspect = suspects.is_suspect(namespace, &one.uid, now);
+        (one, suspect)
+    };
+    let asked = asked.into_iter().map(suspect).collect();
     let until = Instant::now() + settings.interval;
-    let mut answers = in_time(&ctx.shared.check_calls, &whole(&key.policy.namespace), asked, until, one).await;
+    let mut answers = in_time(&ctx.shared.check_calls, &whole(namespace), asked, until, one).await;
     if answers.is_empty() {
         return Err(NotAsked::TooBusy(chosen));
     }
+    if cut_off::reach().is_cut_off(Instant::now()) {
+        return Err(NotAsked::CutOff);
+    }
+    for answer in &answers {
+        unasked.remove(&answer.pod.uid);
+    }
     let service = &settings.service;
     let note = if answers.len() < chosen {
-        Some(format!("some of the {chosen} pods of Service {service} could not be asked within the interval"))
+        let text = format!("some of the {chosen} pods of Service {service} could not be asked within the interval");
+        Some(Remark { kind: "some-unasked", text })
     } else if chosen < found {
-        Some(format!("{found} pods of Service {service} could be asked; the first {MAX_ENDPOINTS} by name are"))
+        let text = format!("{found} pods of Service {service} could be asked; the first {MAX_ENDPOINTS} by name are");
+        Some(Remark { kind: "too-many-pods", text })
     } else {
         None
     };
     answers.sort_by(|one, other| one.pod.name.cmp(&other.pod.name));
     // The policy's first workload stands for a Service of something else.
     let about = first_owner.as_ref().or(targets.first()).map(target_key).unwrap_or_default();
-    Ok(Run::Asked { answers, about, note })
+    Ok(Run::Asked { answers, unasked: unasked.into_iter().collect(), about, note })
 }
 
 /// What those give that get a place before that moment. `true`: it gave no answer in time when it was asked last.
@@ -396,13 +496,52 @@ mod tests {
         let checks = Checks::default();
         keep(&checks, &[("a", 1), ("b", 1)]);
         let [number, of_b] = ["a", "b"].map(|name| checks.question(&key(name)).unwrap().number);
-        let told = || Run::NotAsked("why".to_owned());
+        let told = || Run::NotAsked(NotAsked::Stale.into());
         assert_eq!(checks.take(&key("a"), number, told(), Timestamp::UNIX_EPOCH), Some((true, 1)));
         assert_eq!(checks.take(&key("b"), of_b, told(), Timestamp::UNIX_EPOCH), Some((true, 1)));
         keep(&checks, &[("a", 2), ("b", 1)]);
         assert_eq!((remark(&checks, "a"), remark(&checks, "b").is_some()), (None, true));
         assert_eq!(checks.take(&key("a"), number, told(), Timestamp::UNIX_EPOCH), None);
         assert_eq!(remark(&checks, "a"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_lets_go_of_checks_that_are_gone() {
+        let checks = Checks::default();
+        let hour = CheckSettings { interval: Duration::from_secs(3_600), ..settings(1) };
+        let wanted = ["a", "b"].map(|name| (name.to_owned(), hour.clone()));
+        checks.keep(&key("").policy, wanted.into(), &[WorkloadId::deployment("n", "w")]);
+        let next = async || tokio::time::timeout(Duration::from_secs(11), checks.due.next()).await.ok();
+        for _ in 0..2 {
+            checks.due.done(&next().await.unwrap(), Some(hour.interval));
+        }
+        assert_eq!(next().await, None);
+        checks.keep(&key("").policy, [("a".to_owned(), hour.clone())].into(), &[WorkloadId::deployment("n", "w")]);
+        assert_eq!(next().await, Some(key("b")));
+        checks.due.done(&key("b"), None);
+        checks.forget(&key("").policy);
+        assert_eq!(next().await, Some(key("a")));
+    }
+
+    #[tokio::test]
+    async fn the_checks_of_a_namespace_that_came_last_are_not_asked_if_there_are_too_many() {
+        let checks = Checks::default();
+        let names: Vec<_> = (0..MAX_CHECKS + 2).map(|number| format!("{number:03}")).collect();
+        let wanted = |from: usize| names[from..].iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>();
+        keep(&checks, &wanted(0));
+        let not_asked = || {
+            names.iter().filter(|name| checks.question(&key(name)).is_some_and(|one| one.too_many)).collect::<Vec<_>>()
+        };
+        assert_eq!(not_asked(), ["256", "257"]);
+        let elsewhere = ObjectKey { namespace: "other".to_owned(), name: "p".to_owned() };
+        checks.keep(&elsewhere, [("a".to_owned(), settings(1))].into(), &[WorkloadId::deployment("other", "w")]);
+        let of_other = CheckKey { policy: elsewhere.clone(), check: "a".to_owned() };
+        assert!(!checks.question(&of_other).unwrap().too_many, "each namespace counts for itself");
+        keep(&checks, &wanted(1));
+        assert_eq!(not_asked(), ["257"], "one has gone");
+        checks.forget(&key("").policy);
+        checks.forget(&elsewhere);
+        assert!(checks.lock().of_namespace.is_empty());
     }
 
     /// How many of a hundred endpoints that never answer are asked in a run, and for how many seconds that goes on.

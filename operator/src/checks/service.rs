@@ -10,14 +10,19 @@ use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOr
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 /// Most pods that are asked in one run of a check.
 pub const MAX_ENDPOINTS: usize = 100;
+/// Most checks of one namespace that are asked, those of dry runs among them.
+pub const MAX_CHECKS: usize = 256;
 /// Most ports of a Service that are named in a message.
 const MAX_NAMED: usize = 5;
+
+/// Where AWS tells a machine its credentials over IPv6.
+const CLOUD_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// What is kept of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,6 +152,20 @@ pub enum NotAsked {
         "the operator has heard nothing new from the API server for too long; pods are not asked at addresses that old"
     )]
     Stale,
+    /// The operator itself has no way to the pods.
+    #[error(
+        "several pods of different workloads cannot be reached and no check of any namespace reaches one, so it is likely that the operator itself is cut off; that nobody answers it is not taken for a failure"
+    )]
+    CutOff,
+    /// The namespace has too many checks.
+    #[error("this namespace has more than {MAX_CHECKS} checks that the operator asks; this one is not asked")]
+    TooManyChecks,
+    /// Other checks of the namespace were in the way.
+    #[error("it could not begin within the interval: other checks of this namespace take too long")]
+    NoTurn,
+    /// What has to be known first could not be read in time.
+    #[error("its Service {0} could not be read in time")]
+    LateLookup(String),
     /// There was no time for any of them.
     #[error(
         "none of its {0} pods could be asked within the interval: too many endpoints of this namespace give no answer"
@@ -157,6 +176,30 @@ pub enum NotAsked {
         "the operator reaches pods through the API server (podTransport: apiserver-proxy), and http and tcp checks are asked straight at the pods' addresses"
     )]
     Transport,
+}
+
+impl NotAsked {
+    /// Its kind, by which two reasons are told apart whatever names and numbers they have.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NoService(_) => "no-service",
+            Self::Unreadable { .. } => "unreadable",
+            Self::ExternalName(_) => "external-name",
+            Self::NoSelector(_) => "no-selector",
+            Self::LargeSelector(_) => "large-selector",
+            Self::NoPort { .. } => "no-port",
+            Self::NoPods(_) => "no-pods",
+            Self::NoEndpoint { .. } => "no-endpoint",
+            Self::NoCa(_) => "no-ca",
+            Self::Stale => "stale",
+            Self::CutOff => "cut-off",
+            Self::TooManyChecks => "too-many-checks",
+            Self::NoTurn => "no-turn",
+            Self::LateLookup(_) => "late-lookup",
+            Self::TooBusy(_) => "too-busy",
+            Self::Transport => "transport",
+        }
+    }
 }
 
 /// A pod that is asked.
@@ -214,28 +257,55 @@ impl ServiceFacts {
         Ok(label_hashes(Some(namespace), Some(&self.selector)))
     }
 
-    /// Whom to ask of the pods that the selector finds.
-    pub fn endpoints(
-        &self,
-        question: Question<'_>,
-        pods: &[(Arc<PodFacts>, Option<WorkloadId>)],
-    ) -> Result<Endpoints, NotAsked> {
-        let service = || question.service.to_owned();
+    /// The choice of whom to ask.
+    pub fn choice<'a>(&'a self, question: Question<'a>) -> Result<Choice<'a>, NotAsked> {
         let mut tcp = self.ports.iter().filter(|port| port.is_tcp);
         let Some(port) = tcp.clone().find(|port| port.port == i32::from(question.port)) else {
             let ports: Vec<_> = tcp.by_ref().take(MAX_NAMED).map(|port| port.port.to_string()).collect();
             let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
-            return Err(NotAsked::NoPort { service: service(), port: question.port, ports });
+            return Err(NotAsked::NoPort { service: question.service.to_owned(), port: question.port, ports });
         };
-        if pods.is_empty() {
+        Ok(Choice { question, port: &port.target, selected: 0, found: 0, first_owner: None })
+    }
+}
+
+/// A choice of whom to ask. It looks at every pod that the selector finds, and keeps none of them.
+#[derive(Debug)]
+pub struct Choice<'a> {
+    question: Question<'a>,
+    /// Where the port of the Service leads.
+    port: &'a TargetPort,
+    /// Pods that the selector finds.
+    selected: usize,
+    /// Those of them that can be asked.
+    found: usize,
+    /// The first of the policy's workloads to which one belongs.
+    first_owner: Option<usize>,
+}
+
+impl Choice<'_> {
+    /// Takes in a pod that the selector finds. Of two the lesser is to be asked rather, and tells more of what is in the way if
+    /// none can be.
+    pub fn rank(&mut self, pod: &PodFacts, owner: Option<&WorkloadId>) -> Option<Unaskable> {
+        self.selected += 1;
+        let place = owner.and_then(|owner| self.question.targets.iter().position(|target| target == owner));
+        self.first_owner = self.first_owner.into_iter().chain(place).min();
+        let unaskable = endpoint(pod, owner, self.port, self.question).err();
+        self.found += usize::from(unaskable.is_none());
+        unaskable
+    }
+
+    /// Whom to ask of the pods that rank first.
+    pub fn of(self, pods: &[(Arc<PodFacts>, Option<WorkloadId>)]) -> Result<Endpoints, NotAsked> {
+        let Self { question, port, selected, found, first_owner } = self;
+        let service = || question.service.to_owned();
+        if selected == 0 {
             return Err(NotAsked::NoPods(service()));
         }
-        let owned_by = |target: &&WorkloadId| pods.iter().any(|(_, owner)| owner.as_ref() == Some(*target));
-        let first_owner = question.targets.iter().find(owned_by).cloned();
         let mut in_the_way = Vec::new();
         let mut asked = Vec::new();
         for (pod, owner) in pods {
-            match endpoint(pod, owner.as_ref(), &port.target, question) {
+            match endpoint(pod, owner.as_ref(), port, question) {
                 Ok(to) => asked.push(Endpoint {
                     uid: Arc::clone(&pod.uid),
                     pod: Arc::clone(&pod.name),
@@ -245,31 +315,44 @@ impl ServiceFacts {
                 Err(why) => in_the_way.push(why),
             }
         }
-        let found = asked.len();
-        if found == 0 {
-            let why = in_the_way.iter().min().map(ToString::to_string).unwrap_or_default();
-            return Err(NotAsked::NoEndpoint { service: service(), pods: pods.len(), why });
+        if asked.is_empty() {
+            let why = in_the_way.iter().min().map(|why| why.told(port)).unwrap_or_default();
+            return Err(NotAsked::NoEndpoint { service: service(), pods: selected, why });
         }
         asked.truncate(MAX_ENDPOINTS);
-        Ok(Endpoints { asked, found, first_owner })
+        let first_owner = first_owner.and_then(|place| question.targets.get(place)).cloned();
+        Ok(Endpoints { found: found.max(asked.len()), asked, first_owner })
     }
 }
 
 /// Why a pod is not asked; the first of them is what a person should hear when there are several.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-enum Unaskable {
-    #[error("no container has a TCP port named {0}")]
-    NoNamedPort(String),
-    #[error("{0} is no port")]
-    NoSuchPort(i32),
-    #[error("they have their node's address (hostNetwork)")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unaskable {
+    /// The Service's port leads to none of the pod's.
+    NoPort,
+    /// It has its node's address.
     HostNetwork,
-    #[error("their addresses are not those of pods")]
+    /// Its address is not one of a pod.
     Address,
-    #[error("they are not ready")]
+    /// It is not ready.
     NotReady,
-    #[error("they do not belong to a workload of this policy, as a check of scope Pod needs it")]
+    /// It belongs to no workload of the policy, and only those are asked.
     NotOfTargets,
+}
+
+impl Unaskable {
+    fn told(self, port: &TargetPort) -> String {
+        match (self, port) {
+            (Self::NoPort, TargetPort::Name(name)) => format!("no container has a TCP port named {name}"),
+            (Self::NoPort, TargetPort::Number(number)) => format!("{number} is no port"),
+            (Self::HostNetwork, _) => "they have their node's address (hostNetwork)".to_owned(),
+            (Self::Address, _) => "their addresses are not those of pods".to_owned(),
+            (Self::NotReady, _) => "they are not ready".to_owned(),
+            (Self::NotOfTargets, _) => {
+                "they do not belong to a workload of this policy, as a check of scope Pod needs it".to_owned()
+            }
+        }
+    }
 }
 
 fn endpoint(
@@ -292,15 +375,12 @@ fn endpoint(
         TargetPort::Number(number) => u16::try_from(*number).ok().filter(|number| *number != 0),
         TargetPort::Name(name) => pod.named_port(name),
     };
-    match (number, port) {
-        (Some(number), _) => Ok(SocketAddr::new(ip, number)),
-        (None, TargetPort::Name(name)) => Err(Unaskable::NoNamedPort(name.clone())),
-        (None, TargetPort::Number(number)) => Err(Unaskable::NoSuchPort(*number)),
-    }
+    number.map(|number| SocketAddr::new(ip, number)).ok_or(Unaskable::NoPort)
 }
 
-/// Whether an address can be that of a pod. Where the operator itself, its node, or whoever is on the link could answer, it
-/// does not ask.
+/// Whether an address can be that of a pod. Where the operator itself, its node, whoever is on the link or what a cloud tells its
+/// machines could answer, it does not ask; nor at an address of IPv6 that only stands for one of IPv4, and is translated on
+/// the way.
 pub fn may_be_asked(ip: IpAddr, loopback: bool) -> bool {
     // An IPv4 address can be written as one of IPv6.
     let ip = ip.to_canonical();
@@ -312,7 +392,14 @@ pub fn may_be_asked(ip: IpAddr, loopback: bool) -> bool {
             let this_network = ip.octets()[0] == 0;
             !(this_network || ip.is_link_local() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST)
         }
-        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_unicast_link_local() || ip.is_multicast()),
+        IpAddr::V6(ip) => {
+            let stands_for_ipv4 = match ip.segments() {
+                // IPv4-compatible, the unspecified address among them; and NAT64, the usual prefix and those of one's own.
+                [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] => true,
+                _ => false,
+            };
+            !(stands_for_ipv4 || ip == CLOUD_METADATA || ip.is_unicast_link_local() || ip.is_multicast())
+        }
     }
 }
 
@@ -335,6 +422,22 @@ mod tests {
             { "port": 80, "targetPort": "site" }, { "port": 81, "targetPort": 9000 }, { "port": 82 },
             { "port": 53, "protocol": "UDP" },
         ]}))
+    }
+
+    impl ServiceFacts {
+        /// Whom to ask of these pods, as the fleet index would pick them.
+        fn endpoints(
+            &self,
+            question: Question<'_>,
+            pods: &[(Arc<PodFacts>, Option<WorkloadId>)],
+        ) -> Result<Endpoints, NotAsked> {
+            let mut choice = self.choice(question)?;
+            let ranked = pods.iter().map(|one| (choice.rank(&one.0, one.1.as_ref()), Arc::clone(&one.0.name), one));
+            let mut ranked: Vec<_> = ranked.collect();
+            ranked.sort_by(|(one, name, _), (other, other_name, _)| (one, name).cmp(&(other, other_name)));
+            let picked: Vec<_> = ranked.into_iter().take(MAX_ENDPOINTS).map(|(.., one)| one.clone()).collect();
+            choice.of(&picked)
+        }
     }
 
     fn target(name: &str) -> WorkloadId {
@@ -461,6 +564,19 @@ mod tests {
     #[case("::1", false)]
     #[case("fe80::1", false)]
     #[case("ff02::1", false)]
+    #[case("169.254.0.1", false)]
+    #[case("239.255.255.255", false)]
+    #[case("fd00:ec2::254", false)]
+    #[case("fd00:ec2::253", true)]
+    #[case("::10.0.0.1", false)]
+    #[case("64:ff9b::a00:1", false)]
+    #[case("64:ff9b::a9fe:a9fe", false)]
+    #[case("64:ff9b:1::a9fe:a9fe", false)]
+    #[case("64:ff9c::1", true)]
+    #[case("::ffff:10.0.0.1", true)]
+    #[case("::ffff:0.1.2.3", false)]
+    #[case("::ffff:224.0.0.1", false)]
+    #[case("::ffff:255.255.255.255", false)]
     #[case("::ffff:127.0.0.1", false)]
     #[case("::ffff:169.254.169.254", false)]
     fn addresses_that_cannot_be_a_pods_are_not_asked(#[case] ip: IpAddr, #[case] expected: bool) {

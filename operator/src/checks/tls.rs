@@ -1,6 +1,9 @@
 //! How the certificate of an endpoint is verified.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 use tokio_rustls::rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
@@ -14,7 +17,10 @@ use tokio_rustls::rustls::{
 /// Longest text with certificates that is read, in bytes.
 pub const MAX_CA: usize = 64 * 1024;
 /// Most certificates that are read of one text.
-const MAX_CERTIFICATES: usize = 128;
+const MAX_CERTIFICATES: usize = 16;
+/// Most of them that have one subject. A new one beside an old one is usual; with many each would be tried in every handshake,
+/// and such a try is costly.
+const MAX_OF_ONE_SUBJECT: usize = 2;
 
 /// Why nothing can be verified.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +31,9 @@ pub enum CaError {
     /// There are too many.
     #[error("it has more than {MAX_CERTIFICATES} certificates")]
     TooMany,
+    /// Too many of them have one name.
+    #[error("more than {MAX_OF_ONE_SUBJECT} of its certificates have the same subject")]
+    OneSubject,
     /// It has none that can be used.
     #[error("it has no certificate that can be read, as PEM")]
     NoCertificate,
@@ -48,6 +57,14 @@ pub fn verified(pem: &str) -> Result<Arc<ClientConfig>, CaError> {
     let (usable, _) = roots.add_parsable_certificates(certificates);
     if usable == 0 {
         return Err(CaError::NoCertificate);
+    }
+    let mut of_subject = HashMap::<&[u8], usize>::new();
+    for root in &roots.roots {
+        let count = of_subject.entry(root.subject.as_ref()).or_default();
+        *count += 1;
+        if *count > MAX_OF_ONE_SUBJECT {
+            return Err(CaError::OneSubject);
+        }
     }
     Ok(finished(builder()?.with_root_certificates(roots).with_no_client_auth()))
 }
@@ -126,9 +143,25 @@ mod tests {
     use super::*;
     use rcgen::{CertificateParams, KeyPair};
 
-    fn certificate() -> String {
+    fn certificate_of(subject: &str) -> String {
         let key = KeyPair::generate().unwrap();
-        CertificateParams::new(vec!["web.n.svc".to_owned()]).unwrap().self_signed(&key).unwrap().pem()
+        let mut params = CertificateParams::new(vec!["web.n.svc".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, subject);
+        params.self_signed(&key).unwrap().pem()
+    }
+
+    fn certificate() -> String {
+        certificate_of("web")
+    }
+
+    #[test]
+    fn no_handshake_has_many_certificates_to_try() {
+        let many = |number: usize| (0..number).map(|number| certificate_of(&number.to_string())).collect::<String>();
+        assert!(verified(&many(MAX_CERTIFICATES)).is_ok());
+        assert_eq!(verified(&many(MAX_CERTIFICATES + 1)).err(), Some(CaError::TooMany));
+        let [one, other, third] = [certificate(), certificate(), certificate()];
+        assert!(verified(&[one.as_str(), &other].concat()).is_ok());
+        assert_eq!(verified(&[one, other, third].concat()).err(), Some(CaError::OneSubject));
     }
 
     #[test]

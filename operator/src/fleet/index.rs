@@ -16,7 +16,7 @@ use engine::signals::{Ready, STEADY_AFTER_MS};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -466,17 +466,33 @@ impl FleetIndex {
         pods
     }
 
-    /// The pods of a namespace that have all labels of `selector` and are not going away, by name, each with the workload
-    /// that it belongs to. An empty selector selects nothing.
-    pub fn pods_selected(&self, namespace: &str, selector: &[u64]) -> Vec<(Arc<PodFacts>, Option<WorkloadId>)> {
+    /// Of the pods of a namespace that have all labels of `selector` and are not going away so many as `most`, each with the
+    /// workload that it belongs to: those that `rank` first, and of one rank by name. An empty selector selects nothing.
+    ///
+    /// Everybody else waits meanwhile, and a selector can find very many: they are looked at, and no more are kept than are
+    /// asked for.
+    pub fn pods_selected<K: Ord>(
+        &self,
+        namespace: &str,
+        selector: &[u64],
+        most: usize,
+        mut rank: impl FnMut(&PodFacts, Option<&WorkloadId>) -> K,
+    ) -> Vec<(Arc<PodFacts>, Option<WorkloadId>)> {
         let index = self.lock();
         let sets = selector.iter().map(|label| index.pods_with_label.get(label));
         let Some(candidates) = sets.min_by_key(|set| set.map_or(0, HashSet::len)).flatten() else { return Vec::new() };
         let pods = candidates.iter().filter_map(|uid| index.pods.get(uid));
         let selected = pods.filter(|pod| pod.alive && *pod.namespace == *namespace && holds(&pod.labels, selector));
-        let mut selected: Vec<_> = selected.map(|pod| (Arc::clone(pod), index.owner_of(pod).cloned())).collect();
-        selected.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
-        selected
+        // The last of those that are kept is on top.
+        let mut first = BinaryHeap::with_capacity(most.saturating_add(1).min(1024));
+        for pod in selected {
+            first.push((rank(pod, index.owner_of(pod)), &*pod.name, &pod.uid));
+            if first.len() > most {
+                first.pop();
+            }
+        }
+        let first = first.into_sorted_vec().into_iter().filter_map(|(_, _, uid)| index.pods.get(uid));
+        first.map(|pod| (Arc::clone(pod), index.owner_of(pod).cloned())).collect()
     }
 
     /// Names of pods that carry the labels of a workload and do not belong to it.
@@ -665,12 +681,29 @@ mod tests {
         index.put_pod(PodFacts { namespace: "other".into(), ..pod("elsewhere", None, &[1, 2]) });
         index.put_pod(PodFacts { alive: false, ..pod("leaving", None, &[1, 2]) });
         let found = |selector: &[u64]| {
-            let found = index.pods_selected("n", selector);
+            let found = index.pods_selected("n", selector, 10, |_, _| 0);
             found.into_iter().map(|(pod, owner)| (pod.name.to_string(), owner)).collect::<Vec<_>>()
         };
         let own = ("a-own".to_owned(), Some(id(StatefulSet, "a")));
         assert_eq!(found(&[1, 2]), [own, ("b-alien".to_owned(), None)]);
         assert!(found(&[]).is_empty() && found(&[9]).is_empty());
+    }
+
+    #[test]
+    fn of_many_that_a_selector_finds_those_that_rank_first_are_picked() {
+        let index = FleetIndex::default();
+        for number in 0..300 {
+            let readiness = if number < 200 { Readiness::NotNow } else { Readiness::Ready };
+            index.put_pod(PodFacts { readiness, ..pod(&format!("{number:03}"), None, &[1]) });
+        }
+        let mut seen = 0;
+        let found = index.pods_selected("n", &[1], 101, |pod, _| {
+            seen += 1;
+            !pod.is_ready()
+        });
+        let names: Vec<_> = found.iter().map(|(pod, _)| pod.name.to_string()).collect();
+        let expected: Vec<_> = (200..300).chain([0]).map(|number| format!("{number:03}")).collect();
+        assert_eq!((names, seen), (expected, 300));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use contract::WorkloadId;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::oneshot;
@@ -47,13 +47,38 @@ struct State {
     by_workload: HashMap<WorkloadId, usize>,
     /// By class; pods that answer, and then suspects.
     waiting: [[Waiting; 2]; 3],
+    /// Number of the last call that had to wait.
+    waited: u64,
 }
 
 /// Calls that wait, in turns by workload.
 #[derive(Default)]
 struct Waiting {
-    calls: HashMap<WorkloadId, VecDeque<oneshot::Sender<Slot>>>,
+    /// By workload, in the order of their numbers.
+    calls: HashMap<WorkloadId, BTreeMap<u64, oneshot::Sender<Slot>>>,
     turns: VecDeque<WorkloadId>,
+}
+
+/// A call that waits. When it is dropped, nothing of the call is left behind: whoever gives up again and again must not make the
+/// queue grow.
+struct Waiter<'a> {
+    queue: &'a FairQueue,
+    workload: &'a WorkloadId,
+    class: Class,
+    suspect: bool,
+    number: u64,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        let waiting = &mut state.waiting[self.class as usize][usize::from(self.suspect)];
+        let Some(calls) = waiting.calls.get_mut(self.workload) else { return };
+        if calls.remove(&self.number).is_some() && calls.is_empty() {
+            waiting.calls.remove(self.workload);
+            waiting.turns.retain(|workload| workload != self.workload);
+        }
+    }
 }
 
 impl State {
@@ -84,7 +109,7 @@ impl State {
                 let waiting = &mut self.waiting[class as usize][usize::from(suspect)];
                 let Some(workload) = waiting.turns.remove(turn) else { continue };
                 let Some(calls) = waiting.calls.get_mut(&workload) else { continue };
-                let call = calls.pop_front();
+                let call = calls.pop_first().map(|(_, call)| call);
                 if calls.is_empty() {
                     waiting.calls.remove(&workload);
                 } else {
@@ -106,19 +131,21 @@ impl FairQueue {
 
     /// Waits for a place. `suspect`: the pod did not answer last time.
     pub async fn slot(&self, workload: &WorkloadId, class: Class, suspect: bool) -> Slot {
-        let turn = {
+        let (turn, _waiter) = {
             let mut state = self.lock();
             if state.admits(workload, class, suspect) {
                 return state.admit(self, workload.clone(), suspect);
             }
             let (sender, turn) = oneshot::channel();
+            state.waited += 1;
+            let number = state.waited;
             let waiting = &mut state.waiting[class as usize][usize::from(suspect)];
             let calls = waiting.calls.entry(workload.clone()).or_default();
             if calls.is_empty() {
                 waiting.turns.push_back(workload.clone());
             }
-            calls.push_back(sender);
-            turn
+            calls.insert(number, sender);
+            (turn, Waiter { queue: self, workload, class, suspect, number })
         };
         match turn.await {
             Ok(slot) => slot,
@@ -222,6 +249,28 @@ mod tests {
         held.pop();
         assert!(probes_a[1].as_mut().now_or_never().is_none(), "another workload's turn");
         let _b = probe_b.as_mut().now_or_never().expect("its turn");
+    }
+
+    #[tokio::test]
+    async fn those_that_gave_up_waiting_leave_nothing_behind() {
+        let queue = FairQueue::default();
+        let held = fill(&queue, "a", false);
+        let (a, b) = (id("a"), id("b"));
+        for _ in 0..10_000 {
+            assert!(queue.slot(&a, Class::Probe, false).now_or_never().is_none());
+        }
+        let others: Vec<_> = (0..7).flat_map(|number| fill(&queue, &format!("w-{number}"), false)).collect();
+        for number in 0..100 {
+            let waits = pin!(queue.slot(&b, Class::Probe, number % 2 == 0));
+            assert!(waits.now_or_never().is_none());
+        }
+        {
+            let state = queue.lock();
+            let waiting = state.waiting.iter().flatten();
+            assert_eq!(waiting.map(|one| one.calls.len() + one.turns.len()).sum::<usize>(), 0);
+        }
+        drop((held, others));
+        assert_eq!(queue.lock().total, 0);
     }
 
     #[tokio::test]
