@@ -99,6 +99,19 @@ async fn pods(testbed: &Testbed) -> BTreeMap<String, (bool, String)> {
         .collect()
 }
 
+/// For how many seconds all pods have been ready.
+async fn ready_for(testbed: &Testbed) -> i64 {
+    let api: Api<Pod> = Api::namespaced(testbed.client.clone(), TICKETING);
+    let list = api.list(&ListParams::default().labels(&format!("app.kubernetes.io/name={NAME}"))).await.unwrap();
+    let since = list.items.iter().map(|pod| {
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let ready = conditions.filter(|one| one.type_ == "Ready" && one.status == "True");
+        let times: Vec<_> = ready.filter_map(|one| one.last_transition_time.as_ref()).collect();
+        times.first().map_or(0, |time| jiff::Timestamp::now().duration_since(time.0).as_secs())
+    });
+    since.min().unwrap_or_default()
+}
+
 /// Its file goes, so the kubelet does not call it ready any more.
 async fn break_pod(testbed: &Testbed, name: &str) {
     testbed.kubectl.run(&format!("exec -n {TICKETING} {name} -- rm /state/ready")).await.unwrap();
@@ -329,6 +342,12 @@ async fn a_rollout_that_crashes_is_rolled_back_unless_gitops_owns_the_template()
     )
     .await;
     let before = pods(&testbed).await;
+    until(SOON * 2, "all pods have served for a minute, so their revision is known to work", || async {
+        let youngest = ready_for(&testbed).await;
+        Ok(if youngest >= 61 { Ok(()) } else { Err(format!("{youngest} s")) })
+    })
+    .await
+    .unwrap();
     roll_out(&testbed, CRASH, &PatchParams::default()).await;
     let all = until_recoveries(&testbed, "the rollback helped", |all| phases(all) == ["Succeeded"]).await;
     println!("{}", testbed.kubectl.run(&format!("describe rpol {NAME} -n {TICKETING}")).await.unwrap());
