@@ -2,7 +2,7 @@
 
 use crate::support::{
     World, eventually,
-    fake_pod::SITE,
+    fake_pod::{FakePod, SITE},
     operator::Operator,
     policy, within,
     workload::Workload,
@@ -13,17 +13,20 @@ use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{Api, Client, api::ListParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// The pods of tests are on the loopback, where no release of the operator asks anybody.
 async fn operator(world: &World) -> Operator {
@@ -331,6 +334,70 @@ async fn only_pods_of_the_own_namespace_that_a_selector_finds_are_asked() {
         if message.contains("Service none") { Err(message) } else { Ok(()) }
     })
     .await;
+}
+
+/// Gives pods other addresses.
+async fn move_to(world: &World, pods: &[FakePod], address: impl Fn(usize) -> String) {
+    for (place, pod) in pods.iter().enumerate() {
+        let address = address(place);
+        let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
+        let how = PatchParams::default();
+        world.api::<Pod>().patch_status(&pod.name, &how, &Patch::Merge(&status)).await.unwrap();
+    }
+}
+
+/// The address of a pod, and the port that its Service leads to.
+async fn site(world: &World, pod: &FakePod) -> SocketAddr {
+    let pod = world.api::<Pod>().get(&pod.name).await.unwrap();
+    let ip = pod.status.and_then(|status| status.pod_ip).unwrap();
+    let ports = pod.spec.unwrap().containers.into_iter().flat_map(|container| container.ports.unwrap_or_default());
+    let port = ports.into_iter().find(|port| port.name.as_deref() == Some("http")).unwrap().container_port;
+    SocketAddr::new(ip.parse().unwrap(), u16::try_from(port).unwrap())
+}
+
+/// Nobody says anything there, as where packets are lost: its queue of connections is full.
+async fn hole(at: SocketAddr) -> (TcpListener, TcpStream) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(at).unwrap();
+    (socket.listen(0).unwrap(), TcpStream::connect(at).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_is_cut_off_takes_no_silence_for_a_failure() {
+    let world = World::new().await;
+    let (booking, payment) = (world.workload("booking", 2).await, world.workload("payment", 2).await);
+    world.apply(&service("front", "booking")).await;
+    world.apply(&service("pay", "payment")).await;
+    let _operator = operator(&world).await;
+    let mut manifest = policy("booking", "booking");
+    let [mut front, mut pay] = ["front", "pay"].map(|service| http_check("Workload", service));
+    pay["name"] = json!("pay");
+    for check in [&mut front, &mut pay] {
+        // Before both have fallen silent, some failures count.
+        check["unhealthyThreshold"] = json!(8);
+    }
+    manifest["spec"]["healthChecks"] = json!([front, pay]);
+    world.apply(&manifest).await;
+    until_asked(&booking, 2).await;
+    until_asked(&payment, 2).await;
+    let (mut before, mut holes) = (Vec::new(), Vec::new());
+    for (place, pod) in booking.pods.iter().chain(&payment.pods).enumerate() {
+        let at = site(&world, pod).await;
+        before.push(at.ip().to_string());
+        holes.push(hole(format!("127.84.0.{}:{}", place + 1, at.port()).parse().unwrap()).await);
+    }
+    move_to(&world, &booking.pods, |place| format!("127.84.0.{}", place + 1)).await;
+    move_to(&world, &payment.pods, |place| format!("127.84.0.{}", place + 3)).await;
+    until_told(&world, "booking", "the operator itself is cut off").await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let policy = world.policy("booking").await;
+        assert_ne!(condition(&policy, "Healthy").reason, "CheckUnhealthy", "{policy:?}");
+    }
+    move_to(&world, &payment.pods, |place| before[place + 2].clone()).await;
+    let unhealthy = world.until_policy_says("booking", "Healthy", "False", "CheckUnhealthy").await;
+    let failing: Vec<_> = unhealthy.status.iter().flat_map(|status| &status.checks).map(|one| &one.name).collect();
+    assert_eq!(failing, ["site"], "now it is known that the others are gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

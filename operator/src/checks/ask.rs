@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::Semaphore,
+    time::Instant,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -120,13 +121,13 @@ pub fn request(path: &str, host: &str) -> Arc<[u8]> {
 pub struct Asked {
     /// Whether the endpoint is healthy, or why not.
     pub result: Result<(), AskError>,
-    /// Somebody was there: a connection came about or was refused, so the way there is open.
-    pub reached: bool,
+    /// When somebody was there: a connection came about or was refused, so the way there was open.
+    pub reached: Option<Instant>,
 }
 
 /// Asks one endpoint.
 pub async fn ask(to: SocketAddr, what: &Ask, timeout: Duration) -> Asked {
-    let mut reached = false;
+    let mut reached = None;
     let asked = tokio::time::timeout(timeout, exchange(to, what, &mut reached)).await;
     Asked { result: asked.unwrap_or(Err(AskError::Timeout(to, timeout))), reached }
 }
@@ -136,10 +137,10 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
 }
 
-async fn exchange(to: SocketAddr, what: &Ask, reached: &mut bool) -> Result<(), AskError> {
+async fn exchange(to: SocketAddr, what: &Ask, reached: &mut Option<Instant>) -> Result<(), AskError> {
     let unreachable = |error| AskError::Unreachable(to, error);
     let connected = TcpStream::connect(to).await;
-    *reached = connected.as_ref().err().is_none_or(is_refusal);
+    *reached = connected.as_ref().err().is_none_or(is_refusal).then(Instant::now);
     let stream = connected.map_err(unreachable)?;
     let Ask::Http { request, expected, tls } = what else { return Ok(()) };
     stream.set_nodelay(true).map_err(unreachable)?;

@@ -261,8 +261,7 @@ async fn run_once(ctx: &Arc<Context>, key: &CheckKey) -> Option<Duration> {
     let question = ctx.checks.question(key)?;
     let Question { number, settings, .. } = &question;
     if !ctx.shared.fence.holds() {
-        // It may be back in a moment.
-        return Some(settings.interval.min(FIRST_WITHIN));
+        return Some(until_leading_again(settings.interval));
     }
     let began = Instant::now();
     let run = in_turn(ctx, key, &question).await;
@@ -274,17 +273,35 @@ async fn run_once(ctx: &Arc<Context>, key: &CheckKey) -> Option<Duration> {
     Some(wait(key, settings.interval, runs).saturating_sub(began.elapsed()).max(SHORTEST))
 }
 
+/// When a check is due again that was due while this replica might not act: it may be back in a moment, and hours are too long.
+fn until_leading_again(interval: Duration) -> Duration {
+    interval.min(FIRST_WITHIN)
+}
+
+/// A turn among the runs of a namespace, if there is one within the interval: runs that come too late must not pile up.
+async fn turn(runs: &Turns<String>, namespace: &str, interval: Duration) -> Result<impl Sized + use<>, NotAsked> {
+    tokio::time::timeout(interval, runs.take(&namespace.to_owned())).await.map_err(|_| NotAsked::NoTurn)
+}
+
+/// What is found within the time for that. Whoever looks it up has a turn that others wait for.
+async fn looked_up<T>(
+    service: &str,
+    interval: Duration,
+    look: impl Future<Output = Result<T, NotAsked>>,
+) -> Result<T, NotAsked> {
+    let found = tokio::time::timeout(interval.clamp(API_DEADLINE, LONGEST_LOOKUP), look).await;
+    found.unwrap_or_else(|_| Err(NotAsked::LateLookup(service.to_owned())))
+}
+
 /// A run, when it is its turn among those of its namespace: one that cannot begin within its interval is not made up for.
 async fn in_turn(ctx: &Context, key: &CheckKey, question: &Question) -> Result<Run, NotAsked> {
     if question.too_many {
         return Err(NotAsked::TooManyChecks);
     }
     let settings = &question.settings;
-    let turn = ctx.checks.runs.take(&key.policy.namespace);
-    let _turn = tokio::time::timeout(settings.interval, turn).await.map_err(|_| NotAsked::NoTurn)?;
+    let _turn = turn(&ctx.checks.runs, &key.policy.namespace, settings.interval).await?;
     let prepared = prepare(ctx, key, settings, &question.targets);
-    let prepared = tokio::time::timeout(settings.interval.max(API_DEADLINE).min(LONGEST_LOOKUP), prepared).await;
-    let (endpoints, ask) = prepared.unwrap_or_else(|_| Err(NotAsked::LateLookup(settings.service.clone())))?;
+    let (endpoints, ask) = looked_up(&settings.service, settings.interval, prepared).await?;
     ask_all(ctx, key, question, endpoints, ask).await
 }
 
@@ -367,7 +384,8 @@ async fn ask_all(
             || format!("{namespace} Service {}", settings.service),
             |owner| format!("{namespace} {}", target_key(owner)),
         );
-        let asked = cut_off::Asked { pod: Arc::clone(&endpoint.uid), group, interval: settings.interval, reached };
+        let (pod, port) = (Arc::clone(&endpoint.uid), endpoint.to.port());
+        let asked = cut_off::Asked { pod, port, group, interval: settings.interval, reached };
         cut_off::reach().take(asked, now);
         let label = result.as_ref().err().map_or("ok", AskError::label);
         ctx.shared.metrics.check_asks.get_or_create(&CheckAskLabels { probe, result: label }).inc();
@@ -542,6 +560,39 @@ mod tests {
         checks.forget(&key("").policy);
         checks.forget(&elsewhere);
         assert!(checks.lock().of_namespace.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn runs_that_cannot_begin_within_their_interval_are_left_out() {
+        let (runs, interval) = (Turns::new(RUNS_AT_ONCE), Duration::from_secs(5));
+        let mut held = Vec::new();
+        for _ in 0..RUNS_AT_ONCE {
+            held.push(turn(&runs, "n", interval).await.unwrap());
+        }
+        let began = Instant::now();
+        let late = futures::future::join_all((0..1_000).map(|_| turn(&runs, "n", interval))).await;
+        assert!(late.into_iter().all(|turn| turn.err() == Some(NotAsked::NoTurn)));
+        assert_eq!(began.elapsed(), interval);
+        assert!(turn(&runs, "other", interval).now_or_never().is_some(), "they are in nobody else's way");
+        held.pop();
+        assert!(turn(&runs, "n", interval).now_or_never().is_some(), "and wait for nothing any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_looked_up_has_its_time() {
+        for (interval, expected) in [(1, 10), (15, 15), (3_600, 20)] {
+            let began = Instant::now();
+            let looked = looked_up("web", Duration::from_secs(interval), std::future::pending::<Result<(), _>>()).await;
+            assert_eq!(looked, Err(NotAsked::LateLookup("web".to_owned())));
+            assert_eq!(began.elapsed().as_secs(), expected);
+        }
+        assert_eq!(looked_up("web", Duration::from_secs(1), async { Ok(1) }).await, Ok(1));
+    }
+
+    #[test]
+    fn a_check_that_was_due_while_nobody_led_is_due_again_soon() {
+        let waits = [1, 5, 3_600].map(|interval| until_leading_again(Duration::from_secs(interval)).as_secs());
+        assert_eq!(waits, [1, 5, 10]);
     }
 
     /// How many of a hundred endpoints that never answer are asked in a run, and for how many seconds that goes on.

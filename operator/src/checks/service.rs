@@ -164,7 +164,7 @@ pub enum NotAsked {
     #[error("it could not begin within the interval: other checks of this namespace take too long")]
     NoTurn,
     /// What has to be known first could not be read in time.
-    #[error("its Service {0} could not be read in time")]
+    #[error("what has to be known of its Service {0} could not be read in time")]
     LateLookup(String),
     /// There was no time for any of them.
     #[error(

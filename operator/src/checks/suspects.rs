@@ -29,15 +29,21 @@ impl Suspects {
     pub fn take(&self, namespace: &str, uid: &Arc<str>, held: Duration, silent: bool, now: Instant) {
         let mut all = self.lock();
         if silent || held >= SLOW {
+            if !all.contains_key(namespace) {
+                // A namespace may be gone, and nobody asks there any more.
+                all.retain(|_, pods| pods.values().any(|at| now < *at + KEPT));
+            }
             let pods = all.entry(namespace.to_owned()).or_default();
             pods.insert(Arc::clone(uid), now);
+            if pods.len() > MOST {
+                pods.retain(|_, at| now < *at + KEPT);
+            }
             if pods.len() > MOST {
                 let oldest = pods.iter().min_by_key(|(_, at)| **at).map(|(uid, _)| Arc::clone(uid));
                 oldest.and_then(|oldest| pods.remove(&oldest));
             }
         } else if let Some(pods) = all.get_mut(namespace) {
             pods.remove(uid);
-            pods.retain(|_, at| now < *at + KEPT);
             if pods.is_empty() {
                 all.remove(namespace);
             }
@@ -68,6 +74,9 @@ mod tests {
         assert!(!suspects.is_suspect("n", "b", now + KEPT));
         suspects.take("n", &b, QUICK, false, now);
         assert!(suspects.lock().is_empty(), "nothing stays");
+        suspects.take("gone", &a, SLOW, false, now);
+        suspects.take("n", &a, SLOW, false, now + KEPT);
+        assert_eq!(suspects.lock().keys().collect::<Vec<_>>(), ["n"]);
     }
 
     #[test]
