@@ -5,12 +5,12 @@ use crate::{SOON, testbed, words};
 use crds::{ConditionType, Recovery, ResiliencePolicy};
 use e2e::testbed::{SYSTEM, TICKETING, Testbed, phase, reason, until};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, Pod, Secret},
 };
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +56,14 @@ async fn make(testbed: &Testbed, kind: &str, replicas: usize, script: &str) {
         workload["spec"]["serviceName"] = json!(NAME);
         workload["spec"]["podManagementPolicy"] = json!("Parallel");
     }
-    testbed.kubectl.apply(&workload.to_string()).await.unwrap();
+    // As a person makes it: what applies it on the server again and again would own the template.
+    let how = PostParams::default();
+    if kind == "StatefulSet" {
+        let sets: Api<StatefulSet> = Api::namespaced(testbed.client.clone(), TICKETING);
+        sets.create(&how, &serde_json::from_value(workload).unwrap()).await.unwrap();
+    } else {
+        testbed.deployments().create(&how, &serde_json::from_value(workload).unwrap()).await.unwrap();
+    }
     testbed.kubectl.run(&format!("rollout status -n {TICKETING} {kind}/{NAME} --timeout=120s")).await.unwrap();
 }
 
