@@ -612,7 +612,7 @@ pub struct ProbeTls {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
     pub server_name: Option<String>,
-    /// true takes any certificate: whoever gets into the way can answer for the pod. Accepted warns of it. Default: false.
+    /// true takes any certificate: anybody who gets into the way can answer for the pod. Accepted warns of it. Default: false.
     #[serde(default)]
     pub insecure_skip_verify: bool,
 }

@@ -1,6 +1,6 @@
 //! One ask of one endpoint: a connection, or an answer over HTTP.
 //!
-//! Whoever answers may be slow, broken or hostile: an ask has a deadline, head and body have bounds, and nothing of an answer
+//! A peer may be slow, broken or hostile: an ask has a deadline, head and body have bounds, and nothing of an answer
 //! is kept but its status code. No redirect is followed and no proxy of the environment has a say, so what is asked is the
 //! address that was chosen and nothing else.
 
@@ -36,7 +36,7 @@ const MAX_BODY: usize = 64 * 1024;
 const MAX_INTERIM: usize = 8;
 /// Bytes that are read at once.
 const BUFFER: usize = 4 * 1024;
-/// Most reads of one answer: whoever sends each byte by itself must not cost more than others.
+/// Most reads of one answer: a peer that sends each byte by itself must not cost more than others.
 const MAX_READS: usize = 512;
 
 /// Handshakes of TLS that compute at once in this process: what is verified is chosen by others, and it is costly.

@@ -4,11 +4,7 @@
 //! anybody being reached in between are more likely one network, and it is the operator's own. So their silence is then no
 //! failure: otherwise a broken policy of the network would have every checked workload restarted.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How long an ask says something of the operator, or for two intervals of its check if that is longer.
@@ -61,12 +57,6 @@ struct Silence {
     until: Instant,
     /// How often somebody else was reached after it.
     strikes: u32,
-}
-
-/// That of this process.
-pub fn reach() -> MutexGuard<'static, Reach> {
-    static REACH: LazyLock<Mutex<Reach>> = LazyLock::new(Mutex::default);
-    REACH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reach {

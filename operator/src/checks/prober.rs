@@ -5,7 +5,7 @@
 use super::{
     PLACE_HELD,
     ask::{self, Ask, AskError},
-    cut_off,
+    cut_off::{self, Reach},
     lookup::{Lookups, whole},
     results::{Answer, CheckResults, CurrentChecks, Remark, Run},
     service::{self, Endpoint, Endpoints, MAX_CHECKS, MAX_ENDPOINTS, NotAsked},
@@ -71,6 +71,7 @@ pub struct Checks {
     /// Runs take turns in their namespace.
     runs: Turns<String>,
     suspects: Suspects,
+    reach: Mutex<Reach>,
 }
 
 impl Default for Checks {
@@ -81,7 +82,15 @@ impl Default for Checks {
             lookups: Lookups::default(),
             runs: Turns::new(RUNS_AT_ONCE),
             suspects: Suspects::default(),
+            reach: Mutex::default(),
         }
+    }
+}
+
+impl Checks {
+    /// What the last asks say of the way to the pods.
+    fn reach(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -386,7 +395,7 @@ async fn ask_all(
         );
         let (pod, port) = (Arc::clone(&endpoint.uid), endpoint.to.port());
         let asked = cut_off::Asked { pod, port, group, interval: settings.interval, reached };
-        cut_off::reach().take(asked, now);
+        ctx.checks.reach().take(asked, now);
         let label = result.as_ref().err().map_or("ok", AskError::label);
         ctx.shared.metrics.check_asks.get_or_create(&CheckAskLabels { probe, result: label }).inc();
         let owner = endpoint.owner.filter(|owner| targets.contains(owner));
@@ -411,7 +420,7 @@ async fn ask_all(
     if answers.is_empty() {
         return Err(NotAsked::TooBusy(chosen));
     }
-    if cut_off::reach().is_cut_off(Instant::now()) {
+    if ctx.checks.reach().is_cut_off(Instant::now()) {
         return Err(NotAsked::CutOff);
     }
     for answer in &answers {

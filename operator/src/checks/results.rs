@@ -19,7 +19,7 @@ const MAX_SILENT: usize = 2 * MAX_ENDPOINTS;
 const STALE_AFTER: i32 = 3;
 /// Intervals after which it does not even count that it failed before: it would have to fail as often as if it were new.
 const FORGOTTEN_AFTER: i32 = 10;
-/// Words alone change no more often: each change is written into the status, and whoever answers chooses many of them.
+/// Words alone change no more often: each change is written into the status, and the peer chooses many of them.
 const WORDS_LAST: SignedDuration = SignedDuration::from_secs(10);
 
 /// What one endpoint gave.

@@ -378,7 +378,7 @@ fn endpoint(
     number.map(|number| SocketAddr::new(ip, number)).ok_or(Unaskable::NoPort)
 }
 
-/// Whether an address can be that of a pod. Where the operator itself, its node, whoever is on the link or what a cloud tells its
+/// Whether an address can be that of a pod. Where the operator itself, its node, a neighbour on the link or what a cloud tells its
 /// machines could answer, it does not ask; nor at an address of IPv6 that only stands for one of IPv4, and is translated on
 /// the way.
 pub fn may_be_asked(ip: IpAddr, loopback: bool) -> bool {

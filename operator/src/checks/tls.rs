@@ -99,7 +99,7 @@ fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Takes any certificate, from whoever has its key.
+/// Takes any certificate, from any peer that has its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_finds_the_pods_of_its_own_namespace_whoever_owns_them() {
+    fn a_selector_finds_the_pods_of_its_own_namespace_whatever_owns_them() {
         let index = FleetIndex::default();
         index.put_workload(workload(StatefulSet, "a", &[1]));
         index.put_pod(pod("b-alien", None, &[1, 2]));

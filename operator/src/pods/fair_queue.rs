@@ -59,7 +59,7 @@ struct Waiting {
     turns: VecDeque<WorkloadId>,
 }
 
-/// A call that waits. When it is dropped, nothing of the call is left behind: whoever gives up again and again must not make the
+/// A call that waits. When it is dropped, nothing of the call is left behind: a caller that gives up again and again must not make the
 /// queue grow.
 struct Waiter<'a> {
     queue: &'a FairQueue,

@@ -136,7 +136,7 @@ fn bare_template(set: &DynamicObject) -> Value {
     template
 }
 
-/// Takes away the mark that a rollback has left on a Deployment, because whoever did it died or stopped leading: once its
+/// Takes away the mark that a rollback has left on a Deployment, because the operator that did it died or stopped leading: once its
 /// ReplicaSet is gone, the admission policy would let nobody change it any more.
 pub async fn sweep(ctx: &Context, id: &WorkloadId) {
     let _turn = ctx.turn(&id.namespace).await;

@@ -140,7 +140,7 @@ pub fn warnings(spec: &ResiliencePolicySpec) -> Vec<String> {
     let warning = |check: &api::HealthCheck| {
         let service = check.http.as_ref().map_or("", |http| http.service.as_str());
         format!(
-            "{}: insecureSkipVerify: the certificate of Service {service} is not verified, so whoever gets into the way can answer for its pods; name a caConfigMapRef instead",
+            "{}: insecureSkipVerify: the certificate of Service {service} is not verified, so anybody who gets into the way can answer for its pods; name a caConfigMapRef instead",
             check.name
         )
     };
