@@ -292,7 +292,7 @@ async fn turn(runs: &Turns<String>, namespace: &str, interval: Duration) -> Resu
     tokio::time::timeout(interval, runs.take(&namespace.to_owned())).await.map_err(|_| NotAsked::NoTurn)
 }
 
-/// What is found within the time for that. Whoever looks it up has a turn that others wait for.
+/// What is found within the time for that. The run that looks it up has a turn that others wait for.
 async fn looked_up<T>(
     service: &str,
     interval: Duration,

@@ -444,12 +444,12 @@ impl FleetIndex {
     }
 
     /// What the ReplicaSets of a Deployment say of its last rollout.
-    pub fn revisions_of(&self, deployment_uid: &str) -> Revisions {
+    pub fn revisions_of(&self, deployment_uid: &str, now: Timestamp) -> Revisions {
         let index = self.lock();
         let sets = index.sets_of_deployment.get(deployment_uid).into_iter().flatten();
         let steady = |uid: &Uid| {
             let pods = index.pods_of_owner.get(uid).into_iter().flatten();
-            pods.filter_map(|pod| index.pods.get(pod)).any(|pod| was_steady(pod, Timestamp::now()))
+            pods.filter_map(|pod| index.pods.get(pod)).any(|pod| was_steady(pod, now))
         };
         let proven = |uid: &Uid| index.proven_sets.contains(uid) || steady(uid);
         let revision = |uid: &Uid| Some(Revision { set: index.sets.get(uid)?, proven: proven(uid) });

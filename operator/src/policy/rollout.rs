@@ -9,6 +9,7 @@ use crate::{
         clients::{ApiError, call},
         meta::{FIELD_MANAGER, RESTARTED_BY_ANNOTATION, ROLLBACK_TO_LABEL, ROLLED_BACK_BY_ANNOTATION},
     },
+    pods::prober::now_in_milliseconds,
     status::target::workload_of,
 };
 use contract::{WorkloadId, WorkloadKind};
@@ -72,7 +73,7 @@ async fn roll_back_once(
         return Ok("its last rollout is being undone".to_owned());
     }
     let uid = deployment.uid().unwrap_or_default();
-    let revisions = ctx.index.revisions_of(&uid);
+    let revisions = ctx.index.revisions_of(&uid, now_in_milliseconds());
     let undo = revisions.undo.map_err(Failure::Not)?;
     let newest = deployment.annotations().get(REVISION_ANNOTATION).map(String::as_str);
     let observed = &deployment.data["status"]["observedGeneration"];

@@ -1,6 +1,5 @@
 //! The status of a policy, put together from what is known and decided. Pure.
 
-use super::execute::SUPPORTED;
 use crate::{
     kubernetes::meta::{cut, short},
     recovery::{events::without_log, object::name_of},
@@ -174,8 +173,7 @@ fn accepted(inputs: &Inputs<'_>, held: &[&Target]) -> (Verdict, bool) {
         message.push(format!("waits for {}, which do not exist yet", missing.join(", ")));
     }
     message.extend(inputs.lost.iter().map(|(target, other)| format!("{target} runs by the older policy {other}")));
-    let mut notes = spec::policy::not_done_yet(&inputs.policy.spec, SUPPORTED);
-    notes.extend(spec::asked::warnings(&inputs.policy.spec));
+    let notes = spec::asked::warnings(&inputs.policy.spec);
     let about_flags = inputs.override_warnings.iter().cloned();
     let warnings: Vec<_> =
         notes.into_iter().chain(warnings(settings, held)).chain(about_flags).chain(impossible(inputs)).collect();

@@ -2,14 +2,14 @@
 //!
 //! It also validates again what the API server should have validated, because an object may be older than its schema.
 
-use super::{Invalid, asked, checks::is_reported, count, invalid, recovery::action};
+use super::{Invalid, asked, checks::is_reported, count, invalid};
 use contract::{
     BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
     TimeoutPolicy,
 };
 use crds::{ResiliencePolicySpec, resilience_policy as api};
-use engine::{check::Thresholds, policy_review, recovery::Action};
+use engine::{check::Thresholds, policy_review};
 use std::collections::BTreeMap;
 
 /// A status code that the schema bounds to 200..=599.
@@ -63,16 +63,6 @@ fn validate_fallback(fallback: &api::Fallback, owner: &api::Dependency, path: &s
 /// Sentences about a valid policy that its author should know. `built_ins` is what the workload's pods report.
 pub fn policy_warnings(settings: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<String> {
     policy_review::warnings(settings, built_ins)
-}
-
-/// Sentences about what a policy asks for and this version does not do.
-pub fn not_done_yet(spec: &ResiliencePolicySpec, supported: &[Action]) -> Vec<String> {
-    let mut notes = Vec::new();
-    for ladder in spec.recovery.iter().flat_map(|recovery| &recovery.ladders) {
-        let steps = ladder.steps.iter().filter(|step| !supported.contains(&action(step.action)));
-        notes.extend(steps.map(|step| format!("{}: this version cannot do {}", ladder.check, step.action)));
-    }
-    notes
 }
 
 fn dependency(spec: &api::Dependency) -> DependencyPolicy {

@@ -6,6 +6,7 @@ use crate::{
     fleet::facts::{self, PodOwner, Readiness, Rollout},
     kubernetes::meta::{cut, short},
     pods::{
+        prober::now_in_milliseconds,
         state::{PodState, Problem, WorkloadState},
         tallies::MajorityStatus,
     },
@@ -120,7 +121,8 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
     let bare = Target { name: id.name.clone(), kind: id.kind, key: target_key(id), ..Target::default() };
     let Some(facts) = ctx.index.workload(id) else { return bare };
     let pods = ctx.index.pods_of(id);
-    let revisions = (id.kind == WorkloadKind::Deployment).then(|| ctx.index.revisions_of(&facts.uid));
+    let revisions =
+        (id.kind == WorkloadKind::Deployment).then(|| ctx.index.revisions_of(&facts.uid, now_in_milliseconds()));
     let undo = revisions.as_ref().map(|revisions| match &facts.rollout.template_owner {
         Some(owner) => Err(format!("{owner} owns the template of {} and would put it back; roll back there", id.name)),
         None => revisions.undo.clone(),

@@ -136,7 +136,7 @@ async fn sessions_that_answer_and_fail_their_statements_are_seen_and_a_reset_hea
     app.check("database", "healed", is(CheckStatus::Healthy)).await;
 }
 
-/// A migration that takes its time is no failure: whoever waits for it is told so by the server, within half a second.
+/// A migration that takes its time is no failure: a call that waits for it is told so by the server, within half a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_a_migration_has_locked_is_no_failure_of_its_sessions() {
     let postgres = Postgres::start().await;
