@@ -119,7 +119,7 @@ async fn most_endpoints_of_a_service_fail_and_a_cleanup_job_is_run() {
     assert_eq!((finding.name.as_str(), finding.target.as_str(), finding.pods.len()), ("site", "booking", 0));
     assert!(finding.message.contains("3 of 3 endpoints fail") && finding.message.contains("HTTP 503"), "{finding:?}");
     eventually("the Job is made", async || if jobs().await.len() == 1 { Ok(()) } else { Err(String::new()) }).await;
-    assert_eq!(steps_and_phases(&world.recoveries().await), [("1/1", "Verifying")]);
+    world.until_recoveries("it is executed", |all| steps_and_phases(all) == [("1/1", "Verifying")]).await;
     world.until_events("booking", &["CheckUnhealthy", "RecoveryStarted"]).await;
 
     assert!(workload.pods.iter().all(|pod| pod.script().requests == 0), "nothing else is asked of them");
@@ -182,7 +182,7 @@ async fn a_new_leader_goes_on_with_what_the_last_one_began() {
     let before = asked(&workload)[0];
     until_asked(&workload, before + 4).await;
     world.until_policy_says("booking", "Healthy", "False", "CheckUnhealthy").await;
-    assert_eq!(steps_and_phases(&world.recoveries().await), [("1/1", "Verifying")], "it is the same failure");
+    world.until_recoveries("it is the same failure", |all| steps_and_phases(all) == [("1/1", "Verifying")]).await;
     all_answer_with(&workload, 200);
     world.until_recoveries("and ends it", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;
     assert_eq!(workload.pods[0].script().effects.len(), 1, "it was done once");

@@ -132,8 +132,11 @@ async fn a_restart_evicts_by_uid_and_the_pod_of_the_same_name_is_judged_as_succe
     assert_ne!(old, new);
     successor.until_it_runs("the policy", |running| request_ms(running) == Some(5_000)).await;
     successor.after_more_reports(3).await;
-    let all = world.recoveries().await;
-    assert_eq!(steps_and_phases(&all), [("1/1", "Verifying")], "as long as it fails, nothing has succeeded");
+    let all = world
+        .until_recoveries("as long as it fails, nothing has succeeded", |all| {
+            steps_and_phases(all) == [("1/1", "Verifying")]
+        })
+        .await;
     assert_eq!(all[0].spec.pod.as_ref().unwrap().name, "booking-1");
     successor.script().failing = false;
     world.until_recoveries("the restart succeeded", |all| steps_and_phases(all) == [("1/1", "Succeeded")]).await;

@@ -289,7 +289,7 @@ async fn wrong_books_are_put_right_by_one_job_for_the_whole_workload() {
     let _operator = Operator::start_with_short_lease(&world, "second").await;
     set_books(&workload, false);
     workload.pods[0].after_more_reports(4).await;
-    assert_eq!(steps_and_phases(&world.recoveries().await), [("1/1", "Verifying")], "the Job is not over");
+    world.until_recoveries("the Job is not over", |all| steps_and_phases(all) == [("1/1", "Verifying")]).await;
     finish(&world, &job, true).await;
     let recovered = world
         .until_policy("booking", "it succeeded", |policy| {
