@@ -16,6 +16,7 @@ pub mod image;
 pub mod kubectl;
 pub mod load_generator;
 pub mod local_stack;
+pub mod memory_growth;
 pub mod packages;
 pub mod pod_admin;
 pub mod process;

@@ -2,11 +2,11 @@
 
 use crate::load_generator::LoadGenerator;
 use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
+use crate::memory_growth::{MAX_GROWTH_PERCENT, Readings, grown, mebibytes};
 use crate::progress::Progress;
 use contract::{DependencySettings, FlagsSettings, PolicySettings, RetryOn};
 use reqwest::Client;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Buyers at once.
@@ -17,12 +17,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const EVENTS: i32 = 100;
 /// Time between two readings of the memory.
 const READ_EVERY: Duration = Duration::from_secs(2);
-/// The memory is that of the readings within so much time.
-const READINGS: Duration = Duration::from_secs(20);
 /// When the memory is first evaluated.
 const WARM: Duration = Duration::from_secs(60);
-/// How much more it may be in the end, in percent.
-const MAX_GROWTH_PERCENT: u64 = 10;
 /// The services whose memory is evaluated, and where they are configured.
 const SERVICES: [(&str, Port); 5] = [
     ("gateway", Port::GatewayAdmin),
@@ -88,7 +84,10 @@ pub async fn run(time: Duration, progress: &Progress) -> Result<(), SoakError> {
     if taken * 2 < asked || asked == 0 {
         return Err(SoakError::Idle { sold: taken, asked });
     }
-    evaluate(&readings, time)
+    match &grown(&readings, WARM, time)[..] {
+        [] => Ok(()),
+        grown => Err(SoakError::Grown { services: grown.join(", ") }),
+    }
 }
 
 async fn buy(load: &LoadGenerator, buyer: usize, end: Instant) -> Tally {
@@ -150,9 +149,6 @@ async fn trouble(stack: &LocalStack, end: Instant) -> Result<usize, LocalStackEr
     Ok(usize::try_from(times).unwrap_or(usize::MAX))
 }
 
-/// Bytes of each service, each with the time since the start.
-type Readings = BTreeMap<&'static str, Vec<(Duration, u64)>>;
-
 async fn read_memory(
     stack: &LocalStack,
     begin: Instant,
@@ -181,60 +177,8 @@ async fn read_memory(
     Ok(readings)
 }
 
-fn evaluate(readings: &Readings, time: Duration) -> Result<(), SoakError> {
-    println!("{:<16}{:>14}{:>14}{:>12}", "MiB resident", "after 1 min", "in the end", "change");
-    let mut grown = Vec::new();
-    for (service, all) in readings {
-        let (first, last) = (median(all, WARM), median(all, time));
-        let change = i128::from(last) * 1_000 / i128::from(first.max(1)) - 1_000;
-        println!(
-            "{service:<16}{:>14.2}{:>14.2}{:>+10}.{} %",
-            mebibytes(first),
-            mebibytes(last),
-            change / 10,
-            change.abs() % 10
-        );
-        if last * 100 > first * (100 + MAX_GROWTH_PERCENT) {
-            grown.push(*service);
-        }
-    }
-    if grown.is_empty() { Ok(()) } else { Err(SoakError::Grown { services: grown.join(", ") }) }
-}
-
-/// The median of the readings in the time before `until`.
-fn median(readings: &[(Duration, u64)], until: Duration) -> u64 {
-    let within = |(at, _): &&(Duration, u64)| *at <= until && *at + READINGS > until;
-    let mut bytes: Vec<u64> = readings.iter().filter(within).map(|(_, bytes)| *bytes).collect();
-    bytes.sort_unstable();
-    bytes.get(bytes.len() / 2).copied().unwrap_or_default()
-}
-
 /// `VmRSS:     5120 kB`, as the kernel writes it.
 fn resident_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a memory is far below 2^52 bytes")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / 1_048_576.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn readings(last: u64) -> Readings {
-        let at = |second: u64| (Duration::from_secs(second), if second > 300 { last } else { 1_000_000 });
-        Readings::from([("booking", (0..300).map(|nth| at(nth * 2)).collect())])
-    }
-
-    #[test]
-    fn memory_may_grow_by_a_tenth_and_no_more() {
-        let time = Duration::from_secs(600);
-        assert!(evaluate(&readings(1_100_000), time).is_ok());
-        assert!(evaluate(&readings(500_000), time).is_ok());
-        let error = evaluate(&readings(1_100_001), time).unwrap_err().to_string();
-        assert!(error.ends_with("booking"), "{error}");
-    }
 }

@@ -171,6 +171,7 @@ fn every_metric_has_a_row_and_no_row_is_without_a_metric() {
         sources.iter().flat_map(|file| metric_names(&std::fs::read_to_string(file).unwrap())).collect();
     assert!(metrics.len() > 20, "{metrics:?}");
     metrics.extend(operator::telemetry::metrics::MetricName::ALL.iter().map(|name| name.full()));
+    metrics.extend(operator::telemetry::process::METRICS.map(|(name, _)| name.to_owned()));
     let missing: Vec<_> = metrics.difference(&rows).collect();
     let stale: Vec<_> = rows.difference(&metrics).collect();
     assert!(missing.is_empty() && stale.is_empty(), "docs/metrics.md lacks {missing:?} and has too many: {stale:?}");

@@ -11,7 +11,7 @@ use crate::support::{
     world::{condition, last, phase, policy_conditions, steps_and_phases},
 };
 use contract::CircuitState;
-use crds::{ResiliencePolicy, status::ActionOutcome};
+use crds::{Recovery, ResiliencePolicy, status::ActionOutcome};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Secret},

@@ -1,5 +1,6 @@
 //! Metrics of the operator. Every label has few, fixed values or the name of a resource that a person made.
 
+use super::process::ProcessCollector;
 use contract::WorkloadId;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -204,6 +205,7 @@ impl Default for Metrics {
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register_collector(Box::new(ProcessCollector));
         let prefixed = registry.sub_registry_with_prefix(PREFIX);
         for name in MetricName::ALL {
             metrics.register(*name, prefixed);
@@ -289,6 +291,7 @@ impl WorkloadLabels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::process::METRICS;
 
     #[test]
     fn every_metric_is_rendered_under_its_name() {
@@ -313,7 +316,8 @@ mod tests {
         let text = metrics.render().unwrap();
         let shown: BTreeSet<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        let names: Vec<_> = MetricName::ALL.iter().map(|name| name.full()).collect();
+        let mut names: Vec<_> = MetricName::ALL.iter().map(|name| name.full()).collect();
+        names.extend(METRICS.map(|(name, _)| name.to_owned()));
         assert_eq!(shown, names.iter().map(String::as_str).collect());
     }
 }

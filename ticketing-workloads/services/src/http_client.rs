@@ -148,7 +148,7 @@ impl Bare {
 }
 
 /// An error with what caused it; its own words are only where it happened.
-fn in_full(error: &reqwest::Error) -> String {
+pub fn in_full(error: &reqwest::Error) -> String {
     let mut words = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(next) = cause {

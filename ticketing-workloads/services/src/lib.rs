@@ -12,6 +12,7 @@ pub mod checks;
 pub mod database;
 pub mod events_query;
 pub mod gateway;
+pub mod health;
 pub mod host;
 pub mod http_client;
 pub mod logging;

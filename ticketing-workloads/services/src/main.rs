@@ -1,9 +1,10 @@
-//! `ticketing <service>`: runs one of the ticketing services until SIGTERM, or one of their jobs to its end.
+//! `ticketing <service>`: runs one of the ticketing services until SIGTERM, or one of their jobs to its end, or asks one how it
+//! is.
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use ticketing_services::{
-    booking, catalog, database::DatabaseSettings, gateway, host, logging, mail_sink, notification, payment,
+    booking, catalog, database::DatabaseSettings, gateway, health, host, logging, mail_sink, notification, payment,
     provider_simulator,
 };
 
@@ -36,6 +37,8 @@ enum Service {
     ProviderSimulator(provider_simulator::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
     BookingCleanup(DatabaseSettings),
+    /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
+    Health(health::Settings),
 }
 
 #[tokio::main]
@@ -61,6 +64,14 @@ async fn main() -> ExitCode {
                 Ok(())
             }
             Err(error) => Err(error.to_string()),
+        },
+        Service::Health(settings) => match health::run(&settings).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // For a person or a probe, and not for a log.
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
         },
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
