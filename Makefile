@@ -101,7 +101,7 @@ soak-operator: e2e-tool ## Kill the operator 50 times at random, and judge from 
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) KILLS=$(or $(KILLS),50) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture an_operator_that_is_killed
 
 .PHONY: bench
-bench: bench-layers bench-goodput bench-scale e2e-tool ## All figures: layers, goodput, scale, how long a change of a policy takes to reach 20 pods
+bench: bench-layers bench-goodput bench-scale bench-recovery e2e-tool ## All figures: layers, goodput, scale, recovery, how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
 
 .PHONY: bench-layers
@@ -116,6 +116,11 @@ bench-goodput: e2e-tool release-services ## Seats sold while the first payment p
 bench-scale: prerequisites ## The operator with 1,000 and 10,000 fake pods: PEER='command' OPERATOR=path POLICIES=100,1000 QUICK=1
 	cargo build --release --package e2e --bin ticketwave-e2e
 	$(or $(CARGO_TARGET_DIR),target)/release/ticketwave-e2e scale $(if $(QUICK),--quick) $(if $(EVENTS),--events)
+
+.PHONY: bench-recovery
+bench-recovery: e2e-tool ## How long faults last with the operator and with a liveness probe alone, and what each restarts in vain
+	$(E2E) cluster down
+	trap '$(E2E) cluster down' EXIT; $(E2E) bench-recovery
 
 .PHONY: release-services
 release-services: prerequisites

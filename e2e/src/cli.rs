@@ -11,7 +11,7 @@ use e2e::provider::{self, ClusterProvider, ProviderError, ProviderKind};
 use e2e::scale::{self, ScaleError};
 use e2e::soak::SoakError;
 use e2e::testbed::TestbedError;
-use e2e::{bench, demo, goodput, packages, soak};
+use e2e::{bench, demo, goodput, packages, recovery_bench, soak};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -55,6 +55,11 @@ enum Command {
     },
     /// Measure how long a change of a policy takes to reach 20 running pods
     Bench {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Measure how long faults last, with the operator and with the kubelet's liveness probe alone
+    BenchRecovery {
         #[command(flatten)]
         which: Which,
     },
@@ -180,6 +185,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Demo { which, nodes } => Ok(demo::run(which.provider, which.name.as_deref(), nodes, &progress).await?),
         Command::Bench { which } => Ok(bench::run(which.provider, which.name.as_deref(), &progress).await?),
+        Command::BenchRecovery { which } => {
+            Ok(recovery_bench::run(which.provider, which.name.as_deref(), &progress).await?)
+        }
         Command::Run { first_port } => {
             let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;

@@ -22,6 +22,8 @@ pub mod pod_admin;
 pub mod process;
 pub mod progress;
 pub mod provider;
+pub mod quick_policy;
+pub mod recovery_bench;
 pub mod release;
 pub mod sabotage;
 pub mod sale;
