@@ -88,7 +88,7 @@ e2e-upgrade: e2e-tool ## helm upgrade from version 0.1, built from git, while a 
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),1) cargo test --workspace --test upgrade -- --test-threads=1 --nocapture
 
 .PHONY: soak
-soak: soak-services soak-operator ## Both soaks: the services' memory under load, the operator killed at random
+soak: soak-services soak-operator soak-recovery ## All soaks: the services' memory under load, the operator killed at random, faults at random
 
 .PHONY: soak-services
 soak-services: e2e-tool release-services ## Load all services while things fail, and see whether they keep their memory: MINUTES=10
@@ -99,6 +99,12 @@ soak-operator: e2e-tool ## Kill the operator 50 times at random, and judge from 
 	cargo build --workspace --bins
 	$(E2E) cluster down
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) KILLS=$(or $(KILLS),50) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture an_operator_that_is_killed
+
+.PHONY: soak-recovery
+soak-recovery: e2e-tool ## Faults at random: each recovered as the policy says or explained, none twice, the operator's memory flat: MINUTES=30 SEED=
+	cargo build --workspace --bins
+	$(E2E) cluster down
+	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) MINUTES=$(or $(MINUTES),30) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture faults_at_random
 
 .PHONY: bench
 bench: bench-layers bench-goodput bench-scale bench-recovery e2e-tool ## All figures: layers, goodput, scale, recovery, how long a change of a policy takes to reach 20 pods

@@ -11,6 +11,7 @@ mod crashes;
 mod database_faults;
 mod incident;
 mod operator_process;
+mod random_faults;
 mod services;
 mod services_faults;
 mod stateful_set;

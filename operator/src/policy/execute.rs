@@ -26,8 +26,6 @@ use std::{sync::PoisonError, time::Duration};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// What this version can execute.
-pub const SUPPORTED: &[Action] = Action::ALL;
 /// How long until what was refused for now is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Actions of one policy that are under way at once.

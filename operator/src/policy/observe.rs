@@ -1,7 +1,6 @@
 //! What recovery decides from: the state of every check, pod and Job of a policy's workloads, in the words of the
 //! decision.
 
-use super::execute::SUPPORTED;
 use crate::{spec::checks::Check, status::target::Target};
 use contract::WorkloadKind;
 use crds::resilience_policy::CheckScope;
@@ -22,8 +21,7 @@ pub fn observe(
     watching_since: Timestamp,
     observer_stale: Option<String>,
 ) -> Observed {
-    let supported = SUPPORTED.iter().copied().collect();
-    let mut observed = Observed { supported, jobs, watching_since, observer_stale, ..Observed::default() };
+    let mut observed = Observed { jobs, watching_since, observer_stale, ..Observed::default() };
     for target in held {
         observed.pods.extend(target.existing.iter().map(|(uid, facts)| (uid.clone(), facts.clone())));
         observed.wanted.insert(target.key.clone(), target.wanted);

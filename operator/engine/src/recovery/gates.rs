@@ -291,9 +291,6 @@ fn dependency_answers(proposal: &Proposal<'_>) -> bool {
 
 fn supported(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
     let action = proposal.step.action;
-    if !observed.supported.contains(&action) {
-        return Some((format!("this version of the operator cannot do {action}; it waits for a person"), None));
-    }
     let rollout = observed.rollouts.get(&proposal.check.subject.target).filter(|_| action.replaces_all());
     if let Some(why) = rollout.and_then(|rollout| rollout.held.as_ref()) {
         return Some((format!("{action} would replace no pod: {why}; it waits for a person"), None));

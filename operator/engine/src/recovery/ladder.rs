@@ -178,10 +178,6 @@ pub(super) fn outcome(record: &Record, settings: &Settings, observed: &View<'_>,
             _ => {}
         }
     }
-    if record.by_hand && record.executed_at.is_none() && !observed.supported.contains(&record.step.action) {
-        let why = format!("this version of the operator cannot do {}", record.step.action);
-        return Verdict::Over(Outcome::Failed, why);
-    }
     if let Some(why) = not_wanted(record, settings) {
         return Verdict::Over(Outcome::Cancelled, why.to_owned());
     }

@@ -286,8 +286,6 @@ pub struct Observed {
     pub begun_in_namespace: Vec<Timestamp>,
     /// Why what is shown here may be too old to act on, if it may.
     pub observer_stale: Option<String>,
-    /// Actions that this operator can execute.
-    pub supported: BTreeSet<Action>,
     /// Since when this operator looks. Of the time before, it knows only what was written down: that a deadline passed
     /// meanwhile says nothing of what came of the action.
     pub watching_since: Timestamp,

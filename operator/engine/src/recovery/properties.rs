@@ -216,7 +216,6 @@ impl Simulation {
             wanted: [(TARGET.to_owned(), self.wanted)].into(),
             rolling_out: self.rolling_out.then(|| TARGET.to_owned()).into_iter().collect(),
             rollouts: [(TARGET.to_owned(), self.rollout())].into(),
-            supported: Action::ALL.iter().copied().collect(),
             watching_since: at(self.watching_since),
             ..Observed::default()
         }

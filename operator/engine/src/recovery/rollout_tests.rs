@@ -34,7 +34,6 @@ fn bad_rollout() -> Observed {
     (new.created_at, new.ready, new.was_ready) = (at(0), false, false);
     four.rolling_out.insert("booking".into());
     four.rollouts.insert("booking".into(), rollout(None));
-    four.supported = Action::ALL.iter().copied().collect();
     four.watching_since = at(-1_000);
     four
 }
@@ -163,7 +162,6 @@ fn a_restart_of_all_pods_that_did_not_help_is_not_repeated_in_the_next_pods() {
     let mut settings = tests::ladder(Action::RolloutRestart);
     settings.limits.cooldown_ms = 0;
     let mut three = observed(vec![check(POD, false, 0), check("b", true, -9), check("c", true, -9)]);
-    three.supported = Action::ALL.iter().copied().collect();
     three.watching_since = at(-1_000);
     three.rollouts.insert("booking".into(), rollout(None));
     let begun = run(&settings, &three, &History::default(), 1);
@@ -171,7 +169,6 @@ fn a_restart_of_all_pods_that_did_not_help_is_not_repeated_in_the_next_pods() {
     let id = begun.execute[0].id.clone();
     let mut new = observed(vec![check("x", true, 12), check("y", false, 20), check("z", true, 12)]);
     new.pods.values_mut().for_each(|facts| facts.created_at = at(10));
-    new.supported.clone_from(&three.supported);
     new.watching_since = three.watching_since;
     new.rollouts.insert("booking".into(), Rollout { restarted_by: Some(id), complete: true, ..rollout(None) });
     // The answer was lost; what the workload carries says that it was executed.
@@ -196,7 +193,6 @@ fn beside_a_restart_of_all_pods_nothing_is_done() {
     let mut other = check("c", false, 0);
     other.subject.check = "other".into();
     two.checks.push(other);
-    two.supported = Action::ALL.iter().copied().collect();
     two.rollouts.insert("booking".into(), rollout(None));
     let begun = run(&settings, &two, &History::default(), 1);
     assert_eq!(begun.execute.len(), 1, "once for the workload, though two of its pods ask for it");
@@ -303,7 +299,6 @@ fn a_rollback_that_waits_is_given_up_when_another_rollout_begins() {
 #[test]
 fn what_replaces_no_pods_or_all_at_once_is_held_back() {
     let mut three = observed(vec![check(POD, false, 0), check("b", true, 0), check("c", true, 0)]);
-    three.supported = Action::ALL.iter().copied().collect();
     three.rollouts.insert("booking".into(), rollout(None));
     let settings = ladder(Action::RolloutRestart);
     assert_eq!(run(&settings, &three, &History::default(), 1).execute.len(), 1);
@@ -363,7 +358,6 @@ fn a_pod_that_is_too_young_or_alone_undoes_nothing() {
 #[test]
 fn what_only_the_operator_sees_takes_no_pods_away() {
     let mut three = observed(vec![check("a", true, 0), check("b", true, 0), check("c", true, 0)]);
-    three.supported = Action::ALL.iter().copied().collect();
     three.rollouts.insert("booking".into(), rollout(None));
     let mut asked = tests::check("none", false, 0);
     (asked.subject.pod, asked.asked) = (None, true);

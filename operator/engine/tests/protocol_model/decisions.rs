@@ -348,7 +348,6 @@ impl Decisions {
     /// What the operator's caches and probes make of the world.
     fn observe(&self, view: &View, history: &History) -> Observed {
         let mut observed = Observed {
-            supported: BTreeSet::from([Action::ResetConnections, Action::RunCleanupJob, Action::RestartPod]),
             wanted: BTreeMap::from([(TARGET.to_owned(), view.places.len())]),
             watching_since: at(view.leads_since),
             ..Observed::default()
