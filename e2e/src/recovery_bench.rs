@@ -260,7 +260,9 @@ async fn outcome(
     before: &[Pod],
     well: Option<Duration>,
 ) -> Result<Outcome, TestbedError> {
-    let now = pods(testbed, workload).await?;
+    let mut now = pods(testbed, workload).await?;
+    // One whose process hangs stays for as long as it may.
+    now.retain(|pod| pod.metadata.deletion_timestamp.is_none());
     let uids = |pods: &[Pod]| pods.iter().filter_map(ResourceExt::uid).collect::<BTreeSet<_>>();
     Ok(Outcome {
         well,
