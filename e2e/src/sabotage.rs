@@ -5,7 +5,10 @@ mod process;
 mod reservations;
 mod sessions;
 
-pub use database::{give_database_back, resume_database, stop_database, take_database_away, take_writes};
+pub use database::{
+    fail_back, fail_over_to_replica, give_database_back, resume_database, stop_database, take_database_away,
+    take_writes,
+};
 pub use process::StoppedProcess;
 pub use reservations::{leak_reservations, leaked_seats};
 pub use sessions::OutdatedSessions;

@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "localhost/ticketwave/postgres";
-const PROGRAMS: &[&str] = &["postgres", "initdb", "pg_ctl", "psql", "pg_isready", "pg_dump", "createdb"];
+const PROGRAMS: &[&str] =
+    &["postgres", "initdb", "pg_basebackup", "pg_ctl", "psql", "pg_isready", "pg_dump", "createdb"];
 const UID: u64 = 999;
 /// What a person debugging a pod may want, and what the entrypoint needs.
 const SHELL: &str = "[ ash awk base64 basename cat chmod chown cmp cp cut date dd df diff dirname du echo env false find free \

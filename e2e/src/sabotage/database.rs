@@ -36,9 +36,13 @@ pub async fn take_writes(testbed: &Testbed, writes: bool) -> Result<(), TestbedE
 /// because its data is gone with its pod.
 pub async fn take_database_away(testbed: &Testbed) -> Result<(), TestbedError> {
     lead_to(testbed, &json!("nowhere")).await?;
+    end_all_connections(testbed).await
+}
+
+/// Ends every connection to the first server, those too that are opened until every node knows where the Service leads.
+async fn end_all_connections(testbed: &Testbed) -> Result<(), TestbedError> {
     let all = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
                where backend_type = 'client backend' and pid <> pg_backend_pid()";
-    // Until every node knows, some may come back.
     until(Duration::from_secs(20), "no connection to the database", || async {
         let left = sql(testbed, all).await?;
         Ok(if left.trim() == "0" { Ok(()) } else { Err(format!("{} were left", left.trim())) })
@@ -54,6 +58,73 @@ pub async fn give_database_back(testbed: &Testbed) -> Result<(), TestbedError> {
 async fn lead_to(testbed: &Testbed, nowhere: &Value) -> Result<(), TestbedError> {
     let patch = json!({ "spec": { "selector": { NOWHERE: nowhere } } }).to_string();
     let words = ["patch", "service", "postgres", "-n", TICKETING, "--type=merge", "-p", &patch];
+    Ok(testbed.kubectl.args(&words).await.map(drop)?)
+}
+
+/// The pod of a hot standby.
+const REPLICA: &str = "postgres-replica";
+
+/// Fails the database over to a hot standby that is not promoted: the services' connections end, and new ones lead to a server
+/// that answers and takes no writes.
+pub async fn fail_over_to_replica(testbed: &Testbed) -> Result<(), TestbedError> {
+    let primary = testbed.kubectl.get(&format!("pod {DATABASE_POD} -n {TICKETING}")).await?;
+    in_database_pod(testbed, "echo 'host replication all all scram-sha-256' >> \"$PGDATA/pg_hba.conf\"").await?;
+    sql(testbed, "select pg_reload_conf()").await?;
+    testbed.kubectl.apply(&replica(&primary).to_string()).await?;
+    let wait = format!("wait -n {TICKETING} pod/{REPLICA} --for=condition=Ready --timeout=60s");
+    testbed.kubectl.run(&wait).await?;
+    select(testbed, &json!({ REPLICA: "yes" })).await?;
+    end_all_connections(testbed).await
+}
+
+/// Leads back to the first server, and removes the standby.
+pub async fn fail_back(testbed: &Testbed) -> Result<(), TestbedError> {
+    let set = testbed.kubectl.get(&format!("statefulset postgres -n {TICKETING}")).await?;
+    select(testbed, &set["spec"]["selector"]["matchLabels"]).await?;
+    let words = format!("delete pod -n {TICKETING} {REPLICA} --ignore-not-found --grace-period=1 --wait=true");
+    testbed.kubectl.run(&words).await.map(drop)?;
+    Ok(())
+}
+
+/// A standby of the server in the pod `primary`, with the same image and user. It has labels of its own, so that nothing takes
+/// it for its own pod.
+fn replica(primary: &Value) -> Value {
+    let container = &primary["spec"]["containers"][0];
+    let script = "pg_basebackup --host=\"$PRIMARY\" --username=\"$POSTGRES_USER\" --pgdata=\"$PGDATA\" \
+                  --wal-method=stream --checkpoint=fast --write-recovery-conf && exec postgres -c listen_addresses='*'";
+    let mut variables = container["env"].as_array().cloned().unwrap_or_default();
+    let password = variables.iter().find(|one| one["name"] == "POSTGRES_PASSWORD").cloned();
+    variables.extend(password.map(|mut password| {
+        password["name"] = json!("PGPASSWORD");
+        password
+    }));
+    variables.push(json!({ "name": "PRIMARY", "value": primary["status"]["podIP"] }));
+    let volumes = ["/var/lib/postgresql/data", "/var/run/postgresql", "/tmp"].iter().enumerate();
+    let (mounts, volumes): (Vec<_>, Vec<_>) = volumes
+        .map(|(number, path)| {
+            let name = format!("volume-{number}");
+            (json!({ "name": name, "mountPath": path }), json!({ "name": name, "emptyDir": {} }))
+        })
+        .unzip();
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": REPLICA, "namespace": TICKETING, "labels": { REPLICA: "yes" } },
+        "spec": {
+            "restartPolicy": "Never", "automountServiceAccountToken": false, "securityContext": primary["spec"]["securityContext"],
+            "containers": [{
+                "name": "postgres", "image": container["image"], "imagePullPolicy": container["imagePullPolicy"],
+                "command": ["sh", "-c", script], "env": variables, "ports": container["ports"],
+                "readinessProbe": container["readinessProbe"], "volumeMounts": mounts,
+            }],
+            "volumes": volumes,
+        },
+    })
+}
+
+/// Has the Service of the database lead to the pods with these labels.
+async fn select(testbed: &Testbed, labels: &Value) -> Result<(), TestbedError> {
+    let patch = json!([{ "op": "replace", "path": "/spec/selector", "value": labels }]).to_string();
+    let words = ["patch", "service", "postgres", "-n", TICKETING, "--type=json", "-p", &patch];
     Ok(testbed.kubectl.args(&words).await.map(drop)?)
 }
 

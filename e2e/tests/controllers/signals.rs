@@ -37,7 +37,7 @@ fn seconds_ago(seconds: i64) -> String {
 }
 
 fn ready(status: &str, seconds: i64) -> Value {
-    json!([{ "type": "Ready", "status": status, "lastTransitionTime": seconds_ago(seconds), "message": "containers with unready status: [main]" }])
+    json!([{ "type": "Ready", "status": status, "lastTransitionTime": seconds_ago(seconds), "reason": "ContainersNotReady", "message": "containers with unready status: [main]" }])
 }
 
 async fn kubelet_says(world: &World, pod: &FakePod, status: &Value) {

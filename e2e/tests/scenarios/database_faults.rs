@@ -10,7 +10,7 @@ use crate::{
 use crds::ConditionType;
 use e2e::{
     pod_admin::PodAdmin,
-    sabotage::{StoppedBackends, give_database_back, take_database_away, take_writes},
+    sabotage::{StoppedBackends, fail_back, fail_over_to_replica, give_database_back, take_database_away, take_writes},
     testbed::{Testbed, TestbedError, is_true, until},
 };
 use std::time::{Duration, Instant};
@@ -60,6 +60,13 @@ async fn nobody_is_restarted_for_a_database_that_takes_no_writes() {
     let lose = async |testbed: &Testbed| take_writes(testbed, false).await;
     let give_back = async |testbed: &Testbed| take_writes(testbed, true).await;
     left_alone("a database that takes no writes", lose, give_back).await;
+}
+
+#[tokio::test]
+async fn nobody_is_restarted_for_a_database_that_was_failed_over_to_a_replica() {
+    let lose = async |testbed: &Testbed| fail_over_to_replica(testbed).await;
+    let give_back = async |testbed: &Testbed| fail_back(testbed).await;
+    left_alone("a database that was failed over to a read-only replica", lose, give_back).await;
 }
 
 #[tokio::test]

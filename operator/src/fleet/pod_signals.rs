@@ -97,10 +97,15 @@ fn ready(condition: Option<&RawCondition>) -> Ready {
     };
     match condition.status.as_str() {
         "True" => Ready::Yes(since),
-        "False" => {
-            let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
-            Ready::No { since, message: cut(words, MAX_WORDS).into() }
-        }
+        // A kubelet always says why. Who does not is the controller that calls every pod of a node not ready when it does not
+        // hear the node's kubelet any more.
+        "False" => match condition.reason.as_deref().filter(|reason| !reason.is_empty()) {
+            Some(reason) => {
+                let words = condition.message.as_deref().filter(|words| !words.is_empty()).unwrap_or(reason);
+                Ready::No { since, message: cut(words, MAX_WORDS).into() }
+            }
+            None => Ready::Unknown,
+        },
         _ => Ready::Unknown,
     }
 }
@@ -216,8 +221,11 @@ mod tests {
 
     #[test]
     fn a_node_that_is_cut_off_says_nothing() {
-        let ready = json!({ "type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-11-28T10:05:00Z" });
-        assert_eq!(read(&json!({ "conditions": [ready] })).ready, Ready::Unknown);
+        // The node's controller calls its pods not ready, and leaves everything else as the kubelet had it.
+        for status in ["False", "Unknown"] {
+            let ready = json!({ "type": "Ready", "status": status, "lastTransitionTime": "2026-11-28T10:05:00Z" });
+            assert_eq!(read(&json!({ "conditions": [ready] })).ready, Ready::Unknown);
+        }
         assert_eq!(read(&json!({})), PodSignals::default());
     }
 

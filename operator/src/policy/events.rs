@@ -111,17 +111,9 @@ fn unhealthy(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<
 }
 
 fn withheld(old: &ResiliencePolicyStatus, new: &ResiliencePolicyStatus) -> Vec<Event> {
-    // What other Events tell, or what a person did on purpose.
-    const QUIET: [&str; 8] = [
-        "NoLadders",
-        "Suspended",
-        "Paused",
-        "DryRun",
-        "OneStepAtATime",
-        "InvalidPolicy",
-        "Conflicted",
-        "TargetNotFound",
-    ];
+    // What other Events tell, or what the policy itself says. That recovery is paused is told: who looks at the incident need
+    // not be who has paused it.
+    const QUIET: [&str; 6] = ["NoLadders", "DryRun", "OneStepAtATime", "InvalidPolicy", "Conflicted", "TargetNotFound"];
     let mut events = Vec::new();
     if let Some(condition) = news(old, new, ConditionType::RecoveryAllowed)
         && condition.status == ConditionStatus::False

@@ -63,6 +63,9 @@ impl Reconciler for PolicyReconciler {
         if shown.as_ref().is_none_or(|policy| policy.0.is_err()) {
             ctx.checks.forget(key);
         }
+        if shown.is_none() {
+            ctx.shared.metrics.set_withheld(key, BTreeMap::new());
+        }
         let Some(policy) = shown.filter(|_| ctx.shared.fence.holds()) else { return Ok(Next::AwaitChange) };
         ctx.shared.fail_for_test(&key.name).await;
         if !ctx.ledger.is_filled() {
@@ -207,6 +210,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
+    ctx.shared.metrics.set_withheld(&ObjectKey::of(policy), withheld_by_reason(&decision));
     ledger.drop_deleted(ctx, &mut decision, &begun).await;
     let executed = execute(policy, ctx, &namespace, &held, &decision).await?;
     ledger.update(ctx, &executed.history).await?;
@@ -324,6 +328,15 @@ async fn reconcile_unreadable(meta: &ObjectMeta, why: &str, ctx: &Context) -> Re
     let event = Event::warning(EventReason::InvalidPolicy, "Keep", note);
     ctx.shared.events.publish(&object_reference::<ResiliencePolicy>(meta), &event);
     Ok(Next::AwaitChange)
+}
+
+/// How many steps are held back, by the reason that the status gives for it.
+fn withheld_by_reason(decision: &Decision) -> BTreeMap<&'static str, i64> {
+    let mut held = BTreeMap::new();
+    for one in &decision.withheld {
+        *held.entry(status::gate_reason(one.gate).as_str()).or_default() += 1;
+    }
+    held
 }
 
 fn count(ctx: &Context, policy: &ResiliencePolicy, begun: &[Record], decision: &Decision) {

@@ -488,7 +488,7 @@ fn action_record(inputs: &Inputs<'_>, from: &Record) -> ActionRecord {
 }
 
 /// The reason for which a gate holds an action back.
-const fn gate_reason(gate: Gate) -> Reason {
+pub(super) const fn gate_reason(gate: Gate) -> Reason {
     match gate {
         Gate::Suspended => Reason::Suspended,
         Gate::Paused => Reason::Paused,

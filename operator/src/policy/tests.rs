@@ -722,7 +722,7 @@ fn tell(old: &ResiliencePolicyStatus, before: Option<&World>, world: &World) -> 
     &[]
 )]
 #[case::another_action_says_enough(|_: &mut World| {}, |world: &mut World| world.withheld(Gate::OneStepAtATime), &[])]
-#[case::a_person_suspended_it(|_: &mut World| {}, |world: &mut World| world.spec.push_str("suspend: true"), &[])]
+#[case::a_person_suspended_it(|_: &mut World| {}, |world: &mut World| world.spec.push_str("suspend: true"), &["Warning RecoveryWithheld"])]
 #[case::no_step_is_left(
     |_: &mut World| {},
     |world: &mut World| world.decision.exhausted.push(Exhausted { subject: subject(), since: at(900) }),

@@ -1,6 +1,7 @@
 //! Metrics of the operator. Every label has few, fixed values or the name of a resource that a person made.
 
 use super::process::ProcessCollector;
+use crate::fleet::index::ObjectKey;
 use contract::WorkloadId;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -59,6 +60,7 @@ metric_names! {
     CheckAsks = "check_asks": "Endpoints asked for http and tcp checks, by probe and result",
     AcknowledgeDurationSeconds = "acknowledge_duration_seconds": "From publishing to a pod's acknowledgement",
     RecoveryActions = "recovery_actions": "Recovery actions, by outcome",
+    RecoveryWithheld = "recovery_withheld": "Recovery steps that a gate holds back, by reason",
     Leader = "leader": "1 while this replica leads",
 }
 
@@ -94,6 +96,17 @@ pub struct WorkloadLabels {
     pub kind: &'static str,
     /// Its name.
     pub workload: String,
+}
+
+/// Steps that a policy holds back for one reason.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WithheldLabels {
+    /// Namespace of the policy.
+    pub namespace: String,
+    /// Name of the policy.
+    pub policy: String,
+    /// The reason, as the status gives it.
+    pub reason: &'static str,
 }
 
 /// A circuit of a workload.
@@ -145,6 +158,7 @@ pub struct CheckAskLabels {
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     shown_circuits: Arc<Mutex<HashMap<WorkloadId, BTreeSet<String>>>>,
+    shown_withheld: Arc<Mutex<HashMap<ObjectKey, BTreeMap<&'static str, i64>>>>,
     /// Reconciles over objects.
     pub reconciliations: Family<ReconcileLabels, Counter>,
     /// Time of a reconcile, in seconds.
@@ -171,6 +185,8 @@ pub struct Metrics {
     pub acknowledge_seconds: Histogram,
     /// Recovery actions by outcome.
     pub recovery_actions: Family<RecoveryLabels, Counter>,
+    /// Recovery steps that are held back.
+    pub recovery_withheld: Family<WithheldLabels, Gauge>,
     /// 1 while this replica leads.
     pub leader: Gauge,
 }
@@ -189,6 +205,7 @@ impl Default for Metrics {
         let metrics = Self {
             registry: Arc::default(),
             shown_circuits: Arc::default(),
+            shown_withheld: Arc::default(),
             reconciliations: Family::default(),
             reconcile_seconds: Family::new_with_constructor(histogram),
             pods: Family::default(),
@@ -202,6 +219,7 @@ impl Default for Metrics {
             check_asks: Family::default(),
             acknowledge_seconds: Histogram::new(bounds()),
             recovery_actions: Family::default(),
+            recovery_withheld: Family::default(),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +250,7 @@ impl Metrics {
             MetricName::CheckAsks => registry.register(name, help, self.check_asks.clone()),
             MetricName::AcknowledgeDurationSeconds => registry.register(name, help, self.acknowledge_seconds.clone()),
             MetricName::RecoveryActions => registry.register(name, help, self.recovery_actions.clone()),
+            MetricName::RecoveryWithheld => registry.register(name, help, self.recovery_withheld.clone()),
             MetricName::Leader => registry.register(name, help, self.leader.clone()),
         }
     }
@@ -266,6 +285,23 @@ impl Metrics {
         }
         if !now.is_empty() {
             shown.insert(id.clone(), now);
+        }
+    }
+
+    /// Sets the gauges of the steps that a policy holds back, by reason, and forgets those of reasons that hold nothing back.
+    pub fn set_withheld(&self, policy: &ObjectKey, held: BTreeMap<&'static str, i64>) {
+        let labels =
+            |reason| WithheldLabels { namespace: policy.namespace.clone(), policy: policy.name.clone(), reason };
+        let mut shown = self.shown_withheld.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = shown.remove(policy).unwrap_or_default();
+        for (reason, steps) in &held {
+            self.recovery_withheld.get_or_create(&labels(reason)).set(*steps);
+        }
+        for gone in before.keys().filter(|reason| !held.contains_key(*reason)) {
+            self.recovery_withheld.remove(&labels(gone));
+        }
+        if !held.is_empty() {
+            shown.insert(policy.clone(), held);
         }
     }
 
@@ -313,11 +349,26 @@ mod tests {
         metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
         metrics.recovery_actions.get_or_create(&action).inc();
+        let policy = ObjectKey { namespace: "n".into(), name: "p".into() };
+        metrics.set_withheld(&policy, [("Cooldown", 2)].into());
         let text = metrics.render().unwrap();
         let shown: BTreeSet<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let mut names: Vec<_> = MetricName::ALL.iter().map(|name| name.full()).collect();
         names.extend(METRICS.map(|(name, _)| name.to_owned()));
         assert_eq!(shown, names.iter().map(String::as_str).collect());
+    }
+
+    #[test]
+    fn what_is_held_back_no_more_is_shown_no_more() {
+        let metrics = Metrics::default();
+        let policy = ObjectKey { namespace: "n".into(), name: "p".into() };
+        let held = || metrics.render().unwrap().lines().filter(|line| line.contains("withheld{")).count();
+        metrics.set_withheld(&policy, [("Cooldown", 2), ("Paused", 1)].into());
+        assert_eq!(held(), 2);
+        metrics.set_withheld(&policy, [("Paused", 3)].into());
+        assert_eq!(held(), 1);
+        metrics.set_withheld(&policy, BTreeMap::new());
+        assert_eq!(held(), 0);
     }
 }

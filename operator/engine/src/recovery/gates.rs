@@ -89,9 +89,11 @@ pub(super) fn first_closed_by_hand(
 ) -> Option<Withheld> {
     let budget = (Gate::BudgetExhausted, budget(settings, history, now));
     let one = (Gate::OneStepAtATime, one_at_a_time(settings, history, proposal));
-    let [_, stale, _, _, _, supported, _, many] = always(settings, observed, history, proposal, now);
+    let [_, stale, _, (rolling_out, why), _, supported, _, many] = always(settings, observed, history, proposal, now);
+    // Within a rollout, a restart of all pods would be one more rollout.
+    let rollout = (rolling_out, why.filter(|_| proposal.step.action == Action::RolloutRestart));
     let refused = (Gate::RollbackRefused, rollout::refused_by_hand(observed, proposal));
-    named([stale, supported, refused, many, budget, one], proposal)
+    named([stale, rollout, supported, refused, many, budget, one], proposal)
 }
 
 fn named<const N: usize>(gates: [(Gate, Closed); N], proposal: &Proposal<'_>) -> Option<Withheld> {

@@ -1,6 +1,6 @@
 //! The steps that replace all pods of a workload.
 
-use super::tests::{at, execute_step, observed, run, step};
+use super::tests::{at, execute_step, observed, record, run, step};
 use super::*;
 
 const POD: &str = tests::POD;
@@ -62,6 +62,29 @@ fn a_rollout_that_breaks_its_pods_is_undone_while_it_is_under_way() {
         let held = run(&ladder(action), &bad_rollout(), &History::default(), 6);
         assert_eq!(gate(&held).unwrap().0, Gate::StartingUp, "{action}");
     }
+}
+
+#[test]
+fn all_pods_are_not_restarted_while_a_rollout_is_under_way_whoever_asks() {
+    let mut three = observed(vec![check(POD, false, 0), check("b", true, 0), check("c", true, 0)]);
+    three.rollouts.insert("booking".into(), rollout(None));
+    three.rolling_out.insert("booking".into());
+    let held = run(&ladder(Action::RolloutRestart), &three, &History::default(), 1);
+    assert_eq!((gate(&held).unwrap().0, held.execute.len()), (Gate::RolloutInProgress, 0));
+    let by_hand = Record {
+        by_hand: true,
+        executed_at: None,
+        step: step(Action::RolloutRestart, 15_000),
+        ..record(POD, 1, Outcome::Pending)
+    };
+    let asked: History = std::iter::once(by_hand).collect();
+    let waits = run(&ladder(Action::ResetConnections), &three, &asked, 2);
+    assert!(waits.execute.is_empty() && waits.finished.is_empty(), "{waits:?}");
+    assert_eq!(waits.history.in_flight[0].outcome, Outcome::Waiting, "{waits:?}");
+    three.rolling_out.clear();
+    // It is asked for again after a while.
+    let done = run(&ladder(Action::ResetConnections), &three, &waits.history, 8);
+    assert_eq!(done.execute.iter().map(|one| one.step.action).collect::<Vec<_>>(), [Action::RolloutRestart]);
 }
 
 type Change = fn(&mut Observed);
