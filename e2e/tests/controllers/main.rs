@@ -17,6 +17,7 @@ mod admission;
 mod claims;
 mod config_maps;
 mod deletion;
+mod evictions;
 mod fairness;
 mod flags;
 mod hostile;

@@ -30,9 +30,9 @@ async fn a_cleanup_job_tells_of_the_container_that_failed_and_is_done_when_its_m
 async fn tell(testbed: &Testbed, shipped: &Value) -> Result<(), TestbedError> {
     let shell = shell(testbed).await?;
     let script = "echo 'no table: seats, password=hunter2-and-more'; echo 'last words'; exit 3";
-    let mut failing = containers(shipped);
-    failing.as_array_mut().unwrap().push(shell("migrate", script));
-    edit(testbed, &failing).await?;
+    // The one beside it would go on for longer than the step may take.
+    let beside = shell("proxy", "sleep 100");
+    edit(testbed, &json!([shell("migrate", script), beside])).await?;
     recover_quickly(testbed).await;
     leak_reservations(testbed, 3).await?;
     let failed = over(testbed, 1).await?;
@@ -49,9 +49,9 @@ async fn tell(testbed: &Testbed, shipped: &Value) -> Result<(), TestbedError> {
     let noted = events.items.iter().filter_map(|event| event.message.as_deref()).chain([policy.as_str()]);
     assert!(noted.into_iter().all(|text| !text.contains("last words")), "the log is in an Event or in the policy");
 
-    // The main container puts the books right; the one beside it goes on for longer than the step may take.
+    // The main container puts the books right, and the Job goes on.
     let mut lasting = containers(shipped);
-    lasting.as_array_mut().unwrap().push(shell("proxy", "sleep 100"));
+    lasting.as_array_mut().unwrap().push(beside);
     edit(testbed, &lasting).await?;
     testbed.delete_resources().await?;
     recover_quickly(testbed).await;

@@ -116,6 +116,10 @@ pub async fn gather(ctx: &Context, namespace: &str, history: &History) -> BTreeM
             // A container that only accompanies the main one may run for ever.
             JobState::Running => match latest_pod(ctx, namespace, &job).await {
                 Some(pod) if job_pods::main_is_done(&pod) => JobState::Complete,
+                Some(pod) if job_pods::main_has_failed(&pod) => {
+                    let why = "it is the Job's main container".to_owned();
+                    JobState::Failed(why_it_failed(ctx, namespace, &pod, why).await)
+                }
                 _ => JobState::Running,
             },
         };

@@ -41,6 +41,15 @@ pub fn main_is_done(pod: &Pod) -> bool {
     main.is_some_and(|ended| ended.exit_code == 0)
 }
 
+/// Whether the main container has failed and is not started again, whatever else still runs.
+pub fn main_has_failed(pod: &Pod) -> bool {
+    let stays = pod.spec.as_ref().is_some_and(|spec| spec.restart_policy.as_deref() == Some("Never"));
+    let main = main_container(pod);
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let main = statuses.filter(|one| Some(one.name.as_str()) == main).find_map(ended);
+    stays && main.is_some_and(|ended| ended.exit_code != 0)
+}
+
 /// The one that the annotation names, or else the first.
 fn main_container(pod: &Pod) -> Option<&str> {
     let containers = || pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| one.name.as_str());
@@ -158,6 +167,17 @@ mod tests {
         pod.metadata.annotations =
             annotated.map(|name| [(DEFAULT_CONTAINER.to_owned(), name.to_owned())].into_iter().collect());
         assert_eq!(main_is_done(&pod), expected);
+    }
+
+    #[rstest]
+    #[case::another_runs_on(json!([exited("cleanup", 1, 2), running("proxy")]), "Never", true)]
+    #[case::it_is_started_again(json!([exited("cleanup", 1, 2), running("proxy")]), "OnFailure", false)]
+    #[case::it_ended_well(json!([exited("cleanup", 0, 2), running("proxy")]), "Never", false)]
+    #[case::another_failed(json!([running("cleanup"), exited("proxy", 1, 2)]), "Never", false)]
+    fn a_job_has_failed_when_its_main_container_has(#[case] all: Value, #[case] policy: &str, #[case] expected: bool) {
+        let mut pod = pod(&json!([]), &all);
+        pod.spec.as_mut().unwrap().restart_policy = Some(policy.to_owned());
+        assert_eq!(main_has_failed(&pod), expected);
     }
 
     #[rstest]

@@ -61,7 +61,8 @@ fn rollout(target: &Target) -> Rollout {
 }
 
 /// The dependencies of a workload of which most pods have evidence that they are bad: their circuit is open, or a fresh
-/// connection got no answer when a check failed.
+/// connection got no answer when a check failed. Where others are not heard, as when a node is cut off, those that are speak for
+/// all: what they miss may be on that node, too.
 fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
     let mut tried: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for (_, _, evaluations) in &target.pods {
@@ -78,9 +79,16 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
             *pods += 1;
         }
     }
-    let silent = tried.into_iter().filter(|(_, (silent, pods))| is_quorum(*silent, *pods));
-    let silent = silent.map(|(dependency, (silent, pods))| {
-        (dependency.to_owned(), format!("{dependency} gives fresh connections of {silent} of {pods} pods no answer"))
+    let unheard = target.pods.iter().filter(|(_, _, evaluations)| evaluations.is_empty()).count();
+    let silent = tried.into_iter().filter_map(|(dependency, (silent, pods))| {
+        let said = format!("{dependency} gives fresh connections of {silent} of {pods} pods no answer");
+        let speaks_for_all = silent == pods && silent > 0 && unheard > 0;
+        let said = match is_quorum(silent, pods) {
+            true => said,
+            false if speaks_for_all => format!("{said}, and {unheard} more are not heard"),
+            false => return None,
+        };
+        Some((dependency.to_owned(), said))
     });
     let tripped = target.circuits.iter().filter(|(_, view)| view.quorum()).map(|(dependency, view)| {
         let (tripped, total) = (view.tripped, view.total);
@@ -168,5 +176,16 @@ mod tests {
         let said = "database gives fresh connections of 2 of 3 pods no answer";
         assert_eq!(evidence([&silent, &silent, &answers]).as_deref(), Some(said));
         assert_eq!(evidence([&silent, &answers, &answers]), None);
+        let beside_unheard = |first: &Evaluation, unheard: usize| {
+            let mut pods = vec![pod("a", first)];
+            pods.extend(
+                ["b", "c"][..unheard].iter().map(|name| ((*name).to_owned(), (*name).to_owned(), BTreeMap::new())),
+            );
+            bad_dependencies(&Target { pods, ..Target::default() }).remove("database")
+        };
+        let said = "database gives fresh connections of 1 of 1 pods no answer, and 2 more are not heard";
+        assert_eq!(beside_unheard(&silent, 2).as_deref(), Some(said));
+        assert_eq!(beside_unheard(&answers, 2), None);
+        assert_eq!(beside_unheard(&silent, 0), None, "it may be its own fault");
     }
 }
