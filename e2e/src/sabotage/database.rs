@@ -91,7 +91,7 @@ pub async fn fail_back(testbed: &Testbed) -> Result<(), TestbedError> {
 fn replica(primary: &Value) -> Value {
     let container = &primary["spec"]["containers"][0];
     let script = "pg_basebackup --host=\"$PRIMARY\" --username=\"$POSTGRES_USER\" --pgdata=\"$PGDATA\" \
-                  --wal-method=stream --checkpoint=fast --write-recovery-conf && exec postgres -c listen_addresses='*'";
+                  --wal-method=stream --checkpoint=fast --write-recovery-conf && exec postgres -c listen_addresses='*' \"$@\"";
     let mut variables = container["env"].as_array().cloned().unwrap_or_default();
     let password = variables.iter().find(|one| one["name"] == "POSTGRES_PASSWORD").cloned();
     variables.extend(password.map(|mut password| {
@@ -99,6 +99,9 @@ fn replica(primary: &Value) -> Value {
         password
     }));
     variables.push(json!({ "name": "PRIMARY", "value": primary["status"]["podIP"] }));
+    // A standby has to take as many connections as the first server.
+    let settings: Vec<_> =
+        container["args"].as_array().into_iter().flatten().filter(|one| *one != "postgres").collect();
     let volumes = ["/var/lib/postgresql/data", "/var/run/postgresql", "/tmp"].iter().enumerate();
     let (mounts, volumes): (Vec<_>, Vec<_>) = volumes
         .map(|(number, path)| {
@@ -113,7 +116,7 @@ fn replica(primary: &Value) -> Value {
             "restartPolicy": "Never", "automountServiceAccountToken": false, "securityContext": primary["spec"]["securityContext"],
             "containers": [{
                 "name": "postgres", "image": container["image"], "imagePullPolicy": container["imagePullPolicy"],
-                "command": ["sh", "-c", script], "env": variables, "ports": container["ports"],
+                "command": ["sh", "-c", script, "postgres"], "args": settings, "env": variables, "ports": container["ports"],
                 "readinessProbe": container["readinessProbe"], "volumeMounts": mounts,
             }],
             "volumes": volumes,
