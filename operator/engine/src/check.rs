@@ -29,6 +29,8 @@ pub struct Evaluation {
     /// Since when every run has passed; absent if the last one failed or was degraded, or none has passed yet. That it does not
     /// count as unhealthy says less: it may only not have failed often enough.
     pub well_since: Option<Timestamp>,
+    /// When the first report came of the failed runs in a row that the last report ends; absent if the last run has passed.
+    pub failing_since: Option<Timestamp>,
     /// When the last report came.
     pub seen_at: Timestamp,
     /// What the last failed run said.
@@ -50,6 +52,7 @@ impl Evaluation {
             healthy: verdict.healthy,
             since: verdict.since,
             well_since: verdict.well.then_some(verdict.since),
+            failing_since: (!verdict.well).then_some(verdict.since),
             seen_at: now,
             message: verdict.message.clone(),
             dependency: None,
@@ -74,6 +77,7 @@ pub fn evaluate(
         healthy: true,
         since: now,
         well_since: None,
+        failing_since: None,
         seen_at: now,
         message: String::new(),
         dependency: None,
@@ -91,6 +95,7 @@ pub fn evaluate(
     match report.status {
         CheckStatus::Unhealthy => {
             after.good_runs = 0;
+            after.failing_since.get_or_insert(now);
             after.message.clone_from(&report.message);
             after.dependency_answers = report.dependency_answers;
             if after.healthy && report.consecutive_failures >= thresholds.unhealthy.max(1) {
@@ -101,6 +106,7 @@ pub fn evaluate(
             after.well_since = None;
         }
         CheckStatus::Healthy => {
+            after.failing_since = None;
             after.good_runs = after.good_runs.saturating_add(u32::try_from(new_runs).unwrap_or(u32::MAX));
             if !after.healthy && after.good_runs >= thresholds.healthy.max(1) {
                 after.healthy = true;

@@ -64,37 +64,42 @@ fn rollout(target: &Target) -> Rollout {
 /// connection got no answer when a check failed. Where others are not heard, as when a node is cut off, those that are speak for
 /// all: what they miss may be on that node, too.
 fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
-    let mut tried: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for (_, _, evaluations) in &target.pods {
-        // A pod counts once, however many of its checks are about the dependency: only some of them try a fresh connection.
-        let mut own: BTreeMap<&str, bool> = BTreeMap::new();
-        for evaluation in evaluations.values() {
-            let Some(dependency) = evaluation.dependency.as_deref() else { continue };
-            // It says so below the threshold of the check, too: the first pod over it must not be acted on before the rest.
-            *own.entry(dependency).or_default() |= evaluation.dependency_answers == Some(false);
-        }
-        for (dependency, is_silent) in own {
-            let (silent, pods) = tried.entry(dependency).or_default();
-            *silent += usize::from(is_silent);
-            *pods += 1;
-        }
+    let of_dependency = target.pods.iter().flat_map(|(_, _, evaluations)| evaluations.values());
+    let of_dependency = of_dependency.filter_map(|one| Some((one.dependency.as_deref()?, one)));
+    let mut first: BTreeMap<&str, Timestamp> = BTreeMap::new();
+    for (dependency, since) in of_dependency.filter_map(|(dependency, one)| Some((dependency, silent_since(one)?))) {
+        first.entry(dependency).and_modify(|first| *first = since.min(*first)).or_insert(since);
     }
-    let unheard = target.pods.iter().filter(|(_, _, evaluations)| evaluations.is_empty()).count();
-    let silent = tried.into_iter().filter_map(|(dependency, (silent, pods))| {
-        let said = format!("{dependency} gives fresh connections of {silent} of {pods} pods no answer");
-        let speaks_for_all = silent == pods && silent > 0 && unheard > 0;
-        let said = match is_quorum(silent, pods) {
-            true => said,
-            false if speaks_for_all => format!("{said}, and {unheard} more are not heard"),
-            false => return None,
-        };
-        Some((dependency.to_owned(), said))
+    let silent = first.into_iter().filter_map(|(dependency, first)| {
+        let (mut silent, mut heard, mut unheard) = (0, 0, 0);
+        for (_, _, evaluations) in &target.pods {
+            // A pod counts once, however many of its checks are about the dependency: only some of them try a fresh connection.
+            // It says so below the threshold of the check, too: the first pod over it must not be acted on before the rest.
+            let own = || evaluations.values().filter(|one| one.dependency.as_deref() == Some(dependency));
+            let is_silent = own().any(|one| silent_since(one).is_some());
+            // What one said before the others failed says nothing of now.
+            let is_heard = is_silent || own().any(|one| one.seen_at >= first);
+            heard += usize::from(is_heard);
+            silent += usize::from(is_silent);
+            unheard += usize::from(!is_heard && (evaluations.is_empty() || own().next().is_some()));
+        }
+        let said = format!("{dependency} gives fresh connections of {silent} of {heard} pods no answer");
+        if is_quorum(silent, heard) {
+            return Some((dependency.to_owned(), said));
+        }
+        let speaks_for_all = silent == heard && unheard > 0;
+        speaks_for_all.then(|| (dependency.to_owned(), format!("{said}, and {unheard} more are not heard")))
     });
     let tripped = target.circuits.iter().filter(|(_, view)| view.quorum()).map(|(dependency, view)| {
         let (tripped, total) = (view.tripped, view.total);
         (dependency.clone(), format!("the circuit of {dependency} is open in {tripped} of {total} pods"))
     });
     silent.chain(tripped).collect()
+}
+
+/// Since when the check of a pod fails, if a fresh connection to its dependency gets no answer either.
+fn silent_since(evaluation: &Evaluation) -> Option<Timestamp> {
+    (evaluation.dependency_answers == Some(false)).then_some(evaluation.failing_since).flatten()
 }
 
 fn pod_checks(target: &Target, check: &Check<'_>, history: &History) -> Vec<CheckState> {
@@ -183,7 +188,12 @@ mod tests {
             );
             bad_dependencies(&Target { pods, ..Target::default() }).remove("database")
         };
+        // Cut off a moment ago: what they said before is still there.
+        let mut late = silent.clone();
+        (late.failing_since, late.seen_at) =
+            (Some(Timestamp::from_second(9).unwrap()), Timestamp::from_second(11).unwrap());
         let said = "database gives fresh connections of 1 of 1 pods no answer, and 2 more are not heard";
+        assert_eq!(evidence([&late, &answers, &answers]).as_deref(), Some(said));
         assert_eq!(beside_unheard(&silent, 2).as_deref(), Some(said));
         assert_eq!(beside_unheard(&answers, 2), None);
         assert_eq!(beside_unheard(&silent, 0), None, "it may be its own fault");

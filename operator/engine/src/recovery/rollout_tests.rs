@@ -71,6 +71,8 @@ fn all_pods_are_not_restarted_while_a_rollout_is_under_way_whoever_asks() {
     three.rolling_out.insert("booking".into());
     let held = run(&ladder(Action::RolloutRestart), &three, &History::default(), 1);
     assert_eq!((gate(&held).unwrap().0, held.execute.len()), (Gate::RolloutInProgress, 0));
+    // By hand, with no ladder beside it.
+    three.checks[0] = check(POD, true, 0);
     let by_hand = Record {
         by_hand: true,
         executed_at: None,
