@@ -293,6 +293,8 @@ fn settle(settings: &Settings, observed: &View<'_>, decision: &mut Decision, now
 #[cfg(test)]
 mod by_hand_tests;
 #[cfg(test)]
+mod gate_tests;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod restart_tests;

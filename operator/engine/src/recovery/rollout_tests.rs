@@ -23,7 +23,7 @@ fn steps(actions: &[Action]) -> Settings {
 }
 
 /// Three old pods that are well, and one of the new revision, made at 0, whose check fails since 5.
-fn bad_rollout() -> Observed {
+pub(super) fn bad_rollout() -> Observed {
     let mut four =
         observed(vec![check("a", true, -50), check("b", true, -50), check("c", true, -50), check("new", false, 5)]);
     four.wanted.insert("booking".into(), 3);
@@ -38,7 +38,7 @@ fn bad_rollout() -> Observed {
     four
 }
 
-fn rollout(rolled_back_by: Option<String>) -> Rollout {
+pub(super) fn rollout(rolled_back_by: Option<String>) -> Rollout {
     let undo = Undo { began_at: at(0), from: 7, to: 6, proven: true };
     let (stuck, held, recreates) = (false, None, false);
     Rollout { restarted_by: None, rolled_back_by, complete: false, stuck, held, recreates, undo: Ok(undo) }
