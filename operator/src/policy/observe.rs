@@ -72,7 +72,7 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
     }
     let silent = first.into_iter().filter_map(|(dependency, first)| {
         let (mut silent, mut heard, mut unheard) = (0, 0, 0);
-        for (_, _, evaluations) in &target.pods {
+        for (uid, _, evaluations) in &target.pods {
             // A pod counts once, however many of its checks are about the dependency: only some of them try a fresh connection.
             // It says so below the threshold of the check, too: the first pod over it must not be acted on before the rest.
             let own = || evaluations.values().filter(|one| one.dependency.as_deref() == Some(dependency));
@@ -81,7 +81,7 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
             let is_heard = is_silent || own().any(|one| one.seen_at >= first);
             heard += usize::from(is_heard);
             silent += usize::from(is_silent);
-            unheard += usize::from(!is_heard && (evaluations.is_empty() || own().next().is_some()));
+            unheard += usize::from(!is_heard && (target.unheard.contains(uid) || own().next().is_some()));
         }
         let said = format!("{dependency} gives fresh connections of {silent} of {heard} pods no answer");
         if is_quorum(silent, heard) {
@@ -90,9 +90,14 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
         let speaks_for_all = silent == heard && unheard > 0;
         speaks_for_all.then(|| (dependency.to_owned(), format!("{said}, and {unheard} more are not heard")))
     });
-    let tripped = target.circuits.iter().filter(|(_, view)| view.quorum()).map(|(dependency, view)| {
-        let (tripped, total) = (view.tripped, view.total);
-        (dependency.clone(), format!("the circuit of {dependency} is open in {tripped} of {total} pods"))
+    let tripped = target.circuits.iter().filter_map(|(dependency, view)| {
+        let (tripped, total, unheard) = (view.tripped, view.total, target.unheard.len());
+        let said = format!("the circuit of {dependency} is open in {tripped} of {total} pods");
+        if view.quorum() {
+            return Some((dependency.clone(), said));
+        }
+        let speaks_for_all = tripped == total && tripped > 0 && unheard > 0;
+        speaks_for_all.then(|| (dependency.clone(), format!("{said}, and {unheard} more are not heard")))
     });
     silent.chain(tripped).collect()
 }
@@ -146,7 +151,10 @@ fn workload_check(target: &Target, check: &Check<'_>, history: &History) -> Opti
 mod tests {
     use super::*;
     use contract::{CheckReport, CheckStatus};
-    use engine::check::{Thresholds, evaluate};
+    use engine::{
+        check::{Thresholds, evaluate},
+        fleet::CircuitView,
+    };
 
     fn evaluation(status: CheckStatus, dependency_answers: Option<bool>) -> Evaluation {
         let report = CheckReport {
@@ -181,12 +189,16 @@ mod tests {
         let said = "database gives fresh connections of 2 of 3 pods no answer";
         assert_eq!(evidence([&silent, &silent, &answers]).as_deref(), Some(said));
         assert_eq!(evidence([&silent, &answers, &answers]), None);
-        let beside_unheard = |first: &Evaluation, unheard: usize| {
+        // What Kubernetes says of a pod is no word of its own.
+        let mut ready = evaluation(CheckStatus::Healthy, None);
+        ready.dependency = None;
+        let signals = BTreeMap::from([("pod-ready".to_owned(), ready)]);
+        let beside_unheard = |first: &Evaluation, others: usize| {
+            let unheard = ["b", "c"].into_iter().take(others).map(str::to_owned);
             let mut pods = vec![pod("a", first)];
-            pods.extend(
-                ["b", "c"][..unheard].iter().map(|name| ((*name).to_owned(), (*name).to_owned(), BTreeMap::new())),
-            );
-            bad_dependencies(&Target { pods, ..Target::default() }).remove("database")
+            pods.extend(unheard.clone().map(|name| (name.clone(), name, signals.clone())));
+            let target = Target { pods, unheard: unheard.collect(), ..Target::default() };
+            bad_dependencies(&target).remove("database")
         };
         // Cut off a moment ago: what they said before is still there.
         let mut late = silent.clone();
@@ -197,5 +209,12 @@ mod tests {
         assert_eq!(beside_unheard(&silent, 2).as_deref(), Some(said));
         assert_eq!(beside_unheard(&answers, 2), None);
         assert_eq!(beside_unheard(&silent, 0), None, "it may be its own fault");
+        let open = |unheard: &[&str]| {
+            let view = CircuitView { tripped: 1, total: 1, ..CircuitView::default() };
+            let (circuits, unheard) = ([("database".to_owned(), view)].into(), unheard.iter().map(ToString::to_string));
+            bad_dependencies(&Target { circuits, unheard: unheard.collect(), ..Target::default() }).remove("database")
+        };
+        let said = "the circuit of database is open in 1 of 1 pods, and 1 more are not heard";
+        assert_eq!((open(&["b"]).as_deref(), open(&[])), (Some(said), None));
     }
 }

@@ -69,6 +69,8 @@ pub struct Target {
     pub unowned_pods: Vec<Arc<str>>,
     /// Pods: uid, name, evaluations.
     pub pods: Vec<(String, String, BTreeMap<String, Evaluation>)>,
+    /// Pods, by uid, that do not answer, or have not yet.
+    pub unheard: BTreeSet<String>,
     /// What most pods say of each check.
     pub majorities: BTreeMap<String, MajorityStatus>,
     /// Why nothing is to be begun to recover it, if somebody said so on it.
@@ -164,6 +166,9 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         counter.count(&view(pod, state));
         target.existing.insert(pod.uid.to_string(), facts);
         target.signals.insert(pod.uid.to_string(), pod.signals.clone());
+        if !state.is_some_and(|state| state.reported && state.is_heard()) {
+            target.unheard.insert(pod.uid.to_string());
+        }
         let Some(state) = state else {
             target.pods.push((pod.uid.to_string(), pod.name.to_string(), BTreeMap::new()));
             continue;
