@@ -31,9 +31,13 @@ async fn an_operator_that_is_killed_executes_each_action_once_and_loses_none() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
     println!("random kills with SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let rounds = CRASH_POINTS.into_iter().map(Some).chain(std::iter::repeat_n(None, kills));
-    for (round, crash_at) in rounds.enumerate() {
-        let incident = Incident::ALL[(round + round / CRASH_POINTS.len()) % Incident::ALL.len()];
+    // Each point with one kind of incident, or with each where there is time.
+    let kinds = if kills > RANDOM_KILLS { Incident::ALL.len() } else { 1 };
+    let crashes = (0..kinds)
+        .flat_map(|kind| CRASH_POINTS.iter().enumerate().map(move |(place, point)| (kind + place, Some(*point))));
+    let rounds = crashes.chain((0..kills).map(|kill| (kill, None)));
+    for (round, (kind, crash_at)) in rounds.enumerate() {
+        let incident = Incident::ALL[kind % Incident::ALL.len()];
         let delay = Duration::from_millis(random.random_range(0..5_000));
         println!(
             "round {round}: {incident:?}, killed {}",
