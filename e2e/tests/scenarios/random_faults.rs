@@ -90,10 +90,12 @@ impl Fault {
         }
     }
 
-    /// A migration waits for the tables, and what hangs may hold them.
+    /// A migration waits for the tables, and what hangs may hold them. And of three pods, two that have to be restarted are more
+    /// than may be unhealthy for that: they wait for a person.
     fn goes_with(self, other: Self) -> bool {
-        let both = [self, other];
-        self != other && !(both.contains(&Self::OutdatedSessions) && both.contains(&Self::SilentConnections))
+        const APART: [[Fault; 2]; 2] =
+            [[Fault::OutdatedSessions, Fault::SilentConnections], [Fault::LeakedMemory, Fault::StoppedProcess]];
+        self != other && !APART.iter().any(|pair| pair.contains(&self) && pair.contains(&other))
     }
 }
 
