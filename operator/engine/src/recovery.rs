@@ -17,7 +17,7 @@ pub use gates::Gate;
 pub(crate) use ladder::later;
 pub use model::{
     Action, Before, Change, CheckState, Decision, Exhausted, History, Job, JobState, Limits, MaxUnhealthy, Observed,
-    Outcome, Pod, PodFacts, Record, Rollout, Settings, Step, Storm, Subject, Undo, Withheld,
+    Outage, Outcome, Pod, PodFacts, Record, Rollout, Settings, Step, Storm, Subject, Undo, Withheld,
 };
 pub use retention::{Retention, forgettable};
 

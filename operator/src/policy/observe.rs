@@ -7,7 +7,7 @@ use crds::resilience_policy::CheckScope;
 use engine::{
     check::Evaluation,
     fleet::is_quorum,
-    recovery::{CheckState, History, Job, Observed, Pod, Rollout, Subject, failing_since},
+    recovery::{CheckState, History, Job, Observed, Outage, Pod, Rollout, Subject, failing_since},
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ fn rollout(target: &Target) -> Rollout {
 /// The dependencies of a workload of which most pods have evidence that they are bad: their circuit is open, or a fresh
 /// connection got no answer when a check failed. Where others are not heard, as when a node is cut off, those that are speak for
 /// all: what they miss may be on that node, too.
-fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
+fn bad_dependencies(target: &Target) -> BTreeMap<String, Outage> {
     let of_dependency = target.pods.iter().flat_map(|(_, _, evaluations)| evaluations.values());
     let of_dependency = of_dependency.filter_map(|one| Some((one.dependency.as_deref()?, one)));
     let mut first: BTreeMap<&str, Timestamp> = BTreeMap::new();
@@ -99,7 +99,14 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, String> {
         let speaks_for_all = tripped == total && tripped > 0 && unheard > 0;
         speaks_for_all.then(|| (dependency.clone(), format!("{said}, and {unheard} more are not heard")))
     });
-    silent.chain(tripped).collect()
+    let mut bad: BTreeMap<String, Outage> = BTreeMap::new();
+    for (dependency, evidence) in silent {
+        bad.insert(dependency, Outage { evidence, away: true, over: false });
+    }
+    for (dependency, evidence) in tripped {
+        bad.entry(dependency).or_default().evidence = evidence;
+    }
+    bad
 }
 
 /// Since when the check of a pod fails, if a fresh connection to its dependency gets no answer either.
@@ -184,7 +191,7 @@ mod tests {
         };
         let evidence = |databases: [&Evaluation; 3]| {
             let pods = ["a", "b", "c"].iter().zip(databases).map(|(name, database)| pod(name, database)).collect();
-            bad_dependencies(&Target { pods, ..Target::default() }).remove("database")
+            bad_dependencies(&Target { pods, ..Target::default() }).remove("database").map(|one| one.evidence)
         };
         let said = "database gives fresh connections of 2 of 3 pods no answer";
         assert_eq!(evidence([&silent, &silent, &answers]).as_deref(), Some(said));
@@ -198,7 +205,7 @@ mod tests {
             let mut pods = vec![pod("a", first)];
             pods.extend(unheard.clone().map(|name| (name.clone(), name, signals.clone())));
             let target = Target { pods, unheard: unheard.collect(), ..Target::default() };
-            bad_dependencies(&target).remove("database")
+            bad_dependencies(&target).remove("database").map(|one| one.evidence)
         };
         // Cut off a moment ago: what they said before is still there.
         let mut late = silent.clone();
@@ -212,7 +219,9 @@ mod tests {
         let open = |unheard: &[&str]| {
             let view = CircuitView { tripped: 1, total: 1, ..CircuitView::default() };
             let (circuits, unheard) = ([("database".to_owned(), view)].into(), unheard.iter().map(ToString::to_string));
-            bad_dependencies(&Target { circuits, unheard: unheard.collect(), ..Target::default() }).remove("database")
+            bad_dependencies(&Target { circuits, unheard: unheard.collect(), ..Target::default() })
+                .remove("database")
+                .map(|one| one.evidence)
         };
         let said = "the circuit of database is open in 1 of 1 pods, and 1 more are not heard";
         assert_eq!((open(&["b"]).as_deref(), open(&[])), (Some(said), None));

@@ -1,15 +1,16 @@
 //! Outages of dependencies that ended a moment ago. What a pod said last may still be of the outage, and nothing is done to it for
 //! that: each pod is given the time to say how it is now.
 
+use engine::recovery::Outage;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 
 /// How long after the end of an outage what fails for that dependency is left alone.
 const AFTERMATH: SignedDuration = SignedDuration::from_secs(15);
 
-/// When each dependency of each workload was last known to be bad.
+/// When each dependency of each workload was last known to be bad, and whether it was away meanwhile.
 #[derive(Default)]
-pub struct Outages(HashMap<Key, Timestamp>);
+pub struct Outages(HashMap<Key, (Timestamp, bool)>);
 
 /// Namespace, workload and dependency.
 type Key = (String, String, String);
@@ -20,21 +21,24 @@ impl Outages {
     pub fn carry_on(
         &mut self,
         namespace: &str,
-        bad: &mut BTreeMap<(String, String), String>,
+        bad: &mut BTreeMap<(String, String), Outage>,
         now: Timestamp,
     ) -> Option<Timestamp> {
         let end = |at: Timestamp| at.checked_add(AFTERMATH).unwrap_or(Timestamp::MAX);
-        self.0.retain(|_, at| now < end(*at));
-        for (target, dependency) in bad.keys() {
-            self.0.insert((namespace.to_owned(), target.clone(), dependency.clone()), now);
+        self.0.retain(|_, (at, _)| now < end(*at));
+        for ((target, dependency), outage) in &*bad {
+            let known =
+                self.0.entry((namespace.to_owned(), target.clone(), dependency.clone())).or_insert((now, false));
+            *known = (now, known.1 || outage.away);
         }
         let own = self.0.iter().filter(|((of, ..), _)| of == namespace);
         let mut ends = None;
-        for ((_, target, dependency), at) in own {
+        for ((_, target, dependency), (at, away)) in own {
             let key = (target.clone(), dependency.clone());
             bad.entry(key).or_insert_with(|| {
                 ends = ends.into_iter().chain([end(*at)]).min();
-                format!("{dependency} was out of order until a moment ago")
+                let evidence = format!("{dependency} was out of order until a moment ago");
+                Outage { evidence, away: *away, over: true }
             });
         }
         ends
@@ -49,11 +53,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn bad(names: &[&str]) -> BTreeMap<(String, String), String> {
-        names
-            .iter()
-            .map(|name| (("booking".to_owned(), (*name).to_owned()), "its circuit is open".to_owned()))
-            .collect()
+    fn bad(names: &[&str]) -> BTreeMap<(String, String), Outage> {
+        names.iter().map(|name| (("booking".to_owned(), (*name).to_owned()), "its circuit is open".into())).collect()
     }
 
     #[test]
@@ -64,9 +65,22 @@ mod tests {
         assert_eq!(now, bad(&["database"]), "as it is said now");
         let mut later = bad(&[]);
         assert_eq!(outages.carry_on("a", &mut later, at(110)), Some(at(115)));
-        assert!(later.values().eq(["database was out of order until a moment ago"]));
+        let over =
+            |away| Outage { evidence: "database was out of order until a moment ago".to_owned(), away, over: true };
+        assert!(later.values().eq([&over(false)]));
         assert_eq!((outages.carry_on("b", &mut bad(&[]), at(110)), outages.0.len()), (None, 1), "of another namespace");
-        let mut over = bad(&[]);
-        assert_eq!((outages.carry_on("a", &mut over, at(115)), over.len(), outages.0.len()), (None, 0, 0));
+        let mut none = bad(&[]);
+        assert_eq!((outages.carry_on("a", &mut none, at(115)), none.len(), outages.0.len()), (None, 0, 0));
+
+        // That it was away is not forgotten while it is still bad.
+        let mut away = bad(&["database"]);
+        for outage in away.values_mut() {
+            outage.away = true;
+        }
+        outages.carry_on("a", &mut away, at(200));
+        outages.carry_on("a", &mut bad(&["database"]), at(205));
+        let mut later = bad(&[]);
+        outages.carry_on("a", &mut later, at(210));
+        assert!(later.values().eq([&over(true)]));
     }
 }

@@ -278,12 +278,14 @@ fn rolling_out(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
 }
 
 fn dependency(observed: &View<'_>, proposal: &Proposal<'_>) -> Closed {
-    if dependency_answers(proposal) {
+    let dependency = proposal.check.dependency.clone()?;
+    let outage = observed.bad_dependencies.get(&(proposal.check.subject.target.clone(), dependency))?;
+    // One that was away and has come back: what the pod says is that it notices.
+    let notices = outage.away && outage.over;
+    if dependency_answers(proposal) && !notices {
         return None;
     }
-    let dependency = proposal.check.dependency.clone()?;
-    let evidence = observed.bad_dependencies.get(&(proposal.check.subject.target.clone(), dependency))?;
-    Some((format!("{evidence}, so the pods are not the cause; nothing is done to them"), None))
+    Some((format!("{}, so the pods are not the cause; nothing is done to them", outage.evidence), None))
 }
 
 /// A fresh connection answers, whatever circuits say: what the pod keeps is broken, and giving that up is right in all pods.

@@ -259,6 +259,23 @@ impl CheckState {
     }
 }
 
+/// A dependency that is bad, or was until a moment ago.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outage {
+    /// The evidence, in words.
+    pub evidence: String,
+    /// Fresh connections got no answer: it was away. Open circuits alone may also mean connections that hang.
+    pub away: bool,
+    /// It has ended.
+    pub over: bool,
+}
+
+impl From<&str> for Outage {
+    fn from(evidence: &str) -> Self {
+        Self { evidence: evidence.to_owned(), ..Self::default() }
+    }
+}
+
 /// Everything that is known of the policy's workloads now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -272,8 +289,8 @@ pub struct Observed {
     pub keeps_names: BTreeSet<String>,
     /// Jobs that were made for an intent, by its id.
     pub jobs: BTreeMap<String, Job>,
-    /// Dependencies, by workload, of which a quorum of pods has evidence that they are bad, with that in words.
-    pub bad_dependencies: BTreeMap<(String, String), String>,
+    /// Dependencies, by workload, of which a quorum of pods has evidence that they are bad.
+    pub bad_dependencies: BTreeMap<(String, String), Outage>,
     /// Workloads that are being rolled out.
     pub rolling_out: BTreeSet<String>,
     /// What is known of the last rollout of each workload.

@@ -269,6 +269,24 @@ fn what_a_fresh_connection_says_stands_above_circuits(
     assert_eq!(decision.withheld.first().map(|held| held.gate), gate);
 }
 
+/// The database was away and is back; the first word of a pod may be that a fresh connection answers while its own do not yet.
+#[rstest::rstest]
+#[case::back(true, true, 0)]
+#[case::still_away(true, false, 3)]
+#[case::connections_that_hang(false, true, 3)]
+fn pods_have_the_time_to_notice_that_a_dependency_is_back(
+    #[case] away: bool,
+    #[case] over: bool,
+    #[case] begun: usize,
+) {
+    let mut all = observed(["a", "b", "c"].map(|uid| check(uid, false, 0)).to_vec());
+    all.checks.iter_mut().for_each(|check| check.dependency_answers = Some(true));
+    let outage = Outage { evidence: "it was away".into(), away, over };
+    all.bad_dependencies.insert(("booking".into(), "database".into()), outage);
+    let decision = run(&ladder(Action::ResetConnections), &all, &History::default(), 1);
+    assert_eq!(decision.execute.len(), begun);
+}
+
 /// 3 actions within 60 s are a storm, which then lasts 100 s.
 #[rstest::rstest]
 #[case::too_few(&[0, 10], 20, None)]
