@@ -1,6 +1,6 @@
 //! Buyers: a steady stream of bookings, each pod asked in turn, with a count of outcomes.
 
-use crate::testbed::{TICKETING, Testbed, TestbedError};
+use crate::testbed::{TICKETING, Testbed, TestbedError, until};
 use serde_json::json;
 use std::{
     process::Stdio,
@@ -29,6 +29,12 @@ pub struct Forward {
 impl Forward {
     /// Opens a way to a port of a pod. It works the same on every provider.
     pub async fn open(testbed: &Testbed, pod: &str, port: u16) -> Result<Self, TestbedError> {
+        // A kubelet that is busy ends a stream before it has begun.
+        let ask = || async { Ok(Self::try_open(testbed, pod, port).await.map_err(|error| error.to_string())) };
+        until(Duration::from_secs(45), "a forwarded port", ask).await
+    }
+
+    async fn try_open(testbed: &Testbed, pod: &str, port: u16) -> Result<Self, TestbedError> {
         let failed = |what: &str, why: String| TestbedError::Expected {
             expected: what.to_owned(),
             seen: why,
