@@ -8,12 +8,20 @@ use std::collections::{BTreeMap, HashMap};
 /// How long after the end of an outage what fails for that dependency is left alone.
 const AFTERMATH: SignedDuration = SignedDuration::from_secs(15);
 
-/// When each dependency of each workload was last known to be bad, and whether it was away meanwhile.
+/// When each dependency of each workload was last known to be bad.
 #[derive(Default)]
-pub struct Outages(HashMap<Key, (Timestamp, bool)>);
+pub struct Outages(HashMap<Key, Last>);
 
 /// Namespace, workload and dependency.
 type Key = (String, String, String);
+
+/// When a dependency was last known to be bad.
+#[derive(Default)]
+struct Last {
+    bad: Timestamp,
+    /// When fresh connections had no answer.
+    away: Option<Timestamp>,
+}
 
 impl Outages {
     /// Notes which dependencies are bad now, by workload and name, and adds those that were until a moment ago. The answer is when
@@ -25,21 +33,28 @@ impl Outages {
         now: Timestamp,
     ) -> Option<Timestamp> {
         let end = |at: Timestamp| at.checked_add(AFTERMATH).unwrap_or(Timestamp::MAX);
-        self.0.retain(|_, (at, _)| now < end(*at));
+        self.0.retain(|_, last| now < end(last.bad));
         for ((target, dependency), outage) in &*bad {
-            let known =
-                self.0.entry((namespace.to_owned(), target.clone(), dependency.clone())).or_insert((now, false));
-            *known = (now, known.1 || outage.away);
+            let last = self.0.entry((namespace.to_owned(), target.clone(), dependency.clone())).or_default();
+            last.bad = now;
+            last.away = if outage.away { Some(now) } else { last.away };
         }
-        let own = self.0.iter().filter(|((of, ..), _)| of == namespace);
         let mut ends = None;
-        for ((_, target, dependency), (at, away)) in own {
+        let mut forgotten_at = |at: Timestamp| ends = ends.into_iter().chain([end(at)]).min();
+        for ((_, target, dependency), last) in self.0.iter().filter(|((of, ..), _)| of == namespace) {
+            let away = last.away.filter(|at| now < end(*at));
             let key = (target.clone(), dependency.clone());
-            bad.entry(key).or_insert_with(|| {
-                ends = ends.into_iter().chain([end(*at)]).min();
-                let evidence = format!("{dependency} was out of order until a moment ago");
-                Outage { evidence, away: *away, over: true }
-            });
+            if let Some(outage) = bad.get_mut(&key) {
+                // Circuits stay open for a while after it has come back.
+                if let Some(at) = away.filter(|_| !outage.away) {
+                    (outage.away, outage.over) = (true, true);
+                    forgotten_at(at);
+                }
+                continue;
+            }
+            forgotten_at(last.bad);
+            let evidence = format!("{dependency} was out of order until a moment ago");
+            bad.insert(key, Outage { evidence, away: away.is_some(), over: true });
         }
         ends
     }
@@ -78,9 +93,16 @@ mod tests {
             outage.away = true;
         }
         outages.carry_on("a", &mut away, at(200));
-        outages.carry_on("a", &mut bad(&["database"]), at(205));
+        // Its circuits are still open.
+        let mut circuits = bad(&["database"]);
+        assert_eq!(outages.carry_on("a", &mut circuits, at(205)), Some(at(215)));
+        let back = Outage { away: true, over: true, ..Outage::from("its circuit is open") };
+        assert!(circuits.values().eq([&back]));
         let mut later = bad(&[]);
-        outages.carry_on("a", &mut later, at(210));
+        assert_eq!(outages.carry_on("a", &mut later, at(210)), Some(at(220)));
         assert!(later.values().eq([&over(true)]));
+        let mut long_open = bad(&["database"]);
+        assert_eq!(outages.carry_on("a", &mut long_open, at(216)), None);
+        assert_eq!(long_open, bad(&["database"]), "what hangs now, hangs by itself");
     }
 }
