@@ -4,9 +4,9 @@
 use crate::{
     SOON,
     incident::Before,
-    programmed, selling,
+    on_the_first_node, programmed, selling,
     services_faults::{Done, all_sell},
-    testbed,
+    testbed, words,
 };
 use contract::admin::MemoryFault;
 use crds::{ConditionType, Recovery, ResiliencePolicy, resilience_policy::StepAction};
@@ -214,12 +214,17 @@ impl Brought {
 
 #[tokio::test]
 async fn faults_at_random_are_recovered_as_the_policy_says_or_explained() {
-    let (testbed, _turn) = testbed().await;
+    let (testbed, turn) = testbed().await;
     let minutes: Option<u64> = std::env::var("MINUTES").ok().and_then(|minutes| minutes.parse().ok());
     let time = minutes.map(|minutes| Duration::from_secs(minutes * 60));
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
     println!("random faults with SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
+    let (images, own) = (turn.as_ref().unwrap(), on_the_first_node(&testbed));
+    if time.is_some() {
+        // So many faults in so short a time are a storm, and that would be stopped.
+        testbed.install_operator(images, &[words(&own), vec!["storm.actions=0"]].concat()).await.unwrap();
+    }
     testbed.kubectl.apply(&quick_policy_with_readiness("booking").to_string()).await.unwrap();
     programmed(&testbed).await;
     let (begin, operator) = (Instant::now(), operator_pod(&testbed).await);
@@ -256,6 +261,9 @@ async fn faults_at_random_are_recovered_as_the_policy_says_or_explained() {
         println!("{:<44}{}", format!("{faults:?}"), shown.join(" "));
     }
     let lasted = begin.elapsed();
+    if time.is_some() {
+        testbed.install_operator(images, &words(&own)).await.unwrap();
+    }
     let grown = grown(&memory.readings(), lasted / 3, lasted);
     if lasted >= LONG_ENOUGH {
         assert!(grown.is_empty(), "more than {MAX_GROWTH_PERCENT} % more memory than after a third of the time");
