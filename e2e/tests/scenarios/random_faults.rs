@@ -144,7 +144,7 @@ struct Brought {
     silent: Option<StoppedBackends>,
     outdated: Option<OutdatedSessions>,
     stopped: Option<StoppedProcess>,
-    /// Pods that are to be replaced, by uid, whoever does it.
+    /// Pods that are to be replaced, by uid, by the operator or by Kubernetes.
     gone: Vec<String>,
     /// Pods that are to be reset.
     resets: BTreeMap<String, u64>,

@@ -65,7 +65,7 @@ fn a_rollout_that_breaks_its_pods_is_undone_while_it_is_under_way() {
 }
 
 #[test]
-fn all_pods_are_not_restarted_while_a_rollout_is_under_way_whoever_asks() {
+fn all_pods_are_not_restarted_while_a_rollout_is_under_way_also_by_hand() {
     let mut three = observed(vec![check(POD, false, 0), check("b", true, 0), check("c", true, 0)]);
     three.rollouts.insert("booking".into(), rollout(None));
     three.rolling_out.insert("booking".into());
