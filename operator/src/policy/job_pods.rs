@@ -35,19 +35,19 @@ pub fn failed(pod: &Pod) -> Option<FailedContainer> {
 
 /// Whether the main container is done and went well, whatever else still runs.
 pub fn main_is_done(pod: &Pod) -> bool {
-    let main = main_container(pod);
-    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let main = statuses.filter(|one| Some(one.name.as_str()) == main).find_map(ended);
-    main.is_some_and(|ended| ended.exit_code == 0)
+    main_ended(pod).is_some_and(|ended| ended.exit_code == 0)
 }
 
 /// Whether the main container has failed and is not started again, whatever else still runs.
 pub fn main_has_failed(pod: &Pod) -> bool {
     let stays = pod.spec.as_ref().is_some_and(|spec| spec.restart_policy.as_deref() == Some("Never"));
+    stays && main_ended(pod).is_some_and(|ended| ended.exit_code != 0)
+}
+
+fn main_ended(pod: &Pod) -> Option<&ContainerStateTerminated> {
     let main = main_container(pod);
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let main = statuses.filter(|one| Some(one.name.as_str()) == main).find_map(ended);
-    stays && main.is_some_and(|ended| ended.exit_code != 0)
+    statuses.filter(|one| Some(one.name.as_str()) == main).find_map(ended)
 }
 
 /// The one that the annotation names, or else the first.

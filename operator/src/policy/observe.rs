@@ -84,20 +84,12 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, Outage> {
             unheard += usize::from(!is_heard && (target.unheard.contains(uid) || own().next().is_some()));
         }
         let said = format!("{dependency} gives fresh connections of {silent} of {heard} pods no answer");
-        if is_quorum(silent, heard) {
-            return Some((dependency.to_owned(), said));
-        }
-        let speaks_for_all = silent == heard && unheard > 0;
-        speaks_for_all.then(|| (dependency.to_owned(), format!("{said}, and {unheard} more are not heard")))
+        Some((dependency.to_owned(), evidence(said, silent, heard, unheard)?))
     });
     let tripped = target.circuits.iter().filter_map(|(dependency, view)| {
-        let (tripped, total, unheard) = (view.tripped, view.total, target.unheard.len());
+        let (tripped, total) = (view.tripped, view.total);
         let said = format!("the circuit of {dependency} is open in {tripped} of {total} pods");
-        if view.quorum() {
-            return Some((dependency.clone(), said));
-        }
-        let speaks_for_all = tripped == total && tripped > 0 && unheard > 0;
-        speaks_for_all.then(|| (dependency.clone(), format!("{said}, and {unheard} more are not heard")))
+        Some((dependency.clone(), evidence(said, tripped, total, target.unheard.len())?))
     });
     let mut bad: BTreeMap<String, Outage> = BTreeMap::new();
     for (dependency, evidence) in silent {
@@ -107,6 +99,16 @@ fn bad_dependencies(target: &Target) -> BTreeMap<String, Outage> {
         bad.entry(dependency).or_default().evidence = evidence;
     }
     bad
+}
+
+/// What is said of a dependency, if so many witnesses are enough: a quorum of those that are heard, or all of them where others
+/// are not heard.
+fn evidence(said: String, witnesses: usize, heard: usize, unheard: usize) -> Option<String> {
+    if is_quorum(witnesses, heard) {
+        return Some(said);
+    }
+    let speak_for_all = witnesses > 0 && witnesses == heard && unheard > 0;
+    speak_for_all.then(|| format!("{said}, and {unheard} more are not heard"))
 }
 
 /// Since when the check of a pod fails, if a fresh connection to its dependency gets no answer either.
