@@ -15,14 +15,6 @@ pub struct CircuitView {
     pub total: usize,
 }
 
-impl CircuitView {
-    /// Open in more than half of the pods, and in at least two: then the dependency is the cause, not the pods. A circuit that
-    /// is half-open because nobody calls is no evidence of anything.
-    pub fn quorum(self) -> bool {
-        is_quorum(self.tripped, self.total)
-    }
-}
-
 /// More than half, and at least two.
 pub fn is_quorum(some: usize, of: usize) -> bool {
     some >= 2 && some * 2 > of
@@ -52,9 +44,9 @@ mod tests {
     #[case(2, 4, false)]
     #[case(3, 4, true)]
     fn quorum(#[case] open: usize, #[case] total: usize, #[case] expected: bool) {
-        assert_eq!(CircuitView { open, tripped: open, total }.quorum(), expected);
+        assert_eq!(is_quorum(open, total), expected);
         let half_open = CircuitView { open, tripped: 0, total };
-        assert!(!half_open.quorum(), "nobody has called since");
+        assert!(!is_quorum(half_open.tripped, half_open.total), "nobody has called since");
     }
 
     #[test]
