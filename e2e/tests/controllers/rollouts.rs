@@ -82,7 +82,26 @@ async fn image(world: &World) -> String {
 }
 
 /// Three pods of revision 1 that serve, and revision 2, whose first pod crashes again and again. The manager writes the template.
-async fn bad_rollout(world: &World, manager: &PatchParams) -> (Workload, [ReplicaSet; 2], Vec<FakePod>) {
+async fn crashing_rollout(world: &World, manager: &PatchParams) -> (Workload, [ReplicaSet; 2], Vec<FakePod>) {
+    let (workload, sets, pods) = begun_rollout(world, manager).await;
+    let ended = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    let crashed = json!({ "exitCode": 1, "finishedAt": ended.to_string() });
+    waits(world, &pods[3], "CrashLoopBackOff", json!({ "terminated": crashed })).await;
+    (workload, sets, pods)
+}
+
+/// The kubelet says why the container of a pod of revision 2 does not run.
+async fn waits(world: &World, pod: &FakePod, reason: &str, last: Value) {
+    let status = json!({ "status": { "containerStatuses": [{
+        "name": "main", "image": "shop:2", "imageID": "", "ready": false,
+        "restartCount": if last.is_null() { 0 } else { 3 }, "state": { "waiting": { "reason": reason } }, "lastState": last,
+    }]}});
+    let pods = world.api::<k8s_openapi::api::core::v1::Pod>();
+    pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(status)).await.unwrap();
+}
+
+/// Three pods of revision 1 that serve, and revision 2, whose first pod is not ready. The manager writes the template.
+async fn begun_rollout(world: &World, manager: &PatchParams) -> (Workload, [ReplicaSet; 2], Vec<FakePod>) {
     let workload = world.workload("booking", 0).await;
     let scaled = json!({ "spec": { "replicas": 3, "template": template("shop:1") } });
     world.api::<Deployment>().patch("booking", &PatchParams::default(), &Patch::Merge(scaled)).await.unwrap();
@@ -107,23 +126,14 @@ async fn bad_rollout(world: &World, manager: &PatchParams) -> (Workload, [Replic
     let new = revision(world, &workload, 2, "shop:2").await;
     is_of_revision(world, 2).await;
     progress(world, 3, (4, 1, 3)).await;
-    let crashing = pod_of(world, &new, false).await;
-    let ended = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
-    let status = json!({ "status": { "containerStatuses": [{
-        "name": "main", "image": "shop:2", "imageID": "", "ready": false, "restartCount": 3,
-        "state": { "waiting": { "reason": "CrashLoopBackOff" } },
-        "lastState": { "terminated": { "exitCode": 1, "finishedAt": ended.to_string() } },
-    }]}});
-    let pod_api = world.api::<k8s_openapi::api::core::v1::Pod>();
-    pod_api.patch_status(&crashing.name, &PatchParams::default(), &Patch::Strategic(status)).await.unwrap();
-    pods.push(crashing);
+    pods.push(pod_of(world, &new, false).await);
     (workload, [old, new], pods)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_that_crashes_is_undone_once_and_verified() {
     let world = World::new().await;
-    let (_workload, [old, _], pods) = Box::pin(bad_rollout(&world, &PatchParams::default())).await;
+    let (_workload, [old, _], pods) = Box::pin(crashing_rollout(&world, &PatchParams::default())).await;
     let operator = world.operator().await;
     world.apply(&with_steps("restarts", &json!([{ "action": "Rollback", "timeout": "60s" }]))).await;
     eventually("the template of revision 1 is back", async || {
@@ -165,11 +175,39 @@ async fn a_rollout_that_crashes_is_undone_once_and_verified() {
     operator.assert_alive().await;
 }
 
+/// Kubernetes' own word is enough: of an image that nobody can pull, and of a rollout that does not progress.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_undone_for_its_image_and_for_its_deadline() {
+    for signal in ["image", "rollout"] {
+        let world = World::new().await;
+        let (_workload, _sets, pods) = Box::pin(begun_rollout(&world, &PatchParams::default())).await;
+        let operator = world.operator().await;
+        world.apply(&with_steps(signal, &json!([{ "action": "Rollback", "timeout": "60s" }]))).await;
+        world.until_policy_says("booking", "Healthy", "True", "").await;
+        if signal == "image" {
+            waits(&world, &pods[3], "ImagePullBackOff", json!(null)).await;
+        } else {
+            let now = jiff::Timestamp::now().to_string();
+            let stuck = json!({ "status": { "conditions": [{
+                "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+                "message": "ReplicaSet \"booking-hash2\" has timed out progressing.", "lastTransitionTime": now,
+            }]}});
+            let deployments = world.api::<Deployment>();
+            deployments.patch_status("booking", &PatchParams::default(), &Patch::Merge(stuck)).await.unwrap();
+        }
+        let all = world.until_recoveries(signal, |all| steps_and_phases(all) == [("1/1", "Verifying")]).await;
+        assert_eq!(message(&all[0]), "the rollout of revision 2 is being undone; revision 1 comes back");
+        assert_eq!(all[0].spec.check.as_deref(), Some(signal));
+        assert_eq!(image(&world).await, "shop:1");
+        operator.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_gitops_owns_is_not_rolled_back_and_that_is_said() {
     let world = World::new().await;
     let manager = PatchParams::apply("argocd-controller").force();
-    let (_workload, ..) = Box::pin(bad_rollout(&world, &manager)).await;
+    let (_workload, ..) = Box::pin(crashing_rollout(&world, &manager)).await;
     let _operator = world.operator().await;
     world.apply(&with_steps("restarts", &json!([{ "action": "Rollback" }]))).await;
     let held = world.until_policy_says("booking", "RecoveryAllowed", "False", "RollbackRefused").await;

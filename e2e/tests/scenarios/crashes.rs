@@ -3,13 +3,14 @@
 
 use crate::{
     POLICY, SOON, event_reasons,
-    incident::{Broken, Incident, Pods, prepare},
+    incident::{Before, Broken, Incident, Pods, prepare},
     operator_process::OperatorProcess,
-    programmed, restarts, testbed,
+    programmed, restarts,
+    services_faults::Done,
+    testbed,
 };
 use crds::status::ActionOutcome;
 use e2e::{
-    pod_admin::PodAdmin,
     provider::ProviderKind,
     sabotage::{HungCalls, PATIENT, have_patient_calls},
     testbed::until,
@@ -103,9 +104,8 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     testbed.apply_file(POLICY).await.unwrap();
     have_patient_calls(&testbed, PATIENT).await.unwrap();
     programmed(&testbed).await;
-    let before = restarts(&testbed).await;
+    let (before, restarts_before) = (Before::look(&testbed).await, restarts(&testbed).await);
     let victim = testbed.booking_pods().await.unwrap()[0].name_any();
-    let done_before = resets(&testbed, &victim).await;
     let hung = HungCalls::of(&testbed, &victim).await.unwrap();
     testbed
         .policy_until("booking", SOON, "an intent", |policy| {
@@ -129,8 +129,10 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     let record = recovered.unwrap().status.unwrap().recovery.unwrap().last.unwrap();
     assert_eq!((record.outcome, record.pod.as_ref()), (ActionOutcome::Succeeded, Some(&victim)), "{record:?}");
     assert!(record.acted_at.is_some() && record.finished_at.is_some(), "the status has both times: {record:?}");
-    assert_eq!(resets(&testbed, &victim).await, done_before + 1, "once");
-    assert_eq!(restarts(&testbed).await, before, "no pod was restarted for it");
+    let done = Done::since(&testbed, &before).await;
+    let once = Done { resets: [(victim, 1)].into(), ..Done::default() };
+    assert_eq!(done, once, "one reset, and nothing else");
+    assert_eq!(restarts(&testbed).await, restarts_before, "no container was restarted either");
     programmed(&testbed).await;
     until(SOON, "the recovery in Events", || async {
         let reasons = event_reasons(&testbed).await;
@@ -140,11 +142,4 @@ async fn an_api_server_that_freezes_in_the_middle_of_a_recovery_changes_nothing(
     })
     .await
     .unwrap();
-}
-
-/// How often a pod gave its connections up, as it counts itself.
-async fn resets(testbed: &e2e::testbed::Testbed, pod: &str) -> u64 {
-    let report =
-        until(SOON, "the pod's own count", || async { Ok(Ok(PodAdmin::find(testbed).await?.health(pod).await?)) });
-    report.await.unwrap().actions_done.get("ResetConnections").copied().unwrap_or_default()
 }

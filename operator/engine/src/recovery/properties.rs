@@ -1,5 +1,5 @@
 //! What must hold of recovery in any night: checks flip, pods start slowly or not at all, the workload is scaled and rolled out,
-//! evictions are refused, operators die, and clocks jump.
+//! evictions are refused, people ask for actions and delete what is recorded, operators die, and clocks jump.
 
 use super::*;
 use proptest::prelude::*;
@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of the checks that every pod has.
 const CHECKS: [&str; 2] = ["database", "memory"];
+/// The check of the whole workload.
+const BOOKS: &str = "books";
 const TARGET: &str = "booking";
 const YEAR: i64 = 366 * 24 * 3_600;
 
@@ -31,20 +33,36 @@ enum Event {
     Crash,
     /// A disruption budget refuses evictions, or does not any more.
     Refuse,
+    /// The check of the whole workload changes.
+    FlipBooks,
+    /// The Jobs end, well or not.
+    EndJobs(bool),
+    /// A person asks for an action on a pod.
+    Ask(usize, Action),
+    /// A person deletes a record.
+    Delete(usize),
 }
 
 fn event(jumps: bool) -> impl Strategy<Value = Event> {
     let jump = u32::from(jumps);
+    let asked = prop::sample::select(vec![Action::ResetConnections, Action::RestartPod, Action::RolloutRestart]);
+    let of_people = prop_oneof![
+        (0usize..6).prop_map(Event::Scale),
+        Just(Event::Rollout),
+        (0usize..6, asked).prop_map(|(pod, action)| Event::Ask(pod, action)),
+        (0usize..20).prop_map(Event::Delete),
+    ];
     prop_oneof![
         8 => (0usize..6, 0usize..2).prop_map(|(pod, check)| Event::Flip(pod, check)),
+        2 => Just(Event::FlipBooks),
         4 => (0usize..6).prop_map(Event::Ready),
         4 => Just(Event::Spawn),
-        1 => (0usize..6).prop_map(Event::Scale),
-        1 => Just(Event::Rollout),
+        4 => of_people,
         8 => (1i64..90).prop_map(Event::Pass),
         jump => prop_oneof![Just(YEAR), Just(-YEAR), -60i64..60].prop_map(Event::Jump),
         2 => Just(Event::Crash),
         1 => Just(Event::Refuse),
+        2 => any::<bool>().prop_map(Event::EndJobs),
     ]
 }
 
@@ -52,6 +70,7 @@ fn event(jumps: bool) -> impl Strategy<Value = Event> {
 #[derive(Clone, Debug)]
 struct SimulatedPod {
     uid: String,
+    name: String,
     created_at: i64,
     ready: bool,
     was_ready: bool,
@@ -60,6 +79,7 @@ struct SimulatedPod {
 }
 
 /// The workload, by the clock of its cluster.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug)]
 struct Simulation {
     settings: Settings,
@@ -79,6 +99,13 @@ struct Simulation {
     jumped: bool,
     /// When each action was begun that was not a repetition, by the cluster's clock.
     begun: BTreeMap<String, i64>,
+    /// When each action was done, by the cluster's clock.
+    done: BTreeMap<String, i64>,
+    /// The pods keep their names.
+    keeps_names: bool,
+    /// Whether the check of the whole workload is healthy, and since when.
+    books: (bool, i64),
+    jobs: BTreeMap<String, Job>,
 }
 
 fn at(second: i64) -> Timestamp {
@@ -91,11 +118,21 @@ fn step(action: Action, timeout_ms: u64) -> Step {
 
 impl Simulation {
     fn new(max_in_flight: usize, max_unhealthy: MaxUnhealthy, wanted: usize) -> Self {
-        let steps = [Action::ResetConnections, Action::RestartPod, Action::RolloutRestart, Action::Rollback];
-        let steps: Vec<_> =
-            steps.into_iter().zip([15_000, 60_000, 60_000, 60_000]).map(|(a, ms)| step(a, ms)).collect();
+        let steps = |first: Action| {
+            let all = [first, Action::RestartPod, Action::RolloutRestart, Action::Rollback];
+            all.into_iter()
+                .zip([15_000, 60_000, 60_000, 60_000])
+                .map(|(action, ms)| step(action, ms))
+                .collect::<Vec<_>>()
+        };
+        let cleanup = Step { cron_job: Some("release".into()), ..step(Action::RunCleanupJob, 60_000) };
         let settings = Settings {
-            ladders: CHECKS.map(|check| (check.to_owned(), steps.clone())).into(),
+            ladders: [
+                (CHECKS[0].to_owned(), steps(Action::ResetConnections)),
+                (CHECKS[1].to_owned(), steps(Action::TrimMemory)),
+                (BOOKS.to_owned(), vec![cleanup, step(Action::RolloutRestart, 60_000)]),
+            ]
+            .into(),
             limits: Limits {
                 max_in_flight,
                 cooldown_ms: 60_000,
@@ -121,6 +158,10 @@ impl Simulation {
             made: 0,
             jumped: false,
             begun: BTreeMap::new(),
+            done: BTreeMap::new(),
+            keeps_names: false,
+            books: (true, 0),
+            jobs: BTreeMap::new(),
         };
         for _ in 0..wanted {
             new.spawn(0, true);
@@ -131,8 +172,25 @@ impl Simulation {
     fn spawn(&mut self, created_at: i64, ready: bool) {
         self.made += 1;
         let uid = format!("pod-{}", self.made);
+        let mut ordinals = (0..).map(|ordinal| format!("booking-{ordinal}"));
+        let is_free = |name: &String| self.pods.iter().all(|pod| pod.name != *name);
+        let name = if self.keeps_names { ordinals.find(is_free).unwrap_or_default() } else { uid.clone() };
         let checks = [(true, created_at); 2];
-        self.pods.push(SimulatedPod { uid, created_at, ready, was_ready: ready, checks });
+        self.pods.push(SimulatedPod { uid, name, created_at, ready, was_ready: ready, checks });
+        if self.keeps_names {
+            self.pods.sort_by(|one, other| one.name.cmp(&other.name));
+        }
+    }
+
+    /// As a StatefulSet and under a storm stop, or not.
+    fn with(mut self, keeps_names: bool, storm: Storm) -> Self {
+        self.keeps_names = keeps_names;
+        self.settings.storm = storm;
+        let pods = std::mem::take(&mut self.pods);
+        for pod in pods {
+            self.spawn(pod.created_at, pod.ready);
+        }
+        self
     }
 
     fn happen(&mut self, event: &Event) {
@@ -150,7 +208,7 @@ impl Simulation {
             Event::Spawn if count < self.wanted => self.spawn(self.second, false),
             Event::Scale(wanted) => {
                 self.wanted = wanted;
-                // The youngest go first, as a ReplicaSet does it.
+                // The youngest go first, as a ReplicaSet does it; of a StatefulSet those that have the last names.
                 self.pods.truncate(wanted);
             }
             Event::Rollout => {
@@ -167,8 +225,65 @@ impl Simulation {
             }
             Event::Crash => self.watching_since = self.second + self.ahead,
             Event::Refuse => self.refuses = !self.refuses,
-            Event::Flip(..) | Event::Ready(..) | Event::Spawn => {}
+            Event::FlipBooks => self.books = (!self.books.0, self.second),
+            Event::EndJobs(well) => {
+                for job in self.jobs.values_mut().filter(|job| job.state == JobState::Running) {
+                    job.state = if well { JobState::Complete } else { JobState::Failed("exit code 1".into()) };
+                }
+            }
+            Event::Ask(pod, action) if count > 0 => self.ask(pod % count, action),
+            Event::Delete(record) => self.delete(record),
+            Event::Flip(..) | Event::Ready(..) | Event::Spawn | Event::Ask(..) => {}
         }
+    }
+
+    /// A person creates a Recovery.
+    fn ask(&mut self, pod: usize, action: Action) {
+        self.made += 1;
+        let (id, now) = (format!("by-hand-{}", self.made), self.now());
+        let pod = &self.pods[pod];
+        let pod = (!action.replaces_all()).then(|| Pod { name: pod.name.clone(), uid: pod.uid.clone() });
+        self.history.in_flight.push(Record {
+            slot: id.clone(),
+            id,
+            after: None,
+            by_hand: true,
+            withdrawn: false,
+            subject: Subject { target: TARGET.into(), pod, check: String::new() },
+            instance: None,
+            step: step(action, 60_000),
+            index: 0,
+            steps: 1,
+            failed_at: now,
+            started_at: now,
+            executed_at: None,
+            finished_at: None,
+            outcome: Outcome::Pending,
+            healed_at: None,
+            before: None,
+            successor: None,
+            dry_run: false,
+            message: None,
+        });
+    }
+
+    /// A person deletes a Recovery: one in flight is taken back, one that is over is forgotten.
+    fn delete(&mut self, record: usize) {
+        let now = self.now();
+        let mut all: Vec<_> = self.history.all().chain(&self.history.aside).cloned().collect();
+        if all.is_empty() {
+            return;
+        }
+        let index = record % all.len();
+        if all[index].finished_at.is_none() {
+            let deleted = &mut all[index];
+            (deleted.withdrawn, deleted.outcome, deleted.finished_at) = (true, Outcome::Cancelled, Some(now));
+        } else {
+            let forgotten = all.remove(index).id;
+            self.begun.remove(&forgotten);
+            self.done.remove(&forgotten);
+        }
+        self.history = all.into_iter().collect();
     }
 
     /// The operator's time of a moment of the cluster's.
@@ -182,7 +297,7 @@ impl Simulation {
 
     fn observed(&self) -> Observed {
         let facts = |pod: &SimulatedPod| PodFacts {
-            name: pod.uid.clone(),
+            name: pod.name.clone(),
             target: TARGET.into(),
             created_at: at(pod.created_at),
             ready: pod.ready,
@@ -191,10 +306,10 @@ impl Simulation {
             instance: Some("process".into()),
             outdated: false,
         };
-        let check = |pod: &SimulatedPod, name: &str, (healthy, since): (bool, i64)| CheckState {
+        let check = |pod: Option<&SimulatedPod>, name: &str, (healthy, since): (bool, i64)| CheckState {
             subject: Subject {
                 target: TARGET.into(),
-                pod: Some(Pod { name: pod.uid.clone(), uid: pod.uid.clone() }),
+                pod: pod.map(|pod| Pod { name: pod.name.clone(), uid: pod.uid.clone() }),
                 check: name.to_owned(),
             },
             healthy,
@@ -208,10 +323,14 @@ impl Simulation {
             asked: false,
         };
         let checks = |pod: &SimulatedPod| {
-            CHECKS.iter().zip(pod.checks).map(|(name, state)| check(pod, name, state)).collect::<Vec<_>>()
+            CHECKS.iter().zip(pod.checks).map(|(name, state)| check(Some(pod), name, state)).collect::<Vec<_>>()
         };
+        let books = check(None, BOOKS, self.books);
         Observed {
-            checks: self.pods.iter().flat_map(checks).collect(),
+            checks: self.pods.iter().flat_map(checks).chain([books]).collect(),
+            keeps_names: self.keeps_names.then(|| TARGET.to_owned()).into_iter().collect(),
+            jobs: self.jobs.clone(),
+            begun_in_namespace: self.begun_in_namespace(),
             pods: self.pods.iter().map(|pod| (pod.uid.clone(), facts(pod))).collect(),
             wanted: [(TARGET.to_owned(), self.wanted)].into(),
             rolling_out: self.rolling_out.then(|| TARGET.to_owned()).into_iter().collect(),
@@ -221,10 +340,23 @@ impl Simulation {
         }
     }
 
+    /// As the operator reads it out of the ledger.
+    fn begun_in_namespace(&self) -> Vec<Timestamp> {
+        let did_something = |record: &&Record| {
+            record.executed_at.is_some() || (record.outcome != Outcome::Cancelled && !record.by_hand)
+        };
+        let all = self.history.all().filter(did_something);
+        all.map(|record| record.executed_at.unwrap_or(record.started_at)).collect()
+    }
+
     fn rollout(&self) -> Rollout {
         let [restarted_by, rolled_back_by] = self.carries.clone();
         let ready = self.pods.iter().filter(|pod| pod.ready).count();
-        let undo = Undo { began_at: at(0), from: 2, to: 1, proven: true };
+        let undo = if self.keeps_names {
+            Err("it is a StatefulSet".to_owned())
+        } else {
+            Ok(Undo { began_at: at(0), from: 2, to: 1, proven: true })
+        };
         Rollout {
             restarted_by,
             rolled_back_by,
@@ -232,7 +364,7 @@ impl Simulation {
             stuck: false,
             held: None,
             recreates: false,
-            undo: Ok(undo),
+            undo,
         }
     }
 
@@ -289,6 +421,13 @@ impl Simulation {
                 self.carries[which] = Some(record.id.clone());
                 self.rolling_out = true;
             }
+            if record.step.action == Action::RunCleanupJob {
+                let job = Job { created_at: at(self.second), state: JobState::Running };
+                self.jobs.entry(record.id.clone()).or_insert(job);
+            }
+            for known in [&mut self.begun, &mut self.done] {
+                known.entry(record.id.clone()).or_insert(self.second);
+            }
             own.outcome = Outcome::Verifying;
             own.executed_at = Some(now);
         }
@@ -300,12 +439,12 @@ impl Simulation {
         let limits = self.settings.limits.clone();
         prop_assert!(next_check.is_none_or(|at| at > now), "it would be looked at again at once");
         prop_assert!(history.in_flight.is_empty() || next_check.is_some(), "nothing is left without a next step");
+        let is_new = |record: &&Record| !self.begun.contains_key(&record.id) && !record.by_hand;
         let busy: Vec<_> = history.in_flight.iter().filter(|record| record.outcome != Outcome::Waiting).collect();
-        let begun = history.in_flight.iter().filter(|record| !self.begun.contains_key(&record.id)).count();
+        let begun = history.in_flight.iter().filter(is_new).count();
         prop_assert!(begun == 0 || busy.len() <= limits.max_in_flight, "more at once than may be: {busy:#?}");
         let undoes = |record: &&Record| record.step.action == Action::Rollback;
-        let undone =
-            history.in_flight.iter().filter(undoes).filter(|record| !self.begun.contains_key(&record.id)).count();
+        let undone = history.in_flight.iter().filter(undoes).filter(is_new).count();
         prop_assert!(begun == undone || !self.rolling_out, "begun during a rollout");
         for record in execute {
             let of_all = record.step.action.replaces_all();
@@ -326,10 +465,12 @@ impl Simulation {
         for (index, pod) in pods.iter().enumerate() {
             prop_assert!(!pods[..index].contains(pod) && !under_way.contains(pod), "two actions on {}", pod.name);
         }
-        for record in execute {
-            let pod = self.pods.iter().find(|pod| record.subject.pod.as_ref().is_some_and(|one| one.uid == pod.uid));
+        // A person may know better.
+        for record in execute.iter().filter(|record| !record.by_hand) {
+            let uid = record.subject.pod.as_ref().map(|pod| &pod.uid);
+            let starts = |uid: &String| self.pods.iter().any(|pod| pod.uid == *uid && !pod.was_ready);
             let undoes = record.step.action == Action::Rollback;
-            prop_assert!(undoes || pod.is_some_and(|pod| pod.was_ready), "an action on a pod that is starting up");
+            prop_assert!(undoes || !uid.is_some_and(starts), "an action on a pod that is starting up");
             let takes = record.step.action.disrupts() && !undoes;
             prop_assert!(!self.rolling_out || !takes, "a pod is taken away during a rollout");
         }
@@ -346,7 +487,15 @@ impl Simulation {
             self.wanted
         );
 
-        for record in &history.in_flight {
+        prop_assert!(self.jumped || begun == 0 || !self.is_storm(), "something is begun in a storm");
+        for record in everything().filter(|record| record.step.action == Action::RestartPod && self.keeps_names) {
+            let successor = self.pods.iter().find(|pod| record.successor.as_ref() == Some(&pod.uid));
+            let same = |pod: &SimulatedPod| record.subject.pod.as_ref().is_some_and(|own| own.name == pod.name);
+            prop_assert!(successor.is_none_or(same), "a pod of another name is no successor");
+        }
+
+        // What a person asks for uses the budget up once it is done.
+        for record in history.in_flight.iter().filter(|record| !record.by_hand) {
             self.begun.entry(record.id.clone()).or_insert(self.second);
         }
         let interval = i64::try_from(limits.budget_interval_ms / 1_000).unwrap();
@@ -354,6 +503,25 @@ impl Simulation {
         prop_assert!(self.jumped || spent <= limits.budget_actions, "{spent} actions in {interval} s");
         Ok(())
     }
+}
+
+impl Simulation {
+    /// Whether so much was done of late that nothing may be begun.
+    fn is_storm(&self) -> bool {
+        let Storm { actions, interval_ms, cooldown_ms } = self.settings.storm;
+        let seconds = |millis: u64| i64::try_from(millis / 1_000).unwrap();
+        let mut done: Vec<_> = self.done.values().copied().collect();
+        done.sort_unstable();
+        actions > 0
+            && done.windows(actions).any(|these| {
+                let last = these[actions - 1];
+                last - these[0] < seconds(interval_ms) && self.second < last + seconds(cooldown_ms)
+            })
+    }
+}
+
+fn storm() -> impl Strategy<Value = Storm> {
+    (0usize..4).prop_map(|actions| Storm { actions, interval_ms: 200_000, cooldown_ms: 150_000 })
 }
 
 fn max_unhealthy() -> impl Strategy<Value = MaxUnhealthy> {
@@ -375,8 +543,10 @@ proptest! {
         max_in_flight in 1usize..4,
         max_unhealthy in max_unhealthy(),
         wanted in 1usize..6,
+        keeps_names in any::<bool>(),
+        storm in storm(),
     ) {
-        simulate(&events, Simulation::new(max_in_flight, max_unhealthy, wanted))?;
+        simulate(&events, Simulation::new(max_in_flight, max_unhealthy, wanted).with(keeps_names, storm))?;
     }
 
     #[test]
@@ -385,8 +555,10 @@ proptest! {
         max_in_flight in 1usize..4,
         max_unhealthy in max_unhealthy(),
         wanted in 1usize..6,
+        keeps_names in any::<bool>(),
+        storm in storm(),
     ) {
-        simulate(&events, Simulation::new(max_in_flight, max_unhealthy, wanted))?;
+        simulate(&events, Simulation::new(max_in_flight, max_unhealthy, wanted).with(keeps_names, storm))?;
     }
 
     /// One pod and one check, which flap; no eviction helps. Whatever happens in between, the first step is begun again only

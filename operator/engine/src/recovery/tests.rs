@@ -506,30 +506,41 @@ fn a_ladder_that_was_edited_begins_with_its_first_step() {
     assert_ne!(edited.execute[0].id, edited.finished[0].id);
 }
 
-/// Ten pods whose ladders are used up, and an eleventh that flaps.
-#[test]
-fn what_else_is_remembered_frees_no_budget() {
+/// Ten pods whose ladders are used up, and an eleventh that flaps, and whose successor does the same.
+#[rstest::rstest]
+#[case(Action::ResetConnections)]
+#[case(Action::RestartPod)]
+fn what_else_is_remembered_frees_no_budget(#[case] action: Action) {
     let mut settings = settings();
-    settings.ladders.insert("database".into(), vec![step(Action::ResetConnections, 1_000); 2]);
+    settings.ladders.insert("database".into(), vec![step(action, 1_000); 2]);
     settings.limits.cooldown_ms = 60_000;
     (settings.limits.budget_actions, settings.limits.budget_interval_ms) = (2, 90_000);
+    settings.limits.max_unhealthy = MaxUnhealthy::Percent(100);
     settings.healthy_delay_ms = 1_000;
     let exhausted = |n: i64| format!("exhausted-{n}");
     let steps = |n: i64, index: usize| Record {
         index,
         id: format!("{n}-{index}"),
+        slot: format!("{n}-{index}"),
+        step: step(action, 1_000),
         ..record(&exhausted(n), -1_000 + n, Outcome::Failed)
     };
     let recent = (0..10).flat_map(|n| [steps(n, 1), steps(n, 0)]).collect();
     let mut history = History { recent, ..History::default() };
-    let mut actions = 0;
+    let (mut actions, mut pod, mut created_at) = (0, "flaps-0".to_owned(), -100);
     for second in 0..90 {
         let failing = second % 4 < 2;
         let mut checks: Vec<_> = (0..10).map(|n| check(&exhausted(n), false, -1_000 + n)).collect();
-        checks.push(check("flaps", !failing, second - second % 2));
-        let decision = run(&settings, &observed(checks), &history, second);
-        actions += decision.execute.len();
+        checks.push(check(&pod, !failing, second - second % 2));
+        checks.push(check("well", true, -100));
+        let mut seen = observed(checks);
+        seen.pods.get_mut(&pod).unwrap().created_at = at(created_at);
+        let decision = run(&settings, &seen, &history, second);
         history = execute_step(&decision, at(second));
+        actions += decision.execute.len();
+        if action == Action::RestartPod && !decision.execute.is_empty() {
+            (pod, created_at) = (format!("flaps-{actions}"), second + 1);
+        }
     }
     assert_eq!(actions, 2);
 }
