@@ -83,7 +83,7 @@ async fn image(world: &World) -> String {
 
 /// Three pods of revision 1 that serve, and revision 2, whose first pod crashes again and again. The manager writes the template.
 async fn crashing_rollout(world: &World, manager: &PatchParams) -> (Workload, [ReplicaSet; 2], Vec<FakePod>) {
-    let (workload, sets, pods) = begun_rollout(world, manager).await;
+    let (workload, sets, pods) = Box::pin(begun_rollout(world, manager)).await;
     let ended = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
     let crashed = json!({ "exitCode": 1, "finishedAt": ended.to_string() });
     waits(world, &pods[3], "CrashLoopBackOff", json!({ "terminated": crashed })).await;
