@@ -1,8 +1,13 @@
-//! The SQL of booking. One transaction per attempt, with optimistic locking on the event's version.
+//! The SQL of booking. One transaction per attempt.
+//!
+//! Seats are taken by a decrement under the condition that enough are left. Such decrements and the increments of seats
+//! that are given back commute, so nobody has to compare versions: who waits for the event's row goes on from what the one
+//! before left. With a comparison, all but one of those who want a hot event would lose, and lose again after a pause.
+//! `version` still counts every change: pods of version 0.1 compare it.
 //!
 //! Seats and booking change in one statement: a connection that hangs between two of them would hold the event's row
-//! locked for everybody. And an attempt may be made again even if nobody knows whether the one before was committed:
-//! both carry the same idempotency key.
+//! locked for everybody, and its row is locked for no longer than that statement and its commit take. And an attempt may
+//! be made again even if nobody knows whether the one before was committed: both carry the same idempotency key.
 
 use super::order::Order;
 use crate::database::{Connection, DatabaseError, Sample};
@@ -19,7 +24,7 @@ const MAX_EVENTS: i64 = 100;
 
 /// The event and an earlier booking under the same key, if there are any.
 const LOOK: &str = "
-    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count,
+    SELECT e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
            b.email IS NOT DISTINCT FROM $3
@@ -35,17 +40,17 @@ pub const SAMPLE: Sample = Sample { statement: LOOK, values: &[&Uuid::nil(), &""
 const TAKE: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
-        WHERE id = $2 AND version = $3 AND available >= $1
+        WHERE id = $2 AND available >= $1
         RETURNING id, price_cents * $1 AS amount_cents
     ), booked AS (
         INSERT INTO bookings
             (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at, held_until)
-        SELECT $4, id, $5, $1,
-               CASE WHEN $10::float8 IS NOT NULL THEN 'Held' WHEN $8 AND amount_cents > 0 THEN 'PaymentPending'
+        SELECT $3, id, $4, $1,
+               CASE WHEN $9::float8 IS NOT NULL THEN 'Held' WHEN $7 AND amount_cents > 0 THEN 'PaymentPending'
                     ELSE 'Confirmed' END,
-               $6, $7, amount_cents,
-               CASE WHEN $10 IS NULL AND $8 AND amount_cents > 0 THEN now() + $9 * interval '1 second' END,
-               now() + $10 * interval '1 second'
+               $5, $6, amount_cents,
+               CASE WHEN $9 IS NULL AND $7 AND amount_cents > 0 THEN now() + $8 * interval '1 second' END,
+               now() + $9 * interval '1 second'
         FROM taken
         RETURNING id, status, amount_cents
     ), told AS (
@@ -110,9 +115,9 @@ pub enum BookingError {
     /// The idempotency key belongs to another booking.
     #[error("This idempotency key was used for a booking with other details")]
     KeyReused,
-    /// Somebody else booked first.
-    #[error("the event changed while it was being booked")]
-    VersionConflict,
+    /// Another request with the same key is being booked at this moment.
+    #[error("another request with this idempotency key is being booked")]
+    KeyUnderWay,
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -127,7 +132,7 @@ impl Failure for BookingError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused => FailureKind::Business,
-            Self::VersionConflict => FailureKind::VersionConflict,
+            Self::KeyUnderWay => FailureKind::VersionConflict,
             Self::Database(error) => error.kind(),
         }
     }
@@ -194,21 +199,22 @@ pub async fn take(
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
     let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key, &order.email]).await?;
-    if let Some(id) = row.try_get::<_, Option<Uuid>>(2)? {
-        let same = row.try_get::<_, Uuid>(3)? == order.event_id
-            && row.try_get::<_, &str>(4)? == order.user_id
-            && row.try_get::<_, i32>(5)? == order.ticket_count
-            && row.try_get(9)?;
+    if let Some(id) = row.try_get::<_, Option<Uuid>>(1)? {
+        let same = row.try_get::<_, Uuid>(2)? == order.event_id
+            && row.try_get::<_, &str>(3)? == order.user_id
+            && row.try_get::<_, i32>(4)? == order.ticket_count
+            && row.try_get(8)?;
         if !same {
             return Err(BookingError::KeyReused);
         }
         // One of our own attempts may have been committed without our knowing.
         let before = id != order.booking_id;
-        let (status, cancel_reason, amount_cents) = (row.try_get(6)?, row.try_get(7)?, row.try_get(8)?);
+        let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
         return Ok(Booked { id, status, cancel_reason, amount_cents, before });
     }
-    let Some(version) = row.try_get::<_, Option<i64>>(0)? else { return Err(BookingError::EventNotFound) };
-    if row.try_get::<_, i32>(1)? < order.ticket_count {
+    let Some(available) = row.try_get::<_, Option<i32>>(0)? else { return Err(BookingError::EventNotFound) };
+    // Who comes too late must not queue for the event's row.
+    if available < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
     }
     let take = connection.prepare_cached(TAKE).await?;
@@ -218,16 +224,17 @@ pub async fn take(
         Purpose::Paid { asks_within } => (true, asks_within.as_secs_f64(), None),
         Purpose::Held { keep } => (false, 0.0, Some(keep.as_secs_f64())),
     };
-    let values: [&(dyn ToSql + Sync); 10] =
-        [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
+    let values: [&(dyn ToSql + Sync); 9] =
+        [ticket_count, event_id, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
     match answered(unanswered, connection.query_opt(&take, &values)).await {
         Ok(Some(row)) => {
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
             Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
         }
-        Ok(None) => Err(BookingError::VersionConflict),
+        // Others took the last ones meanwhile.
+        Ok(None) => Err(BookingError::InsufficientTickets),
         // The same key, at the same moment: the next attempt finds its booking.
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::VersionConflict),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::KeyUnderWay),
         Err(error) => Err(error.into()),
     }
 }

@@ -5,6 +5,7 @@ mod booking;
 mod catalog;
 mod failover;
 mod gateway;
+mod hot_event;
 mod notification;
 mod paid_booking;
 mod password;
