@@ -3,6 +3,7 @@
 
 use super::seats::{self, Booked};
 use crate::database::{Connection, DatabaseError};
+use crate::retention::Rule;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
@@ -47,6 +48,27 @@ const EXPIRE: &str = "
         WHERE e.id = one.event_id
     )
     SELECT count(*) FROM ended";
+
+/// Reservations that came to nothing. Of what was confirmed once, the mail is older than its end.
+pub const RETENTION: Rule = Rule {
+    what: "cancelled reservations",
+    sql: "
+    DELETE FROM bookings WHERE id = ANY(ARRAY(
+        SELECT id FROM bookings b
+        WHERE status = 'Cancelled' AND cancel_reason IN ('expired', 'given back')
+          AND created_at < now() - $1 * interval '1 day'
+          AND NOT EXISTS (SELECT FROM outbox o WHERE o.booking_id = b.id)
+        ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+};
+
+/// Statements that are made for each reservation, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("buy", BUY),
+    ("look at a reservation", LOOK),
+    ("give back", GIVE_BACK),
+    ("expire", EXPIRE),
+    ("old reservations", RETENTION.sql),
+];
 
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
 /// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.

@@ -95,11 +95,25 @@ const FIND: &str = "
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
-/// Events whose figures do not add up, and holds that ran out more than a minute ago.
+/// Events whose figures do not add up, and holds that ran out more than a minute ago. Only some events are looked at, `$2`
+/// of each kind at most: those that were changed since the snapshot that was the oldest one at `$1`, by whoever and however;
+/// the next ones behind `$3`, in turn; and `$4`, which did not add up before.
 const CONSISTENCY: &str = "
-    SELECT (SELECT count(*) FROM events e
-            WHERE e.capacity <> e.available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
-                                               WHERE b.event_id = e.id AND b.status <> 'Cancelled')),
+    WITH changed AS (
+        SELECT id FROM events WHERE age(xmin) <= age($1::text::xid8::xid) LIMIT $2
+    ), in_turn AS (
+        SELECT id FROM events WHERE id > $3 ORDER BY id LIMIT $2
+    ), looked_at AS (
+        SELECT id FROM changed UNION SELECT id FROM in_turn UNION SELECT unnest($4::uuid[])
+    ), wrong AS (
+        SELECT e.id FROM events e JOIN looked_at USING (id)
+        WHERE e.capacity <> e.available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
+                                           WHERE b.event_id = e.id AND b.status <> 'Cancelled')
+    )
+    SELECT (SELECT array_agg(id) FROM wrong),
+           (SELECT count(*) FROM looked_at),
+           (SELECT id FROM in_turn ORDER BY id DESC LIMIT 1),
+           pg_snapshot_xmin(pg_current_snapshot())::text,
            (SELECT count(*) FROM bookings
             WHERE status = 'Held' AND held_until < now() - interval '1 minute')";
 
@@ -323,17 +337,77 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
 }
 
 /// Figures of the check booking-consistency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consistency {
     /// Events of which sold and free seats are not their capacity.
-    pub wrong_events: i64,
+    pub wrong_events: Vec<Uuid>,
     /// Holds that ran out and still keep their seats.
     pub expired_holds: i64,
+    /// Events that were looked at.
+    pub looked_at: i64,
+    /// From where the next look goes on.
+    pub next: Position,
 }
 
-/// Compares seats with bookings, in one snapshot.
-pub async fn consistency(connection: Connection) -> Result<Consistency, DatabaseError> {
-    let consistency = connection.prepare_cached(CONSISTENCY).await?;
-    let row = connection.query_one(&consistency, &[]).await?;
-    Ok(Consistency { wrong_events: row.try_get(0)?, expired_holds: row.try_get(1)? })
+/// How far the looks at the events are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Transaction id of the server from which on nothing is known of changes. At first, nothing counts as changed.
+    since: Option<String>,
+    /// The last event that was looked at in turn.
+    behind: Uuid,
 }
+
+impl Default for Position {
+    fn default() -> Self {
+        Self { since: None, behind: Uuid::nil() }
+    }
+}
+
+/// Compares seats with bookings for up to `most` events that were changed, as many others in turn, and these ones, in one
+/// snapshot. The server gives it up after `time`: it must not disturb those who buy.
+pub async fn consistency(
+    connection: Connection,
+    position: &Position,
+    suspects: &[Uuid],
+    most: i64,
+    time: Duration,
+) -> Result<Consistency, DatabaseError> {
+    let bound = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", time.as_millis().max(1));
+    connection.batch_execute(&bound).await?;
+    let found = compare(&connection, position, suspects, most).await;
+    connection.batch_execute(if found.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+    Ok(found?)
+}
+
+async fn compare(
+    connection: &Connection,
+    position: &Position,
+    suspects: &[Uuid],
+    most: i64,
+) -> Result<Consistency, tokio_postgres::Error> {
+    let consistency = connection.prepare_cached(CONSISTENCY).await?;
+    let values: [&(dyn ToSql + Sync); 4] = [&position.since, &most, &position.behind, &suspects];
+    let row = connection.query_one(&consistency, &values).await?;
+    // Behind the last one, it begins again with the first.
+    let behind = row.try_get::<_, Option<Uuid>>(2)?.unwrap_or_default();
+    Ok(Consistency {
+        wrong_events: row.try_get::<_, Option<Vec<Uuid>>>(0)?.unwrap_or_default(),
+        looked_at: row.try_get(1)?,
+        next: Position { since: row.try_get(3)?, behind },
+        expired_holds: row.try_get(4)?,
+    })
+}
+
+/// Statements that are made for each order, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("look", LOOK),
+    ("take", TAKE),
+    ("due", DUE),
+    ("settle soon", SETTLE_SOON),
+    ("confirm", CONFIRM),
+    ("cancel", CANCEL),
+    ("find", FIND),
+    ("events", EVENTS),
+    ("consistency", CONSISTENCY),
+];

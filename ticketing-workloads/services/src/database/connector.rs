@@ -1,7 +1,9 @@
-//! How connections are opened: where to, and with which password.
+//! How connections are opened: where to, how encrypted, and with which password.
 
-use super::DatabaseError;
 use super::error::ConnectCause;
+use super::settings::Sessions;
+use super::tls::{MakeTls, Tls, TlsStream};
+use super::{DatabaseError, DatabaseSettings};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -9,12 +11,14 @@ use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, Connection, Socket};
 
 /// Longest password that is read from a file, in bytes.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -23,13 +27,20 @@ const MAX_PASSWORD_BYTES: usize = 4096;
 /// without a word, must not take the time of the whole attempt.
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// The half of a connection that has to be polled for anything to happen.
+pub type Driver = Connection<Socket, TlsStream>;
 /// Both halves of a connection.
-type Opened = (Client, Connection<Socket, NoTlsStream>);
+type Opened = (Client, Driver);
 
 /// Opens connections, each with the password that is in force at that moment.
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
+    tls: Tls,
+    /// Whose the sessions behind the connections are.
+    sessions: Sessions,
+    /// Time that the server gives a statement, in milliseconds; absent for connections that are not the pool's.
+    statement_ms: Option<Arc<AtomicU64>>,
     password: Option<Arc<PasswordFile>>,
     /// Why the last login was refused, until one succeeds.
     refused: Arc<ArcSwapOption<String>>,
@@ -37,15 +48,26 @@ pub struct Connector {
 
 impl Connector {
     /// Connects as `config` says; a password in the file stands above its own one.
-    pub(super) fn new(config: Config, password_file: Option<&Path>) -> Self {
+    pub(super) fn new(config: Config, tls: Tls, sessions: Sessions, password_file: Option<&Path>) -> Self {
         let password = password_file.map(|path| Arc::new(PasswordFile::new(path)));
-        Self { config, password, refused: Arc::default() }
+        Self { config, tls, sessions, statement_ms: None, password, refused: Arc::default() }
     }
 
-    /// The same with other settings.
-    pub(super) fn with(mut self, change: impl FnOnce(Config) -> Config) -> Self {
-        self.config = change(self.config);
+    /// The same for connections of the pool: the server bounds what is done on them, a statement to as many milliseconds
+    /// as `statement_ms` says when they are opened.
+    pub(super) fn pooled(mut self, statement_ms: Arc<AtomicU64>) -> Self {
+        self.statement_ms = Some(statement_ms);
         self
+    }
+
+    /// Whose the sessions behind the connections are.
+    pub(super) fn sessions(&self) -> Sessions {
+        self.sessions
+    }
+
+    /// How a request to cancel a statement is encrypted.
+    pub(super) async fn tls(&self) -> MakeTls {
+        self.tls.connector().await
     }
 
     /// Whether only a server that takes writes will do.
@@ -66,7 +88,11 @@ impl Connector {
         {
             config.password(password);
         }
-        let opened = first_of(&config).await;
+        // A pooler refuses them, and would give the session with them to somebody else.
+        if let Some(statement_ms) = self.statement_ms.as_ref().filter(|_| self.sessions == Sessions::Own) {
+            config = DatabaseSettings::bounded(config, statement_ms.load(Ordering::Acquire));
+        }
+        let opened = first_of(&config, &self.tls).await;
         match &opened {
             Ok(_) if self.refused.load().is_none() => {}
             Ok(_) => {
@@ -107,7 +133,8 @@ impl Connector {
 }
 
 /// Connects to the first host that will do, in the order of the address.
-async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
+async fn first_of(config: &Config, tls: &Tls) -> Result<Opened, tokio_postgres::Error> {
+    let make_tls = tls.connector().await;
     let hosts = one_by_one(config);
     let mut waiting = hosts.iter();
     let mut trying = FuturesUnordered::new();
@@ -116,7 +143,7 @@ async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
         match (waiting.next(), failed.take()) {
             (None, Some(error)) if trying.is_empty() => return Err(error),
             (next, error) => {
-                trying.extend(next.map(|config| config.connect(NoTls)));
+                trying.extend(next.map(|config| connect(config, tls, &make_tls)));
                 failed = error;
             }
         }
@@ -134,6 +161,38 @@ async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
             }
             Ok(None) | Err(_) => {}
         }
+    }
+}
+
+/// Connects to one host, encrypted as `sslmode` has it.
+async fn connect(config: &Config, tls: &Tls, make_tls: &MakeTls) -> Result<Opened, tokio_postgres::Error> {
+    let in_mode = |mode: SslMode| {
+        let mut config = config.clone();
+        // Nobody listens in on a socket of this machine.
+        let is_local = config.get_hosts().iter().any(|host| matches!(host, Host::Unix(_)));
+        config.ssl_mode(if is_local { SslMode::Disable } else { mode });
+        let make_tls = make_tls.clone();
+        async move { config.connect(make_tls).await }
+    };
+    match tls.attempts() {
+        (first, Some(other)) => match in_mode(first).await {
+            Err(error) if wants_it_otherwise(&error) => match in_mode(other).await {
+                // What was wrong at first says more than that the other way is not open either.
+                Err(second) if wants_it_otherwise(&second) => Err(error),
+                outcome => outcome,
+            },
+            outcome => outcome,
+        },
+        (only, None) => in_mode(only).await,
+    }
+}
+
+/// Whether the server has refused a connection for how it was, or was not, encrypted.
+fn wants_it_otherwise(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(state) => *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        // The driver does not tell kinds of errors apart other than in its words.
+        None => error.to_string().starts_with("error performing TLS handshake"),
     }
 }
 

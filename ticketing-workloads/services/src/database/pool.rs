@@ -3,14 +3,17 @@
 use super::error::Aftermath;
 use super::loan::{Connection, Generation, Loan, says};
 use super::sample::Sample;
-use super::{Connector, DatabaseError, DatabaseSettings};
+use super::settings::{self, Sessions};
+use super::{Connector, DatabaseError};
 use crate::host::StartError;
-use arc_swap::ArcSwap;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool::managed::Metrics;
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use resilience::{CallError, Dependency, Failure};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -39,8 +42,9 @@ pub struct Database {
 
 /// What outlives a call.
 pub(super) struct Shared {
-    connector: Connector,
+    pub(super) connector: Connector,
     size: usize,
+    bound: Arc<StatementBound>,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
     /// What a session must be able to do to be of use, besides answering.
@@ -87,11 +91,13 @@ impl Database {
         dependency: &'static Dependency,
         sample: Option<Sample>,
     ) -> Result<Self, StartError> {
-        let connector = connector.with(DatabaseSettings::pooled);
+        let bound = Arc::new(StatementBound::new(dependency.timeouts().per_try_ms));
+        let connector = connector.pooled(Arc::clone(&bound.now_ms));
         let size = usize::from(size);
-        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
+        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, &bound, size)?));
         let (resets, unresponsive, cured, suspected) = Default::default();
-        let shared = Shared { connector, size, current, dependency, sample, resets, unresponsive, cured, suspected };
+        let shared =
+            Shared { connector, size, bound, current, dependency, sample, resets, unresponsive, cured, suspected };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -129,7 +135,9 @@ impl Database {
         Fut: Future<Output = Result<T, E>>,
     {
         let generation = self.shared.current.load_full();
-        let create = self.shared.dependency.timeouts().connect_ms.map(Duration::from_millis);
+        let allowed = self.shared.dependency.timeouts();
+        let create = allowed.connect_ms.map(Duration::from_millis);
+        self.shared.bound.follow(allowed.per_try_ms);
         let attempt = async {
             let timeouts = Timeouts { wait: None, create, recycle: None };
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
@@ -155,7 +163,7 @@ impl Database {
     /// connection. What was under way on the old ones fails and is retried on new ones. The answer is how many
     /// connections there were.
     pub fn reset(&self) -> Result<usize, StartError> {
-        let new = Generation::new(pool(&self.shared.connector, self.shared.size)?);
+        let new = Generation::new(pool(&self.shared.connector, &self.shared.bound, self.shared.size)?);
         let old = self.shared.current.swap(Arc::new(new));
         let open = old.pool.status().size;
         old.given_up.cancel();
@@ -319,7 +327,7 @@ impl Shared {
             let works = async {
                 client.simple_query(PING).await?;
                 match self.sample.filter(|_| look == Look::Thorough) {
-                    Some(sample) => sample.works_on(&client).await,
+                    Some(sample) => sample.works_on(&client, self.connector.sessions()).await,
                     None => Ok(()),
                 }
             };
@@ -339,7 +347,7 @@ impl Shared {
     /// under way on the old ones is not broken off: what writes fails by itself, and what reads does no harm.
     pub(super) fn leave(&self, generation: &Arc<Generation>) {
         // It cannot fail: the first one was made the same way.
-        let Ok(pool) = pool(&self.connector, self.size) else { return };
+        let Ok(pool) = pool(&self.connector, &self.bound, self.size) else { return };
         let found = self.current.compare_and_swap(generation, Arc::new(Generation::new(pool)));
         // Several find out at the same moment; the first one has left.
         if Arc::ptr_eq(&found, generation) {
@@ -438,12 +446,56 @@ fn replace_silent(pings: Vec<Ping>) {
     }
 }
 
-fn pool(connector: &Connector, size: usize) -> Result<Pool, StartError> {
+/// How long the server goes on with a statement: as long as an attempt has, by the policy of the moment, and a little more.
+struct StatementBound {
+    now_ms: Arc<AtomicU64>,
+    /// When it was last changed, as far as it was since the start.
+    changed: ArcSwapOption<std::time::Instant>,
+}
+
+impl StatementBound {
+    fn new(per_try_ms: u64) -> Self {
+        let now_ms = Arc::new(AtomicU64::new(settings::statement_ms(per_try_ms)));
+        Self { now_ms, changed: ArcSwapOption::empty() }
+    }
+
+    /// Follows the policy.
+    fn follow(&self, per_try_ms: u64) {
+        let wanted = settings::statement_ms(per_try_ms);
+        if self.now_ms.load(Ordering::Acquire) != wanted && self.now_ms.swap(wanted, Ordering::AcqRel) != wanted {
+            self.changed.store(Some(Arc::new(std::time::Instant::now())));
+        }
+    }
+
+    /// The new bound, for a connection that was opened or last given out before it was changed.
+    fn news(&self, metrics: &Metrics) -> Option<u64> {
+        let changed = self.changed.load();
+        let last = metrics.recycled.unwrap_or(metrics.created);
+        changed.as_ref().filter(|changed| last < ***changed).map(|_| self.now_ms.load(Ordering::Acquire))
+    }
+}
+
+fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Result<Pool, StartError> {
     // Fast on purpose: no call pays for a ping. A connection that hangs costs one attempt and is replaced.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
+    let builder = Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
         .max_size(size)
-        .runtime(deadpool_postgres::Runtime::Tokio1)
-        .build()
-        .map_err(|error| StartError::Setting(format!("no pool: {error}")))
+        .runtime(deadpool_postgres::Runtime::Tokio1);
+    let builder = if connector.sessions() == Sessions::Own {
+        let bound = Arc::clone(bound);
+        builder.pre_recycle(Hook::async_fn(move |client, metrics| {
+            let news = bound.news(metrics);
+            Box::pin(async move {
+                if let Some(statement_ms) = news {
+                    let change = format!("SET statement_timeout = {statement_ms}");
+                    client.batch_execute(&change).await.map_err(HookError::Backend)?;
+                }
+                Ok(())
+            })
+        }))
+    } else {
+        // A setting of a session would be somebody else's, too.
+        builder
+    };
+    builder.build().map_err(|error| StartError::Setting(format!("no pool: {error}")))
 }
