@@ -373,22 +373,20 @@ pub async fn consistency(
     most: i64,
     time: Duration,
 ) -> Result<Consistency, DatabaseError> {
-    let bound = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", time.as_millis().max(1));
-    connection.batch_execute(&bound).await?;
-    let found = compare(&connection, position, suspects, most).await;
-    connection.batch_execute(if found.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
-    Ok(found?)
-}
-
-async fn compare(
-    connection: &Connection,
-    position: &Position,
-    suspects: &[Uuid],
-    most: i64,
-) -> Result<Consistency, tokio_postgres::Error> {
     let consistency = connection.prepare_cached(CONSISTENCY).await?;
+    let bound = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", time.as_millis().max(1));
     let values: [&(dyn ToSql + Sync); 4] = [&position.since, &most, &position.behind, &suspects];
-    let row = connection.query_one(&consistency, &values).await?;
+    // Sent together, in this order, so that the connection is in use for no longer than it takes. After a failure, the end
+    // of the transaction undoes it.
+    let (began, row, ended) = tokio::join!(
+        biased;
+        connection.batch_execute(&bound),
+        connection.query_one(&consistency, &values),
+        connection.batch_execute("COMMIT"),
+    );
+    began?;
+    let row = row?;
+    ended?;
     // Behind the last one, it begins again with the first.
     let behind = row.try_get::<_, Option<Uuid>>(2)?.unwrap_or_default();
     Ok(Consistency {
