@@ -21,13 +21,14 @@ const BUY: &str = "
     )
     SELECT status, amount_cents FROM bought";
 
-/// Waits for the transaction that is changing it: it must not be told as over while it is being bought.
+/// Waits for the transaction that is changing it: it must not be told as over while it is being bought. The lock is written
+/// down, so its commit waits for the disk and the replicas: a purchase that nobody has heard of is told only then.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
            CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
     FROM bookings WHERE id = $1 FOR SHARE";
 
-/// It need not wait for the disk while the event's row is locked: what a crash takes away runs out by itself.
+/// Its commit does not wait for the disk while the event's row is locked; [`give_back`] does, before it answers.
 const GIVE_BACK: &str = "
     WITH ended AS (
         UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
@@ -36,7 +37,8 @@ const GIVE_BACK: &str = "
     UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id
     RETURNING set_config('synchronous_commit', 'off', true)";
 
-/// Ends reservations that ran out, some at a time, so that no event is locked for long, and not while the disk writes.
+/// Ends reservations that ran out, some at a time, so that no event is locked for long, and not while the disk writes: what
+/// a crash takes away runs out again.
 const EXPIRE: &str = "
     WITH due AS (
         SELECT id FROM bookings WHERE status = 'Held' AND held_until <= now()
@@ -99,7 +101,13 @@ pub async fn buy(
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
 /// none.
 pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String>, DatabaseError> {
-    connection.execute(&connection.prepare_cached(GIVE_BACK).await?, &[&id]).await?;
+    let give_back = connection.prepare_cached(GIVE_BACK).await?;
+    let values: [&(dyn ToSql + Sync); 1] = [&id];
+    // Sent together, in this order.
+    let (given, flushed) =
+        tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
+    given?;
+    flushed?;
     let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
     let row = connection.query_opt(&status, &[&id]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)

@@ -1,8 +1,9 @@
 //! The SQL of booking. One transaction per attempt.
 //!
 //! Seats are taken by a decrement under the condition that enough are left. Such decrements and the increments of seats
-//! that are given back commute, so nobody has to compare versions: who waits for the event's row goes on from what the one
-//! before left. With a comparison, all but one of those who want a hot event would lose, and lose again after a pause.
+//! that are given back commute, so nobody has to compare versions: a statement that waits for the event's row goes on from
+//! what the one before left. With a comparison, all but one of those who want a hot event would lose, and lose again after
+//! a pause.
 //! `version` still counts every change: pods of version 0.1 compare it.
 //!
 //! Seats and booking change in one statement: a connection that hangs between two of them would hold the event's row
@@ -10,9 +11,15 @@
 //! carry the same idempotency key.
 //!
 //! The event's row is locked for no longer than that statement takes, and not while the disk writes: its commit does not
-//! wait for the disk (`synchronous_commit` off), and a second one, which locks nothing, does. Nobody is told of a booking
-//! before that one is over, and all who wait for the disk share its writes. What a crash takes away in between, nobody has
-//! heard of; a later booking is never there without an earlier one.
+//! wait for the disk (`synchronous_commit` off), and a second one, which locks nothing, does ([`FLUSH`]). No answer of this
+//! version says that a booking is confirmed, held or cancelled before such a second commit is over, and all who wait for
+//! the disk share its writes: that goes for the request that changed it, for a repeated one that finds it changed, and for
+//! one that only reads it. `PaymentPending` promises nothing, so reading it does not wait. What a crash takes away in
+//! between, nobody has heard of; a later booking is never there without an earlier one.
+//!
+//! Two gaps are left. During a roll-out, a pod of version 0.1 that is asked for a booking which another pod has made a
+//! moment ago answers without the second commit. And PostgreSQL reports success to a session whose wait for a synchronous
+//! replica an administrator cancels.
 
 use super::order::Order;
 use crate::database::{Connection, DatabaseError, Sample};
@@ -40,7 +47,7 @@ const LOOK: &str = "
 /// What every booking begins with, for no event and no booking.
 pub const SAMPLE: Sample = Sample { statement: LOOK, values: &[&Uuid::nil(), &"", &None::<&str>] };
 
-/// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
+/// Takes the seats and books them, if enough are left. What is to be paid for waits for its payment;
 /// the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
 const TAKE: &str = "
     WITH taken AS (
@@ -63,9 +70,9 @@ const TAKE: &str = "
     )
     SELECT status, amount_cents, set_config('synchronous_commit', 'off', true) FROM booked";
 
-/// Waits until all that was committed before is on the disk, and on the replicas that the server waits for. It says
-/// something to nobody: only a transaction that has written something waits.
-const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'ticketing', '')";
+/// Waits until all that was committed before is on the disk, and on the replicas that the server waits for. The message
+/// has no reader: only a transaction that has written something waits.
+pub(super) const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'ticketing', '')";
 
 /// Claims bookings of which the payment is open. The next try comes later each time, up to a minute.
 const DUE: &str = "
@@ -88,7 +95,7 @@ const CONFIRM: &str = "
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
 /// Gives the seats back, unless somebody else has asked payment since. Where nobody has said no, the key may be used for
-/// another try. It need not wait for the disk: what a crash takes away is done again.
+/// another try. Its commit does not wait for the disk while the event's row is locked; [`cancel`] does, before it answers.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
@@ -104,27 +111,22 @@ const FIND: &str = "
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
-/// Events whose figures do not add up, and holds that ran out more than a minute ago. Only some events are looked at, `$2`
-/// of each kind at most: those that were changed since the snapshot that was the oldest one at `$1`, by whoever and however;
-/// the next ones behind `$3`, in turn; and `$4`, which did not add up before.
-const CONSISTENCY: &str = "
-    WITH changed AS (
-        SELECT id FROM events WHERE age(xmin) <= age($1::text::xid8::xid) LIMIT $2
-    ), in_turn AS (
-        SELECT id FROM events WHERE id > $3 ORDER BY id LIMIT $2
-    ), looked_at AS (
-        SELECT id FROM changed UNION SELECT id FROM in_turn UNION SELECT unnest($4::uuid[])
-    ), wrong AS (
-        SELECT e.id FROM events e JOIN looked_at USING (id)
-        WHERE e.capacity <> e.available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
-                                           WHERE b.event_id = e.id AND b.status <> 'Cancelled')
-    )
-    SELECT (SELECT array_agg(id) FROM wrong),
-           (SELECT count(*) FROM looked_at),
-           (SELECT id FROM in_turn ORDER BY id DESC LIMIT 1),
-           pg_snapshot_xmin(pg_current_snapshot())::text,
-           (SELECT count(*) FROM bookings
-            WHERE status = 'Held' AND held_until < now() - interval '1 minute')";
+/// Holds that ran out more than a minute ago, and what to compare next: up to `$2` events that were
+/// changed since the snapshot that was the oldest one at `$1`, whatever changed them, the latest change first; and the next
+/// `$4` behind `$3`, in turn. The age of a row that was not touched for two billion transactions is negative.
+const OVERVIEW: &str = "
+    SELECT (SELECT count(*) FROM bookings WHERE status = 'Held' AND held_until < now() - interval '1 minute'),
+           ARRAY(SELECT id FROM events WHERE age(xmin) BETWEEN 0 AND age($1::text::xid8::xid)
+                 ORDER BY age(xmin) LIMIT $2),
+           ARRAY(SELECT id FROM events WHERE id > $3 ORDER BY id LIMIT $4),
+           pg_snapshot_xmin(pg_current_snapshot())::text";
+
+/// Those of the events whose free and sold seats are not their capacity.
+const COMPARE: &str = "
+    SELECT id FROM events e
+    WHERE id = ANY($1::uuid[])
+      AND capacity <> available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
+                                   WHERE b.event_id = e.id AND b.status <> 'Cancelled')";
 
 /// Why an attempt to book gave no booking.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +235,7 @@ pub async fn take(
         // One of our own attempts may have been committed without our knowing.
         let before = id != order.booking_id;
         let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
-        // Whoever made it may be waiting for the disk still.
+        // The request that made it may be waiting for the disk still.
         connection.batch_execute(FLUSH).await?;
         return Ok(Booked { id, status, cancel_reason, amount_cents, before });
     }
@@ -320,16 +322,24 @@ pub async fn settle_soon(connection: Connection, booking: Uuid) -> Result<u64, D
 /// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
 pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, DatabaseError> {
     let confirm = connection.prepare_cached(CONFIRM).await?;
-    connection.execute(&confirm, &[&booking]).await?;
+    if connection.execute(&confirm, &[&booking]).await? == 0 {
+        // An attempt before this one may be waiting for the disk or a replica still.
+        connection.batch_execute(FLUSH).await?;
+    }
     status(&connection, booking).await
 }
 
 /// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
 /// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. The
-/// answer is how it stands then.
+/// answer is how it stands then, and stays so after a crash: the buyer is told that nothing will be charged.
 pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: i32) -> Result<String, DatabaseError> {
     let cancel = connection.prepare_cached(CANCEL).await?;
-    connection.execute(&cancel, &[&booking, &reason, &tries]).await?;
+    let values: [&(dyn ToSql + Sync); 3] = [&booking, &reason, &tries];
+    // Sent together, in this order.
+    let (cancelled, flushed) =
+        tokio::join!(biased; connection.execute(&cancel, &values), connection.batch_execute(FLUSH));
+    cancelled?;
+    flushed?;
     status(&connection, booking).await
 }
 
@@ -338,9 +348,14 @@ async fn status(connection: &Connection, booking: Uuid) -> Result<String, Databa
     Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
+/// Finds a booking. The answer stays true after a crash.
 pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, DatabaseError> {
     let find = connection.prepare_cached(FIND).await?;
     let Some(row) = connection.query_opt(&find, &[&id]).await? else { return Ok(None) };
+    if row.try_get::<_, &str>(4)? != "PaymentPending" {
+        // The request that made it so may be waiting for the disk still, and may yet be told otherwise.
+        connection.batch_execute(FLUSH).await?;
+    }
     Ok(Some(Booking {
         id: row.try_get(0)?,
         event_id: row.try_get(1)?,
@@ -361,65 +376,72 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
     rows.iter().map(event).collect()
 }
 
-/// Figures of the check booking-consistency.
+/// What there is to compare, and how many holds have run out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Consistency {
-    /// Events of which sold and free seats are not their capacity.
-    pub wrong_events: Vec<Uuid>,
+pub struct Overview {
     /// Holds that ran out and still keep their seats.
     pub expired_holds: i64,
-    /// Events that were looked at.
-    pub looked_at: i64,
-    /// From where the next look goes on.
-    pub next: Position,
+    /// Events that were changed since the overview before, the latest change first.
+    pub changed: Vec<Uuid>,
+    /// The next events in turn, by their ids.
+    pub in_turn: Vec<Uuid>,
+    /// Transaction id of the server from which on this overview knows nothing of changes.
+    pub since: Option<String>,
 }
 
-/// How far the looks at the events are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// Transaction id of the server from which on nothing is known of changes. At first, nothing counts as changed.
-    since: Option<String>,
-    /// The last event that was looked at in turn.
-    behind: Uuid,
+/// What an overview lists.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// `since` of the overview before; absent at first, when nothing counts as changed.
+    pub since: Option<&'a str>,
+    /// Changed events at most.
+    pub changed: i64,
+    /// The last event that had its turn.
+    pub behind: Uuid,
+    /// Events in turn at most.
+    pub in_turn: i64,
 }
 
-impl Default for Position {
-    fn default() -> Self {
-        Self { since: None, behind: Uuid::nil() }
-    }
+/// Looks what there is to compare. The server gives it up after `time`.
+pub async fn overview(connection: &Connection, wanted: Wanted<'_>, time: Duration) -> Result<Overview, DatabaseError> {
+    let Wanted { since, changed, behind, in_turn } = wanted;
+    let rows = bounded(connection, OVERVIEW, &[&since, &changed, &behind, &in_turn], time).await?;
+    let Some(row) = rows.first() else { return Err(DatabaseError::Pool("an overview without a row".to_owned())) };
+    Ok(Overview {
+        expired_holds: row.try_get(0)?,
+        changed: row.try_get(1)?,
+        in_turn: row.try_get(2)?,
+        since: row.try_get(3)?,
+    })
 }
 
-/// Compares seats with bookings for up to `most` events that were changed, as many others in turn, and these ones, in one
-/// snapshot. The server gives it up after `time`: it must not disturb those who buy.
-pub async fn consistency(
-    connection: Connection,
-    position: &Position,
-    suspects: &[Uuid],
-    most: i64,
+/// Compares seats with bookings, each event in one snapshot; the answer is which events do not add up. The server gives it
+/// up after `time`: it must not disturb those who buy.
+pub async fn compare(connection: &Connection, events: &[Uuid], time: Duration) -> Result<Vec<Uuid>, DatabaseError> {
+    bounded(connection, COMPARE, &[&events], time).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Reads with a bound of its own.
+async fn bounded(
+    connection: &Connection,
+    query: &str,
+    values: &[&(dyn ToSql + Sync)],
     time: Duration,
-) -> Result<Consistency, DatabaseError> {
-    let consistency = connection.prepare_cached(CONSISTENCY).await?;
+) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
+    let query = connection.prepare_cached(query).await?;
     let bound = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", time.as_millis().max(1));
-    let values: [&(dyn ToSql + Sync); 4] = [&position.since, &most, &position.behind, &suspects];
     // Sent together, in this order, so that the connection is in use for no longer than it takes. After a failure, the end
     // of the transaction undoes it.
-    let (began, row, ended) = tokio::join!(
+    let (began, rows, ended) = tokio::join!(
         biased;
         connection.batch_execute(&bound),
-        connection.query_one(&consistency, &values),
+        connection.query(&query, values),
         connection.batch_execute("COMMIT"),
     );
     began?;
-    let row = row?;
+    let rows = rows?;
     ended?;
-    // Behind the last one, it begins again with the first.
-    let behind = row.try_get::<_, Option<Uuid>>(2)?.unwrap_or_default();
-    Ok(Consistency {
-        wrong_events: row.try_get::<_, Option<Vec<Uuid>>>(0)?.unwrap_or_default(),
-        looked_at: row.try_get(1)?,
-        next: Position { since: row.try_get(3)?, behind },
-        expired_holds: row.try_get(4)?,
-    })
+    Ok(rows)
 }
 
 /// Statements that are made for each order, or all the time.
@@ -432,5 +454,6 @@ pub const HOT: &[(&str, &str)] = &[
     ("cancel", CANCEL),
     ("find", FIND),
     ("events", EVENTS),
-    ("consistency", CONSISTENCY),
+    ("overview", OVERVIEW),
+    ("compare", COMPARE),
 ];

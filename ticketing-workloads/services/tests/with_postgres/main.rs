@@ -4,6 +4,7 @@
 mod abandoned;
 mod booking;
 mod catalog;
+mod durability;
 mod failover;
 mod gateway;
 mod hot_event;

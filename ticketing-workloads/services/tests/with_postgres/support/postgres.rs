@@ -76,6 +76,36 @@ impl Postgres {
         tokio::task::spawn_blocking(move || server.restart_as_replica()).await.unwrap();
     }
 
+    /// Has every commit wait for a replica that is not there, or for none again. Only for a server of the test's own.
+    pub async fn wait_for_replica(&self, waits: bool) {
+        let names = if waits { "not_there" } else { "" };
+        let client = self.connect().await;
+        client.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        // New sessions and the process that tells the others have to have read it.
+        super::eventually("the server has read its configuration", async || {
+            let client = self.connect().await;
+            let write = client.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')");
+            let is_done = tokio::time::timeout(Duration::from_millis(200), write).await.is_ok();
+            (is_done != waits).then_some(())
+        })
+        .await;
+    }
+
+    /// Keeps the server from writing to its disk what no commit waits for.
+    pub async fn hold_background_writes(&self) -> Stopped {
+        let query = "SELECT pid FROM pg_stat_activity WHERE backend_type IN
+                     ('walwriter', 'background writer', 'checkpointer', 'autovacuum launcher')";
+        let rows = self.connect().await.query(query, &[]).await.unwrap();
+        Stopped::new(&rows.iter().map(|row| row.get(0)).collect::<Vec<_>>())
+    }
+
+    /// Stops the server at once, as a crash does, and starts it again. Only for one of the test's own.
+    pub async fn crash(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.crash()).await.unwrap();
+    }
+
     /// Stops the whole server: it takes connections, and answers none. Only for one of the test's own.
     pub async fn hang(&self) -> Stopped {
         let query = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
@@ -262,6 +292,16 @@ impl Server {
         signal("INT", &[process.id().cast_signed()]);
         process.wait().unwrap();
         fs::write(self.directory.path().join("data/standby.signal"), "").unwrap();
+        *process = run(self.directory.path(), self.port);
+        drop(process);
+        self.wait_until_it_answers();
+    }
+
+    fn crash(&self) {
+        let mut process = self.process.lock().unwrap();
+        // SIGQUIT: without a checkpoint; what is only in its memory is lost.
+        signal("QUIT", &[process.id().cast_signed()]);
+        process.wait().unwrap();
         *process = run(self.directory.path(), self.port);
         drop(process);
         self.wait_until_it_answers();
