@@ -1,8 +1,9 @@
 //! What is old and done is deleted, some rows at a time, so that tables and their indexes do not grow for ever.
 //!
-//! Every pod does it; what one has another passes over.
+//! Every pod does it; rows that one pod has locked the others pass over.
 
 use crate::database::{Connection, Database, DatabaseError};
+use crate::schema::Schema;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,10 +13,10 @@ use std::time::Duration;
 
 /// Rows that one statement deletes: few enough that nobody waits for it.
 const AT_ONCE: i64 = 500;
-/// Time between two statements, for those who have something better to do.
+/// Time between two statements, for the calls of buyers.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Time from the last one until somebody looks again.
-const LOOK: Duration = Duration::from_secs(600);
+/// Time from the last one until the next round, or until it is tried again after a failure.
+const ROUND: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhatLabel {
@@ -32,8 +33,9 @@ pub struct Rule {
     pub sql: &'static str,
 }
 
-/// Deletes what is older than `days`, for as long as it is polled; 0 days: never.
-pub async fn run(database: Arc<Database>, resilience: Arc<Resilience>, rule: Rule, days: u32) {
+/// Deletes what is older than `days`, for as long as it is polled; 0 days: never. It begins when the schema is up to date:
+/// without the indexes of its last step, each statement would read whole tables.
+pub async fn run(database: Arc<Database>, resilience: Arc<Resilience>, schema: Schema, rule: Rule, days: u32) {
     let deleted = Family::<WhatLabel, Counter>::default();
     resilience.metrics().register(|registry| {
         registry.register("retention_deleted", "Rows that were deleted because they were old", deleted.clone());
@@ -41,6 +43,7 @@ pub async fn run(database: Arc<Database>, resilience: Arc<Resilience>, rule: Rul
     if days == 0 {
         return;
     }
+    schema.is_up_to_date().await;
     loop {
         match database.call(|connection| delete(connection, rule, days)).await {
             Ok(count) => {
@@ -49,11 +52,11 @@ pub async fn run(database: Arc<Database>, resilience: Arc<Resilience>, rule: Rul
                     tracing::info!(what = rule.what, count, days, "deleted old rows");
                 }
                 let is_all = i64::try_from(count).is_ok_and(|count| count < AT_ONCE);
-                tokio::time::sleep(if is_all { LOOK } else { PAUSE }).await;
+                tokio::time::sleep(if is_all { ROUND } else { PAUSE }).await;
             }
             Err(error) => {
                 tracing::warn!(what = rule.what, %error, "failed to delete old rows; trying again later");
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(ROUND).await;
             }
         }
     }

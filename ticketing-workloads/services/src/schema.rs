@@ -5,9 +5,13 @@ use crate::database::migrations::{self, Migration, Progress, State};
 use crate::{booking, catalog, notification, payment};
 use contract::CheckStatus;
 use resilience::{Check, CheckOutcome, Dependency};
+use std::time::Duration;
 
 /// What the steps are recorded under.
 const OWNER: &str = "booking";
+
+/// Time between two looks whether the schema is up to date.
+const POLL: Duration = Duration::from_millis(500);
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -38,6 +42,13 @@ impl Schema {
         migrations::run_until_done(connector, OWNER, MIGRATIONS, self.0).await;
         // Calls that came before may have opened the circuit; what they lacked is there now.
         dependency.end_break();
+    }
+
+    /// Waits until it is up to date, if ever.
+    pub async fn is_up_to_date(&self) {
+        while !matches!(self.0.state(), State::Done(_)) {
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// `schema`: whether the tables are as the service needs them. A schema that cannot be created is unhealthy, with the

@@ -116,8 +116,13 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
     let schema = Schema::default();
     let migration = schema.clone().bring_up_to_date(connector, dependency);
-    let retention =
-        retention::run(Arc::clone(&database), Arc::clone(&resilience), holds::RETENTION, settings.keep_cancelled_days);
+    let retention = retention::run(
+        Arc::clone(&database),
+        Arc::clone(&resilience),
+        schema.clone(),
+        holds::RETENTION,
+        settings.keep_cancelled_days,
+    );
     let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry), Box::pin(retention)];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {

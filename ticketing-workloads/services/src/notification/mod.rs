@@ -103,9 +103,10 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let keep_days = mailer_settings.keep_sent_days;
-    let retention = retention::run(Arc::clone(&database), Arc::clone(&resilience), outbox::RETENTION, keep_days);
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);
     let schema = Schema::default();
+    let retention =
+        retention::run(Arc::clone(&database), Arc::clone(&resilience), schema.clone(), outbox::RETENTION, keep_days);
     let migration = schema.clone().bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],

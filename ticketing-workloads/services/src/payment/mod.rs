@@ -53,9 +53,9 @@ pub struct Settings {
     /// found there: from then on, a charge that is not found was never made.
     #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub absent_after_seconds: u64,
-    /// Days after which payments are deleted whose outcome is known; 0: never. Far longer than providers remember keys, and
-    /// as long as the law asks for.
-    #[arg(long, env = "KEEP_PAYMENTS_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(..=36_500))]
+    /// Days after which payments are deleted whose outcome is known; 0: never. Not fewer than providers remember keys and
+    /// the law asks for.
+    #[arg(long, env = "KEEP_PAYMENTS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=36_500))]
     pub keep_payments_days: u32,
 }
 
@@ -125,8 +125,13 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
     let schema = Schema::default();
-    let retention =
-        retention::run(Arc::clone(&database), Arc::clone(&resilience), ledger::RETENTION, keep_payments_days);
+    let retention = retention::run(
+        Arc::clone(&database),
+        Arc::clone(&resilience),
+        schema.clone(),
+        ledger::RETENTION,
+        keep_payments_days,
+    );
     let migration = schema.clone().bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],

@@ -43,7 +43,8 @@ async fn what_is_old_and_done_is_deleted_and_nothing_else() {
     let (mails, providers) = (Mails::start(), Providers::start());
     let booking = App::booking_with(&postgres, &[]).await;
     let notification = App::notification(&postgres, &mails).await;
-    let payment = App::payment(&postgres, &providers).await;
+    let untouched = App::payment(&postgres, &providers).await;
+    let payment = App::payment_over(&postgres.url(), &[("--keep-payments-days", "400")], &postgres, &providers).await;
     let bookings = "SELECT user_id FROM bookings ORDER BY 1";
     let expected = ["new expired", "old confirmed", "old declined", "old pending"];
     eventually("old reservations are gone", async || (names(&postgres, bookings).await == expected).then_some(()))
@@ -55,6 +56,8 @@ async fn what_is_old_and_done_is_deleted_and_nothing_else() {
         "SELECT COALESCE(b.user_id, p.key) FROM payments p LEFT JOIN bookings b ON b.id::text = p.key ORDER BY 1";
     let expected = ["in doubt", "new", "old pending"];
     eventually("old payments are gone", async || (names(&postgres, payments).await == expected).then_some(())).await;
+    let metrics = untouched.get("/metrics").await.text().await.unwrap();
+    assert!(!metrics.contains("retention_deleted_total{"), "payments are kept unless somebody says how long");
     for (app, what) in [(&booking, "cancelled reservations"), (&notification, "sent mails"), (&payment, "payments")] {
         eventually("it is counted", async || {
             let metrics = app.get("/metrics").await.text().await.unwrap();
