@@ -105,8 +105,9 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
     let pool_size = settings.database.database_pool_size;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, Some(seats::SAMPLE))?);
+    let database = Arc::new(Database::new(connector, pool_size, dependency, Some(seats::SAMPLE))?);
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
@@ -115,7 +116,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
     let schema = Schema::default();
-    let migration = schema.clone().bring_up_to_date(connector, dependency);
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(
         Arc::clone(&database),
         Arc::clone(&resilience),

@@ -51,11 +51,12 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
     let schema = Schema::default();
-    let migration = schema.clone().bring_up_to_date(connector, dependency);
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

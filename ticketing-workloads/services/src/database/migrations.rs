@@ -1,22 +1,25 @@
 //! Versioned migrations, in steps that pods of the version before survive while they run.
 //!
 //! - One pod at a time migrates. It holds an advisory lock in a transaction that does nothing else, so no pod waits in a
-//!   statement for another: a statement that waits would itself hold up an index that is built `CONCURRENTLY`.
-//! - Each step is a transaction of its own, so half a step never stays and what is done is not begun again. Nobody gives a
-//!   step up for its length.
-//! - A step waits for a lock for less time than a booking does. Whoever queues behind it meanwhile does not notice, and
+//!   statement for another: a statement that waits would itself hold up an index that is built `CONCURRENTLY`, and so would
+//!   one that is made in that transaction. The server ends the transaction of a pod that is not heard of.
+//! - Each step is a transaction of its own, so half a step never stays and what is done is not begun again. No step is
+//!   given up for its length. In a new database, steps are done together.
+//! - A step waits for a lock for less time than a booking does. Buyers who queue behind it meanwhile do not notice, and
 //!   the step lets them pass before it tries again.
-//! - A step that builds indexes `CONCURRENTLY` takes no lock that anybody meets.
+//! - A step that builds indexes `CONCURRENTLY` takes no lock that a booking meets, and may wait for as long as it takes. So
+//!   its session must have no bounds; behind a pooler that is for the role to say, or for an address of the server itself.
 //!
-//! All of it works through PgBouncer in transaction mode: nothing is kept in a session.
+//! All else works through PgBouncer in transaction mode: nothing is kept in a session.
 
 use super::connector::Driver;
+use super::settings::Sessions;
 use super::{Connector, DatabaseError};
 use arc_swap::ArcSwap;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
@@ -29,6 +32,8 @@ const STEP_LOCK: i64 = 0x7469_636b_6574_7776;
 const POD_LOCK: i64 = 0x7469_636b_6574_776d;
 /// Time to open a connection.
 const OPEN_TIME: Duration = Duration::from_secs(10);
+/// Time after which the pod that migrates is not heard of any more, and another one may: it asks several times in between.
+const TURN_BOUND: &str = "20s";
 /// Time between two looks whether the pod that migrates is done, or a lock is free.
 const POLL: Duration = Duration::from_millis(500);
 /// Time between two looks at what holds up a step that was just begun: several, while it waits for a lock.
@@ -42,6 +47,7 @@ const SAY_TIME: Duration = Duration::from_secs(10);
 const STEP_BOUNDS: &str = "
     SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = 0;
     SET LOCAL idle_in_transaction_session_timeout = '10s';
+    SET LOCAL tcp_keepalives_idle = 10; SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 3;
     SELECT set_config(name, '1s', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
 /// What is recorded.
@@ -89,20 +95,18 @@ pub enum MigrationError {
     /// The server could not be reached.
     #[error("{0}")]
     Unreached(String),
-    /// It refused a statement.
+    /// The server refused a statement of this step.
     #[error("{step} failed: {source}{}", hint(.source))]
-    Step {
-        /// The step.
-        step: String,
-        /// Its words.
-        source: DatabaseError,
-    },
-    /// It did not answer any more.
+    Step { step: String, source: DatabaseError },
+    /// The server did not answer any more during this step.
     #[error("{step}: the server did not answer for {} s", SAY_TIME.as_secs())]
-    Silent {
-        /// The step.
-        step: String,
-    },
+    Silent { step: String },
+    /// Behind a pooler, the bounds of a session cannot be lifted for this step.
+    #[error(
+        "{step} builds indexes, for which the role has too little time behind a pooler (lock_timeout, statement_timeout): \
+         set DATABASE_MIGRATION_URL to the address of the server itself"
+    )]
+    Bounded { step: String },
 }
 
 /// What to do about an error that comes again until somebody does something.
@@ -210,7 +214,7 @@ pub async fn run(
     if missing().await?.is_empty() {
         return Ok(0);
     }
-    let turn = Session::open(connector).await?;
+    let (turn, watcher) = (Session::open(connector).await?, Session::open(connector).await?);
     while !turn.takes_its_turn().await.map_err(looking)? {
         progress.under_way("another pod is migrating the schema", "another pod");
         tokio::time::sleep(POLL).await;
@@ -229,23 +233,36 @@ pub async fn run(
             1
         };
         let (some, others) = rest.split_at(together);
-        step(&session, &turn, service, some, progress).await?;
+        step(&session, &turn, &watcher, service, some, progress).await?;
         rest = others;
     }
     Ok(missing.len())
 }
 
 /// Does one step, or several together, however long it takes and however often it has to begin again because a lock was not
-/// free.
+/// free. `turn` is the session whose transaction says that this pod migrates.
 async fn step(
     session: &Session,
     turn: &Session,
+    watcher: &Session,
     service: &str,
     migrations: &[Migration],
     progress: &Progress,
 ) -> Result<(), MigrationError> {
-    let (began, at) = (Instant::now(), AtomicUsize::new(0));
-    let words = || migrations.get(at.load(Ordering::Relaxed)).map_or_else(String::new, Migration::in_words);
+    let (began, under_way) = (Instant::now(), UnderWay::default());
+    let words = || migrations.get(under_way.step()).map_or_else(String::new, Migration::in_words);
+    let failed = |source| MigrationError::Step { step: words(), source };
+    // The pod is there still; and who holds up the step, if anybody does.
+    let look = async || {
+        let said = async {
+            turn.keep_turn().await?;
+            watcher.blockers(under_way.pid()).await
+        };
+        match tokio::time::timeout(SAY_TIME, said).await {
+            Ok(said) => said.map_err(failed),
+            Err(_) => Err(MigrationError::Silent { step: words() }),
+        }
+    };
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(POLL)
         .with_max_delay(Duration::from_secs(5))
@@ -255,12 +272,10 @@ async fn step(
     let mut tries = 0_u32;
     loop {
         tries += 1;
-        let failed = |source| MigrationError::Step { step: words(), source };
-        let pid = session.pid().await.map_err(failed)?;
         let attempt = async {
             match migrations {
-                [one] if one.online().is_some() => session.build(service, one).await,
-                several => session.change(service, several, &at).await,
+                [one] if one.online().is_some() => session.build(service, one, &under_way).await,
+                several => session.change(service, several, &under_way).await,
             }
         };
         let mut attempt = std::pin::pin!(attempt);
@@ -270,46 +285,74 @@ async fn step(
                 done = &mut attempt => break done,
                 () = tokio::time::sleep(if tried.elapsed() < SAY_AFTER { LOOK } else { SAY_AFTER }) => {}
             }
-            let said = tokio::time::timeout(SAY_TIME, turn.blockers(&pid)).await;
-            let Ok(said) = said else { return Err(MigrationError::Silent { step: words() }) };
-            blocker = said.map_err(failed)?.or(blocker);
+            blocker = look().await?.or(blocker);
             if began.elapsed() >= SAY_AFTER {
                 let waits = blocker.as_ref().map_or_else(String::new, |who| format!("; it waits for {who}"));
                 let message = format!("{} has been under way for {} s{waits}", words(), began.elapsed().as_secs());
                 progress.under_way(&message, &words());
             }
         };
-        match done {
+        let waits_for = match done {
             Ok(Done::Yes) => {
                 for Migration { version, name, .. } in migrations {
                     tracing::info!(step = version, name, tries, "schema migrated");
                 }
                 return Ok(());
             }
-            Ok(Done::LockedByOldPod) => {}
-            Err(error) if error.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
+            Ok(Done::Bounded) => return Err(MigrationError::Bounded { step: words() }),
+            Ok(Done::Elsewhere) => "another session, which builds the same index or vacuums its table".to_owned(),
+            Ok(Done::LockedByOldPod) => "a pod of version 0.1, which looks whether it has something to do".to_owned(),
+            Err(error) if error.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                format!("a lock, held by {}", blocker.unwrap_or_else(|| "a session that is gone by now".to_owned()))
+            }
             Err(source) => return Err(failed(source)),
-        }
-        let by = blocker.unwrap_or_else(|| "somebody who is gone by now".to_owned());
+        };
         let message = format!(
-            "{} waits for a lock, held by {by}; tried {tries} times in {} s, and lets others pass in between",
+            "{} waits for {waits_for}; tried {tries} times in {} s, and lets others pass in between",
             words(),
             began.elapsed().as_secs()
         );
         progress.under_way(&message, &words());
+        look().await?;
         tokio::time::sleep(pauses.next().unwrap_or(POLL)).await;
+        look().await?;
     }
 }
 
+/// What an attempt at some steps does at this moment.
+#[derive(Default)]
+struct UnderWay {
+    /// Which of the steps.
+    step: AtomicUsize,
+    /// Process id of the session that does it; 0 while there is no session that is certainly its own.
+    pid: AtomicI32,
+}
+
+impl UnderWay {
+    fn step(&self) -> usize {
+        self.step.load(Ordering::Relaxed)
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+}
+
+/// How an attempt ended that did not fail.
 enum Done {
     Yes,
     /// A pod of version 0.1 looks whether it has something to migrate.
     LockedByOldPod,
+    /// Another session builds the index, such as that of a pod that is gone.
+    Elsewhere,
+    /// The session is a pooler's, and has bounds that an index may need more than.
+    Bounded,
 }
 
 /// A connection of its own, with what drives it.
 struct Session {
     client: Client,
+    sessions: Sessions,
     _driver: AbortOnDrop,
 }
 
@@ -344,21 +387,27 @@ impl Session {
             .map_err(|_| unreached(DatabaseError::ConnectTimeout))?
             .map_err(|error| unreached(DatabaseError::Connect(error)))?;
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { client, _driver: AbortOnDrop(driver) })
+        Ok(Self { client, sessions: connector.sessions(), _driver: AbortOnDrop(driver) })
     }
 
     async fn ask(&self, statement: &str) -> Result<Vec<String>, DatabaseError> {
         Ok(first_columns(&self.client.simple_query(statement).await?))
     }
 
-    /// Whether the pod may migrate from now on, for as long as this session lives.
+    /// Whether the pod may migrate from now on, for as long as it keeps its turn.
     async fn takes_its_turn(&self) -> Result<bool, DatabaseError> {
-        self.client.batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{TURN_BOUND}'");
+        self.client.batch_execute(&begin).await?;
         let is_ours = self.ask(&format!("SELECT pg_try_advisory_xact_lock({POD_LOCK})")).await? == ["t"];
         if !is_ours {
             self.client.batch_execute("ROLLBACK").await?;
         }
         Ok(is_ours)
+    }
+
+    /// Says that the pod is there still. An empty statement has no snapshot, for which an index would wait.
+    async fn keep_turn(&self) -> Result<(), DatabaseError> {
+        Ok(self.client.batch_execute("").await?)
     }
 
     /// Steps that are done.
@@ -370,38 +419,51 @@ impl Session {
         Ok(self.ask(&query).await?.iter().filter_map(|version| version.parse().ok()).collect())
     }
 
-    async fn pid(&self) -> Result<String, DatabaseError> {
-        Ok(self.ask("SELECT pg_backend_pid()").await?.concat())
-    }
-
-    /// Who holds up the session with this process id, in words.
-    async fn blockers(&self, pid: &str) -> Result<Option<String>, DatabaseError> {
+    /// The session that holds up the one with this process id, in words; unknown for 0.
+    async fn blockers(&self, pid: i32) -> Result<Option<String>, DatabaseError> {
+        if pid == 0 {
+            return Ok(None);
+        }
         let query = format!(
             "SELECT format('process %s (%s, %s for %s s)', pid, COALESCE(NULLIF(application_name, ''), usename, 'unnamed'),
                            COALESCE(state, backend_type), COALESCE(floor(extract(epoch FROM now() - xact_start)), 0))
              FROM pg_stat_activity WHERE pid = ANY(pg_blocking_pids({pid})) LIMIT 3"
         );
-        // What was seen before in this transaction would be shown again.
-        self.client.simple_query("SELECT pg_stat_clear_snapshot()").await?;
         let who = self.ask(&query).await?.join(" and ");
         Ok(Some(who).filter(|who| !who.is_empty()))
     }
 
-    /// Does steps in a transaction, with their records; `at` is which of them is under way.
-    async fn change(&self, service: &str, migrations: &[Migration], at: &AtomicUsize) -> Result<Done, DatabaseError> {
+    /// Says which session is at work, to those who look what it waits for.
+    async fn tell_pid(&self, under_way: &UnderWay) -> Result<(), DatabaseError> {
+        let pid = self.ask("SELECT pg_backend_pid()").await?.concat();
+        under_way.pid.store(pid.parse().unwrap_or_default(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Does steps in a transaction, with their records.
+    async fn change(
+        &self,
+        service: &str,
+        migrations: &[Migration],
+        under_way: &UnderWay,
+    ) -> Result<Done, DatabaseError> {
         let all = async {
             if !self.begin().await? {
                 return Ok(Done::LockedByOldPod);
             }
+            self.tell_pid(under_way).await?;
             for (index, migration) in migrations.iter().enumerate() {
-                at.store(index, Ordering::Relaxed);
+                under_way.step.store(index, Ordering::Relaxed);
                 self.client.batch_execute(migration.sql).await?;
                 self.record(service, migration).await?;
             }
             self.client.batch_execute("COMMIT").await?;
             Ok(Done::Yes)
         };
-        self.or_roll_back(all.await).await
+        let done = all.await;
+        // Behind a pooler, the session may be somebody else's from now on.
+        under_way.pid.store(0, Ordering::Relaxed);
+        self.or_roll_back(done).await
     }
 
     /// Begins a transaction in which the schema may be changed, unless a pod of version 0.1 is about to.
@@ -436,20 +498,63 @@ impl Session {
         done
     }
 
+    /// Lifts the bounds of the session, or says that it has none.
+    async fn is_unbounded(&self) -> Result<bool, DatabaseError> {
+        if self.sessions == Sessions::Own {
+            // For this session alone, and whatever the role has: the waits for older transactions count, too.
+            self.client.batch_execute("SET lock_timeout = 0; SET statement_timeout = 0").await?;
+        }
+        let bounded =
+            "SELECT 1 FROM pg_settings WHERE name IN ('lock_timeout', 'statement_timeout') AND setting <> '0'";
+        Ok(self.ask(bounded).await?.is_empty())
+    }
+
+    /// Whether an index is valid; absent if there is none.
+    async fn is_valid(&self, index: &str) -> Result<Option<bool>, DatabaseError> {
+        let query = format!("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass({})", quoted(index));
+        Ok(self.ask(&query).await?.first().map(|valid| valid == "t"))
+    }
+
+    /// Whether another session has the lock on the index's table with which it is built.
+    async fn is_built_elsewhere(&self, index: &str) -> Result<bool, DatabaseError> {
+        let query = format!(
+            "SELECT 1 FROM pg_locks l JOIN pg_index i ON i.indrelid = l.relation
+             WHERE i.indexrelid = to_regclass({}) AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            quoted(index)
+        );
+        Ok(!self.ask(&query).await?.is_empty())
+    }
+
     /// Builds indexes beside everything else that goes on, and writes it down.
-    async fn build(&self, service: &str, migration: &Migration) -> Result<Done, DatabaseError> {
-        for statement in &migration.online().unwrap_or_default() {
-            if let Some(index) = index_of(statement) {
-                // One that was given up half built stays as an invalid one, which costs time and serves nobody.
-                let invalid = format!(
-                    "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass({}) AND NOT indisvalid",
-                    quoted(index)
-                );
-                if !self.ask(&invalid).await?.is_empty() {
+    async fn build(&self, service: &str, migration: &Migration, under_way: &UnderWay) -> Result<Done, DatabaseError> {
+        if !self.is_unbounded().await? {
+            return Ok(Done::Bounded);
+        }
+        if self.sessions == Sessions::Own {
+            self.tell_pid(under_way).await?;
+        }
+        let statements = migration.online().unwrap_or_default();
+        for statement in &statements {
+            if let Some(index) = index_of(statement)
+                && self.is_valid(index).await? == Some(false)
+            {
+                // The server may go on with it after its pod is gone.
+                if self.is_built_elsewhere(index).await? {
+                    return Ok(Done::Elsewhere);
+                }
+                // One that was given up half built costs time and serves nobody.
+                if self.is_valid(index).await? == Some(false) {
                     self.client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {index}")).await?;
                 }
             }
             self.client.batch_execute(statement).await?;
+        }
+        // `IF NOT EXISTS` passes over one that another session has begun meanwhile.
+        for index in statements.iter().filter_map(|statement| index_of(statement)) {
+            if self.is_valid(index).await? != Some(true) {
+                return Ok(Done::Elsewhere);
+            }
         }
         let written = async {
             if !self.begin().await? {

@@ -88,6 +88,10 @@ pub struct DatabaseSettings {
     /// for PgBouncer in transaction mode.
     #[arg(long, env = "DATABASE_POOLER", value_enum, default_value_t)]
     pub database_pooler: Sessions,
+    /// Address of the server itself for migrations, past a pooler and with a role that may change the schema; by default they
+    /// go the way that everything else goes. A password in it stands above all others.
+    #[arg(long, env = "DATABASE_MIGRATION_URL", hide_env_values = true)]
+    pub database_migration_url: Option<String>,
     /// Most connections in the pool.
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub database_pool_size: u16,
@@ -121,6 +125,19 @@ pub fn defaults() -> DependencySettings {
 }
 
 impl DatabaseSettings {
+    /// How migrations connect, under the same name.
+    pub fn migration_connector(&self, application: &str) -> Result<Connector, StartError> {
+        let Some(url) = self.database_migration_url.as_ref().filter(|url| !url.is_empty()) else {
+            return self.connector(application);
+        };
+        let mut direct = Self { database_url: Some(url.clone()), database_pooler: Sessions::Own, ..self.clone() };
+        let parsed = without(url, ["sslmode", "sslrootcert"], &mut [None, None]).parse::<Config>();
+        if parsed.is_ok_and(|config| config.get_password().is_some()) {
+            direct.database_password_file = None;
+        }
+        direct.connector(application)
+    }
+
     /// How to connect. `application` is how the connections call themselves in `pg_stat_activity`.
     pub fn connector(&self, application: &str) -> Result<Connector, StartError> {
         let file = self.database_password_file.as_ref().filter(|file| !file.is_empty());
@@ -233,6 +250,7 @@ mod tests {
             pgsslmode: None,
             pgsslrootcert: None,
             database_pooler: Sessions::Own,
+            database_migration_url: None,
             pgdatabase: "tickets".into(),
             database_pool_size: 8,
         }

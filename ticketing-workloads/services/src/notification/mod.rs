@@ -99,7 +99,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let keep_days = mailer_settings.keep_sent_days;
@@ -107,7 +108,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let schema = Schema::default();
     let retention =
         retention::run(Arc::clone(&database), Arc::clone(&resilience), schema.clone(), outbox::RETENTION, keep_days);
-    let migration = schema.clone().bring_up_to_date(connector, dependency);
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

@@ -115,7 +115,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let providers: [Arc<dyn ProviderClient>; 2] = [
         Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
@@ -132,7 +133,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         ledger::RETENTION,
         keep_payments_days,
     );
-    let migration = schema.clone().bring_up_to_date(connector, dependency);
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),

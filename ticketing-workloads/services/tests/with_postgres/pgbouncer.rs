@@ -8,7 +8,9 @@ use crate::support::providers::Providers;
 use contract::{CheckStatus, FlagsSettings};
 use futures::future::join_all;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 use ticketing_services::booking::cleanup;
+use ticketing_services::database::migrations::{self, Migration, Progress, State};
 
 const TRANSACTION: (&str, &str) = ("--database-pooler", "transaction");
 
@@ -81,4 +83,73 @@ async fn payments_and_events_go_through_pgbouncer_in_transaction_mode() {
         Some(payment.health().await.checks["database"].status).filter(|status| *status == CheckStatus::Healthy)
     })
     .await;
+}
+
+/// With the bounds that its role is to have behind a pooler, an index could not be built, and was begun again for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_built_past_the_pooler_where_the_role_has_bounds() {
+    let postgres = Postgres::start().await;
+    let bounds = "ALTER DATABASE {} SET lock_timeout = '500ms'; ALTER DATABASE {} SET statement_timeout = '2s'";
+    postgres.connect().await.batch_execute(&bounds.replace("{}", &postgres.database)).await.unwrap();
+    // All of its sessions have them.
+    let pooler = PgBouncer::start(&postgres).await;
+    let one = App::booking_at(&pooler.url(), &[TRANSACTION]).await;
+    one.push(quick_policy(), FlagsSettings::default()).await;
+    let check = one.check("schema", "it says what to do", |check| check.status == CheckStatus::Unhealthy).await;
+    assert!(check.message.contains("set DATABASE_MIGRATION_URL"), "{}", check.message);
+    let direct = postgres.url();
+    let two = App::booking_at(&pooler.url(), &[TRANSACTION, ("--database-migration-url", &direct)]).await;
+    for pod in [&one, &two] {
+        pod.push(quick_policy(), FlagsSettings::default()).await;
+        pod.check("schema", "one pod does it for all", |check| check.status == CheckStatus::Healthy).await;
+    }
+}
+
+/// The session that a step has is known for as long as it has it: nobody else's blocker is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_behind_a_pooler_names_only_its_own_blocker() {
+    const TABLE: Migration = Migration { version: 1, name: "table", sql: "CREATE TABLE sold (id integer)" };
+    const COLUMN: Migration = Migration { version: 2, name: "column", sql: "ALTER TABLE sold ADD COLUMN seat integer" };
+    let postgres = Postgres::start().await;
+    let pooler = PgBouncer::start(&postgres).await;
+    let url = pooler.url();
+    let settings = crate::support::postgres::settings(&["--database-url", &url, "--database-pooler", "transaction"]);
+    let connector = settings.connector("migration").unwrap();
+    migrations::run(&connector, "test", &[TABLE], &Progress::default()).await.unwrap();
+    let (reader, other) = (postgres.connect().await, postgres.connect().await);
+    reader.batch_execute("SET application_name = 'report'; BEGIN; SELECT * FROM sold").await.unwrap();
+    other.batch_execute("SET application_name = 'other'; CREATE TABLE busy (); BEGIN; LOCK TABLE busy").await.unwrap();
+    // Others of the pooler's clients take turns in its sessions, and wait for somebody else.
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move {
+                let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                tokio::spawn(connection);
+                loop {
+                    let wait = "BEGIN; SET LOCAL lock_timeout = '70ms'; LOCK TABLE busy";
+                    assert!(client.batch_execute(wait).await.is_err());
+                    client.batch_execute("ROLLBACK").await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let progress = Progress::default();
+    let steps: &'static [Migration] = &[TABLE, COLUMN];
+    let migration = tokio::spawn(migrations::run_until_done(connector, "test", steps, progress.clone()));
+    let began = Instant::now();
+    let mut named = false;
+    while began.elapsed() < Duration::from_secs(5) {
+        if let State::UnderWay(message) = progress.state() {
+            assert!(!message.contains("(other"), "{message}");
+            named |= message.contains("(report");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(named, "its own one is");
+    for other in others {
+        other.abort();
+    }
+    reader.batch_execute("COMMIT").await.unwrap();
+    migration.await.unwrap();
 }

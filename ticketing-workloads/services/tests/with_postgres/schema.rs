@@ -1,8 +1,8 @@
 //! The schema: who may create it, what it waits for, and what others notice of it.
 
 use crate::support::app::{App, quick_policy};
-use crate::support::eventually;
 use crate::support::postgres::{Postgres, settings};
+use crate::support::{eventually, within};
 use contract::{CheckReport, CheckStatus, FlagsSettings};
 use futures::future::join_all;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -157,6 +157,9 @@ async fn an_index_is_built_beside_buyers_and_again_if_it_was_left_half_built() {
     client.batch_execute("INSERT INTO sold (id, seat) VALUES (1, 7), (2, 7)").await.unwrap();
     let refused = migrate(&postgres, &[TABLE, INDEX]).await.unwrap_err().to_string();
     assert!(refused.contains("could not create unique index"), "{refused}");
+    // What the role or the database has is for buyers, not for an index that waits for them.
+    let bounds = "ALTER DATABASE {} SET lock_timeout = '100ms'; ALTER DATABASE {} SET statement_timeout = '300ms'";
+    client.batch_execute(&bounds.replace("{}", &postgres.database)).await.unwrap();
     let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'one_seat_once'::regclass";
     assert!(!client.query_one(valid, &[]).await.unwrap().get::<_, bool>(0), "left half built");
     client.batch_execute("DELETE FROM sold WHERE id = 2").await.unwrap();
@@ -172,6 +175,14 @@ async fn an_index_is_built_beside_buyers_and_again_if_it_was_left_half_built() {
     })
     .await;
     client.batch_execute("SET lock_timeout = '500ms'; INSERT INTO sold (id, seat) VALUES (4, 9)").await.unwrap();
+    // Far longer than the bounds. Meanwhile, the transaction of the pod that migrates asks nothing: with a snapshot of its
+    // own, the index would wait for it, and it for the index.
+    let asks = "SELECT a.query FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+                WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()
+                  AND a.state = 'idle in transaction'";
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let asked: Vec<String> = client.query(asks, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(asked, [""]);
     buyer.batch_execute("COMMIT").await.unwrap();
     assert_eq!(building.await.unwrap().unwrap(), 1);
     assert!(client.query_one(valid, &[]).await.unwrap().get::<_, bool>(0));
@@ -186,4 +197,72 @@ async fn pods_that_start_together_do_each_step_once() {
     assert_eq!(done.into_iter().map(Result::unwrap).sum::<usize>(), 2);
     let client = postgres.connect().await;
     assert_eq!(client.query_one("SELECT count(*) FROM sold", &[]).await.unwrap().get::<_, i64>(0), 1);
+}
+
+/// The server goes on with an index whose pod is gone: that index is waited for, and not dropped when it is nearly done.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_another_session_builds_is_waited_for() {
+    let postgres = Postgres::start().await;
+    migrate(&postgres, &[TABLE]).await.unwrap();
+    let (client, buyer, gone) = (postgres.connect().await, postgres.connect().await, postgres.connect().await);
+    buyer.batch_execute("BEGIN; INSERT INTO sold (id, seat) VALUES (3, 8)").await.unwrap();
+    let left = tokio::spawn(async move { gone.batch_execute(INDEX.sql).await });
+    let index = "SELECT indexrelid FROM pg_index WHERE indexrelid = to_regclass('one_seat_once')";
+    let first: u32 =
+        eventually("it is begun", async || client.query_opt(index, &[]).await.unwrap().map(|row| row.get(0))).await;
+    let progress = Progress::default();
+    let steps: &'static [Migration] = &[TABLE, INDEX];
+    let migration = migrations::run_until_done(connector(&postgres), "test", steps, progress.clone());
+    let migration = tokio::spawn(migration);
+    eventually("it says what it waits for", async || match progress.state() {
+        State::UnderWay(message) if message.contains("another session, which builds the same index") => Some(()),
+        _ => None,
+    })
+    .await;
+    buyer.batch_execute("COMMIT").await.unwrap();
+    left.await.unwrap().unwrap();
+    migration.await.unwrap();
+    assert_eq!(client.query_one(index, &[]).await.unwrap().get::<_, u32>(0), first, "the same index");
+}
+
+/// Its connections stay open and silent, as those of a node that has failed; without a bound, they would for two hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_not_heard_of_any_more_loses_its_turn() {
+    let postgres = Postgres::start().await;
+    migrate(&postgres, &[TABLE]).await.unwrap();
+    let reader = postgres.connect().await;
+    reader.batch_execute("BEGIN; SELECT * FROM sold").await.unwrap();
+    let steps: &'static [Migration] = &[TABLE, COLUMN];
+    let first = Progress::default();
+    let (fail, failed) = std::sync::mpsc::channel::<()>();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let pod = std::thread::spawn({
+        let (connector, progress) = (connector(&postgres), first.clone());
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut migration = Box::pin(migrations::run_until_done(connector, "test", steps, progress));
+            runtime.block_on(async {
+                while failed.try_recv().is_err() {
+                    let _ = tokio::time::timeout(Duration::from_millis(50), migration.as_mut()).await;
+                }
+            });
+            // From here on, nothing drives it.
+            let _ = ended.recv();
+        }
+    });
+    eventually("it has its turn and waits", async || {
+        matches!(first.state(), State::UnderWay(message) if message.starts_with("step 2")).then_some(())
+    })
+    .await;
+    fail.send(()).unwrap();
+    reader.batch_execute("COMMIT").await.unwrap();
+    let second = Progress::default();
+    let migration = tokio::spawn(migrations::run_until_done(connector(&postgres), "test", steps, second.clone()));
+    within(Duration::from_secs(60), "another pod does it", async || {
+        matches!(second.state(), State::Done(_)).then_some(())
+    })
+    .await;
+    migration.await.unwrap();
+    drop(end);
+    pod.join().unwrap();
 }
