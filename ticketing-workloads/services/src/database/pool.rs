@@ -7,8 +7,8 @@ use super::settings::{self, Sessions};
 use super::{Connector, DatabaseError};
 use crate::host::StartError;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use deadpool::managed::Metrics;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use deadpool::managed::{HookFuture, Metrics};
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use resilience::{CallError, Dependency, Failure};
@@ -467,12 +467,28 @@ impl StatementBound {
         }
     }
 
+    /// The bound, if it was changed since the start.
+    fn changed(&self) -> Option<u64> {
+        self.changed.load().as_ref().map(|_| self.now_ms.load(Ordering::Acquire))
+    }
+
     /// The new bound, for a connection that was opened or last given out before it was changed.
     fn news(&self, metrics: &Metrics) -> Option<u64> {
         let changed = self.changed.load();
         let last = metrics.recycled.unwrap_or(metrics.created);
         changed.as_ref().filter(|changed| last < ***changed).map(|_| self.now_ms.load(Ordering::Acquire))
     }
+}
+
+/// Has the server keep to another bound in this session, if there is one.
+fn set_bound(client: &mut ClientWrapper, statement_ms: Option<u64>) -> HookFuture<'_, tokio_postgres::Error> {
+    Box::pin(async move {
+        if let Some(statement_ms) = statement_ms {
+            let change = format!("SET statement_timeout = {statement_ms}");
+            client.batch_execute(&change).await.map_err(HookError::Backend)?;
+        }
+        Ok(())
+    })
 }
 
 fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Result<Pool, StartError> {
@@ -483,16 +499,11 @@ fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Resu
         .runtime(deadpool_postgres::Runtime::Tokio1);
     let builder = if connector.sessions() == Sessions::Own {
         let bound = Arc::clone(bound);
-        builder.pre_recycle(Hook::async_fn(move |client, metrics| {
-            let news = bound.news(metrics);
-            Box::pin(async move {
-                if let Some(statement_ms) = news {
-                    let change = format!("SET statement_timeout = {statement_ms}");
-                    client.batch_execute(&change).await.map_err(HookError::Backend)?;
-                }
-                Ok(())
-            })
-        }))
+        let at_first = Arc::clone(&bound);
+        builder
+            // It may have been changed while this one was being opened.
+            .post_create(Hook::async_fn(move |client, _| set_bound(client, at_first.changed())))
+            .pre_recycle(Hook::async_fn(move |client, metrics| set_bound(client, bound.news(metrics))))
     } else {
         // A setting of a session would be somebody else's, too.
         builder

@@ -146,6 +146,8 @@ impl DatabaseSettings {
         let mut found = [None, None];
         let url = url.map(|url| without(url, ["sslmode", "sslrootcert"], &mut found));
         let [mode, roots] = found;
+        // One that is empty says nothing.
+        let [mode, roots] = [mode, roots].map(|value| value.filter(|value| !value.is_empty()));
         let tls = Tls::new(
             mode.or_else(|| self.pgsslmode.clone()).as_deref(),
             roots.or_else(|| self.pgsslrootcert.clone()).as_deref(),
@@ -207,21 +209,75 @@ fn without(address: &str, names: [&str; 2], found: &mut [Option<String>; 2]) -> 
             form_urlencoded::parse(pair.as_bytes()).map(|(_, value)| value.into_owned()).next().unwrap_or_default()
         };
         let others: Vec<_> = parameters.split('&').filter(|pair| is_other(pair, decode)).collect();
-        if others.is_empty() { before.to_owned() } else { format!("{before}?{}", others.join("&")) }
+        // The driver takes everything before the first such sign for user and password.
+        let others = others.join("&").replace('@', "%40");
+        if others.is_empty() { before.to_owned() } else { format!("{before}?{others}") }
     } else {
-        let decode = |value: &str| value.trim_matches('\'').to_owned();
-        address.split_whitespace().filter(|pair| is_other(pair, decode)).collect::<Vec<_>>().join(" ")
+        pairs(address).into_iter().filter(|pair| is_other(pair, unquoted)).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The parts `name=value` of an address, each as it is written there: a value in quotes may hold spaces, and behind a
+/// backslash any character.
+fn pairs(address: &str) -> Vec<&str> {
+    let (mut found, mut from, mut quoted, mut escaped) = (Vec::new(), None, false, false);
+    // There may be spaces on both sides of the first equals sign.
+    let mut has_value = false;
+    let mut has_sign = false;
+    for (at, character) in address.char_indices() {
+        if escaped {
+            escaped = false;
+            continue;
+        }
+        match character {
+            '\\' => escaped = true,
+            '\'' => quoted = !quoted,
+            '=' if !quoted && from.is_some() && !has_sign => {
+                has_sign = true;
+                continue;
+            }
+            _ => {}
+        }
+        if character.is_whitespace() && !quoted {
+            if has_value && let Some(start) = from.take() {
+                found.push(&address[start..at]);
+                (has_value, has_sign) = (false, false);
+            }
+            continue;
+        }
+        has_value |= has_sign;
+        from.get_or_insert(at);
+    }
+    found.extend(from.map(|start| address[start..].trim_end()));
+    found
+}
+
+/// A value as it is written, without its quotes and backslashes.
+fn unquoted(value: &str) -> String {
+    let mut characters = value.trim().chars();
+    let mut text = String::new();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => text.extend(characters.next()),
+            '\'' => {}
+            other => text.push(other),
+        }
+    }
+    text
 }
 
 fn is_url(address: &str) -> bool {
     address.starts_with("postgres://") || address.starts_with("postgresql://")
 }
 
-/// A URL before and behind the question mark. A password may hold one, too.
+/// A URL before and behind the question mark. A password may hold one, too, and a parameter a sign like the one behind the
+/// password: that one is before the path.
 fn split_url(address: &str) -> Option<(&str, &str)> {
-    let password_ends = address.find('@').map_or(0, |at| at + 1);
-    let mark = password_ends + address.get(password_ends..)?.find('?')?;
+    let authority = address.find("://")? + 3;
+    let rest = address.get(authority..)?;
+    let is_parameter = |at: &usize| rest[..*at].find('/').is_some_and(|path| rest[path..*at].contains('?'));
+    let user_ends = rest.find('@').filter(|at| !is_parameter(at)).map_or(0, |at| at + 1);
+    let mark = authority + user_ends + rest.get(user_ends..)?.find('?')?;
     Some((&address[..mark], &address[mark + 1..]))
 }
 
@@ -231,7 +287,7 @@ fn sets(address: &str, name: &str) -> bool {
     if is_url(address) {
         split_url(address).is_some_and(|(_, parameters)| parameters.split('&').any(is_it))
     } else {
-        address.split_whitespace().any(is_it)
+        pairs(address).into_iter().any(is_it)
     }
 }
 
@@ -276,6 +332,23 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_mode_in_an_address_leaves_the_settings_alone() {
+        let mut settings = settings(Some("postgres://me@host/x?sslmode="));
+        settings.pgsslmode = Some("verify-full".to_owned());
+        let error = settings.connector("pod-1").err().unwrap().to_string();
+        assert!(error.contains("need root certificates"), "{error}");
+    }
+
+    /// A password with spaces is not another one.
+    #[test]
+    fn what_an_address_has_in_quotes_reaches_the_driver() {
+        let mut found = [None, None];
+        let address = without("host=h user=me password='a  b' sslmode=require", ["sslmode", "sslrootcert"], &mut found);
+        let config = settings(None).config(Some(&address), "pod-1").unwrap();
+        assert_eq!(config.get_password(), Some(&b"a  b"[..]));
+    }
+
+    #[test]
     fn connections_that_lead_nowhere_end_and_replicas_are_passed_over() {
         for url in [None, Some("postgres://me:a?keepalives_idle=9@host/x"), Some("host=host user=me")] {
             let config = settings(None).config(url, "pod-1").unwrap();
@@ -316,6 +389,13 @@ mod tests {
     #[case::alone("postgres://host/x?sslmode=require", "postgres://host/x", [Some("require"), None])]
     #[case::none("postgres://host/x?connect_timeout=4", "postgres://host/x?connect_timeout=4", [None, None])]
     #[case::pairs("host=host sslmode='require' user=me", "host=host user=me", [Some("require"), None])]
+    #[case::quoted("password='a  b sslmode=x\\' ' sslrootcert = '/my ca.crt' host=h", "password='a  b sslmode=x\\' ' host=h",
+        [None, Some("/my ca.crt")])]
+    #[case::at_sign("postgres://host/x?sslmode=require&application_name=a@b", "postgres://host/x?application_name=a%40b",
+        [Some("require"), None])]
+    #[case::both("postgres://me:a?b@host/x?sslmode=require&application_name=a@b",
+        "postgres://me:a?b@host/x?application_name=a%40b", [Some("require"), None])]
+    #[case::empty("postgres://host/x?sslmode=", "postgres://host/x", [Some(""), None])]
     fn takes_what_the_driver_does_not_know_out_of_an_address(
         #[case] address: &str,
         #[case] rest: &str,

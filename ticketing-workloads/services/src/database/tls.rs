@@ -27,7 +27,7 @@ const MAX_ROOTS_BYTES: u64 = 1024 * 1024;
 /// `sslrootcert` for the certificates that the system trusts.
 const SYSTEM: &str = "system";
 
-/// How the way to the server is to be encrypted: libpq's `sslmode`.
+/// How connections to the server are to be encrypted: libpq's `sslmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encryption {
     /// Never.
@@ -192,6 +192,21 @@ struct Verifier {
     provider: Arc<CryptoProvider>,
 }
 
+impl Verifier {
+    fn is_trusted_itself(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.certificates.iter().any(|trusted| trusted.as_ref() == certificate.as_ref())
+    }
+}
+
+/// Whether nothing else is known to be wrong with a server's certificate than that it is an authority's. The library looks
+/// at the time of a certificate before, and has no name of its own for this.
+fn is_authority(error: &TlsError) -> bool {
+    match error {
+        TlsError::InvalidCertificate(CertificateError::Other(other)) => other.to_string() == "CaUsedAsEndEntity",
+        _ => false,
+    }
+}
+
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -202,15 +217,16 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        // A server whose own certificate is trusted, as one that has signed itself, needs nobody to vouch for it.
-        if self.certificates.iter().any(|trusted| trusted.as_ref() == end_entity.as_ref()) {
-            if self.compares_names {
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-            }
-            return Ok(ServerCertVerified::assertion());
-        }
-        // The name is looked at last: who fails there has passed everything else.
+        // The name is looked at last: a certificate that fails there has passed everything else.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // A server that has signed itself, as PostgreSQL's manual shows it, has the certificate of an authority. It
+            // needs no other one to vouch for it if that very certificate is trusted; its time was looked at before.
+            Err(error) if is_authority(&error) && self.is_trusted_itself(end_entity) => {
+                if self.compares_names {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
             Err(TlsError::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.compares_names => Ok(ServerCertVerified::assertion()),

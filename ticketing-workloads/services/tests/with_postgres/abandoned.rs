@@ -53,3 +53,34 @@ async fn the_server_bounds_a_statement_by_the_time_of_an_attempt_and_follows_the
         }
     }
 }
+
+/// A connection that is being opened while the policy changes has the new bound, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_being_opened_follows_the_policy() {
+    let postgres = Postgres::start().await;
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = postgres.url().replace(&postgres.address().to_string(), &slow.local_addr().unwrap().to_string());
+    let server = postgres.address();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = slow.accept().await {
+            tokio::spawn(async move {
+                // The start-up message has arrived by then, with the bound of that moment.
+                client.readable().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    let pool = Pooled::new(&crate::support::postgres::settings(&["--database-url", &url, "--pgsslmode", "disable"]));
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        pool.set_per_try(Duration::from_secs(4));
+        pool.text("SHOW statement_timeout").await
+    };
+    let (opened, other) = tokio::join!(pool.text("SHOW statement_timeout"), change);
+    assert_eq!((opened.as_str(), other.as_str()), ("5s", "5s"));
+    for _ in 0..4 {
+        assert_eq!(pool.text("SHOW statement_timeout").await, "5s");
+    }
+}

@@ -119,8 +119,8 @@ async fn a_step_behind_a_pooler_names_only_its_own_blocker() {
     let (reader, other) = (postgres.connect().await, postgres.connect().await);
     reader.batch_execute("SET application_name = 'report'; BEGIN; SELECT * FROM sold").await.unwrap();
     other.batch_execute("SET application_name = 'other'; CREATE TABLE busy (); BEGIN; LOCK TABLE busy").await.unwrap();
-    // Others of the pooler's clients take turns in its sessions, and wait for somebody else.
-    let others: Vec<_> = (0..3)
+    // More clients than the pooler has sessions take turns in them, and wait for somebody else.
+    let others: Vec<_> = (0..12)
         .map(|_| {
             let url = url.clone();
             tokio::spawn(async move {
@@ -139,7 +139,7 @@ async fn a_step_behind_a_pooler_names_only_its_own_blocker() {
     let migration = tokio::spawn(migrations::run_until_done(connector, "test", steps, progress.clone()));
     let began = Instant::now();
     let mut named = false;
-    while began.elapsed() < Duration::from_secs(5) {
+    while began.elapsed() < Duration::from_secs(if named { 3 } else { 30 }) {
         if let State::UnderWay(message) = progress.state() {
             assert!(!message.contains("(other"), "{message}");
             named |= message.contains("(report");

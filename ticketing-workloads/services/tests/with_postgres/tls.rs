@@ -127,3 +127,33 @@ async fn the_pool_works_and_cancels_over_tls() {
     assert_eq!(check.status, CheckStatus::Healthy, "{}", check.message);
     crate::abandoned::is_cancelled(&pool, &postgres).await;
 }
+
+/// That a certificate is trusted says nothing of its time.
+#[rstest]
+#[case::of_an_authority(true)]
+#[case::of_a_server(false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_trusted_itself_is_refused_once_it_is_over(#[case] is_authority: bool) {
+    let own = ServerCertificate::expired("localhost", is_authority);
+    let postgres = Postgres::with_certificate(&own).await;
+    let file = own.root_file();
+    for mode in ["verify-full", "verify-ca"] {
+        let url = format!(
+            "postgres://postgres@localhost:{}/postgres?sslmode={mode}&sslrootcert={}",
+            postgres.address().port(),
+            file.path().display()
+        );
+        let (found, why) = way(&url).await;
+        assert_eq!(found, Way::None, "{mode}");
+        assert!(why.contains("expired"), "{mode}: {why}");
+    }
+}
+
+/// An address alone is compared with the certificate, as a host's name is; and `require` needs no name.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_without_a_name_is_encrypted_too() {
+    let postgres = Postgres::with_certificate(&ServerCertificate::for_host("localhost")).await;
+    let port = postgres.address().port();
+    let (found, why) = way(&format!("hostaddr=127.0.0.1 port={port} user=postgres sslmode=require")).await;
+    assert_eq!(found, Way::Encrypted, "{why}");
+}

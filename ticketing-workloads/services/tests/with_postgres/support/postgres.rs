@@ -364,7 +364,20 @@ impl ServerCertificate {
         Self { root: certificate.clone(), certificate, key: key.serialize_pem() }
     }
 
-    /// A file with the certificate of who vouches for it.
+    /// For this host, signed by itself, and over for years.
+    pub fn expired(host: &str, is_authority: bool) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut certificate = CertificateParams::new([host.to_owned()]).unwrap();
+        if is_authority {
+            certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        certificate.not_before = rcgen::date_time_ymd(2010, 1, 1);
+        certificate.not_after = rcgen::date_time_ymd(2011, 1, 1);
+        let certificate = certificate.self_signed(&key).unwrap().pem();
+        Self { root: certificate.clone(), certificate, key: key.serialize_pem() }
+    }
+
+    /// A file with the certificate of the one that vouches for it.
     pub fn root_file(&self) -> NamedTempFile {
         let file = NamedTempFile::new().unwrap();
         fs::write(file.path(), &self.root).unwrap();
