@@ -54,7 +54,7 @@ pub struct Settings {
     /// Seconds for which a reservation keeps its seats.
     #[arg(long, env = "HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub hold_seconds: u64,
-    /// Seconds between two looks for reservations that ran out.
+    /// Seconds after which reservations that ran out are ended again.
     #[arg(long, env = "EXPIRE_EVERY_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub expire_every_seconds: u64,
     /// Days after which reservations are deleted that ran out or were given back; 0: never.

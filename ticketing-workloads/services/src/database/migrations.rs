@@ -32,12 +32,12 @@ const STEP_LOCK: i64 = 0x7469_636b_6574_7776;
 const POD_LOCK: i64 = 0x7469_636b_6574_776d;
 /// Time to open a connection.
 const OPEN_TIME: Duration = Duration::from_secs(10);
-/// Time after which the pod that migrates is not heard of any more, and another one may: it asks several times in between.
-const TURN_BOUND: &str = "20s";
-/// Time between two looks whether the pod that migrates is done, or a lock is free.
+/// Time without a sign of life after which the pod that migrates loses its lock; it gives several in that time.
+const LOCK_BOUND: &str = "20s";
+/// Time after which it is asked again whether the pod that migrates is done, or a lock is free.
 const POLL: Duration = Duration::from_millis(500);
-/// Time between two looks at what holds up a step that was just begun: several, while it waits for a lock.
-const LOOK: Duration = Duration::from_millis(100);
+/// Time after which it is asked again what holds up a step that was just begun: several times, while it waits for a lock.
+const ASK_EARLY: Duration = Duration::from_millis(100);
 /// After this time, a step that is under way is said to be, and what holds it up.
 const SAY_AFTER: Duration = Duration::from_secs(1);
 /// Time that the server has to say what holds a step up. If it has nothing to say, it is not there any more.
@@ -214,8 +214,8 @@ pub async fn run(
     if missing().await?.is_empty() {
         return Ok(0);
     }
-    let (turn, watcher) = (Session::open(connector).await?, Session::open(connector).await?);
-    while !turn.takes_its_turn().await.map_err(looking)? {
+    let (lock, watcher) = (Session::open(connector).await?, Session::open(connector).await?);
+    while !lock.takes_lock().await.map_err(looking)? {
         progress.under_way("another pod is migrating the schema", "another pod");
         tokio::time::sleep(POLL).await;
         if missing().await?.is_empty() {
@@ -233,17 +233,17 @@ pub async fn run(
             1
         };
         let (some, others) = rest.split_at(together);
-        step(&session, &turn, &watcher, service, some, progress).await?;
+        step(&session, &lock, &watcher, service, some, progress).await?;
         rest = others;
     }
     Ok(missing.len())
 }
 
 /// Does one step, or several together, however long it takes and however often it has to begin again because a lock was not
-/// free. `turn` is the session whose transaction says that this pod migrates.
+/// free. `lock` is the session whose transaction says that this pod migrates.
 async fn step(
     session: &Session,
-    turn: &Session,
+    lock: &Session,
     watcher: &Session,
     service: &str,
     migrations: &[Migration],
@@ -252,10 +252,10 @@ async fn step(
     let (began, under_way) = (Instant::now(), UnderWay::default());
     let words = || migrations.get(under_way.step()).map_or_else(String::new, Migration::in_words);
     let failed = |source| MigrationError::Step { step: words(), source };
-    // The pod is there still; and who holds up the step, if anybody does.
-    let look = async || {
+    // Keeps the lock, and asks who holds up the step.
+    let holds_up = async || {
         let said = async {
-            turn.keep_turn().await?;
+            lock.keep_lock().await?;
             watcher.blockers(under_way.pid()).await
         };
         match tokio::time::timeout(SAY_TIME, said).await {
@@ -283,9 +283,9 @@ async fn step(
         let done = loop {
             tokio::select! {
                 done = &mut attempt => break done,
-                () = tokio::time::sleep(if tried.elapsed() < SAY_AFTER { LOOK } else { SAY_AFTER }) => {}
+                () = tokio::time::sleep(if tried.elapsed() < SAY_AFTER { ASK_EARLY } else { SAY_AFTER }) => {}
             }
-            blocker = look().await?.or(blocker);
+            blocker = holds_up().await?.or(blocker);
             if began.elapsed() >= SAY_AFTER {
                 let waits = blocker.as_ref().map_or_else(String::new, |who| format!("; it waits for {who}"));
                 let message = format!("{} has been under way for {} s{waits}", words(), began.elapsed().as_secs());
@@ -301,7 +301,9 @@ async fn step(
             }
             Ok(Done::Bounded) => return Err(MigrationError::Bounded { step: words() }),
             Ok(Done::Elsewhere) => "another session, which builds the same index or vacuums its table".to_owned(),
-            Ok(Done::LockedByOldPod) => "a pod of version 0.1, which looks whether it has something to do".to_owned(),
+            Ok(Done::LockedByOldPod) => {
+                "a pod of version 0.1, which asks whether it has something to migrate".to_owned()
+            }
             Err(error) if error.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 format!("a lock, held by {}", blocker.unwrap_or_else(|| "a session that is gone by now".to_owned()))
             }
@@ -313,9 +315,9 @@ async fn step(
             began.elapsed().as_secs()
         );
         progress.under_way(&message, &words());
-        look().await?;
+        holds_up().await?;
         tokio::time::sleep(pauses.next().unwrap_or(POLL)).await;
-        look().await?;
+        holds_up().await?;
     }
 }
 
@@ -341,7 +343,7 @@ impl UnderWay {
 /// How an attempt ended that did not fail.
 enum Done {
     Yes,
-    /// A pod of version 0.1 looks whether it has something to migrate.
+    /// A pod of version 0.1 asks whether it has something to migrate.
     LockedByOldPod,
     /// Another session builds the index, such as that of a pod that is gone.
     Elsewhere,
@@ -394,9 +396,9 @@ impl Session {
         Ok(first_columns(&self.client.simple_query(statement).await?))
     }
 
-    /// Whether the pod may migrate from now on, for as long as it keeps its turn.
-    async fn takes_its_turn(&self) -> Result<bool, DatabaseError> {
-        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{TURN_BOUND}'");
+    /// Whether the pod may migrate from now on, for as long as it keeps its lock.
+    async fn takes_lock(&self) -> Result<bool, DatabaseError> {
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_BOUND}'");
         self.client.batch_execute(&begin).await?;
         let is_ours = self.ask(&format!("SELECT pg_try_advisory_xact_lock({POD_LOCK})")).await? == ["t"];
         if !is_ours {
@@ -406,7 +408,7 @@ impl Session {
     }
 
     /// Says that the pod is there still. An empty statement has no snapshot, for which an index would wait.
-    async fn keep_turn(&self) -> Result<(), DatabaseError> {
+    async fn keep_lock(&self) -> Result<(), DatabaseError> {
         Ok(self.client.batch_execute("").await?)
     }
 
@@ -433,7 +435,7 @@ impl Session {
         Ok(Some(who).filter(|who| !who.is_empty()))
     }
 
-    /// Says which session is at work, to those who look what it waits for.
+    /// Says which session is at work, so that others can ask what it waits for.
     async fn tell_pid(&self, under_way: &UnderWay) -> Result<(), DatabaseError> {
         let pid = self.ask("SELECT pg_backend_pid()").await?.concat();
         under_way.pid.store(pid.parse().unwrap_or_default(), Ordering::Relaxed);

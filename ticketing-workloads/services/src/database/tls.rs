@@ -182,7 +182,7 @@ fn chain_verifier(
         .map_err(|error| format!("the root certificates cannot be used: {error}"))
 }
 
-/// Looks at a server's certificate as far as it is to be looked at.
+/// Checks a server's certificate as far as the mode asks for it.
 #[derive(Debug)]
 struct Verifier {
     /// Absent: any certificate will do.
