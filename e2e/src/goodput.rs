@@ -71,7 +71,10 @@ pub async fn run(hot_only: bool, progress: &Progress) -> Result<(), LocalStackEr
 
 /// As many buyers of one event as of many, with limits that none of them reaches.
 async fn hot_event(progress: &Progress) -> Result<(), LocalStackError> {
-    println!("{CROWD} buyers at once for {} s a case, with limits that they do not reach", MEASURED.as_secs());
+    println!(
+        "{CROWD} buyers at once for {} s a case, with limits that they do not reach and a database that waits for the disk",
+        MEASURED.as_secs()
+    );
     println!("{:<42}{:>11}{:>10}{:>9}{:>9}{:>9}", "they buy seats of", "seats/s", "failed/s", "503", "p50", "p99");
     let mut goodput = Vec::new();
     for (name, events, seats) in [("200 events", EVENTS, SEATS), ("one event of 50,000 seats", 1, HOT_SEATS)] {
@@ -84,6 +87,9 @@ async fn hot_event(progress: &Progress) -> Result<(), LocalStackError> {
         {
             stack.push(service, admin, room_for_all(service), room_for_all_flags()).await?;
         }
+        let client = stack.connect().await?;
+        client.batch_execute("ALTER SYSTEM SET fsync = on").await?;
+        client.batch_execute("SELECT pg_reload_conf()").await?;
         let load = LoadGenerator::new(&stack, events, seats).await?;
         load.run(CROWD, Duration::from_secs(2)).await;
         let measured = Measured::of(&load.run(CROWD, MEASURED).await);
@@ -96,8 +102,11 @@ async fn hot_event(progress: &Progress) -> Result<(), LocalStackError> {
     }
     if let [spread, hot] = goodput[..] {
         let share = if spread > 0.0 { hot / spread } else { 0.0 };
-        let verdict = if share >= HOT_SHARE { "as wanted" } else { "too little" };
-        println!("\nthe hot event sells {share:.2} of what the {EVENTS} events sell: {verdict} (at least {HOT_SHARE})");
+        let found = format!("the hot event sells {share:.2} of what the {EVENTS} events sell (at least {HOT_SHARE})");
+        if share < HOT_SHARE {
+            return Err(LocalStackError::TooLittle(found));
+        }
+        println!("\n{found}");
     }
     Ok(())
 }

@@ -53,6 +53,13 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: DATABASE_POOLER
   value: {{ . | quote }}
 {{- end }}
+{{- with $db.migrationUrlKey }}
+- name: DATABASE_MIGRATION_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ $db.existingSecret | quote }}
+      key: {{ . | quote }}
+{{- end }}
 {{- with $db.sslMode }}
 - name: PGSSLMODE
   value: {{ . | quote }}
