@@ -32,6 +32,10 @@ const SUSPECT_PING_TIME: Duration = Duration::from_millis(250);
 /// the simplest question in time would otherwise never get the rest that the break is to give it.
 const CURE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Time after a change of the bound of statements for which connections are given it each time that they are used: longer
+/// than it takes to give one out.
+const CHANGE_SETTLED: Duration = Duration::from_secs(10);
+
 /// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
 const PING: &str = "SHOW transaction_read_only";
 
@@ -472,11 +476,13 @@ impl StatementBound {
         self.changed.load().as_ref().map(|_| self.now_ms.load(Ordering::Acquire))
     }
 
-    /// The new bound, for a connection that was opened or last given out before it was changed.
+    /// The new bound, for a connection that may not have it: the pool notes when a connection was given out only a moment
+    /// after it has asked for this, and the change may have come in between.
     fn news(&self, metrics: &Metrics) -> Option<u64> {
         let changed = self.changed.load();
         let last = metrics.recycled.unwrap_or(metrics.created);
-        changed.as_ref().filter(|changed| last < ***changed).map(|_| self.now_ms.load(Ordering::Acquire))
+        let is_news = |changed: std::time::Instant| last < changed + CHANGE_SETTLED;
+        changed.as_ref().filter(|changed| is_news(***changed)).map(|_| self.now_ms.load(Ordering::Acquire))
     }
 }
 
@@ -509,4 +515,23 @@ fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Resu
         builder
     };
     builder.build().map_err(|error| StartError::Setting(format!("no pool: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// The pool asks for news, the bound changes, and only then the pool notes that the connection was given out.
+    #[test]
+    fn a_change_while_a_connection_is_given_out_is_not_missed() {
+        let bound = StatementBound::new(1_000);
+        let mut metrics = Metrics::default();
+        assert_eq!((bound.news(&metrics), bound.changed()), (None, None));
+        bound.follow(4_000);
+        metrics.recycled = Some(Instant::now() + Duration::from_millis(5));
+        assert_eq!((bound.news(&metrics), bound.changed()), (Some(5_000), Some(5_000)));
+        metrics.recycled = Some(Instant::now() + CHANGE_SETTLED * 2);
+        assert_eq!(bound.news(&metrics), None, "not for ever");
+    }
 }
