@@ -115,8 +115,8 @@ bench-layers: prerequisites ## What each layer costs per call, beside hand-writt
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
 
 .PHONY: bench-goodput
-bench-goodput: e2e-tool release-services ## Seats sold while the first payment provider is down, with the patterns and without
-	$(E2E) goodput
+bench-goodput: e2e-tool release-services ## Seats sold while the first payment provider is down, and of a hot event beside many: HOT_ONLY=1
+	$(E2E) goodput $(if $(HOT_ONLY),--hot-only)
 
 .PHONY: bench-scale
 bench-scale: prerequisites ## The operator with 1,000 and 10,000 fake pods: PEER='command' OPERATOR=path POLICIES=100,1000 QUICK=1

@@ -69,8 +69,12 @@ enum Command {
         #[arg(long, env = "FIRST_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1_024..=65_000))]
         first_port: u16,
     },
-    /// Measure what the patterns are worth to a sale while the first payment provider is down
-    Goodput,
+    /// Measure what the patterns are worth to a sale while the first payment provider is down, and what a hot event sells
+    Goodput {
+        /// Only the hot event
+        #[arg(long)]
+        hot_only: bool,
+    },
     /// Measure the operator at 100 and 1,000 policies, with ten fake pods each, beside another one if PEER names it
     Scale(scale::Options),
     /// Load all services, make things fail, and see whether they keep their memory
@@ -199,7 +203,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             };
             Ok(local_stack::run(first_port, stop, &progress).await?)
         }
-        Command::Goodput => Ok(goodput::run(&progress).await?),
+        Command::Goodput { hot_only } => Ok(goodput::run(hot_only, &progress).await?),
         Command::Scale(options) => {
             let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
@@ -217,7 +221,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 ProviderKind::Local => packages::LOCAL_CLUSTER,
                 ProviderKind::Kind | ProviderKind::Existing => &[packages::ETCD],
             };
-            for set in [cluster, packages::POSTGRES_IMAGE] {
+            for set in [cluster, packages::POSTGRES_IMAGE, packages::SERVICE_TESTS] {
                 packages::ensure(set, &progress).await?;
             }
             Ok(())

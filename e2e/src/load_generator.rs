@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// An answer that takes longer counts as none.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seats of an event: so many that none of them sells out.
-const SEATS: i32 = 1_000_000;
+pub const SEATS: i32 = 1_000_000;
 
 /// Sends orders for the seats of its own events to the gateway.
 pub struct LoadGenerator {
@@ -29,12 +29,12 @@ pub struct Answer {
 }
 
 impl LoadGenerator {
-    /// Adds `events` new events to the database; with more of them, fewer buyers contend for one row.
-    pub async fn new(stack: &LocalStack, events: i32) -> Result<Self, LocalStackError> {
+    /// Adds `events` new events with `seats` each to the database; with more of them, fewer buyers contend for one row.
+    pub async fn new(stack: &LocalStack, events: i32, seats: i32) -> Result<Self, LocalStackError> {
         let insert = "INSERT INTO events (id, name, capacity, available, price_cents)
                       SELECT gen_random_uuid(), 'Evening ' || nth, $2, $2, 4500 FROM generate_series(1, $1::int) nth
                       RETURNING id::text";
-        let rows = stack.connect().await?.query(insert, &[&events, &SEATS]).await?;
+        let rows = stack.connect().await?.query(insert, &[&events, &seats]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
         Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0) })

@@ -88,6 +88,14 @@ pub const POSTGRES_IMAGE: &[Package] = &[
     Package { name: "tzdata", why: "time zones in the postgres image", shows: "/usr/share/zoneinfo/UTC", units: &[] },
 ];
 
+/// What the tests of the services need besides PostgreSQL.
+pub const SERVICE_TESTS: &[Package] = &[Package {
+    name: "pgbouncer",
+    why: "stands before PostgreSQL in the tests of the services",
+    shows: "pgbouncer",
+    units: &["pgbouncer"],
+}];
+
 impl Package {
     fn present(&self) -> bool {
         match self.shows.split_once('*') {

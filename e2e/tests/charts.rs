@@ -33,6 +33,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("existingSecret", r#""database""#),
     ("host", r#""db.example""#),
     ("parameters", r#""connect_timeout=5""#),
+    ("configMap", r#""roots""#),
+    ("migrationUrlKey", r#""migrations""#),
     ("password", r#""a b\"c""#),
     ("storageClass", r#""fast""#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
@@ -45,6 +47,14 @@ const TOGETHER: &[(&str, &[&str])] = &[
     (
         "database.parameters=\"connect_timeout=5\"",
         &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.host=\"a\""],
+    ),
+    (
+        "database.rootCertificates.configMap=\"roots\"",
+        &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.sslMode=\"verify-full\""],
+    ),
+    (
+        "database.migrationUrlKey=\"migrations\"",
+        &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.pooler=\"transaction\""],
     ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
@@ -179,7 +189,8 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("resilience-operator", json!({ "admissionPolicy": { "cronJobs": ["A b"] } }), "cronJobs"),
         ("resilience-operator", json!({ "podTransport": "udp" }), "podTransport"),
         ("ticketing", json!({ "services": { "booking": { "databasePoolSize": 201 } } }), "databasePoolSize"),
-        ("ticketing", json!({ "database": { "parameters": "sslmode=require" } }), "parameters"),
+        ("ticketing", json!({ "database": { "parameters": "a=b c" } }), "parameters"),
+        ("ticketing", json!({ "database": { "sslMode": "on" } }), "sslMode"),
     ] {
         let set: Vec<_> = set.as_object().unwrap().iter().map(|(name, value)| format!("{name}={value}")).collect();
         let refused = charts.render(chart, &set.iter().map(String::as_str).collect::<Vec<_>>()).await;

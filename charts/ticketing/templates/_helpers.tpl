@@ -48,6 +48,27 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: DATABASE_PASSWORD_FILE
   value: /etc/ticketing/database/password
 {{- end }}
+{{- if not .Values.postgresql.enabled }}
+{{- with $db.pooler }}
+- name: DATABASE_POOLER
+  value: {{ . | quote }}
+{{- end }}
+{{- with $db.migrationUrlKey }}
+- name: DATABASE_MIGRATION_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ $db.existingSecret | quote }}
+      key: {{ . | quote }}
+{{- end }}
+{{- with $db.sslMode }}
+- name: PGSSLMODE
+  value: {{ . | quote }}
+{{- end }}
+{{- if $db.rootCertificates.configMap }}
+- name: PGSSLROOTCERT
+  value: /etc/ticketing/database-ca/root.crt
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* The Secret with the database password as a key of its own, as JSON; nothing, if only the whole URL is known. */}}
@@ -72,12 +93,30 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
     - key: {{ $secret.key | quote }}
       path: password
 {{- end }}
+{{- if include "ticketing.databaseRoots" . }}
+- name: database-ca
+  configMap:
+    name: {{ .Values.database.rootCertificates.configMap | quote }}
+    items:
+    - key: {{ .Values.database.rootCertificates.key | quote }}
+      path: root.crt
+{{- end }}
+{{- end }}
+
+{{/* Whether root certificates are mounted. */}}
+{{- define "ticketing.databaseRoots" -}}
+{{- if and (not .Values.postgresql.enabled) .Values.database.rootCertificates.configMap }}yes{{ end }}
 {{- end }}
 
 {{- define "ticketing.databaseMount" -}}
 {{- if include "ticketing.databaseSecret" . }}
 - name: database
   mountPath: /etc/ticketing/database
+  readOnly: true
+{{- end }}
+{{- if include "ticketing.databaseRoots" . }}
+- name: database-ca
+  mountPath: /etc/ticketing/database-ca
   readOnly: true
 {{- end }}
 {{- end }}

@@ -101,6 +101,9 @@ pub enum LocalStackError {
     /// A service was named that is not running.
     #[error("{0} is not running")]
     NotRunning(&'static str),
+    /// What was measured is less than it has to be.
+    #[error("{0}")]
+    TooLittle(String),
     /// A query of the database failed.
     #[error("the database: {0}")]
     Database(#[from] tokio_postgres::Error),

@@ -3,6 +3,8 @@
 use super::child::Running;
 use super::{LocalStackError, START_TIMEOUT, STOP_TIMEOUT};
 use rustix::process::Signal;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -46,6 +48,11 @@ impl Postgres {
             let output = String::from_utf8_lossy(&made.stderr).into_owned();
             return Err(LocalStackError::Program { program: "initdb", output });
         }
+        // In its file and not among its arguments, so that it can be changed: what is measured there has to wait for the disk.
+        let path = home.join("data/postgresql.conf");
+        let file = OpenOptions::new().append(true).open(&path);
+        let written = file.and_then(|mut file| file.write_all(b"fsync = off\n"));
+        written.map_err(|source| LocalStackError::File { path, source })?;
         let mut postgres = Self { programs, home: home.to_owned(), port, show, server: None };
         postgres.start().await?;
         Ok(postgres)
@@ -57,7 +64,7 @@ impl Postgres {
         let port = self.port.to_string();
         let mut command = unprivileged(&self.programs.join("postgres"), &self.home);
         command.arg("-D").arg(self.home.join("data")).arg("-k").arg(&self.home).args(["-p", &port]);
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "log_min_messages=fatal"]);
+        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "log_min_messages=fatal"]);
         let mut server = Running::start("postgres", command, self.show)?;
         let begin = Instant::now();
         let ask =

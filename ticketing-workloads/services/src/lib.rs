@@ -20,6 +20,7 @@ pub mod mail_sink;
 pub mod notification;
 pub mod payment;
 pub mod provider_simulator;
+pub mod retention;
 pub mod schema;
 
 #[cfg(test)]

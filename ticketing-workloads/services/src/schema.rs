@@ -1,11 +1,17 @@
 //! The schema of the ticketing database, step by step. Whichever service comes first brings it up to date.
 
 use crate::database::Connector;
-use crate::database::migrations::{self, Migration};
-use resilience::Dependency;
+use crate::database::migrations::{self, Migration, Progress, State};
+use crate::{booking, catalog, notification, payment};
+use contract::CheckStatus;
+use resilience::{Check, CheckOutcome, Dependency};
+use std::time::Duration;
 
 /// What the steps are recorded under.
 const OWNER: &str = "booking";
+
+/// Time between two looks whether the schema is up to date.
+const POLL: Duration = Duration::from_millis(500);
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -23,11 +29,48 @@ const MIGRATIONS: &[Migration] = &[
         name: "possible duplicates",
         sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
     },
+    Migration { version: 9, name: "hot queries", sql: include_str!("../migrations/booking/0009_hot_queries.sql") },
 ];
 
-/// Brings the schema of the database behind `dependency` up to date, however long that takes.
-pub async fn bring_up_to_date(connector: Connector, dependency: &'static Dependency) {
-    migrations::run_until_done(connector, OWNER, MIGRATIONS).await;
-    // Calls that came before may have opened the circuit; what they lacked is there now.
-    dependency.end_break();
+/// The schema of the database, and how far it is.
+#[derive(Clone, Default)]
+pub struct Schema(Progress);
+
+impl Schema {
+    /// Brings the schema of the database behind `dependency` up to date, however long that takes.
+    pub async fn bring_up_to_date(self, connector: Connector, dependency: &'static Dependency) {
+        migrations::run_until_done(connector, OWNER, MIGRATIONS, self.0).await;
+        // Calls that came before may have opened the circuit; what they lacked is there now.
+        dependency.end_break();
+    }
+
+    /// Waits until it is up to date, if ever.
+    pub async fn is_up_to_date(&self) {
+        while !matches!(self.0.state(), State::Done(_)) {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// `schema`: whether the tables are as the service needs them. A schema that cannot be created is unhealthy, with the
+    /// server's words; one that is waited for is degraded.
+    pub fn check(&self, dependency: &str) -> Check {
+        let progress = self.0.clone();
+        Check::new("schema", &["database"], move |_| {
+            let (status, message) = match progress.state() {
+                State::Unknown(why) => (CheckStatus::Unknown, why),
+                State::UnderWay(what) => (CheckStatus::Degraded, what),
+                State::Failed(why) => (CheckStatus::Unhealthy, why),
+                State::Done(what) => (CheckStatus::Healthy, what),
+            };
+            async move { CheckOutcome::new(status, message) }
+        })
+        .dependency(dependency)
+    }
+}
+
+/// The statements that services make for each order, mail or payment, or all the time, by name: no one of them may read a
+/// table from end to end.
+pub fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let others = notification::HOT.iter().chain(payment::HOT).chain(catalog::HOT).copied();
+    booking::hot_statements().chain(others)
 }

@@ -286,7 +286,7 @@ fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
         BookingError::InsufficientTickets => ("insufficient_tickets", StatusCode::CONFLICT, "INSUFFICIENT_TICKETS"),
         BookingError::EventNotFound => ("event_not_found", StatusCode::NOT_FOUND, "EVENT_NOT_FOUND"),
         BookingError::KeyReused => ("key_reused", StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED"),
-        BookingError::VersionConflict | BookingError::Database(_) => return bookings.unavailable(error),
+        BookingError::KeyUnderWay | BookingError::Database(_) => return bookings.unavailable(error),
     };
     bookings.count(outcome);
     problem(status, code, &source.to_string())

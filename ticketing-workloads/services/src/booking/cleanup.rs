@@ -3,7 +3,7 @@
 //! Bookings are the truth; the free seats of an event are derived from them. Safe to run at any time, beside bookings and
 //! beside another run of itself.
 
-use crate::database::{DatabaseError, DatabaseSettings};
+use crate::database::{DatabaseError, DatabaseSettings, Sessions, execute, query};
 use crate::host::StartError;
 use std::time::Duration;
 use uuid::Uuid;
@@ -68,33 +68,34 @@ pub struct Cleaned {
 pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
     let connector = settings.connector("booking-cleanup")?;
     let work = async {
-        let (mut client, connection) = connector.open().await.map_err(DatabaseError::Connect)?;
+        let (client, connection) = connector.open().await.map_err(DatabaseError::Connect)?;
         let driver = tokio::spawn(connection);
-        let result = clean(&mut client).await;
+        let result = clean(&client, settings.database_pooler).await;
         driver.abort();
         result
     };
     tokio::time::timeout(TIMEOUT, work).await.map_err(|_| CleanupError::Timeout)?
 }
 
-async fn clean(client: &mut tokio_postgres::Client) -> Result<Cleaned, CleanupError> {
-    let transaction = client.transaction().await?;
-    let expired_holds = transaction.execute(EXPIRE, &[]).await?;
+/// All of it in one transaction, which ends with the connection if it is not committed.
+async fn clean(client: &tokio_postgres::Client, sessions: Sessions) -> Result<Cleaned, CleanupError> {
+    client.batch_execute("BEGIN").await?;
+    let expired_holds = execute(client, sessions, EXPIRE, &[]).await?;
     let wrong: Vec<Uuid> =
-        transaction.query(WRONG, &[]).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        query(client, sessions, WRONG, &[]).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     // A new statement, so that it sees what was committed before the events were locked.
     let mut repaired_events = 0;
     let mut oversold = Vec::new();
-    for row in transaction.query(FREE, &[&wrong]).await? {
+    for row in query(client, sessions, FREE, &[&wrong]).await? {
         let (event, free): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
         if free < 0 {
             oversold.push((event, -free));
             continue;
         }
         let repair = "UPDATE events SET available = $2, version = version + 1 WHERE id = $1 AND available <> $2";
-        repaired_events += transaction.execute(repair, &[&event, &free]).await?;
+        repaired_events += execute(client, sessions, repair, &[&event, &free]).await?;
     }
-    transaction.commit().await?;
+    client.batch_execute("COMMIT").await?;
     let cleaned = Cleaned { expired_holds, repaired_events };
     tracing::info!(expired_holds, repaired_events, oversold = oversold.len(), "compared seats with bookings");
     if oversold.is_empty() { Ok(cleaned) } else { Err(CleanupError::Oversold(oversold)) }

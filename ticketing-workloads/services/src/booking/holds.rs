@@ -3,6 +3,7 @@
 
 use super::seats::{self, Booked};
 use crate::database::{Connection, DatabaseError};
+use crate::retention::Rule;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
@@ -20,20 +21,24 @@ const BUY: &str = "
     )
     SELECT status, amount_cents FROM bought";
 
-/// Waits for the transaction that is changing it: it must not be told as over while it is being bought.
+/// Waits for the transaction that is changing it: it must not be told as over while it is being bought. The lock is written
+/// down, so its commit waits for the disk and the replicas: a purchase that nobody has heard of is told only then.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
            CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
     FROM bookings WHERE id = $1 FOR SHARE";
 
+/// Its commit does not wait for the disk while the event's row is locked; [`give_back`] does, before it answers.
 const GIVE_BACK: &str = "
     WITH ended AS (
         UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
         WHERE id = $1 AND status = 'Held' RETURNING event_id, ticket_count
     )
-    UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id";
+    UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id
+    RETURNING set_config('synchronous_commit', 'off', true)";
 
-/// Ends reservations that ran out, some at a time, so that no event is locked for long.
+/// Ends reservations that ran out, some at a time, so that no event is locked for long, and not while the disk writes: what
+/// a crash takes away runs out again.
 const EXPIRE: &str = "
     WITH due AS (
         SELECT id FROM bookings WHERE status = 'Held' AND held_until <= now()
@@ -46,7 +51,28 @@ const EXPIRE: &str = "
         FROM (SELECT event_id, sum(ticket_count)::integer AS seats FROM ended GROUP BY event_id) one
         WHERE e.id = one.event_id
     )
-    SELECT count(*) FROM ended";
+    SELECT count(*), set_config('synchronous_commit', 'off', true) FROM ended";
+
+/// Reservations that came to nothing. Of what was confirmed once, the mail is older than its end.
+pub const RETENTION: Rule = Rule {
+    what: "cancelled reservations",
+    sql: "
+    DELETE FROM bookings WHERE id = ANY(ARRAY(
+        SELECT id FROM bookings b
+        WHERE status = 'Cancelled' AND cancel_reason IN ('expired', 'given back')
+          AND created_at < now() - $1 * interval '1 day'
+          AND NOT EXISTS (SELECT FROM outbox o WHERE o.booking_id = b.id)
+        ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+};
+
+/// Statements that are made for each reservation, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("buy", BUY),
+    ("look at a reservation", LOOK),
+    ("give back", GIVE_BACK),
+    ("expire", EXPIRE),
+    ("old reservations", RETENTION.sql),
+];
 
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
 /// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.
@@ -75,7 +101,13 @@ pub async fn buy(
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
 /// none.
 pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String>, DatabaseError> {
-    connection.execute(&connection.prepare_cached(GIVE_BACK).await?, &[&id]).await?;
+    let give_back = connection.prepare_cached(GIVE_BACK).await?;
+    let values: [&(dyn ToSql + Sync); 1] = [&id];
+    // Sent together, in this order.
+    let (given, flushed) =
+        tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
+    given?;
+    flushed?;
     let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
     let row = connection.query_opt(&status, &[&id]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)

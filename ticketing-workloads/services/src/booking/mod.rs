@@ -12,7 +12,8 @@ mod seats;
 use crate::answers::{not_found, problem};
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::schema;
+use crate::retention;
+use crate::schema::Schema;
 use axum::Router;
 use axum::http::StatusCode;
 use contract::{
@@ -26,6 +27,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
+
+/// Statements that are made for each order, or all the time.
+pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
+    seats::HOT.iter().chain(holds::HOT).copied()
+}
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "booking";
@@ -48,9 +54,12 @@ pub struct Settings {
     /// Seconds for which a reservation keeps its seats.
     #[arg(long, env = "HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub hold_seconds: u64,
-    /// Seconds between two looks for reservations that ran out.
+    /// Seconds after which reservations that ran out are ended again.
     #[arg(long, env = "EXPIRE_EVERY_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub expire_every_seconds: u64,
+    /// Days after which reservations are deleted that ran out or were given back; 0: never.
+    #[arg(long, env = "KEEP_CANCELLED_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub keep_cancelled_days: u32,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -96,8 +105,9 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
     let pool_size = settings.database.database_pool_size;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, Some(seats::SAMPLE))?);
+    let database = Arc::new(Database::new(connector, pool_size, dependency, Some(seats::SAMPLE))?);
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
@@ -105,11 +115,19 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone(), hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
-    let migration = schema::bring_up_to_date(connector, dependency);
-    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry)];
+    let schema = Schema::default();
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
+    let retention = retention::run(
+        Arc::clone(&database),
+        Arc::clone(&resilience),
+        schema.clone(),
+        holds::RETENTION,
+        settings.keep_cancelled_days,
+    );
+    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry), Box::pin(retention)];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {
-        checks: checks::all(&database).into(),
+        checks: checks::all(&database, &schema).into(),
         actions: database::actions(&resilience, database),
         api: router(bookings),
         tasks,

@@ -1,8 +1,25 @@
-//! The SQL of booking. One transaction per attempt, with optimistic locking on the event's version.
+//! The SQL of booking. One transaction per attempt.
+//!
+//! Seats are taken by a decrement under the condition that enough are left. Such decrements and the increments of seats
+//! that are given back commute, so nobody has to compare versions: a statement that waits for the event's row goes on from
+//! what the one before left. With a comparison, all but one of those who want a hot event would lose, and lose again after
+//! a pause.
+//! `version` still counts every change: pods of version 0.1 compare it.
 //!
 //! Seats and booking change in one statement: a connection that hangs between two of them would hold the event's row
-//! locked for everybody. And an attempt may be made again even if nobody knows whether the one before was committed:
-//! both carry the same idempotency key.
+//! locked for everybody. And an attempt may be made again even if nobody knows whether the one before was committed: both
+//! carry the same idempotency key.
+//!
+//! The event's row is locked for no longer than that statement takes, and not while the disk writes: its commit does not
+//! wait for the disk (`synchronous_commit` off), and a second one, which locks nothing, does ([`FLUSH`]). No answer of this
+//! version says that a booking is confirmed, held or cancelled before such a second commit is over, and all who wait for
+//! the disk share its writes: that goes for the request that changed it, for a repeated one that finds it changed, and for
+//! one that only reads it. `PaymentPending` promises nothing, so reading it does not wait. What a crash takes away in
+//! between, nobody has heard of; a later booking is never there without an earlier one.
+//!
+//! Two gaps are left. During a roll-out, a pod of version 0.1 that is asked for a booking which another pod has made a
+//! moment ago answers without the second commit. And PostgreSQL reports success to a session whose wait for a synchronous
+//! replica an administrator cancels.
 
 use super::order::Order;
 use crate::database::{Connection, DatabaseError, Sample};
@@ -19,7 +36,7 @@ const MAX_EVENTS: i64 = 100;
 
 /// The event and an earlier booking under the same key, if there are any.
 const LOOK: &str = "
-    SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count,
+    SELECT e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
            b.email IS NOT DISTINCT FROM $3
@@ -30,28 +47,32 @@ const LOOK: &str = "
 /// What every booking begins with, for no event and no booking.
 pub const SAMPLE: Sample = Sample { statement: LOOK, values: &[&Uuid::nil(), &"", &None::<&str>] };
 
-/// Takes the seats and books them, if nobody changed the event meanwhile. What is to be paid for waits for its payment;
+/// Takes the seats and books them, if enough are left. What is to be paid for waits for its payment;
 /// the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
 const TAKE: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
-        WHERE id = $2 AND version = $3 AND available >= $1
+        WHERE id = $2 AND available >= $1
         RETURNING id, price_cents * $1 AS amount_cents
     ), booked AS (
         INSERT INTO bookings
             (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at, held_until)
-        SELECT $4, id, $5, $1,
-               CASE WHEN $10::float8 IS NOT NULL THEN 'Held' WHEN $8 AND amount_cents > 0 THEN 'PaymentPending'
+        SELECT $3, id, $4, $1,
+               CASE WHEN $9::float8 IS NOT NULL THEN 'Held' WHEN $7 AND amount_cents > 0 THEN 'PaymentPending'
                     ELSE 'Confirmed' END,
-               $6, $7, amount_cents,
-               CASE WHEN $10 IS NULL AND $8 AND amount_cents > 0 THEN now() + $9 * interval '1 second' END,
-               now() + $10 * interval '1 second'
+               $5, $6, amount_cents,
+               CASE WHEN $9 IS NULL AND $7 AND amount_cents > 0 THEN now() + $8 * interval '1 second' END,
+               now() + $9 * interval '1 second'
         FROM taken
         RETURNING id, status, amount_cents
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM booked WHERE status = 'Confirmed'
     )
-    SELECT status, amount_cents FROM booked";
+    SELECT status, amount_cents, set_config('synchronous_commit', 'off', true) FROM booked";
+
+/// Waits until all that was committed before is on the disk, and on the replicas that the server waits for. The message
+/// has no reader: only a transaction that has written something waits.
+pub(super) const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'ticketing', '')";
 
 /// Claims bookings of which the payment is open. The next try comes later each time, up to a minute.
 const DUE: &str = "
@@ -74,7 +95,7 @@ const CONFIRM: &str = "
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
 /// Gives the seats back, unless somebody else has asked payment since. Where nobody has said no, the key may be used for
-/// another try.
+/// another try. Its commit does not wait for the disk while the event's row is locked; [`cancel`] does, before it answers.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
@@ -82,7 +103,7 @@ const CANCEL: &str = "
         WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING event_id, ticket_count
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1
-    FROM cancelled WHERE e.id = event_id";
+    FROM cancelled WHERE e.id = event_id RETURNING set_config('synchronous_commit', 'off', true)";
 
 const FIND: &str = "
     SELECT id, event_id, user_id, ticket_count, status,
@@ -90,13 +111,22 @@ const FIND: &str = "
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
-/// Events whose figures do not add up, and holds that ran out more than a minute ago.
-const CONSISTENCY: &str = "
-    SELECT (SELECT count(*) FROM events e
-            WHERE e.capacity <> e.available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
-                                               WHERE b.event_id = e.id AND b.status <> 'Cancelled')),
-           (SELECT count(*) FROM bookings
-            WHERE status = 'Held' AND held_until < now() - interval '1 minute')";
+/// Holds that ran out more than a minute ago, and what to compare next: up to `$2` events that were
+/// changed since the snapshot that was the oldest one at `$1`, whatever changed them, the latest change first; and the next
+/// `$4` behind `$3`, in turn. The age of a row that was not touched for two billion transactions is negative.
+const OVERVIEW: &str = "
+    SELECT (SELECT count(*) FROM bookings WHERE status = 'Held' AND held_until < now() - interval '1 minute'),
+           ARRAY(SELECT id FROM events WHERE age(xmin) BETWEEN 0 AND age($1::text::xid8::xid)
+                 ORDER BY age(xmin) LIMIT $2),
+           ARRAY(SELECT id FROM events WHERE id > $3 ORDER BY id LIMIT $4),
+           pg_snapshot_xmin(pg_current_snapshot())::text";
+
+/// Those of the events whose free and sold seats are not their capacity.
+const COMPARE: &str = "
+    SELECT id FROM events e
+    WHERE id = ANY($1::uuid[])
+      AND capacity <> available + (SELECT COALESCE(sum(b.ticket_count), 0) FROM bookings b
+                                   WHERE b.event_id = e.id AND b.status <> 'Cancelled')";
 
 /// Why an attempt to book gave no booking.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +140,9 @@ pub enum BookingError {
     /// The idempotency key belongs to another booking.
     #[error("This idempotency key was used for a booking with other details")]
     KeyReused,
-    /// Somebody else booked first.
-    #[error("the event changed while it was being booked")]
-    VersionConflict,
+    /// Another request with the same key is being booked at this moment.
+    #[error("another request with this idempotency key is being booked")]
+    KeyUnderWay,
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -127,7 +157,7 @@ impl Failure for BookingError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused => FailureKind::Business,
-            Self::VersionConflict => FailureKind::VersionConflict,
+            Self::KeyUnderWay => FailureKind::VersionConflict,
             Self::Database(error) => error.kind(),
         }
     }
@@ -194,21 +224,24 @@ pub async fn take(
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
     let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key, &order.email]).await?;
-    if let Some(id) = row.try_get::<_, Option<Uuid>>(2)? {
-        let same = row.try_get::<_, Uuid>(3)? == order.event_id
-            && row.try_get::<_, &str>(4)? == order.user_id
-            && row.try_get::<_, i32>(5)? == order.ticket_count
-            && row.try_get(9)?;
+    if let Some(id) = row.try_get::<_, Option<Uuid>>(1)? {
+        let same = row.try_get::<_, Uuid>(2)? == order.event_id
+            && row.try_get::<_, &str>(3)? == order.user_id
+            && row.try_get::<_, i32>(4)? == order.ticket_count
+            && row.try_get(8)?;
         if !same {
             return Err(BookingError::KeyReused);
         }
         // One of our own attempts may have been committed without our knowing.
         let before = id != order.booking_id;
-        let (status, cancel_reason, amount_cents) = (row.try_get(6)?, row.try_get(7)?, row.try_get(8)?);
+        let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
+        // The request that made it may be waiting for the disk still.
+        connection.batch_execute(FLUSH).await?;
         return Ok(Booked { id, status, cancel_reason, amount_cents, before });
     }
-    let Some(version) = row.try_get::<_, Option<i64>>(0)? else { return Err(BookingError::EventNotFound) };
-    if row.try_get::<_, i32>(1)? < order.ticket_count {
+    let Some(available) = row.try_get::<_, Option<i32>>(0)? else { return Err(BookingError::EventNotFound) };
+    // Who comes too late must not queue for the event's row.
+    if available < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
     }
     let take = connection.prepare_cached(TAKE).await?;
@@ -218,16 +251,31 @@ pub async fn take(
         Purpose::Paid { asks_within } => (true, asks_within.as_secs_f64(), None),
         Purpose::Held { keep } => (false, 0.0, Some(keep.as_secs_f64())),
     };
-    let values: [&(dyn ToSql + Sync); 10] =
-        [ticket_count, event_id, &version, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
-    match answered(unanswered, connection.query_opt(&take, &values)).await {
+    let values: [&(dyn ToSql + Sync); 9] =
+        [ticket_count, event_id, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
+    let before = unanswered.swap(true, Ordering::Relaxed);
+    // Sent together, in this order.
+    let (taken, flushed) = tokio::join!(biased; connection.query_opt(&take, &values), connection.batch_execute(FLUSH));
+    // An error without a state is not the server's: the connection broke. And seats that were taken may be lost again
+    // until they are on the disk.
+    let is_known = match &taken {
+        Ok(Some(_)) => flushed.is_ok(),
+        Ok(None) => true,
+        Err(error) => error.code().is_some(),
+    };
+    if is_known {
+        unanswered.store(before, Ordering::Relaxed);
+    }
+    match taken {
         Ok(Some(row)) => {
+            flushed?;
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
             Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
         }
-        Ok(None) => Err(BookingError::VersionConflict),
+        // Others took the last ones meanwhile.
+        Ok(None) => Err(BookingError::InsufficientTickets),
         // The same key, at the same moment: the next attempt finds its booking.
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::VersionConflict),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::KeyUnderWay),
         Err(error) => Err(error.into()),
     }
 }
@@ -274,16 +322,24 @@ pub async fn settle_soon(connection: Connection, booking: Uuid) -> Result<u64, D
 /// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
 pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, DatabaseError> {
     let confirm = connection.prepare_cached(CONFIRM).await?;
-    connection.execute(&confirm, &[&booking]).await?;
+    if connection.execute(&confirm, &[&booking]).await? == 0 {
+        // An attempt before this one may be waiting for the disk or a replica still.
+        connection.batch_execute(FLUSH).await?;
+    }
     status(&connection, booking).await
 }
 
 /// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
 /// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. The
-/// answer is how it stands then.
+/// answer is how it stands then, and stays so after a crash: the buyer is told that nothing will be charged.
 pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: i32) -> Result<String, DatabaseError> {
     let cancel = connection.prepare_cached(CANCEL).await?;
-    connection.execute(&cancel, &[&booking, &reason, &tries]).await?;
+    let values: [&(dyn ToSql + Sync); 3] = [&booking, &reason, &tries];
+    // Sent together, in this order.
+    let (cancelled, flushed) =
+        tokio::join!(biased; connection.execute(&cancel, &values), connection.batch_execute(FLUSH));
+    cancelled?;
+    flushed?;
     status(&connection, booking).await
 }
 
@@ -292,9 +348,14 @@ async fn status(connection: &Connection, booking: Uuid) -> Result<String, Databa
     Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
+/// Finds a booking. The answer stays true after a crash.
 pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, DatabaseError> {
     let find = connection.prepare_cached(FIND).await?;
     let Some(row) = connection.query_opt(&find, &[&id]).await? else { return Ok(None) };
+    if row.try_get::<_, &str>(4)? != "PaymentPending" {
+        // The request that made it so may be waiting for the disk still, and may yet be told otherwise.
+        connection.batch_execute(FLUSH).await?;
+    }
     Ok(Some(Booking {
         id: row.try_get(0)?,
         event_id: row.try_get(1)?,
@@ -315,18 +376,84 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
     rows.iter().map(event).collect()
 }
 
-/// Figures of the check booking-consistency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Consistency {
-    /// Events of which sold and free seats are not their capacity.
-    pub wrong_events: i64,
+/// What there is to compare, and how many holds have run out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overview {
     /// Holds that ran out and still keep their seats.
     pub expired_holds: i64,
+    /// Events that were changed since the overview before, the latest change first.
+    pub changed: Vec<Uuid>,
+    /// The next events in turn, by their ids.
+    pub in_turn: Vec<Uuid>,
+    /// Transaction id of the server from which on this overview knows nothing of changes.
+    pub since: Option<String>,
 }
 
-/// Compares seats with bookings, in one snapshot.
-pub async fn consistency(connection: Connection) -> Result<Consistency, DatabaseError> {
-    let consistency = connection.prepare_cached(CONSISTENCY).await?;
-    let row = connection.query_one(&consistency, &[]).await?;
-    Ok(Consistency { wrong_events: row.try_get(0)?, expired_holds: row.try_get(1)? })
+/// What an overview lists.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// `since` of the overview before; absent at first, when nothing counts as changed.
+    pub since: Option<&'a str>,
+    /// Changed events at most.
+    pub changed: i64,
+    /// The last event that had its turn.
+    pub behind: Uuid,
+    /// Events in turn at most.
+    pub in_turn: i64,
 }
+
+/// Looks what there is to compare. The server gives it up after `time`.
+pub async fn overview(connection: &Connection, wanted: Wanted<'_>, time: Duration) -> Result<Overview, DatabaseError> {
+    let Wanted { since, changed, behind, in_turn } = wanted;
+    let rows = bounded(connection, OVERVIEW, &[&since, &changed, &behind, &in_turn], time).await?;
+    let Some(row) = rows.first() else { return Err(DatabaseError::Pool("an overview without a row".to_owned())) };
+    Ok(Overview {
+        expired_holds: row.try_get(0)?,
+        changed: row.try_get(1)?,
+        in_turn: row.try_get(2)?,
+        since: row.try_get(3)?,
+    })
+}
+
+/// Compares seats with bookings, each event in one snapshot; the answer is which events do not add up. The server gives it
+/// up after `time`: it must not disturb those who buy.
+pub async fn compare(connection: &Connection, events: &[Uuid], time: Duration) -> Result<Vec<Uuid>, DatabaseError> {
+    bounded(connection, COMPARE, &[&events], time).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Reads with a bound of its own.
+async fn bounded(
+    connection: &Connection,
+    query: &str,
+    values: &[&(dyn ToSql + Sync)],
+    time: Duration,
+) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
+    let query = connection.prepare_cached(query).await?;
+    let bound = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", time.as_millis().max(1));
+    // Sent together, in this order, so that the connection is in use for no longer than it takes. After a failure, the end
+    // of the transaction undoes it.
+    let (began, rows, ended) = tokio::join!(
+        biased;
+        connection.batch_execute(&bound),
+        connection.query(&query, values),
+        connection.batch_execute("COMMIT"),
+    );
+    began?;
+    let rows = rows?;
+    ended?;
+    Ok(rows)
+}
+
+/// Statements that are made for each order, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("look", LOOK),
+    ("take", TAKE),
+    ("due", DUE),
+    ("settle soon", SETTLE_SOON),
+    ("confirm", CONFIRM),
+    ("cancel", CANCEL),
+    ("find", FIND),
+    ("events", EVENTS),
+    ("overview", OVERVIEW),
+    ("compare", COMPARE),
+];

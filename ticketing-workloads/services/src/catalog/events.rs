@@ -10,6 +10,9 @@ const LIST: &str = "
     FROM events WHERE $1::text IS NULL OR category = $1
     ORDER BY created_at, id LIMIT $2 OFFSET $3";
 
+/// Statements that are made all the time.
+pub const HOT: &[(&str, &str)] = &[("list", LIST)];
+
 /// One page of events is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {

@@ -3,14 +3,18 @@
 mod api;
 mod events;
 
+use crate::checks;
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{checks, schema};
+use crate::schema::Schema;
 use contract::{DependencySettings, FallbackSettings, PolicySettings};
 use resilience::Resilience;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
+
+/// Statements that are made all the time.
+pub(crate) use events::HOT;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "catalog";
@@ -47,12 +51,14 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let resilience = Resilience::builder(pod.workload(NAME)).dependency(DATABASE).defaults(defaults(pool_size)).build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let cached_for = Duration::from_secs(settings.inventory_cache_seconds);
     let catalog = api::Catalog::new(Arc::clone(&resilience), Arc::clone(&database), dependency, cached_for);
-    let migration = schema::bring_up_to_date(connector, dependency);
+    let schema = Schema::default();
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),
         api: api::router(catalog),
         tasks: vec![Box::pin(migration)],

@@ -1,20 +1,26 @@
-//! How connections are opened: where to, and with which password.
+//! How connections are opened: where to, how encrypted, and with which password.
 
-use super::DatabaseError;
 use super::error::ConnectCause;
+use super::settings::Sessions;
+use super::tls::{MakeTls, Tls, TlsStream};
+use super::{DatabaseError, DatabaseSettings};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, Connection, Socket};
 
 /// Longest password that is read from a file, in bytes.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -23,13 +29,20 @@ const MAX_PASSWORD_BYTES: usize = 4096;
 /// without a word, must not take the time of the whole attempt.
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// The half of a connection that has to be polled for anything to happen.
+pub type Driver = Connection<Socket, TlsStream>;
 /// Both halves of a connection.
-type Opened = (Client, Connection<Socket, NoTlsStream>);
+type Opened = (Client, Driver);
 
 /// Opens connections, each with the password that is in force at that moment.
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
+    tls: Tls,
+    /// Whose the sessions behind the connections are.
+    sessions: Sessions,
+    /// Time that the server gives a statement, in milliseconds; absent for connections that are not the pool's.
+    statement_ms: Option<Arc<AtomicU64>>,
     password: Option<Arc<PasswordFile>>,
     /// Why the last login was refused, until one succeeds.
     refused: Arc<ArcSwapOption<String>>,
@@ -37,15 +50,26 @@ pub struct Connector {
 
 impl Connector {
     /// Connects as `config` says; a password in the file stands above its own one.
-    pub(super) fn new(config: Config, password_file: Option<&Path>) -> Self {
+    pub(super) fn new(config: Config, tls: Tls, sessions: Sessions, password_file: Option<&Path>) -> Self {
         let password = password_file.map(|path| Arc::new(PasswordFile::new(path)));
-        Self { config, password, refused: Arc::default() }
+        Self { config, tls, sessions, statement_ms: None, password, refused: Arc::default() }
     }
 
-    /// The same with other settings.
-    pub(super) fn with(mut self, change: impl FnOnce(Config) -> Config) -> Self {
-        self.config = change(self.config);
+    /// The same for connections of the pool: the server bounds what is done on them, a statement to as many milliseconds
+    /// as `statement_ms` says when they are opened.
+    pub(super) fn pooled(mut self, statement_ms: Arc<AtomicU64>) -> Self {
+        self.statement_ms = Some(statement_ms);
         self
+    }
+
+    /// Whose the sessions behind the connections are.
+    pub(super) fn sessions(&self) -> Sessions {
+        self.sessions
+    }
+
+    /// How a request to cancel a statement is encrypted.
+    pub(super) async fn tls(&self) -> MakeTls {
+        self.tls.connector().await
     }
 
     /// Whether only a server that takes writes will do.
@@ -66,7 +90,11 @@ impl Connector {
         {
             config.password(password);
         }
-        let opened = first_of(&config).await;
+        // A pooler refuses them, and would give the session with them to somebody else.
+        if let Some(statement_ms) = self.statement_ms.as_ref().filter(|_| self.sessions == Sessions::Own) {
+            config = DatabaseSettings::bounded(config, statement_ms.load(Ordering::Acquire));
+        }
+        let opened = first_of(&config, &self.tls).await;
         match &opened {
             Ok(_) if self.refused.load().is_none() => {}
             Ok(_) => {
@@ -107,7 +135,8 @@ impl Connector {
 }
 
 /// Connects to the first host that will do, in the order of the address.
-async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
+async fn first_of(config: &Config, tls: &Tls) -> Result<Opened, tokio_postgres::Error> {
+    let make_tls = tls.connector().await;
     let hosts = one_by_one(config);
     let mut waiting = hosts.iter();
     let mut trying = FuturesUnordered::new();
@@ -116,7 +145,7 @@ async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
         match (waiting.next(), failed.take()) {
             (None, Some(error)) if trying.is_empty() => return Err(error),
             (next, error) => {
-                trying.extend(next.map(|config| config.connect(NoTls)));
+                trying.extend(next.map(|config| connect(config, tls, &make_tls)));
                 failed = error;
             }
         }
@@ -137,14 +166,55 @@ async fn first_of(config: &Config) -> Result<Opened, tokio_postgres::Error> {
     }
 }
 
-/// The same once for each of its hosts, unless the driver is to choose among them by itself.
+/// Connects to one host, encrypted as `sslmode` has it.
+async fn connect(config: &Config, tls: &Tls, make_tls: &MakeTls) -> Result<Opened, tokio_postgres::Error> {
+    let in_mode = |mode: SslMode| {
+        let mut config = config.clone();
+        config.ssl_mode(mode_for(&config, mode));
+        let make_tls = make_tls.clone();
+        async move { config.connect(make_tls).await }
+    };
+    match tls.attempts() {
+        (first, Some(other)) => match in_mode(first).await {
+            Err(error) if is_refused_for_encryption(&error) => match in_mode(other).await {
+                // What was wrong at first says more than that the other way is not open either.
+                Err(second) if is_refused_for_encryption(&second) => Err(error),
+                outcome => outcome,
+            },
+            outcome => outcome,
+        },
+        (only, None) => in_mode(only).await,
+    }
+}
+
+/// The mode for the host of `config`: nobody listens in on a socket of this machine. With an address beside it, the
+/// connection goes there and not to the socket.
+fn mode_for(config: &Config, mode: SslMode) -> SslMode {
+    let is_local = !config.get_hosts().is_empty()
+        && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)))
+        && config.get_hostaddrs().is_empty();
+    if is_local { SslMode::Disable } else { mode }
+}
+
+/// Whether the server has refused a connection for how it was, or was not, encrypted. libpq tries the other way after any
+/// refusal; here a wrong password, or a server that is full, is not asked twice.
+fn is_refused_for_encryption(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(state) => *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        // The driver does not tell kinds of errors apart other than in its words.
+        None => error.to_string().starts_with("error performing TLS handshake"),
+    }
+}
+
+/// The same once for each of its hosts, in the order in which they are tried. Each of them has its own kind of way: one may
+/// be a socket of this machine, and another one far away.
 fn one_by_one(config: &Config) -> Vec<Config> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
     let is_whole = [hosts.len(), addresses.len()].iter().all(|length| [0, count].contains(length))
         && (ports.len() <= 1 || ports.len() == count);
     // What does not fit together is for the driver to refuse.
-    if count <= 1 || !is_whole || config.get_load_balance_hosts() != LoadBalanceHosts::Disable {
+    if count == 0 || !is_whole {
         return vec![config.clone()];
     }
     let of_host = |index: usize| {
@@ -152,7 +222,8 @@ fn one_by_one(config: &Config) -> Vec<Config> {
         match hosts.get(index) {
             Some(Host::Tcp(name)) => _ = one.host(name),
             Some(Host::Unix(path)) => _ = one.host_path(path),
-            None => {}
+            // The name with which a certificate is compared.
+            None => _ = addresses.get(index).map(|address| one.host(address.to_string())),
         }
         if let Some(address) = addresses.get(index) {
             one.hostaddr(*address);
@@ -162,7 +233,12 @@ fn one_by_one(config: &Config) -> Vec<Config> {
         }
         one
     };
-    (0..count).map(of_host).collect()
+    let mut order: Vec<_> = (0..count).collect();
+    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        let random = RandomState::new();
+        order.sort_by_cached_key(|index| random.hash_one(index));
+    }
+    order.into_iter().map(of_host).collect()
 }
 
 /// A copy of everything but hosts and ports, which the driver can only add to.
@@ -301,14 +377,38 @@ mod tests {
         let unix = one_by_one(&read("%2Fvar%2Frun,two"));
         assert_eq!(unix, [read("%2Fvar%2Frun:5432"), read("two:5432")]);
         let addresses: Config = "hostaddr=127.0.0.1,127.0.0.2 port=1".parse().unwrap();
-        let each = ["127.0.0.1", "127.0.0.2"].map(|one| format!("hostaddr={one} port=1").parse::<Config>().unwrap());
+        let each = ["127.0.0.1", "127.0.0.2"]
+            .map(|one| format!("host={one} hostaddr={one} port=1").parse::<Config>().unwrap());
         assert_eq!(one_by_one(&addresses), each);
     }
 
+    /// One of them in the list, and the way to all of them was not encrypted.
+    #[test]
+    fn a_socket_of_this_machine_among_the_hosts_leaves_the_others_encrypted() {
+        for address in ["host=/run,two load_balance_hosts=random", "host=/run,two"] {
+            let hosts = one_by_one(&address.parse().unwrap());
+            let modes: Vec<_> =
+                hosts.iter().map(|one| (one.get_hosts().to_vec(), mode_for(one, SslMode::Require))).collect();
+            assert_eq!(modes.len(), 2);
+            assert!(modes.contains(&(vec![Host::Tcp("two".to_owned())], SslMode::Require)), "{modes:?}");
+            assert!(modes.contains(&(vec![Host::Unix("/run".into())], SslMode::Disable)), "{modes:?}");
+        }
+        for elsewhere in ["host=/run,two,three port=1,2", "host=/run hostaddr=10.0.0.1"] {
+            let hosts = one_by_one(&elsewhere.parse().unwrap());
+            assert!(hosts.iter().all(|one| mode_for(one, SslMode::Require) == SslMode::Require), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_tried_in_any_order_where_the_address_says_so() {
+        let config: Config = "host=a,b,c,d,e,f,g,h load_balance_hosts=random".parse().unwrap();
+        let firsts: std::collections::BTreeSet<_> =
+            (0..100).map(|_| format!("{:?}", one_by_one(&config)[0].get_hosts())).collect();
+        assert!(firsts.len() > 1);
+    }
+
     #[rstest::rstest]
-    #[case::one("host=one user=me")]
     #[case::none("user=me")]
-    #[case::not_in_order("host=one,two load_balance_hosts=random")]
     #[case::that_do_not_fit("host=one,two hostaddr=127.0.0.1")]
     #[case::ports_that_do_not_fit("host=one,two,three port=1,2")]
     fn what_is_not_a_list_in_order_is_left_to_the_driver(#[case] address: &str) {

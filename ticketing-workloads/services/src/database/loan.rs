@@ -5,6 +5,7 @@
 //! the pool; one that stays silent loses its place in the pool to a new connection.
 
 use super::pool::Shared;
+use super::settings::Sessions;
 use deadpool_postgres::{ClientWrapper, Object};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection has to answer after its use was abandoned. Longer than the wait for a row lock
@@ -20,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 const SETTLE_TIME: Duration = Duration::from_millis(600);
 /// How long it may be silent before the idle ones are suspected, too: less than its caller waits before a retry.
 const SUSPECT_TIME: Duration = Duration::from_millis(50);
-/// How long a connection that has lost its place is kept for the end of its statement: a commit that is slow may still be
-/// made, and found by the caller's next attempt. The server itself ends a statement after as long (`statement_timeout`).
+/// How long a connection that has lost its place is kept for the end of its statement, which was asked to be cancelled: a
+/// commit that is slow cannot be, and may still be made, to be found by the caller's next attempt.
 const LINGER_TIME: Duration = Duration::from_secs(15);
 /// Time to ask the server to cancel a statement.
 const CANCEL_TIME: Duration = Duration::from_secs(2);
@@ -61,13 +62,28 @@ impl Generation {
 }
 
 /// A connection from the pool, for one use.
-pub struct Connection(Arc<Object>);
+pub struct Connection {
+    object: Arc<Object>,
+    sessions: Sessions,
+}
+
+impl Connection {
+    /// The driver's side of it.
+    pub(super) fn client(&self) -> &ClientWrapper {
+        &self.object
+    }
+
+    /// Whose the session behind it is.
+    pub(super) fn sessions(&self) -> Sessions {
+        self.sessions
+    }
+}
 
 impl Deref for Connection {
-    type Target = ClientWrapper;
+    type Target = Client;
 
-    fn deref(&self) -> &ClientWrapper {
-        &self.0
+    fn deref(&self) -> &Client {
+        &self.object
     }
 }
 
@@ -81,7 +97,8 @@ pub(super) struct Loan {
 impl Loan {
     pub(super) fn new(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Object) -> (Self, Connection) {
         let connection = Arc::new(connection);
-        let borrowed = Connection(Arc::clone(&connection));
+        let sessions = shared.connector.sessions();
+        let borrowed = Connection { object: Arc::clone(&connection), sessions };
         let loan =
             Self { shared: Arc::clone(shared), generation: Arc::clone(generation), connection: Some(connection) };
         (loan, borrowed)
@@ -166,25 +183,26 @@ pub(super) fn says(answer: &[SimpleQueryMessage], word: &str) -> bool {
 }
 
 /// Takes a silent connection out of the pool, which opens a new one in its place when it needs it.
-fn replace(shared: &Shared, generation: &Arc<Generation>, connection: Object) {
+fn replace(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Object) {
     let silent = Object::take(connection);
     generation.replaced.fetch_add(1, Ordering::AcqRel);
     shared.unresponsive.inc();
     tracing::warn!(dependency = shared.dependency.name(), "a pooled connection did not answer; replacing it");
-    tokio::spawn(linger(Arc::clone(generation), silent));
+    tokio::spawn(linger(Arc::clone(shared), Arc::clone(generation), silent));
 }
 
-/// Waits for the end of the statement of a connection that has lost its place, or has it cancelled.
-async fn linger(generation: Arc<Generation>, silent: ClientWrapper) {
+/// Has the statement of a connection that has lost its place cancelled, so that it keeps nobody from the rows that it has
+/// locked, and waits for its end.
+async fn linger(shared: Arc<Shared>, generation: Arc<Generation>, silent: ClientWrapper) {
+    let cancel = silent.cancel_token();
+    let tls = shared.connector.tls().await;
+    // Of a server that is silent, too, nothing more can be wanted.
+    let _ = tokio::time::timeout(CANCEL_TIME, cancel.cancel_query(tls)).await;
     if let Ok(_place) = generation.lingering.try_acquire() {
         let end = tokio::time::timeout(LINGER_TIME, silent.simple_query(""));
         tokio::select! {
-            end = end => if end.is_ok() { return },
-            () = generation.given_up.cancelled() => return,
+            _ = end => {}
+            () = generation.given_up.cancelled() => {}
         }
     }
-    let cancel = silent.cancel_token();
-    drop(silent);
-    // Of a server that is silent, too, nothing more can be wanted.
-    let _ = tokio::time::timeout(CANCEL_TIME, cancel.cancel_query(NoTls)).await;
 }

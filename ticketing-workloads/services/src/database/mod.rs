@@ -1,4 +1,4 @@
-//! PostgreSQL: a pool that can be given up as a whole, classified errors, the health of pooled connections.
+//! PostgreSQL: a pool that can be given up as a whole, classified errors, the health of pooled connections, TLS, migrations.
 
 mod check;
 mod connector;
@@ -8,6 +8,8 @@ pub mod migrations;
 mod pool;
 mod sample;
 mod settings;
+mod statement;
+mod tls;
 
 pub use check::{actions, check};
 pub use connector::Connector;
@@ -15,4 +17,5 @@ pub use error::DatabaseError;
 pub use loan::Connection;
 pub use pool::{Database, PoolHealth};
 pub use sample::Sample;
-pub use settings::{DatabaseSettings, bulkhead, defaults};
+pub use settings::{DatabaseSettings, Sessions, bulkhead, defaults};
+pub use statement::{AsStatement, Prepared, execute, query};

@@ -3,14 +3,17 @@
 use super::error::Aftermath;
 use super::loan::{Connection, Generation, Loan, says};
 use super::sample::Sample;
-use super::{Connector, DatabaseError, DatabaseSettings};
+use super::settings::{self, Sessions};
+use super::{Connector, DatabaseError};
 use crate::host::StartError;
-use arc_swap::ArcSwap;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool::managed::{HookFuture, Metrics};
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use resilience::{CallError, Dependency, Failure};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -29,6 +32,10 @@ const SUSPECT_PING_TIME: Duration = Duration::from_millis(250);
 /// the simplest question in time would otherwise never get the rest that the break is to give it.
 const CURE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Time after a change of the bound of statements for which connections are given it each time that they are used: longer
+/// than it takes to give one out.
+const CHANGE_SETTLED: Duration = Duration::from_secs(10);
+
 /// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
 const PING: &str = "SHOW transaction_read_only";
 
@@ -39,8 +46,9 @@ pub struct Database {
 
 /// What outlives a call.
 pub(super) struct Shared {
-    connector: Connector,
+    pub(super) connector: Connector,
     size: usize,
+    bound: Arc<StatementBound>,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
     /// What a session must be able to do to be of use, besides answering.
@@ -87,11 +95,13 @@ impl Database {
         dependency: &'static Dependency,
         sample: Option<Sample>,
     ) -> Result<Self, StartError> {
-        let connector = connector.with(DatabaseSettings::pooled);
+        let bound = Arc::new(StatementBound::new(dependency.timeouts().per_try_ms));
+        let connector = connector.pooled(Arc::clone(&bound.now_ms));
         let size = usize::from(size);
-        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, size)?));
+        let current = ArcSwap::from_pointee(Generation::new(pool(&connector, &bound, size)?));
         let (resets, unresponsive, cured, suspected) = Default::default();
-        let shared = Shared { connector, size, current, dependency, sample, resets, unresponsive, cured, suspected };
+        let shared =
+            Shared { connector, size, bound, current, dependency, sample, resets, unresponsive, cured, suspected };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -129,7 +139,9 @@ impl Database {
         Fut: Future<Output = Result<T, E>>,
     {
         let generation = self.shared.current.load_full();
-        let create = self.shared.dependency.timeouts().connect_ms.map(Duration::from_millis);
+        let allowed = self.shared.dependency.timeouts();
+        let create = allowed.connect_ms.map(Duration::from_millis);
+        self.shared.bound.follow(allowed.per_try_ms);
         let attempt = async {
             let timeouts = Timeouts { wait: None, create, recycle: None };
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
@@ -155,7 +167,7 @@ impl Database {
     /// connection. What was under way on the old ones fails and is retried on new ones. The answer is how many
     /// connections there were.
     pub fn reset(&self) -> Result<usize, StartError> {
-        let new = Generation::new(pool(&self.shared.connector, self.shared.size)?);
+        let new = Generation::new(pool(&self.shared.connector, &self.shared.bound, self.shared.size)?);
         let old = self.shared.current.swap(Arc::new(new));
         let open = old.pool.status().size;
         old.given_up.cancel();
@@ -319,7 +331,7 @@ impl Shared {
             let works = async {
                 client.simple_query(PING).await?;
                 match self.sample.filter(|_| look == Look::Thorough) {
-                    Some(sample) => sample.works_on(&client).await,
+                    Some(sample) => sample.works_on(&client, self.connector.sessions()).await,
                     None => Ok(()),
                 }
             };
@@ -339,7 +351,7 @@ impl Shared {
     /// under way on the old ones is not broken off: what writes fails by itself, and what reads does no harm.
     pub(super) fn leave(&self, generation: &Arc<Generation>) {
         // It cannot fail: the first one was made the same way.
-        let Ok(pool) = pool(&self.connector, self.size) else { return };
+        let Ok(pool) = pool(&self.connector, &self.bound, self.size) else { return };
         let found = self.current.compare_and_swap(generation, Arc::new(Generation::new(pool)));
         // Several find out at the same moment; the first one has left.
         if Arc::ptr_eq(&found, generation) {
@@ -438,12 +450,88 @@ fn replace_silent(pings: Vec<Ping>) {
     }
 }
 
-fn pool(connector: &Connector, size: usize) -> Result<Pool, StartError> {
+/// How long the server goes on with a statement: as long as an attempt has, by the policy of the moment, and a little more.
+struct StatementBound {
+    now_ms: Arc<AtomicU64>,
+    /// When it was last changed, as far as it was since the start.
+    changed: ArcSwapOption<std::time::Instant>,
+}
+
+impl StatementBound {
+    fn new(per_try_ms: u64) -> Self {
+        let now_ms = Arc::new(AtomicU64::new(settings::statement_ms(per_try_ms)));
+        Self { now_ms, changed: ArcSwapOption::empty() }
+    }
+
+    /// Follows the policy.
+    fn follow(&self, per_try_ms: u64) {
+        let wanted = settings::statement_ms(per_try_ms);
+        if self.now_ms.load(Ordering::Acquire) != wanted && self.now_ms.swap(wanted, Ordering::AcqRel) != wanted {
+            self.changed.store(Some(Arc::new(std::time::Instant::now())));
+        }
+    }
+
+    /// The bound, if it was changed since the start.
+    fn changed(&self) -> Option<u64> {
+        self.changed.load().as_ref().map(|_| self.now_ms.load(Ordering::Acquire))
+    }
+
+    /// The new bound, for a connection that may not have it: the pool notes when a connection was given out only a moment
+    /// after it has asked for this, and the change may have come in between.
+    fn news(&self, metrics: &Metrics) -> Option<u64> {
+        let changed = self.changed.load();
+        let last = metrics.recycled.unwrap_or(metrics.created);
+        let is_news = |changed: std::time::Instant| last < changed + CHANGE_SETTLED;
+        changed.as_ref().filter(|changed| is_news(***changed)).map(|_| self.now_ms.load(Ordering::Acquire))
+    }
+}
+
+/// Has the server keep to another bound in this session, if there is one.
+fn set_bound(client: &mut ClientWrapper, statement_ms: Option<u64>) -> HookFuture<'_, tokio_postgres::Error> {
+    Box::pin(async move {
+        if let Some(statement_ms) = statement_ms {
+            let change = format!("SET statement_timeout = {statement_ms}");
+            client.batch_execute(&change).await.map_err(HookError::Backend)?;
+        }
+        Ok(())
+    })
+}
+
+fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Result<Pool, StartError> {
     // Fast on purpose: no call pays for a ping. A connection that hangs costs one attempt and is replaced.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
+    let builder = Pool::builder(Manager::from_connect(Config::new(), connector.clone(), recycling))
         .max_size(size)
-        .runtime(deadpool_postgres::Runtime::Tokio1)
-        .build()
-        .map_err(|error| StartError::Setting(format!("no pool: {error}")))
+        .runtime(deadpool_postgres::Runtime::Tokio1);
+    let builder = if connector.sessions() == Sessions::Own {
+        let bound = Arc::clone(bound);
+        let at_first = Arc::clone(&bound);
+        builder
+            // It may have been changed while this one was being opened.
+            .post_create(Hook::async_fn(move |client, _| set_bound(client, at_first.changed())))
+            .pre_recycle(Hook::async_fn(move |client, metrics| set_bound(client, bound.news(metrics))))
+    } else {
+        // A setting of a session would be somebody else's, too.
+        builder
+    };
+    builder.build().map_err(|error| StartError::Setting(format!("no pool: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// The pool asks for news, the bound changes, and only then the pool notes that the connection was given out.
+    #[test]
+    fn a_change_while_a_connection_is_given_out_is_not_missed() {
+        let bound = StatementBound::new(1_000);
+        let mut metrics = Metrics::default();
+        assert_eq!((bound.news(&metrics), bound.changed()), (None, None));
+        bound.follow(4_000);
+        metrics.recycled = Some(Instant::now() + Duration::from_millis(5));
+        assert_eq!((bound.news(&metrics), bound.changed()), (Some(5_000), Some(5_000)));
+        metrics.recycled = Some(Instant::now() + CHANGE_SETTLED * 2);
+        assert_eq!(bound.news(&metrics), None, "not for ever");
+    }
 }

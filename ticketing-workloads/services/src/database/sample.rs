@@ -4,8 +4,9 @@
 //! migration that changed the type of a column, a statement that was prepared before it fails ("cached plan must not
 //! change result type"). A question for a sign of life does not show that.
 
-use super::DatabaseError;
 use super::loan::Connection;
+use super::settings::Sessions;
+use super::{DatabaseError, statement};
 use resilience::{Failure, FailureKind};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
@@ -31,8 +32,8 @@ impl Sample {
     }
 
     /// Does it on a connection that has prepared nothing.
-    pub(super) async fn works_on(&self, client: &Client) -> Result<(), DatabaseError> {
-        outcome(client.query(self.statement, self.values).await)
+    pub(super) async fn works_on(&self, client: &Client, sessions: Sessions) -> Result<(), DatabaseError> {
+        outcome(statement::query(client, sessions, self.statement, self.values).await)
     }
 }
 

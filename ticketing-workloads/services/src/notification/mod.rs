@@ -11,9 +11,11 @@ mod outbox;
 mod ticket;
 
 use crate::answers::not_found;
+use crate::checks;
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{checks, schema};
+use crate::retention;
+use crate::schema::Schema;
 use axum::Router;
 use contract::{BulkheadSettings, DependencySettings, PolicySettings, RetryOn, RetrySettings, TimeoutSettings};
 use futures::FutureExt;
@@ -22,6 +24,9 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 pub use mail::Encryption;
+
+/// Statements that are made for each mail, or all the time.
+pub(crate) use outbox::HOT;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "notification";
@@ -55,6 +60,9 @@ pub struct Settings {
     /// Whom the mails are from.
     #[arg(long, env = "MAIL_FROM", default_value = "TicketWave <tickets@ticketwave.example>")]
     pub mail_from: String,
+    /// Days after which mails that were sent are deleted from the outbox; 0: never.
+    #[arg(long, env = "KEEP_SENT_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub keep_sent_days: u32,
 }
 
 /// What holds without a policy: the ADR's numbers for background work.
@@ -91,16 +99,21 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = settings.database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = settings.database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
+    let keep_days = mailer_settings.keep_sent_days;
     let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer);
-    let migration = schema::bring_up_to_date(connector, dependency);
+    let schema = Schema::default();
+    let retention =
+        retention::run(Arc::clone(&database), Arc::clone(&resilience), schema.clone(), outbox::RETENTION, keep_days);
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),
         api: Router::new().fallback(not_found),
-        tasks: vec![migration.boxed(), drain.run(work.clone()).boxed()],
+        tasks: vec![migration.boxed(), retention.boxed(), drain.run(work.clone()).boxed()],
         work,
         capacity: Some(host::CAPACITY),
         resilience,

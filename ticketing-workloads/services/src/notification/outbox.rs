@@ -1,6 +1,7 @@
 //! The outbox: what is to be told, to whom, and how far that is.
 
 use crate::database::{Connection, DatabaseError};
+use crate::retention::Rule;
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -47,6 +48,27 @@ const NEVER: &str = "
         WHERE id = $1 AND claim = $2 AND done_at IS NULL RETURNING id
     )
     INSERT INTO dead_letters (outbox_id, reason) SELECT id, $3 FROM done";
+
+/// Mails that were sent. What could not be sent stays until a person has looked at it.
+pub const RETENTION: Rule = Rule {
+    what: "sent mails",
+    sql: "
+    DELETE FROM outbox WHERE id = ANY(ARRAY(
+        SELECT id FROM outbox o
+        WHERE done_at < now() - $1 * interval '1 day'
+          AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.outbox_id = o.id)
+        ORDER BY done_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+};
+
+/// Statements that are made for each mail, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("claim a mail", CLAIM_SQL),
+    ("sending", SENDING),
+    ("done", DONE),
+    ("later", LATER),
+    ("never", NEVER),
+    ("old mails", RETENTION.sql),
+];
 
 /// What is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

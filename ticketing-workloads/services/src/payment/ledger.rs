@@ -1,6 +1,7 @@
 //! The payments that were asked for, and the outcome at each provider, in the database.
 
 use crate::database::{Connection, Database, DatabaseError};
+use crate::retention::Rule;
 use resilience::CallError;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,6 +40,33 @@ const SETTLE: &str = "
     FROM payments p
     WHERE p.key = $1 AND p.claim = $2 AND p.claimed_until > now()
       AND a.key = p.key AND a.provider = $3 AND a.asks = $6 AND a.state IN ('Begun', $4)";
+
+/// Payments that nobody works on, whose outcome is known at every provider, and whose booking waits for nothing.
+pub const RETENTION: Rule = Rule {
+    what: "payments",
+    sql: "
+    WITH old AS (
+        SELECT key FROM payments p
+        WHERE created_at < now() - $1 * interval '1 day' AND (claimed_until IS NULL OR claimed_until < now())
+          AND (SELECT bool_or(a.state = 'Begun') FROM payment_attempts a WHERE a.key = p.key) IS NOT TRUE
+          AND NOT EXISTS (SELECT FROM bookings b WHERE b.id::text = p.key AND b.status = 'PaymentPending')
+        ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ), attempts AS (
+        DELETE FROM payment_attempts WHERE key = ANY(ARRAY(SELECT key FROM old))
+    )
+    DELETE FROM payments WHERE key = ANY(ARRAY(SELECT key FROM old))",
+};
+
+/// Statements that are made for each payment, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("claim a payment", CLAIM_SQL),
+    ("find a payment", FIND),
+    ("release", RELEASE),
+    ("attempts", ATTEMPTS),
+    ("begin", BEGIN),
+    ("settle", SETTLE),
+    ("old payments", RETENTION.sql),
+];
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

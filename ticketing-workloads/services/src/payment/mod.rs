@@ -10,9 +10,11 @@ mod ledger;
 mod process;
 mod providers;
 
+use crate::checks;
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{checks, schema};
+use crate::retention;
+use crate::schema::Schema;
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
     RetrySettings, TimeoutSettings, TripRule,
@@ -22,6 +24,9 @@ use resilience::{Resilience, retry};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
+
+/// Statements that are made for each payment, or all the time.
+pub(crate) use ledger::HOT;
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "payment";
@@ -48,6 +53,10 @@ pub struct Settings {
     /// found there: from then on, a charge that is not found was never made.
     #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub absent_after_seconds: u64,
+    /// Days after which payments are deleted whose outcome is known; 0: never. Not fewer than providers remember keys and
+    /// the law asks for.
+    #[arg(long, env = "KEEP_PAYMENTS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub keep_payments_days: u32,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -96,7 +105,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 
 /// Opens the ports. Database and providers may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
+    let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds, keep_payments_days } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(DATABASE)
@@ -106,7 +115,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .build();
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = database.connector(&pod.pod_name)?;
-    let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
+    let migrator = database.migration_connector(&pod.pod_name)?;
+    let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
     let providers: [Arc<dyn ProviderClient>; 2] = [
         Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
         Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
@@ -115,12 +125,20 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let work = TaskTracker::new();
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
-    let migration = schema::bring_up_to_date(connector, dependency);
+    let schema = Schema::default();
+    let retention = retention::run(
+        Arc::clone(&database),
+        Arc::clone(&resilience),
+        schema.clone(),
+        ledger::RETENTION,
+        keep_payments_days,
+    );
+    let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
         actions: database::actions(&resilience, database),
         api: api::router(payments, work.clone()),
-        tasks: vec![Box::pin(migration)],
+        tasks: vec![Box::pin(migration), Box::pin(retention)],
         work,
         capacity: Some(host::CAPACITY),
         resilience,

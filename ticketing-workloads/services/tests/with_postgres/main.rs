@@ -1,14 +1,22 @@
 //! The services over their real ports, against a real PostgreSQL that the tests start themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod abandoned;
 mod booking;
 mod catalog;
+mod durability;
 mod failover;
 mod gateway;
+mod hot_event;
+mod hot_statements;
 mod notification;
 mod paid_booking;
 mod password;
 mod payment;
+mod pgbouncer;
 mod pool;
 mod recovery;
+mod retention;
+mod schema;
 mod support;
+mod tls;

@@ -59,6 +59,11 @@ fn settings<S: clap::Args>(mounts: &TempDir, pod: &str, more: &[(&'static str, S
     Cli::parse_from(std::iter::once("service".to_owned()).chain(arguments)).settings
 }
 
+fn with_url(url: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    std::iter::once(("--database-url", url.to_owned())).chain(more).collect()
+}
+
 /// A running pod.
 pub struct App {
     workload: &'static str,
@@ -99,6 +104,42 @@ impl App {
         let settings: Settings = settings(&mounts, "booking-1", &all);
         let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
         app.until_it_has_events().await
+    }
+
+    /// A pod of booking with a token, at this address of a database that has no schema.
+    pub async fn booking_before_its_schema(url: &str) -> Self {
+        let mounts = mounts();
+        let settings: Settings = settings(&mounts, "booking-1", &[("--database-url", url.to_owned())]);
+        let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
+        app.mount_token().await;
+        app
+    }
+
+    /// A catalog at this address of the database, with these settings besides.
+    pub async fn catalog_over(url: &str, more: &[(&'static str, &str)]) -> Self {
+        let mounts = mounts();
+        let settings = settings(&mounts, "catalog-1", &with_url(url, more));
+        let app = Self::run("catalog", catalog::start(settings).unwrap(), mounts);
+        app.until_it_has_events().await
+    }
+
+    /// A payment service at this address of the database, with these settings besides.
+    pub async fn payment_over(
+        url: &str,
+        more: &[(&'static str, &str)],
+        postgres: &Postgres,
+        providers: &Providers,
+    ) -> Self {
+        let mounts = mounts();
+        let mut all = with_url(url, more);
+        all.push(("--stripe-url", format!("http://{}", providers.stripe)));
+        all.push(("--paypal-url", format!("http://{}", providers.paypal)));
+        let settings = settings(&mounts, "payment-1", &all);
+        let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
+        app.mount_token().await;
+        let client = postgres.connect().await;
+        eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
+        app
     }
 
     /// A catalog with a token and a migrated database.
@@ -189,6 +230,12 @@ impl App {
     async fn mount_token(&self) {
         self.mount("token/current", TOKEN);
         eventually("the token is mounted", async || self.admin_health().await).await;
+    }
+
+    /// Waits until the last step of the schema is done.
+    pub async fn schema_is_done(&self) {
+        self.push(quick_policy(), FlagsSettings::default()).await;
+        self.check("schema", "all steps are done", |check| check.status == contract::CheckStatus::Healthy).await;
     }
 
     /// Ends the pod, and waits until it is gone.
@@ -294,7 +341,7 @@ pub fn quick_policy() -> PolicySettings {
     database.retry.retry_on =
         [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into();
     let check = HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
-    let checks = ["database", "memory", "booking-consistency"].map(|name| (name.to_owned(), check.clone()));
+    let checks = ["database", "schema", "memory", "booking-consistency"].map(|name| (name.to_owned(), check.clone()));
     PolicySettings {
         dependencies: [("database".to_owned(), database)].into(),
         health_checks: checks.into(),

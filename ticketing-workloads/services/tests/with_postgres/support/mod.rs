@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod mails;
+pub mod pgbouncer;
 pub mod pooled;
 pub mod postgres;
 pub mod providers;

@@ -1,10 +1,15 @@
 //! A pool of connections with its check, outside a service.
 
+use super::app::now_ms;
 use super::{eventually, within};
-use contract::{CheckReport, DependencySettings, HealthCheckSettings, PolicySettings, WorkloadId};
+use contract::{
+    AppliedFrom, CheckReport, DependencySettings, HealthCheckSettings, PolicySettings, RuntimeConfig, Section,
+    TimeoutSettings, WorkloadId,
+};
 use futures::future::join_all;
-use resilience::{Checks, Dependency, Resilience};
+use resilience::{Checks, ConfigStore, Dependency, Resilience};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use ticketing_services::database::{self, Connection, Database, DatabaseError, DatabaseSettings};
 
@@ -15,10 +20,18 @@ pub const POOL: u16 = 8;
 /// How its connections call themselves.
 pub const APPLICATION: &str = "pool";
 
+static NEXT: AtomicI64 = AtomicI64::new(0);
+
+fn id() -> WorkloadId {
+    WorkloadId::deployment("n", "w")
+}
+
 pub struct Pooled {
     pub database: Arc<Database>,
     pub dependency: &'static Dependency,
     checks: Arc<Checks>,
+    policy: PolicySettings,
+    store: Arc<ConfigStore>,
 }
 
 impl Pooled {
@@ -31,15 +44,29 @@ impl Pooled {
             health_checks: [(NAME.to_owned(), check)].into(),
             ..Default::default()
         };
-        let resilience =
-            Resilience::builder(WorkloadId::deployment("n", "w")).dependency(NAME).defaults(policy).build();
+        let resilience = Resilience::builder(id()).dependency(NAME).defaults(policy.clone()).build();
         let dependency = resilience.dependency(NAME).unwrap();
         let connector = settings.connector(APPLICATION).unwrap();
         let database = Arc::new(Database::new(connector, POOL, dependency, None).unwrap());
         let checks = Checks::new(Arc::clone(&resilience), [database::check(&database, NAME)]);
         let running = Arc::clone(&checks);
         tokio::spawn(async move { running.run().await });
-        Self { database, dependency, checks }
+        let store = ConfigStore::new(resilience);
+        Self { database, dependency, checks, policy, store }
+    }
+
+    /// Changes the time of an attempt, as a policy does it.
+    pub fn set_per_try(&self, time: Duration) {
+        let mut settings = self.policy.clone();
+        let per_try_ms = u64::try_from(time.as_millis()).unwrap();
+        settings.dependencies.get_mut(NAME).unwrap().timeout =
+            TimeoutSettings { request_ms: per_try_ms * 4, per_try_ms, connect_ms: None };
+        let policy = Section { sources: Vec::new(), settings };
+        // Each is newer than the one before.
+        let revision = NEXT.fetch_add(1, Ordering::SeqCst) + now_ms();
+        let document = RuntimeConfig::new(id(), revision, policy, Section::default()).to_bytes().unwrap();
+        let answer = self.store.apply(&document, AppliedFrom::Push, now_ms());
+        assert_eq!(self.dependency.timeouts().per_try_ms, per_try_ms, "{}", answer.message);
     }
 
     /// Opens as many connections as the pool may have, however long a busy machine takes.
@@ -73,6 +100,16 @@ impl Pooled {
             (report.runs > before).then_some(report)
         })
         .await
+    }
+
+    /// What a statement answers in one word, once and past the circuit.
+    pub async fn text(&self, statement: &str) -> String {
+        let statement = statement.to_owned();
+        let work = |connection: Connection| {
+            let statement = statement.clone();
+            async move { Ok::<_, DatabaseError>(connection.query_one(&statement, &[]).await?.get(0)) }
+        };
+        self.database.attempt(work).await.unwrap()
     }
 
     /// Runs a statement once, past the circuit.

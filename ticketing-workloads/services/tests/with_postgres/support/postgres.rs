@@ -1,7 +1,9 @@
 //! A real PostgreSQL in a temporary directory. Tests that run at the same time share one server and have a database
 //! each; the server ends with the last of them.
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -10,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use ticketing_services::database::DatabaseSettings;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -57,10 +59,51 @@ impl Postgres {
         Self { server, database: "postgres".to_owned() }
     }
 
+    /// A server of the test's own with TLS. The role `only_plain` may come in only without, `only_encrypted` only with it.
+    pub async fn with_certificate(certificate: &ServerCertificate) -> Self {
+        let certificate = certificate.clone();
+        let start = move || Arc::new(Server::start_with(Some(&certificate)));
+        let server = tokio::task::spawn_blocking(start).await.unwrap();
+        let postgres = Self { server, database: "postgres".to_owned() };
+        let roles = "CREATE ROLE only_plain LOGIN; CREATE ROLE only_encrypted LOGIN";
+        postgres.connect().await.batch_execute(roles).await.unwrap();
+        postgres
+    }
+
     /// Restarts the server as a replica, as after a failover away from it. Only for one of the test's own.
     pub async fn become_replica(&self) {
         let server = Arc::clone(&self.server);
         tokio::task::spawn_blocking(move || server.restart_as_replica()).await.unwrap();
+    }
+
+    /// Has every commit wait for a replica that is not there, or for none again. Only for a server of the test's own.
+    pub async fn wait_for_replica(&self, waits: bool) {
+        let names = if waits { "not_there" } else { "" };
+        let client = self.connect().await;
+        client.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        // New sessions and the process that tells the others have to have read it.
+        super::eventually("the server has read its configuration", async || {
+            let client = self.connect().await;
+            let write = client.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')");
+            let is_done = tokio::time::timeout(Duration::from_millis(200), write).await.is_ok();
+            (is_done != waits).then_some(())
+        })
+        .await;
+    }
+
+    /// Keeps the server from writing to its disk what no commit waits for.
+    pub async fn hold_background_writes(&self) -> Stopped {
+        let query = "SELECT pid FROM pg_stat_activity WHERE backend_type IN
+                     ('walwriter', 'background writer', 'checkpointer', 'autovacuum launcher')";
+        let rows = self.connect().await.query(query, &[]).await.unwrap();
+        Stopped::new(&rows.iter().map(|row| row.get(0)).collect::<Vec<_>>())
+    }
+
+    /// Stops the server at once, as a crash does, and starts it again. Only for one of the test's own.
+    pub async fn crash(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.crash()).await.unwrap();
     }
 
     /// Stops the whole server: it takes connections, and answers none. Only for one of the test's own.
@@ -205,6 +248,10 @@ fn shared_server() -> Arc<Server> {
 
 impl Server {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    fn start_with(certificate: Option<&ServerCertificate>) -> Self {
         let binaries = binaries();
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -220,8 +267,13 @@ impl Server {
             .unwrap();
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
         let host = |who: &str, how: &str| format!("host all {who} 127.0.0.1/32 {how}\n");
-        let access = host(&format!("+{NEEDS_PASSWORD}"), "scram-sha-256") + &host("all", "trust");
+        let only = "hostssl all only_plain 127.0.0.1/32 reject\nhostnossl all only_encrypted 127.0.0.1/32 reject\n";
+        let only = if certificate.is_some() { only } else { "" };
+        let access = only.to_owned() + &host(&format!("+{NEEDS_PASSWORD}"), "scram-sha-256") + &host("all", "trust");
         fs::write(data.join("pg_hba.conf"), access).unwrap();
+        if let Some(certificate) = certificate {
+            certificate.install(&data);
+        }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = Mutex::new(run(directory.path(), port));
         let server = Self { process, port, directory };
@@ -240,6 +292,16 @@ impl Server {
         signal("INT", &[process.id().cast_signed()]);
         process.wait().unwrap();
         fs::write(self.directory.path().join("data/standby.signal"), "").unwrap();
+        *process = run(self.directory.path(), self.port);
+        drop(process);
+        self.wait_until_it_answers();
+    }
+
+    fn crash(&self) {
+        let mut process = self.process.lock().unwrap();
+        // SIGQUIT: without a checkpoint; what is only in its memory is lost.
+        signal("QUIT", &[process.id().cast_signed()]);
+        process.wait().unwrap();
         *process = run(self.directory.path(), self.port);
         drop(process);
         self.wait_until_it_answers();
@@ -272,6 +334,70 @@ impl Drop for Server {
     }
 }
 
+/// The certificate of a server, its key, and who vouches for it.
+#[derive(Clone)]
+pub struct ServerCertificate {
+    certificate: String,
+    key: String,
+    root: String,
+}
+
+impl ServerCertificate {
+    /// For this host, from an authority of its own.
+    pub fn for_host(host: &str) -> Self {
+        let authority_key = KeyPair::generate().unwrap();
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = authority.self_signed(&authority_key).unwrap().pem();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([host.to_owned()]).unwrap();
+        let certificate = certificate.signed_by(&key, &Issuer::new(authority, authority_key)).unwrap().pem();
+        Self { certificate, key: key.serialize_pem(), root }
+    }
+
+    /// For this host, signed by itself.
+    pub fn self_signed(host: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut certificate = CertificateParams::new([host.to_owned()]).unwrap();
+        certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = certificate.self_signed(&key).unwrap().pem();
+        Self { root: certificate.clone(), certificate, key: key.serialize_pem() }
+    }
+
+    /// For this host, signed by itself, and over for years.
+    pub fn expired(host: &str, is_authority: bool) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut certificate = CertificateParams::new([host.to_owned()]).unwrap();
+        if is_authority {
+            certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        certificate.not_before = rcgen::date_time_ymd(2010, 1, 1);
+        certificate.not_after = rcgen::date_time_ymd(2011, 1, 1);
+        let certificate = certificate.self_signed(&key).unwrap().pem();
+        Self { root: certificate.clone(), certificate, key: key.serialize_pem() }
+    }
+
+    /// A file with the certificate of the one that vouches for it.
+    pub fn root_file(&self) -> NamedTempFile {
+        let file = NamedTempFile::new().unwrap();
+        fs::write(file.path(), &self.root).unwrap();
+        file
+    }
+
+    fn install(&self, data: &Path) {
+        for (name, content) in [("server.crt", &self.certificate), ("server.key", &self.key)] {
+            let path = data.join(name);
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            if is_root() {
+                chown(&path, Some(NOBODY.0), Some(NOBODY.1)).unwrap();
+            }
+        }
+        let mut configuration = fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
+        configuration.write_all(b"ssl = on\n").unwrap();
+    }
+}
+
 /// The server's process.
 fn run(directory: &Path, port: u16) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).unwrap();
@@ -296,8 +422,15 @@ fn binaries() -> PathBuf {
     found.pop().expect("these tests need PostgreSQL's server binaries: apt-get install postgresql")
 }
 
-/// A command that runs as `nobody` if we are root.
 fn command(program: &Path, directory: &Path) -> Command {
+    as_nobody(program, directory)
+}
+
+/// A command that runs as `nobody` if we are root, in a directory that is made readable for it.
+pub fn as_nobody(program: impl AsRef<std::ffi::OsStr>, directory: &Path) -> Command {
+    if is_root() {
+        chown(directory, Some(NOBODY.0), Some(NOBODY.1)).unwrap();
+    }
     let mut command = Command::new(program);
     command.current_dir(directory).stdin(Stdio::null());
     if is_root() {

@@ -1,0 +1,102 @@
+//! What is asked all the time reads only what it needs, however much is in the tables.
+
+use crate::support::app::App;
+use crate::support::postgres::Postgres;
+use ticketing_services::schema;
+
+/// Enough rows that a table is never read from end to end for want of an index, in shares as in a year of sales.
+const FILL: &str = "
+    INSERT INTO events (id, name, capacity, available)
+    SELECT gen_random_uuid(), 'Evening ' || nth, 1000000, 1000000 FROM generate_series(1, 5000) nth;
+    INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, held_until, settle_at,
+                          amount_cents, cancel_reason, created_at)
+    SELECT gen_random_uuid(), e.id, 'ann', 1, s.status, gen_random_uuid()::text,
+           CASE s.status WHEN 'Held' THEN now() + interval '5 minutes' END,
+           CASE s.status WHEN 'PaymentPending' THEN now() + interval '5 minutes' END, 100,
+           CASE s.status WHEN 'Cancelled' THEN 'expired' END, now() - nth * interval '10 minutes'
+    FROM (SELECT id, row_number() OVER () AS place FROM events) e
+    JOIN generate_series(1, 50000) nth ON e.place = nth % 5000
+    CROSS JOIN LATERAL (SELECT CASE WHEN nth % 1000 = 0 THEN 'Held' WHEN nth % 1000 = 1 THEN 'PaymentPending'
+                                    WHEN nth % 5 = 2 THEN 'Cancelled' ELSE 'Confirmed' END AS status) s;
+    INSERT INTO outbox (booking_id, kind, done_at)
+    SELECT id, 'BookingConfirmed', CASE WHEN random() < 0.99 THEN created_at END
+    FROM bookings WHERE status = 'Confirmed';
+    INSERT INTO dead_letters SELECT id, 'refused' FROM outbox WHERE id % 500 = 0;
+    INSERT INTO payments (key, amount_cents, currency, created_at)
+    SELECT id::text, 100, 'eur', created_at FROM bookings WHERE status <> 'Held';
+    INSERT INTO payment_attempts (key, provider, state, charge_id) SELECT key, 'stripe', 'Charged', key FROM payments;";
+
+async fn fill(postgres: &Postgres) {
+    let client = postgres.connect().await;
+    client.batch_execute(FILL).await.unwrap();
+    // Outside of that transaction.
+    client.batch_execute("ANALYZE").await.unwrap();
+}
+
+/// The highest parameter.
+fn parameters(statement: &str) -> usize {
+    (1..20).rev().find(|nth| statement.contains(&format!("${nth}"))).unwrap_or_default()
+}
+
+/// Whether this line reads an index from end to end: one without a condition, that has all rows, and of which not only the
+/// first entries are wanted.
+fn reads_whole_index(plan: &[String], nth: usize, partial: &[String]) -> bool {
+    let depth = |line: &String| line.len() - line.trim_start().len();
+    let Some(line) = plan.get(nth).filter(|line| line.contains("Index") && line.contains("Scan ")) else {
+        return false;
+    };
+    let has_condition = plan.get(nth + 1).is_some_and(|next| next.contains("Index Cond"));
+    let is_partial = partial.iter().any(|index| line.contains(index.as_str()));
+    let is_limited = plan[..nth].iter().any(|above| above.contains("Limit") && depth(above) < depth(line));
+    !has_condition && !is_partial && !is_limited
+}
+
+#[test]
+fn an_index_that_is_read_from_end_to_end_is_seen() {
+    let plan = |lines: [&str; 3]| lines.map(String::from);
+    let whole = plan(["Aggregate", "  ->  Index Only Scan using events_pkey on events", "  Filter: x"]);
+    assert!(reads_whole_index(&whole, 1, &[]));
+    assert!(!reads_whole_index(&whole, 1, &["events_pkey".to_owned()]), "it has few entries");
+    let first = plan(["Limit", "  ->  Index Scan using events_by_age on events", "  Filter: x"]);
+    assert!(!reads_whole_index(&first, 1, &[]));
+    let one = plan(["Aggregate", "  ->  Index Scan using events_pkey on events", "        Index Cond: (id = $1)"]);
+    assert!(!reads_whole_index(&one, 1, &[]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_hot_statement_reads_a_table_from_end_to_end() {
+    let postgres = Postgres::start().await;
+    let app = App::start(&postgres, "pod-1").await;
+    app.schema_is_done().await;
+    fill(&postgres).await;
+    let client = postgres.connect().await;
+    // As it is planned for a statement that was prepared and made often.
+    client.batch_execute("SET plan_cache_mode = force_generic_plan").await.unwrap();
+    let mut failed = Vec::new();
+    let partial = "SELECT indexrelid::regclass::text FROM pg_index WHERE indpred IS NOT NULL";
+    let partial: Vec<String> = client.query(partial, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    for (nth, (name, statement)) in schema::hot_statements().enumerate() {
+        client.batch_execute(&format!("PREPARE hot_{nth} AS {statement}")).await.unwrap();
+        let values = vec!["NULL"; parameters(statement)].join(", ");
+        let values = if values.is_empty() { values } else { format!("({values})") };
+        let rows = client.simple_query(&format!("EXPLAIN EXECUTE hot_{nth}{values}")).await.unwrap();
+        let plan: Vec<_> = rows
+            .iter()
+            .filter_map(|row| match row {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(String::from),
+                _ => None,
+            })
+            .collect();
+        // Of events, the page counts them all, and the check looks which of them were changed: there are thousands, not
+        // millions.
+        let may_read_events = ["list", "overview"].contains(&name);
+        let reads_all = |(nth, line): &(usize, &String)| {
+            let reads_table = line.contains("Seq Scan on") && !(may_read_events && line.contains("Seq Scan on events"));
+            reads_table || reads_whole_index(&plan, *nth, &partial)
+        };
+        if let Some((_, line)) = plan.iter().enumerate().find(reads_all) {
+            failed.push(format!("{name}: {}\n{}", line.trim(), plan.join("\n")));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
