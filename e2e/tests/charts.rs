@@ -35,6 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("parameters", r#""connect_timeout=5""#),
     ("password", r#""a b\"c""#),
     ("storageClass", r#""fast""#),
+    ("MAIL_HELO_NAME", r#""tickets.example.com""#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
 

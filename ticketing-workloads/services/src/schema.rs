@@ -23,6 +23,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "possible duplicates",
         sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
     },
+    Migration { version: 8, name: "mail", sql: include_str!("../migrations/booking/0008_mail.sql") },
 ];
 
 /// Brings the schema of the database behind `dependency` up to date, however long that takes.

@@ -1,15 +1,20 @@
-//! Works off the outbox, one message after the other: so that a kill in the wrong moment sends one mail twice at most.
+//! Works off the outbox, several messages at once, and as one probe at a time while the mail server takes nothing. Who is
+//! killed in the wrong moment sends one mail twice at most for each that was on its way.
 
+use super::domains::{Domains, Place};
 use super::mail::{MailError, Mailer, NotSent};
 use super::outbox::{self, Kind, Message};
+use super::relay::{RelayWatch, Told, Verdict};
 use super::ticket;
 use crate::database::{Database, DatabaseError};
+use crate::mail_address::redacted_address;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::{CallError, Resilience, deadline};
+use resilience::{CallError, Rejection, Resilience, deadline};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -33,28 +38,67 @@ pub struct Drain {
     resilience: Arc<Resilience>,
     database: Arc<Database>,
     mailer: Mailer,
+    relay: Arc<RelayWatch>,
+    domains: Arc<Domains>,
+    /// Mails at once.
+    places: Arc<Semaphore>,
+    /// A mail is over: its domain has a place again.
+    over: Notify,
     outcomes: Family<OutcomeLabel, Counter>,
     duplicates: Counter,
+}
+
+/// How many mails may be under way at once.
+#[derive(Clone, Copy, Debug)]
+pub struct AtOnce {
+    pub all: usize,
+    pub per_domain: usize,
 }
 
 /// The outcome of a try to send a message.
 enum Outcome {
     Sent { ticket_follows: bool },
     NoRecipient,
-    Later { unanswered: bool, wait: Option<Duration> },
+    Later { unanswered: bool, why: String },
+    Held,
     Never { reason: String },
+}
+
+/// What a look into the outbox brought.
+enum Look {
+    /// As many as there were places for: there may be more.
+    Full,
+    /// Fewer. `left_out`: to some domains there was no place.
+    Empty { left_out: bool },
 }
 
 impl Drain {
     /// Sends with `mailer` what is in the outbox of `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, mailer: Mailer) -> Arc<Self> {
+    pub fn new(
+        resilience: Arc<Resilience>,
+        database: Arc<Database>,
+        mailer: Mailer,
+        relay: Arc<RelayWatch>,
+        at_once: AtOnce,
+    ) -> Arc<Self> {
         let (outcomes, duplicates) = (Family::<OutcomeLabel, Counter>::default(), Counter::default());
         resilience.metrics().register(|registry| {
             registry.register("notifications", "Tries to send messages of the outbox, by outcome", outcomes.clone());
             let help = "Mails that may have been sent twice, with the same Message-ID";
             registry.register("notification_possible_duplicates", help, duplicates.clone());
         });
-        Arc::new(Self { resilience, database, mailer, outcomes, duplicates })
+        let (domains, places) = (Domains::new(at_once.per_domain), Arc::new(Semaphore::new(at_once.all)));
+        Arc::new(Self {
+            resilience,
+            database,
+            mailer,
+            relay,
+            domains,
+            places,
+            over: Notify::new(),
+            outcomes,
+            duplicates,
+        })
     }
 
     /// For as long as it is polled. A message is worked on among `work`, to its end: who stops in the middle of one would send
@@ -62,9 +106,26 @@ impl Drain {
     pub async fn run(self: Arc<Self>, work: TaskTracker) {
         loop {
             let own = Arc::clone(&self);
-            match work.spawn(async move { own.next().await }).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => tokio::time::sleep(LOOK).await,
+            let look = if let Some(until) = self.relay.paused_until() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => {}
+                    () = self.relay.changed() => continue,
+                }
+                work.spawn(async move { own.probe().await }).await
+            } else {
+                let Ok(first) = Arc::clone(&self.places).acquire_owned().await else { return };
+                let tracker = work.clone();
+                work.spawn(async move { own.next(first, &tracker).await }).await
+            };
+            match look {
+                Ok(Ok(Look::Full)) => {}
+                Ok(Ok(Look::Empty { left_out })) => {
+                    self.mailer.end_idle();
+                    tokio::select! {
+                        () = tokio::time::sleep(LOOK) => {}
+                        () = self.over.notified(), if left_out => {}
+                    }
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "failed to read or write the outbox");
                     tokio::time::sleep(LOOK * 4).await;
@@ -77,21 +138,70 @@ impl Drain {
         }
     }
 
-    /// Sends one message; `false`: there is none.
-    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+    /// Sends one message and nothing beside it, to see whether the mail server takes it.
+    async fn probe(&self) -> Result<Look, CallError<DatabaseError>> {
+        let (messages, tickets) = self.claim(&[], 1).await?;
+        let Some(message) = messages.first() else { return Ok(Look::Empty { left_out: false }) };
+        self.work_on(message, tickets, true).await?;
+        Ok(Look::Full)
+    }
+
+    /// Begins to send as many messages as there are places for, `first` being one of them.
+    async fn next(
+        self: Arc<Self>,
+        first: OwnedSemaphorePermit,
+        work: &TaskTracker,
+    ) -> Result<Look, CallError<DatabaseError>> {
+        let more = std::iter::from_fn(|| Arc::clone(&self.places).try_acquire_owned().ok());
+        let mut places: Vec<_> = std::iter::once(first).chain(more).collect();
+        let full = self.domains.full();
+        let wanted = places.len();
+        let (messages, tickets) = self.claim(&full, wanted).await?;
+        let is_all = messages.len() < wanted;
+        let mut too_many = Vec::new();
+        for message in messages {
+            match (self.domains.enter(&message.domain), places.pop()) {
+                (Some(at_domain), Some(place)) => {
+                    let own = Arc::clone(&self);
+                    work.spawn(async move { own.send_one(&message, tickets, (place, at_domain)).await });
+                }
+                _ => too_many.push(message),
+            }
+        }
+        let left_out = !full.is_empty() || !too_many.is_empty();
+        let too_many = &too_many;
+        if !too_many.is_empty() {
+            self.database.call(|connection| outbox::give_back(connection, too_many)).await?;
+        }
+        Ok(if is_all { Look::Empty { left_out } } else { Look::Full })
+    }
+
+    async fn send_one(&self, message: &Message, tickets: bool, places: (OwnedSemaphorePermit, Place)) {
+        if let Err(error) = self.work_on(message, tickets, false).await {
+            // Its claim runs out, and somebody takes it up again.
+            tracing::debug!(message = message.id, %error, "failed to read or write the outbox");
+        }
+        drop(places);
+        self.over.notify_one();
+    }
+
+    /// The next messages of the kinds that may be sent, and whether tickets may be made.
+    async fn claim(&self, full: &[String], most: usize) -> Result<(Vec<Message>, bool), CallError<DatabaseError>> {
         let flags = self.resilience.flags();
         if !flags.bool(MAILS, true) {
-            return Ok(false);
+            return Ok((Vec::new(), false));
         }
         let tickets = flags.bool(TICKETS, true);
         let mut kinds = vec![Kind::BookingConfirmed.name()];
         kinds.extend(tickets.then_some(Kind::Ticket.name()));
         let kinds = &kinds;
-        let Some(message) = self.database.call(|connection| outbox::claim(connection, kinds)).await? else {
-            return Ok(false);
-        };
-        let message = &message;
-        let outcome = self.send(message, tickets).await?;
+        let messages = self.database.call(|connection| outbox::claim(connection, kinds, full, most)).await?;
+        Ok((messages, tickets))
+    }
+
+    /// Sends one message, and writes down what came of it.
+    async fn work_on(&self, message: &Message, tickets: bool, is_probe: bool) -> Result<(), CallError<DatabaseError>> {
+        let outcome = self.send(message, tickets, is_probe).await?;
         let label = outcome.name();
         // Only this process knows the outcome, so it is recorded as soon as that is possible.
         while let Err(error) = self.write(message, &outcome).await {
@@ -99,7 +209,7 @@ impl Drain {
             tokio::time::sleep(LOOK).await;
         }
         self.outcomes.get_or_create(&OutcomeLabel { outcome: label }).inc();
-        Ok(true)
+        Ok(())
     }
 
     async fn write(&self, message: &Message, outcome: &Outcome) -> Result<u64, CallError<DatabaseError>> {
@@ -109,10 +219,11 @@ impl Drain {
                 database.call(|connection| outbox::done(connection, message, *ticket_follows)).await
             }
             Outcome::NoRecipient => database.call(|connection| outbox::done(connection, message, false)).await,
-            Outcome::Later { unanswered, wait } => {
-                let wait = wait.unwrap_or_default().max(wait_after(message.tries));
-                database.call(|connection| outbox::later(connection, message, wait, *unanswered)).await
+            Outcome::Later { unanswered, why } => {
+                let wait = wait_after(message.tries);
+                database.call(|connection| outbox::later(connection, message, wait, *unanswered, why)).await
             }
+            Outcome::Held => database.call(|connection| outbox::hold(connection, message)).await,
             Outcome::Never { reason } => {
                 tracing::error!(message = message.id, booking = %message.booking, %reason, "undeliverable; moved to dead_letters");
                 database.call(|connection| outbox::never(connection, message, reason)).await
@@ -120,7 +231,12 @@ impl Drain {
         }
     }
 
-    async fn send(&self, message: &Message, tickets: bool) -> Result<Outcome, CallError<DatabaseError>> {
+    async fn send(
+        &self,
+        message: &Message,
+        tickets: bool,
+        is_probe: bool,
+    ) -> Result<Outcome, CallError<DatabaseError>> {
         let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
         let ticket = tickets.then(|| ticket::pdf(message));
         let mail = match self.mailer.compose(message, address, ticket) {
@@ -129,7 +245,7 @@ impl Drain {
         };
         if !self.database.call(|connection| outbox::sending(connection, message)).await? {
             // Somebody else has it by now; nothing is written down for it.
-            return Ok(Outcome::Later { unanswered: false, wait: None });
+            return Ok(Outcome::Held);
         }
         // Before the claim ends, or somebody else would send it, too.
         let until = Instant::now() + outbox::CLAIM.mul_f32(0.8);
@@ -140,13 +256,44 @@ impl Drain {
             tracing::warn!(message = message.id, booking = %message.booking, "mail possibly sent twice");
         }
         Ok(match sent {
-            Ok(()) => Outcome::Sent { ticket_follows: !tickets },
+            Ok(()) => {
+                self.relay.settle(message.id, message.tries, is_probe, &Told::Taken);
+                Outcome::Sent { ticket_follows: !tickets }
+            }
             Err(not_sent) => {
-                let error = &not_sent.error;
-                tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "mail not sent");
-                outcome(not_sent)
+                let (error, to) = (&not_sent.error, redacted_address(address));
+                tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %to, %error, "mail not sent");
+                self.not_sent(message, is_probe, not_sent)
             }
         })
+    }
+
+    /// What becomes of a message that was not sent, and of all that follow.
+    fn not_sent(&self, message: &Message, is_probe: bool, not_sent: NotSent) -> Outcome {
+        let NotSent { error, may_be_sent: unanswered } = not_sent;
+        let why = match &error {
+            CallError::Failed { source, .. } => source.to_string(),
+            error => error.to_string(),
+        };
+        let told = match &error {
+            CallError::Failed { source: MailError::Refused(reply), .. } => Told::Refused(reply),
+            // It is about this mail alone, until there is another server.
+            CallError::Failed { source: MailError::NoSmtpUtf8, .. } => return Outcome::Later { unanswered, why },
+            CallError::Rejected { rejection, .. } if !rejection.is_open_circuit() => {
+                // The server was not asked: the service's own limits were in the way.
+                return Outcome::Later { unanswered, why };
+            }
+            CallError::Rejected { rejection: Rejection::CircuitOpen { retry_in }, .. } => {
+                Told::Silent { words: &why, not_before: Some(*retry_in) }
+            }
+            error => Told::Silent { words: &why, not_before: error.retry_after() },
+        };
+        match self.relay.settle(message.id, message.tries, is_probe, &told) {
+            Verdict::DeadLetter => Outcome::Never { reason: why },
+            Verdict::Held if !unanswered => Outcome::Held,
+            // A mail that may have been taken is not sent again at once.
+            Verdict::Held | Verdict::Later | Verdict::Sent => Outcome::Later { unanswered, why },
+        }
     }
 }
 
@@ -156,16 +303,9 @@ impl Outcome {
             Self::Sent { .. } => "sent",
             Self::NoRecipient => "no_recipient",
             Self::Later { .. } => "later",
+            Self::Held => "held",
             Self::Never { .. } => "never",
         }
-    }
-}
-
-/// What becomes of a message that was not sent.
-fn outcome(NotSent { error, may_be_sent }: NotSent) -> Outcome {
-    match error {
-        CallError::Failed { source: MailError::Refused(reason), .. } => Outcome::Never { reason },
-        error => Outcome::Later { unanswered: may_be_sent, wait: error.retry_after() },
     }
 }
 

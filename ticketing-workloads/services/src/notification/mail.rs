@@ -2,65 +2,60 @@
 
 use super::Settings;
 use super::outbox::{Kind, Message};
+use super::refusal::{Fault, Phase, Reply, fault};
+use super::sessions::{self, Server, Session, Sessions, not_sent};
 use crate::host::StartError;
+use crate::mail_address::{AddressError, MailAddress};
 use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
-use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::TlsParameters;
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
-use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
 use resilience::{CallError, Dependency, Failure, FailureKind};
-use std::error::Error;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long the end of a conversation may take.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// How the way to the mail server is encrypted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Encryption {
-    /// Not at all: for a server in the same network.
-    #[default]
-    None,
-    /// By STARTTLS, which the server must have.
-    Starttls,
-    /// From the first byte on.
-    Tls,
-}
+/// How long an address of the mail server has to take a connection, where neither policy nor built-in says it.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
-    /// The server will never take it (5xx to its recipient or its text).
-    #[error("the mail server refused the mail: {0}")]
-    Refused(String),
-    /// The server may take it later (4xx, or it refuses this service as such).
-    #[error("the mail server asked to try later: {0}")]
-    TryLater(String),
-    /// The server may take mails to this address later (4xx): others it takes.
-    #[error("the mail server asked to try this recipient later: {0}")]
-    RecipientLater(String),
+    /// The server said no; whose fault that is says [`fault`].
+    #[error("the mail server refused {0}")]
+    Refused(#[from] Reply),
     /// There was no connection, or it broke before the mail had left.
     #[error("not sent to the mail server: {0}")]
     NotSent(String),
     /// The connection broke after the mail had left: it may have been taken.
     #[error("delivery outcome unknown: {0}")]
     Broken(String),
+    /// The address has letters for which the server would have to know RFC 6531.
+    #[error(
+        "the mail server does not offer SMTPUTF8 and 8BITMIME, which a name with letters other than those of ASCII needs; the \
+         mail waits until SMTP_HOST names one that does"
+    )]
+    NoSmtpUtf8,
 }
 
 impl Failure for MailError {
     fn kind(&self) -> FailureKind {
         match self {
-            // It answers, so it works; that one address is wrong is not its fault.
-            Self::Refused(_) => FailureKind::Business,
-            // Which of the two is at fault is not known.
-            Self::RecipientLater(_) => FailureKind::RateLimited,
+            // It closes the door on everybody.
+            Self::Refused(reply) if reply.code == 421 => FailureKind::Other,
+            Self::Refused(reply) => match fault(reply) {
+                // It answers, so it works; that one address is wrong is not its fault.
+                Fault::Recipient => FailureKind::Business,
+                // It answers. What it does not like about this service pauses the drain, which probes sooner than a circuit.
+                Fault::PerhapsRecipient | Fault::Mail | Fault::Unclear | Fault::Relay => FailureKind::RateLimited,
+            },
+            Self::NoSmtpUtf8 => FailureKind::Business,
             Self::NotSent(_) => FailureKind::NotSent,
             // One that broke is not tried again at once: it may have been taken.
-            Self::TryLater(_) | Self::Broken(_) => FailureKind::Other,
+            Self::Broken(_) => FailureKind::Other,
         }
     }
 }
@@ -68,12 +63,9 @@ impl Failure for MailError {
 /// Why a mail could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
-    /// The address is none.
-    #[error("invalid mail address `{address}`: {source}")]
-    Address { address: String, source: lettre::address::AddressError },
-    /// The address has letters that not every server takes.
-    #[error("`{address}` has letters other than those of ASCII, which mail servers refuse")]
-    Letters { address: String },
+    /// No mail can be sent to the address. Orders are checked in the same way: this one is from before that.
+    #[error("invalid mail address: it {0}; correct bookings.email and requeue the mail")]
+    Address(#[from] AddressError),
     /// Something in it cannot be in a mail.
     #[error("failed to compose the mail: {0}")]
     Message(#[from] lettre::error::Error),
@@ -89,11 +81,7 @@ pub struct NotSent {
 
 /// Puts mails together and sends them.
 pub struct Mailer {
-    server: (String, u16),
-    encryption: Encryption,
-    tls: TlsParameters,
-    login: Option<Credentials>,
-    hello: ClientId,
+    sessions: Sessions,
     dependency: &'static Dependency,
     from: Mailbox,
 }
@@ -105,15 +93,12 @@ impl Mailer {
         let wrong_from =
             |error| StartError::Setting(format!("MAIL_FROM must be an address, such as tickets@example.com: {error}"));
         let wrong_host = |error| StartError::Setting(format!("SMTP_HOST {host}: {error}"));
-        Ok(Self {
-            server: (host.clone(), settings.smtp_port),
-            encryption: settings.smtp_encryption,
-            tls: TlsParameters::new(host.clone()).map_err(wrong_host)?,
-            login: settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from),
-            hello: ClientId::Domain(settings.pod.pod_name.clone()),
-            dependency,
-            from: mail_from.parse().map_err(wrong_from)?,
-        })
+        let tls = TlsParameters::new(host.clone()).map_err(wrong_host)?;
+        let mut server = Server::new(host.clone(), settings.smtp_port, settings.smtp_encryption, tls);
+        server.login = settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from);
+        server.hello = sessions::hello(&settings.mail_helo_name).map_err(StartError::Setting)?;
+        let sessions = Sessions::new(server);
+        Ok(Self { sessions, dependency, from: mail_from.parse().map_err(wrong_from)? })
     }
 
     /// Puts a mail together. Its Message-ID is that of the message, however often it is sent.
@@ -123,17 +108,16 @@ impl Mailer {
         address: &str,
         ticket: Option<Vec<u8>>,
     ) -> Result<lettre::Message, ComposeError> {
-        let to: lettre::Address =
-            address.parse().map_err(|source| ComposeError::Address { address: address.to_owned(), source })?;
-        if !address.is_ascii() {
-            return Err(ComposeError::Letters { address: address.to_owned() });
-        }
+        let to = MailAddress::parse(address)?.address().clone();
+        // Or it would be read out of the header again, by a stricter eye.
+        let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.clone()])?;
         let Message { booking, event, kind, .. } = message;
         let subject = match kind {
             Kind::BookingConfirmed => format!("Your booking for {event}"),
             Kind::Ticket => format!("Your ticket for {event}"),
         };
         let builder = lettre::Message::builder()
+            .envelope(envelope)
             .from(self.from.clone())
             .to(Mailbox::new(None, to))
             .subject(one_line(&subject))
@@ -154,85 +138,99 @@ impl Mailer {
     pub async fn send(&self, mail: &lettre::Message) -> Result<(), NotSent> {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
         let unanswered = AtomicBool::new(false);
+        let text = mail.formatted();
         let once = || async {
             // Whatever the policy has retried: a mail that may have been taken is not sent again without being counted.
             if unanswered.load(Ordering::Relaxed) {
                 return Err(MailError::Broken("the attempt before had no answer".to_owned()));
             }
-            let mut server = self.connect(mail.envelope()).await?;
+            let mut session = self.prepare(mail, &text).await?;
             unanswered.store(true, Ordering::Relaxed);
-            let taken = server.message(&mail.formatted()).await.map_err(|error| classify(&error, Stage::Text));
-            if !matches!(taken, Err(MailError::Broken(_))) {
-                unanswered.store(false, Ordering::Relaxed);
+            let error = match session.connection.message(&text).await {
+                Ok(_) => None,
+                Err(error) => match sessions::reply(&error, Phase::End) {
+                    Some(reply) => Some(reply),
+                    None => return Err(MailError::Broken(sessions::in_words(&error))),
+                },
+            };
+            unanswered.store(false, Ordering::Relaxed);
+            match error {
+                None => {
+                    self.sessions.keep(session);
+                    Ok(())
+                }
+                Some(reply) => {
+                    if reply.code == 421 {
+                        session.end();
+                    } else {
+                        self.sessions.keep(session);
+                    }
+                    Err(reply.into())
+                }
             }
-            // How the conversation ends matters to nobody: nobody waits for it.
-            tokio::spawn(async move { tokio::time::timeout(GOODBYE, server.quit()).await.map(drop) });
-            taken.map(drop)
         };
         let sent = self.dependency.call(once).await;
         sent.map_err(|error| NotSent { error, may_be_sent: unanswered.into_inner() })
     }
 
+    /// Ends the conversations that nobody needed for a while.
+    pub fn end_idle(&self) {
+        self.sessions.end_idle();
+    }
+
     /// As far as the server is ready to take the text.
-    async fn connect(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, MailError> {
-        let mut server = self.log_in(envelope).await.map_err(|error| classify(&error, Stage::Greeting))?;
-        for to in envelope.to() {
-            let taken = server.command(Rcpt::new(to.clone(), Vec::new())).await;
-            taken.map_err(|error| classify(&error, Stage::Recipient))?;
+    async fn prepare(&self, mail: &lettre::Message, text: &[u8]) -> Result<Session, MailError> {
+        let connect = self.dependency.timeouts().connect_ms.map_or(CONNECT, Duration::from_millis);
+        let mut session = self.sessions.take(connect).await?;
+        let mut begun = begin_mail(&mut session, mail, text).await;
+        // A conversation that was kept may be over, or have had its share of mails: nothing has left yet, so a new one is begun.
+        if session.was_used() && begun.as_ref().is_err_and(|error| !matches!(error, MailError::NoSmtpUtf8)) {
+            session = self.sessions.begin(connect).await?;
+            begun = begin_mail(&mut session, mail, text).await;
         }
-        server.command(Data).await.map_err(|error| classify(&error, Stage::Greeting))?;
-        Ok(server)
+        if let Err(error) = begun {
+            session.end();
+            return Err(error);
+        }
+        for to in mail.envelope().to() {
+            if let Err(error) = session.connection.command(Rcpt::new(to.clone(), Vec::new())).await {
+                return Err(self.give_up(session, not_sent(&error, Phase::Recipient)));
+            }
+        }
+        if let Err(error) = session.connection.command(Data).await {
+            return Err(self.give_up(session, not_sent(&error, Phase::Data)));
+        }
+        Ok(session)
     }
 
-    async fn log_in(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
-        let wrapped = (self.encryption == Encryption::Tls).then(|| self.tls.clone());
-        let (host, port) = &self.server;
-        let mut server =
-            AsyncSmtpConnection::connect_tokio1((host.as_str(), *port), None, &self.hello, wrapped, None).await?;
-        if self.encryption == Encryption::Starttls {
-            server.starttls(self.tls.clone(), &self.hello).await?;
+    /// Keeps the conversation if the server goes on with it.
+    fn give_up(&self, session: Session, error: MailError) -> MailError {
+        match &error {
+            MailError::Refused(reply) if reply.code != 421 => self.sessions.reset_and_keep(session),
+            _ => session.end(),
         }
-        if let Some(login) = &self.login {
-            server.auth(DEFAULT_MECHANISMS, login).await?;
-        }
-        server.command(Mail::new(envelope.from().cloned(), Vec::new())).await?;
-        Ok(server)
+        error
     }
 }
 
-/// How far a conversation has come.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// It is about this service and the server.
-    Greeting,
-    /// It is about who gets the mail.
-    Recipient,
-    /// The text has left.
-    Text,
-}
-
-/// Whether a "later" concerns every mail: the server closes (421), or has no room (452).
-fn is_about_the_server(error: &lettre::transport::smtp::Error) -> bool {
-    error.status().is_some_and(|code| matches!(u16::from(code), 421 | 452))
-}
-
-/// A "never" counts only where it is about this mail: a wrong password is none of its fault, and is put right some day.
-fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
-    let mut words = error.to_string();
-    if let Some(cause) = error.source() {
-        let _ = write!(words, ": {cause}");
+/// `MAIL FROM`, with what the mail needs the server to know.
+async fn begin_mail(session: &mut Session, mail: &lettre::Message, text: &[u8]) -> Result<(), MailError> {
+    let envelope = mail.envelope();
+    let server = session.connection.server_info();
+    let offers = |extension| server.supports_feature(extension);
+    let is_ascii = |address: &lettre::Address| AsRef::<str>::as_ref(address).is_ascii();
+    let mut parameters = Vec::new();
+    if !envelope.to().iter().chain(envelope.from()).all(is_ascii) {
+        if !offers(Extension::SmtpUtfEight) || !offers(Extension::EightBitMime) {
+            return Err(MailError::NoSmtpUtf8);
+        }
+        parameters.push(MailParameter::SmtpUtfEight);
     }
-    if error.is_permanent() && stage != Stage::Greeting {
-        MailError::Refused(words)
-    } else if error.is_transient() && stage == Stage::Recipient && !is_about_the_server(error) {
-        MailError::RecipientLater(words)
-    } else if error.is_permanent() || error.is_transient() {
-        MailError::TryLater(words)
-    } else if stage == Stage::Text {
-        MailError::Broken(words)
-    } else {
-        MailError::NotSent(words)
+    if !text.is_ascii() && offers(Extension::EightBitMime) {
+        parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
     }
+    let taken = session.connection.command(Mail::new(envelope.from().cloned(), parameters)).await;
+    taken.map(drop).map_err(|error| not_sent(&error, Phase::Sender))
 }
 
 fn one_line(text: &str) -> String {

@@ -2,26 +2,44 @@
 
 use crate::database::{Connection, DatabaseError};
 use std::time::Duration;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// How long a claim holds: longer than a mail may take.
 pub const CLAIM: Duration = Duration::from_secs(60);
 
-/// Claims what has waited longest, of the kinds that are wanted. Whose claim ran out while the mail was leaving has died.
-const CLAIM_SQL: &str = "
-    WITH claimed AS (
+/// Where a mail goes, for the limit of a domain. As the buyer wrote it, in lower case: two ways to write one domain are two.
+macro_rules! domain {
+    () => {
+        "COALESCE((SELECT lower(split_part(email, '@', 2)) FROM bookings WHERE id = booking_id), '')"
+    };
+}
+
+/// Claims what has waited longest, of the kinds that are wanted and to none of the domains that have enough under way. Whose
+/// claim ran out while the mail was leaving has died.
+const CLAIM_SQL: &str = concat!(
+    "
+    WITH next AS MATERIALIZED (
+        SELECT id FROM outbox
+        WHERE done_at IS NULL AND next_at <= now() AND kind = ANY($3)
+          AND (claimed_until IS NULL OR claimed_until < now())
+          AND (cardinality($4::text[]) = 0 OR ",
+    domain!(),
+    " <> ALL($4::text[]))
+        ORDER BY next_at, id LIMIT $5 FOR UPDATE SKIP LOCKED
+    ), claimed AS (
         UPDATE outbox SET claim = $1, claimed_until = now() + $2 * interval '1 second', tries = tries + 1,
                           possible_duplicates = possible_duplicates + (sending AND claim IS NOT NULL)::integer
-        WHERE id = (SELECT id FROM outbox
-                    WHERE done_at IS NULL AND next_at <= now() AND kind = ANY($3)
-                      AND (claimed_until IS NULL OR claimed_until < now())
-                    ORDER BY next_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+        WHERE id IN (SELECT id FROM next)
         RETURNING id, booking_id, kind, tries, sending
     )
     SELECT c.id, c.booking_id, c.kind, c.tries, c.sending, b.email, b.user_id, b.ticket_count, b.amount_cents, e.name,
-           to_char(e.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"')
-    FROM claimed c JOIN bookings b ON b.id = c.booking_id JOIN events e ON e.id = b.event_id";
+           to_char(e.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"'), ",
+    domain!(),
+    "
+    FROM claimed c JOIN bookings b ON b.id = c.booking_id JOIN events e ON e.id = b.event_id"
+);
 
 const SENDING: &str = "
     UPDATE outbox SET sending = true, claimed_until = now() + $3 * interval '1 second'
@@ -30,7 +48,7 @@ const SENDING: &str = "
 /// What is done; a ticket that could not be made follows later.
 const DONE: &str = "
     WITH done AS (
-        UPDATE outbox SET done_at = now(), claim = NULL, claimed_until = NULL, sending = false
+        UPDATE outbox SET done_at = now(), claim = NULL, claimed_until = NULL, sending = false, last_error = NULL
         WHERE id = $1 AND claim = $2 AND done_at IS NULL RETURNING booking_id
     )
     INSERT INTO outbox (booking_id, kind) SELECT booking_id, 'Ticket' FROM done WHERE $3
@@ -38,12 +56,22 @@ const DONE: &str = "
 
 const LATER: &str = "
     UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $4, next_at = now() + $3 * interval '1 second',
-                      possible_duplicates = possible_duplicates + $5::integer
+                      possible_duplicates = possible_duplicates + $5::integer, last_error = $6
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
+
+/// Back as if it had not been claimed, but behind those that are due: the next probe takes another one.
+const HOLD: &str = "
+    UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $3, next_at = now(), tries = greatest(tries - 1, 0)
+    WHERE id = $1 AND claim = $2 AND done_at IS NULL";
+
+/// Back as if they had not been claimed, at their place.
+const GIVE_BACK: &str = "
+    UPDATE outbox SET claim = NULL, claimed_until = NULL, tries = greatest(tries - 1, 0)
+    WHERE id = ANY($1) AND claim = $2 AND done_at IS NULL";
 
 const NEVER: &str = "
     WITH done AS (
-        UPDATE outbox SET done_at = now(), claim = NULL, claimed_until = NULL, sending = false
+        UPDATE outbox SET done_at = now(), claim = NULL, claimed_until = NULL, sending = false, last_error = $3
         WHERE id = $1 AND claim = $2 AND done_at IS NULL RETURNING id
     )
     INSERT INTO dead_letters (outbox_id, reason) SELECT id, $3 FROM done";
@@ -86,30 +114,44 @@ pub struct Message {
     pub amount_cents: i32,
     pub event: String,
     pub starts_at: Option<String>,
+    /// The domain that it goes to, for the limit of one; empty without an address.
+    pub domain: String,
 }
 
-/// Takes the next message of these kinds.
-pub async fn claim(connection: Connection, kinds: &[&str]) -> Result<Option<Message>, DatabaseError> {
+/// Takes up to `most` of the next messages of these kinds, none of them to one of the `full` domains.
+pub async fn claim(
+    connection: Connection,
+    kinds: &[&str],
+    full: &[String],
+    most: usize,
+) -> Result<Vec<Message>, DatabaseError> {
     let sql = connection.prepare_cached(CLAIM_SQL).await?;
     let claim = Uuid::new_v4();
-    let Some(row) = connection.query_opt(&sql, &[&claim, &CLAIM.as_secs_f64(), &kinds]).await? else {
-        return Ok(None);
-    };
-    let kind = if row.try_get::<_, &str>(2)? == Kind::Ticket.name() { Kind::Ticket } else { Kind::BookingConfirmed };
-    Ok(Some(Message {
-        id: row.try_get(0)?,
-        claim,
-        kind,
-        tries: row.try_get(3)?,
-        may_be_sent: row.try_get(4)?,
-        booking: row.try_get(1)?,
-        email: row.try_get(5)?,
-        user: row.try_get(6)?,
-        seats: row.try_get(7)?,
-        amount_cents: row.try_get(8)?,
-        event: row.try_get(9)?,
-        starts_at: row.try_get(10)?,
-    }))
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let rows = connection.query(&sql, &[&claim, &CLAIM.as_secs_f64(), &kinds, &full, &most]).await?;
+    rows.iter().map(|row| Ok(Message::read(row, claim)?)).collect()
+}
+
+impl Message {
+    fn read(row: &Row, claim: Uuid) -> Result<Self, tokio_postgres::Error> {
+        let kind =
+            if row.try_get::<_, &str>(2)? == Kind::Ticket.name() { Kind::Ticket } else { Kind::BookingConfirmed };
+        Ok(Self {
+            id: row.try_get(0)?,
+            claim,
+            kind,
+            tries: row.try_get(3)?,
+            may_be_sent: row.try_get(4)?,
+            booking: row.try_get(1)?,
+            email: row.try_get(5)?,
+            user: row.try_get(6)?,
+            seats: row.try_get(7)?,
+            amount_cents: row.try_get(8)?,
+            event: row.try_get(9)?,
+            starts_at: row.try_get(10)?,
+            domain: row.try_get(11)?,
+        })
+    }
 }
 
 /// Says that the mail leaves now; `false`: the message is no longer ours.
@@ -132,12 +174,27 @@ pub async fn later(
     message: &Message,
     wait: Duration,
     unanswered: bool,
+    why: &str,
 ) -> Result<u64, DatabaseError> {
     let sql = connection.prepare_cached(LATER).await?;
     let (seconds, may_be_sent) = (wait.as_secs_f64(), unanswered || message.may_be_sent);
-    let values: [&(dyn ToSql + Sync); 5] =
-        [&message.id, &message.claim, &seconds, &may_be_sent, &i32::from(unanswered)];
+    let values: [&(dyn ToSql + Sync); 6] =
+        [&message.id, &message.claim, &seconds, &may_be_sent, &i32::from(unanswered), &why];
     Ok(connection.execute(&sql, &values).await?)
+}
+
+/// The message waits for the mail server: it goes behind the others, and this try does not count.
+pub async fn hold(connection: Connection, message: &Message) -> Result<u64, DatabaseError> {
+    let sql = connection.prepare_cached(HOLD).await?;
+    Ok(connection.execute(&sql, &[&message.id, &message.claim, &message.may_be_sent]).await?)
+}
+
+/// These messages of one claim are not worked on after all.
+pub async fn give_back(connection: Connection, messages: &[Message]) -> Result<u64, DatabaseError> {
+    let Some(Message { claim, .. }) = messages.first() else { return Ok(0) };
+    let sql = connection.prepare_cached(GIVE_BACK).await?;
+    let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
+    Ok(connection.execute(&sql, &[&ids, claim]).await?)
 }
 
 /// The message can never be sent.
@@ -162,6 +219,7 @@ impl Message {
             amount_cents: 9_000,
             event: event.into(),
             starts_at: Some("2027-06-18 19:30 UTC".into()),
+            domain: "example.com".into(),
         }
     }
 }
