@@ -83,11 +83,6 @@ impl MailAddress {
     pub fn address(&self) -> &lettre::Address {
         &self.address
     }
-
-    /// Whether only a server with SMTPUTF8 can take it.
-    pub fn needs_smtp_utf8(&self) -> bool {
-        !self.address.user().is_ascii()
-    }
 }
 
 /// As logs may show it.
@@ -191,7 +186,6 @@ mod tests {
     fn reads_what_people_have(#[case] text: &str, #[case] sent_to: &str) {
         let address = MailAddress::parse(text).unwrap();
         assert_eq!(address.address().as_ref() as &str, sent_to);
-        assert_eq!(address.needs_smtp_utf8(), !sent_to.is_ascii());
     }
 
     #[rstest::rstest]

@@ -57,11 +57,22 @@ pub struct AtOnce {
 
 /// The outcome of a try to send a message.
 enum Outcome {
-    Sent { ticket_follows: bool },
+    Sent {
+        ticket_follows: bool,
+    },
     NoRecipient,
-    Later { unanswered: bool, why: String },
-    Held,
-    Never { reason: String },
+    Later {
+        unanswered: bool,
+        why: String,
+    },
+    Held {
+        why: String,
+    },
+    /// Somebody else has it by now.
+    NotOurs,
+    Never {
+        reason: String,
+    },
 }
 
 /// What a look into the outbox brought.
@@ -223,7 +234,8 @@ impl Drain {
                 let wait = wait_after(message.tries);
                 database.call(|connection| outbox::later(connection, message, wait, *unanswered, why)).await
             }
-            Outcome::Held => database.call(|connection| outbox::hold(connection, message)).await,
+            Outcome::Held { why } => database.call(|connection| outbox::hold(connection, message, why)).await,
+            Outcome::NotOurs => Ok(0),
             Outcome::Never { reason } => {
                 tracing::error!(message = message.id, booking = %message.booking, %reason, "undeliverable; moved to dead_letters");
                 database.call(|connection| outbox::never(connection, message, reason)).await
@@ -244,8 +256,7 @@ impl Drain {
             Err(error) => return Ok(Outcome::Never { reason: error.to_string() }),
         };
         if !self.database.call(|connection| outbox::sending(connection, message)).await? {
-            // Somebody else has it by now; nothing is written down for it.
-            return Ok(Outcome::Held);
+            return Ok(Outcome::NotOurs);
         }
         // Before the claim ends, or somebody else would send it, too.
         let until = Instant::now() + outbox::CLAIM.mul_f32(0.8);
@@ -270,7 +281,7 @@ impl Drain {
 
     /// What becomes of a message that was not sent, and of all that follow.
     fn not_sent(&self, message: &Message, is_probe: bool, not_sent: NotSent) -> Outcome {
-        let NotSent { error, may_be_sent: unanswered } = not_sent;
+        let NotSent { error, may_be_sent: unanswered, about_a_mail } = not_sent;
         let why = match &error {
             CallError::Failed { source, .. } => source.to_string(),
             error => error.to_string(),
@@ -284,13 +295,13 @@ impl Drain {
                 return Outcome::Later { unanswered, why };
             }
             CallError::Rejected { rejection: Rejection::CircuitOpen { retry_in }, .. } => {
-                Told::Silent { words: &why, not_before: Some(*retry_in) }
+                Told::Silent { words: &why, not_before: Some(*retry_in), about_a_mail: false }
             }
-            error => Told::Silent { words: &why, not_before: error.retry_after() },
+            error => Told::Silent { words: &why, not_before: error.retry_after(), about_a_mail },
         };
         match self.relay.settle(message.id, message.tries, is_probe, &told) {
             Verdict::DeadLetter => Outcome::Never { reason: why },
-            Verdict::Held if !unanswered => Outcome::Held,
+            Verdict::Held if !unanswered => Outcome::Held { why },
             // A mail that may have been taken is not sent again at once.
             Verdict::Held | Verdict::Later | Verdict::Sent => Outcome::Later { unanswered, why },
         }
@@ -303,7 +314,7 @@ impl Outcome {
             Self::Sent { .. } => "sent",
             Self::NoRecipient => "no_recipient",
             Self::Later { .. } => "later",
-            Self::Held => "held",
+            Self::Held { .. } | Self::NotOurs => "held",
             Self::Never { .. } => "never",
         }
     }

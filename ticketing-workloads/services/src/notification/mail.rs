@@ -77,6 +77,8 @@ pub struct NotSent {
     pub error: CallError<MailError>,
     /// Whether the server may have taken it all the same.
     pub may_be_sent: bool,
+    /// Whether the server had come as far as this mail's recipient.
+    pub about_a_mail: bool,
 }
 
 /// Puts mails together and sends them.
@@ -138,13 +140,15 @@ impl Mailer {
     pub async fn send(&self, mail: &lettre::Message) -> Result<(), NotSent> {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
         let unanswered = AtomicBool::new(false);
+        let about_a_mail = AtomicBool::new(false);
         let text = mail.formatted();
         let once = || async {
             // Whatever the policy has retried: a mail that may have been taken is not sent again without being counted.
             if unanswered.load(Ordering::Relaxed) {
                 return Err(MailError::Broken("the attempt before had no answer".to_owned()));
             }
-            let mut session = self.prepare(mail, &text).await?;
+            about_a_mail.store(false, Ordering::Relaxed);
+            let mut session = self.prepare(mail, &text, &about_a_mail).await?;
             unanswered.store(true, Ordering::Relaxed);
             let error = match session.connection.message(&text).await {
                 Ok(_) => None,
@@ -170,7 +174,11 @@ impl Mailer {
             }
         };
         let sent = self.dependency.call(once).await;
-        sent.map_err(|error| NotSent { error, may_be_sent: unanswered.into_inner() })
+        sent.map_err(|error| NotSent {
+            error,
+            may_be_sent: unanswered.into_inner(),
+            about_a_mail: about_a_mail.into_inner(),
+        })
     }
 
     /// Ends the conversations that nobody needed for a while.
@@ -178,8 +186,13 @@ impl Mailer {
         self.sessions.end_idle();
     }
 
-    /// As far as the server is ready to take the text.
-    async fn prepare(&self, mail: &lettre::Message, text: &[u8]) -> Result<Session, MailError> {
+    /// As far as the server is ready to take the text. `about_a_mail` is set once it is asked about the recipient.
+    async fn prepare(
+        &self,
+        mail: &lettre::Message,
+        text: &[u8],
+        about_a_mail: &AtomicBool,
+    ) -> Result<Session, MailError> {
         let connect = self.dependency.timeouts().connect_ms.map_or(CONNECT, Duration::from_millis);
         let mut session = self.sessions.take(connect).await?;
         let mut begun = begin_mail(&mut session, mail, text).await;
@@ -192,6 +205,7 @@ impl Mailer {
             session.end();
             return Err(error);
         }
+        about_a_mail.store(true, Ordering::Relaxed);
         for to in mail.envelope().to() {
             if let Err(error) = session.connection.command(Rcpt::new(to.clone(), Vec::new())).await {
                 return Err(self.give_up(session, not_sent(&error, Phase::Recipient)));

@@ -61,7 +61,8 @@ const LATER: &str = "
 
 /// Back as if it had not been claimed, but behind those that are due: the next probe takes another one.
 const HOLD: &str = "
-    UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $3, next_at = now(), tries = greatest(tries - 1, 0)
+    UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $3, next_at = now(), tries = greatest(tries - 1, 0),
+                      last_error = $4
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
 /// Back as if they had not been claimed, at their place.
@@ -184,9 +185,9 @@ pub async fn later(
 }
 
 /// The message waits for the mail server: it goes behind the others, and this try does not count.
-pub async fn hold(connection: Connection, message: &Message) -> Result<u64, DatabaseError> {
+pub async fn hold(connection: Connection, message: &Message, why: &str) -> Result<u64, DatabaseError> {
     let sql = connection.prepare_cached(HOLD).await?;
-    Ok(connection.execute(&sql, &[&message.id, &message.claim, &message.may_be_sent]).await?)
+    Ok(connection.execute(&sql, &[&message.id, &message.claim, &message.may_be_sent, &why]).await?)
 }
 
 /// These messages of one claim are not worked on after all.

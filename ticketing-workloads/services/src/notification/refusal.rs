@@ -137,7 +137,9 @@ fn says(text: &str, phrases: &[&str], words: &[&str]) -> bool {
 
 /// Whose fault the refusal is.
 pub fn fault(reply: &Reply) -> Fault {
-    let text = reply.text.to_lowercase();
+    // A domain may have any word in its name.
+    let words: Vec<_> = reply.text.split_whitespace().filter(|word| !word.contains('@')).collect();
+    let text = words.join(" ").to_lowercase();
     if !reply.is_about_a_mail() || says(&text, &ABOUT_US, &ABOUT_US_WORDS) {
         return Fault::Relay;
     }
@@ -295,6 +297,7 @@ mod tests {
     // Exim, which has no enhanced codes unless told to
     #[case::exim_nobody(Rcpt, "550 Unknown user", Fault::PerhapsRecipient)]
     #[case::exim_route(Rcpt, "550 Unrouteable address", Fault::PerhapsRecipient)]
+    #[case::exim_domain(Rcpt, "550 <ann@relay-policy.example>: Unknown user", Fault::PerhapsRecipient)]
     #[case::exim_relay(Rcpt, "550 relay not permitted", Fault::Relay)]
     #[case::exim_admin(Rcpt, "550 Administrative prohibition", Fault::Relay)]
     #[case::exim_list(Rcpt, "550 Rejected because 192.0.2.7 is in a black list at list.example", Fault::Relay)]

@@ -3,9 +3,11 @@
 //!
 //! A pause begins with an answer that is about this service, such as a refused name or login, or with no answer at all. What
 //! may as well be about one mail begins it only if the server has taken none lately, or refuses several in a row. It lasts a
-//! second, then one mail is sent as a probe; each one that fails doubles the time, up to a minute. The pause is over when the
+//! second, then one mail is sent as a probe; each one that fails doubles the time, up to a minute, or up to ten seconds while
+//! there is no answer at all. The pause is over when the
 //! server takes a mail, or says of one that its recipient does not exist.
 
+use super::mail::MailError;
 use super::refusal::{Fault, Reply, fault};
 use contract::CheckStatus;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -22,8 +24,10 @@ use tokio::time::Instant;
 pub const CHECK: &str = "mail";
 /// First pause.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause between two probes.
+/// Longest pause between two probes. Who asks a block list too often stays on it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The same of a server that does not answer: asking it costs nobody anything.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 /// Mails that the server refuses in a row, for whatever may be about it, before it is taken to be about it.
 const REFUSED_IN_A_ROW: usize = 3;
 /// How long a mail that was taken says that the server takes mails.
@@ -38,8 +42,9 @@ pub enum Told<'a> {
     Taken,
     /// The server said no.
     Refused(&'a Reply),
-    /// The server did not answer, or is not asked for the time given because its circuit is open.
-    Silent { words: &'a str, not_before: Option<Duration> },
+    /// The server did not answer, or is not asked for the time given because its circuit is open. `about_a_mail`: it was asked
+    /// about a recipient or a text by then, which may be slow on their own account.
+    Silent { words: &'a str, not_before: Option<Duration>, about_a_mail: bool },
 }
 
 /// What becomes of the mail.
@@ -68,6 +73,14 @@ pub struct Pause {
     unclear: bool,
 }
 
+/// Why a pause begins or goes on.
+struct Why {
+    words: String,
+    unclear: bool,
+    /// Longest time to the next probe.
+    longest: Duration,
+}
+
 /// What is known of the server.
 #[derive(Debug, Default)]
 pub struct Relay {
@@ -84,19 +97,25 @@ impl Relay {
 
     /// Takes in what came of a message that was tried `tries` times, and says what becomes of it.
     pub fn settle(&mut self, message: i64, tries: i32, is_probe: bool, told: &Told<'_>, now: Instant) -> Verdict {
+        let takes_mails = self.taken_at.is_some_and(|at| now.duration_since(at) < LATELY);
         let reply = match told {
             Told::Taken => {
                 self.goes_on();
                 self.taken_at = Some(now);
                 return Verdict::Sent;
             }
-            Told::Silent { words, not_before } => {
-                self.stop((*words).to_owned(), false, is_probe, *not_before, now);
+            Told::Silent { words, about_a_mail: true, .. } if takes_mails && self.pause.is_none() => {
+                return if self.suspect(message, words, is_probe, now) { Verdict::Held } else { Verdict::Later };
+            }
+            Told::Silent { words, not_before, about_a_mail } => {
+                let why = Why { words: (*words).to_owned(), unclear: *about_a_mail, longest: LONGEST_SILENCE };
+                self.stop(why, is_probe, *not_before, now);
                 return Verdict::Held;
             }
             Told::Refused(reply) => *reply,
         };
-        let takes_mails = self.taken_at.is_some_and(|at| now.duration_since(at) < LATELY);
+        let words = MailError::Refused(reply.clone()).to_string();
+        let why = |unclear| Why { words: words.clone(), unclear, longest: LONGEST_PAUSE };
         match fault(reply) {
             Fault::Recipient => {
                 self.goes_on();
@@ -109,31 +128,32 @@ impl Relay {
                 match &self.pause {
                     // It has come as far as this mail, so it answers, and takes name and login.
                     Some(pause) if is_probe && !pause.unclear => self.goes_on(),
-                    Some(_) if is_probe => self.stop(reply.to_string(), true, true, None, now),
+                    Some(_) if is_probe => self.stop(why(true), true, None, now),
                     _ => {}
                 }
                 Verdict::Later
             }
             Fault::PerhapsRecipient | Fault::Unclear => {
-                self.suspect(message, reply, is_probe, now);
+                self.suspect(message, &words, is_probe, now);
                 Verdict::Later
             }
             // From here on the answer is about this service; only whether others get through is not known.
             Fault::Relay if reply.is_about_a_mail() && takes_mails && self.pause.is_none() => {
-                if self.suspect(message, reply, is_probe, now) { Verdict::Held } else { Verdict::Later }
+                if self.suspect(message, &words, is_probe, now) { Verdict::Held } else { Verdict::Later }
             }
             Fault::Relay => {
-                self.stop(reply.to_string(), reply.is_about_a_mail(), is_probe, None, now);
+                self.stop(why(reply.is_about_a_mail()), is_probe, None, now);
                 Verdict::Held
             }
         }
     }
 
     /// Notes a refusal that may be about the server; `true`: sending is paused now.
-    fn suspect(&mut self, message: i64, reply: &Reply, is_probe: bool, now: Instant) -> bool {
+    fn suspect(&mut self, message: i64, words: &str, is_probe: bool, now: Instant) -> bool {
         self.refused.insert(message);
         if self.refused.len() >= REFUSED_IN_A_ROW || self.pause.is_some() {
-            self.stop(reply.to_string(), true, is_probe, None, now);
+            let why = Why { words: words.to_owned(), unclear: true, longest: LONGEST_PAUSE };
+            self.stop(why, is_probe, None, now);
         }
         self.pause.is_some()
     }
@@ -144,7 +164,8 @@ impl Relay {
     }
 
     /// Begins a pause, or makes it longer after a probe that failed. Mails that were on their way when it began change nothing.
-    fn stop(&mut self, words: String, unclear: bool, is_probe: bool, not_before: Option<Duration>, now: Instant) {
+    fn stop(&mut self, why: Why, is_probe: bool, not_before: Option<Duration>, now: Instant) {
+        let Why { words, unclear, longest } = why;
         self.refused.clear();
         let not_before = now + not_before.unwrap_or_default();
         match &mut self.pause {
@@ -153,7 +174,7 @@ impl Relay {
                 self.pause = Some(Pause { since: now, until, length: FIRST_PAUSE, probes: 0, words, unclear });
             }
             Some(pause) if is_probe => {
-                pause.length = (pause.length * 2).min(LONGEST_PAUSE);
+                pause.length = (pause.length * 2).min(longest);
                 pause.until = not_before.max(now + pause.length);
                 pause.probes += 1;
                 // That the circuit is open says less than why.
@@ -312,6 +333,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_away_is_asked_more_often() {
+        let mut scene = Scene::new();
+        let mut waits = Vec::new();
+        for message in 0..6 {
+            let told = Told::Silent { words: "connection refused", not_before: None, about_a_mail: false };
+            assert_eq!(scene.relay.settle(message, 1, message > 0, &told, scene.now), Verdict::Held);
+            waits.push(scene.wait());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
     fn mails_that_were_on_their_way_make_a_pause_no_longer() {
         let mut scene = Scene::new();
         for message in 0..8 {
@@ -332,6 +365,22 @@ mod tests {
         }
         assert_eq!(scene.refused(2, 1, Phase::Recipient, RELAY_DENIED), Verdict::Later);
         assert_eq!(scene.refused(3, 1, Phase::Recipient, RELAY_DENIED), Verdict::Held, "three in a row are no chance");
+    }
+
+    /// Such as a server that asks the recipient's before it answers.
+    #[test]
+    fn a_recipient_that_makes_the_server_slow_holds_up_no_other() {
+        let mut scene = Scene::new();
+        let told = Told::Silent { words: "timed out", not_before: None, about_a_mail: true };
+        scene.taken();
+        for message in 1..3 {
+            assert_eq!(scene.relay.settle(message, 1, false, &told, scene.now), Verdict::Later);
+        }
+        scene.taken();
+        assert_eq!(scene.relay.settle(3, 1, false, &told, scene.now), Verdict::Later);
+        let gone = Told::Silent { words: "connection refused", not_before: None, about_a_mail: false };
+        assert_eq!(scene.relay.settle(4, 1, false, &gone, scene.now), Verdict::Held);
+        assert!(scene.relay.pause().is_some());
     }
 
     #[test]
@@ -384,7 +433,11 @@ mod tests {
         let mut scene = Scene::new();
         scene.refused(1, 1, Phase::Connect, "554 5.7.1 go away");
         scene.pass(FIRST_PAUSE);
-        let told = Told::Silent { words: "the circuit is open", not_before: Some(Duration::from_secs(30)) };
+        let told = Told::Silent {
+            words: "the circuit is open",
+            not_before: Some(Duration::from_secs(30)),
+            about_a_mail: false,
+        };
         assert_eq!(scene.relay.settle(2, 1, true, &told, scene.now), Verdict::Held);
         assert_eq!(scene.wait(), 30);
         assert!(scene.relay.pause().unwrap().words.contains("go away"));
@@ -401,6 +454,9 @@ mod tests {
         assert!(
             outcome.message().contains("at RCPT TO: 554 5.7.1 <a…@example.com>: Relay access denied"),
             "{outcome:?}"
+        );
+        assert!(
+            outcome.message().starts_with("sending is paused, no mail is lost: the mail server refused at RCPT TO")
         );
         assert!(outcome.message().contains("paused for 40 s so far"), "{outcome:?}");
     }

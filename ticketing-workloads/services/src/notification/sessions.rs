@@ -76,9 +76,8 @@ impl Server {
         let unknown = |error: std::io::Error| MailError::NotSent(format!("{}: {error}", self.host));
         let addresses: Vec<_> =
             tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(unknown)?.collect();
-        let mut session = self.connect(&addresses, timeout).await?;
+        let (mut session, hello) = self.connect(&addresses, timeout).await?;
         if self.encryption == Encryption::Starttls {
-            let hello = self.hello_to(addresses.first().copied()).await;
             let secured = session.starttls(self.tls.clone(), &hello).await;
             secured.map_err(|error| not_sent(&error, Phase::StartTls))?;
         }
@@ -91,7 +90,11 @@ impl Server {
 
     /// Tries one address after the other, beginning with the one that worked last: neither one that swallows packets nor one
     /// that refuses this service keeps the others from being asked.
-    async fn connect(&self, addresses: &[SocketAddr], timeout: Duration) -> Result<AsyncSmtpConnection, MailError> {
+    async fn connect(
+        &self,
+        addresses: &[SocketAddr],
+        timeout: Duration,
+    ) -> Result<(AsyncSmtpConnection, ClientId), MailError> {
         let mut last = MailError::NotSent(format!("{} has no address", self.host));
         let begin = self.first.load(Ordering::Relaxed);
         for nth in (0..addresses.len()).map(|nth| begin.wrapping_add(nth)) {
@@ -103,7 +106,7 @@ impl Server {
             match AsyncSmtpConnection::connect_tokio1(*address, Some(timeout), &hello, wrapped, None).await {
                 Ok(session) => {
                     self.first.store(nth, Ordering::Relaxed);
-                    return Ok(session);
+                    return Ok((session, hello));
                 }
                 Err(error) => {
                     tracing::debug!(%address, %error, "this address of the mail server did not work");
