@@ -101,7 +101,9 @@ async fn mail_server_down(fixture: &mut Fixture) {
         assert_eq!(booked.in_words(), "201 Confirmed");
         slowest = slowest.max(booked.took);
     }
-    fixture.until("sending is paused", async || fixture.metric(Port::Notification, "notification_paused").await == 1).await;
+    fixture
+        .until("sending is paused", async || fixture.metric(Port::Notification, "notification_paused").await == 1)
+        .await;
     let failed = fixture.metric(Port::Notification, failures).await - before;
     assert_eq!(fixture.mails().await, mails, "nothing gets out");
     fixture.mail_server(json!({})).await;

@@ -79,8 +79,17 @@ enum Outcome {
 enum Look {
     /// As many as there were places for: there may be more.
     Full,
-    /// Fewer. `left_out`: to some domains there was no place.
-    Empty { left_out: bool },
+    /// Fewer.
+    Empty,
+    /// Fewer, beside those to the domains that had no place: only they are left.
+    Only(Vec<String>),
+}
+
+/// The domains that all mails are to which are left, until it is time to look whether others have come. To find that out, all
+/// of those are gone through: with thousands of mails to one domain, not for each of them.
+struct Left {
+    domains: Vec<String>,
+    until: Instant,
 }
 
 impl Drain {
@@ -115,7 +124,9 @@ impl Drain {
     /// For as long as it is polled. A message is worked on among `work`, to its end: who stops in the middle of one would send
     /// it twice.
     pub async fn run(self: Arc<Self>, work: TaskTracker) {
+        let mut left: Option<Left> = None;
         loop {
+            left = left.filter(|left| left.until > Instant::now());
             let own = Arc::clone(&self);
             let look = if let Some(until) = self.relay.paused_until() {
                 tokio::select! {
@@ -125,17 +136,28 @@ impl Drain {
                 work.spawn(async move { own.probe().await }).await
             } else {
                 let Ok(first) = Arc::clone(&self.places).acquire_owned().await else { return };
+                let full = self.domains.full();
+                if let Some(left) = &left
+                    && left.domains.iter().all(|domain| full.contains(domain))
+                {
+                    drop(first);
+                    tokio::select! {
+                        () = tokio::time::sleep_until(left.until) => {}
+                        () = self.over.notified() => {}
+                    }
+                    continue;
+                }
+                // Those that are left go one by one, each into the place that the one before it gave up.
+                let most = if left.is_some() { 1 } else { usize::MAX };
                 let tracker = work.clone();
-                work.spawn(async move { own.next(first, &tracker).await }).await
+                work.spawn(async move { own.next(first, most, full, &tracker).await }).await
             };
             match look {
                 Ok(Ok(Look::Full)) => {}
-                Ok(Ok(Look::Empty { left_out })) => {
+                Ok(Ok(Look::Only(domains))) => left = Some(Left { domains, until: Instant::now() + LOOK }),
+                Ok(Ok(Look::Empty)) => {
                     self.mailer.end_idle();
-                    tokio::select! {
-                        () = tokio::time::sleep(LOOK) => {}
-                        () = self.over.notified(), if left_out => {}
-                    }
+                    tokio::time::sleep(LOOK).await;
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "failed to read or write the outbox");
@@ -152,23 +174,25 @@ impl Drain {
     /// Sends one message and nothing beside it, to see whether the mail server takes it.
     async fn probe(&self) -> Result<Look, CallError<DatabaseError>> {
         let (messages, tickets) = self.claim(&[], 1).await?;
-        let Some(message) = messages.first() else { return Ok(Look::Empty { left_out: false }) };
+        let Some(message) = messages.first() else { return Ok(Look::Empty) };
         self.work_on(message, tickets, true).await?;
         Ok(Look::Full)
     }
 
-    /// Begins to send as many messages as there are places for, `first` being one of them.
+    /// Begins to send as many messages as there are places for, `first` being one of them, and `most` at most; none to the
+    /// `full` domains.
     async fn next(
         self: Arc<Self>,
         first: OwnedSemaphorePermit,
+        most: usize,
+        full: Vec<String>,
         work: &TaskTracker,
     ) -> Result<Look, CallError<DatabaseError>> {
         let more = std::iter::from_fn(|| Arc::clone(&self.places).try_acquire_owned().ok());
-        let mut places: Vec<_> = std::iter::once(first).chain(more).collect();
-        let full = self.domains.full();
+        let mut places: Vec<_> = std::iter::once(first).chain(more).take(most).collect();
         let wanted = places.len();
         let (messages, tickets) = self.claim(&full, wanted).await?;
-        let is_all = messages.len() < wanted;
+        let are_all = messages.len() < wanted;
         let mut too_many = Vec::new();
         for message in messages {
             match (self.domains.enter(&message.domain), places.pop()) {
@@ -179,12 +203,16 @@ impl Drain {
                 _ => too_many.push(message),
             }
         }
-        let left_out = !full.is_empty() || !too_many.is_empty();
         let too_many = &too_many;
         if !too_many.is_empty() {
             self.database.call(|connection| outbox::give_back(connection, too_many)).await?;
         }
-        Ok(if is_all { Look::Empty { left_out } } else { Look::Full })
+        Ok(match (are_all, full.is_empty(), too_many.is_empty()) {
+            // Of those that were given back there may be more, and others behind them.
+            (false, ..) | (true, _, false) => Look::Full,
+            (true, true, true) => Look::Empty,
+            (true, false, true) => Look::Only(full),
+        })
     }
 
     async fn send_one(&self, message: &Message, tickets: bool, places: (OwnedSemaphorePermit, Place)) {

@@ -312,7 +312,8 @@ async fn many_mails_are_sent_by_two_processes_over_few_sessions() {
     let postgres = Postgres::start().await;
     let mails = Mails::start();
     App::start(&postgres, "booking-1").await.end().await;
-    let domains: Vec<_> = (0..20).map(|nth| format!("domain{nth}.example")).collect();
+    // Four of five buyers have their address at one large provider.
+    let domains: Vec<_> = (0..20).map(|nth| format!("domain{}.example", if nth % 5 == 0 { nth } else { 1 })).collect();
     seed(&postgres, i32::try_from(count).unwrap(), &domains.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let begin = Instant::now();
     let processes = [process(&postgres, &mails), process(&postgres, &mails)];
