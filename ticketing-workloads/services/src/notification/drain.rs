@@ -235,6 +235,13 @@ impl Drain {
         kinds.extend(tickets.then_some(Kind::Ticket.name()));
         let kinds = &kinds;
         let messages = self.database.call(|connection| outbox::claim(connection, kinds, full, most)).await?;
+        // A slow database may have taken so long that they were turned off meanwhile.
+        let now = self.resilience.flags();
+        if !now.bool(MAILS, true) || now.bool(TICKETS, true) != tickets {
+            let messages = &messages;
+            self.database.call(|connection| outbox::give_back(connection, messages)).await?;
+            return Ok((Vec::new(), false));
+        }
         Ok((messages, tickets))
     }
 
