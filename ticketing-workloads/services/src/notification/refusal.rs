@@ -52,14 +52,19 @@ pub struct Reply {
 impl Reply {
     pub fn new(phase: Phase, code: u16, text: &str) -> Self {
         let enhanced = text.split_whitespace().next().and_then(enhanced_code);
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        Self { phase, code, enhanced, text: redacted(&text).chars().take(MAX_TEXT).collect() }
+        Self { phase, code, enhanced, text: redacted(&plain(text)).chars().take(MAX_TEXT).collect() }
     }
 
     /// Whether it may be about this mail at all, and not only about this service.
     pub fn is_about_a_mail(&self) -> bool {
         self.phase >= Phase::Recipient && self.code != 421
     }
+}
+
+/// On one line, and without what a text in a database or a terminal must not have.
+pub fn plain(text: &str) -> String {
+    let text = text.replace(|letter: char| letter.is_control(), " ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn enhanced_code(word: &str) -> Option<(u16, u16, u16)> {
@@ -86,23 +91,30 @@ pub enum Fault {
 }
 
 /// Words about the sender or this client, which no code of a recipient outweighs.
-const ABOUT_US: [&str; 11] = [
+const ABOUT_US: [&str; 18] = [
     "sender address",
     "client host",
     "blocked using",
     "sendasdenied",
     "send as denied",
+    "not allowed to send from",
+    "not allowed to send as",
     "submission quota",
+    "submissionquota",
+    "outboundspam",
     "sending limit",
     "sending quota",
     "sending rate",
     "message quota",
+    "daily limit",
+    "daily quota",
+    "spf record",
     "relay access denied",
 ];
 /// The same where they are a word of their own.
 const ABOUT_US_WORDS: [&str; 2] = ["helo", "ehlo"];
 /// Words by which an answer without a clear code is more likely about this service than about a mailbox.
-const ABOUT_POLICY: [&str; 24] = [
+const ABOUT_POLICY: [&str; 27] = [
     "relay",
     "block",
     "black list",
@@ -122,13 +134,20 @@ const ABOUT_POLICY: [&str; 24] = [
     "limit exceeded",
     "prohibit",
     "not permitted",
+    "not allowed to send",
     "access denied",
     "not verified",
     "unsolicited",
     "server busy",
     "sender verify",
+    "exception",
+    "quota",
 ];
-const ABOUT_POLICY_WORDS: [&str; 3] = ["spf", "rbl", "sender"];
+const ABOUT_POLICY_WORDS: [&str; 5] = ["spf", "rbl", "sender", "limit", "limits"];
+/// Words of a server in trouble of its own. The trouble may be with one domain only.
+const ABOUT_TROUBLE: [&str; 5] = ["server error", "local problem", "local error", "internal error", "system problem"];
+/// How greylisting calls itself.
+const GREYLISTING: [&str; 4] = ["greylist", "graylist", "grey list", "gray list"];
 
 fn says(text: &str, phrases: &[&str], words: &[&str]) -> bool {
     phrases.iter().any(|phrase| text.contains(phrase))
@@ -137,38 +156,51 @@ fn says(text: &str, phrases: &[&str], words: &[&str]) -> bool {
 
 /// Whose fault the refusal is.
 pub fn fault(reply: &Reply) -> Fault {
-    // A domain may have any word in its name.
-    let words: Vec<_> = reply.text.split_whitespace().filter(|word| !word.contains('@')).collect();
+    // A domain and an address of a page may have any word in their names.
+    let words: Vec<_> =
+        reply.text.split_whitespace().filter(|word| !word.contains('@') && !word.contains("://")).collect();
     let text = words.join(" ").to_lowercase();
     if !reply.is_about_a_mail() || says(&text, &ABOUT_US, &ABOUT_US_WORDS) {
         return Fault::Relay;
     }
+    if reply.code < 500 && says(&text, &GREYLISTING, &[]) {
+        return Fault::Mail;
+    }
     let is_policy = says(&text, &ABOUT_POLICY, &ABOUT_POLICY_WORDS);
+    let is_bare_no = reply.code == 550 && reply.phase == Phase::Recipient;
     match reply.enhanced {
         // A full mailbox is emptied some day, and some say so when the quota is that of the sender. A mail that is too large for
         // the server: all of ours are about as large.
         Some((4 | 5, 2, 2) | (4 | 5, 3, 4)) => Fault::Unclear,
-        // 5.1.7 and 5.1.8 are about the sender's address. Details of 5.2 above 4 are of Exchange's own making, and about rights
-        // of the sender among others.
-        Some((5, 1, detail)) if reply.code >= 500 && !matches!(detail, 7 | 8) => Fault::Recipient,
-        Some((5, 2, ..=4)) if reply.code >= 500 => Fault::Recipient,
+        // No such mailbox, system, syntax, ambiguous, moved, no mail for that domain. Other details are of the sender's address
+        // (7, 8), or of a server's own making, such as Exchange's 5.1.90 for a quota.
+        // And a mailbox that is disabled (5.2.1), may take no such mail (3), or is a list that cannot be expanded (4). Details above
+        // that are Exchange's own, about the sender's rights among others.
+        Some((5, 1, 1..=4 | 6 | 10) | (5, 2, 1 | 3 | 4)) if reply.code >= 500 => Fault::Recipient,
+        // Exchange Online of a recipient that is not in its directory, Outlook.com of a mailbox that it does not have.
+        Some((5, 4, 1)) if is_bare_no => Fault::PerhapsRecipient,
+        Some((5, 5, 0)) if is_bare_no && !is_policy => Fault::PerhapsRecipient,
+        Some((4, ..)) if says(&text, &ABOUT_TROUBLE, &[]) => Fault::Unclear,
         // Greylisting has 4.7.1 as well; Exchange has its own limits from 4.7.500 on.
         Some((4, 7, detail)) if detail < 500 && !is_policy && matches!(reply.code, 450 | 451) => Fault::Mail,
-        Some((4, 2, _)) => Fault::Mail,
         Some((4 | 5, 1, 7 | 8) | (4 | 5, 3 | 7, _) | (5, 5, _) | (4 | 5, 4, 5)) => Fault::Relay,
         _ if is_policy => Fault::Relay,
-        None => without_code(reply),
+        Some((4, 2, _)) => Fault::Mail,
+        None => without_code(reply, &text),
+        // Anything may be meant by these.
+        Some((5, 1 | 2, _)) if reply.code >= 500 => Fault::Unclear,
         // A code that says both "later" and "never" is taken by its milder half.
         Some((class, ..)) if class == 4 || reply.code < 500 => Fault::Mail,
         Some(_) => Fault::Unclear,
     }
 }
 
-fn without_code(reply: &Reply) -> Fault {
+fn without_code(reply: &Reply, text: &str) -> Fault {
     match reply.code {
         550 if reply.phase == Phase::Recipient => Fault::PerhapsRecipient,
         // No room, a failure that is not about one address, a command or a login that is refused.
         452 | 454 | 500..=504 | 530..=538 => Fault::Relay,
+        400..500 if says(text, &ABOUT_TROUBLE, &[]) => Fault::Unclear,
         400..500 => Fault::Mail,
         _ => Fault::Unclear,
     }
@@ -262,7 +294,44 @@ mod tests {
         "550 5.7.708 Service unavailable. Access denied, traffic not accepted from this IP",
         Fault::Relay
     )]
-    #[case::exchange_edge(Rcpt, "550 5.4.1 Recipient address rejected: Access denied", Fault::Relay)]
+    #[case::exchange_edge(Rcpt, "550 5.4.1 Recipient address rejected: Access denied", Fault::PerhapsRecipient)]
+    #[case::exchange_edge_later(End, "550 5.4.1 Recipient address rejected: Access denied", Fault::Relay)]
+    #[case::outlook_nobody(Rcpt, "550 5.5.0 Requested action not taken: mailbox unavailable", Fault::PerhapsRecipient)]
+    #[case::outlook_policy(Rcpt, "550 5.5.0 Requested action not taken: blocked by policy", Fault::Relay)]
+    #[case::exchange_spam_quota(
+        End,
+        "554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; Failed to process message; WASCL UserAction verdict is RefuseQuota",
+        Fault::Relay
+    )]
+    #[case::exchange_submission_quota(
+        End,
+        "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message",
+        Fault::Relay
+    )]
+    #[case::exchange_daily(
+        Rcpt,
+        "550 5.1.90 Your message can't be sent because you've reached your daily limit for message recipients",
+        Fault::Relay
+    )]
+    #[case::spf(
+        Rcpt,
+        "550 5.1.0 192.0.2.7 is not allowed to send from <example.com> per it's SPF Record",
+        Fault::Relay
+    )]
+    #[case::sender_denied(Rcpt, "554 5.1.0 Sender denied", Fault::Relay)]
+    #[case::login_needed(Rcpt, "550 5.1.0 Authentication required", Fault::Relay)]
+    #[case::other_address_status(Rcpt, "550 5.1.0 Address rejected", Fault::Unclear)]
+    #[case::other_mailbox_status(Rcpt, "550 5.2.0 Requested action not taken", Fault::Unclear)]
+    #[case::quota_as_nobody(Rcpt, "550 5.1.1 Daily quota of the account is used up", Fault::Relay)]
+    #[case::exchange_front_end(End, "451 4.7.0 Temporary server error. Please try again later. PRX5", Fault::Unclear)]
+    #[case::peak_limit(Rcpt, "450 4.2.1 Peak SMTP relay limit exceeded for customer", Fault::Relay)]
+    #[case::postgrey(
+        Rcpt,
+        "450 4.2.0 <ann@example.com>: Recipient address rejected: Greylisted, see http://policy.example/sender.html",
+        Fault::Mail
+    )]
+    #[case::greylisted_sender(Rcpt, "450 4.7.1 Greylisting policy for this sender in effect", Fault::Mail)]
+    #[case::page(Rcpt, "550 5.5.0 No such mailbox, see https://relay.example/policy", Fault::PerhapsRecipient)]
     #[case::exchange_loop(End, "554 5.4.14 Hop count exceeded - possible mail loop", Fault::Unclear)]
     #[case::exchange_busy(Rcpt, "451 4.7.500 Server busy. Please try again later", Fault::Relay)]
     #[case::exchange_limited(
@@ -305,7 +374,7 @@ mod tests {
     #[case::exim_helo(Rcpt, "550 Access denied - Invalid HELO name", Fault::Relay)]
     #[case::exim_helo_syntax(Connect, "501 Syntactically invalid HELO argument(s)", Fault::Relay)]
     #[case::exim_space(Rcpt, "452 space shortage, please try later", Fault::Relay)]
-    #[case::exim_local(Rcpt, "451 Temporary local problem - please try later", Fault::Mail)]
+    #[case::exim_local(Rcpt, "451 Temporary local problem - please try later", Fault::Unclear)]
     #[case::exim_busy(Connect, "421 too many concurrent SMTP connections; please try again later", Fault::Relay)]
     #[case::bare_at_the_end(End, "550 no", Fault::Unclear)]
     #[case::other_relay(Rcpt, "551 User not local", Fault::Unclear)]
@@ -326,10 +395,11 @@ mod tests {
                         let is_theirs = class == 5
                             && phase >= Rcpt
                             && code >= 500
-                            && (subject == 1 && detail != 7 && detail != 8
-                                || subject == 2 && detail <= 4 && detail != 2);
+                            && matches!((subject, detail), (1, 1 | 2 | 3 | 4 | 6 | 10) | (2, 1 | 3 | 4));
                         assert_eq!(found == Fault::Recipient, is_theirs, "{phase} {code} {class}.{subject}.{detail}");
-                        assert_ne!(found, Fault::PerhapsRecipient);
+                        let is_perhaps_theirs =
+                            class == 5 && phase == Rcpt && code == 550 && matches!((subject, detail), (4, 1) | (5, 0));
+                        assert_eq!(found == Fault::PerhapsRecipient, is_perhaps_theirs);
                     }
                 }
                 let bare = fault(&Reply::new(phase, code, "no"));
@@ -347,5 +417,7 @@ mod tests {
             (Some((5, 1, 1)), "at RCPT TO: 550 5.1.1 <a…@example.com>: nobody".into())
         );
         assert_eq!(Reply::new(Rcpt, 550, &"x".repeat(9_000)).text.len(), MAX_TEXT);
+        let reply = Reply::new(Rcpt, 550, "5.1.1 no\0body \u{1b}[31mhere\u{7}");
+        assert_eq!((reply.enhanced, &*reply.text), (Some((5, 1, 1)), "5.1.1 no body [31mhere"));
     }
 }
