@@ -73,6 +73,8 @@ pub struct Behaviour {
     pub refuse: Option<String>,
     /// Mails to addresses that contain this are to be sent later (451).
     pub greylist: Option<String>,
+    /// Recipients whose address contains this get no answer.
+    pub hang_recipient: Option<String>,
     /// Only mails to addresses that contain this are delayed by `delayMs`.
     pub slow: Option<String>,
     /// A client that names itself without a dot or an address literal is refused (504).
@@ -291,10 +293,11 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
         if behaviour.down {
             return Ok(());
         }
-        if behaviour.hang {
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let hangs = |part: &String| verb == "RCPT" && line.contains(part.as_str());
+        if behaviour.hang || behaviour.hang_recipient.as_ref().is_some_and(hangs) {
             tokio::time::sleep(SILENCE).await;
         }
-        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
         let answer = match verb.as_str() {
             "DATA" if behaviour.reply(Phase::Data, &mail.to.join(" ")).is_none() && !mail.to.is_empty() => {
                 write.write_all(b"354 end with a dot on a line of its own\r\n").await?;

@@ -75,14 +75,11 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         },
-        Service::RequeueMail(settings) => match notification::requeue::run(&settings).await {
-            Ok(text) => {
-                // For the person who asked.
-                print!("{text}");
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        },
+        Service::RequeueMail(settings) => {
+            // For the person who asked.
+            let requeued = notification::requeue::run(&settings, &mut |text| print!("{text}")).await;
+            requeued.map(drop).map_err(|error| error.to_string())
+        }
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

@@ -1,7 +1,16 @@
 //! How many mails are under way to each domain: one that is slow, or that greets with delays, must not use up all sessions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Domains that get fewer mails than the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// None at all.
+    pub closed: BTreeSet<String>,
+    /// One at a time.
+    pub single: BTreeSet<String>,
+}
 
 /// Mails under way, by domain.
 pub struct Domains {
@@ -15,25 +24,41 @@ impl Domains {
         Arc::new(Self { limit, under_way: Mutex::default() })
     }
 
+    /// At most so many at once to a domain.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those that have enough under way.
-    pub fn full(&self) -> Vec<String> {
-        let under_way = self.lock();
-        under_way.iter().filter(|(_, count)| **count >= self.limit).map(|(domain, _)| domain.clone()).collect()
+    fn limit_of(&self, domain: &str, limits: &Limits) -> usize {
+        if limits.closed.contains(domain) {
+            0
+        } else if limits.single.contains(domain) {
+            1
+        } else {
+            self.limit
+        }
     }
 
-    /// A place for a mail to `domain`, until it is dropped; `None`: there is none. Who has no address takes no place.
-    pub fn enter(self: &Arc<Self>, domain: &str) -> Option<Place> {
+    /// Those that have no place.
+    pub fn full(&self, limits: &Limits) -> BTreeSet<String> {
+        let under_way = self.lock();
+        let full = under_way.iter().filter(|(domain, count)| **count >= self.limit_of(domain, limits));
+        limits.closed.iter().chain(full.map(|(domain, _)| domain)).cloned().collect()
+    }
+
+    /// A place for a mail to `domain`, until it is dropped; `None`: there is none. A mail without an address takes no place.
+    pub fn enter(self: &Arc<Self>, domain: &str, limits: &Limits) -> Option<Place> {
         if !domain.is_empty() {
             let mut under_way = self.lock();
-            let count = under_way.entry(domain.to_owned()).or_default();
-            if *count >= self.limit {
+            let count = under_way.get(domain).copied().unwrap_or_default();
+            if count >= self.limit_of(domain, limits) {
                 return None;
             }
-            *count += 1;
+            under_way.insert(domain.to_owned(), count + 1);
         }
         Some(Place { domains: Arc::clone(self), domain: domain.to_owned() })
     }
@@ -64,12 +89,27 @@ mod tests {
     #[test]
     fn a_domain_has_so_many_places_and_forgets_those_that_are_given_back() {
         let domains = Domains::new(2);
-        let places: Vec<_> = (0..3).map(|_| domains.enter("slow.example")).collect();
+        let none = Limits::default();
+        let places: Vec<_> = (0..3).map(|_| domains.enter("slow.example", &none)).collect();
         assert_eq!(places.iter().flatten().count(), 2);
-        assert_eq!(domains.full(), ["slow.example"]);
-        let nowhere: Vec<_> = (0..3).map(|_| domains.enter("")).collect();
-        assert!(nowhere.iter().all(Option::is_some) && domains.enter("other.example").is_some());
+        assert_eq!(domains.full(&none), BTreeSet::from(["slow.example".to_owned()]));
+        let nowhere: Vec<_> = (0..3).map(|_| domains.enter("", &none)).collect();
+        assert!(nowhere.iter().all(Option::is_some) && domains.enter("other.example", &none).is_some());
         drop(places);
-        assert!(domains.full().is_empty() && domains.lock().is_empty());
+        assert!(domains.full(&none).is_empty() && domains.lock().is_empty());
+    }
+
+    #[test]
+    fn a_domain_that_is_set_aside_has_no_place_and_then_one() {
+        let domains = Domains::new(2);
+        let closed = Limits { closed: ["slow.example".to_owned()].into(), ..Limits::default() };
+        assert!(domains.enter("slow.example", &closed).is_none());
+        assert_eq!(domains.full(&closed), closed.closed);
+        let single = Limits { single: closed.closed, ..Limits::default() };
+        let place = domains.enter("slow.example", &single);
+        assert!(place.is_some() && domains.enter("slow.example", &single).is_none());
+        assert_eq!(domains.full(&single), single.single);
+        assert!(domains.enter("other.example", &single).is_some());
+        assert!(domains.lock().len() <= 1, "the second place is given back");
     }
 }

@@ -6,17 +6,23 @@ use super::refusal::{Fault, Phase, Reply, fault};
 use super::sessions::{self, Server, Session, Sessions, not_sent};
 use crate::host::StartError;
 use crate::mail_address::{AddressError, MailAddress};
+use contract::TimeoutSettings;
 use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::TlsParameters;
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt};
 use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
+use resilience::clock::in_words;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use std::fmt::Write;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long an address of the mail server has to take a connection, where neither policy nor built-in says it.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -35,8 +41,8 @@ pub enum MailError {
     Broken(String),
     /// The address has letters for which the server would have to know RFC 6531.
     #[error(
-        "the mail server does not offer SMTPUTF8 and 8BITMIME, which a name with letters other than those of ASCII needs; the \
-         mail waits until SMTP_HOST names one that does"
+        "the mail server does not offer SMTPUTF8 and 8BITMIME, which a name with letters other than those of ASCII needs; \
+         SMTP_HOST would have to name one that does"
     )]
     NoSmtpUtf8,
 }
@@ -71,7 +77,7 @@ pub enum ComposeError {
     Message(#[from] lettre::error::Error),
 }
 
-/// A mail that was not sent.
+/// A mail that was not sent, and whether the server knows of it.
 #[derive(Debug)]
 pub struct NotSent {
     pub error: CallError<MailError>,
@@ -79,6 +85,19 @@ pub struct NotSent {
     pub may_be_sent: bool,
     /// Whether the server had come as far as this mail's recipient.
     pub about_a_mail: bool,
+}
+
+/// The end of a mail that the server has not answered yet.
+type Ending = Pin<Box<dyn Future<Output = Ended> + Send>>;
+type Ended = (Session, Result<(), SmtpError>);
+
+/// What the server answered to a mail.
+enum Answer {
+    Taken,
+    /// It is about this mail, or about this service; the server works.
+    No(MailError),
+    /// Nothing yet to the end of the mail.
+    Late(Ending),
 }
 
 /// Puts mails together and sends them.
@@ -92,15 +111,13 @@ impl Mailer {
     /// Sends by the server of the settings, through the layers of `dependency`.
     pub fn new(settings: &Settings, dependency: &'static Dependency) -> Result<Self, StartError> {
         let Settings { smtp_host: host, mail_from, .. } = settings;
-        let wrong_from =
-            |error| StartError::Setting(format!("MAIL_FROM must be an address, such as tickets@example.com: {error}"));
         let wrong_host = |error| StartError::Setting(format!("SMTP_HOST {host}: {error}"));
         let tls = TlsParameters::new(host.clone()).map_err(wrong_host)?;
         let mut server = Server::new(host.clone(), settings.smtp_port, settings.smtp_encryption, tls);
         server.login = settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from);
         server.hello = sessions::hello(&settings.mail_helo_name).map_err(StartError::Setting)?;
-        let sessions = Sessions::new(server);
-        Ok(Self { sessions, dependency, from: mail_from.parse().map_err(wrong_from)? })
+        let sessions = Sessions::new(server, usize::from(settings.mail_sessions));
+        Ok(Self { sessions, dependency, from: sender(mail_from)? })
     }
 
     /// Puts a mail together. Its Message-ID is that of the message, however often it is sent.
@@ -137,48 +154,124 @@ impl Mailer {
         })
     }
 
-    pub async fn send(&self, mail: &lettre::Message) -> Result<(), NotSent> {
+    /// Sends a mail. What the server does with this one says nothing about the next one, so the circuit hears of it only if
+    /// the connection is lost. The server has until `until` to answer to the end of the mail: only then is it known whether it
+    /// was taken, so that answer is waited for as long as nobody else sends it.
+    pub async fn send(&self, mail: &lettre::Message, until: Instant) -> Result<(), NotSent> {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
-        let unanswered = AtomicBool::new(false);
-        let about_a_mail = AtomicBool::new(false);
-        let text = mail.formatted();
+        let (unanswered, about_a_mail) = (AtomicBool::new(false), AtomicBool::new(false));
+        let text: Arc<[u8]> = mail.formatted().into();
+        let TimeoutSettings { request_ms, per_try_ms, .. } = self.dependency.timeouts();
+        // Before the layers break it off, so that the end of it is not lost.
+        let most_of = |ms: u64| Duration::from_millis(ms / 10 * 9);
+        let begin = Instant::now();
         let once = || async {
             // Whatever the policy has retried: a mail that may have been taken is not sent again without being counted.
             if unanswered.load(Ordering::Relaxed) {
                 return Err(MailError::Broken("the attempt before had no answer".to_owned()));
             }
             about_a_mail.store(false, Ordering::Relaxed);
-            let mut session = self.prepare(mail, &text, &about_a_mail).await?;
-            unanswered.store(true, Ordering::Relaxed);
-            let error = match session.connection.message(&text).await {
-                Ok(_) => None,
-                Err(error) => match sessions::reply(&error, Phase::End) {
-                    Some(reply) => Some(reply),
-                    None => return Err(MailError::Broken(sessions::in_words(&error))),
-                },
-            };
-            unanswered.store(false, Ordering::Relaxed);
-            match error {
-                None => {
-                    self.sessions.keep(session);
-                    Ok(())
-                }
-                Some(reply) => {
-                    if reply.code == 421 {
-                        session.end();
-                    } else {
-                        self.sessions.keep(session);
-                    }
-                    Err(reply.into())
+            let patience = (begin + most_of(request_ms)).min(Instant::now() + most_of(per_try_ms));
+            let mut session = self.prepare(mail, &text).await?;
+            about_a_mail.store(true, Ordering::Relaxed);
+            match tokio::time::timeout_at(patience, offer(&mut session, mail)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return self.refused(session, error),
+                Err(_) => {
+                    drop(session);
+                    let waited = in_words(begin.elapsed());
+                    return Ok(Answer::No(MailError::NotSent(format!(
+                        "no answer about the recipient within {waited}"
+                    ))));
                 }
             }
+            unanswered.store(true, Ordering::Relaxed);
+            let mut ending = Box::pin(end(session, Arc::clone(&text)));
+            match tokio::time::timeout_at(patience, &mut ending).await {
+                Ok((session, ended)) => {
+                    let answer = self.ended(session, ended);
+                    let is_known = !matches!(answer, Err(MailError::Broken(_)));
+                    unanswered.store(!is_known, Ordering::Relaxed);
+                    answer
+                }
+                Err(_) => Ok(Answer::Late(ending)),
+            }
         };
-        let sent = self.dependency.call(once).await;
-        sent.map_err(|error| NotSent {
-            error,
-            may_be_sent: unanswered.into_inner(),
-            about_a_mail: about_a_mail.into_inner(),
-        })
+        let answer = match self.dependency.call(once).await {
+            Ok(Answer::Late(ending)) => {
+                if let Ok((session, ended)) = tokio::time::timeout_at(until, ending).await {
+                    self.ended(session, ended)
+                } else {
+                    let waited = in_words(begin.elapsed());
+                    let why = format!("the mail server did not say within {waited} whether it took the mail");
+                    Err(MailError::Broken(why))
+                }
+            }
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let (may_be_sent, about_a_mail) = (unanswered.into_inner(), about_a_mail.into_inner());
+                return Err(NotSent { error, may_be_sent, about_a_mail });
+            }
+        };
+        let source = match answer {
+            Ok(Answer::Taken) => return Ok(()),
+            Ok(Answer::No(error)) | Err(error) => error,
+            Ok(Answer::Late(_)) => MailError::Broken("no answer".to_owned()),
+        };
+        let may_be_sent = matches!(source, MailError::Broken(_));
+        let error = CallError::Failed { dependency: self.dependency.name().to_owned(), attempts: 1, source };
+        Err(NotSent { error, may_be_sent, about_a_mail: true })
+    }
+
+    /// Keeps the conversation if the server goes on with it, after it has refused the mail.
+    fn refused(&self, session: Session, error: MailError) -> Result<Answer, MailError> {
+        match &error {
+            MailError::Refused(reply) if reply.code != 421 => {
+                self.sessions.reset_and_keep(session);
+                Ok(Answer::No(error))
+            }
+            _ => {
+                session.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// The same after the end of the mail.
+    fn ended(&self, session: Session, ended: Result<(), SmtpError>) -> Result<Answer, MailError> {
+        let Err(error) = ended else {
+            self.sessions.keep(session);
+            return Ok(Answer::Taken);
+        };
+        match sessions::reply(&error, Phase::End) {
+            Some(reply) if reply.code == 421 => {
+                session.end();
+                Err(reply.into())
+            }
+            Some(reply) => {
+                self.sessions.keep(session);
+                Ok(Answer::No(reply.into()))
+            }
+            None => Err(MailError::Broken(sessions::in_words(&error))),
+        }
+    }
+
+    /// Whether the server lets this service in, without a mail.
+    pub async fn greet(&self) -> Result<(), NotSent> {
+        let greet = || async {
+            let mut session = self.sessions.begin(self.connect_timeout()).await?;
+            // One that took no mail does not count as used.
+            let listens = session.connection.command(Noop).await;
+            let listens = listens.map(drop).map_err(|error| not_sent(&error, Phase::Connect));
+            session.end();
+            listens
+        };
+        let answer = self.dependency.call(greet).await;
+        answer.map_err(|error| NotSent { error, may_be_sent: false, about_a_mail: false })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.dependency.timeouts().connect_ms.map_or(CONNECT, Duration::from_millis)
     }
 
     /// Ends the conversations that nobody needed for a while.
@@ -186,45 +279,58 @@ impl Mailer {
         self.sessions.end_idle();
     }
 
-    /// As far as the server is ready to take the text. `about_a_mail` is set once it is asked about the recipient.
-    async fn prepare(
-        &self,
-        mail: &lettre::Message,
-        text: &[u8],
-        about_a_mail: &AtomicBool,
-    ) -> Result<Session, MailError> {
-        let connect = self.dependency.timeouts().connect_ms.map_or(CONNECT, Duration::from_millis);
+    /// As far as the server takes mails of this sender.
+    async fn prepare(&self, mail: &lettre::Message, text: &[u8]) -> Result<Session, MailError> {
+        let connect = self.connect_timeout();
         let mut session = self.sessions.take(connect).await?;
         let mut begun = begin_mail(&mut session, mail, text).await;
         // A conversation that was kept may be over, or have had its share of mails: nothing has left yet, so a new one is begun.
         if session.was_used() && begun.as_ref().is_err_and(|error| !matches!(error, MailError::NoSmtpUtf8)) {
-            session = self.sessions.begin(connect).await?;
+            session = self.sessions.begin_instead(session, connect).await?;
             begun = begin_mail(&mut session, mail, text).await;
         }
-        if let Err(error) = begun {
-            session.end();
-            return Err(error);
-        }
-        about_a_mail.store(true, Ordering::Relaxed);
-        for to in mail.envelope().to() {
-            if let Err(error) = session.connection.command(Rcpt::new(to.clone(), Vec::new())).await {
-                return Err(self.give_up(session, not_sent(&error, Phase::Recipient)));
+        match begun {
+            Ok(()) => Ok(session),
+            // Nothing was said, so the next mail finds it as it was.
+            Err(error @ MailError::NoSmtpUtf8) => {
+                self.sessions.keep(session);
+                Err(error)
+            }
+            Err(error) => {
+                session.end();
+                Err(error)
             }
         }
-        if let Err(error) = session.connection.command(Data).await {
-            return Err(self.give_up(session, not_sent(&error, Phase::Data)));
-        }
-        Ok(session)
     }
+}
 
-    /// Keeps the conversation if the server goes on with it.
-    fn give_up(&self, session: Session, error: MailError) -> MailError {
-        match &error {
-            MailError::Refused(reply) if reply.code != 421 => self.sessions.reset_and_keep(session),
-            _ => session.end(),
-        }
-        error
+/// `RCPT TO` and `DATA`: as far as the server is ready to take the text.
+async fn offer(session: &mut Session, mail: &lettre::Message) -> Result<(), MailError> {
+    for to in mail.envelope().to() {
+        let taken = session.connection.command(Rcpt::new(to.clone(), Vec::new())).await;
+        taken.map_err(|error| not_sent(&error, Phase::Recipient))?;
     }
+    let taken = session.connection.command(Data).await;
+    taken.map(drop).map_err(|error| not_sent(&error, Phase::Data))
+}
+
+/// The text and its end.
+async fn end(mut session: Session, text: Arc<[u8]>) -> Ended {
+    let ended = session.connection.message(&text).await.map(drop);
+    (session, ended)
+}
+
+/// The sender, read as a buyer's address is: in ASCII, or each mail would need a server that knows SMTPUTF8.
+fn sender(text: &str) -> Result<Mailbox, StartError> {
+    let wrong = |why: &dyn std::fmt::Display| {
+        StartError::Setting(format!("MAIL_FROM must be an address, such as tickets@example.com: {why}"))
+    };
+    let Mailbox { name, email } = text.parse().map_err(|error: lettre::address::AddressError| wrong(&error))?;
+    let address = MailAddress::parse(email.as_ref()).map_err(|error| wrong(&format!("it {error}")))?.address().clone();
+    if !address.user().is_ascii() {
+        return Err(wrong(&"its name has letters other than those of ASCII, which many mail servers do not take"));
+    }
+    Ok(Mailbox::new(name, address))
 }
 
 /// `MAIL FROM`, with what the mail needs the server to know.
@@ -267,4 +373,25 @@ fn text(message: &Message, with_ticket: bool) -> String {
         "\nYour ticket follows in another mail.\n"
     });
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("tickets@example.com", Some("tickets@example.com"))]
+    #[case("Ticket Wave <Tickets@Example.com>", Some("Tickets@example.com"))]
+    #[case("TicketWave <tickets@münchen.example>", Some("tickets@xn--mnchen-3ya.example"))]
+    #[case("tickets", None)]
+    #[case("tickets@localhost", None)]
+    #[case("tickets@[192.0.2.1]", None)]
+    #[case("kärten@example.com", None)]
+    fn senders(#[case] text: &str, #[case] address: Option<&str>) {
+        let sender = sender(text);
+        assert_eq!(sender.as_ref().ok().map(|sender| sender.email.as_ref()), address);
+        if let Err(error) = sender {
+            assert!(error.to_string().starts_with("MAIL_FROM must be an address"), "{error}");
+        }
+    }
 }

@@ -25,6 +25,7 @@ use contract::{BulkheadSettings, DependencySettings, PolicySettings, RetryOn, Re
 use futures::FutureExt;
 use resilience::Resilience;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 pub use sessions::Encryption;
@@ -73,6 +74,10 @@ pub struct Settings {
     /// Most of them to one domain, so that a slow one does not hold up the others.
     #[arg(long, env = "MAIL_SESSIONS_PER_DOMAIN", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub mail_sessions_per_domain: u16,
+    /// Hours for which a mail is tried that the mail server puts off or refuses for what may pass. Then it is a dead letter,
+    /// with the last reason.
+    #[arg(long, env = "MAIL_GIVE_UP_HOURS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=8_760))]
+    pub mail_give_up_hours: u32,
 }
 
 /// What holds without a policy: the ADR's numbers for background work, and room for as many `sessions` as were asked for.
@@ -115,18 +120,24 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let mailer = mail::Mailer::new(&mailer_settings, host::declared(&resilience, SMTP)?)?;
     let work = TaskTracker::new();
     let relay = relay::RelayWatch::new(resilience.metrics());
-    let at_once = drain::AtOnce {
-        all: usize::from(settings.mail_sessions),
+    let bounds = drain::Bounds {
+        at_once: usize::from(settings.mail_sessions),
         per_domain: usize::from(settings.mail_sessions_per_domain),
+        give_up_after: Duration::from_secs(3_600 * u64::from(settings.mail_give_up_hours)),
     };
     let check = relay.check(SMTP);
-    let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer, relay, at_once);
-    let migration = schema::bring_up_to_date(connector, dependency);
+    let drain = drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), mailer, relay, bounds);
+    let tracker = work.clone();
+    let sending = async move {
+        // No mail leaves whose outcome could not be written down.
+        schema::bring_up_to_date(connector, dependency).await;
+        drain.run(tracker).await;
+    };
     let parts = Parts {
         checks: vec![database::check(&database, DATABASE), checks::memory(), check],
         actions: database::actions(&resilience, database),
         api: Router::new().fallback(not_found),
-        tasks: vec![migration.boxed(), drain.run(work.clone()).boxed()],
+        tasks: vec![sending.boxed()],
         work,
         capacity: Some(host::CAPACITY),
         resilience,

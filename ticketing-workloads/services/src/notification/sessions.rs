@@ -1,7 +1,7 @@
 //! Conversations with the mail server: how one is begun, and that it is kept for the mails that follow.
 
 use super::mail::MailError;
-use super::refusal::{Phase, Reply};
+use super::refusal::{Phase, Reply, plain};
 use crate::mail_address::{ascii_domain, redacted};
 use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::UdpSocket;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// How long the end of a conversation may take, and the reset between two mails.
@@ -142,7 +143,7 @@ impl Server {
 
 /// What went wrong in words, without addresses.
 pub fn in_words(error: &SmtpError) -> String {
-    redacted(&error.to_string())
+    redacted(&plain(&error.to_string()))
 }
 
 /// What the server said, if it said anything.
@@ -164,6 +165,8 @@ pub struct Session {
     pub connection: AsyncSmtpConnection,
     mails: u32,
     since: Instant,
+    /// Its place among those that there may be; given up when the connection is closed.
+    place: OwnedSemaphorePermit,
 }
 
 impl Session {
@@ -178,51 +181,90 @@ impl Session {
     }
 }
 
-/// Conversations that are kept.
+/// Conversations that are kept, and how many there may be.
 pub struct Sessions {
     pub server: Server,
-    idle: Arc<Mutex<Vec<Session>>>,
+    kept: Arc<Kept>,
+    places: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct Kept {
+    idle: Mutex<Vec<Session>>,
+    /// One more is idle.
+    changed: Notify,
 }
 
 impl Sessions {
-    pub fn new(server: Server) -> Self {
-        Self { server, idle: Arc::default() }
+    /// At most `most` at once, those that are being ended included.
+    pub fn new(server: Server, most: usize) -> Self {
+        Self { server, kept: Arc::default(), places: Arc::new(Semaphore::new(most)) }
     }
 
     /// One that is kept, or a new one.
     pub async fn take(&self, timeout: Duration) -> Result<Session, MailError> {
         self.end_idle();
-        let kept = lock(&self.idle).pop();
-        match kept {
-            Some(session) => Ok(session),
-            None => self.begin(timeout).await,
+        loop {
+            let changed = self.kept.changed.notified();
+            let kept = self.kept.lock().pop();
+            if let Some(session) = kept {
+                return Ok(session);
+            }
+            // One that is being reset or ended takes a moment.
+            tokio::select! {
+                place = self.place() => return self.open(place?, timeout).await,
+                () = changed => {}
+            }
         }
     }
 
+    /// A new one.
     pub async fn begin(&self, timeout: Duration) -> Result<Session, MailError> {
+        let kept = self.kept.lock().pop();
+        // Not beside one that nobody uses.
+        let place = match kept {
+            Some(session) => session.place,
+            None => self.place().await?,
+        };
+        self.open(place, timeout).await
+    }
+
+    /// A new one in the place of another, which is closed before.
+    pub async fn begin_instead(&self, session: Session, timeout: Duration) -> Result<Session, MailError> {
+        let Session { connection, place, .. } = session;
+        drop(connection);
+        self.open(place, timeout).await
+    }
+
+    async fn place(&self) -> Result<OwnedSemaphorePermit, MailError> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        place.map_err(|error| MailError::NotSent(error.to_string()))
+    }
+
+    async fn open(&self, place: OwnedSemaphorePermit, timeout: Duration) -> Result<Session, MailError> {
         // Large, because of TLS, and rarely needed.
         let connection = Box::pin(self.server.open(timeout)).await?;
-        Ok(Session { connection, mails: 0, since: Instant::now() })
+        Ok(Session { connection, mails: 0, since: Instant::now(), place })
     }
 
     /// Keeps it for the next mail; the last one is over.
     pub fn keep(&self, session: Session) {
-        keep(&self.idle, session);
+        self.kept.keep(session);
     }
 
     /// The same after a mail that is not over: it is taken back first.
     pub fn reset_and_keep(&self, mut session: Session) {
-        let idle = Arc::clone(&self.idle);
+        let kept = Arc::clone(&self.kept);
         tokio::spawn(async move {
             if let Ok(Ok(_)) = tokio::time::timeout(GOODBYE, session.connection.command(Rset)).await {
-                keep(&idle, session);
+                kept.keep(session);
             }
         });
     }
 
     /// Ends those that nobody needed for a while.
     pub fn end_idle(&self) {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.kept.lock();
         let (kept, over) = std::mem::take(&mut *idle).into_iter().partition(|session| session.since.elapsed() < IDLE);
         *idle = kept;
         drop(idle);
@@ -231,17 +273,20 @@ impl Sessions {
     }
 }
 
-fn lock(idle: &Mutex<Vec<Session>>) -> MutexGuard<'_, Vec<Session>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
-}
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-fn keep(idle: &Mutex<Vec<Session>>, mut session: Session) {
-    session.mails += 1;
-    session.since = Instant::now();
-    if session.mails < MAILS && !session.connection.has_broken() {
-        lock(idle).push(session);
-    } else {
-        session.end();
+    fn keep(&self, mut session: Session) {
+        session.mails += 1;
+        session.since = Instant::now();
+        if session.mails < MAILS && !session.connection.has_broken() {
+            self.lock().push(session);
+            self.changed.notify_one();
+        } else {
+            session.end();
+        }
     }
 }
 

@@ -174,9 +174,15 @@ async fn dead_letters_go_back_by_command() {
     assert_eq!(dead_letters(&stage.postgres).await, 2);
     stage.mails.behave(json!({})).await;
 
+    // As a version before this one wrote it.
+    let old = "UPDATE dead_letters SET reason = replace(reason, 'a…@', 'ann@')";
+    assert_eq!(stage.postgres.connect().await.execute(old, &[]).await.unwrap(), 2);
+
     let run = async |choice: Choice, dry_run: bool| {
         let settings = requeue::Settings { database: stage.postgres.settings(), choice, dry_run };
-        requeue::run(&settings).await.unwrap()
+        let mut said = String::new();
+        requeue::run(&settings, &mut |line| said.push_str(line)).await.unwrap();
+        said
     };
     let of_ann =
         Choice { reason: Some("NO SUCH user".to_owned()), since: Some(Duration::from_secs(600)), ..Default::default() };
@@ -267,6 +273,225 @@ async fn a_slow_domain_holds_up_no_other() {
     assert!(slow > 0, "the slow ones have their share");
     stage.mails.behave(json!({})).await;
     until_empty(&stage.postgres).await;
+}
+
+async fn received(mails: &Mails, domain: &str) -> usize {
+    mails.all().await.iter().filter(|mail| mail["to"][0].as_str().unwrap().ends_with(domain)).count()
+}
+
+/// Such as one whose greylisting or whose filter lets the server wait: the mails to it time out, some at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_gives_no_answer_holds_up_no_other() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"hangRecipient": "@slow.example"})).await;
+    seed(&stage.postgres, 50, &["slow.example"]).await;
+    // Nothing was taken before: the server may be suspected, and is not.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for round in 1..=10 {
+        let begin = Instant::now();
+        seed(&stage.postgres, 5, &["quick.example", "fast.example"]).await;
+        let others =
+            async || received(&stage.mails, "@quick.example").await + received(&stage.mails, "@fast.example").await;
+        eventually("the others get theirs", async || (others().await == 5 * round).then_some(())).await;
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(5), "round {round}: {took:?}");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(metric(&stage.notification, "notification_pauses_total").await, 0);
+    assert_eq!(metric(&stage.notification, r#"circuit_breaker_opened_total{service="smtp"}"#).await, 0);
+    let tries = "SELECT sum(tries)::bigint FROM outbox WHERE done_at IS NULL";
+    let tries: i64 = stage.postgres.connect().await.query_one(tries, &[]).await.unwrap().get(0);
+    assert!(tries < 12, "{tries} tries in vain");
+    stage
+        .notification
+        .check("mail", "it is set aside", |check| {
+            check.status == CheckStatus::Degraded && check.message.contains("slow.example")
+        })
+        .await;
+    stage.mails.behave(json!({})).await;
+    until_empty_within(Duration::from_secs(90), &stage.postgres).await;
+    assert_eq!((stage.mails.all().await.len(), dead_letters(&stage.postgres).await), (100, 0));
+}
+
+/// However many mails to a domain without a place, and tickets that may not be made yet, wait in front of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_are_found_behind_thousands() {
+    let stage = stage().await;
+    stage.notification.push(quick(), flags(false, true)).await;
+    stage.mails.behave(json!({"hangRecipient": "@slow.example"})).await;
+    seed(&stage.postgres, 20_000, &["slow.example"]).await;
+    let client = stage.postgres.connect().await;
+    let tickets = "INSERT INTO outbox (booking_id, kind, next_at)
+                   SELECT booking_id, 'Ticket', now() - interval '1 hour' FROM outbox LIMIT 5000";
+    client.execute(tickets, &[]).await.unwrap();
+    let domains: Vec<_> = (0..400).map(|nth| format!("domain{nth}.example")).collect();
+    seed(&stage.postgres, 400, &domains.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let begin = Instant::now();
+    stage.notification.push(quick(), flags(true, false)).await;
+    eventually("the others get theirs", async || (stage.mails.stats().await.received == 400).then_some(())).await;
+    println!("400 mails behind 25,000 were sent within {:.1} s", begin.elapsed().as_secs_f64());
+    let tries = "SELECT max(tries), count(*) FILTER (WHERE claimed_until > now()) FROM outbox";
+    let row = client.query_one(tries, &[]).await.unwrap();
+    let (tries, claimed): (i32, i64) = (row.get(0), row.get(1));
+    assert!(tries <= 4 && claimed <= 5, "{tries} tries, {claimed} claimed");
+    assert_eq!(metric(&stage.notification, "notification_pauses_total").await, 0);
+}
+
+/// A claim that is made after its caller has given up keeps nothing from being sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_without_an_answer_holds_up_no_mail() {
+    let stage = stage().await;
+    stage.notification.push(quick(), flags(false, true)).await;
+    seed(&stage.postgres, 30, &["a.example", "b.example", "c.example"]).await;
+    let client = stage.postgres.connect().await;
+    let slow = "CREATE TABLE slow (yes boolean);
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF EXISTS (SELECT FROM slow) THEN PERFORM pg_sleep(1.5); END IF; RETURN NULL; END $$;
+        CREATE TRIGGER slow BEFORE UPDATE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION slow();
+        INSERT INTO slow VALUES (true);";
+    client.batch_execute(slow).await.unwrap();
+    stage.notification.push(quick(), flags(true, true)).await;
+    eventually("a claim was made", async || {
+        let claimed = client.query_one("SELECT count(*) FROM outbox WHERE claim IS NOT NULL", &[]).await.unwrap();
+        (claimed.get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
+    client.batch_execute("DELETE FROM slow").await.unwrap();
+    until_empty(&stage.postgres).await;
+    let tries: i32 = client.query_one("SELECT max(tries) FROM outbox", &[]).await.unwrap().get(0);
+    assert_eq!((stage.mails.all().await.len(), tries), (30, 1));
+}
+
+/// In the end a person decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_is_put_off_for_days_is_given_up() {
+    let postgres = Postgres::start().await;
+    let mails = Mails::start();
+    App::start(&postgres, "booking-1").await.end().await;
+    mails.behave(json!({"greylist": "@"})).await;
+    seed(&postgres, 2, &["old.example", "new.example"]).await;
+    let client = postgres.connect().await;
+    let age =
+        "UPDATE outbox SET waiting_since = now() - CASE domain WHEN 'old.example' THEN 6 ELSE 1 END * interval '1 day'";
+    assert_eq!(client.execute(age, &[]).await.unwrap(), 2);
+    let notification = App::notification(&postgres, &mails).await;
+    let reason = eventually("it is given up", async || {
+        client.query_opt("SELECT reason FROM dead_letters", &[]).await.unwrap().map(|row| row.get::<_, String>(0))
+    })
+    .await;
+    assert!(reason.starts_with("given up after 144 h: the mail server refused at RCPT TO: 451"), "{reason}");
+    eventually("the metric says how old the other one is", async || {
+        let seconds = metric(&notification, "notification_oldest_mail_seconds").await;
+        (seconds >= 86_400).then_some(())
+    })
+    .await;
+    mails.behave(json!({})).await;
+    until_empty(&postgres).await;
+    let settings = requeue::Settings {
+        database: postgres.settings(),
+        choice: Choice { all: true, ..Default::default() },
+        dry_run: false,
+    };
+    let mut said = String::new();
+    requeue::run(&settings, &mut |line| said.push_str(line)).await.unwrap();
+    until_empty(&postgres).await;
+    assert_eq!((mails.all().await.len(), dead_letters(&postgres).await), (2, 0), "its time begins anew: {said}");
+}
+
+/// Another process may have sent all that was left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_ends_though_nothing_is_left_to_send() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"down": true})).await;
+    book(&stage.booking, Some("ann@example.com")).await;
+    eventually("sending is paused", async || {
+        (metric(&stage.notification, "notification_paused").await > 0).then_some(())
+    })
+    .await;
+    stage.postgres.connect().await.execute("UPDATE outbox SET done_at = now()", &[]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(metric(&stage.notification, "notification_paused").await, 1, "the server is still away");
+    stage.mails.behave(json!({})).await;
+    stage.notification.check("mail", "all is well again", |check| check.status == CheckStatus::Healthy).await;
+    assert_eq!(metric(&stage.notification, "notification_paused").await, 0);
+}
+
+/// The end of a mail may take as long as its claim holds: RFC 5321 allows minutes for it, and an answer that is not waited for
+/// is a mail that is sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_its_time_gets_each_mail_once() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"delayMs": 2_500})).await;
+    for nth in 0..4 {
+        book(&stage.booking, Some(&format!("ann{nth}@example.com"))).await;
+    }
+    until_empty(&stage.postgres).await;
+    assert_eq!(stage.mails.all().await.len(), 4);
+    assert_eq!(metric(&stage.notification, "notification_possible_duplicates_total").await, 0);
+    assert_eq!(metric(&stage.notification, "notification_pauses_total").await, 0);
+}
+
+/// A process that is newer than the schema sends nothing before it is up to date, and while it waits for that nobody waits
+/// for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_mail_is_sent_before_the_schema_is_up_to_date() {
+    let postgres = Postgres::start().await;
+    let mails = Mails::start();
+    let booking = App::start(&postgres, "booking-1").await;
+    let mut client = postgres.connect().await;
+    let as_before =
+        "DROP TRIGGER outbox_domain ON outbox; DROP FUNCTION outbox_domain; DROP INDEX outbox_open_by_domain;
+        ALTER TABLE outbox DROP COLUMN last_error, DROP COLUMN waiting_since, DROP COLUMN domain;
+        DELETE FROM schema_migrations WHERE version = 8;";
+    client.batch_execute(as_before).await.unwrap();
+    let first = book(&booking, Some("ann@example.com")).await;
+    let busy = client.transaction().await.unwrap();
+    busy.batch_execute("LOCK TABLE outbox IN ROW EXCLUSIVE MODE").await.unwrap();
+    let _notification = App::notification(&postgres, &mails).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It waits for the migration's lock, which is given up for a while after three seconds.
+    seed(&postgres, 1, &["b.example"]).await;
+    assert_eq!(mails.all().await.len(), 0);
+    busy.commit().await.unwrap();
+    until_empty(&postgres).await;
+    assert_eq!(mails.all().await.len(), 2);
+    let domain = "SELECT domain FROM outbox WHERE booking_id::text = $1";
+    let domain: String = client.query_one(domain, &[&first]).await.unwrap().get(0);
+    assert_eq!(domain, "example.com", "also of those that were there before");
+}
+
+/// What a server says may have signs that a database does not take.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_signs_in_an_answer_jam_nothing() {
+    let stage = stage().await;
+    stage
+        .mails
+        .behave(json!({"replies": [
+            {"at": "rcpt", "to": "nobody@", "reply": "550 5.1.1 no\u{0}body\u{1b}[31m"},
+            {"at": "rcpt", "to": "later@", "reply": "450 4.2.0 la\u{0}ter"},
+        ]}))
+        .await;
+    for _ in 0..4 {
+        book(&stage.booking, Some("nobody@example.com")).await;
+        book(&stage.booking, Some("later@example.com")).await;
+    }
+    eventually("the answers are written down", async || (dead_letters(&stage.postgres).await == 4).then_some(())).await;
+    stage.mails.behave(json!({})).await;
+    book(&stage.booking, Some("ann@example.com")).await;
+    until_empty(&stage.postgres).await;
+    assert_eq!(stage.mails.all().await.len(), 5);
+}
+
+/// Also where a session has to be reset after each mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_open_no_more_sessions_than_there_may_be() {
+    let stage = stage().await;
+    stage.mails.behave(json!({"refuse": "@"})).await;
+    seed(&stage.postgres, 60, &["a.example", "b.example"]).await;
+    until_empty(&stage.postgres).await;
+    assert_eq!(dead_letters(&stage.postgres).await, 60);
+    let stats = stage.mails.stats().await;
+    assert!(stats.most_at_once <= 5 && stats.conversations <= 8, "{stats:?}");
 }
 
 /// `NAME` of the environment, where a longer run is wanted than the usual one.
@@ -503,13 +728,19 @@ async fn the_name_that_it_greets_with_is_one_that_servers_take() {
 #[case::policy("end", "550 5.7.1 Our policy forbids this mail")]
 #[case::mailboxes_full("rcpt", "552 5.2.2 Mailbox full")]
 #[case::quota_of_the_sender("end", "550 5.4.5 Daily sending quota exceeded")]
+#[case::quota_as_a_mailbox(
+    "end",
+    "554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; verdict is RefuseQuota"
+)]
+#[case::quota_as_an_address("rcpt", "550 5.1.90 You have reached your daily limit for message recipients")]
+#[case::quota_for_now("rcpt", "450 4.2.1 Peak SMTP relay limit exceeded for customer")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_the_service_is_told_and_loses_nothing(#[case] at: &str, #[case] reply: &str) {
+async fn a_refusal_of_the_service_is_published_and_loses_nothing(#[case] at: &str, #[case] reply: &str) {
     const MAILS: usize = 20;
     let stage = stage().await;
     stage.mails.behave(json!({"replies": [{"at": at, "reply": reply}]})).await;
     for nth in 0..MAILS {
-        book(&stage.booking, Some(&format!("ann{nth}@example.com"))).await;
+        book(&stage.booking, Some(&format!("ann{nth}@domain{}.example", nth % 5))).await;
     }
     let code = reply.split(' ').next().unwrap();
     let check = stage
