@@ -14,7 +14,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use resilience::{CallError, Failure, FailureKind, Rejection, Resilience, deadline};
+use resilience::{CallError, Rejection, Resilience, deadline};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -536,9 +536,11 @@ fn attempt<'a>(not_sent: &'a NotSent, words: &'a str) -> Attempt<'a> {
     }
 }
 
-/// Whether the database has answered with a "no" that it will repeat.
+/// Whether the database has answered with a "no" that it will repeat: about the data, a constraint or the statement. All else,
+/// such as a full disk, passes.
 fn is_refusal(error: &DatabaseFailure) -> bool {
-    matches!(error, CallError::Failed { source, .. } if source.sql_state().is_some() && source.kind() == FailureKind::Other)
+    let CallError::Failed { source, .. } = error else { return false };
+    source.sql_state().is_some_and(|state| ["22", "23", "42"].iter().any(|class| state.code().starts_with(class)))
 }
 
 /// Nothing is tried for ever: in the end a person decides.

@@ -39,6 +39,10 @@ const BACKGROUND: &str = "background";
 /// Background work at once (ADR-007 §3).
 const BACKGROUND_AT_ONCE: u16 = 5;
 
+/// Time that mails under way get when the pod stops: an attempt, and most of what a server may take for the end of a mail. One
+/// that is broken off may be sent twice.
+const WORK_DRAIN: Duration = Duration::from_secs(30);
+
 /// Settings of the notification service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -142,5 +146,5 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts)
+    Ok(Service::open(pod, parts)?.with_work_drain(WORK_DRAIN))
 }

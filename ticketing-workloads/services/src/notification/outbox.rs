@@ -1,4 +1,4 @@
-//! The outbox: what is to be told, to whom, and how far that is.
+//! The outbox: the messages to buyers, and how far each of them is.
 
 use crate::database::{Connection, DatabaseError};
 use std::time::Duration;
@@ -47,8 +47,8 @@ const DUE_OF: &str = "
     ) due
     LIMIT $4";
 
-/// Claims some of these. Done twice it claims the same ones: its answer may get lost. Whose claim ran out while the mail was
-/// leaving has died.
+/// Claims some of these. Done twice it claims the same ones: its answer may get lost. A process whose claim ran
+/// out while the mail was leaving has died.
 const CLAIM_SQL: &str = "
     WITH next AS MATERIALIZED (
         SELECT id FROM outbox
@@ -107,7 +107,7 @@ const NEVER: &str = "
     )
     INSERT INTO dead_letters (outbox_id, reason) SELECT id, $3 FROM done";
 
-/// What is told.
+/// What a message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// That a booking is confirmed, with the ticket if that may be made.

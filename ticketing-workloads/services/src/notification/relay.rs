@@ -38,6 +38,8 @@ const SUSPICION: Duration = Duration::from_secs(10 * 60);
 const MAX_REFUSED: usize = 64;
 /// How long a mail that was taken says that the server takes mails.
 const LATELY: Duration = Duration::from_secs(15 * 60);
+/// Tries of a mail after which its refusal says nothing new: it is left over, and will be refused again and again.
+const LEFT_OVER_TRIES: i32 = 9;
 /// Tries of a mail before a bare 550 to its recipient is believed.
 const BARE_REFUSALS: i32 = 3;
 /// Tries of a mail that the server cannot take for what it lacks, such as SMTPUTF8: a quarter of an hour.
@@ -160,11 +162,14 @@ struct Aside {
     until: Option<Instant>,
     length: Duration,
     words: String,
+    /// When a mail was refused that is not left over.
+    new_at: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Deferred {
     since: Instant,
+    at: Instant,
     domains: BTreeSet<String>,
 }
 
@@ -303,9 +308,14 @@ impl Relay {
 
     /// Notes that a mail was put off.
     fn defer(&mut self, mail: Mail<'_>, words: &str, now: Instant) {
-        let deferred = self.deferred.get_or_insert_with(|| Deferred { since: now, domains: BTreeSet::new() });
-        if deferred.domains.len() < DEFERRED_DOMAINS {
-            deferred.domains.insert(mail.domain.to_owned());
+        let deferred = self.deferred.take().filter(|deferred| now.duration_since(deferred.at) < SUSPICION);
+        let deferred =
+            self.deferred.insert(deferred.unwrap_or(Deferred { since: now, at: now, domains: BTreeSet::new() }));
+        if mail.tries < LEFT_OVER_TRIES {
+            deferred.at = now;
+            if deferred.domains.len() < DEFERRED_DOMAINS {
+                deferred.domains.insert(mail.domain.to_owned());
+            }
         }
         let are_all = deferred.domains.len() >= DEFERRED_DOMAINS && now.duration_since(deferred.since) >= DEFERRED;
         match &self.pause {
@@ -322,7 +332,9 @@ impl Relay {
 
     /// Notes a refusal that may be about the server or about the domain; `true`: sending is paused now.
     fn suspect(&mut self, mail: Mail<'_>, words: &str, cause: Cause, now: Instant) -> bool {
-        note(&mut self.refused, MAX_REFUSED, mail, now);
+        if mail.tries < LEFT_OVER_TRIES {
+            note(&mut self.refused, MAX_REFUSED, mail, now);
+        }
         self.set_aside(mail, words, now);
         let domains: BTreeSet<_> = self.refused.values().map(|refused| &refused.domain).collect();
         let limit = if self.takes_mails(now) { REFUSED_DOMAINS } else { REFUSED_DOMAINS_AT_FIRST };
@@ -347,7 +359,11 @@ impl Relay {
             until: None,
             length: FIRST_ASIDE,
             words: String::new(),
+            new_at: None,
         });
+        if mail.tries < LEFT_OVER_TRIES {
+            aside.new_at = Some(now);
+        }
         words.clone_into(&mut aside.words);
         aside.at = now;
         match aside.until {
@@ -371,7 +387,7 @@ impl Relay {
         self.refused.clear();
     }
 
-    /// After a probe that told nothing.
+    /// After a probe that says nothing about the server.
     fn prolong(&mut self, mail: Mail<'_>, now: Instant) {
         if let Some(Pause { cause, words, .. }) = self.pause.clone() {
             self.stop(mail, cause, &words, None, now);
@@ -512,10 +528,13 @@ fn outcome(relay: &Relay, now: Instant) -> CheckOutcome {
     let Some((domain, Aside { words, .. })) = last else {
         return CheckOutcome::new(CheckStatus::Healthy, "mails are sent");
     };
+    let is_new = |aside: &Aside| aside.new_at.is_some_and(|at| now.duration_since(at) < LATELY);
     let (status, others) = if relay.takes_mails(now) {
         (CheckStatus::Degraded, "the other mails are sent")
-    } else {
+    } else if relay.aside.values().filter(is_aside).any(is_new) {
         (CheckStatus::Unhealthy, "and no other mail was taken lately")
+    } else {
+        (CheckStatus::Degraded, "and there were no others lately")
     };
     let message =
         format!("mails to {set_aside} domain(s) wait, no mail is lost, {others}. The last one was {domain}: {words}");
@@ -698,9 +717,25 @@ mod tests {
     fn refusals_count_for_a_while() {
         let mut scene = Scene::sending();
         for message in 0..3 {
-            assert_eq!(scene.refused(message, 9, Phase::Recipient, "552 5.2.2 full"), Verdict::Later);
+            assert_eq!(scene.refused(message, 1, Phase::Recipient, "552 5.2.2 full"), Verdict::Later);
             assert_eq!(scene.relay.pause(), None, "three left over ones are no outage");
             scene.pass(SUSPICION / 2);
+        }
+    }
+
+    /// At night nothing else is sent.
+    #[test]
+    fn mails_that_are_left_over_are_no_outage() {
+        let mut scene = Scene::new();
+        for round in 0..100 {
+            for message in 0..5 {
+                let text = if message < 4 { "552 5.2.2 full" } else { "450 4.2.0 later" };
+                scene.refused(message, 9 + round, Phase::Recipient, text);
+                scene.refused_at("a.example", 10 + message, 9 + round, Phase::Recipient, RELAY_DENIED);
+                scene.pass(Duration::from_secs(60));
+            }
+            assert_eq!(scene.relay.pause(), None);
+            assert_ne!(outcome(&scene.relay, scene.now).status(), CheckStatus::Unhealthy);
         }
     }
 

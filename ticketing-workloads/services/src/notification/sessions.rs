@@ -294,6 +294,7 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::mail_sink::{MailSink, Settings};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpSocket, TcpStream};
 
     fn server() -> Server {
@@ -340,6 +341,60 @@ mod tests {
             filling.push(stream);
         }
         (address, filling, listener)
+    }
+
+    /// A server that takes its time for a reset, and for a goodbye even more.
+    async fn slow_server() -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let seen = Arc::clone(&most);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (open, seen) = (Arc::clone(&open), Arc::clone(&seen));
+                seen.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let (read, mut write) = stream.into_split();
+                    let mut lines = BufReader::new(read).lines();
+                    let _ = write.write_all(b"220 ready\r\n").await;
+                    while let Ok(Some(line)) = lines.next_line().await {
+                        let wait = match line.get(..4) {
+                            Some("RSET") => 200,
+                            Some("QUIT") => 400,
+                            _ => 0,
+                        };
+                        tokio::time::sleep(Duration::from_millis(wait)).await;
+                        if write.write_all(b"250 ok\r\n").await.is_err() {
+                            break;
+                        }
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        (address, most)
+    }
+
+    #[tokio::test]
+    async fn there_are_never_more_conversations_than_there_may_be() {
+        let (address, most) = slow_server().await;
+        let tls = TlsParameters::new("localhost".to_owned()).unwrap();
+        let server = Server::new("127.0.0.1".to_owned(), address.port(), Encryption::None, tls);
+        let sessions = Sessions::new(server, 1);
+        let second = Duration::from_secs(1);
+        let session = sessions.take(second).await.unwrap();
+        sessions.reset_and_keep(session);
+        let session = sessions.take(second).await.unwrap();
+        assert!(session.was_used(), "it is waited for");
+        session.end();
+        let session = sessions.take(second).await.unwrap();
+        assert!(!session.was_used());
+        sessions.keep(session);
+        let session = sessions.begin(second).await.unwrap();
+        assert!(!session.was_used());
+        sessions.begin_instead(session, second).await.unwrap();
+        // The server sees the end of one a little after its client.
+        assert!(most.load(Ordering::SeqCst) <= 2, "{most:?}");
     }
 
     #[tokio::test]

@@ -110,6 +110,9 @@ async fn a_confirmed_booking_is_mailed_with_its_ticket() {
     let text = mails[0]["text"].as_str().unwrap();
     assert!(text.contains(&format!("ticket-{id}.pdf")) && text.contains("application/pdf"), "{text}");
     assert!(text.contains("JVBERi0"), "the beginning of a PDF in base64");
+    let domain = "SELECT domain FROM outbox WHERE booking_id::text = $1";
+    let domain: String = stage.postgres.connect().await.query_one(domain, &[&id]).await.unwrap().get(0);
+    assert_eq!(domain, "example.com", "it is written with the order");
     assert_eq!(metric(&stage.notification, r#"notifications_total{outcome="no_recipient"}"#).await, 1);
 }
 
@@ -609,7 +612,8 @@ async fn a_server_that_says_no_goodbye_has_taken_the_mail() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orderly_end_sends_nothing_twice() {
     let stage = stage().await;
-    stage.mails.behave(json!({"delayMs": 400})).await;
+    // Longer than any request gets at the end.
+    stage.mails.behave(json!({"delayMs": 6_500})).await;
     book(&stage.booking, Some("ann@example.com")).await;
     eventually("it is being sent", async || (!stage.mails.all().await.is_empty()).then_some(())).await;
     stage.notification.end().await;
