@@ -19,10 +19,10 @@ pub const DOMAINS: usize = 300;
 const DUE: &str = "
     SELECT id, domain FROM (
         SELECT id, domain, kind, next_at FROM outbox
-        WHERE done_at IS NULL AND next_at <= now() AND (claimed_until IS NULL OR claimed_until < now())
+        WHERE done_at IS NULL AND (claimed_until IS NULL OR claimed_until < now())
         ORDER BY next_at, id LIMIT $1
     ) first
-    WHERE kind = ANY($2) AND domain <> ALL($3)
+    WHERE next_at <= now() AND kind = ANY($2) AND domain <> ALL($3)
     ORDER BY next_at, id";
 
 /// The domains that open messages of a kind go to, in their order behind one of them: a look at the index for each.
