@@ -128,6 +128,12 @@ bench-recovery: e2e-tool ## How long faults last with the operator and with a li
 	$(E2E) cluster down
 	trap '$(E2E) cluster down' EXIT; $(E2E) bench-recovery
 
+.PHONY: bench-mail
+bench-mail: e2e-tool ## How long two processes take for 20,000 mails, and that a minute of refusals loses none: MAILS=20000
+	$(E2E) packages
+	MAILS=$(or $(MAILS),20000) cargo test --package ticketing-services --test with_postgres -- --nocapture many_mails_are_sent
+	REFUSE_SECONDS=60 cargo test --package ticketing-services --test with_postgres -- --nocapture a_server_that_refuses_everything
+
 .PHONY: release-services
 release-services: prerequisites
 	cargo build --release --package ticketing-services --bin ticketing

@@ -37,6 +37,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("migrationUrlKey", r#""migrations""#),
     ("password", r#""a b\"c""#),
     ("storageClass", r#""fast""#),
+    ("MAIL_HELO_NAME", r#""tickets.example.com""#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
 

@@ -294,7 +294,7 @@ pub fn policy(service: &str) -> PolicySettings {
         }
     }
     let check = contract::HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
-    let checks = ["database", "schema", "memory", "booking-consistency", "catalog-service", "booking-service"];
+    let checks = ["database", "schema", "memory", "booking-consistency", "catalog-service", "booking-service", "mail"];
     policy.health_checks = checks.map(|name| (name.to_owned(), check.clone())).into();
     policy
 }

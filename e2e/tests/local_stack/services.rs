@@ -90,7 +90,7 @@ async fn payment_down(fixture: &mut Fixture) {
 
 /// A mail that cannot be sent is no reason not to sell; each is sent in the end, once.
 async fn mail_server_down(fixture: &mut Fixture) {
-    let opened = r#"circuit_breaker_opened_total{service="smtp"}"#;
+    let paused = "notification_pauses_total";
     let failures = r#"circuit_breaker_calls_total{service="smtp",result="failure"}"#;
     fixture.until("nothing is left to send", async || fixture.open_mails().await == 0).await;
     let (before, mails) = (fixture.metric(Port::Notification, failures).await, fixture.mails().await);
@@ -102,7 +102,7 @@ async fn mail_server_down(fixture: &mut Fixture) {
         slowest = slowest.max(booked.took);
     }
     fixture
-        .until("the circuit to the mail server opens", async || fixture.metric(Port::Notification, opened).await >= 1)
+        .until("sending is paused", async || fixture.metric(Port::Notification, "notification_paused").await == 1)
         .await;
     let failed = fixture.metric(Port::Notification, failures).await - before;
     assert_eq!(fixture.mails().await, mails, "nothing gets out");
@@ -110,7 +110,7 @@ async fn mail_server_down(fixture: &mut Fixture) {
     let begin = Instant::now();
     fixture.until("the mails are there", async || fixture.mails().await == mails + 6).await;
     fixture.until_well().await;
-    let opened = fixture.metric(Port::Notification, opened).await;
-    let metrics = format!("smtp opened +{opened}, {failed} failed attempts");
+    let paused = fixture.metric(Port::Notification, paused).await;
+    let metrics = format!("sending paused {paused} time(s), {failed} failed attempts");
     fixture.record("mail server down", "201 Confirmed, the mails come later", slowest, begin.elapsed(), &metrics);
 }

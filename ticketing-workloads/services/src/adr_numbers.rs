@@ -26,7 +26,7 @@ fn defaults(service: &str) -> PolicySettings {
         "catalog" => catalog::defaults(POOL),
         "booking" => booking::defaults(),
         "payment" => payment::defaults(POOL),
-        _ => notification::defaults(POOL),
+        _ => notification::defaults(POOL, 5),
     }
 }
 

@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 const DRAIN: Duration = Duration::from_secs(15);
 /// Time that admin calls under way get after that.
 const ADMIN_DRAIN: Duration = Duration::from_secs(2);
-/// Time that other work under way gets after that.
+/// Time that other work under way gets after that, unless the service says otherwise.
 const WORK_DRAIN: Duration = Duration::from_secs(5);
 /// Requests under way that are a load of 100 % for a service without a limit of its own.
 pub const CAPACITY: u32 = 200;
@@ -133,6 +133,7 @@ pub struct Service {
     api: Router,
     tasks: Vec<BoxFuture<'static, ()>>,
     work: TaskTracker,
+    work_drain: Duration,
     public: TcpListener,
     private: TcpListener,
     ready: Arc<AtomicBool>,
@@ -163,7 +164,14 @@ impl Service {
             faults: pod.allow_faults.then(Arc::default),
             resilience,
         });
-        Ok(Self { pod, admin, api, tasks, work, public, private, ready: Arc::default() })
+        let work_drain = WORK_DRAIN;
+        Ok(Self { pod, admin, api, tasks, work, work_drain, public, private, ready: Arc::default() })
+    }
+
+    /// The same with so much time for work under way at the end. The pod's grace period must be longer.
+    #[must_use]
+    pub fn with_work_drain(self, work_drain: Duration) -> Self {
+        Self { work_drain, ..self }
     }
 
     /// Address of the port for everybody.
@@ -178,7 +186,7 @@ impl Service {
 
     /// Serves until `stop` is over; then ends what is under way.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { pod, admin, api, tasks, work, public, private, ready } = self;
+        let Self { pod, admin, api, tasks, work, work_drain, public, private, ready } = self;
         let background = Background::start(&pod, &admin).await;
         for task in tasks {
             background.add(task);
@@ -205,7 +213,7 @@ impl Service {
         let _ = private.await;
         background.stop().await;
         work.close();
-        let finished = tokio::time::timeout(WORK_DRAIN, work.wait()).await.is_ok();
+        let finished = tokio::time::timeout(work_drain, work.wait()).await.is_ok();
         tracing::info!(drained, finished, "stopped");
     }
 }

@@ -16,6 +16,7 @@ pub mod health;
 pub mod host;
 pub mod http_client;
 pub mod logging;
+pub mod mail_address;
 pub mod mail_sink;
 pub mod notification;
 pub mod payment;

@@ -1,9 +1,11 @@
 //! A mail server that delivers nothing: it keeps what it gets, and refuses what it is told to.
 //!
-//! `GET /mails` shows what it got, `PUT /behaviour` says how it behaves from now on (`{}`: well).
+//! `GET /mails` shows what it got, `GET /stats` how much and over how many conversations, `PUT /behaviour` says how it behaves
+//! from now on (`{}`: well).
 
 use crate::answers::problem;
 use crate::host::StartError;
+use crate::mail_address::redacted_address;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -71,6 +73,65 @@ pub struct Behaviour {
     pub refuse: Option<String>,
     /// Mails to addresses that contain this are to be sent later (451).
     pub greylist: Option<String>,
+    /// Recipients whose address contains this get no answer.
+    pub hang_recipient: Option<String>,
+    /// Only mails to addresses that contain this are delayed by `delayMs`.
+    pub slow: Option<String>,
+    /// A client that names itself without a dot or an address literal is refused (504).
+    pub needs_dotted_helo: bool,
+    /// SMTPUTF8 is not offered.
+    pub no_smtp_utf8: bool,
+    /// What is answered instead of a yes; the first that fits.
+    pub replies: Vec<Reply>,
+}
+
+/// An answer of the test's own, such as that of a real server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reply {
+    /// What it answers.
+    pub at: Phase,
+    /// Code and text, such as `554 5.7.1 Relay access denied`. Separate lines of one answer by a line feed.
+    pub reply: String,
+    /// Only for addresses that contain this; from `rcpt` on.
+    pub to: Option<String>,
+}
+
+/// A step of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    /// The greeting.
+    Connect,
+    Helo,
+    Mail,
+    Rcpt,
+    Data,
+    /// The dot behind the text.
+    End,
+}
+
+impl Behaviour {
+    /// The answer that is asked for at this step, whose command or recipients are `of`.
+    fn reply(&self, at: Phase, of: &str) -> Option<String> {
+        let fits = |reply: &&Reply| reply.at == at && reply.to.as_ref().is_none_or(|to| of.contains(to.as_str()));
+        let text = &self.replies.iter().find(fits)?.reply;
+        let lines: Vec<_> = text.lines().collect();
+        let (code, _) = text.split_once(' ')?;
+        let last = lines.len().saturating_sub(1);
+        let line = |(nth, line): (usize, &&str)| match nth {
+            0 if last == 0 => (*line).to_owned(),
+            0 => line.replacen(' ', "-", 1),
+            _ => format!("{code}{}{line}", if nth == last { ' ' } else { '-' }),
+        };
+        Some(lines.iter().enumerate().map(line).collect::<Vec<_>>().join("\r\n"))
+    }
+
+    /// How long a mail to these takes.
+    fn delay(&self, to: &str) -> Duration {
+        let slow = self.slow.as_ref().is_none_or(|slow| to.contains(slow.as_str()));
+        Duration::from_millis(if slow { self.delay_ms } else { 0 })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -89,6 +150,21 @@ struct Shared {
     behaviour: Behaviour,
     mails: VecDeque<Mail>,
     bytes: usize,
+    stats: Stats,
+}
+
+/// What it has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Mails that it got, also those that it no longer keeps.
+    pub received: u64,
+    /// Conversations that were begun.
+    pub conversations: u64,
+    /// Those under way.
+    pub open: u64,
+    /// Most conversations under way at once.
+    pub most_at_once: u64,
 }
 
 type Kept = Arc<Mutex<Shared>>;
@@ -141,6 +217,7 @@ fn router(kept: &Kept) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(|| async { "ok" }))
         .route("/mails", get(mails))
+        .route("/stats", get(|State(kept): State<Kept>| async move { Json(lock(&kept).stats) }))
         .route("/behaviour", put(behave))
         .with_state(Arc::clone(kept))
 }
@@ -174,6 +251,7 @@ async fn accept(listener: TcpListener, kept: Kept) {
         tokio::spawn(async move {
             let _place = place;
             if !lock(&kept).behaviour.down {
+                let _under_way = UnderWay::begin(&kept);
                 // A client that leaves in the middle has said what it wanted.
                 let _ = converse(stream, &kept).await;
             }
@@ -181,50 +259,61 @@ async fn accept(listener: TcpListener, kept: Kept) {
     }
 }
 
+/// Counts a conversation while it lasts.
+struct UnderWay<'a>(&'a Kept);
+
+impl<'a> UnderWay<'a> {
+    fn begin(kept: &'a Kept) -> Self {
+        let mut shared = lock(kept);
+        let stats = &mut shared.stats;
+        stats.conversations += 1;
+        stats.open += 1;
+        stats.most_at_once = stats.most_at_once.max(stats.open);
+        drop(shared);
+        Self(kept)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(self.0).stats.open -= 1;
+    }
+}
+
 /// RFC 5321, as much of it as a client needs.
 async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let mut to = Vec::new();
-    write.write_all(b"220 mail-sink ready\r\n").await?;
+    let mut mail = Envelope::default();
+    let refused = lock(kept).behaviour.reply(Phase::Connect, "");
+    write.write_all(format!("{}\r\n", refused.as_deref().unwrap_or("220 mail-sink ready")).as_bytes()).await?;
     loop {
         let Some(line) = line(&mut read).await? else { return Ok(()) };
         let behaviour = lock(kept).behaviour.clone();
-        if behaviour.hang {
-            tokio::time::sleep(SILENCE).await;
+        if behaviour.down {
+            return Ok(());
         }
         let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let hangs = |part: &String| verb == "RCPT" && line.contains(part.as_str());
+        if behaviour.hang || behaviour.hang_recipient.as_ref().is_some_and(hangs) {
+            tokio::time::sleep(SILENCE).await;
+        }
         let answer = match verb.as_str() {
-            "EHLO" | "HELO" => "250 mail-sink",
-            "MAIL" if behaviour.refuse_sender => "550 5.7.1 who are you?",
-            "MAIL" if behaviour.try_later => "451 4.3.0 try again later",
-            "MAIL" => {
-                to.clear();
-                "250 2.1.0 ok"
-            }
-            "RCPT" if behaviour.refuse.as_ref().is_some_and(|refused| line.contains(refused.as_str())) => {
-                "550 5.1.1 there is nobody of that name"
-            }
-            "RCPT" if behaviour.greylist.as_ref().is_some_and(|greylisted| line.contains(greylisted.as_str())) => {
-                "451 4.7.1 come back later"
-            }
-            "RCPT" => {
-                let address = line.split(['<', '>']).nth(1).unwrap_or_default();
-                to.push(address.to_owned());
-                "250 2.1.5 ok"
-            }
-            "DATA" if to.is_empty() => "503 5.5.1 RCPT first",
-            "DATA" => {
+            "DATA" if behaviour.reply(Phase::Data, &mail.to.join(" ")).is_none() && !mail.to.is_empty() => {
                 write.write_all(b"354 end with a dot on a line of its own\r\n").await?;
                 let Some(text) = text(&mut read).await? else { return Ok(()) };
-                keep(kept, std::mem::take(&mut to), text);
-                tokio::time::sleep(Duration::from_millis(behaviour.delay_ms)).await;
+                let to = std::mem::take(&mut mail).to;
+                let recipients = to.join(" ");
+                let refused = behaviour.reply(Phase::End, &recipients);
+                if refused.is_none() {
+                    keep(kept, to, text);
+                }
+                tokio::time::sleep(behaviour.delay(&recipients)).await;
                 if behaviour.take_then_close {
                     return Ok(());
                 }
-                "250 2.0.0 taken"
+                refused.unwrap_or_else(|| "250 2.0.0 taken".to_owned())
             }
-            "RSET" | "NOOP" => "250 2.0.0 ok",
             "QUIT" if behaviour.hang_at_end => {
                 tokio::time::sleep(SILENCE).await;
                 return Ok(());
@@ -233,10 +322,64 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
                 write.write_all(b"221 2.0.0 bye\r\n").await?;
                 return Ok(());
             }
-            _ => "502 5.5.1 not understood",
+            _ => answer(&behaviour, &verb, &line, &mut mail),
         };
         write.write_all(format!("{answer}\r\n").as_bytes()).await?;
     }
+}
+
+/// The mail under way.
+#[derive(Default)]
+struct Envelope {
+    begun: bool,
+    to: Vec<String>,
+}
+
+/// The answer to a command that needs nothing more.
+fn answer(behaviour: &Behaviour, verb: &str, line: &str, mail: &mut Envelope) -> String {
+    let contains = |part: &Option<String>| part.as_ref().is_some_and(|part| line.contains(part.as_str()));
+    let phase = match verb {
+        "EHLO" | "HELO" => Some(Phase::Helo),
+        "MAIL" => Some(Phase::Mail),
+        "RCPT" => Some(Phase::Rcpt),
+        "DATA" => Some(Phase::Data),
+        _ => None,
+    };
+    let of = if phase == Some(Phase::Data) { mail.to.join(" ") } else { line.to_owned() };
+    if let Some(reply) = phase.and_then(|phase| behaviour.reply(phase, &of)) {
+        return reply;
+    }
+    let answer = match verb {
+        "EHLO" | "HELO" if behaviour.needs_dotted_helo && !line.contains('.') && !line.contains("[IPv6:") => {
+            "504 5.5.2 Helo command rejected: need fully-qualified hostname"
+        }
+        "EHLO" if behaviour.no_smtp_utf8 => "250-mail-sink\r\n250 8BITMIME",
+        "EHLO" => "250-mail-sink\r\n250-8BITMIME\r\n250 SMTPUTF8",
+        "HELO" => "250 mail-sink",
+        "MAIL" if behaviour.refuse_sender => "550 5.7.1 who are you?",
+        "MAIL" if behaviour.try_later => "451 4.3.0 try again later",
+        // As RFC 5321 has it: one mail after the other.
+        "MAIL" if mail.begun => "503 5.5.1 a mail is under way",
+        "MAIL" => {
+            mail.begun = true;
+            "250 2.1.0 ok"
+        }
+        "RSET" => {
+            *mail = Envelope::default();
+            "250 2.0.0 ok"
+        }
+        "NOOP" => "250 2.0.0 ok",
+        "RCPT" if contains(&behaviour.refuse) => "550 5.1.1 there is nobody of that name",
+        "RCPT" if contains(&behaviour.greylist) => "451 4.7.1 come back later",
+        "RCPT" => {
+            let address = line.split(['<', '>']).nth(1).unwrap_or_default();
+            mail.to.push(address.to_owned());
+            "250 2.1.5 ok"
+        }
+        "DATA" => "503 5.5.1 RCPT first",
+        _ => "502 5.5.1 not understood",
+    };
+    answer.to_owned()
 }
 
 fn keep(kept: &Kept, to: Vec<String>, text: String) {
@@ -247,8 +390,10 @@ fn keep(kept: &Kept, to: Vec<String>, text: String) {
     };
     let (message_id, subject) = (header("Message-ID:"), header("Subject:"));
     let mail = Mail { to, message_id, subject, text };
-    tracing::info!(to = ?mail.to, message_id = %mail.message_id, subject = %mail.subject, "mail received");
+    let shown: Vec<_> = mail.to.iter().map(|to| redacted_address(to)).collect();
+    tracing::info!(to = ?shown, message_id = %mail.message_id, subject = %mail.subject, "mail received");
     let mut kept = lock(kept);
+    kept.stats.received += 1;
     kept.bytes += mail.text.len();
     kept.mails.push_back(mail);
     while kept.bytes > MAX_KEPT_BYTES {

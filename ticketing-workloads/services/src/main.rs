@@ -37,6 +37,8 @@ enum Service {
     ProviderSimulator(provider_simulator::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
     BookingCleanup(DatabaseSettings),
+    /// Puts mails that were given up (`dead_letters`) back into the outbox, says which, and exits.
+    RequeueMail(notification::requeue::Settings),
     /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
     Health(health::Settings),
 }
@@ -73,6 +75,11 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         },
+        Service::RequeueMail(settings) => {
+            // For the person who asked.
+            let requeued = notification::requeue::run(&settings, &mut |text| print!("{text}")).await;
+            requeued.map(drop).map_err(|error| error.to_string())
+        }
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

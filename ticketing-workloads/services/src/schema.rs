@@ -29,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "possible duplicates",
         sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
     },
+    Migration { version: 8, name: "mail", sql: include_str!("../migrations/booking/0008_mail.sql") },
     Migration { version: 9, name: "hot queries", sql: include_str!("../migrations/booking/0009_hot_queries.sql") },
 ];
 

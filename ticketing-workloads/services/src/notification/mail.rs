@@ -2,65 +2,66 @@
 
 use super::Settings;
 use super::outbox::{Kind, Message};
+use super::refusal::{Fault, Phase, Reply, fault};
+use super::sessions::{self, Server, Session, Sessions, not_sent};
 use crate::host::StartError;
+use crate::mail_address::{AddressError, MailAddress};
+use contract::TimeoutSettings;
 use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
-use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
-use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::Error as SmtpError;
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::TlsParameters;
+use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt};
+use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
+use resilience::clock::in_words;
 use resilience::{CallError, Dependency, Failure, FailureKind};
-use std::error::Error;
 use std::fmt::Write;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// How long the end of a conversation may take.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// How the way to the mail server is encrypted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Encryption {
-    /// Not at all: for a server in the same network.
-    #[default]
-    None,
-    /// By STARTTLS, which the server must have.
-    Starttls,
-    /// From the first byte on.
-    Tls,
-}
+/// How long an address of the mail server has to take a connection, where neither policy nor built-in says it.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
-    /// The server will never take it (5xx to its recipient or its text).
-    #[error("the mail server refused the mail: {0}")]
-    Refused(String),
-    /// The server may take it later (4xx, or it refuses this service as such).
-    #[error("the mail server asked to try later: {0}")]
-    TryLater(String),
-    /// The server may take mails to this address later (4xx): others it takes.
-    #[error("the mail server asked to try this recipient later: {0}")]
-    RecipientLater(String),
+    /// The server said no; whose fault that is says [`fault`].
+    #[error("the mail server refused {0}")]
+    Refused(#[from] Reply),
     /// There was no connection, or it broke before the mail had left.
     #[error("not sent to the mail server: {0}")]
     NotSent(String),
     /// The connection broke after the mail had left: it may have been taken.
     #[error("delivery outcome unknown: {0}")]
     Broken(String),
+    /// The address has letters for which the server would have to know RFC 6531.
+    #[error(
+        "the mail server does not offer SMTPUTF8 and 8BITMIME, which a name with letters other than those of ASCII needs; \
+         SMTP_HOST would have to name one that does"
+    )]
+    NoSmtpUtf8,
 }
 
 impl Failure for MailError {
     fn kind(&self) -> FailureKind {
         match self {
-            // It answers, so it works; that one address is wrong is not its fault.
-            Self::Refused(_) => FailureKind::Business,
-            // Which of the two is at fault is not known.
-            Self::RecipientLater(_) => FailureKind::RateLimited,
+            // It closes the door on everybody.
+            Self::Refused(reply) if reply.code == 421 => FailureKind::Other,
+            Self::Refused(reply) => match fault(reply) {
+                // It answers, so it works; that one address is wrong is not its fault.
+                Fault::Recipient => FailureKind::Business,
+                // It answers. What it does not like about this service pauses the drain, which probes sooner than a circuit.
+                Fault::PerhapsRecipient | Fault::Mail | Fault::Unclear | Fault::Relay => FailureKind::RateLimited,
+            },
+            Self::NoSmtpUtf8 => FailureKind::Business,
             Self::NotSent(_) => FailureKind::NotSent,
             // One that broke is not tried again at once: it may have been taken.
-            Self::TryLater(_) | Self::Broken(_) => FailureKind::Other,
+            Self::Broken(_) => FailureKind::Other,
         }
     }
 }
@@ -68,32 +69,40 @@ impl Failure for MailError {
 /// Why a mail could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
-    /// The address is none.
-    #[error("invalid mail address `{address}`: {source}")]
-    Address { address: String, source: lettre::address::AddressError },
-    /// The address has letters that not every server takes.
-    #[error("`{address}` has letters other than those of ASCII, which mail servers refuse")]
-    Letters { address: String },
+    /// No mail can be sent to the address. Orders are checked in the same way: this one is from before that.
+    #[error("invalid mail address: it {0}; correct bookings.email and requeue the mail")]
+    Address(#[from] AddressError),
     /// Something in it cannot be in a mail.
     #[error("failed to compose the mail: {0}")]
     Message(#[from] lettre::error::Error),
 }
 
-/// A mail that was not sent.
+/// A mail that was not sent, and whether the server knows of it.
 #[derive(Debug)]
 pub struct NotSent {
     pub error: CallError<MailError>,
     /// Whether the server may have taken it all the same.
     pub may_be_sent: bool,
+    /// Whether the server had come as far as this mail's recipient.
+    pub about_a_mail: bool,
+}
+
+/// The end of a mail that the server has not answered yet.
+type Ending = Pin<Box<dyn Future<Output = Ended> + Send>>;
+type Ended = (Session, Result<(), SmtpError>);
+
+/// What the server answered to a mail.
+enum Answer {
+    Taken,
+    /// It is about this mail, or about this service; the server works.
+    No(MailError),
+    /// Nothing yet to the end of the mail.
+    Late(Ending),
 }
 
 /// Puts mails together and sends them.
 pub struct Mailer {
-    server: (String, u16),
-    encryption: Encryption,
-    tls: TlsParameters,
-    login: Option<Credentials>,
-    hello: ClientId,
+    sessions: Sessions,
     dependency: &'static Dependency,
     from: Mailbox,
 }
@@ -102,18 +111,13 @@ impl Mailer {
     /// Sends by the server of the settings, through the layers of `dependency`.
     pub fn new(settings: &Settings, dependency: &'static Dependency) -> Result<Self, StartError> {
         let Settings { smtp_host: host, mail_from, .. } = settings;
-        let wrong_from =
-            |error| StartError::Setting(format!("MAIL_FROM must be an address, such as tickets@example.com: {error}"));
         let wrong_host = |error| StartError::Setting(format!("SMTP_HOST {host}: {error}"));
-        Ok(Self {
-            server: (host.clone(), settings.smtp_port),
-            encryption: settings.smtp_encryption,
-            tls: TlsParameters::new(host.clone()).map_err(wrong_host)?,
-            login: settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from),
-            hello: ClientId::Domain(settings.pod.pod_name.clone()),
-            dependency,
-            from: mail_from.parse().map_err(wrong_from)?,
-        })
+        let tls = TlsParameters::new(host.clone()).map_err(wrong_host)?;
+        let mut server = Server::new(host.clone(), settings.smtp_port, settings.smtp_encryption, tls);
+        server.login = settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from);
+        server.hello = sessions::hello(&settings.mail_helo_name).map_err(StartError::Setting)?;
+        let sessions = Sessions::new(server, usize::from(settings.mail_sessions));
+        Ok(Self { sessions, dependency, from: sender(mail_from)? })
     }
 
     /// Puts a mail together. Its Message-ID is that of the message, however often it is sent.
@@ -123,17 +127,16 @@ impl Mailer {
         address: &str,
         ticket: Option<Vec<u8>>,
     ) -> Result<lettre::Message, ComposeError> {
-        let to: lettre::Address =
-            address.parse().map_err(|source| ComposeError::Address { address: address.to_owned(), source })?;
-        if !address.is_ascii() {
-            return Err(ComposeError::Letters { address: address.to_owned() });
-        }
+        let to = MailAddress::parse(address)?.address().clone();
+        // Or it would be read out of the header again, by a stricter eye.
+        let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.clone()])?;
         let Message { booking, event, kind, .. } = message;
         let subject = match kind {
             Kind::BookingConfirmed => format!("Your booking for {event}"),
             Kind::Ticket => format!("Your ticket for {event}"),
         };
         let builder = lettre::Message::builder()
+            .envelope(envelope)
             .from(self.from.clone())
             .to(Mailbox::new(None, to))
             .subject(one_line(&subject))
@@ -151,88 +154,203 @@ impl Mailer {
         })
     }
 
-    pub async fn send(&self, mail: &lettre::Message) -> Result<(), NotSent> {
+    /// Sends a mail. What the server does with this one says nothing about the next one, so the circuit hears of it only if
+    /// the connection is lost. The server has until `until` to answer to the end of the mail: only then is it known whether it
+    /// was taken, so that answer is waited for as long as nobody else sends it.
+    pub async fn send(&self, mail: &lettre::Message, until: Instant) -> Result<(), NotSent> {
         // Until its text has left, nobody can have taken it, and after an answer everybody knows.
-        let unanswered = AtomicBool::new(false);
+        let (unanswered, about_a_mail) = (AtomicBool::new(false), AtomicBool::new(false));
+        let text: Arc<[u8]> = mail.formatted().into();
+        let TimeoutSettings { request_ms, per_try_ms, .. } = self.dependency.timeouts();
+        // Before the layers break it off, so that the end of it is not lost.
+        let most_of = |ms: u64| Duration::from_millis(ms / 10 * 9);
+        let begin = Instant::now();
         let once = || async {
             // Whatever the policy has retried: a mail that may have been taken is not sent again without being counted.
             if unanswered.load(Ordering::Relaxed) {
                 return Err(MailError::Broken("the attempt before had no answer".to_owned()));
             }
-            let mut server = self.connect(mail.envelope()).await?;
-            unanswered.store(true, Ordering::Relaxed);
-            let taken = server.message(&mail.formatted()).await.map_err(|error| classify(&error, Stage::Text));
-            if !matches!(taken, Err(MailError::Broken(_))) {
-                unanswered.store(false, Ordering::Relaxed);
+            about_a_mail.store(false, Ordering::Relaxed);
+            let patience = (begin + most_of(request_ms)).min(Instant::now() + most_of(per_try_ms));
+            let mut session = self.prepare(mail, &text).await?;
+            about_a_mail.store(true, Ordering::Relaxed);
+            match tokio::time::timeout_at(patience, offer(&mut session, mail)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return self.refused(session, error),
+                Err(_) => {
+                    drop(session);
+                    let waited = in_words(begin.elapsed());
+                    return Ok(Answer::No(MailError::NotSent(format!(
+                        "no answer about the recipient within {waited}"
+                    ))));
+                }
             }
-            // How the conversation ends matters to nobody: nobody waits for it.
-            tokio::spawn(async move { tokio::time::timeout(GOODBYE, server.quit()).await.map(drop) });
-            taken.map(drop)
+            unanswered.store(true, Ordering::Relaxed);
+            let mut ending = Box::pin(end(session, Arc::clone(&text)));
+            match tokio::time::timeout_at(patience, &mut ending).await {
+                Ok((session, ended)) => {
+                    let answer = self.ended(session, ended);
+                    let is_known = !matches!(answer, Err(MailError::Broken(_)));
+                    unanswered.store(!is_known, Ordering::Relaxed);
+                    answer
+                }
+                Err(_) => Ok(Answer::Late(ending)),
+            }
         };
-        let sent = self.dependency.call(once).await;
-        sent.map_err(|error| NotSent { error, may_be_sent: unanswered.into_inner() })
+        let answer = match self.dependency.call(once).await {
+            Ok(Answer::Late(ending)) => {
+                if let Ok((session, ended)) = tokio::time::timeout_at(until, ending).await {
+                    self.ended(session, ended)
+                } else {
+                    let waited = in_words(begin.elapsed());
+                    let why = format!("the mail server did not say within {waited} whether it took the mail");
+                    Err(MailError::Broken(why))
+                }
+            }
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let (may_be_sent, about_a_mail) = (unanswered.into_inner(), about_a_mail.into_inner());
+                return Err(NotSent { error, may_be_sent, about_a_mail });
+            }
+        };
+        let source = match answer {
+            Ok(Answer::Taken) => return Ok(()),
+            Ok(Answer::No(error)) | Err(error) => error,
+            Ok(Answer::Late(_)) => MailError::Broken("no answer".to_owned()),
+        };
+        let may_be_sent = matches!(source, MailError::Broken(_));
+        let error = CallError::Failed { dependency: self.dependency.name().to_owned(), attempts: 1, source };
+        Err(NotSent { error, may_be_sent, about_a_mail: true })
     }
 
-    /// As far as the server is ready to take the text.
-    async fn connect(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, MailError> {
-        let mut server = self.log_in(envelope).await.map_err(|error| classify(&error, Stage::Greeting))?;
-        for to in envelope.to() {
-            let taken = server.command(Rcpt::new(to.clone(), Vec::new())).await;
-            taken.map_err(|error| classify(&error, Stage::Recipient))?;
+    /// Keeps the conversation if the server goes on with it, after it has refused the mail.
+    fn refused(&self, session: Session, error: MailError) -> Result<Answer, MailError> {
+        match &error {
+            MailError::Refused(reply) if reply.code != 421 => {
+                self.sessions.reset_and_keep(session);
+                Ok(Answer::No(error))
+            }
+            _ => {
+                session.end();
+                Err(error)
+            }
         }
-        server.command(Data).await.map_err(|error| classify(&error, Stage::Greeting))?;
-        Ok(server)
     }
 
-    async fn log_in(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
-        let wrapped = (self.encryption == Encryption::Tls).then(|| self.tls.clone());
-        let (host, port) = &self.server;
-        let mut server =
-            AsyncSmtpConnection::connect_tokio1((host.as_str(), *port), None, &self.hello, wrapped, None).await?;
-        if self.encryption == Encryption::Starttls {
-            server.starttls(self.tls.clone(), &self.hello).await?;
+    /// The same after the end of the mail.
+    fn ended(&self, session: Session, ended: Result<(), SmtpError>) -> Result<Answer, MailError> {
+        let Err(error) = ended else {
+            self.sessions.keep(session);
+            return Ok(Answer::Taken);
+        };
+        match sessions::reply(&error, Phase::End) {
+            Some(reply) if reply.code == 421 => {
+                session.end();
+                Err(reply.into())
+            }
+            Some(reply) => {
+                self.sessions.keep(session);
+                Ok(Answer::No(reply.into()))
+            }
+            None => Err(MailError::Broken(sessions::in_words(&error))),
         }
-        if let Some(login) = &self.login {
-            server.auth(DEFAULT_MECHANISMS, login).await?;
+    }
+
+    /// Whether the server lets this service in, without a mail.
+    pub async fn greet(&self) -> Result<(), NotSent> {
+        let greet = || async {
+            let mut session = self.sessions.begin(self.connect_timeout()).await?;
+            // One that took no mail does not count as used.
+            let listens = session.connection.command(Noop).await;
+            let listens = listens.map(drop).map_err(|error| not_sent(&error, Phase::Connect));
+            session.end();
+            listens
+        };
+        let answer = self.dependency.call(greet).await;
+        answer.map_err(|error| NotSent { error, may_be_sent: false, about_a_mail: false })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.dependency.timeouts().connect_ms.map_or(CONNECT, Duration::from_millis)
+    }
+
+    /// Ends the conversations that nobody needed for a while.
+    pub fn end_idle(&self) {
+        self.sessions.end_idle();
+    }
+
+    /// As far as the server takes mails of this sender.
+    async fn prepare(&self, mail: &lettre::Message, text: &[u8]) -> Result<Session, MailError> {
+        let connect = self.connect_timeout();
+        let mut session = self.sessions.take(connect).await?;
+        let mut begun = begin_mail(&mut session, mail, text).await;
+        // A conversation that was kept may be over, or have had its share of mails: nothing has left yet, so a new one is begun.
+        if session.was_used() && begun.as_ref().is_err_and(|error| !matches!(error, MailError::NoSmtpUtf8)) {
+            session = self.sessions.begin_instead(session, connect).await?;
+            begun = begin_mail(&mut session, mail, text).await;
         }
-        server.command(Mail::new(envelope.from().cloned(), Vec::new())).await?;
-        Ok(server)
+        match begun {
+            Ok(()) => Ok(session),
+            // Nothing was said, so the next mail finds it as it was.
+            Err(error @ MailError::NoSmtpUtf8) => {
+                self.sessions.keep(session);
+                Err(error)
+            }
+            Err(error) => {
+                session.end();
+                Err(error)
+            }
+        }
     }
 }
 
-/// How far a conversation has come.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// It is about this service and the server.
-    Greeting,
-    /// It is about who gets the mail.
-    Recipient,
-    /// The text has left.
-    Text,
+/// `RCPT TO` and `DATA`: as far as the server is ready to take the text.
+async fn offer(session: &mut Session, mail: &lettre::Message) -> Result<(), MailError> {
+    for to in mail.envelope().to() {
+        let taken = session.connection.command(Rcpt::new(to.clone(), Vec::new())).await;
+        taken.map_err(|error| not_sent(&error, Phase::Recipient))?;
+    }
+    let taken = session.connection.command(Data).await;
+    taken.map(drop).map_err(|error| not_sent(&error, Phase::Data))
 }
 
-/// Whether a "later" concerns every mail: the server closes (421), or has no room (452).
-fn is_about_the_server(error: &lettre::transport::smtp::Error) -> bool {
-    error.status().is_some_and(|code| matches!(u16::from(code), 421 | 452))
+/// The text and its end.
+async fn end(mut session: Session, text: Arc<[u8]>) -> Ended {
+    let ended = session.connection.message(&text).await.map(drop);
+    (session, ended)
 }
 
-/// A "never" counts only where it is about this mail: a wrong password is none of its fault, and is put right some day.
-fn classify(error: &lettre::transport::smtp::Error, stage: Stage) -> MailError {
-    let mut words = error.to_string();
-    if let Some(cause) = error.source() {
-        let _ = write!(words, ": {cause}");
+/// The sender, read as a buyer's address is: in ASCII, or each mail would need a server that knows SMTPUTF8.
+fn sender(text: &str) -> Result<Mailbox, StartError> {
+    let wrong = |why: &dyn std::fmt::Display| {
+        StartError::Setting(format!("MAIL_FROM must be an address, such as tickets@example.com: {why}"))
+    };
+    let Mailbox { name, email } = text.parse().map_err(|error: lettre::address::AddressError| wrong(&error))?;
+    let address = MailAddress::parse(email.as_ref()).map_err(|error| wrong(&format!("it {error}")))?.address().clone();
+    if !address.user().is_ascii() {
+        return Err(wrong(&"its name has letters other than those of ASCII, which many mail servers do not take"));
     }
-    if error.is_permanent() && stage != Stage::Greeting {
-        MailError::Refused(words)
-    } else if error.is_transient() && stage == Stage::Recipient && !is_about_the_server(error) {
-        MailError::RecipientLater(words)
-    } else if error.is_permanent() || error.is_transient() {
-        MailError::TryLater(words)
-    } else if stage == Stage::Text {
-        MailError::Broken(words)
-    } else {
-        MailError::NotSent(words)
+    Ok(Mailbox::new(name, address))
+}
+
+/// `MAIL FROM`, with what the mail needs the server to know.
+async fn begin_mail(session: &mut Session, mail: &lettre::Message, text: &[u8]) -> Result<(), MailError> {
+    let envelope = mail.envelope();
+    let server = session.connection.server_info();
+    let offers = |extension| server.supports_feature(extension);
+    let is_ascii = |address: &lettre::Address| AsRef::<str>::as_ref(address).is_ascii();
+    let mut parameters = Vec::new();
+    if !envelope.to().iter().chain(envelope.from()).all(is_ascii) {
+        if !offers(Extension::SmtpUtfEight) || !offers(Extension::EightBitMime) {
+            return Err(MailError::NoSmtpUtf8);
+        }
+        parameters.push(MailParameter::SmtpUtfEight);
     }
+    if !text.is_ascii() && offers(Extension::EightBitMime) {
+        parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+    }
+    let taken = session.connection.command(Mail::new(envelope.from().cloned(), parameters)).await;
+    taken.map(drop).map_err(|error| not_sent(&error, Phase::Sender))
 }
 
 fn one_line(text: &str) -> String {
@@ -255,4 +373,25 @@ fn text(message: &Message, with_ticket: bool) -> String {
         "\nYour ticket follows in another mail.\n"
     });
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("tickets@example.com", Some("tickets@example.com"))]
+    #[case("Ticket Wave <Tickets@Example.com>", Some("Tickets@example.com"))]
+    #[case("TicketWave <tickets@münchen.example>", Some("tickets@xn--mnchen-3ya.example"))]
+    #[case("tickets", None)]
+    #[case("tickets@localhost", None)]
+    #[case("tickets@[192.0.2.1]", None)]
+    #[case("kärten@example.com", None)]
+    fn senders(#[case] text: &str, #[case] address: Option<&str>) {
+        let sender = sender(text);
+        assert_eq!(sender.as_ref().ok().map(|sender| sender.email.as_ref()), address);
+        if let Err(error) = sender {
+            assert!(error.to_string().starts_with("MAIL_FROM must be an address"), "{error}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use reqwest::Client;
 use serde_json::Value;
 use std::net::SocketAddr;
-use ticketing_services::mail_sink::{MailSink, Settings};
+use ticketing_services::mail_sink::{MailSink, Settings, Stats};
 
 /// A mail server that keeps what it gets.
 pub struct Mails {
@@ -33,5 +33,11 @@ impl Mails {
     pub async fn all(&self) -> Vec<Value> {
         let answer = self.client.get(format!("http://{}/mails", self.admin)).send().await.unwrap();
         answer.json::<Value>().await.unwrap()["mails"].as_array().unwrap().clone()
+    }
+
+    /// How much it got, and over how many conversations.
+    pub async fn stats(&self) -> Stats {
+        let answer = self.client.get(format!("http://{}/stats", self.admin)).send().await.unwrap();
+        answer.json().await.unwrap()
     }
 }
