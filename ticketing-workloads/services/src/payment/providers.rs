@@ -64,7 +64,7 @@ impl Failure for ProviderError {
         match self {
             Self::Declined => FailureKind::Business,
             Self::InvalidResponse(_) => FailureKind::Other,
-            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer.status),
+            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
             Self::Http(error) => error.kind(),
         }
     }
@@ -95,7 +95,7 @@ struct Client {
 
 impl Client {
     fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self { service: http_client::bare(base), dependency }
+        Self { service: http_client::of_dependency(base, dependency), dependency }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
@@ -108,8 +108,15 @@ impl Client {
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let answer = self.once(call.clone()).await.map_err(ProviderError::from);
-            let result = answer.and_then(|answer| read(&answer));
+            let result = match self.once(call.clone()).await {
+                Ok(answer) => read(&answer),
+                // The policy retries this status; not so if it is the provider's word for a "no".
+                Err(HttpError::Status(answer)) if answer.status.is_client_error() => match read(&answer) {
+                    Err(ProviderError::InvalidResponse(_)) => Err(HttpError::Status(answer).into()),
+                    known => known,
+                },
+                Err(error) => Err(error.into()),
+            };
             in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };

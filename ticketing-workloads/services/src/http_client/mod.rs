@@ -1,5 +1,9 @@
 //! Calls to other services over HTTP, behind the layers of a dependency.
 
+mod retry_after;
+#[cfg(test)]
+mod tests;
+
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +13,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use resilience::{Attempt, Guarded, Repeatable};
 use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use tower::util::MapResult;
 use tower::{Layer, Service, ServiceExt};
 
 /// In an answer: its sender has retried already, so its callers should not retry on top.
@@ -21,8 +26,6 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
-/// Longest `Retry-After` that is believed, in seconds.
-const LONGEST_RETRY_AFTER: u64 = 24 * 3_600;
 /// Idle connections to one service that are kept.
 const IDLE_CONNECTIONS: usize = 32;
 
@@ -72,7 +75,7 @@ pub enum HttpError {
     /// The connection broke before the answer was there.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// The answer is a failure: 429, or 500 and above.
+    /// The answer is a failure: 429, 500 and above, or one that the policy retries (`httpStatusCodes`).
     #[error("status {}", .0.status)]
     Status(Box<HttpAnswer>),
     /// The answer is too large.
@@ -94,14 +97,13 @@ impl Failure for HttpError {
             Self::Broken(_) => FailureKind::ConnectFailure,
             Self::TooLarge => FailureKind::Other,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
-            Self::Status(answer) => kind_of(answer.status),
+            Self::Status(answer) => kind_of(answer),
         }
     }
 
-    /// In seconds; the other form, a date, is not used between services.
     fn retry_after(&self) -> Option<Duration> {
-        let seconds: u64 = self.header(header::RETRY_AFTER)?.trim().parse().ok()?;
-        Some(Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER)))
+        let Self::Status(answer) = self else { return None };
+        retry_after::of(&answer.headers, SystemTime::now())
     }
 
     fn was_retried(&self) -> bool {
@@ -109,19 +111,27 @@ impl Failure for HttpError {
     }
 }
 
-/// The kind of an answer from a service that does not send our headers.
-pub fn kind_of(status: StatusCode) -> FailureKind {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS => FailureKind::RateLimited,
-        status => FailureKind::Status(status.as_u16()),
-    }
+/// The kind of an answer that does not say by our headers that it refuses. A 503 that says when to come back is a server
+/// that has too much to do; unless it has retried already, as ours have: then something behind it has failed.
+pub fn kind_of(answer: &HttpAnswer) -> FailureKind {
+    let busy = match answer.status {
+        StatusCode::TOO_MANY_REQUESTS => true,
+        StatusCode::SERVICE_UNAVAILABLE => {
+            !answer.headers.contains_key(RETRIED) && retry_after::of(&answer.headers, SystemTime::now()).is_some()
+        }
+        _ => false,
+    };
+    let status = answer.status.as_u16();
+    if busy { FailureKind::Overloaded(status) } else { FailureKind::Status(status) }
 }
 
 /// Another service, without any layer.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Bare {
     client: reqwest::Client,
     base: String,
+    /// Whose policy says which answers are failures; `None`: none below 500 but 429 is.
+    dependency: Option<&'static Dependency>,
 }
 
 impl Bare {
@@ -140,11 +150,21 @@ impl Bare {
             if error.is::<LengthLimitError>() { HttpError::TooLarge } else { HttpError::Broken(error.to_string()) }
         })?;
         let answer = HttpAnswer { status, headers, body: body.to_bytes() };
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        if is_failure(status) || self.dependency.is_some_and(|dependency| is_retried(status, dependency)) {
             return Err(HttpError::Status(Box::new(answer)));
         }
         Ok(answer)
     }
+}
+
+/// Whether it is one whatever the policy says.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// Whether the policy retries it by its number.
+fn is_retried(status: StatusCode, dependency: &Dependency) -> bool {
+    status.is_client_error() && dependency.settings().retry.http_status_codes.contains(&status.as_u16())
 }
 
 /// An error with what caused it; its own words are only where it happened.
@@ -172,16 +192,36 @@ impl Service<Attempt<HttpCall>> for Bare {
     }
 }
 
+/// How a call ended.
+type Outcome = Result<HttpAnswer, CallError<HttpError>>;
+
 /// Another service, called through the layers of its dependency.
-pub type HttpService = Guarded<Bare>;
+pub type HttpService = MapResult<Guarded<Bare>, fn(Outcome) -> Outcome>;
 
 /// The service at `base` (such as `http://catalog:8080`) behind the layers of `dependency`.
 pub fn service(base: &str, dependency: &'static Dependency) -> HttpService {
-    dependency.layer().layer(bare(base))
+    dependency.layer().layer(of_dependency(base, dependency)).map_result(answered)
+}
+
+/// A status below 500 is an answer to the caller, also one that was retried until there were no more attempts.
+fn answered(outcome: Outcome) -> Outcome {
+    match outcome {
+        Err(CallError::Failed { source: HttpError::Status(answer), .. }) if !is_failure(answer.status) => Ok(*answer),
+        outcome => outcome,
+    }
 }
 
 /// The service at `base` without layers: for health checks, which are to see it as it is.
 pub fn bare(base: &str) -> Bare {
+    connect(base, None)
+}
+
+/// The same by the policy of `dependency`, whose layers are put around it elsewhere.
+pub fn of_dependency(base: &str, dependency: &'static Dependency) -> Bare {
+    connect(base, Some(dependency))
+}
+
+fn connect(base: &str, dependency: Option<&'static Dependency>) -> Bare {
     let client = reqwest::Client::builder()
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         // Between services a redirect is a mistake, and no proxy of the environment belongs there.
@@ -189,10 +229,10 @@ pub fn bare(base: &str) -> Bare {
         .no_proxy()
         .build()
         .unwrap_or_default();
-    Bare { client, base: base.trim_end_matches('/').to_owned() }
+    Bare { client, base: base.trim_end_matches('/').to_owned(), dependency }
 }
 
-pub async fn ask(service: &HttpService, call: HttpCall) -> Result<HttpAnswer, CallError<HttpError>> {
+pub async fn ask(service: &HttpService, call: HttpCall) -> Outcome {
     service.clone().oneshot(call).await
 }
 
