@@ -2,7 +2,7 @@
 
 use crate::answers::problem;
 use crate::checks;
-use crate::http_client::REFUSED;
+use crate::http_client::{DEADLINE_PASSED, INTERNAL, REFUSED};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -136,6 +136,7 @@ pub struct Service {
     public: TcpListener,
     private: TcpListener,
     ready: Arc<AtomicBool>,
+    edge: bool,
 }
 
 impl Service {
@@ -163,7 +164,14 @@ impl Service {
             faults: pod.allow_faults.then(Arc::default),
             resilience,
         });
-        Ok(Self { pod, admin, api, tasks, work, public, private, ready: Arc::default() })
+        Ok(Self { pod, admin, api, tasks, work, public, private, ready: Arc::default(), edge: false })
+    }
+
+    /// Its callers are not services of ours: what those say to each other ([`INTERNAL`]) is taken from nobody.
+    #[must_use]
+    pub fn at_the_edge(mut self) -> Self {
+        self.edge = true;
+        self
     }
 
     /// Address of the port for everybody.
@@ -178,7 +186,7 @@ impl Service {
 
     /// Serves until `stop` is over; then ends what is under way.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { pod, admin, api, tasks, work, public, private, ready } = self;
+        let Self { pod, admin, api, tasks, work, public, private, ready, edge } = self;
         let background = Background::start(&pod, &admin).await;
         for task in tasks {
             background.add(task);
@@ -187,6 +195,7 @@ impl Service {
         let probes = probes(&ready);
         let app =
             api.merge(probes.clone()).merge(reports(Arc::clone(&admin))).layer(middleware::from_fn(bound_request));
+        let app = if edge { app.layer(middleware::from_fn(without_internal_headers)) } else { app };
         let private_app = admin.router().merge(probes);
         let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
         let private = tokio::spawn(serve(private, private_app, admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
@@ -300,17 +309,34 @@ async fn measure_load(
 /// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know.
 async fn bound_request(request: axum::extract::Request, next: middleware::Next) -> Response {
     let longest = Instant::now() + REQUEST_TIMEOUT;
-    let until = deadline::of_request(request.headers()).map_or(longest, |given| given.min(longest));
+    let given = deadline::of_request(request.headers()).filter(|given| *given < longest);
+    let until = given.unwrap_or(longest);
     if until <= Instant::now() {
         let message = "the deadline of the request has passed";
         let mut response = problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", message);
         response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
         return response;
     }
-    match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
+    let mut response = match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
         Ok(response) => response,
         Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request timed out"),
+    };
+    if response.status().is_server_error() && given.is_some_and(|given| given <= Instant::now()) {
+        response.headers_mut().insert(DEADLINE_PASSED, HeaderValue::from_static("true"));
     }
+    response
+}
+
+/// Else everybody could tell a service how long to wait for the ones behind it, and so keep their circuits from opening.
+async fn without_internal_headers(mut request: axum::extract::Request, next: middleware::Next) -> Response {
+    for name in &INTERNAL {
+        request.headers_mut().remove(name);
+    }
+    let mut response = next.run(request).await;
+    for name in &INTERNAL {
+        response.headers_mut().remove(name);
+    }
+    response
 }
 
 /// Ends with the first SIGTERM or SIGINT after this call. As process 1 of a container there is no default for them, and

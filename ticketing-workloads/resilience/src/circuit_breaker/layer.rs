@@ -98,8 +98,9 @@ fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
         Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
         Err(AttemptError::Failed(error)) => error.kind().verdict(),
         Err(AttemptError::FailedUnderShortDeadline(error)) => match error.kind() {
-            // Refusing a connection takes no time.
-            FailureKind::NotSent => Verdict::Failure,
+            // Refusing a connection takes no time, and a failure that was told is one however little time there was. Who only
+            // had too little of it says so, and is a timeout.
+            kind @ (FailureKind::NotSent | FailureKind::Status(_)) => kind.verdict(),
             kind if kind.verdict() == Verdict::Failure => Verdict::Neutral,
             kind => kind.verdict(),
         },

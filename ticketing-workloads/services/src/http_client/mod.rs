@@ -21,6 +21,10 @@ use tower::{Layer, Service, ServiceExt};
 pub const RETRIED: HeaderName = HeaderName::from_static("x-retried");
 /// In an answer: nothing has failed, its sender only does not want the request now.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-refused");
+/// In an answer that is a failure: the deadline that the request came with had passed by then. It says nothing of its sender.
+pub const DEADLINE_PASSED: HeaderName = HeaderName::from_static("x-deadline-passed");
+/// What services of ours say to each other only: the edge takes it from nobody, and tells it nobody.
+pub const INTERNAL: [HeaderName; 4] = [deadline::HEADER, RETRIED, REFUSED, DEADLINE_PASSED];
 /// Header that makes a request safe to send twice.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -97,6 +101,7 @@ impl Failure for HttpError {
             Self::Broken(_) => FailureKind::ConnectFailure,
             Self::TooLarge => FailureKind::Other,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
+            Self::Status(_) if self.header(DEADLINE_PASSED) == Some("true") => FailureKind::Timeout,
             Self::Status(answer) => kind_of(answer),
         }
     }
