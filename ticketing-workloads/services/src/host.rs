@@ -83,6 +83,10 @@ pub struct PodSettings {
     /// Seconds to go on serving after SIGTERM, while the Service still sends requests here.
     #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(..=60))]
     pub shutdown_delay_seconds: u64,
+    /// Connections to the port for everybody that one address may have, or one network of 64 bits with IPv6, of 1024 for all.
+    /// Others of it wait. 1024 where all callers come through one proxy.
+    #[arg(long, env = "CONNECTIONS_PER_PEER", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    pub connections_per_peer: u16,
     /// Whether drills may disturb this process through its admin port. Never in production.
     #[arg(long, env = "ALLOW_FAULTS", default_value_t = false, action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
     pub allow_faults: bool,
@@ -197,7 +201,9 @@ impl Service {
             api.merge(probes.clone()).merge(reports(Arc::clone(&admin))).layer(middleware::from_fn(bound_request));
         let app = if edge { app.layer(middleware::from_fn(without_internal_headers)) } else { app };
         let private_app = admin.router().merge(probes);
-        let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
+        let app = app.layer(middleware::from_fn_with_state(Arc::clone(&ready), close_when_stopping));
+        let limits = Limits { connections_per_peer: pod.connections_per_peer.into(), ..Limits::DEFAULT };
+        let public = tokio::spawn(serve(public, app, limits, stop_public.clone(), DRAIN));
         let private = tokio::spawn(serve(private, private_app, admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
         ready.store(true, Ordering::Release);
         tracing::info!(workload = %admin.resilience.id(), pod = %pod.pod_name, "started");
@@ -327,6 +333,19 @@ async fn bound_request(request: axum::extract::Request, next: middleware::Next) 
     response
 }
 
+/// Callers that are told so go elsewhere before the port is closed, and no request of theirs meets its end.
+async fn close_when_stopping(
+    State(ready): State<Arc<AtomicBool>>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if !ready.load(Ordering::Acquire) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 /// Else everybody could tell a service how long to wait for the ones behind it, and so keep their circuits from opening.
 async fn without_internal_headers(mut request: axum::extract::Request, next: middleware::Next) -> Response {
     for name in &INTERNAL {
@@ -399,6 +418,19 @@ mod tests {
             };
             assert_eq!(address, None, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_stops_sends_its_callers_elsewhere() {
+        let ready = Arc::new(AtomicBool::new(true));
+        let app = probes(&ready).layer(middleware::from_fn_with_state(Arc::clone(&ready), close_when_stopping));
+        let asked = async || {
+            let request = axum::extract::Request::get("/livez").body(axum::body::Body::empty()).unwrap();
+            tower::ServiceExt::oneshot(app.clone(), request).await.unwrap().headers().get(header::CONNECTION).cloned()
+        };
+        assert_eq!(asked().await, None);
+        ready.store(false, Ordering::Release);
+        assert_eq!(asked().await, Some(HeaderValue::from_static("close")));
     }
 
     #[test]

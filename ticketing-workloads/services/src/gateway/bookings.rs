@@ -1,6 +1,6 @@
 //! Everything about bookings and reservations, passed on as it is.
 
-use crate::answers::{problem, refused, unavailable};
+use crate::answers::{body_unreadable, refused, unavailable};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -30,7 +30,7 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
     let (parts, body) = request.into_parts();
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => axum::body::Bytes::from(body),
-        Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
+        Err(error) => return body_unreadable(error),
     };
     // What a client of HTTP would tidy up could lead somewhere else.
     let lowered = parts.uri.path().to_ascii_lowercase();

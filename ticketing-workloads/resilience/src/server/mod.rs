@@ -1,25 +1,34 @@
 //! An HTTP/1 server that no client can hold up: connections, headers, bodies and the end of the process are bounded.
 
-use axum::Json;
+mod body;
+mod peers;
+mod timed_stream;
+
+pub use body::{BodyError, ByteBudget, HeldBytes, read_body, read_body_within};
+
 use axum::Router;
 use axum::body::Body;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use serde_json::json;
+use hyper_util::rt::TokioIo;
+use peers::{Connected, Peers};
 use socket2::{Domain, Protocol, Socket, Type};
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use timed_stream::{Requests, TimedOut, TimedStream, Times};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 /// Wait after a failed accept, such as one for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -28,22 +37,53 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
+/// How long a connection that was taken waits until others have ended.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Bounds that keep clients from exhausting a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Connections that are served at once. As many more wait for up to 10 s, others in the kernel's queue.
     pub connections: usize,
-    /// Time to send the head of a request; also the longest pause between two requests of a connection.
+    /// Those of them from one address, or from one network of 64 bits with IPv6. As many more of it wait, others are closed.
+    pub connections_per_peer: usize,
+    /// Longest pause between two requests of a connection. Clients should give up an idle connection sooner: one that is
+    /// closed while a request is on its way to it loses that request.
+    pub idle_timeout: Duration,
+    /// Time to send the head of a request, from its first byte.
     pub head_timeout: Duration,
+    /// Time to take what is ready for it. A client that sends requests and reads no answer has as long.
+    pub write_timeout: Duration,
+    /// From this age on, less up to a fifth by chance, a connection is closed with its next answer (`Connection: close`), so that
+    /// its client comes back to another pod.
+    pub connection_age: Duration,
     /// Most headers of a request.
     pub headers: usize,
     /// Most bytes of a request's head.
     pub head_bytes: usize,
 }
 
+impl Limits {
+    /// The defaults.
+    pub const DEFAULT: Self = Self {
+        connections: 1_024,
+        connections_per_peer: 512,
+        idle_timeout: Duration::from_secs(75),
+        head_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(20),
+        connection_age: Duration::from_secs(20),
+        headers: 64,
+        head_bytes: 32 * 1024,
+    };
+
+    fn times(&self) -> Times {
+        Times { idle: self.idle_timeout, head: self.head_timeout, write: self.write_timeout }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1_024, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 }
+        Self::DEFAULT
     }
 }
 
@@ -111,17 +151,32 @@ pub async fn serve(
     drain: Duration,
 ) -> bool {
     let places = Arc::new(Semaphore::new(limits.connections));
+    // Of connections that were taken and are not served yet. They cost a file each, so there is a bound on them, too.
+    let waiting = Arc::new(Semaphore::new(limits.connections));
+    let peers = Peers::new(limits.connections_per_peer);
     let tracker = TaskTracker::new();
     let abort = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &waiting) => accepted,
         };
-        let Some((stream, place)) = accepted else { continue };
-        let (app, stop) = (app.clone(), stop.clone());
+        let Some((stream, address, waits)) = accepted else { continue };
+        let Some(connected) = peers.enter(address.ip()) else {
+            tracing::debug!(peer = %address.ip(), "connection closed: its peer has too many");
+            continue;
+        };
+        let (app, stop, places) = (app.clone(), stop.clone(), Arc::clone(&places));
         let connection = async move {
-            let _place = place;
+            let place = tokio::select! {
+                () = stop.cancelled() => return,
+                place = tokio::time::timeout(PLACE_TIMEOUT, place(&connected, &places)) => place,
+            };
+            let Ok(Some(_places)) = place else {
+                tracing::debug!(peer = %address.ip(), "connection closed: no other one ended in time");
+                return;
+            };
+            drop(waits);
             serve_connection(stream, app, limits, stop).await;
         };
         let abort = abort.clone();
@@ -145,11 +200,11 @@ pub async fn serve(
 
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    waiting: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let waits = Arc::clone(waiting).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
+        Ok((stream, address)) => Some((stream, address, waits)),
         Err(error) => {
             tracing::debug!(%error, "accept failed");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -158,20 +213,43 @@ async fn accept(
     }
 }
 
+/// First the peer's place, so that one with too many connections waits for itself only.
+async fn place(connected: &Connected, places: &Arc<Semaphore>) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    let of_peer = connected.place().await?;
+    Some((of_peer, Arc::clone(places).acquire_owned().await.ok()?))
+}
+
 async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: CancellationToken) {
     // Answers are small; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
-    let service = TowerToHyperService::new(app);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+    let requests = Arc::new(Requests::default());
+    let stream = TimedStream::new(stream, limits.times(), Arc::clone(&requests));
+    let ages_at = Instant::now().checked_add(limits.connection_age.mul_f64(1.0 - 0.2 * rand::random::<f64>()));
+    let service = {
+        let (requests, stop) = (Arc::clone(&requests), stop.clone());
+        hyper::service::service_fn(move |request: Request<Incoming>| {
+            let (app, stop, under_way) = (app.clone(), stop.clone(), requests.begin());
+            async move {
+                let Ok(mut response) = app.oneshot(request.map(Body::new)).await;
+                drop(under_way);
+                if stop.is_cancelled() || ages_at.is_some_and(|at| at <= Instant::now()) {
+                    close_after(&mut response);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        })
+    };
+    let mut connection = http1::Builder::new()
+        // The stream has its own times, which tell a connection that is idle from a head that does not end.
+        .header_read_timeout(None)
         .max_headers(limits.headers)
         .max_buf_size(limits.head_bytes)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = connection;
+    let mut was_idle = false;
     let result = tokio::select! {
         result = &mut connection => result,
         () = stop.cancelled() => {
+            was_idle = requests.are_none_under_way();
             Pin::new(&mut connection).graceful_shutdown();
             (&mut connection).await
         }
@@ -179,8 +257,25 @@ async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: 
     if let Err(error) = result {
         tracing::trace!(%error, "connection ended");
     }
-    let stream = connection.into_parts().io.into_inner();
-    let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+    let (stream, timed_out) = connection.into_parts().io.into_inner().into_inner();
+    match timed_out {
+        // At once. Were it read on, a request that arrives now would be taken and never answered; so its sender sees at once
+        // that it must send it again.
+        Some(TimedOut::Idle | TimedOut::Head) => {}
+        // With what it did not take, or the kernel would keep that for minutes.
+        Some(TimedOut::Write) => {
+            let _ = stream.set_zero_linger();
+        }
+        None if was_idle => {}
+        None => {
+            let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+        }
+    }
+}
+
+/// Lets the client know that the connection ends with this answer.
+fn close_after(response: &mut Response) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// Reads what a client still sends after its last answer. If it were left unread, the kernel would reset the connection,
@@ -193,47 +288,6 @@ async fn drain(mut stream: TcpStream) {
         if left == 0 {
             return;
         }
-    }
-}
-
-/// Why a body could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BodyError {
-    /// It has more bytes than are allowed.
-    #[error("the body has more than {0} bytes")]
-    TooLarge(usize),
-    /// It did not arrive in time.
-    #[error("the body did not arrive within {} s", .0.as_secs())]
-    TooSlow(Duration),
-    /// The connection broke.
-    #[error("the body broke off")]
-    Broken,
-}
-
-impl BodyError {
-    /// The status that says so.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Broken => StatusCode::BAD_REQUEST,
-        }
-    }
-}
-
-impl IntoResponse for BodyError {
-    fn into_response(self) -> Response {
-        (self.status(), Json(json!({ "message": self.to_string() }))).into_response()
-    }
-}
-
-/// Reads a body of at most `max_bytes` within `time`.
-pub async fn read_body(body: Body, max_bytes: usize, time: Duration) -> Result<Vec<u8>, BodyError> {
-    match tokio::time::timeout(time, Limited::new(body, max_bytes).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge(max_bytes)),
-        Ok(Err(_)) => Err(BodyError::Broken),
-        Err(_) => Err(BodyError::TooSlow(time)),
     }
 }
 
