@@ -150,6 +150,17 @@ async fn one_peer_does_not_keep_the_others_out() {
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_place_is_told_so() {
+    let place_timeout = Duration::from_millis(100);
+    let server = start(Limits { connections_per_peer: 1, place_timeout, ..Limits::default() }).await;
+    let mut served = server.connect().await;
+    assert!(ask(&mut served).await.is_some());
+    let answer = ask(&mut server.connect().await).await.unwrap();
+    assert!(answer.starts_with("http/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    assert!(ask(&mut served).await.is_some());
+}
+
 /// Three new pods got nothing of a steady load: the connections stayed where they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_connection_ends_with_an_answer_that_says_so() {

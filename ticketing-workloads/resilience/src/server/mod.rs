@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use timed_stream::{Requests, TimedOut, TimedStream, Times};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -37,14 +37,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long a connection that was taken waits until others have ended.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a client gets for whose connection there was no place in time. Nothing that it has sent was read.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+    content-type: application/json\r\ncontent-length: 104\r\n\r\n\
+    {\"success\":false,\"errorCode\":\"TOO_MANY_CONNECTIONS\",\"message\":\"too many connections; nothing was begun\"}";
 
 /// Bounds that keep clients from exhausting a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections that are served at once. As many more wait for up to 10 s, others in the kernel's queue.
+    /// Connections that are served at once. As many more wait, others in the kernel's queue.
     pub connections: usize,
+    /// How long a connection waits until others have ended; then it gets a 503.
+    pub place_timeout: Duration,
     /// Those of them from one address, or from one network of 64 bits with IPv6. As many more of it wait, others are closed.
     pub connections_per_peer: usize,
     /// Longest pause between two requests of a connection. Clients should give up an idle connection sooner: one that is
@@ -67,6 +71,7 @@ impl Limits {
     /// The defaults.
     pub const DEFAULT: Self = Self {
         connections: 1_024,
+        place_timeout: Duration::from_secs(10),
         connections_per_peer: 512,
         idle_timeout: Duration::from_secs(75),
         head_timeout: Duration::from_secs(10),
@@ -163,6 +168,8 @@ pub async fn serve(
         };
         let Some((stream, address, waits)) = accepted else { continue };
         let Some(connected) = peers.enter(address.ip()) else {
+            // As a courtesy, which must cost nothing.
+            let _ = stream.try_write(NO_PLACE);
             tracing::debug!(peer = %address.ip(), "connection closed: its peer has too many");
             continue;
         };
@@ -170,10 +177,13 @@ pub async fn serve(
         let connection = async move {
             let place = tokio::select! {
                 () = stop.cancelled() => return,
-                place = tokio::time::timeout(PLACE_TIMEOUT, place(&connected, &places)) => place,
+                place = tokio::time::timeout(limits.place_timeout, place(&connected, &places)) => place,
             };
             let Ok(Some(_places)) = place else {
                 tracing::debug!(peer = %address.ip(), "connection closed: no other one ended in time");
+                // Its client may come back with another one while this one is told.
+                drop(connected);
+                let _ = tokio::time::timeout(LINGER, refuse(stream)).await;
                 return;
             };
             drop(waits);
@@ -210,6 +220,12 @@ async fn accept(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }
+    }
+}
+
+async fn refuse(mut stream: TcpStream) {
+    if stream.write_all(NO_PLACE).await.is_ok() && stream.shutdown().await.is_ok() {
+        drain(stream).await;
     }
 }
 
@@ -300,6 +316,14 @@ mod tests {
         let (accepted, connected) =
             tokio::join!(tokio::time::timeout(Duration::from_secs(5), listener.accept()), TcpStream::connect(address));
         connected.is_ok() && accepted.is_ok_and(|accepted| accepted.is_ok())
+    }
+
+    #[test]
+    fn the_refusal_has_the_length_that_it_says() {
+        let text = std::str::from_utf8(NO_PLACE).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["errorCode"], "TOO_MANY_CONNECTIONS");
     }
 
     #[tokio::test]
