@@ -97,6 +97,16 @@ impl Dependency {
         &self.faults
     }
 
+    /// Counts an endpoint that is left out for a while because it fails.
+    pub fn endpoint_ejected(&self) {
+        self.metrics.endpoint_ejected(&self.name);
+    }
+
+    /// Tells how many of its endpoints are left out now.
+    pub fn endpoints_ejected(&self, now: usize) {
+        self.metrics.endpoints_ejected(&self.name, now);
+    }
+
     /// When a call that starts now ends at the latest, for a caller who waits until `until`.
     pub(crate) fn call_deadline(&self, until: Option<Instant>, now: Instant) -> Result<Instant, Rejection> {
         let own = now + self.request_time();

@@ -1,19 +1,33 @@
 //! Calls to other services over HTTP, behind the layers of a dependency.
 
+mod connections;
+mod ejection;
+mod endpoints;
 mod retry_after;
 #[cfg(test)]
 mod tests;
 
+pub use connections::Keep;
+pub use endpoints::Resolve;
+
 use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use connections::{Connection, Connections, Failed, KEEP};
 use contract::RetrySettings;
+use endpoints::Endpoints;
 use futures::future::BoxFuture;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use resilience::failure::Verdict;
+use resilience::server::ByteBudget;
 use resilience::{Attempt, Guarded, Repeatable};
 use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 use tower::util::MapResult;
 use tower::{Layer, Service, ServiceExt};
 
@@ -29,9 +43,14 @@ pub const INTERNAL: [HeaderName; 4] = [deadline::HEADER, RETRIED, REFUSED, DEADL
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Largest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
-/// Idle connections to one service that are kept.
-const IDLE_CONNECTIONS: usize = 32;
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// Bytes of answers that the process holds at once while they arrive.
+static ANSWERS: ByteBudget = ByteBudget::new(32 * 1024 * 1024);
+/// Time to open a connection, if the policy names none. A packet that was lost is sent again after a second; what takes longer
+/// is a pod that has gone.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Endpoints that are asked at most, if the ones before took no connection.
+const MAX_ENDPOINTS_TRIED: usize = 3;
 
 /// A request to another service.
 #[derive(Clone, Debug)]
@@ -85,6 +104,9 @@ pub enum HttpError {
     /// The answer is too large.
     #[error("the answer has more than {MAX_ANSWER_BYTES} bytes")]
     TooLarge,
+    /// This process has no memory for it.
+    #[error("too many answers arrive at once")]
+    NoMemory,
 }
 
 impl HttpError {
@@ -100,6 +122,7 @@ impl Failure for HttpError {
             Self::NotSent(_) => FailureKind::NotSent,
             Self::Broken(_) => FailureKind::ConnectFailure,
             Self::TooLarge => FailureKind::Other,
+            Self::NoMemory => FailureKind::GivenUp,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
             Self::Status(_) if self.header(DEADLINE_PASSED) == Some("true") => FailureKind::Timeout,
             Self::Status(answer) => kind_of(answer),
@@ -132,34 +155,167 @@ pub fn kind_of(answer: &HttpAnswer) -> FailureKind {
 
 /// Another service, without any layer.
 #[derive(Clone)]
-pub struct Bare {
-    client: reqwest::Client,
-    base: String,
+pub struct Bare(Result<Arc<Peer>, String>);
+
+/// A service at an address that can be read.
+struct Peer {
+    /// For the header `Host`.
+    host: HeaderValue,
+    /// What comes before every path.
+    prefix: String,
+    endpoints: Arc<Endpoints>,
+    connections: Arc<Connections>,
     /// Whose policy says which answers are failures; `None`: none below 500 but 429 is.
     dependency: Option<&'static Dependency>,
 }
 
-impl Bare {
-    async fn ask(self, attempt: Attempt<HttpCall>) -> Result<HttpAnswer, HttpError> {
-        let HttpCall { method, path, mut headers, body } = attempt.request;
-        if let Some(until) = attempt.deadline {
-            headers.insert(deadline::HEADER, deadline::to_header(until));
+impl Peer {
+    fn new(
+        base: &str,
+        dependency: Option<&'static Dependency>,
+        resolve: Resolve,
+        keep: Keep,
+    ) -> Result<Arc<Self>, String> {
+        let invalid = |why: &str| format!("the address {base:?} {why}: it must be like http://catalog:8080");
+        let uri: Uri = base.trim_end_matches('/').parse().map_err(|_| invalid("is no URL"))?;
+        let authority = uri.authority().ok_or_else(|| invalid("names no host"))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(invalid("is not of HTTP without TLS"));
         }
-        let request = self.client.request(method, format!("{}{path}", self.base)).headers(headers).body(body);
-        let answer = request.send().await.map_err(|error| {
-            let words = in_full(&error);
-            if error.is_connect() || error.is_builder() { HttpError::NotSent(words) } else { HttpError::Broken(words) }
-        })?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = Limited::new(reqwest::Body::from(answer), MAX_ANSWER_BYTES).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() { HttpError::TooLarge } else { HttpError::Broken(error.to_string()) }
-        })?;
-        let answer = HttpAnswer { status, headers, body: body.to_bytes() };
-        if is_failure(status) || self.dependency.is_some_and(|dependency| is_retried(status, dependency)) {
-            return Err(HttpError::Status(Box::new(answer)));
+        if authority.as_str().contains('@') {
+            return Err(invalid("has credentials, which are not sent"));
         }
-        Ok(answer)
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| invalid("names no host"))?;
+        let endpoints = Endpoints::new(authority.host(), authority.port_u16().unwrap_or(80), resolve, dependency);
+        let prefix = uri.path().trim_end_matches('/').to_owned();
+        Ok(Arc::new(Self { host, prefix, endpoints, connections: Connections::new(keep), dependency }))
     }
+
+    /// Asks one endpoint; the next ones only if nothing could be sent to those before.
+    async fn ask(&self, attempt: Attempt<HttpCall>) -> Result<HttpAnswer, HttpError> {
+        let Attempt { request: call, deadline: until, .. } = attempt;
+        let settings = self.dependency.map(Dependency::settings).unwrap_or_default();
+        let own = Duration::from_millis(settings.timeout.per_try_ms);
+        // As for the circuit: what a caller gave too little time says nothing of whom it was to ask.
+        let short = until.is_some_and(|until| until < Instant::now() + own / 2);
+        let bound = settings.timeout.connect_ms.map_or(CONNECT_TIMEOUT, Duration::from_millis);
+        let may_repeat = call.may_repeat(&settings.retry);
+        let mut request = self.request(call)?;
+        let (mut tried, mut refused) = (Vec::new(), None);
+        while tried.len() < MAX_ENDPOINTS_TRIED {
+            let Some(mut asked) =
+                self.endpoints.choose(&tried, until.filter(|_| !short)).await.map_err(HttpError::NotSent)?
+            else {
+                break;
+            };
+            if let Some(until) = until {
+                request.headers_mut().insert(deadline::HEADER, deadline::to_header(until));
+            }
+            let result = self.ask_endpoint(asked.address(), &request, may_repeat, bound).await;
+            asked.verdict = Some(verdict(&result, short));
+            match result {
+                Err(HttpError::NotSent(why)) => {
+                    self.endpoints.may_have_changed();
+                    tried.push(asked.address());
+                    refused = Some(why);
+                }
+                result => return result,
+            }
+        }
+        Err(HttpError::NotSent(refused.unwrap_or_else(|| "there is no endpoint to ask".to_owned())))
+    }
+
+    fn request(&self, call: HttpCall) -> Result<Request<Full<Bytes>>, HttpError> {
+        let HttpCall { method, path, headers, body } = call;
+        let uri = format!("{}{path}", self.prefix);
+        let request = Request::builder().method(method).uri(uri).body(Full::new(body));
+        let mut request = request.map_err(|error| HttpError::NotSent(error.to_string()))?;
+        *request.headers_mut() = headers;
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        Ok(request)
+    }
+
+    /// On an idle connection, or a new one. An idle one may have been closed by the other side while the request was on its
+    /// way: a request that never began, or may be made twice, is sent again on a new one (RFC 9112 §9.3.1). So is none
+    /// that may have arrived to an endpoint that then takes no connection: `NotSent` means that nothing ever was.
+    async fn ask_endpoint(
+        &self,
+        address: SocketAddr,
+        request: &Request<Full<Bytes>>,
+        may_repeat: bool,
+        bound: Duration,
+    ) -> Result<HttpAnswer, HttpError> {
+        let mut broken = None;
+        while broken.is_none()
+            && let Some(mut connection) = self.connections.take(address).await
+        {
+            match connection.send(request.clone()).await {
+                Ok(answer) => return self.read(address, connection, answer).await,
+                Err(Failed::NotSent(_)) => {}
+                Err(Failed::Broken(error)) if may_repeat => broken = Some(in_full(&error)),
+                Err(Failed::Broken(error)) => return Err(HttpError::Broken(in_full(&error))),
+            }
+        }
+        let not_sent = |why, broken: Option<String>| broken.map_or(HttpError::NotSent(why), HttpError::Broken);
+        let mut connection = match self.connections.open(address, bound).await {
+            Ok(connection) => connection,
+            Err(why) => return Err(not_sent(why, broken)),
+        };
+        match connection.send(request.clone()).await {
+            Ok(answer) => self.read(address, connection, answer).await,
+            Err(Failed::NotSent(error)) => Err(not_sent(in_full(&error), broken)),
+            Err(Failed::Broken(error)) => Err(HttpError::Broken(in_full(&error))),
+        }
+    }
+
+    async fn read(
+        &self,
+        address: SocketAddr,
+        connection: Connection,
+        answer: Response<Incoming>,
+    ) -> Result<HttpAnswer, HttpError> {
+        let (parts, body) = answer.into_parts();
+        let answer = HttpAnswer { status: parts.status, headers: parts.headers, body: collect(&ANSWERS, body).await? };
+        let is_retried = |dependency| is_retried(answer.status, dependency);
+        let result = if is_failure(answer.status) || self.dependency.is_some_and(is_retried) {
+            Err(HttpError::Status(Box::new(answer)))
+        } else {
+            Ok(answer)
+        };
+        // Behind one address there may be many pods, to one of which each connection leads: not again to one that fails.
+        if verdict(&result, false) != Verdict::Failure {
+            self.connections.put_back(address, connection, |address| self.endpoints.contains(address));
+        }
+        result
+    }
+}
+
+/// What a result says of the endpoint that was asked, `short`: by a caller that gave it too little time.
+fn verdict(result: &Result<HttpAnswer, HttpError>, short: bool) -> Verdict {
+    match result {
+        Ok(_) => Verdict::Success,
+        Err(error) => match error.kind() {
+            FailureKind::Timeout | FailureKind::ConnectFailure | FailureKind::Other if short => Verdict::Neutral,
+            kind => kind.verdict(),
+        },
+    }
+}
+
+async fn collect(budget: &ByteBudget, mut body: Incoming) -> Result<Bytes, HttpError> {
+    let mut held = budget.hold();
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| HttpError::Broken(in_full(&error)))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > MAX_ANSWER_BYTES - bytes.len() {
+            return Err(HttpError::TooLarge);
+        }
+        if !held.add(data.len()) {
+            return Err(HttpError::NoMemory);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes.into())
 }
 
 /// Whether it is one whatever the policy says.
@@ -173,9 +329,9 @@ fn is_retried(status: StatusCode, dependency: &Dependency) -> bool {
 }
 
 /// An error with what caused it; its own words are only where it happened.
-pub fn in_full(error: &reqwest::Error) -> String {
+pub fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(next) = cause {
         words = next.to_string();
         cause = next.source();
@@ -193,7 +349,8 @@ impl Service<Attempt<HttpCall>> for Bare {
     }
 
     fn call(&mut self, attempt: Attempt<HttpCall>) -> Self::Future {
-        Box::pin(self.clone().ask(attempt))
+        let peer = self.0.clone();
+        Box::pin(async move { peer.map_err(HttpError::NotSent)?.ask(attempt).await })
     }
 }
 
@@ -205,7 +362,12 @@ pub type HttpService = MapResult<Guarded<Bare>, fn(Outcome) -> Outcome>;
 
 /// The service at `base` (such as `http://catalog:8080`) behind the layers of `dependency`.
 pub fn service(base: &str, dependency: &'static Dependency) -> HttpService {
-    dependency.layer().layer(of_dependency(base, dependency)).map_result(answered)
+    guarded(of_dependency(base, dependency), dependency)
+}
+
+/// A service behind the layers of `dependency`.
+pub fn guarded(bare: Bare, dependency: &'static Dependency) -> HttpService {
+    dependency.layer().layer(bare).map_result(answered)
 }
 
 /// A status below 500 is an answer to the caller, also one that was retried until there were no more attempts.
@@ -218,23 +380,19 @@ fn answered(outcome: Outcome) -> Outcome {
 
 /// The service at `base` without layers: for health checks, which are to see it as it is.
 pub fn bare(base: &str) -> Bare {
-    connect(base, None)
+    Bare::new(base, None, endpoints::dns(), KEEP)
 }
 
 /// The same by the policy of `dependency`, whose layers are put around it elsewhere.
 pub fn of_dependency(base: &str, dependency: &'static Dependency) -> Bare {
-    connect(base, Some(dependency))
+    Bare::new(base, Some(dependency), endpoints::dns(), KEEP)
 }
 
-fn connect(base: &str, dependency: Option<&'static Dependency>) -> Bare {
-    let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        // Between services a redirect is a mistake, and no proxy of the environment belongs there.
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-        .unwrap_or_default();
-    Bare { client, base: base.trim_end_matches('/').to_owned(), dependency }
+impl Bare {
+    /// The service at `base`, whose addresses `resolve` knows. Where `base` is no address, each call says so.
+    pub fn new(base: &str, dependency: Option<&'static Dependency>, resolve: Resolve, keep: Keep) -> Self {
+        Self(Peer::new(base, dependency, resolve, keep))
+    }
 }
 
 pub async fn ask(service: &HttpService, call: HttpCall) -> Outcome {

@@ -8,6 +8,7 @@ use resilience::Resilience;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A dependency with these settings.
@@ -126,4 +127,222 @@ async fn a_listed_status_is_retried_and_at_last_the_answer(#[case] status: u16) 
     let unlisted = Script::start(vec![line(404, &[])]).await;
     assert_eq!(ask(&unlisted.service(dependency), HttpCall::get("/")).await.unwrap().status, 404);
     assert_eq!(unlisted.asked(), 1);
+}
+
+/// DNS that knows these addresses.
+fn at(addresses: Vec<SocketAddr>) -> Resolve {
+    Arc::new(move |_, _| {
+        let addresses = addresses.clone();
+        Box::pin(async move { Ok(addresses) })
+    })
+}
+
+fn service_at(addresses: Vec<SocketAddr>, dependency: &'static Dependency, keep: Keep) -> HttpService {
+    guarded(Bare::new("http://peer:8080", Some(dependency), at(addresses), keep), dependency)
+}
+
+/// A server that closes each connection instead of its second answer, and then takes new ones as before or not: as if the
+/// connection had been idle for too long while the request was on its way.
+async fn closes_instead_of_the_second_answer(takes_new_ones: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let received = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&received);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = Arc::clone(&count);
+            let one = async move {
+                for number in 0..2 {
+                    let mut request = [0; 4_096];
+                    let Ok(1..) = stream.read(&mut request).await else { return };
+                    count.fetch_add(1, Ordering::SeqCst);
+                    if number == 0 {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                    }
+                }
+            };
+            if takes_new_ones {
+                tokio::spawn(one);
+            } else {
+                one.await;
+                return;
+            }
+        }
+    });
+    (address, received)
+}
+
+fn post(key: Option<&'static str>) -> HttpCall {
+    let mut call = HttpCall::post("/", &serde_json::json!({}));
+    call.headers.extend(key.map(|key| (IDEMPOTENCY_KEY, HeaderValue::from_static(key))));
+    call
+}
+
+/// Each of them was lost: 59 of 59 requests that came as the server closed.
+#[rstest::rstest]
+#[case::get(HttpCall::get("/"), true)]
+#[case::with_a_key(post(Some("mine")), true)]
+#[case::not_to_be_made_twice(post(None), false)]
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_its_connection_is_sent_again(#[case] call: HttpCall, #[case] answered: bool) {
+    let (address, received) = closes_instead_of_the_second_answer(true).await;
+    // No retries: they have nothing to do with it.
+    let service = service_at(vec![address], dependency(settings(0, &[], &[])), KEEP);
+    assert_eq!(ask(&service, call.clone()).await.unwrap().status, 200);
+    let second = ask(&service, call).await;
+    if answered {
+        assert_eq!((second.unwrap().status.as_u16(), received.load(Ordering::SeqCst)), (200, 3));
+    } else {
+        let error = second.unwrap_err();
+        assert!(!error.never_reached() && error.to_string().contains("the connection broke"), "{error}");
+        assert_eq!(received.load(Ordering::SeqCst), 2);
+    }
+}
+
+/// What may have arrived is never said not to have been sent: its sender would take it for not charged.
+#[tokio::test]
+async fn what_may_have_arrived_was_sent_though_no_new_connection_is_taken() {
+    let (address, received) = closes_instead_of_the_second_answer(false).await;
+    let service = service_at(vec![address], dependency(settings(0, &[], &[])), KEEP);
+    ask(&service, post(Some("mine"))).await.unwrap();
+    let error = ask(&service, post(Some("mine"))).await.unwrap_err();
+    assert!(!error.never_reached(), "{error}");
+    assert_eq!(received.load(Ordering::SeqCst), 2);
+}
+
+/// A server that says with each answer which connection it came on.
+async fn numbers_connections() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut number = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            number += 1;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-connection: {number}\r\n\r\n");
+            tokio::spawn(async move {
+                let mut request = [0; 4_096];
+                while let Ok(1..) = stream.read(&mut request).await {
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[rstest::rstest]
+#[case::old(Keep { age: Duration::from_millis(100), ..KEEP })]
+#[case::idle(Keep { idle_time: Duration::from_millis(60), ..KEEP })]
+#[tokio::test]
+async fn a_connection_is_used_again_until_it_is_old_or_idle_for_too_long(#[case] keep: Keep) {
+    let service = service_at(vec![numbers_connections().await], dependency(settings(0, &[], &[])), keep);
+    let connection = async || ask(&service, HttpCall::get("/")).await.unwrap().headers["x-connection"].clone();
+    assert_eq!((connection().await, connection().await), ("1".parse().unwrap(), "1".parse().unwrap()));
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(connection().await, "2");
+}
+
+/// One of three pods was cut from its database and said so at once: 84 % of the answers were failures.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_three_that_fails_fast_costs_few_calls() {
+    let failing = || line(503, &[("retry-after", "1"), ("x-retried", "true")]);
+    let (well, ill) = (Script::start(vec![line(200, &[])]).await, Script::start(vec![failing()]).await);
+    let third = Script::start(vec![line(200, &[])]).await;
+    let dependency = dependency(settings(0, &[], &[]));
+    let service = service_at(vec![well.address, ill.address, third.address], dependency, KEEP);
+    let buyers = (0..16).map(|_| {
+        let service = service.clone();
+        tokio::spawn(async move {
+            let mut failed = 0;
+            for _ in 0..200 {
+                failed += usize::from(ask(&service, post(Some("mine"))).await.is_err());
+            }
+            failed
+        })
+    });
+    let failed: usize = futures::future::join_all(buyers).await.into_iter().map(Result::unwrap).sum();
+    assert!(failed >= 3 && failed * 100 <= 2 * 3_200, "{failed} of 3200 calls failed");
+    assert_eq!((dependency.circuit().state, dependency.circuit().opened_total), (CircuitState::Closed, 0));
+    println!("{failed} of 3200 calls failed, of which {} were asked of the one that fails", ill.asked());
+}
+
+/// One buyer after another: none of 60 was sold anything.
+#[tokio::test]
+async fn one_of_three_that_fails_fast_costs_a_single_buyer_three_calls() {
+    let (well, ill) = (Script::start(vec![line(200, &[])]).await, Script::start(vec![line(503, &[])]).await);
+    let third = Script::start(vec![line(200, &[])]).await;
+    let service = service_at(vec![well.address, ill.address, third.address], dependency(settings(0, &[], &[])), KEEP);
+    let mut failed = 0;
+    for _ in 0..60 {
+        failed += usize::from(ask(&service, HttpCall::get("/")).await.is_err());
+    }
+    assert_eq!((failed, ill.asked()), (3, 3));
+}
+
+/// Then it is nobody's fault alone.
+#[tokio::test]
+async fn if_all_fail_all_are_asked() {
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        servers.push(Script::start(vec![line(503, &[])]).await);
+    }
+    let mut settings = settings(0, &[], &[]);
+    settings.circuit_breaker.manual_state = contract::ManualState::Closed;
+    let service = service_at(servers.iter().map(|server| server.address).collect(), dependency(settings), KEEP);
+    for _ in 0..60 {
+        ask(&service, HttpCall::get("/")).await.unwrap_err();
+    }
+    assert!(servers.iter().all(|server| server.asked() > 15));
+}
+
+/// A pod that has gone is not missed: the next one is asked within the same attempt.
+#[tokio::test]
+async fn an_endpoint_that_takes_no_connection_is_passed_over() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let server = Script::start(vec![line(200, &[])]).await;
+    let service = service_at(vec![gone, server.address], dependency(settings(0, &[], &[])), KEEP);
+    for _ in 0..20 {
+        assert_eq!(ask(&service, post(None)).await.unwrap().status, 200);
+    }
+    assert_eq!(server.asked(), 20);
+}
+
+/// A listener whose queue is full: the kernel answers no further connection.
+fn takes_no_connection() -> (SocketAddr, impl Sized) {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    let queued: Vec<_> = std::iter::repeat_with(connect).map_while(Result::ok).take(100_000).collect();
+    (address, (socket, queued))
+}
+
+#[tokio::test]
+async fn the_connect_timeout_acts() {
+    let (address, _held) = tokio::task::spawn_blocking(takes_no_connection).await.unwrap();
+    let mut settings = settings(0, &[], &[]);
+    settings.timeout.connect_ms = Some(100);
+    let service = service_at(vec![address], dependency(settings), KEEP);
+    let started = std::time::Instant::now();
+    let error = ask(&service, post(None)).await.unwrap_err();
+    assert!(error.never_reached() && error.to_string().contains("within 100 ms"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[rstest::rstest]
+#[case("https://peer", "is not of HTTP without TLS")]
+#[case("http://me:secret@peer", "has credentials")]
+#[case("peer", "is not of HTTP")]
+#[case("/path", "names no host")]
+#[case("http://a b", "is no URL")]
+#[tokio::test]
+async fn an_address_that_cannot_be_asked_is_said(#[case] base: &str, #[case] why: &str) {
+    let error = ask(&service(base, dependency(settings(0, &[], &[]))), HttpCall::get("/")).await.unwrap_err();
+    assert!(error.never_reached() && error.to_string().contains(why), "{error}");
+}
+
+#[tokio::test]
+async fn a_base_may_have_a_path() {
+    let server = Script::start(vec![line(200, &[])]).await;
+    let base = format!("http://{}/prefix/", server.address);
+    assert_eq!(ask(&service(&base, dependency(settings(0, &[], &[]))), HttpCall::get("/x")).await.unwrap().status, 200);
 }
