@@ -240,7 +240,7 @@ async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: 
     let _ = stream.set_nodelay(true);
     let requests = Arc::new(Requests::default());
     let stream = TimedStream::new(stream, limits.times(), Arc::clone(&requests));
-    let ages_at = Instant::now().checked_add(limits.connection_age.mul_f64(1.0 - 0.2 * rand::random::<f64>()));
+    let ages_at = ages_at(limits.connection_age, rand::random());
     let service = {
         let (requests, stop) = (Arc::clone(&requests), stop.clone());
         hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -289,6 +289,12 @@ async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: 
     }
 }
 
+/// When a connection that begins now is old; `None`: never. `random` in `0.0..1.0` keeps those that began together apart.
+fn ages_at(age: Duration, random: f64) -> Option<Instant> {
+    let age = Duration::try_from_secs_f64(age.as_secs_f64() * (1.0 - 0.2 * random)).ok()?;
+    Instant::now().checked_add(age)
+}
+
 /// Lets the client know that the connection ends with this answer.
 fn close_after(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -316,6 +322,15 @@ mod tests {
         let (accepted, connected) =
             tokio::join!(tokio::time::timeout(Duration::from_secs(5), listener.accept()), TcpStream::connect(address));
         connected.is_ok() && accepted.is_ok_and(|accepted| accepted.is_ok())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ages_a_little_sooner_by_chance_or_never() {
+        let age = |random| ages_at(Duration::from_secs(20), random).unwrap() - Instant::now();
+        assert_eq!((age(0.0), age(1.0)), (Duration::from_secs(20), Duration::from_secs(16)));
+        for random in [0.0, 0.5, 1.0] {
+            assert_eq!(ages_at(Duration::MAX, random), None);
+        }
     }
 
     #[test]

@@ -236,8 +236,8 @@ impl Peer {
     }
 
     /// On an idle connection, or a new one. An idle one may have been closed by the other side while the request was on its
-    /// way: a request that never began, or may be made twice, is sent again on a new one (RFC 9112 §9.3.1). So is none
-    /// that may have arrived to an endpoint that then takes no connection: `NotSent` means that nothing ever was.
+    /// way: a request that never began, or may be made twice, is sent again on a new one (RFC 9112 §9.3.1). One that
+    /// may have arrived is `Broken`, and never `NotSent`, also if its endpoint then takes no connection.
     async fn ask_endpoint(
         &self,
         address: SocketAddr,
