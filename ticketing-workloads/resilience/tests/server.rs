@@ -164,7 +164,7 @@ async fn a_connection_without_a_place_is_told_so() {
 /// Three new pods got nothing of a steady load: the connections stayed where they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_connection_ends_with_an_answer_that_says_so() {
-    let server = start(Limits { connection_age: Duration::from_millis(200), ..Limits::default() }).await;
+    let server = start(Limits { connection_age: Duration::from_secs(1), ..Limits::default() }).await;
     let mut stream = server.connect().await;
     assert!(!ask(&mut stream).await.unwrap().contains("connection: close"));
     let told = async {

@@ -231,14 +231,15 @@ async fn numbers_connections() -> SocketAddr {
 }
 
 #[rstest::rstest]
-#[case::old(Keep { age: Duration::from_millis(100), ..KEEP })]
-#[case::idle(Keep { idle_time: Duration::from_millis(60), ..KEEP })]
+#[case::old(Keep { age: Duration::from_secs(1), ..KEEP })]
+#[case::idle(Keep { idle_time: Duration::from_millis(800), ..KEEP })]
 #[tokio::test]
 async fn a_connection_is_used_again_until_it_is_old_or_idle_for_too_long(#[case] keep: Keep) {
     let service = service_at(vec![numbers_connections().await], dependency(settings(0, &[], &[])), keep);
     let connection = async || ask(&service, HttpCall::get("/")).await.unwrap().headers["x-connection"].clone();
     assert_eq!((connection().await, connection().await), ("1".parse().unwrap(), "1".parse().unwrap()));
-    tokio::time::sleep(Duration::from_millis(120)).await;
+    // For as long as there is: that it is not used any more cannot be seen from outside.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert_eq!(connection().await, "2");
 }
 
