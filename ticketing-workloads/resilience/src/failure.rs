@@ -9,6 +9,11 @@ pub trait Failure: std::error::Error {
     /// What it means to retry and circuit breaker.
     fn kind(&self) -> FailureKind;
 
+    /// What it says to the circuit breaker.
+    fn verdict(&self) -> Verdict {
+        self.kind().verdict()
+    }
+
     /// How long the other side asks to wait before the next attempt (RFC 9110 §10.2.3), if it does: seconds, or until a date.
     fn retry_after(&self) -> Option<Duration> {
         None

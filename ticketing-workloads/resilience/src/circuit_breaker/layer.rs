@@ -96,13 +96,13 @@ fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
         Ok(_) => Verdict::Success,
         Err(AttemptError::Rejected(_) | AttemptError::TimedOut { short_deadline: true, .. }) => Verdict::Neutral,
         Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
-        Err(AttemptError::Failed(error)) => error.kind().verdict(),
-        Err(AttemptError::FailedUnderShortDeadline(error)) => match error.kind() {
+        Err(AttemptError::Failed(error)) => error.verdict(),
+        Err(AttemptError::FailedUnderShortDeadline(error)) => match (error.kind(), error.verdict()) {
             // Refusing a connection takes no time, and a failure that was told is one however little time there was. Who only
             // had too little of it says so, and is a timeout.
-            kind @ (FailureKind::NotSent | FailureKind::Status(_)) => kind.verdict(),
-            kind if kind.verdict() == Verdict::Failure => Verdict::Neutral,
-            kind => kind.verdict(),
+            (FailureKind::NotSent | FailureKind::Status(_), verdict) => verdict,
+            (_, Verdict::Failure) => Verdict::Neutral,
+            (_, verdict) => verdict,
         },
     }
 }

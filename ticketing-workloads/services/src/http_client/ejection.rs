@@ -128,13 +128,24 @@ impl Ejection {
         self.endpoints.values().filter(|endpoint| endpoint.state != State::Admitted).count()
     }
 
+    /// Whether this one is left out, for others that are asked instead.
+    pub fn leaves_out(&self, address: SocketAddr) -> bool {
+        let is_out = |endpoint: &Endpoint| endpoint.state != State::Admitted;
+        !self.panics() && self.endpoints.get(&address).is_some_and(is_out)
+    }
+
+    /// Whether too few are left.
+    fn panics(&self) -> bool {
+        (self.len() - self.ejected()) * 100 < PANIC_PERCENT * self.len()
+    }
+
     pub fn contains(&self, address: SocketAddr) -> bool {
         self.endpoints.contains_key(&address)
     }
 
     /// Whom to ask, in turn, but none of `tried`; `None`: there is nobody else.
     pub fn choose(&mut self, tried: &[SocketAddr], now: Instant) -> Option<Chosen> {
-        let panic = (self.len() - self.ejected()) * 100 < PANIC_PERCENT * self.len();
+        let panic = self.panics();
         let usable = |(address, endpoint): (&SocketAddr, &Endpoint)| {
             let trial = match endpoint.state {
                 _ if tried.contains(address) => return None,

@@ -107,7 +107,7 @@ impl Endpoints {
     ) -> Result<Option<Asked>, String> {
         self.bring_up_to_date().await?;
         let chosen = self.ejection().choose(tried, Instant::now());
-        Ok(chosen.map(|chosen| Asked { endpoints: Arc::clone(self), chosen, until, verdict: None }))
+        Ok(chosen.map(|chosen| Asked { endpoints: Arc::clone(self), chosen, until, finished: false }))
     }
 
     async fn bring_up_to_date(self: &Arc<Self>) -> Result<(), String> {
@@ -180,14 +180,16 @@ impl Endpoints {
         }
     }
 
-    fn record(&self, chosen: &Chosen, verdict: Verdict) {
-        let (change, ejected) = {
+    /// Whether the endpoint is left out then.
+    fn record(&self, chosen: &Chosen, verdict: Verdict) -> bool {
+        let (change, ejected, is_left_out) = {
             let mut ejection = self.ejection();
-            (ejection.record(chosen, verdict, Instant::now()), ejection.ejected())
+            let change = ejection.record(chosen, verdict, Instant::now());
+            (change, ejection.ejected(), ejection.leaves_out(chosen.address))
         };
         let service = self.dependency.map_or(&*self.host, |dependency| dependency.name());
         match change {
-            None => return,
+            None => return is_left_out,
             Some(Change::Ejected { length }) => {
                 tracing::warn!(%service, endpoint = %chosen.address, seconds = length.as_secs(), "endpoint ejected: it fails");
                 if let Some(dependency) = self.dependency {
@@ -197,29 +199,36 @@ impl Endpoints {
             Some(Change::Readmitted) => tracing::info!(%service, endpoint = %chosen.address, "endpoint admitted again"),
         }
         self.tell(ejected);
+        is_left_out
     }
 }
 
-/// An endpoint that is being asked. What came of it is told when it is dropped.
+/// An endpoint that is being asked. If it is dropped before it is finished, whoever asked did not wait for the end.
 pub struct Asked {
     endpoints: Arc<Endpoints>,
     chosen: Chosen,
     until: Option<Instant>,
-    /// Set it before that; `None`: whoever asked did not wait for the end.
-    pub verdict: Option<Verdict>,
+    finished: bool,
 }
 
 impl Asked {
     pub fn address(&self) -> SocketAddr {
         self.chosen.address
     }
+
+    /// What came of it. Whether the endpoint is left out now.
+    pub fn finish(mut self, verdict: Verdict) -> bool {
+        self.finished = true;
+        self.endpoints.record(&self.chosen, verdict)
+    }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let hung = || self.until.is_some_and(|until| Instant::now() >= until);
-        let verdict = self.verdict.unwrap_or_else(|| if hung() { Verdict::Failure } else { Verdict::Neutral });
-        self.endpoints.record(&self.chosen, verdict);
+        if !self.finished {
+            let hung = self.until.is_some_and(|until| Instant::now() >= until);
+            self.endpoints.record(&self.chosen, if hung { Verdict::Failure } else { Verdict::Neutral });
+        }
     }
 }
 

@@ -87,6 +87,9 @@ pub struct HttpAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// Whether the endpoint that gave it is left out since. That one fails is dealt with then, and is no evidence against the
+    /// others: those calls that it failed at once would open the circuit.
+    pub from_ejected: bool,
 }
 
 /// Why another service gave no answer to go on with.
@@ -132,6 +135,13 @@ impl Failure for HttpError {
     fn retry_after(&self) -> Option<Duration> {
         let Self::Status(answer) = self else { return None };
         retry_after::of(&answer.headers, SystemTime::now())
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Status(answer) if answer.from_ejected => Verdict::Neutral,
+            error => error.kind().verdict(),
+        }
     }
 
     fn was_retried(&self) -> bool {
@@ -203,7 +213,7 @@ impl Peer {
         let mut request = self.request(call)?;
         let (mut tried, mut refused) = (Vec::new(), None);
         while tried.len() < MAX_ENDPOINTS_TRIED {
-            let Some(mut asked) =
+            let Some(asked) =
                 self.endpoints.choose(&tried, until.filter(|_| !short)).await.map_err(HttpError::NotSent)?
             else {
                 break;
@@ -211,13 +221,18 @@ impl Peer {
             if let Some(until) = until {
                 request.headers_mut().insert(deadline::HEADER, deadline::to_header(until));
             }
-            let result = self.ask_endpoint(asked.address(), &request, may_repeat, bound).await;
-            asked.verdict = Some(verdict(&result, short));
+            let address = asked.address();
+            let result = self.ask_endpoint(address, &request, may_repeat, bound).await;
+            let is_left_out = asked.finish(verdict(&result, short));
             match result {
                 Err(HttpError::NotSent(why)) => {
                     self.endpoints.may_have_changed();
-                    tried.push(asked.address());
+                    tried.push(address);
                     refused = Some(why);
+                }
+                Err(HttpError::Status(mut answer)) => {
+                    answer.from_ejected = is_left_out;
+                    return Err(HttpError::Status(answer));
                 }
                 result => return result,
             }
@@ -275,7 +290,8 @@ impl Peer {
         answer: Response<Incoming>,
     ) -> Result<HttpAnswer, HttpError> {
         let (parts, body) = answer.into_parts();
-        let answer = HttpAnswer { status: parts.status, headers: parts.headers, body: collect(&ANSWERS, body).await? };
+        let body = collect(&ANSWERS, body).await?;
+        let answer = HttpAnswer { status: parts.status, headers: parts.headers, body, from_ejected: false };
         let is_retried = |dependency| is_retried(answer.status, dependency);
         let result = if is_failure(answer.status) || self.dependency.is_some_and(is_retried) {
             Err(HttpError::Status(Box::new(answer)))

@@ -296,6 +296,24 @@ async fn if_all_fail_all_are_asked() {
     assert!(servers.iter().all(|server| server.asked() > 15));
 }
 
+/// One that is left out is no evidence against the others; if most fail, the circuit has it soon.
+#[tokio::test]
+async fn if_all_fail_the_circuit_opens_hardly_later() {
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        servers.push(Script::start(vec![line(503, &[])]).await);
+    }
+    let dependency = dependency(settings(0, &[], &[]));
+    let service = service_at(servers.iter().map(|server| server.address).collect(), dependency, KEEP);
+    let mut calls = 0;
+    while dependency.circuit().state == CircuitState::Closed {
+        ask(&service, HttpCall::get("/")).await.unwrap_err();
+        calls += 1;
+        assert!(calls <= 10, "it is still closed");
+    }
+    assert!(servers.iter().all(|server| server.asked() > 0));
+}
+
 /// A pod that has gone is not missed: the next one is asked within the same attempt.
 #[tokio::test]
 async fn an_endpoint_that_takes_no_connection_is_passed_over() {
