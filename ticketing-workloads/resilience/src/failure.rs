@@ -43,7 +43,8 @@ pub enum FailureKind {
     Status(u16),
     /// The other side says that it refuses because of its load.
     RateLimited,
-    /// The same by an HTTP status: 429, or 503 with `Retry-After`.
+    /// The same by an HTTP status: 429, or 503 with `Retry-After`. To the circuit breaker, the 503 is a failure like any other
+    /// unless the policy has it waited for (`retryOn: [RateLimited]`) and there is time for another attempt.
     Overloaded(u16),
     /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
     Deadlock,
@@ -71,9 +72,15 @@ impl FailureKind {
         match self {
             Self::Business | Self::Deadlock | Self::VersionConflict => Verdict::Success,
             // What this side did itself says nothing, or a reset of connections would open the circuit that it is to heal.
-            Self::RateLimited | Self::Overloaded(_) | Self::GivenUp => Verdict::Neutral,
+            Self::RateLimited | Self::GivenUp => Verdict::Neutral,
+            Self::Overloaded(status) if status < 500 => Verdict::Neutral,
             Self::Status(status) if status < 500 => Verdict::Success,
-            Self::Timeout | Self::NotSent | Self::ConnectFailure | Self::Status(_) | Self::Other => Verdict::Failure,
+            Self::Timeout
+            | Self::NotSent
+            | Self::ConnectFailure
+            | Self::Status(_)
+            | Self::Overloaded(_)
+            | Self::Other => Verdict::Failure,
         }
     }
 

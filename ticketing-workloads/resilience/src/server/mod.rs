@@ -38,7 +38,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a client gets for whose connection there was no place in time. Nothing that it has sent was read.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+const NO_PLACE: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nx-refused: true\r\nretry-after: 1\r\n\
     content-type: application/json\r\ncontent-length: 104\r\n\r\n\
     {\"success\":false,\"errorCode\":\"TOO_MANY_CONNECTIONS\",\"message\":\"too many connections; nothing was begun\"}";
 

@@ -12,7 +12,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::{CallError, Dependency, Resilience};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -158,10 +158,11 @@ fn unpaid(error: &CallError<HttpError>) -> Paid {
     }
     match error {
         // Payment itself says so, of all that was ever asked with this key.
-        CallError::Failed { source: HttpError::Status(answer), .. } => {
-            let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            match body["errorCode"].as_str() {
+        CallError::Failed { source: HttpError::Status(answer), attempts, .. } => {
+            match http_client::error_code(&answer.body).as_deref() {
                 Some("ALL_PROVIDERS_FAILED" | "PAYMENTS_TURNED_OFF") => Paid::NotCharged,
+                // It says so of this attempt alone.
+                Some(http_client::TOO_MANY_CONNECTIONS) if *attempts <= 1 => Paid::NotCharged,
                 _ => Paid::Unknown,
             }
         }

@@ -28,10 +28,23 @@ pub struct Keep {
 /// The defaults.
 pub const KEEP: Keep = Keep { idle: 32, idle_time: Duration::from_secs(4), age: Duration::from_secs(15) };
 
+/// Time between two looks for connections that nobody takes any more.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A request on a connection that the other side was closing meanwhile is lost within about the time of a packet there and back.
+/// What is lost later was lost by a server that may have been at work on it.
+const CLOSING: Duration = Duration::from_millis(500);
+
 /// The idle connections of one service.
 pub struct Connections {
     keep: Keep,
-    idle: Mutex<HashMap<SocketAddr, Vec<Idle>>>,
+    idle: Mutex<IdleConnections>,
+}
+
+#[derive(Default)]
+struct IdleConnections {
+    of: HashMap<SocketAddr, Vec<Idle>>,
+    /// When those that nobody takes any more were last looked for.
+    swept_at: Option<Instant>,
 }
 
 struct Idle {
@@ -51,8 +64,8 @@ pub struct Connection {
 pub enum Failed {
     /// Nothing was sent.
     NotSent(hyper::Error),
-    /// The request, or a part of it, may have arrived.
-    Broken(hyper::Error),
+    /// The request, or a part of it, may have arrived. `closing`: it met the end of an idle connection.
+    Broken { error: hyper::Error, closing: bool },
 }
 
 impl Connections {
@@ -60,7 +73,7 @@ impl Connections {
         Arc::new(Self { keep, idle: Mutex::default() })
     }
 
-    fn idle(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Idle>>> {
+    fn idle(&self) -> MutexGuard<'_, IdleConnections> {
         // No code here panics between two writes that belong together.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,9 +83,9 @@ impl Connections {
         loop {
             let mut connection = {
                 let mut idle = self.idle();
-                let of_address = idle.get_mut(&address)?;
+                let of_address = idle.of.get_mut(&address)?;
                 let Some(found) = of_address.pop() else {
-                    idle.remove(&address);
+                    idle.of.remove(&address);
                     return None;
                 };
                 if !self.is_good(&found) {
@@ -117,24 +130,39 @@ impl Connections {
             return;
         }
         connection.used_before = true;
+        let now = Instant::now();
         let mut idle = self.idle();
         // Those that nobody takes any more would stay for ever.
-        idle.retain(|address, connections| {
-            connections.retain(|idle| self.is_good(idle));
-            !connections.is_empty() && is_wanted(*address)
-        });
-        let of_address = idle.entry(address).or_default();
+        if idle.swept_at.is_none_or(|at| now.saturating_duration_since(at) >= SWEEP) {
+            idle.swept_at = Some(now);
+            idle.of.retain(|address, connections| {
+                connections.retain(|idle| self.is_good(idle));
+                !connections.is_empty() && is_wanted(*address)
+            });
+        }
+        let of_address = idle.of.entry(address).or_default();
         if of_address.len() < self.keep.idle {
-            of_address.push(Idle { connection, since: Instant::now() });
+            of_address.push(Idle { connection, since: now });
         }
     }
 }
 
 impl Connection {
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failed> {
-        self.sender.try_send_request(request).await.map_err(|mut failed| match failed.take_message() {
-            Some(_) => Failed::NotSent(failed.into_error()),
-            None => Failed::Broken(failed.into_error()),
+        let sent_at = Instant::now();
+        self.sender.try_send_request(request).await.map_err(|mut failed| {
+            let was_sent = failed.take_message().is_none();
+            let error = failed.into_error();
+            let closing = self.used_before && ended(&error) && sent_at.elapsed() < CLOSING;
+            if was_sent { Failed::Broken { error, closing } } else { Failed::NotSent(error) }
         })
     }
+}
+
+/// Whether the connection ended, and not by an answer that makes no sense.
+fn ended(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let is_end = |cause: &std::io::Error| matches!(cause.kind(), BrokenPipe | ConnectionAborted | ConnectionReset);
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || cause.is_some_and(is_end)
 }

@@ -19,6 +19,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(5);
 /// Longest ejection; and after as long a time without one, the next is the first again.
 const LONGEST: Duration = Duration::from_secs(60);
+/// An endpoint that has had a call for so long, and has answered nothing well since that began, is asked only for want of others.
+const SILENT: Duration = Duration::from_secs(2);
 /// With a smaller share of endpoints left, in percent, all of them are asked: what fails everywhere is the fault of none, and
 /// those that are left would not bear the load of all.
 const PANIC_PERCENT: usize = 50;
@@ -29,6 +31,8 @@ pub struct Ejection {
     endpoints: BTreeMap<SocketAddr, Endpoint>,
     /// Who was asked last.
     last: Option<SocketAddr>,
+    /// Calls so far.
+    calls: u64,
 }
 
 #[derive(Debug)]
@@ -40,6 +44,10 @@ struct Endpoint {
     window: Window,
     /// Ejections without [`LONGEST`] between them.
     ejections: u32,
+    /// Calls without a result yet, in the order in which they began.
+    under_way: BTreeMap<u64, Instant>,
+    /// When the last success arrived.
+    answered: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +74,7 @@ pub struct Chosen {
     /// Whether this call decides if it is admitted again. It must be followed by [`Ejection::record`].
     pub trial: bool,
     begun: Instant,
+    number: u64,
 }
 
 /// What a result has changed.
@@ -78,11 +87,30 @@ pub enum Change {
 impl Endpoint {
     fn new(now: Instant) -> Self {
         let window = Window { since: now, calls: 0, failures: 0 };
-        Self { state: State::Admitted, since: now, failures_in_a_row: 0, window, ejections: 0 }
+        Self {
+            state: State::Admitted,
+            since: now,
+            failures_in_a_row: 0,
+            window,
+            ejections: 0,
+            under_way: BTreeMap::new(),
+            answered: None,
+        }
     }
 
     fn admit(&mut self, now: Instant) {
-        *self = Self { ejections: self.ejections, ..Self::new(now) };
+        let under_way = std::mem::take(&mut self.under_way);
+        *self = Self { ejections: self.ejections, under_way, answered: self.answered, ..Self::new(now) };
+    }
+
+    fn has_answered_since(&self, begun: Instant) -> bool {
+        self.answered.is_some_and(|at| at >= begun)
+    }
+
+    /// Whether it may be frozen: its oldest call has waited for long, in which it has answered nothing else either.
+    fn is_silent(&self, now: Instant) -> bool {
+        let oldest = self.under_way.values().next();
+        oldest.is_some_and(|begun| now.saturating_duration_since(*begun) >= SILENT && !self.has_answered_since(*begun))
     }
 
     fn eject(&mut self, now: Instant) -> Change {
@@ -128,10 +156,15 @@ impl Ejection {
         self.endpoints.values().filter(|endpoint| endpoint.state != State::Admitted).count()
     }
 
-    /// Whether this one is left out, for others that are asked instead.
-    pub fn leaves_out(&self, address: SocketAddr) -> bool {
-        let is_out = |endpoint: &Endpoint| endpoint.state != State::Admitted;
-        !self.panics() && self.endpoints.get(&address).is_some_and(is_out)
+    /// Whether a failure of this call says nothing of the others, who are asked instead: its endpoint is left out or no longer
+    /// one of them. One from whom nothing came at all (`silent`) is known to be alone in that, too, if others have answered since.
+    pub fn excuses(&self, chosen: &Chosen, silent: bool) -> bool {
+        let Some(endpoint) = self.endpoints.get(&chosen.address) else { return !self.endpoints.is_empty() };
+        let alone = || {
+            !endpoint.has_answered_since(chosen.begun)
+                && self.endpoints.values().any(|other| other.has_answered_since(chosen.begun))
+        };
+        !self.panics() && (endpoint.state != State::Admitted || (silent && alone()))
     }
 
     /// Whether too few are left.
@@ -143,7 +176,8 @@ impl Ejection {
         self.endpoints.contains_key(&address)
     }
 
-    /// Whom to ask, in turn, but none of `tried`; `None`: there is nobody else.
+    /// Whom to ask: the one with the fewest calls under way, in turn if there are several, but none of `tried`. So one that hangs
+    /// gets no more calls than the others have at once. `None`: there is nobody else.
     pub fn choose(&mut self, tried: &[SocketAddr], now: Instant) -> Option<Chosen> {
         let panic = self.panics();
         let usable = |(address, endpoint): (&SocketAddr, &Endpoint)| {
@@ -154,22 +188,30 @@ impl Ejection {
                 State::Ejected { .. } | State::Tried if panic => false,
                 State::Ejected { .. } | State::Tried => return None,
             };
-            Some((*address, trial))
+            let had_its_turn = self.last.is_some_and(|last| *address <= last);
+            Some(((endpoint.is_silent(now), endpoint.under_way.len(), had_its_turn, *address), trial))
         };
-        let after = |last| (std::ops::Bound::Excluded(last), std::ops::Bound::Unbounded);
-        let next = self.last.and_then(|last| self.endpoints.range(after(last)).find_map(usable));
-        let (address, trial) = next.or_else(|| self.endpoints.iter().find_map(usable))?;
+        let ((.., address), trial) = self.endpoints.iter().filter_map(usable).min()?;
         self.last = Some(address);
-        if let Some(endpoint) = self.endpoints.get_mut(&address).filter(|_| trial) {
-            (endpoint.state, endpoint.since) = (State::Tried, now);
+        self.calls += 1;
+        let number = self.calls;
+        if let Some(endpoint) = self.endpoints.get_mut(&address) {
+            endpoint.under_way.insert(number, now);
+            if trial {
+                (endpoint.state, endpoint.since) = (State::Tried, now);
+            }
         }
-        Some(Chosen { address, trial, begun: now })
+        Some(Chosen { address, trial, begun: now, number })
     }
 
     /// How a call to an endpoint ended.
     pub fn record(&mut self, chosen: &Chosen, verdict: Verdict, now: Instant) -> Option<Change> {
         let several = self.endpoints.len() > 1;
         let endpoint = self.endpoints.get_mut(&chosen.address)?;
+        endpoint.under_way.remove(&chosen.number);
+        if verdict == Verdict::Success {
+            endpoint.answered = Some(now);
+        }
         if chosen.begun < endpoint.since {
             return None;
         }
@@ -318,10 +360,62 @@ mod tests {
         calls(&mut ejection, 9, &[2], now);
         ejection.set(&[address(2), address(3), address(4), address(5)].into(), now);
         assert_eq!((ejection.len(), ejection.ejected(), ejection.contains(address(1))), (4, 1, false));
-        let gone = Chosen { address: address(1), trial: false, begun: now };
+        let gone = Chosen { address: address(1), trial: false, begun: now, number: 1 };
         assert_eq!(ejection.record(&gone, Verdict::Failure, now), None);
         ejection.set(&[address(3)].into(), now);
         assert_eq!((ejection.len(), ejection.ejected()), (1, 0));
+    }
+
+    /// It held as many buyers as there are, each for as long as an attempt may take.
+    #[test]
+    fn one_that_hangs_gets_no_more_calls_than_the_others_have_at_once() {
+        let (mut ejection, start) = endpoints(3);
+        let mut hanging = Vec::new();
+        for call in 0..3_000 {
+            let now = start + Duration::from_millis(10 * call);
+            let chosen = ejection.choose(&[], now).unwrap();
+            if chosen.address == address(2) {
+                hanging.push(chosen);
+            } else {
+                ejection.record(&chosen, Verdict::Success, now);
+            }
+        }
+        assert_eq!(hanging.len(), 1);
+        let late = start + Duration::from_secs(30);
+        assert!(ejection.excuses(&hanging[0], true), "others have answered all the time");
+        assert!(!ejection.excuses(&hanging[0], false), "a failure that it told would count");
+        ejection.record(&hanging[0], Verdict::Success, late);
+        assert!(calls(&mut ejection, 30, &[], late)[&address(2)] >= 10, "it goes on");
+    }
+
+    #[test]
+    fn one_that_is_silent_for_long_is_asked_only_for_want_of_others() {
+        let (mut ejection, start) = endpoints(2);
+        let silent = ejection.choose(&[], start).unwrap();
+        let busy: Vec<_> = (0..9).map(|_| ejection.choose(&[silent.address], start).unwrap()).collect();
+        assert_eq!(ejection.choose(&[], start).unwrap().address, silent.address, "it has fewer calls");
+        let later = start + SILENT;
+        ejection.record(&busy[0], Verdict::Success, later);
+        assert_eq!(ejection.choose(&[], later).unwrap().address, busy[0].address);
+        assert_eq!(ejection.choose(&[busy[0].address], later).unwrap().address, silent.address);
+    }
+
+    #[test]
+    fn silence_of_all_is_excused_in_none() {
+        let (mut ejection, start) = endpoints(3);
+        let hanging: Vec<_> = (0..6).map(|_| ejection.choose(&[], start).unwrap()).collect();
+        for chosen in &hanging {
+            ejection.record(chosen, Verdict::Failure, start + LONGEST);
+            assert!(!ejection.excuses(chosen, true));
+        }
+    }
+
+    #[test]
+    fn a_failure_of_one_that_has_gone_is_excused() {
+        let (mut ejection, start) = endpoints(3);
+        let chosen = ejection.choose(&[], start).unwrap();
+        ejection.set(&[2, 3].map(address).into(), start);
+        assert!(ejection.excuses(&chosen, false));
     }
 
     proptest! {

@@ -22,8 +22,10 @@ const REFRESH: Duration = Duration::from_secs(3);
 const STALE: Duration = Duration::from_secs(30);
 /// Least time between two questions because an endpoint took no connection.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long such a call waits before it goes on with what was known.
+/// How long after the question such a call goes on with what was known.
 const STALE_WAIT: Duration = Duration::from_secs(1);
+/// How long what DNS said stands while it names nobody. Its servers may be away; but addresses are given to other pods in time.
+const KEPT: Duration = Duration::from_secs(300);
 /// Time for DNS to answer.
 const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -51,13 +53,29 @@ pub struct Endpoints {
 /// What DNS has said so far.
 #[derive(Clone, Debug, Default)]
 struct Resolved {
-    /// Whether it has named an address.
-    known: bool,
-    /// When it was last asked.
+    /// When it last named an address.
+    named_at: Option<Instant>,
+    /// When it was last asked, unless it is to be asked again at once.
     asked_at: Option<Instant>,
+    /// When the last question began.
+    question_at: Option<Instant>,
     /// Why its last answer names none.
     error: Option<String>,
+    /// Whether it has not answered the last question.
+    has_hung: bool,
     answers: u64,
+}
+
+impl Resolved {
+    fn is_known(&self, now: Instant) -> bool {
+        self.named_at.is_some_and(|at| now.saturating_duration_since(at) < KEPT)
+    }
+
+    /// How long to wait for an answer now, where there is a need for one. Not at all for DNS that did not answer the last time.
+    fn wait(&self, now: Instant) -> Duration {
+        let waited = self.question_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        if self.has_hung { Duration::ZERO } else { STALE_WAIT.saturating_sub(waited) }
+    }
 }
 
 impl Endpoints {
@@ -117,13 +135,16 @@ impl Endpoints {
         let mut news = self.resolved.subscribe();
         let (known, age, seen) = {
             let resolved = news.borrow_and_update();
-            (resolved.known, resolved.asked_at.map(|at| at.elapsed()), resolved.answers)
+            (resolved.is_known(Instant::now()), resolved.asked_at.map(|at| at.elapsed()), resolved.answers)
         };
         if known && age.is_some_and(|age| age < REFRESH) {
             return Ok(());
         }
         if !self.resolving.swap(true, Ordering::AcqRel) {
-            self.resolved.send_modify(|resolved| resolved.asked_at = Some(Instant::now()));
+            self.resolved.send_modify(|resolved| {
+                resolved.asked_at = Some(Instant::now());
+                resolved.question_at = resolved.asked_at;
+            });
             let endpoints = Arc::clone(self);
             // Not in this call, which may be given up: others wait for the answer, too.
             tokio::spawn(async move {
@@ -136,11 +157,12 @@ impl Endpoints {
         let answered = news.wait_for(|resolved| resolved.answers != seen);
         if !known {
             let resolved = answered.await.map_err(|error| error.to_string())?;
-            if let (false, Some(error)) = (resolved.known, &resolved.error) {
+            if let (false, Some(error)) = (resolved.is_known(Instant::now()), &resolved.error) {
                 return Err(format!("no address of {}: {error}", self.host));
             }
         } else if age.is_none_or(|age| age >= STALE) {
-            let _ = timeout(STALE_WAIT, answered).await;
+            let wait = self.resolved.borrow().wait(Instant::now());
+            let _ = timeout(wait, answered).await;
         }
         Ok(())
     }
@@ -154,6 +176,7 @@ impl Endpoints {
                     if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
                 },
             );
+        let has_hung = answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
         let error = match answer {
             Ok(addresses) => {
                 let addresses = addresses.into_iter().collect::<BTreeSet<_>>();
@@ -168,8 +191,9 @@ impl Endpoints {
             Err(error) => Some(error.to_string()),
         };
         self.resolved.send_modify(|resolved| {
-            resolved.known |= error.is_none();
+            resolved.named_at = if error.is_none() { Some(now) } else { resolved.named_at };
             resolved.error = error;
+            resolved.has_hung = has_hung;
             resolved.answers += 1;
         });
     }
@@ -180,16 +204,16 @@ impl Endpoints {
         }
     }
 
-    /// Whether the endpoint is left out then.
-    fn record(&self, chosen: &Chosen, verdict: Verdict) -> bool {
-        let (change, ejected, is_left_out) = {
+    /// Whether a failure is excused then ([`Ejection::excuses`]).
+    fn record(&self, chosen: &Chosen, verdict: Verdict, silent: bool) -> bool {
+        let (change, ejected, is_excused) = {
             let mut ejection = self.ejection();
             let change = ejection.record(chosen, verdict, Instant::now());
-            (change, ejection.ejected(), ejection.leaves_out(chosen.address))
+            (change, ejection.ejected(), ejection.excuses(chosen, silent))
         };
         let service = self.dependency.map_or(&*self.host, |dependency| dependency.name());
         match change {
-            None => return is_left_out,
+            None => return is_excused,
             Some(Change::Ejected { length }) => {
                 tracing::warn!(%service, endpoint = %chosen.address, seconds = length.as_secs(), "endpoint ejected: it fails");
                 if let Some(dependency) = self.dependency {
@@ -199,7 +223,7 @@ impl Endpoints {
             Some(Change::Readmitted) => tracing::info!(%service, endpoint = %chosen.address, "endpoint admitted again"),
         }
         self.tell(ejected);
-        is_left_out
+        is_excused
     }
 }
 
@@ -216,10 +240,16 @@ impl Asked {
         self.chosen.address
     }
 
-    /// What came of it. Whether the endpoint is left out now.
+    /// What came of it. Whether a failure says nothing of the other endpoints.
     pub fn finish(mut self, verdict: Verdict) -> bool {
         self.finished = true;
-        self.endpoints.record(&self.chosen, verdict)
+        self.endpoints.record(&self.chosen, verdict, false)
+    }
+
+    /// Nothing came of it in time. As for [`Asked::finish`].
+    pub fn give_up(mut self) -> bool {
+        self.finished = true;
+        self.endpoints.record(&self.chosen, Verdict::Failure, true)
     }
 }
 
@@ -227,7 +257,7 @@ impl Drop for Asked {
     fn drop(&mut self) {
         if !self.finished {
             let hung = self.until.is_some_and(|until| Instant::now() >= until);
-            self.endpoints.record(&self.chosen, if hung { Verdict::Failure } else { Verdict::Neutral });
+            self.endpoints.record(&self.chosen, if hung { Verdict::Failure } else { Verdict::Neutral }, true);
         }
     }
 }
@@ -312,6 +342,39 @@ mod tests {
             assert!(error.starts_with("no address of catalog: "), "{error}");
         }
         assert_eq!(asked(&endpoints, 1).await, [address(1)].into());
+    }
+
+    /// Addresses are given to other pods in time, of whatever service.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_is_not_asked_for_ever() {
+        let endpoints = Endpoints::new("catalog", 8_080, answers(&[Some(&[1]), None]), None);
+        asked(&endpoints, 1).await;
+        tokio::time::advance(KEPT.mul_f64(0.9)).await;
+        assert_eq!(asked(&endpoints, 1).await, [address(1)].into());
+        tokio::time::advance(KEPT.mul_f64(0.1)).await;
+        let error = endpoints.choose(&[], None).await.err().unwrap();
+        assert!(error.starts_with("no address of catalog: "), "{error}");
+    }
+
+    /// With one pod that restarts while DNS is away, each call waited.
+    #[tokio::test(start_paused = true)]
+    async fn dns_that_hangs_holds_up_no_series_of_calls_whose_endpoint_takes_no_connection() {
+        let known = AtomicBool::new(false);
+        let resolve: Resolve = Arc::new(move |_, _| {
+            let first = !known.swap(true, Ordering::SeqCst);
+            Box::pin(async move { if first { Ok(vec![address(1)]) } else { std::future::pending().await } })
+        });
+        let endpoints = Endpoints::new("catalog", 8_080, resolve, None);
+        asked(&endpoints, 1).await;
+        let mut waited = Duration::ZERO;
+        for _ in 0..40 {
+            tokio::time::advance(AGAIN).await;
+            endpoints.may_have_changed();
+            let started = Instant::now();
+            asked(&endpoints, 1).await;
+            waited += started.elapsed();
+        }
+        assert!(waited <= STALE_WAIT, "40 calls within 20 s waited for {waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

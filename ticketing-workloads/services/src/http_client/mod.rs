@@ -24,10 +24,11 @@ use resilience::server::ByteBudget;
 use resilience::{Attempt, Guarded, Repeatable};
 use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tower::util::MapResult;
 use tower::{Layer, Service, ServiceExt};
 
@@ -51,6 +52,10 @@ static ANSWERS: ByteBudget = ByteBudget::new(32 * 1024 * 1024);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Endpoints that are asked at most, if the ones before took no connection.
 const MAX_ENDPOINTS_TRIED: usize = 3;
+/// How long before the end of an attempt it is decided whose fault it is that there is no answer.
+const EARLIER: Duration = Duration::from_millis(5);
+/// Code of an answer of a server of ours that had no place for the connection: nothing was begun.
+pub const TOO_MANY_CONNECTIONS: &str = "TOO_MANY_CONNECTIONS";
 
 /// A request to another service.
 #[derive(Clone, Debug)]
@@ -87,7 +92,7 @@ pub struct HttpAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Whether the endpoint that gave it is left out since. That one fails is dealt with then, and is no evidence against the
+    /// Whether it is a failure, and the endpoint that gave it is left out since. That one fails is dealt with then, and is no evidence against the
     /// others: those calls that it failed at once would open the circuit.
     pub from_ejected: bool,
 }
@@ -98,9 +103,12 @@ pub enum HttpError {
     /// Nothing was sent.
     #[error("no connection: {0}")]
     NotSent(String),
-    /// The connection broke before the answer was there.
-    #[error("the connection broke: {0}")]
-    Broken(String),
+    /// The connection broke before the answer was there. `from_ejected` as of [`HttpAnswer`].
+    #[error("the connection broke: {why}")]
+    Broken { why: String, from_ejected: bool },
+    /// Nothing came in time from an endpoint, while others have answered.
+    #[error("the endpoint gave no answer in time; others do")]
+    NoAnswer,
     /// The answer is a failure: 429, 500 and above, or one that the policy retries (`httpStatusCodes`).
     #[error("status {}", .0.status)]
     Status(Box<HttpAnswer>),
@@ -113,6 +121,20 @@ pub enum HttpError {
 }
 
 impl HttpError {
+    fn broken(why: String) -> Self {
+        Self::Broken { why, from_ejected: false }
+    }
+
+    /// Whether it is no evidence against the service as a whole: its endpoint is left out, or fails alone.
+    pub fn is_excused(&self) -> bool {
+        match self {
+            Self::Status(answer) => answer.from_ejected,
+            Self::Broken { from_ejected, .. } => *from_ejected,
+            Self::NoAnswer => true,
+            Self::NotSent(_) | Self::TooLarge | Self::NoMemory => false,
+        }
+    }
+
     fn header(&self, name: HeaderName) -> Option<&str> {
         let Self::Status(answer) = self else { return None };
         answer.headers.get(name)?.to_str().ok()
@@ -123,7 +145,8 @@ impl Failure for HttpError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::NotSent(_) => FailureKind::NotSent,
-            Self::Broken(_) => FailureKind::ConnectFailure,
+            Self::Broken { .. } => FailureKind::ConnectFailure,
+            Self::NoAnswer => FailureKind::Timeout,
             Self::TooLarge => FailureKind::Other,
             Self::NoMemory => FailureKind::GivenUp,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
@@ -138,10 +161,7 @@ impl Failure for HttpError {
     }
 
     fn verdict(&self) -> Verdict {
-        match self {
-            Self::Status(answer) if answer.from_ejected => Verdict::Neutral,
-            error => error.kind().verdict(),
-        }
+        if self.is_excused() { Verdict::Neutral } else { self.kind().verdict() }
     }
 
     fn was_retried(&self) -> bool {
@@ -211,6 +231,7 @@ impl Peer {
         let bound = settings.timeout.connect_ms.map_or(CONNECT_TIMEOUT, Duration::from_millis);
         let may_repeat = call.may_repeat(&settings.retry);
         let mut request = self.request(call)?;
+        let mut lost = Lost { may_repeat, why: None };
         let (mut tried, mut refused) = (Vec::new(), None);
         while tried.len() < MAX_ENDPOINTS_TRIED {
             let Some(asked) =
@@ -222,22 +243,41 @@ impl Peer {
                 request.headers_mut().insert(deadline::HEADER, deadline::to_header(until));
             }
             let address = asked.address();
-            let result = self.ask_endpoint(address, &request, may_repeat, bound).await;
-            let is_left_out = asked.finish(verdict(&result, short));
+            let mut answer = pin!(self.ask_endpoint(address, &request, &mut lost, bound));
+            let result = match until.filter(|_| !short) {
+                Some(until) => match timeout_at(until - EARLIER.min(own / 10), &mut answer).await {
+                    Ok(result) => result,
+                    Err(_) if asked.give_up() => {
+                        self.dependency.inspect(|dependency| dependency.record_timeout());
+                        return Err(HttpError::NoAnswer);
+                    }
+                    // The attempt timeout says the rest.
+                    Err(_) => return answer.await,
+                },
+                None => answer.await,
+            };
+            let is_excused = asked.finish(verdict(&result, short));
             match result {
-                Err(HttpError::NotSent(why)) => {
+                Err(error @ HttpError::NotSent(_)) => {
                     self.endpoints.may_have_changed();
                     tried.push(address);
-                    refused = Some(why);
+                    refused = Some(error);
+                }
+                Err(HttpError::Status(answer)) if was_not_begun(&answer) => {
+                    tried.push(address);
+                    refused = Some(HttpError::Status(answer));
                 }
                 Err(HttpError::Status(mut answer)) => {
-                    answer.from_ejected = is_left_out;
+                    answer.from_ejected = is_excused;
                     return Err(HttpError::Status(answer));
                 }
+                Err(HttpError::Broken { why, .. }) => return Err(HttpError::Broken { why, from_ejected: is_excused }),
                 result => return result,
             }
         }
-        Err(HttpError::NotSent(refused.unwrap_or_else(|| "there is no endpoint to ask".to_owned())))
+        // What may have arrived somewhere is `Broken`, and never `NotSent`, also if no endpoint takes a connection then.
+        let no_endpoint = || HttpError::NotSent("there is no endpoint to ask".to_owned());
+        Err(lost.why.map(HttpError::broken).or(refused).unwrap_or_else(no_endpoint))
     }
 
     fn request(&self, call: HttpCall) -> Result<Request<Full<Bytes>>, HttpError> {
@@ -251,35 +291,30 @@ impl Peer {
     }
 
     /// On an idle connection, or a new one. An idle one may have been closed by the other side while the request was on its
-    /// way: a request that never began, or may be made twice, is sent again on a new one (RFC 9112 §9.3.1). One that
-    /// may have arrived is `Broken`, and never `NotSent`, also if its endpoint then takes no connection.
+    /// way: a request that never began, or may be made twice, is sent again, once, on a new one (RFC 9112 §9.3.1). `NotSent`:
+    /// the endpoint takes no connection; what was lost before is in `lost`.
     async fn ask_endpoint(
         &self,
         address: SocketAddr,
         request: &Request<Full<Bytes>>,
-        may_repeat: bool,
+        lost: &mut Lost,
         bound: Duration,
     ) -> Result<HttpAnswer, HttpError> {
-        let mut broken = None;
-        while broken.is_none()
+        while lost.why.is_none()
             && let Some(mut connection) = self.connections.take(address).await
         {
             match connection.send(request.clone()).await {
                 Ok(answer) => return self.read(address, connection, answer).await,
                 Err(Failed::NotSent(_)) => {}
-                Err(Failed::Broken(error)) if may_repeat => broken = Some(in_full(&error)),
-                Err(Failed::Broken(error)) => return Err(HttpError::Broken(in_full(&error))),
+                Err(Failed::Broken { error, closing: true }) if lost.may_repeat => lost.why = Some(in_full(&error)),
+                Err(Failed::Broken { error, .. }) => return Err(HttpError::broken(in_full(&error))),
             }
         }
-        let not_sent = |why, broken: Option<String>| broken.map_or(HttpError::NotSent(why), HttpError::Broken);
-        let mut connection = match self.connections.open(address, bound).await {
-            Ok(connection) => connection,
-            Err(why) => return Err(not_sent(why, broken)),
-        };
+        let mut connection = self.connections.open(address, bound).await.map_err(HttpError::NotSent)?;
         match connection.send(request.clone()).await {
             Ok(answer) => self.read(address, connection, answer).await,
-            Err(Failed::NotSent(error)) => Err(not_sent(in_full(&error), broken)),
-            Err(Failed::Broken(error)) => Err(HttpError::Broken(in_full(&error))),
+            Err(Failed::NotSent(error)) => Err(HttpError::NotSent(in_full(&error))),
+            Err(Failed::Broken { error, .. }) => Err(HttpError::broken(in_full(&error))),
         }
     }
 
@@ -306,6 +341,26 @@ impl Peer {
     }
 }
 
+/// A request that met the end of an idle connection.
+struct Lost {
+    /// Whether such a request may be sent again.
+    may_repeat: bool,
+    /// How it was lost, if it was.
+    why: Option<String>,
+}
+
+/// Whether the answer comes from a server that had no place for the connection, and has read nothing of the request.
+fn was_not_begun(answer: &HttpAnswer) -> bool {
+    let refused = answer.headers.get(REFUSED).is_some_and(|value| value == "true");
+    refused && error_code(&answer.body).is_some_and(|code| code == TOO_MANY_CONNECTIONS)
+}
+
+/// The code in an answer of ours that is no success.
+pub fn error_code(body: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    body["errorCode"].as_str().map(str::to_owned)
+}
+
 /// What a result says of the endpoint that was asked, `short`: by a caller that gave it too little time.
 fn verdict(result: &Result<HttpAnswer, HttpError>, short: bool) -> Verdict {
     match result {
@@ -321,7 +376,7 @@ async fn collect(budget: &ByteBudget, mut body: Incoming) -> Result<Bytes, HttpE
     let mut held = budget.hold();
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| HttpError::Broken(in_full(&error)))?;
+        let frame = frame.map_err(|error| HttpError::broken(in_full(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > MAX_ANSWER_BYTES - bytes.len() {
             return Err(HttpError::TooLarge);

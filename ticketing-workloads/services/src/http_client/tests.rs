@@ -77,9 +77,50 @@ async fn a_503_with_retry_after_is_rate_limited() {
     assert_eq!(server.asked(), 2);
 }
 
+/// While it is waited for. Who is down for hours may say the same.
+#[rstest::rstest]
+#[case::waited_for(1, &[RetryOn::RateLimited], "0", HttpCall::get("/"), 20, CircuitState::Closed)]
+#[case::not_listed(1, &[RetryOn::Timeout], "0", HttpCall::get("/"), 5, CircuitState::Open)]
+#[case::no_retries(0, &[RetryOn::RateLimited], "0", HttpCall::get("/"), 5, CircuitState::Open)]
+#[case::for_longer_than_the_call(1, &[RetryOn::RateLimited], "3600", HttpCall::get("/"), 5, CircuitState::Open)]
+#[case::not_to_be_made_twice(1, &[RetryOn::RateLimited], "0", post(None), 5, CircuitState::Open)]
 #[tokio::test]
-async fn a_server_that_says_when_to_come_back_opens_no_circuit() {
-    let server = Script::start(vec![line(503, &[("retry-after", "1")])]).await;
+async fn a_server_that_says_when_to_come_back_opens_no_circuit_while_it_is_waited_for(
+    #[case] retries: u32,
+    #[case] on: &[RetryOn],
+    #[case] wait: &str,
+    #[case] call: HttpCall,
+    #[case] asked: usize,
+    #[case] state: CircuitState,
+) {
+    let busy = line(503, &[("retry-after", wait)]);
+    let lines =
+        (0..10).flat_map(|_| [busy.clone(), if state == CircuitState::Closed { line(200, &[]) } else { busy.clone() }]);
+    let server = Script::start(lines.collect()).await;
+    let dependency = dependency(settings(retries, on, &[]));
+    let service = server.service(dependency);
+    for _ in 0..10 {
+        let _ = ask(&service, call.clone()).await;
+    }
+    assert_eq!((server.asked(), dependency.circuit().state), (asked, state));
+}
+
+/// No order went to the second provider for as long as the first one said so.
+#[tokio::test]
+async fn a_server_that_always_says_so_opens_the_circuit_with_the_last_attempts() {
+    let server = Script::start(vec![line(503, &[("retry-after", "0")])]).await;
+    let dependency = dependency(settings(1, &[RetryOn::RateLimited], &[]));
+    let service = server.service(dependency);
+    for _ in 0..10 {
+        let _ = ask(&service, HttpCall::get("/")).await;
+    }
+    assert_eq!((server.asked(), dependency.circuit().state), (10, CircuitState::Open), "five calls of two attempts");
+}
+
+/// 429 is said to who asks too often.
+#[tokio::test]
+async fn a_429_opens_no_circuit() {
+    let server = Script::start(vec![line(429, &[("retry-after", "1")])]).await;
     let dependency = dependency(settings(0, &[], &[]));
     let service = server.service(dependency);
     for _ in 0..10 {
@@ -324,6 +365,187 @@ async fn an_endpoint_that_takes_no_connection_is_passed_over() {
         assert_eq!(ask(&service, post(None)).await.unwrap().status, 200);
     }
     assert_eq!(server.asked(), 20);
+}
+
+/// A server that takes requests and never answers.
+async fn frozen() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let received = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&received);
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4_096];
+            let _ = stream.read(&mut request).await;
+            count.fetch_add(1, Ordering::SeqCst);
+            streams.push(stream);
+        }
+    });
+    (address, received)
+}
+
+/// It held all places of the bulkhead for the time of an attempt, and then its timeouts opened the circuit.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_three_that_is_frozen_costs_few_calls_and_no_circuit() {
+    let (well, third) = (Script::start(vec![line(200, &[])]).await, Script::start(vec![line(200, &[])]).await);
+    let (frozen, received) = frozen().await;
+    let mut settings = settings(0, &[], &[]);
+    settings.timeout.per_try_ms = 1_000;
+    settings.timeout.request_ms = 1_000;
+    let dependency = dependency(settings);
+    let service = service_at(vec![well.address, frozen, third.address], dependency, KEEP);
+    let started = std::time::Instant::now();
+    let buyers = (0..32).map(|_| {
+        let service = service.clone();
+        tokio::spawn(async move {
+            let (mut sold, mut failed) = (0, 0);
+            while started.elapsed() < Duration::from_secs(3) {
+                match ask(&service, post(Some("mine"))).await {
+                    Ok(_) => sold += 1,
+                    Err(_) => failed += 1,
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (sold, failed)
+        })
+    });
+    let outcomes = futures::future::join_all(buyers).await.into_iter().map(Result::unwrap);
+    let (sold, failed) = outcomes.fold((0, 0), |(sold, failed), one| (sold + one.0, failed + one.1));
+    println!("{failed} calls failed, {sold} did not; the frozen one got {}", received.load(Ordering::SeqCst));
+    assert!(failed >= 1 && failed * 100 <= 5 * sold, "{failed} calls failed, {sold} did not");
+    assert_eq!((dependency.circuit().state, dependency.circuit().opened_total), (CircuitState::Closed, 0));
+}
+
+/// If all hang, it is nobody's fault alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn if_all_are_frozen_the_circuit_opens() {
+    let mut settings = settings(0, &[], &[]);
+    (settings.timeout.per_try_ms, settings.timeout.request_ms) = (100, 100);
+    let dependency = dependency(settings);
+    let servers = [frozen().await, frozen().await, frozen().await];
+    let service = service_at(servers.iter().map(|(address, _)| *address).collect(), dependency, KEEP);
+    for _ in 0..6 {
+        assert!(ask(&service, post(None)).await.is_err());
+    }
+    assert_eq!(dependency.circuit().state, CircuitState::Open);
+}
+
+/// A server that answers each connection's first request, takes the second, and is killed when it is told: all that is under
+/// way breaks, and nothing new is taken.
+async fn killed(kill: Arc<tokio::sync::Notify>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                () = kill.notified() => return,
+                Ok((mut stream, _)) = listener.accept() => connections.spawn(async move {
+                    let mut request = [0; 4_096];
+                    let _ = stream.read(&mut request).await;
+                    std::future::pending::<()>().await;
+                }),
+            };
+        }
+    });
+    address
+}
+
+/// All requests under way to it break at once: more than open the circuit.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_three_that_crashes_opens_no_circuit() {
+    let kill = Arc::new(tokio::sync::Notify::new());
+    let crashing = killed(Arc::clone(&kill)).await;
+    let (well, third) = (Script::start(vec![line(200, &[])]).await, Script::start(vec![line(200, &[])]).await);
+    let dependency = dependency(settings(0, &[], &[]));
+    let service = service_at(vec![well.address, crashing, third.address], dependency, KEEP);
+    let calls: Vec<_> = (0..60)
+        .map(|_| {
+            let service = service.clone();
+            tokio::spawn(async move { ask(&service, post(None)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    kill.notify_one();
+    let failed =
+        futures::future::join_all(calls).await.into_iter().filter(|call| call.as_ref().unwrap().is_err()).count();
+    println!("{failed} calls were under way");
+    assert!(failed >= 6, "{failed} calls were under way");
+    assert_eq!((dependency.circuit().state, dependency.circuit().opened_total), (CircuitState::Closed, 0));
+    for _ in 0..20 {
+        assert_eq!(ask(&service, post(None)).await.unwrap().status, 200);
+    }
+}
+
+/// What may be made twice does not fail with its endpoint.
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_its_endpoint_goes_to_the_next_one() {
+    let (gone, received) = closes_instead_of_the_second_answer(false).await;
+    let server = Script::start(vec![line(200, &[])]).await;
+    let service = service_at(vec![gone, server.address], dependency(settings(0, &[], &[])), KEEP);
+    for _ in 0..8 {
+        assert_eq!(ask(&service, post(Some("mine"))).await.unwrap().status, 200);
+    }
+    assert_eq!(received.load(Ordering::SeqCst), 2);
+}
+
+/// It may have been at work on it: to do it all again is for retries to decide.
+#[tokio::test]
+async fn a_request_that_is_lost_later_is_not_sent_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let received = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&received);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            for answer in [&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], b""] {
+                let mut request = [0; 4_096];
+                let Ok(1..) = stream.read(&mut request).await else { break };
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(if answer.is_empty() { 700 } else { 0 })).await;
+                let _ = stream.write_all(answer).await;
+            }
+        }
+    });
+    let service = service_at(vec![address], dependency(settings(0, &[], &[])), KEEP);
+    ask(&service, HttpCall::get("/")).await.unwrap();
+    let error = ask(&service, HttpCall::get("/")).await.unwrap_err();
+    assert!(error.to_string().contains("the connection broke"), "{error}");
+    assert_eq!(received.load(Ordering::SeqCst), 2);
+}
+
+/// A server without a place has read nothing: another one may have a place, and nobody is at fault.
+#[tokio::test]
+async fn who_has_no_place_for_a_connection_is_passed_over_and_has_not_failed() {
+    let full = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = resilience::server::Limits {
+            connections: 1,
+            place_timeout: Duration::ZERO,
+            ..resilience::server::Limits::DEFAULT
+        };
+        let stop = tokio_util::sync::CancellationToken::new();
+        tokio::spawn(resilience::server::serve(listener, Router::new(), limits, stop.clone(), Duration::ZERO));
+        let mut held = tokio::net::TcpStream::connect(address).await.unwrap();
+        held.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        (address, held, stop.drop_guard())
+    };
+    let (one, two, server) = (full().await, full().await, Script::start(vec![line(200, &[])]).await);
+    let first = dependency(settings(0, &[], &[]));
+    let service = service_at(vec![one.0, server.address], first, KEEP);
+    for _ in 0..10 {
+        assert_eq!(ask(&service, post(None)).await.unwrap().status, 200);
+    }
+    let second = dependency(settings(0, &[], &[]));
+    let service = service_at(vec![one.0, two.0], second, KEEP);
+    for _ in 0..10 {
+        let error = ask(&service, post(None)).await.unwrap_err();
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(1)), "{error}");
+    }
+    assert_eq!(second.circuit().state, CircuitState::Closed);
 }
 
 /// A listener whose queue is full: the kernel answers no further connection.

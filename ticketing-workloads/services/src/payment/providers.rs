@@ -5,6 +5,7 @@ use crate::{http_client, payment::ledger::Order};
 use async_trait::async_trait;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use resilience::Attempt;
+use resilience::failure::Verdict;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +67,13 @@ impl Failure for ProviderError {
             Self::InvalidResponse(_) => FailureKind::Other,
             Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
             Self::Http(error) => error.kind(),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Http(error) if error.is_excused() => Verdict::Neutral,
+            error => error.kind().verdict(),
         }
     }
 
