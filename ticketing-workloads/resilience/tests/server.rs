@@ -132,7 +132,7 @@ async fn a_head_that_does_not_end_is_cut_off_though_idle_connections_are_kept() 
 async fn one_peer_does_not_keep_the_others_out() {
     let server = start(Limits { connections: 8, connections_per_peer: 4, ..Limits::default() }).await;
     let mut hog = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..11 {
         let mut stream = server.connect_from(2).await;
         stream.write_all(&REQUEST[..10]).await.unwrap();
         hog.push(stream);
@@ -153,12 +153,93 @@ async fn one_peer_does_not_keep_the_others_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_without_a_place_is_told_so() {
     let place_timeout = Duration::from_millis(100);
-    let server = start(Limits { connections_per_peer: 1, place_timeout, ..Limits::default() }).await;
+    let server = start(Limits { connections: 1, place_timeout, ..Limits::default() }).await;
     let mut served = server.connect().await;
     assert!(ask(&mut served).await.is_some());
     let answer = ask(&mut server.connect().await).await.unwrap();
     assert!(answer.starts_with("http/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
     assert!(ask(&mut served).await.is_some());
+}
+
+/// Behind one proxy, or one address for all callers, half of the port stood empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_peer_may_have_nearly_all_places_while_nobody_else_wants_them() {
+    let server = start(Limits { connections: 32, connections_per_peer: 4, ..Limits::default() }).await;
+    let mut streams = Vec::new();
+    for _ in 0..28 {
+        let mut stream = server.connect_from(2).await;
+        assert!(ask(&mut stream).await.is_some());
+        streams.push(stream);
+    }
+}
+
+/// Each held a place for as long as a connection may be idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_never_asks_for_anything_is_closed_soon() {
+    let (first_byte_timeout, idle_timeout) = (Duration::from_millis(200), Duration::from_secs(2));
+    let server = start(Limits { first_byte_timeout, idle_timeout, ..Limits::default() }).await;
+    let (mut silent, mut idle) = (server.connect().await, server.connect().await);
+    assert!(ask(&mut idle).await.is_some());
+    end_of(&mut silent).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(ask(&mut idle).await.is_some(), "one that has asked before may be idle for longer");
+    // The time begins with the answer, not when somebody looks next.
+    let answered = std::time::Instant::now();
+    end_of(&mut idle).await;
+    assert!((1_900..3_000).contains(&answered.elapsed().as_millis()), "{:?}", answered.elapsed());
+}
+
+/// Those that never asked for anything, too: nobody could come in for 75 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_make_room() {
+    let server = start(Limits { connections: 4, ..Limits::default() }).await;
+    let mut held = Vec::new();
+    for number in 0..4 {
+        let mut stream = server.connect().await;
+        if number >= 2 {
+            assert!(ask(&mut stream).await.is_some());
+        }
+        held.push(stream);
+    }
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let mut stream = server.connect_from(2).await;
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        timeout(Duration::from_secs(5), server.asked.notified()).await.expect("no idle connection made room");
+        busy.push(stream);
+    }
+    for mut stream in held {
+        end_of(&mut stream).await;
+    }
+    // A request that is being answered makes no room.
+    let mut waits = server.connect_from(3).await;
+    waits.write_all(REQUEST).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    server.answer.notify_waiters();
+    for mut stream in busy {
+        let mut answer = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
+}
+
+/// While they were listened to, nobody else was accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_are_refused_keep_nobody_from_being_told() {
+    let place_timeout = Duration::from_millis(50);
+    let server = start(Limits { connections: 1, place_timeout, ..Limits::default() }).await;
+    let mut served = server.connect().await;
+    served.write_all(&REQUEST[..10]).await.unwrap();
+    let started = std::time::Instant::now();
+    let mut refused = Vec::new();
+    for _ in 0..5 {
+        let mut stream = server.connect().await;
+        let answer = ask(&mut stream).await.unwrap();
+        assert!(answer.starts_with("http/1.1 503"), "{answer}");
+        // It stays open here, and is listened to there.
+        refused.push(stream);
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 /// Three new pods got nothing of a steady load: the connections stayed where they were.

@@ -12,6 +12,10 @@ use std::time::Duration;
 /// Bytes of bodies that a process holds at once while they arrive; who has all of a body goes on under a bulkhead.
 static PUBLIC: ByteBudget = ByteBudget::new(32 * 1024 * 1024);
 
+/// So much of each body is held outside the budget: an order is smaller, and is taken however many large bodies arrive. As much
+/// for all connections is 4 MiB.
+const FREE_BYTES: usize = 4 * 1024;
+
 /// A number of bytes that may be held at once.
 #[derive(Debug)]
 pub struct ByteBudget {
@@ -89,7 +93,8 @@ impl IntoResponse for BodyError {
     }
 }
 
-/// Reads a body of at most `max_bytes` within `time`, by the budget of the public port: 32 MiB for the whole process.
+/// Reads a body of at most `max_bytes` within `time`, by the budget of the public port: 32 MiB for the whole process, and for
+/// each body 4 KiB that are not counted.
 pub async fn read_body(body: Body, max_bytes: usize, time: Duration) -> Result<Vec<u8>, BodyError> {
     read_body_within(&PUBLIC, body, max_bytes, time).await
 }
@@ -101,10 +106,17 @@ pub async fn read_body_within(
     max_bytes: usize,
     time: Duration,
 ) -> Result<Vec<u8>, BodyError> {
-    tokio::time::timeout(time, collect(budget, body, max_bytes)).await.unwrap_or(Err(BodyError::TooSlow(time)))
+    tokio::time::timeout(time, collect(budget, body, max_bytes, FREE_BYTES))
+        .await
+        .unwrap_or(Err(BodyError::TooSlow(time)))
 }
 
-async fn collect(budget: &ByteBudget, mut body: Body, max_bytes: usize) -> Result<Vec<u8>, BodyError> {
+async fn collect(
+    budget: &ByteBudget,
+    mut body: Body,
+    max_bytes: usize,
+    free_bytes: usize,
+) -> Result<Vec<u8>, BodyError> {
     let mut held = budget.hold();
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -112,7 +124,8 @@ async fn collect(budget: &ByteBudget, mut body: Body, max_bytes: usize) -> Resul
         if data.len() > max_bytes - bytes.len() {
             return Err(BodyError::TooLarge(max_bytes));
         }
-        if !held.add(data.len()) {
+        let counted = |bytes: usize| bytes.saturating_sub(free_bytes);
+        if !held.add(counted(bytes.len() + data.len()) - counted(bytes.len())) {
             return Err(BodyError::NoMemory);
         }
         bytes.extend_from_slice(&data);
@@ -141,17 +154,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_arrives_slowly_counts_until_it_is_there_or_given_up() {
         let budget = ByteBudget::new(100);
-        let mut slow = Box::pin(read_body_within(&budget, stuck(80), 90, TIME));
+        let most = FREE_BYTES + 90;
+        let mut slow = Box::pin(read_body_within(&budget, stuck(FREE_BYTES + 80), most, TIME));
         assert!(slow.as_mut().now_or_never().is_none());
         let read =
-            async |sizes: &[usize]| read_body_within(&budget, arriving(sizes), 90, TIME).await.map(|body| body.len());
-        assert_eq!(read(&[10, 11]).await, Err(BodyError::NoMemory));
-        assert_eq!(read(&[10, 10]).await, Ok(20));
+            async |sizes: &[usize]| read_body_within(&budget, arriving(sizes), most, TIME).await.map(|body| body.len());
+        assert_eq!(read(&[FREE_BYTES, 10, 11]).await, Err(BodyError::NoMemory));
+        assert_eq!(read(&[FREE_BYTES - 1, 11, 10]).await, Ok(FREE_BYTES + 20));
         assert_eq!(slow.await, Err(BodyError::TooSlow(TIME)));
-        assert_eq!(read(&[90]).await, Ok(90));
-        assert_eq!(read(&[90, 1]).await, Err(BodyError::TooLarge(90)));
-        drop(Box::pin(read_body_within(&budget, stuck(80), 90, TIME)).now_or_never());
-        assert_eq!(read(&[90]).await, Ok(90), "all of it is there again");
+        assert_eq!(read(&[most]).await, Ok(most));
+        assert_eq!(read(&[most, 1]).await, Err(BodyError::TooLarge(most)));
+        drop(Box::pin(read_body_within(&budget, stuck(most), most, TIME)).now_or_never());
+        assert_eq!(read(&[most]).await, Ok(most), "all of it is there again");
+    }
+
+    /// With large bodies that never ended, one address kept all orders out.
+    #[tokio::test(start_paused = true)]
+    async fn small_bodies_are_taken_however_many_large_ones_arrive() {
+        let budget = ByteBudget::new(100);
+        let mut slow = Box::pin(read_body_within(&budget, stuck(FREE_BYTES + 100), 64 * 1024, TIME));
+        assert!(slow.as_mut().now_or_never().is_none());
+        let small = read_body_within(&budget, arriving(&[FREE_BYTES]), 64 * 1024, TIME).await;
+        assert_eq!(small.map(|body| body.len()), Ok(FREE_BYTES));
+        let large = read_body_within(&budget, arriving(&[FREE_BYTES + 1]), 64 * 1024, TIME).await;
+        assert_eq!(large, Err(BodyError::NoMemory));
     }
 
     proptest! {

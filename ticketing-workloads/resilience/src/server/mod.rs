@@ -6,6 +6,7 @@ mod timed_stream;
 
 pub use body::{BodyError, ByteBudget, HeldBytes, read_body, read_body_within};
 
+use crate::sync::lock;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -14,14 +15,16 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use peers::{Connected, Peers};
+pub use peers::Clients;
+use peers::{Connected, Places};
+use prometheus_client::metrics::counter::Counter;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use timed_stream::{Requests, TimedOut, TimedStream, Times};
+use timed_stream::{TimedOut, TimedStream, Times};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,12 +39,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client that still sends is listened to after its last answer, and how much of it is read.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// Clients that are listened to at once while they are refused.
+const LINGERING: usize = 64;
+/// Time between two lines of the log about connections that were refused.
+const REPORT: Duration = Duration::from_secs(10);
 
 /// What a client gets for whose connection there was no place in time. Nothing that it has sent was read.
-const NO_PLACE: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nx-refused: true\r\nretry-after: 1\r\n\
-    content-type: application/json\r\ncontent-length: 104\r\n\r\n\
-    {\"success\":false,\"errorCode\":\"TOO_MANY_CONNECTIONS\",\"message\":\"too many connections; nothing was begun\"}";
+fn no_place(clients: Clients) -> Vec<u8> {
+    const BODY: &str =
+        r#"{"success":false,"errorCode":"TOO_MANY_CONNECTIONS","message":"too many connections; nothing was begun"}"#;
+    let refused = if clients == Clients::Inside { "x-refused: true\r\n" } else { "" };
+    let length = BODY.len();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n{refused}retry-after: 1\r\n\
+        content-type: application/json\r\ncontent-length: {length}\r\n\r\n{BODY}"
+    )
+    .into_bytes()
+}
 
 /// Bounds that keep clients from exhausting a server.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +64,19 @@ pub struct Limits {
     pub connections: usize,
     /// How long a connection waits until others have ended; then it gets a 503.
     pub place_timeout: Duration,
-    /// Those of them from one address, or from one network of 64 bits with IPv6. As many more of it wait, others are closed.
+    /// While fewer than an eighth of those are free, a peer that has so many gets no more. As many more of it wait, others are
+    /// closed.
     pub connections_per_peer: usize,
-    /// Longest pause between two requests of a connection. Clients should give up an idle connection sooner: one that is
+    /// What a peer is: an address, or outside a network of 64 bits with IPv6.
+    pub clients: Clients,
+    /// Time to begin the first request of a connection.
+    pub first_byte_timeout: Duration,
+    /// Longest pause between two requests of a connection; one second if another one waits for its place. Clients should give up an idle connection sooner: one that is
     /// closed while a request is on its way to it loses that request.
     pub idle_timeout: Duration,
     /// Time to send the head of a request, from its first byte.
     pub head_timeout: Duration,
-    /// Time to take what is ready for it. A client that sends requests and reads no answer has as long.
+    /// Time to take what is ready for it, or 16 KiB more of it. A client that sends requests and reads no answer has as long.
     pub write_timeout: Duration,
     /// From this age on, less up to a fifth by chance, a connection is closed with its next answer (`Connection: close`), so that
     /// its client comes back to another pod.
@@ -74,6 +93,8 @@ impl Limits {
         connections: 1_024,
         place_timeout: Duration::from_secs(10),
         connections_per_peer: 512,
+        clients: Clients::Inside,
+        first_byte_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(75),
         head_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(20),
@@ -83,7 +104,12 @@ impl Limits {
     };
 
     fn times(&self) -> Times {
-        Times { idle: self.idle_timeout, head: self.head_timeout, write: self.write_timeout }
+        Times {
+            first: self.first_byte_timeout,
+            idle: self.idle_timeout,
+            head: self.head_timeout,
+            write: self.write_timeout,
+        }
     }
 }
 
@@ -147,8 +173,7 @@ fn open(address: SocketAddr) -> Result<TcpListener, ListenError> {
     open().map_err(|source| ListenError { address, source })
 }
 
-/// Serves `app` until `stop`; then takes no more connections, lets requests under way end for up to `drain`, and
-/// returns whether all of them did.
+/// Serves `app` as [`serve_and_count`] does, and counts nothing.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
@@ -156,10 +181,59 @@ pub async fn serve(
     stop: CancellationToken,
     drain: Duration,
 ) -> bool {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    serve_and_count(listener, app, limits, Counter::default(), stop, drain).await
+}
+
+/// Connections that were refused, as they are told of.
+struct Refusals {
+    counter: Counter,
+    seldom: Mutex<Seldom>,
+}
+
+impl Refusals {
+    fn add(&self, peer: IpAddr, why: &str) {
+        self.counter.inc();
+        if let Some(refused) = lock(&self.seldom).note(Instant::now()) {
+            tracing::warn!(%peer, refused, "connection refused: {why}");
+        }
+    }
+}
+
+/// Tells of the first of many that come one after the other.
+#[derive(Debug, Default)]
+struct Seldom {
+    told_at: Option<Instant>,
+    untold: u64,
+}
+
+impl Seldom {
+    /// One more; how many there were since the last time, if it is time to tell.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told_at.is_some_and(|at| now.saturating_duration_since(at) < REPORT) {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+/// Serves `app` until `stop`; then takes no more connections, lets requests under way end for up to `drain`, and
+/// returns whether all of them did. Connections that it had no place for are counted in `refused`.
+pub async fn serve_and_count(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    refused: Counter,
+    stop: CancellationToken,
+    drain: Duration,
+) -> bool {
+    let places = Places::new(limits.connections, limits.connections_per_peer, limits.clients);
     // Of connections that were taken and are not served yet. They cost a file each, so there is a bound on them, too.
     let waiting = Arc::new(Semaphore::new(limits.connections));
-    let peers = Peers::new(limits.connections_per_peer);
+    let lingering = Arc::new(Semaphore::new(LINGERING));
+    let refusals = Arc::new(Refusals { counter: refused, seldom: Mutex::default() });
+    let no_place: Arc<[u8]> = no_place(limits.clients).into();
     let tracker = TaskTracker::new();
     let abort = CancellationToken::new();
     loop {
@@ -168,27 +242,28 @@ pub async fn serve(
             accepted = accept(&listener, &waiting) => accepted,
         };
         let Some((stream, address, waits)) = accepted else { continue };
-        let Some(connected) = peers.enter(address.ip()) else {
+        let Some(mut connected) = places.enter(address.ip()) else {
             // As a courtesy, which must cost nothing.
-            let _ = stream.try_write(NO_PLACE);
-            tracing::debug!(peer = %address.ip(), "connection closed: its peer has too many");
+            let _ = stream.try_write(&no_place);
+            refusals.add(address.ip(), "its address has too many");
             continue;
         };
-        let (app, stop, places) = (app.clone(), stop.clone(), Arc::clone(&places));
+        let (app, stop, refusals) = (app.clone(), stop.clone(), Arc::clone(&refusals));
+        let (lingering, no_place) = (Arc::clone(&lingering), Arc::clone(&no_place));
         let connection = async move {
             let place = tokio::select! {
                 () = stop.cancelled() => return,
-                place = tokio::time::timeout(limits.place_timeout, place(&connected, &places)) => place,
-            };
-            let Ok(Some(_places)) = place else {
-                tracing::debug!(peer = %address.ip(), "connection closed: no other one ended in time");
-                // Its client may come back with another one while this one is told.
-                drop(connected);
-                let _ = tokio::time::timeout(LINGER, refuse(stream)).await;
-                return;
+                place = tokio::time::timeout(limits.place_timeout, connected.place()) => place,
             };
             drop(waits);
-            serve_connection(stream, app, limits, stop).await;
+            if place.is_err() {
+                refusals.add(address.ip(), "no other one ended in time");
+                // Its client may come back with another one while this one is told.
+                drop(connected);
+                refuse(stream, &no_place, &lingering).await;
+                return;
+            }
+            serve_connection(stream, app, limits, &connected, stop).await;
         };
         let abort = abort.clone();
         tracker.spawn(async move {
@@ -224,32 +299,40 @@ async fn accept(
     }
 }
 
-async fn refuse(mut stream: TcpStream) {
-    if stream.write_all(NO_PLACE).await.is_ok() && stream.shutdown().await.is_ok() {
-        drain(stream).await;
-    }
+/// Tells a client that there is no place. If many are told at once, it may lose the answer to what it still sends.
+async fn refuse(mut stream: TcpStream, no_place: &[u8], lingering: &Semaphore) {
+    let Ok(_lingers) = lingering.try_acquire() else {
+        let _ = stream.try_write(no_place);
+        return;
+    };
+    let tell = async {
+        if stream.write_all(no_place).await.is_ok() && stream.shutdown().await.is_ok() {
+            drain(stream).await;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, tell).await;
 }
 
-/// First the peer's place, so that one with too many connections waits for itself only.
-async fn place(connected: &Connected, places: &Arc<Semaphore>) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let of_peer = connected.place().await?;
-    Some((of_peer, Arc::clone(places).acquire_owned().await.ok()?))
-}
-
-async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    app: Router,
+    limits: Limits,
+    connected: &Connected,
+    stop: CancellationToken,
+) {
     // Answers are small; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
-    let requests = Arc::new(Requests::default());
+    let requests = Arc::clone(&connected.requests);
     let stream = TimedStream::new(stream, limits.times(), Arc::clone(&requests));
     let ages_at = ages_at(limits.connection_age, rand::random());
     let service = {
-        let (requests, stop) = (Arc::clone(&requests), stop.clone());
+        let (requests, ends) = (Arc::clone(&requests), [stop.clone(), connected.shed.clone()]);
         hyper::service::service_fn(move |request: Request<Incoming>| {
-            let (app, stop, under_way) = (app.clone(), stop.clone(), requests.begin());
+            let (app, ends, under_way) = (app.clone(), ends.clone(), requests.begin());
             async move {
                 let Ok(mut response) = app.oneshot(request.map(Body::new)).await;
                 drop(under_way);
-                if stop.is_cancelled() || ages_at.is_some_and(|at| at <= Instant::now()) {
+                if ends.iter().any(CancellationToken::is_cancelled) || ages_at.is_some_and(|at| at <= Instant::now()) {
                     close_after(&mut response);
                 }
                 Ok::<_, Infallible>(response)
@@ -263,12 +346,19 @@ async fn serve_connection(stream: TcpStream, app: Router, limits: Limits, stop: 
         .max_buf_size(limits.head_bytes)
         .serve_connection(TokioIo::new(stream), service);
     let mut was_idle = false;
+    let end = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = connected.shed.cancelled() => {}
+        }
+    };
     let result = tokio::select! {
         result = &mut connection => result,
-        () = stop.cancelled() => {
+        () = end => {
             was_idle = requests.are_none_under_way();
             Pin::new(&mut connection).graceful_shutdown();
-            (&mut connection).await
+            // One that was opened and never used ends here; hyper waits for its first request.
+            if requests.idle_since().is_some() { Ok(()) } else { (&mut connection).await }
         }
     };
     if let Err(error) = result {
@@ -336,10 +426,24 @@ mod tests {
 
     #[test]
     fn the_refusal_has_the_length_that_it_says() {
-        let text = std::str::from_utf8(NO_PLACE).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
-        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["errorCode"], "TOO_MANY_CONNECTIONS");
+        for (clients, says_so) in [(Clients::Inside, true), (Clients::Outside, false)] {
+            let text = String::from_utf8(no_place(clients)).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+            assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["errorCode"], "TOO_MANY_CONNECTIONS");
+            assert_eq!(head.contains("x-refused"), says_so, "what services say to each other is not said outside");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_refusals_are_told_once_in_a_while() {
+        let mut seldom = Seldom::default();
+        assert_eq!(seldom.note(Instant::now()), Some(1));
+        for _ in 0..1_000 {
+            assert_eq!(seldom.note(Instant::now()), None);
+        }
+        tokio::time::advance(REPORT).await;
+        assert_eq!(seldom.note(Instant::now()), Some(1_001));
     }
 
     #[tokio::test]

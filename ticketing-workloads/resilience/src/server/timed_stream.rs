@@ -1,9 +1,10 @@
 //! A connection that is given up when its client keeps it without using it.
 
+use crate::sync::lock;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,13 +13,18 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
+    /// Between the begin of the connection and the first byte of its first request.
+    pub first: Duration,
     /// Between an answer and the first byte of the next request.
     pub idle: Duration,
     /// For the head of a request, from its first byte.
     pub head: Duration,
-    /// To take what is ready for it.
+    /// To take what is ready for it, or [`PROGRESS`] bytes more of it.
     pub write: Duration,
 }
+
+/// Bytes of an answer that begin its client's time anew. Who takes fewer in that time keeps the connection for nothing.
+const PROGRESS: usize = 16 * 1024;
 
 /// Which time ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +39,22 @@ pub(super) enum TimedOut {
 pub(super) struct Requests {
     begun: AtomicU64,
     ended: AtomicU64,
+    idle_since: Mutex<Option<Instant>>,
 }
 
 impl Requests {
     pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
         self.begun.fetch_add(1, Ordering::Relaxed);
         UnderWay(Arc::clone(self))
+    }
+
+    /// Since when nothing is asked for, and nothing is on its way in either direction; `None`: something is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        *lock(&self.idle_since)
+    }
+
+    pub(super) fn rest(&self, since: Option<Instant>) {
+        *lock(&self.idle_since) = since;
     }
 
     pub(super) fn are_none_under_way(&self) -> bool {
@@ -64,8 +80,8 @@ impl Drop for UnderWay {
 /// What the server waits for from its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaited {
-    /// A request that has not begun.
-    Request { since: Instant },
+    /// A request that has not begun; `first`: of its connection.
+    Request { since: Instant, first: bool },
     /// The rest of a head; `after` requests had begun before.
     Head { since: Instant, after: u64 },
     /// Nothing: it is the server's turn, or a body arrives, which has bounds of its own.
@@ -77,8 +93,8 @@ impl Awaited {
     fn updated(self, at_rest: Option<u64>, now: Instant) -> Self {
         match (self, at_rest) {
             (_, None) => Self::Nothing,
-            (Self::Nothing, Some(_)) => Self::Request { since: now },
-            (Self::Head { after, .. }, Some(begun)) if after != begun => Self::Request { since: now },
+            (Self::Nothing, Some(_)) => Self::Request { since: now, first: false },
+            (Self::Head { after, .. }, Some(begun)) if after != begun => Self::Request { since: now, first: false },
             (awaited, Some(_)) => awaited,
         }
     }
@@ -93,7 +109,8 @@ impl Awaited {
 
     fn ends(self, times: &Times) -> Option<(Instant, TimedOut)> {
         match self {
-            Self::Request { since } => Some((since + times.idle, TimedOut::Idle)),
+            Self::Request { since, first: true } => Some((since + times.first.min(times.idle), TimedOut::Idle)),
+            Self::Request { since, first: false } => Some((since + times.idle, TimedOut::Idle)),
             Self::Head { since, .. } => Some((since + times.head, TimedOut::Head)),
             Self::Nothing => None,
         }
@@ -109,6 +126,8 @@ pub(super) struct TimedStream<S> {
     read_timer: Pin<Box<Sleep>>,
     /// Since when its client takes nothing, or not all, of what is ready.
     blocked_since: Option<Instant>,
+    /// Bytes that it has taken since then.
+    taken: usize,
     write_timer: Pin<Box<Sleep>>,
     timed_out: Option<TimedOut>,
 }
@@ -116,13 +135,15 @@ pub(super) struct TimedStream<S> {
 impl<S> TimedStream<S> {
     pub(super) fn new(stream: S, times: Times, requests: Arc<Requests>) -> Self {
         let now = Instant::now();
+        requests.rest(Some(now));
         Self {
             stream,
             times,
             requests,
-            awaited: Awaited::Request { since: now },
+            awaited: Awaited::Request { since: now, first: true },
             read_timer: Box::pin(sleep_until(now)),
             blocked_since: None,
+            taken: 0,
             write_timer: Box::pin(sleep_until(now)),
             timed_out: None,
         }
@@ -136,6 +157,25 @@ impl<S> TimedStream<S> {
     fn fail(&mut self, why: TimedOut) -> io::Error {
         self.timed_out = Some(why);
         io::Error::from(io::ErrorKind::TimedOut)
+    }
+
+    fn await_next(&mut self, awaited: Awaited) {
+        let since = match awaited {
+            Awaited::Request { since, .. } if self.blocked_since.is_none() => Some(since),
+            _ => None,
+        };
+        self.requests.rest(since);
+        self.awaited = awaited;
+    }
+
+    /// Takes a write into account that was `result`.
+    fn progress(&mut self, result: &Poll<io::Result<usize>>) {
+        if let (Poll::Ready(Ok(written)), Some(_)) = (result, self.blocked_since) {
+            self.taken += written;
+            if self.taken >= PROGRESS {
+                (self.taken, self.blocked_since) = (0, Some(Instant::now()));
+            }
+        }
     }
 
     /// After a write that was `result`: whether the client has been taking too long.
@@ -168,11 +208,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         let (at_rest, now) = (this.requests.at_rest(), Instant::now());
         if result.is_ready() {
             if buf.filled().len() > before {
-                this.awaited = this.awaited.heard(at_rest, now);
+                this.await_next(this.awaited.heard(at_rest, now));
             }
             return result;
         }
-        this.awaited = this.awaited.updated(at_rest, now);
+        this.await_next(this.awaited.updated(at_rest, now));
         match this.awaited.ends(&this.times) {
             Some((at, why)) if expired(&mut this.read_timer, at, cx) => Poll::Ready(Err(this.fail(why))),
             _ => Poll::Pending,
@@ -184,6 +224,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.progress(&result);
         this.check_write(result, cx)
     }
 
@@ -194,6 +235,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.progress(&result);
         this.check_write(result, cx)
     }
 
@@ -206,7 +248,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_flush(cx);
         if result.is_ready() {
-            this.blocked_since = None;
+            (this.blocked_since, this.taken) = (None, 0);
+            // After an answer, hyper does not read while it has a read under way: so the idle time begins here.
+            this.await_next(this.awaited.updated(this.requests.at_rest(), Instant::now()));
+            if let Some((at, _)) = this.awaited.ends(&this.times) {
+                let _ = expired(&mut this.read_timer, at, cx);
+            }
         }
         this.check_write(result, cx)
     }
@@ -223,8 +270,12 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    const TIMES: Times =
-        Times { idle: Duration::from_secs(60), head: Duration::from_secs(10), write: Duration::from_secs(20) };
+    const TIMES: Times = Times {
+        first: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        head: Duration::from_secs(10),
+        write: Duration::from_secs(20),
+    };
 
     fn pair() -> (TimedStream<DuplexStream>, DuplexStream, Arc<Requests>) {
         let requests = Arc::new(Requests::default());
@@ -242,13 +293,55 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_asks_for_nothing_has_the_idle_time() {
-        let (mut stream, _client, requests) = pair();
+        let (mut stream, mut client, requests) = pair();
+        client.write_all(b"GET /").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        drop(requests.begin());
         assert_eq!(read_until_given_up(&mut stream).await, (60, Some(TimedOut::Idle)));
         let (mut stream, mut client, _) = pair();
-        drop(requests.begin());
-        tokio::time::sleep(Duration::from_secs(59)).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
         client.write_all(b"GET").await.unwrap();
         assert_eq!(read_until_given_up(&mut stream).await, (10, Some(TimedOut::Head)), "then that of a head");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_never_asked_for_anything_has_less() {
+        let (mut stream, _client, requests) = pair();
+        assert_eq!(requests.idle_since(), Some(Instant::now()));
+        assert_eq!(read_until_given_up(&mut stream).await, (5, Some(TimedOut::Idle)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_is_idle_while_nothing_is_on_its_way() {
+        let (mut stream, mut client, requests) = pair();
+        client.write_all(b"GET /").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        assert_eq!(requests.idle_since(), None, "a head arrives");
+        drop(requests.begin());
+        let blocked = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&[0; 20])).await;
+        assert!(blocked.is_err());
+        assert!(tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await.is_err());
+        assert_eq!(requests.idle_since(), None, "an answer is on its way");
+        client.read_exact(&mut [0; 16]).await.unwrap();
+        stream.flush().await.unwrap();
+        assert!(requests.idle_since().is_some());
+    }
+
+    /// A phone with little signal takes longer than that for an answer of 256 KiB.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_gets_on_is_kept_however_long_it_takes() {
+        let (mut stream, mut client, _) = pair();
+        let answer = vec![0; 10 * PROGRESS];
+        let writing = stream.write_all(&answer);
+        let reading = async {
+            let mut some = [0; PROGRESS / 8];
+            for _ in 0..80 {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                client.read_exact(&mut some).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(writing, reading);
+        written.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -324,7 +417,7 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::more_of_the_same(Awaited::Request { since: Instant::now() }, Some(3), "Request")]
+    #[case::more_of_the_same(Awaited::Request { since: Instant::now(), first: true }, Some(3), "Request")]
     #[case::begun(Awaited::Head { since: Instant::now(), after: 3 }, None, "Nothing")]
     #[case::begun_and_ended_unseen(Awaited::Head { since: Instant::now(), after: 2 }, Some(3), "Request")]
     #[case::still_the_head(Awaited::Head { since: Instant::now(), after: 3 }, Some(3), "Head")]
