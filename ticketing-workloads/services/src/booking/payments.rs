@@ -169,3 +169,26 @@ fn unpaid(error: &CallError<HttpError>) -> Paid {
         _ => Paid::Unknown,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderMap;
+
+    /// An order that payment had no connection for was Pending until it was settled, though nothing had been begun.
+    #[rstest::rstest]
+    #[case::no_connection(http_client::TOO_MANY_CONNECTIONS, 1, Paid::NotCharged)]
+    #[case::no_connection_the_second_time(http_client::TOO_MANY_CONNECTIONS, 2, Paid::Unknown)]
+    #[case::of_all_attempts("ALL_PROVIDERS_FAILED", 2, Paid::NotCharged)]
+    #[case::anything_else("PAYMENT_FAILED", 1, Paid::Unknown)]
+    fn what_was_not_charged(#[case] code: &str, #[case] attempts: u32, #[case] expected: Paid) {
+        let answer = http_client::HttpAnswer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: HeaderMap::new(),
+            body: json!({ "errorCode": code }).to_string().into(),
+            from_ejected: false,
+        };
+        let source = HttpError::Status(Box::new(answer));
+        assert_eq!(unpaid(&CallError::Failed { dependency: "payment".to_owned(), attempts, source }), expected);
+    }
+}
