@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Server {
     address: SocketAddr,
@@ -62,14 +62,14 @@ impl Server {
 async fn ask(stream: &mut TcpStream) -> Option<String> {
     stream.write_all(REQUEST).await.ok()?;
     let mut answer = vec![0; 4_096];
-    let read = timeout(PATIENCE, stream.read(&mut answer)).await.ok()?.ok()?;
+    let read = timeout(TIMEOUT, stream.read(&mut answer)).await.ok()?.ok()?;
     (read > 0).then(|| String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase())
 }
 
 /// The end of the connection, as its client sees it.
 async fn end_of(stream: &mut TcpStream) {
     let mut rest = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("the server keeps the connection");
+    let _ = timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("the server keeps the connection");
 }
 
 /// Each request that came up to a second after the idle limit was read, and never answered.
@@ -98,12 +98,12 @@ async fn a_stop_swallows_nothing_either() {
     assert!(ask(&mut idle).await.is_some());
     let mut busy = server.connect().await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    timeout(PATIENCE, server.asked.notified()).await.unwrap();
+    timeout(TIMEOUT, server.asked.notified()).await.unwrap();
     server.stop.cancel();
     end_of(&mut idle).await;
     server.answer.notify_one();
     let mut answer = String::new();
-    timeout(PATIENCE, busy.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(TIMEOUT, busy.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
 }
 
@@ -114,7 +114,7 @@ async fn a_client_that_pipelines_and_never_reads_is_cut_off() {
     let mut stream = server.connect().await;
     let pipelined = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
     let cut_off = async { while stream.write_all(&pipelined).await.is_ok() {} };
-    timeout(PATIENCE, cut_off).await.expect("the server keeps the connection");
+    timeout(TIMEOUT, cut_off).await.expect("the server keeps the connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +146,7 @@ async fn one_peer_does_not_keep_the_others_out() {
     drop(hog);
     waiting.write_all(&REQUEST[10..]).await.unwrap();
     let mut answer = [0; 12];
-    timeout(PATIENCE, waiting.read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(TIMEOUT, waiting.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
@@ -218,7 +218,7 @@ async fn idle_connections_make_room() {
     server.answer.notify_waiters();
     for mut stream in busy {
         let mut answer = [0; 12];
-        timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        timeout(TIMEOUT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200");
     }
 }
@@ -257,7 +257,7 @@ async fn an_old_connection_ends_with_an_answer_that_says_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, told).await.unwrap();
+    timeout(TIMEOUT, told).await.unwrap();
     end_of(&mut stream).await;
     assert!(ask(&mut server.connect().await).await.is_some());
 }

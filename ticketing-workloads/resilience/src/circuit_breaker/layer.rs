@@ -39,8 +39,8 @@ where
         let state = match self.dependency.breaker().acquire(attempt.deadline) {
             Ok(permit) => {
                 attempt.ticket = permit.ticket();
-                let patience = Patience::of(self.dependency, &attempt);
-                State::Calling { answer: self.inner.call(attempt), permit: Some(permit), patience }
+                let window = RetryWindow::of(self.dependency, &attempt);
+                State::Calling { answer: self.inner.call(attempt), permit: Some(permit), window }
             }
             Err(rejection) => State::Refused { rejection: Some(rejection) },
         };
@@ -65,7 +65,7 @@ pin_project! {
             #[pin]
             answer: F,
             permit: Option<Permit<'static>>,
-            patience: Patience,
+            window: RetryWindow,
         },
         /// Not let through.
         Refused { rejection: Option<Rejection> },
@@ -82,10 +82,10 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Calling { answer, permit, patience } => {
+            StateProjection::Calling { answer, permit, window } => {
                 let result = ready!(answer.poll(cx));
                 if let Some(permit) = permit.take() {
-                    permit.finish(verdict(&result, *patience, Instant::now()));
+                    permit.finish(verdict(&result, *window, Instant::now()));
                 }
                 Poll::Ready(result)
             }
@@ -96,16 +96,16 @@ where
     }
 }
 
-/// Until when the call waits for a server that asks for time.
+/// Until when the call may make another attempt at a server that is overloaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Patience {
-    /// Not at all: the answer of this attempt is that of the call.
+enum RetryWindow {
+    /// Never: this attempt is the last one.
     None,
     Until(Instant),
     Unlimited,
 }
 
-impl Patience {
+impl RetryWindow {
     #[inline]
     fn of<R: Repeatable>(dependency: &Dependency, attempt: &Attempt<R>) -> Self {
         if !dependency.retries_rate_limited() {
@@ -118,9 +118,9 @@ impl Patience {
         attempt.deadline.map_or(Self::Unlimited, Self::Until)
     }
 
-    /// Whether the call goes on after this answer. One that has not worked is a failure as soon as nobody waits for it any more:
-    /// else a server that is down for hours and says "in a second" would never open a circuit.
-    fn lasts(self, error: &impl Failure, now: Instant) -> bool {
+    /// Whether another attempt follows this answer. If none does, the answer is a failure: otherwise a server that is down for
+    /// hours and says "in a second" would never open a circuit.
+    fn allows_another(self, error: &impl Failure, now: Instant) -> bool {
         let wait = error.retry_after().unwrap_or_default();
         let fits = match self {
             Self::None => false,
@@ -131,11 +131,11 @@ impl Patience {
     }
 }
 
-fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>, patience: Patience, now: Instant) -> Verdict {
+fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>, window: RetryWindow, now: Instant) -> Verdict {
     match result {
         Ok(_) => Verdict::Success,
         Err(AttemptError::Failed(error) | AttemptError::FailedUnderShortDeadline(error))
-            if patience.lasts(error, now) =>
+            if window.allows_another(error, now) =>
         {
             Verdict::Neutral
         }

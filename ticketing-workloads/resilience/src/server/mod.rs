@@ -184,37 +184,37 @@ pub async fn serve(
     serve_and_count(listener, app, limits, Counter::default(), stop, drain).await
 }
 
-/// Connections that were refused, as they are told of.
+/// Counts and logs connections that were refused.
 struct Refusals {
     counter: Counter,
-    seldom: Mutex<Seldom>,
+    report: Mutex<RareReport>,
 }
 
 impl Refusals {
     fn add(&self, peer: IpAddr, why: &str) {
         self.counter.inc();
-        if let Some(refused) = lock(&self.seldom).note(Instant::now()) {
+        if let Some(refused) = lock(&self.report).note(Instant::now()) {
             tracing::warn!(%peer, refused, "connection refused: {why}");
         }
     }
 }
 
-/// Tells of the first of many that come one after the other.
+/// Limits how often an event that may come often is logged.
 #[derive(Debug, Default)]
-struct Seldom {
-    told_at: Option<Instant>,
-    untold: u64,
+struct RareReport {
+    reported_at: Option<Instant>,
+    unreported: u64,
 }
 
-impl Seldom {
-    /// One more; how many there were since the last time, if it is time to tell.
+impl RareReport {
+    /// Counts one more. The count since the last report, if the next report is due.
     fn note(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told_at.is_some_and(|at| now.saturating_duration_since(at) < REPORT) {
+        self.unreported += 1;
+        if self.reported_at.is_some_and(|at| now.saturating_duration_since(at) < REPORT) {
             return None;
         }
-        self.told_at = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        self.reported_at = Some(now);
+        Some(std::mem::take(&mut self.unreported))
     }
 }
 
@@ -232,7 +232,7 @@ pub async fn serve_and_count(
     // Of connections that were taken and are not served yet. They cost a file each, so there is a bound on them, too.
     let waiting = Arc::new(Semaphore::new(limits.connections));
     let lingering = Arc::new(Semaphore::new(LINGERING));
-    let refusals = Arc::new(Refusals { counter: refused, seldom: Mutex::default() });
+    let refusals = Arc::new(Refusals { counter: refused, report: Mutex::default() });
     let no_place: Arc<[u8]> = no_place(limits.clients).into();
     let tracker = TaskTracker::new();
     let abort = CancellationToken::new();
@@ -437,13 +437,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_refusals_are_told_once_in_a_while() {
-        let mut seldom = Seldom::default();
-        assert_eq!(seldom.note(Instant::now()), Some(1));
+        let mut report = RareReport::default();
+        assert_eq!(report.note(Instant::now()), Some(1));
         for _ in 0..1_000 {
-            assert_eq!(seldom.note(Instant::now()), None);
+            assert_eq!(report.note(Instant::now()), None);
         }
         tokio::time::advance(REPORT).await;
-        assert_eq!(seldom.note(Instant::now()), Some(1_001));
+        assert_eq!(report.note(Instant::now()), Some(1_001));
     }
 
     #[tokio::test]

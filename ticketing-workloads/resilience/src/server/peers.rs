@@ -15,10 +15,10 @@ const RESERVED: usize = 8;
 /// A connection without a request for so long is closed for one that waits.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Who the clients of a port are.
+/// Where the clients of a port are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
-    /// Anybody: with IPv6 one of them has a network of 2^64 addresses.
+    /// Outside the cluster: with IPv6, one client has a network of 2^64 addresses.
     Outside,
     /// Pods of the cluster, each of which has one address. They are told by `x-refused` that a refusal is no failure.
     Inside,
@@ -116,7 +116,7 @@ impl State {
                 peer.waiting -= 1;
             }
             self.serve(number, served);
-            // Who does not wait any more takes itself out.
+            // If its receiver has gone, its guard gives the place back.
             let _ = granted.send(());
         }
     }

@@ -20,7 +20,7 @@ const SHORTEST: Duration = Duration::from_secs(5);
 /// Longest ejection; and after as long a time without one, the next is the first again.
 const LONGEST: Duration = Duration::from_secs(60);
 /// An endpoint that has had a call for so long, and has answered nothing well since that began, is asked only for want of others.
-const SILENT: Duration = Duration::from_secs(2);
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// With a smaller share of endpoints left, in percent, all of them are asked: what fails everywhere is the fault of none, and
 /// those that are left would not bear the load of all.
 const PANIC_PERCENT: usize = 50;
@@ -108,9 +108,11 @@ impl Endpoint {
     }
 
     /// Whether it may be frozen: its oldest call has waited for long, in which it has answered nothing else either.
-    fn is_silent(&self, now: Instant) -> bool {
+    fn is_unresponsive(&self, now: Instant) -> bool {
         let oldest = self.under_way.values().next();
-        oldest.is_some_and(|begun| now.saturating_duration_since(*begun) >= SILENT && !self.has_answered_since(*begun))
+        oldest.is_some_and(|begun| {
+            now.saturating_duration_since(*begun) >= UNRESPONSIVE_AFTER && !self.has_answered_since(*begun)
+        })
     }
 
     fn eject(&mut self, now: Instant) -> Change {
@@ -157,14 +159,14 @@ impl Ejection {
     }
 
     /// Whether a failure of this call says nothing of the others, who are asked instead: its endpoint is left out or no longer
-    /// one of them. One from whom nothing came at all (`silent`) is known to be alone in that, too, if others have answered since.
-    pub fn excuses(&self, chosen: &Chosen, silent: bool) -> bool {
+    /// one of them. One from whom nothing came at all (`no_answer`) is known to be alone in that, too, if others have answered since.
+    pub fn is_isolated_failure(&self, chosen: &Chosen, no_answer: bool) -> bool {
         let Some(endpoint) = self.endpoints.get(&chosen.address) else { return !self.endpoints.is_empty() };
         let alone = || {
             !endpoint.has_answered_since(chosen.begun)
                 && self.endpoints.values().any(|other| other.has_answered_since(chosen.begun))
         };
-        !self.panics() && (endpoint.state != State::Admitted || (silent && alone()))
+        !self.panics() && (endpoint.state != State::Admitted || (no_answer && alone()))
     }
 
     /// Whether too few are left.
@@ -189,9 +191,15 @@ impl Ejection {
                 State::Ejected { .. } | State::Tried => return None,
             };
             let had_its_turn = self.last.is_some_and(|last| *address <= last);
-            Some(((endpoint.is_silent(now), endpoint.under_way.len(), had_its_turn, *address), trial))
+            Some(((endpoint.is_unresponsive(now), endpoint.under_way.len(), had_its_turn, *address), trial))
         };
-        let ((.., address), trial) = self.endpoints.iter().filter_map(usable).min()?;
+        // Rather one that is left out than none.
+        let any = || {
+            self.endpoints.iter().filter(|(address, _)| !tried.contains(address)).map(|(address, endpoint)| {
+                ((endpoint.is_unresponsive(now), endpoint.under_way.len(), false, *address), false)
+            })
+        };
+        let ((.., address), trial) = self.endpoints.iter().filter_map(usable).min().or_else(|| any().min())?;
         self.last = Some(address);
         self.calls += 1;
         let number = self.calls;
@@ -382,8 +390,8 @@ mod tests {
         }
         assert_eq!(hanging.len(), 1);
         let late = start + Duration::from_secs(30);
-        assert!(ejection.excuses(&hanging[0], true), "others have answered all the time");
-        assert!(!ejection.excuses(&hanging[0], false), "a failure that it told would count");
+        assert!(ejection.is_isolated_failure(&hanging[0], true), "others have answered all the time");
+        assert!(!ejection.is_isolated_failure(&hanging[0], false), "a failure that it told would count");
         ejection.record(&hanging[0], Verdict::Success, late);
         assert!(calls(&mut ejection, 30, &[], late)[&address(2)] >= 10, "it goes on");
     }
@@ -394,10 +402,22 @@ mod tests {
         let silent = ejection.choose(&[], start).unwrap();
         let busy: Vec<_> = (0..9).map(|_| ejection.choose(&[silent.address], start).unwrap()).collect();
         assert_eq!(ejection.choose(&[], start).unwrap().address, silent.address, "it has fewer calls");
-        let later = start + SILENT;
+        let later = start + UNRESPONSIVE_AFTER;
         ejection.record(&busy[0], Verdict::Success, later);
         assert_eq!(ejection.choose(&[], later).unwrap().address, busy[0].address);
         assert_eq!(ejection.choose(&[busy[0].address], later).unwrap().address, silent.address);
+    }
+
+    /// Of two, one is left out, and the other one takes no connection: it restarts.
+    #[test]
+    fn one_that_is_left_out_is_asked_rather_than_none() {
+        let (mut ejection, now) = endpoints(2);
+        calls(&mut ejection, 20, &[2], now);
+        assert_eq!(ejection.ejected(), 1);
+        let only = ejection.choose(&[address(1)], now).unwrap();
+        assert_eq!((only.address, only.trial), (address(2), false));
+        assert_eq!(ejection.record(&only, Verdict::Success, now + Duration::from_millis(1)), Some(Change::Readmitted));
+        assert_eq!(ejection.choose(&[address(1), address(2)], now), None);
     }
 
     #[test]
@@ -406,7 +426,7 @@ mod tests {
         let hanging: Vec<_> = (0..6).map(|_| ejection.choose(&[], start).unwrap()).collect();
         for chosen in &hanging {
             ejection.record(chosen, Verdict::Failure, start + LONGEST);
-            assert!(!ejection.excuses(chosen, true));
+            assert!(!ejection.is_isolated_failure(chosen, true));
         }
     }
 
@@ -415,7 +435,7 @@ mod tests {
         let (mut ejection, start) = endpoints(3);
         let chosen = ejection.choose(&[], start).unwrap();
         ejection.set(&[2, 3].map(address).into(), start);
-        assert!(ejection.excuses(&chosen, false));
+        assert!(ejection.is_isolated_failure(&chosen, false));
     }
 
     proptest! {

@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long after the question such a call goes on with what was known.
 const STALE_WAIT: Duration = Duration::from_secs(1);
 /// How long what DNS said stands while it names nobody. Its servers may be away; but addresses are given to other pods in time.
-const KEPT: Duration = Duration::from_secs(300);
+const MAX_AGE: Duration = Duration::from_secs(300);
 /// Time for DNS to answer.
 const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -68,7 +68,7 @@ struct Resolved {
 
 impl Resolved {
     fn is_known(&self, now: Instant) -> bool {
-        self.named_at.is_some_and(|at| now.saturating_duration_since(at) < KEPT)
+        self.named_at.is_some_and(|at| now.saturating_duration_since(at) < MAX_AGE)
     }
 
     /// How long to wait for an answer now, where there is a need for one. Not at all for DNS that did not answer the last time.
@@ -185,7 +185,7 @@ impl Endpoints {
                     ejection.set(&addresses, now);
                     ejection.ejected()
                 };
-                self.tell(ejected);
+                self.report_ejected(ejected);
                 None
             }
             Err(error) => Some(error.to_string()),
@@ -198,22 +198,22 @@ impl Endpoints {
         });
     }
 
-    fn tell(&self, ejected: usize) {
+    fn report_ejected(&self, ejected: usize) {
         if let Some(dependency) = self.dependency {
             dependency.endpoints_ejected(ejected);
         }
     }
 
-    /// Whether a failure is excused then ([`Ejection::excuses`]).
-    fn record(&self, chosen: &Chosen, verdict: Verdict, silent: bool) -> bool {
-        let (change, ejected, is_excused) = {
+    /// Whether a failure is isolated then ([`Ejection::is_isolated_failure`]).
+    fn record(&self, chosen: &Chosen, verdict: Verdict, no_answer: bool) -> bool {
+        let (change, ejected, is_isolated) = {
             let mut ejection = self.ejection();
             let change = ejection.record(chosen, verdict, Instant::now());
-            (change, ejection.ejected(), ejection.excuses(chosen, silent))
+            (change, ejection.ejected(), ejection.is_isolated_failure(chosen, no_answer))
         };
         let service = self.dependency.map_or(&*self.host, |dependency| dependency.name());
         match change {
-            None => return is_excused,
+            None => return is_isolated,
             Some(Change::Ejected { length }) => {
                 tracing::warn!(%service, endpoint = %chosen.address, seconds = length.as_secs(), "endpoint ejected: it fails");
                 if let Some(dependency) = self.dependency {
@@ -222,8 +222,8 @@ impl Endpoints {
             }
             Some(Change::Readmitted) => tracing::info!(%service, endpoint = %chosen.address, "endpoint admitted again"),
         }
-        self.tell(ejected);
-        is_excused
+        self.report_ejected(ejected);
+        is_isolated
     }
 }
 
@@ -349,9 +349,9 @@ mod tests {
     async fn what_was_known_is_not_asked_for_ever() {
         let endpoints = Endpoints::new("catalog", 8_080, answers(&[Some(&[1]), None]), None);
         asked(&endpoints, 1).await;
-        tokio::time::advance(KEPT.mul_f64(0.9)).await;
+        tokio::time::advance(MAX_AGE.mul_f64(0.9)).await;
         assert_eq!(asked(&endpoints, 1).await, [address(1)].into());
-        tokio::time::advance(KEPT.mul_f64(0.1)).await;
+        tokio::time::advance(MAX_AGE.mul_f64(0.1)).await;
         let error = endpoints.choose(&[], None).await.err().unwrap();
         assert!(error.starts_with("no address of catalog: "), "{error}");
     }

@@ -126,7 +126,7 @@ impl HttpError {
     }
 
     /// Whether it is no evidence against the service as a whole: its endpoint is left out, or fails alone.
-    pub fn is_excused(&self) -> bool {
+    pub fn is_isolated(&self) -> bool {
         match self {
             Self::Status(answer) => answer.from_ejected,
             Self::Broken { from_ejected, .. } => *from_ejected,
@@ -161,7 +161,7 @@ impl Failure for HttpError {
     }
 
     fn verdict(&self) -> Verdict {
-        if self.is_excused() { Verdict::Neutral } else { self.kind().verdict() }
+        if self.is_isolated() { Verdict::Neutral } else { self.kind().verdict() }
     }
 
     fn was_retried(&self) -> bool {
@@ -256,7 +256,7 @@ impl Peer {
                 },
                 None => answer.await,
             };
-            let is_excused = asked.finish(verdict(&result, short));
+            let is_isolated = asked.finish(verdict(&result, short));
             match result {
                 Err(error @ HttpError::NotSent(_)) => {
                     self.endpoints.may_have_changed();
@@ -268,10 +268,10 @@ impl Peer {
                     refused = Some(HttpError::Status(answer));
                 }
                 Err(HttpError::Status(mut answer)) => {
-                    answer.from_ejected = is_excused;
+                    answer.from_ejected = is_isolated;
                     return Err(HttpError::Status(answer));
                 }
-                Err(HttpError::Broken { why, .. }) => return Err(HttpError::Broken { why, from_ejected: is_excused }),
+                Err(HttpError::Broken { why, .. }) => return Err(HttpError::Broken { why, from_ejected: is_isolated }),
                 result => return result,
             }
         }

@@ -72,7 +72,7 @@ impl Failure for ProviderError {
 
     fn verdict(&self) -> Verdict {
         match self {
-            Self::Http(error) if error.is_excused() => Verdict::Neutral,
+            Self::Http(error) if error.is_isolated() => Verdict::Neutral,
             error => error.kind().verdict(),
         }
     }
