@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 const RESERVED: usize = 8;
 /// A connection without a request for so long is closed for one that waits.
 const IDLE: Duration = Duration::from_secs(1);
+/// Time between two searches for such a connection that find none: many may wait.
+const SEARCH: Duration = Duration::from_millis(20);
 
 /// Where the clients of a port are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ struct State {
     served: HashMap<u64, Served>,
     waiting: VecDeque<Waiting>,
     connections: u64,
+    /// When no idle connection was found.
+    none_idle_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -123,14 +127,18 @@ impl State {
 
     /// Ends the connection that has been without a request for longest; for a peer with many connections, one of its own.
     fn shed(&mut self, wanting: IpAddr, now: Instant) {
+        if self.none_idle_at.is_some_and(|at| now.saturating_duration_since(at) < SEARCH) {
+            return;
+        }
         let own_only = self.peers.get(&wanting).is_some_and(|peer| peer.served >= self.most);
         let idle = self.served.values().filter(|served| !served.shed.is_cancelled());
         let idle = idle.filter(|served| !own_only || served.peer == wanting);
         let idle = idle.filter_map(|served| Some((served.requests.idle_since()?, &served.shed)));
         let longest =
             idle.filter(|(since, _)| now.saturating_duration_since(*since) >= IDLE).min_by_key(|(since, _)| *since);
-        if let Some((_, shed)) = longest {
-            shed.cancel();
+        match longest {
+            Some((_, shed)) => shed.cancel(),
+            None => self.none_idle_at = Some(now),
         }
     }
 }
@@ -147,6 +155,7 @@ impl Places {
             served: HashMap::new(),
             waiting: VecDeque::new(),
             connections: 0,
+            none_idle_at: None,
         };
         Arc::new(Self { clients, state: Mutex::new(state) })
     }

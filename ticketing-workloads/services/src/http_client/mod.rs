@@ -52,7 +52,8 @@ static ANSWERS: ByteBudget = ByteBudget::new(32 * 1024 * 1024);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Endpoints that are asked at most, if the ones before took no connection.
 const MAX_ENDPOINTS_TRIED: usize = 3;
-/// How long before the end of an attempt it is decided whose fault it is that there is no answer.
+/// How long before the end of an attempt it is decided whether its endpoint alone gives no answer: before the attempt timeout,
+/// which knows of no endpoints.
 const EARLIER: Duration = Duration::from_millis(5);
 /// Code of an answer of a server of ours that had no place for the connection: nothing was begun.
 pub const TOO_MANY_CONNECTIONS: &str = "TOO_MANY_CONNECTIONS";
@@ -92,8 +93,8 @@ pub struct HttpAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Whether it is a failure, and the endpoint that gave it is left out since. That one fails is dealt with then, and is no evidence against the
-    /// others: those calls that it failed at once would open the circuit.
+    /// Whether it is a failure, and the endpoint that gave it is left out since. That one fails is dealt with then, and is no
+    /// evidence against the others: those calls that it failed at once would open the circuit.
     pub from_ejected: bool,
 }
 
