@@ -324,4 +324,24 @@ mod tests {
         let found: Vec<_> = found.iter().map(|(id, status)| Charge { id, status }).collect();
         assert_eq!(settled(&found), expected.map(|id| id.map(str::to_owned)).map_err(str::to_owned));
     }
+
+    /// One of several addresses of a provider that fails alone opened the circuit to all of them.
+    #[rstest::rstest]
+    #[case::alone(true, Verdict::Neutral)]
+    #[case::like_all(false, Verdict::Failure)]
+    fn a_failure_of_one_endpoint_alone_says_nothing_of_the_provider(#[case] alone: bool, #[case] expected: Verdict) {
+        let answer = HttpAnswer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: [(header::RETRY_AFTER, HeaderValue::from_static("1"))].into_iter().collect(),
+            body: axum::body::Bytes::new(),
+            from_ejected: alone,
+        };
+        for error in
+            [HttpError::Status(Box::new(answer)), HttpError::Broken { why: "reset".to_owned(), from_ejected: alone }]
+        {
+            let error = ProviderError::from(error);
+            assert_eq!(error.verdict(), expected, "{error}");
+            assert!(error.in_doubt());
+        }
+    }
 }
