@@ -205,7 +205,7 @@ async fn idle_connections_make_room() {
     for _ in 0..4 {
         let mut stream = server.connect_from(2).await;
         stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        timeout(Duration::from_secs(5), server.asked.notified()).await.expect("no idle connection made room");
+        timeout(TIMEOUT, server.asked.notified()).await.expect("no idle connection made room");
         busy.push(stream);
     }
     for mut stream in held {

@@ -39,8 +39,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client that still sends is listened to after its last answer, and how much of it is read.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
-/// Clients that are listened to at once while they are refused.
-const LINGERING: usize = 64;
 /// Time between two lines of the log about connections that were refused.
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -71,7 +69,7 @@ pub struct Limits {
     pub clients: Clients,
     /// Time to begin the first request of a connection.
     pub first_byte_timeout: Duration,
-    /// Longest pause between two requests of a connection; one second if another one waits for its place. Clients should give up an idle connection sooner: one that is
+    /// Longest pause between two requests of a connection; five seconds, or one before the first request, if another one waits for its place. Clients should give up an idle connection sooner: one that is
     /// closed while a request is on its way to it loses that request.
     pub idle_timeout: Duration,
     /// Time to send the head of a request, from its first byte.
@@ -231,7 +229,7 @@ pub async fn serve_and_count(
     let places = Places::new(limits.connections, limits.connections_per_peer, limits.clients);
     // Of connections that were taken and are not served yet. They cost a file each, so there is a bound on them, too.
     let waiting = Arc::new(Semaphore::new(limits.connections));
-    let lingering = Arc::new(Semaphore::new(LINGERING));
+    let lingering = Arc::new(Semaphore::new(limits.connections));
     let refusals = Arc::new(Refusals { counter: refused, report: Mutex::default() });
     let no_place: Arc<[u8]> = no_place(limits.clients).into();
     let tracker = TaskTracker::new();
@@ -299,7 +297,8 @@ async fn accept(
     }
 }
 
-/// Tells a client that there is no place. If many are told at once, it may lose the answer to what it still sends.
+/// Tells a client that there is no place. If as many as there are places are told at once, it may lose the answer to what it
+/// still sends.
 async fn refuse(mut stream: TcpStream, no_place: &[u8], lingering: &Semaphore) {
     let Ok(_lingers) = lingering.try_acquire() else {
         let _ = stream.try_write(no_place);

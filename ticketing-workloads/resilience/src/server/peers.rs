@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Of so many places, one is kept for peers that have few connections.
 const RESERVED: usize = 8;
-/// A connection without a request for so long is closed for one that waits.
-const IDLE: Duration = Duration::from_secs(1);
+/// A connection that has had no request for so long is closed for one that waits.
+const UNUSED: Duration = Duration::from_secs(1);
+/// The same after a request. Longer than our own clients keep a connection, so that none of them sends a request meanwhile.
+const IDLE: Duration = Duration::from_secs(5);
 /// Time between two searches for such a connection that find none: many may wait.
 const SEARCH: Duration = Duration::from_millis(20);
 
@@ -133,11 +135,15 @@ impl State {
         let own_only = self.peers.get(&wanting).is_some_and(|peer| peer.served >= self.most);
         let idle = self.served.values().filter(|served| !served.shed.is_cancelled());
         let idle = idle.filter(|served| !own_only || served.peer == wanting);
-        let idle = idle.filter_map(|served| Some((served.requests.idle_since()?, &served.shed)));
-        let longest =
-            idle.filter(|(since, _)| now.saturating_duration_since(*since) >= IDLE).min_by_key(|(since, _)| *since);
+        let idle = idle.filter_map(|served| Some((served.requests.idle_since()?, served)));
+        let longest = idle
+            .filter(|(since, served)| {
+                let least = if served.requests.have_begun() { IDLE } else { UNUSED };
+                now.saturating_duration_since(*since) >= least
+            })
+            .min_by_key(|(since, _)| *since);
         match longest {
-            Some((_, shed)) => shed.cancel(),
+            Some((_, served)) => served.shed.cancel(),
             None => self.none_idle_at = Some(now),
         }
     }
@@ -203,7 +209,7 @@ impl Connected {
         let Some(waits) = &mut self.waits else { return };
         loop {
             lock(&self.places.state).shed(self.peer, Instant::now());
-            if tokio::time::timeout(IDLE / 4, &mut *waits).await.is_ok() {
+            if tokio::time::timeout(UNUSED / 4, &mut *waits).await.is_ok() {
                 self.waits = None;
                 return;
             }
@@ -280,10 +286,24 @@ mod tests {
         let mut third = places.enter(ip("192.0.2.3")).unwrap();
         assert!(!is_served(&mut third));
         assert_eq!(served.iter().map(|one| one.shed.is_cancelled()).collect::<Vec<_>>(), [true, false]);
-        assert!(tokio::time::timeout(IDLE, third.place()).await.is_err());
+        assert!(tokio::time::timeout(UNUSED, third.place()).await.is_err());
         assert!(served[1].shed.is_cancelled(), "it has been idle for long enough by now");
         served.remove(0);
         assert!(is_served(&mut third));
+    }
+
+    /// A request on its way to a connection that is closed is lost.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_been_used_is_kept_for_longer_than_our_clients_keep_it() {
+        let places = Places::new(1, 1, Clients::Inside);
+        let served = places.enter(ip("192.0.2.1")).unwrap();
+        drop(served.requests.begin());
+        served.requests.rest(Some(Instant::now()));
+        let mut waits = places.enter(ip("192.0.2.2")).unwrap();
+        assert!(tokio::time::timeout(IDLE.mul_f64(0.9), waits.place()).await.is_err());
+        assert!(!served.shed.is_cancelled());
+        assert!(tokio::time::timeout(IDLE.mul_f64(0.2), waits.place()).await.is_err());
+        assert!(served.shed.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
@@ -292,8 +312,8 @@ mod tests {
         let other = places.enter(ip("192.0.2.2")).unwrap();
         other.requests.rest(Some(Instant::now()));
         let mut own: Vec<_> = (0..13).map(|_| places.enter(ip("192.0.2.1")).unwrap()).collect();
-        tokio::time::advance(IDLE * 2).await;
-        own[5].requests.rest(Some(Instant::now() - IDLE));
+        tokio::time::advance(UNUSED * 2).await;
+        own[5].requests.rest(Some(Instant::now() - UNUSED));
         let mut waits = places.enter(ip("192.0.2.1")).unwrap();
         assert!(!is_served(&mut waits) && !other.shed.is_cancelled());
         assert!(own[5].shed.is_cancelled());

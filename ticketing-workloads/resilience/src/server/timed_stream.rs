@@ -57,6 +57,11 @@ impl Requests {
         *lock(&self.idle_since) = since;
     }
 
+    /// Whether there has been one.
+    pub(super) fn have_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn are_none_under_way(&self) -> bool {
         self.at_rest().is_some()
     }
