@@ -274,7 +274,8 @@ pub enum RetryOn {
     /// HTTP status 500 and above.
     #[serde(rename = "5xx")]
     ServerError,
-    /// HTTP 429, or an answer of a TicketWave service that says it refuses because of its load (the header x-refused).
+    /// HTTP 429, HTTP 503 with Retry-After, or an answer of a TicketWave service that says it refuses because of its load
+    /// (the header x-refused).
     RateLimited,
     /// A database deadlock or serialization failure.
     Deadlock,

@@ -192,12 +192,71 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("ticketing", json!({ "services": { "booking": { "databasePoolSize": 201 } } }), "databasePoolSize"),
         ("ticketing", json!({ "database": { "parameters": "a=b c" } }), "parameters"),
         ("ticketing", json!({ "database": { "sslMode": "on" } }), "sslMode"),
+        ("ticketing", json!({ "services": { "catalog": { "headless": false } } }), "headless"),
+        ("ticketing", json!({ "serviceDefaults": { "drainSeconds": 61 } }), "drainSeconds"),
+        ("ticketing", json!({ "database": { "parameters": "sslmode=require" } }), "parameters"),
     ] {
         let set: Vec<_> = set.as_object().unwrap().iter().map(|(name, value)| format!("{name}={value}")).collect();
         let refused = charts.render(chart, &set.iter().map(String::as_str).collect::<Vec<_>>()).await;
         let error = refused.err().unwrap_or_else(|| panic!("{chart} takes {set:?}"));
         assert!(error.contains(words), "{error}");
     }
+}
+
+/// What is rendered, as objects.
+fn objects(text: &str) -> Vec<Value> {
+    let objects = text.split("\n---").map(|document| serde_saphyr::from_str::<Value>(document).unwrap_or_default());
+    objects.filter(|object| object["kind"].is_string()).collect()
+}
+
+/// Callers take 3 s to ask DNS again, which has kept its answer for 5 s; then requests under way have 22 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_send_their_callers_elsewhere_for_long_enough_before_they_end() {
+    let charts = Charts::new().await;
+    for (set, delay) in [(&[][..], 8), (&["serviceDefaults.drainSeconds=11"], 11)] {
+        let rendered = charts.render("ticketing", set).await.unwrap();
+        let mut services = 0;
+        for object in objects(&rendered) {
+            let pod = &object["spec"]["template"]["spec"];
+            let container = &pod["containers"][0];
+            let env = |name: &str| {
+                let all = container["env"].as_array()?;
+                all.iter().find(|one| one["name"] == name)?["value"].as_str()?.parse::<u64>().ok()
+            };
+            let Some(seconds) = env("SHUTDOWN_DELAY_SECONDS").filter(|_| object["kind"] == "Deployment") else {
+                continue;
+            };
+            services += 1;
+            assert_eq!((seconds, env("CONNECTIONS_PER_PEER")), (delay, Some(512)));
+            assert!(container["lifecycle"].is_null(), "a hook runs before the process knows that it stops");
+            assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= seconds + 22);
+        }
+        assert_eq!(services, 5);
+    }
+}
+
+/// One could switch a Service off by whose name the others call.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_call_each_other_by_names_that_there_are() {
+    let charts = Charts::new().await;
+    let objects = objects(&charts.render("ticketing", &[]).await.unwrap());
+    let services: BTreeSet<_> = objects
+        .iter()
+        .filter(|object| object["kind"] == "Service")
+        .filter_map(|object| object["metadata"]["name"].as_str())
+        .collect();
+    let mut called = 0;
+    for value in objects.iter().flat_map(|object| {
+        let env = object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+        env.into_iter().filter_map(|one| one["value"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    }) {
+        let Some(host) = value.strip_prefix("http://").and_then(|url| url.split([':', '/']).next()) else {
+            continue;
+        };
+        called += 1;
+        assert!(services.contains(host), "{host} is called, and is none of {services:?}");
+    }
+    assert_eq!(called, 5);
 }
 
 /// An upgrade that keeps the values of version 0.1 must not switch the policies off in silence.

@@ -20,6 +20,7 @@ use crds::{
 };
 use engine::{
     ack::Acknowledged,
+    fleet::CircuitView,
     recovery::{Decision, Gate, History, Outcome, Record, Settings, Withheld},
 };
 use jiff::Timestamp;
@@ -379,10 +380,21 @@ fn open(held: &[&Target]) -> Option<String> {
         .iter()
         .flat_map(|target| &target.circuits)
         .filter(|(_, view)| view.open > 0)
-        .map(|(dependency, view)| format!("{dependency} {}/{}", view.open, view.total))
+        .map(|(dependency, view)| in_words(dependency, *view))
         .take(20)
         .collect();
     (!open.is_empty()).then(|| cut(&open.join(", "), 1000).to_owned())
+}
+
+/// A circuit that is half-open is not closed, and no evidence: it may only be that nobody has called since its break.
+fn in_words(dependency: &str, view: CircuitView) -> String {
+    let CircuitView { open, tripped, total } = view;
+    let half_open = open.saturating_sub(tripped);
+    match (tripped, half_open) {
+        (_, 0) => format!("{dependency} {tripped}/{total}"),
+        (0, _) => format!("{dependency} {half_open}/{total} half-open"),
+        _ => format!("{dependency} {tripped}/{total} and {half_open}/{total} half-open"),
+    }
 }
 
 fn circuits(held: &[&Target], old: &ResiliencePolicyStatus) -> Vec<CircuitStatus> {
@@ -511,4 +523,18 @@ pub(super) const fn gate_reason(gate: Gate) -> Reason {
 fn first(names: &[String], most: usize) -> String {
     let shown = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > most { format!("{shown} and {} more", names.len() - most) } else { shown }
+}
+
+#[cfg(test)]
+mod circuit_words {
+    use super::*;
+
+    /// Without visitors, a circuit was shown as open for as long as nobody came.
+    #[rstest::rstest]
+    #[case::open(2, 2, "catalog 2/3")]
+    #[case::half_open(2, 0, "catalog 2/3 half-open")]
+    #[case::both(3, 1, "catalog 1/3 and 2/3 half-open")]
+    fn half_open_is_shown_as_half_open(#[case] open: usize, #[case] tripped: usize, #[case] expected: &str) {
+        assert_eq!(in_words("catalog", CircuitView { open, tripped, total: 3 }), expected);
+    }
 }

@@ -163,7 +163,7 @@ pub enum RetryOn {
     /// HTTP status 500 and above.
     #[serde(rename = "5xx")]
     ServerError,
-    /// HTTP 429, or an answer whose sender says that it refuses because of its load.
+    /// HTTP 429, 503 with `Retry-After`, or an answer whose sender says that it refuses because of its load.
     RateLimited,
     /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
     Deadlock,

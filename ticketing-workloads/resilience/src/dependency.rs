@@ -7,7 +7,7 @@ use crate::fault_injection::Faults;
 use crate::metrics::{CallFigures, Figures, Metrics};
 use crate::retry::RetryBudget;
 use arc_swap::ArcSwap;
-use contract::{CircuitReport, CircuitState, DependencySettings, TimeoutSettings};
+use contract::{CircuitReport, CircuitState, DependencySettings, RetryOn, TimeoutSettings};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,6 +21,7 @@ pub struct Dependency {
     request_ms: AtomicU64,
     per_try_ms: AtomicU64,
     has_fallback: AtomicBool,
+    retries_rate_limited: AtomicBool,
     breaker: Breaker,
     budget: RetryBudget,
     pub(crate) bulkheads: &'static Bulkheads,
@@ -41,6 +42,7 @@ impl Dependency {
             request_ms: AtomicU64::new(settings.timeout.request_ms),
             per_try_ms: AtomicU64::new(settings.timeout.per_try_ms),
             has_fallback: AtomicBool::new(false),
+            retries_rate_limited: AtomicBool::new(settings.retry.retry_on.contains(&RetryOn::RateLimited)),
             breaker: Breaker::new(settings.circuit_breaker.clone(), Box::new(on_change(name, Arc::clone(metrics)))),
             settings: ArcSwap::from_pointee(settings),
             budget: RetryBudget::new(),
@@ -63,6 +65,8 @@ impl Dependency {
         self.request_ms.store(settings.timeout.request_ms, Ordering::Relaxed);
         self.per_try_ms.store(settings.timeout.per_try_ms, Ordering::Relaxed);
         self.has_fallback.store(!settings.fallback.is_empty(), Ordering::Relaxed);
+        let retries_rate_limited = settings.retry.retry_on.contains(&RetryOn::RateLimited);
+        self.retries_rate_limited.store(retries_rate_limited, Ordering::Relaxed);
         self.bulkhead.store(bulkhead, Ordering::Relaxed);
         self.settings.store(Arc::new(settings));
     }
@@ -95,6 +99,16 @@ impl Dependency {
     /// The faults that drills inject into it.
     pub fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    /// Counts an endpoint that is left out for a while because it fails.
+    pub fn endpoint_ejected(&self) {
+        self.metrics.endpoint_ejected(&self.name);
+    }
+
+    /// Tells how many of its endpoints are left out now.
+    pub fn endpoints_ejected(&self, now: usize) {
+        self.metrics.endpoints_ejected(&self.name, now);
     }
 
     /// When a call that starts now ends at the latest, for a caller who waits until `until`.
@@ -134,7 +148,13 @@ impl Dependency {
         self.has_fallback.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn record_timeout(&self) {
+    #[inline]
+    pub(crate) fn retries_rate_limited(&self) -> bool {
+        self.retries_rate_limited.load(Ordering::Relaxed)
+    }
+
+    /// Counts an attempt without an answer in time, where the attempt itself finds that out before its timeout does.
+    pub fn record_timeout(&self) {
         self.timeouts.fetch_add(1, Ordering::Relaxed);
     }
 

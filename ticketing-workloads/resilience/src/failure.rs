@@ -9,7 +9,12 @@ pub trait Failure: std::error::Error {
     /// What it means to retry and circuit breaker.
     fn kind(&self) -> FailureKind;
 
-    /// How long the other side asks to wait before the next attempt (RFC 9110 §10.2.3), if it does.
+    /// What it says to the circuit breaker.
+    fn verdict(&self) -> Verdict {
+        self.kind().verdict()
+    }
+
+    /// How long the other side asks to wait before the next attempt (RFC 9110 §10.2.3), if it does: seconds, or until a date.
     fn retry_after(&self) -> Option<Duration> {
         None
     }
@@ -36,8 +41,11 @@ pub enum FailureKind {
     GivenUp,
     /// An HTTP status that is not a success.
     Status(u16),
-    /// HTTP 429, or an answer whose sender says that it refuses because of its load.
+    /// The other side says that it refuses because of its load.
     RateLimited,
+    /// The same by an HTTP status: 429, or 503 with `Retry-After`. To the circuit breaker, the 503 is a failure like any other
+    /// unless the policy has it waited for (`retryOn: [RateLimited]`) and there is time for another attempt.
+    Overloaded(u16),
     /// The database chose this transaction as the victim of a deadlock, or could not serialise it.
     Deadlock,
     /// Another transaction changed the row first (optimistic locking).
@@ -65,8 +73,14 @@ impl FailureKind {
             Self::Business | Self::Deadlock | Self::VersionConflict => Verdict::Success,
             // What this side did itself says nothing, or a reset of connections would open the circuit that it is to heal.
             Self::RateLimited | Self::GivenUp => Verdict::Neutral,
+            Self::Overloaded(status) if status < 500 => Verdict::Neutral,
             Self::Status(status) if status < 500 => Verdict::Success,
-            Self::Timeout | Self::NotSent | Self::ConnectFailure | Self::Status(_) | Self::Other => Verdict::Failure,
+            Self::Timeout
+            | Self::NotSent
+            | Self::ConnectFailure
+            | Self::Status(_)
+            | Self::Overloaded(_)
+            | Self::Other => Verdict::Failure,
         }
     }
 
@@ -80,10 +94,9 @@ impl FailureKind {
             Self::RateLimited => on(RetryOn::RateLimited),
             Self::Deadlock => on(RetryOn::Deadlock),
             Self::VersionConflict => on(RetryOn::VersionConflict),
+            Self::Overloaded(status) => on(RetryOn::RateLimited) || Self::Status(status).is_retried(settings),
             Self::Status(status) => {
-                settings.http_status_codes.contains(&status)
-                    || (status >= 500 && on(RetryOn::ServerError))
-                    || (status == 429 && on(RetryOn::RateLimited))
+                settings.http_status_codes.contains(&status) || (status >= 500 && on(RetryOn::ServerError))
             }
         }
     }
@@ -229,7 +242,11 @@ mod tests {
     #[case::business(FailureKind::Business, &[RetryOn::Timeout, RetryOn::VersionConflict], false)]
     #[case::server_error(FailureKind::Status(502), &[RetryOn::ServerError], true)]
     #[case::client_error(FailureKind::Status(404), &[RetryOn::ServerError], false)]
-    #[case::too_many(FailureKind::Status(429), &[RetryOn::RateLimited], true)]
+    #[case::too_many(FailureKind::Overloaded(429), &[RetryOn::RateLimited], true)]
+    #[case::too_many_is_no_server_error(FailureKind::Overloaded(429), &[RetryOn::ServerError], false)]
+    #[case::busy(FailureKind::Overloaded(503), &[RetryOn::RateLimited], true)]
+    #[case::busy_is_a_server_error_too(FailureKind::Overloaded(503), &[RetryOn::ServerError], true)]
+    #[case::busy_and_not_listed(FailureKind::Overloaded(503), &[RetryOn::Timeout], false)]
     #[case::unknown_word(FailureKind::Other, &[RetryOn::Unknown], false)]
     fn retried(#[case] kind: FailureKind, #[case] on: &[RetryOn], #[case] expected: bool) {
         assert_eq!(kind.is_retried(&settings(on, &[])), expected);
@@ -268,6 +285,8 @@ mod tests {
 
     #[test]
     fn a_listed_status_is_retried_whatever_its_class() {
-        assert!(FailureKind::Status(409).is_retried(&settings(&[], &[409])));
+        for kind in [FailureKind::Status(409), FailureKind::Overloaded(429), FailureKind::Overloaded(503)] {
+            assert!(kind.is_retried(&settings(&[], &[409, 429, 503])), "{kind:?}");
+        }
     }
 }

@@ -72,6 +72,8 @@ pub struct Metrics {
     circuit_reset: Family<ServiceLabel, Counter>,
     circuit_state: Family<StateLabels, Gauge>,
     retries: Family<RetryLabels, Counter>,
+    endpoint_ejections: Family<ServiceLabel, Counter>,
+    endpoints_ejected: Family<ServiceLabel, Gauge>,
     fallback: OnceLock<FallbackDuration>,
     fallback_answers: Family<SourceLabels, Counter>,
     degraded: Family<ServiceLabel, Gauge>,
@@ -92,6 +94,8 @@ impl Metrics {
             circuit_reset: Family::default(),
             circuit_state: Family::default(),
             retries: Family::default(),
+            endpoint_ejections: Family::default(),
+            endpoints_ejected: Family::default(),
             fallback: OnceLock::new(),
             fallback_answers: Family::default(),
             degraded: Family::default(),
@@ -111,6 +115,9 @@ impl Metrics {
                 metrics.circuit_state.clone(),
             );
             registry.register("retry_attempts", "Retries, by the attempt that failed", metrics.retries.clone());
+            let help = "Endpoints left out for a while because they failed";
+            registry.register("http_endpoint_ejections", help, metrics.endpoint_ejections.clone());
+            registry.register("http_endpoints_ejected", "Endpoints left out now", metrics.endpoints_ejected.clone());
             let help = "Calls that fell back, by the fallback that answered";
             registry.register("fallback_answers", help, metrics.fallback_answers.clone());
             registry.register("degraded_mode_active", "Services in degraded mode", metrics.degraded.clone());
@@ -155,6 +162,15 @@ impl Metrics {
 
     pub(crate) fn circuit_reset(&self, dependency: &str) {
         self.circuit_reset.get_or_create(&service(dependency)).inc();
+    }
+
+    pub(crate) fn endpoint_ejected(&self, dependency: &str) {
+        self.endpoint_ejections.get_or_create(&service(dependency)).inc();
+    }
+
+    pub(crate) fn endpoints_ejected(&self, dependency: &str, now: usize) {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        self.endpoints_ejected.get_or_create(&service(dependency)).set(now);
     }
 
     /// Includes what the dependency counts itself.

@@ -322,10 +322,14 @@ async fn a_short_deadline_opens_no_circuit(#[case] time_left_ms: u64, #[case] ex
     }
 }
 
-/// Nor by what the other side says when it had no time; but a connection that is refused needs none.
+/// Nor by a connection that breaks in so little time; but a connection that is refused, or an answer that tells of a
+/// failure, needs none.
 #[rstest::rstest]
-#[case::no_time_to_work(FailureKind::Status(503), 499, CircuitState::Closed)]
-#[case::time_enough(FailureKind::Status(503), 500, CircuitState::Open)]
+#[case::broken_in_no_time(FailureKind::ConnectFailure, 499, CircuitState::Closed)]
+#[case::the_other_side_ran_out_of_time(FailureKind::Timeout, 499, CircuitState::Closed)]
+#[case::time_enough(FailureKind::Timeout, 500, CircuitState::Open)]
+#[case::received(FailureKind::Status(503), 1, CircuitState::Open)]
+#[case::received_and_no_failure(FailureKind::Status(404), 1, CircuitState::Closed)]
 #[case::connection_refused(FailureKind::NotSent, 1, CircuitState::Open)]
 #[tokio::test(start_paused = true)]
 async fn what_fails_under_a_short_deadline_says_little(

@@ -4,6 +4,7 @@ use crate::http_client::{REFUSED, RETRIED};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use resilience::server::BodyError;
 use serde_json::json;
 use std::time::Duration;
 
@@ -30,6 +31,14 @@ pub fn refused(code: &str, message: &str, retry_after: Duration) -> Response {
     let mut response = unavailable(code, message, retry_after);
     response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
     response
+}
+
+/// A body that could not be read.
+pub fn body_unreadable(error: BodyError) -> Response {
+    match error {
+        BodyError::NoMemory => refused("TOO_MANY_REQUESTS_UNDER_WAY", &error.to_string(), Duration::from_secs(1)),
+        error => problem(error.status(), "INVALID_REQUEST", &error.to_string()),
+    }
 }
 
 /// For every path that there is not.

@@ -2,7 +2,7 @@
 
 use crate::answers::problem;
 use crate::checks;
-use crate::http_client::REFUSED;
+use crate::http_client::{DEADLINE_PASSED, INTERNAL, REFUSED};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -13,11 +13,12 @@ use contract::admin::HEALTH_PATH;
 use contract::workload_id::UnknownKind;
 use contract::{WorkloadId, WorkloadKind};
 use futures::future::BoxFuture;
+use prometheus_client::metrics::counter::Counter;
 use resilience::control::admin::{self, Admin};
 use resilience::control::authentication::Authentication;
 use resilience::control::mount::ConfigMount;
 use resilience::control::token::TokenMount;
-use resilience::server::{Limits, ListenError, listen, serve};
+use resilience::server::{Clients, Limits, ListenError, listen, serve, serve_and_count};
 use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -83,6 +84,14 @@ pub struct PodSettings {
     /// Seconds to go on serving after SIGTERM, while the Service still sends requests here.
     #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(..=60))]
     pub shutdown_delay_seconds: u64,
+    /// Connections to the port for everybody that one address may have, of 1024 for all, while fewer than 128 places are free;
+    /// others of it wait. To the gateway, a network of 64 bits with IPv6 is one address. 1024 where all callers come through one
+    /// proxy.
+    #[arg(long, env = "CONNECTIONS_PER_PEER", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    pub connections_per_peer: u16,
+    /// Seconds for which a connection is kept without a request. Clients, and proxies in front of it, should give it up sooner.
+    #[arg(long, env = "IDLE_TIMEOUT_SECONDS", default_value_t = 75, value_parser = clap::value_parser!(u64).range(6..=3_600))]
+    pub idle_timeout_seconds: u64,
     /// Whether drills may disturb this process through its admin port. Never in production.
     #[arg(long, env = "ALLOW_FAULTS", default_value_t = false, action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
     pub allow_faults: bool,
@@ -137,6 +146,7 @@ pub struct Service {
     public: TcpListener,
     private: TcpListener,
     ready: Arc<AtomicBool>,
+    edge: bool,
 }
 
 impl Service {
@@ -165,13 +175,20 @@ impl Service {
             resilience,
         });
         let work_drain = WORK_DRAIN;
-        Ok(Self { pod, admin, api, tasks, work, work_drain, public, private, ready: Arc::default() })
+        Ok(Self { pod, admin, api, tasks, work, work_drain, public, private, ready: Arc::default(), edge: false })
     }
 
     /// The same with so much time for work under way at the end. The pod's grace period must be longer.
     #[must_use]
     pub fn with_work_drain(self, work_drain: Duration) -> Self {
         Self { work_drain, ..self }
+    }
+
+    /// Its callers are not services of ours: what those say to each other ([`INTERNAL`]) is taken from nobody.
+    #[must_use]
+    pub fn at_the_edge(mut self) -> Self {
+        self.edge = true;
+        self
     }
 
     /// Address of the port for everybody.
@@ -186,7 +203,7 @@ impl Service {
 
     /// Serves until `stop` is over; then ends what is under way.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { pod, admin, api, tasks, work, work_drain, public, private, ready } = self;
+        let Self { pod, admin, api, tasks, work, work_drain, public, private, ready, edge } = self;
         let background = Background::start(&pod, &admin).await;
         for task in tasks {
             background.add(task);
@@ -195,8 +212,16 @@ impl Service {
         let probes = probes(&ready);
         let app =
             api.merge(probes.clone()).merge(reports(Arc::clone(&admin))).layer(middleware::from_fn(bound_request));
+        let app = if edge { app.layer(middleware::from_fn(without_internal_headers)) } else { app };
         let private_app = admin.router().merge(probes);
-        let public = tokio::spawn(serve(public, app, Limits::default(), stop_public.clone(), DRAIN));
+        let app = app.layer(middleware::from_fn_with_state(Arc::clone(&ready), close_when_stopping));
+        let refused = Counter::default();
+        admin.resilience.metrics().register(|registry| {
+            let help = "Connections to the public port for which there was no place";
+            registry.register("http_connections_refused", help, refused.clone());
+        });
+        let public =
+            tokio::spawn(serve_and_count(public, app, limits(&pod, edge), refused, stop_public.clone(), DRAIN));
         let private = tokio::spawn(serve(private, private_app, admin::LIMITS, stop_private.clone(), ADMIN_DRAIN));
         ready.store(true, Ordering::Release);
         tracing::info!(workload = %admin.resilience.id(), pod = %pod.pod_name, "started");
@@ -215,6 +240,16 @@ impl Service {
         work.close();
         let finished = tokio::time::timeout(work_drain, work.wait()).await.is_ok();
         tracing::info!(drained, finished, "stopped");
+    }
+}
+
+/// The bounds of the public port.
+fn limits(pod: &PodSettings, edge: bool) -> Limits {
+    Limits {
+        connections_per_peer: pod.connections_per_peer.into(),
+        clients: if edge { Clients::Outside } else { Clients::Inside },
+        idle_timeout: Duration::from_secs(pod.idle_timeout_seconds),
+        ..Limits::DEFAULT
     }
 }
 
@@ -308,17 +343,47 @@ async fn measure_load(
 /// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know.
 async fn bound_request(request: axum::extract::Request, next: middleware::Next) -> Response {
     let longest = Instant::now() + REQUEST_TIMEOUT;
-    let until = deadline::of_request(request.headers()).map_or(longest, |given| given.min(longest));
+    let given = deadline::of_request(request.headers()).filter(|given| *given < longest);
+    let until = given.unwrap_or(longest);
     if until <= Instant::now() {
         let message = "the deadline of the request has passed";
         let mut response = problem(StatusCode::GATEWAY_TIMEOUT, "DEADLINE_PASSED", message);
         response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
         return response;
     }
-    match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
+    let mut response = match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
         Ok(response) => response,
         Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request timed out"),
+    };
+    if response.status().is_server_error() && given.is_some_and(|given| given <= Instant::now()) {
+        response.headers_mut().insert(DEADLINE_PASSED, HeaderValue::from_static("true"));
     }
+    response
+}
+
+/// Callers that are told so go elsewhere before the port is closed, and no request of theirs meets its end.
+async fn close_when_stopping(
+    State(ready): State<Arc<AtomicBool>>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if !ready.load(Ordering::Acquire) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Else everybody could tell a service how long to wait for the ones behind it, and so keep their circuits from opening.
+async fn without_internal_headers(mut request: axum::extract::Request, next: middleware::Next) -> Response {
+    for name in &INTERNAL {
+        request.headers_mut().remove(name);
+    }
+    let mut response = next.run(request).await;
+    for name in &INTERNAL {
+        response.headers_mut().remove(name);
+    }
+    response
 }
 
 /// Ends with the first SIGTERM or SIGINT after this call. As process 1 of a container there is no default for them, and
@@ -381,6 +446,66 @@ mod tests {
             };
             assert_eq!(address, None, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_stops_sends_its_callers_elsewhere() {
+        let ready = Arc::new(AtomicBool::new(true));
+        let app = probes(&ready).layer(middleware::from_fn_with_state(Arc::clone(&ready), close_when_stopping));
+        let asked = async || {
+            let request = axum::extract::Request::get("/livez").body(axum::body::Body::empty()).unwrap();
+            tower::ServiceExt::oneshot(app.clone(), request).await.unwrap().headers().get(header::CONNECTION).cloned()
+        };
+        assert_eq!(asked().await, None);
+        ready.store(false, Ordering::Release);
+        assert_eq!(asked().await, Some(HeaderValue::from_static("close")));
+    }
+
+    #[test]
+    fn pods_of_the_cluster_are_told_apart_and_networks_outside_are_not() {
+        let pod = pod(&["--connections-per-peer", "7", "--idle-timeout-seconds", "9"]);
+        let limits = |edge| limits(&pod, edge);
+        assert_eq!((limits(true).clients, limits(false).clients), (Clients::Outside, Clients::Inside));
+        assert_eq!((limits(true).connections_per_peer, limits(true).idle_timeout.as_secs()), (7, 9));
+    }
+
+    /// As the chart runs it: the delay is in the process, which so knows that it stops.
+    #[tokio::test]
+    async fn during_the_delay_callers_are_served_and_sent_elsewhere() {
+        let pod =
+            pod(&["--bind-address", "127.0.0.1", "--port", "0", "--admin-port", "0", "--shutdown-delay-seconds", "2"]);
+        let resilience = Resilience::builder(pod.workload("test")).build();
+        let parts = Parts {
+            checks: Vec::new(),
+            actions: Actions::new(Arc::clone(resilience.metrics())),
+            api: Router::new().route("/", get(|| async { "served" })),
+            tasks: Vec::new(),
+            work: TaskTracker::new(),
+            capacity: None,
+            resilience,
+        };
+        let service = Service::open(pod, parts).unwrap();
+        let url = format!("http://{}", service.address().unwrap());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(service.run(stop.clone().cancelled_owned()));
+        let ask = async |path: &str| {
+            let client = crate::http_client::bare(&url);
+            let call = crate::http_client::HttpCall::get(path);
+            tower::ServiceExt::oneshot(client, resilience::Attempt::first(call, None)).await
+        };
+        let closes = |answer: crate::http_client::HttpAnswer| answer.headers.contains_key(header::CONNECTION);
+        while ask("/readyz").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!closes(ask("/").await.unwrap()));
+        let stopped_at = Instant::now();
+        stop.cancel();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(ask("/readyz").await.is_err(), "not ready any more");
+        assert!(closes(ask("/").await.unwrap()), "a new connection is taken, and its caller sent elsewhere");
+        running.await.unwrap();
+        assert!(stopped_at.elapsed() >= Duration::from_secs(2));
+        assert!(ask("/").await.is_err());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The circuit breaker as a [`tower::Layer`].
 
 use super::state::Permit;
-use crate::attempt::{Attempt, AttemptError};
+use crate::attempt::{Attempt, AttemptError, Repeatable};
+use crate::dependency::Dependency;
 use crate::dependency_layer::dependency_layer;
 use crate::failure::{Failure, FailureKind, Rejection, Verdict};
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
 use tower::Service;
 
 dependency_layer! {
@@ -21,6 +23,7 @@ dependency_layer! {
 impl<S, R, E> Service<Attempt<R>> for CircuitBreaker<S>
 where
     S: Service<Attempt<R>, Error = AttemptError<E>>,
+    R: Repeatable,
     E: Failure,
 {
     type Response = S::Response;
@@ -36,7 +39,8 @@ where
         let state = match self.dependency.breaker().acquire(attempt.deadline) {
             Ok(permit) => {
                 attempt.ticket = permit.ticket();
-                State::Calling { answer: self.inner.call(attempt), permit: Some(permit) }
+                let window = RetryWindow::of(self.dependency, &attempt);
+                State::Calling { answer: self.inner.call(attempt), permit: Some(permit), window }
             }
             Err(rejection) => State::Refused { rejection: Some(rejection) },
         };
@@ -61,6 +65,7 @@ pin_project! {
             #[pin]
             answer: F,
             permit: Option<Permit<'static>>,
+            window: RetryWindow,
         },
         /// Not let through.
         Refused { rejection: Option<Rejection> },
@@ -77,10 +82,10 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Calling { answer, permit } => {
+            StateProjection::Calling { answer, permit, window } => {
                 let result = ready!(answer.poll(cx));
                 if let Some(permit) = permit.take() {
-                    permit.finish(verdict(&result));
+                    permit.finish(verdict(&result, *window, Instant::now()));
                 }
                 Poll::Ready(result)
             }
@@ -91,17 +96,58 @@ where
     }
 }
 
-fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>) -> Verdict {
+/// Until when the call may make another attempt at a server that is overloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RetryWindow {
+    /// Never: this attempt is the last one.
+    None,
+    Until(Instant),
+    Unlimited,
+}
+
+impl RetryWindow {
+    #[inline]
+    fn of<R: Repeatable>(dependency: &Dependency, attempt: &Attempt<R>) -> Self {
+        if !dependency.retries_rate_limited() {
+            return Self::None;
+        }
+        let settings = &dependency.settings().retry;
+        if attempt.number > settings.num_retries || !attempt.request.may_repeat(settings) {
+            return Self::None;
+        }
+        attempt.deadline.map_or(Self::Unlimited, Self::Until)
+    }
+
+    /// Whether another attempt follows this answer. If none does, the answer is a failure: otherwise a server that is down for
+    /// hours and says "in a second" would never open a circuit.
+    fn allows_another(self, error: &impl Failure, now: Instant) -> bool {
+        let wait = error.retry_after().unwrap_or_default();
+        let fits = match self {
+            Self::None => false,
+            Self::Until(until) => now.checked_add(wait).is_some_and(|next| next < until),
+            Self::Unlimited => true,
+        };
+        fits && matches!(error.kind(), FailureKind::Overloaded(_)) && !error.was_retried()
+    }
+}
+
+fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>, window: RetryWindow, now: Instant) -> Verdict {
     match result {
         Ok(_) => Verdict::Success,
+        Err(AttemptError::Failed(error) | AttemptError::FailedUnderShortDeadline(error))
+            if window.allows_another(error, now) =>
+        {
+            Verdict::Neutral
+        }
         Err(AttemptError::Rejected(_) | AttemptError::TimedOut { short_deadline: true, .. }) => Verdict::Neutral,
         Err(AttemptError::TimedOut { .. } | AttemptError::Injected) => Verdict::Failure,
-        Err(AttemptError::Failed(error)) => error.kind().verdict(),
-        Err(AttemptError::FailedUnderShortDeadline(error)) => match error.kind() {
-            // Refusing a connection takes no time.
-            FailureKind::NotSent => Verdict::Failure,
-            kind if kind.verdict() == Verdict::Failure => Verdict::Neutral,
-            kind => kind.verdict(),
+        Err(AttemptError::Failed(error)) => error.verdict(),
+        Err(AttemptError::FailedUnderShortDeadline(error)) => match (error.kind(), error.verdict()) {
+            // Refusing a connection takes no time, and a failure that was told is one however little time there was. Who only
+            // had too little of it says so, and is a timeout.
+            (FailureKind::NotSent | FailureKind::Status(_) | FailureKind::Overloaded(_), verdict) => verdict,
+            (_, Verdict::Failure) => Verdict::Neutral,
+            (_, verdict) => verdict,
         },
     }
 }

@@ -10,7 +10,7 @@ use crate::control::authentication::{Authenticated, Authentication};
 use crate::control::config::ConfigStore;
 use crate::control::health::Checks;
 use crate::fault_injection::FilledMemory;
-use crate::server::{BodyError, Limits, read_body};
+use crate::server::{BodyError, ByteBudget, Limits, read_body_within};
 use crate::workload::Resilience;
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
@@ -35,9 +35,18 @@ const MAX_ACTION_BYTES: usize = 4 * 1024;
 /// Ids are remembered, so they are bounded.
 const MAX_INTENT_ID_BYTES: usize = 256;
 
-/// Bounds of the admin port, whose clients are the operator and the kubelet.
+/// Bounds of the admin port, whose clients are the operator and the kubelet. The operator means this very pod: its
+/// connections may be as old as they get.
 pub const LIMITS: Limits =
-    Limits { connections: 512, head_timeout: Duration::from_secs(30), headers: 64, head_bytes: 32 * 1024 };
+    Limits { connections: 512, connections_per_peer: 256, connection_age: Duration::MAX, ..Limits::DEFAULT };
+
+/// Bytes of bodies that are held at once while they arrive: those of the operator, which crowds at the public port must not
+/// keep out.
+static BODIES: ByteBudget = ByteBudget::new(16 * 1024 * 1024);
+
+async fn read_body(body: Body, max_bytes: usize) -> Result<Vec<u8>, BodyError> {
+    read_body_within(&BODIES, body, max_bytes, BODY_TIMEOUT).await
+}
 
 /// Everything that the admin port works on.
 pub struct Admin {
@@ -116,7 +125,7 @@ async fn put_config(
     Extension(authenticated): Extension<Authenticated>,
     body: Body,
 ) -> Result<Response, BodyError> {
-    let bytes = read_body(body, MAX_CONFIG_BYTES, BODY_TIMEOUT).await?;
+    let bytes = read_body(body, MAX_CONFIG_BYTES).await?;
     if !authenticated.covers(&bytes) {
         return Ok(changed_on_its_way());
     }
@@ -142,7 +151,7 @@ async fn post_action(
     Extension(authenticated): Extension<Authenticated>,
     body: Body,
 ) -> Result<Response, BodyError> {
-    let bytes = read_body(body, MAX_ACTION_BYTES, BODY_TIMEOUT).await?;
+    let bytes = read_body(body, MAX_ACTION_BYTES).await?;
     if !authenticated.covers(&bytes) {
         return Ok(changed_on_its_way());
     }
@@ -170,7 +179,7 @@ async fn put_memory_fault(
         let message = "this pod was not started with faults allowed";
         return Ok(refuse(StatusCode::FORBIDDEN, "FaultsNotAllowed", message));
     };
-    let bytes = read_body(body, MAX_ACTION_BYTES, BODY_TIMEOUT).await?;
+    let bytes = read_body(body, MAX_ACTION_BYTES).await?;
     if !authenticated.covers(&bytes) {
         return Ok(changed_on_its_way());
     }

@@ -4,7 +4,7 @@ use super::PAYMENT;
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
 use super::seats::{self, Booked, BookingError, Purpose};
-use crate::answers::{problem, refused, unavailable};
+use crate::answers::{body_unreadable, problem, refused, unavailable};
 use crate::database::{Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -148,7 +148,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         Ok(bytes) => Order::read(&bytes, key),
         Err(error) => {
             bookings.count("invalid");
-            return problem(error.status(), "INVALID_REQUEST", &error.to_string());
+            return body_unreadable(error);
         }
     };
     let order = match order {

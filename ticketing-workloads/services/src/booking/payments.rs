@@ -12,7 +12,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::{CallError, Dependency, Resilience};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -158,13 +158,37 @@ fn unpaid(error: &CallError<HttpError>) -> Paid {
     }
     match error {
         // Payment itself says so, of all that was ever asked with this key.
-        CallError::Failed { source: HttpError::Status(answer), .. } => {
-            let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            match body["errorCode"].as_str() {
+        CallError::Failed { source: HttpError::Status(answer), attempts, .. } => {
+            match http_client::error_code(&answer.body).as_deref() {
                 Some("ALL_PROVIDERS_FAILED" | "PAYMENTS_TURNED_OFF") => Paid::NotCharged,
+                // It says so of this attempt alone.
+                Some(http_client::TOO_MANY_CONNECTIONS) if *attempts <= 1 => Paid::NotCharged,
                 _ => Paid::Unknown,
             }
         }
         _ => Paid::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderMap;
+
+    /// An order that payment had no connection for was Pending until it was settled, though nothing had been begun.
+    #[rstest::rstest]
+    #[case::no_connection(http_client::TOO_MANY_CONNECTIONS, 1, Paid::NotCharged)]
+    #[case::no_connection_the_second_time(http_client::TOO_MANY_CONNECTIONS, 2, Paid::Unknown)]
+    #[case::of_all_attempts("ALL_PROVIDERS_FAILED", 2, Paid::NotCharged)]
+    #[case::anything_else("PAYMENT_FAILED", 1, Paid::Unknown)]
+    fn what_was_not_charged(#[case] code: &str, #[case] attempts: u32, #[case] expected: Paid) {
+        let answer = http_client::HttpAnswer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: HeaderMap::new(),
+            body: json!({ "errorCode": code }).to_string().into(),
+            from_ejected: false,
+        };
+        let source = HttpError::Status(Box::new(answer));
+        assert_eq!(unpaid(&CallError::Failed { dependency: "payment".to_owned(), attempts, source }), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! Everything about bookings and reservations, passed on as it is.
 
-use crate::answers::{problem, refused, unavailable};
-use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
+use crate::answers::{body_unreadable, refused, unavailable};
+use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -30,7 +30,7 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
     let (parts, body) = request.into_parts();
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => axum::body::Bytes::from(body),
-        Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
+        Err(error) => return body_unreadable(error),
     };
     // What a client of HTTP would tidy up could lead somewhere else.
     let lowered = parts.uri.path().to_ascii_lowercase();
@@ -71,7 +71,9 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
     match error {
         // Booking was cut off in the middle, and could not say more than that.
         CallError::Failed { source: HttpError::Status(answer), .. }
-            if !(changes && answer.status == StatusCode::GATEWAY_TIMEOUT && code(&answer.body) == "TIMEOUT") =>
+            if !(changes
+                && answer.status == StatusCode::GATEWAY_TIMEOUT
+                && error_code(&answer.body).as_deref() == Some("TIMEOUT")) =>
         {
             http_client::pass_on(*answer)
         }
@@ -96,11 +98,6 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
     }
 }
 
-fn code(body: &[u8]) -> String {
-    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    answer["errorCode"].as_str().unwrap_or_default().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,7 +114,7 @@ mod tests {
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(answer.headers()["retry-after"], "1");
             let body = answer.into_body().collect().await.unwrap().to_bytes();
-            assert_eq!(code(&body), "TOO_MANY_REQUESTS_UNDER_WAY");
+            assert_eq!(error_code(&body).as_deref(), Some("TOO_MANY_REQUESTS_UNDER_WAY"));
         }
     }
 }

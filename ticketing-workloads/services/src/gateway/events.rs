@@ -38,7 +38,7 @@ pub fn router(base: &str, dependency: &'static Dependency, spare_memory: &SpareM
         .fixed(|status, body| {
             let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
             let status = StatusCode::from_u16(status).ok()?;
-            Some(HttpAnswer { status, headers, body: Bytes::from(body.to_owned()) })
+            Some(HttpAnswer { status, headers, body: Bytes::from(body.to_owned()), from_ejected: false })
         });
     let fallbacks = fallbacks.layer();
     let events: Events = BoxCloneSyncService::new(fallbacks.layer(http_client::service(base, dependency)));

@@ -76,5 +76,5 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         capacity: Some(host::CAPACITY),
         resilience,
     };
-    Service::open(pod, parts)
+    Service::open(pod, parts).map(Service::at_the_edge)
 }

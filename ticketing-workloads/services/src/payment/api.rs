@@ -2,7 +2,7 @@
 
 use super::ledger::Order;
 use super::process::{Outcome, Payments};
-use crate::answers::{not_found, problem, refused, unavailable};
+use crate::answers::{body_unreadable, not_found, problem, refused, unavailable};
 use crate::http_client::IDEMPOTENCY_KEY;
 use axum::body::Body;
 use axum::extract::State;
@@ -61,7 +61,7 @@ fn read(body: &[u8], headers: &HeaderMap) -> Result<Order, &'static str> {
 async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, headers: HeaderMap, body: Body) -> Response {
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => read(&body, &headers),
-        Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
+        Err(error) => return body_unreadable(error),
     };
     let order = match order {
         Ok(order) => order,

@@ -5,6 +5,7 @@ use crate::{http_client, payment::ledger::Order};
 use async_trait::async_trait;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use resilience::Attempt;
+use resilience::failure::Verdict;
 use resilience::{CallError, Dependency, Failure, FailureKind};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,8 +65,15 @@ impl Failure for ProviderError {
         match self {
             Self::Declined => FailureKind::Business,
             Self::InvalidResponse(_) => FailureKind::Other,
-            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer.status),
+            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
             Self::Http(error) => error.kind(),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Http(error) if error.is_isolated() => Verdict::Neutral,
+            error => error.kind().verdict(),
         }
     }
 
@@ -95,7 +103,7 @@ struct Client {
 
 impl Client {
     fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self { service: http_client::bare(base), dependency }
+        Self { service: http_client::of_dependency(base, dependency), dependency }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
@@ -108,8 +116,15 @@ impl Client {
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let answer = self.once(call.clone()).await.map_err(ProviderError::from);
-            let result = answer.and_then(|answer| read(&answer));
+            let result = match self.once(call.clone()).await {
+                Ok(answer) => read(&answer),
+                // The policy retries this status; not so if it is the provider's word for a "no".
+                Err(HttpError::Status(answer)) if answer.status.is_client_error() => match read(&answer) {
+                    Err(ProviderError::InvalidResponse(_)) => Err(HttpError::Status(answer).into()),
+                    known => known,
+                },
+                Err(error) => Err(error.into()),
+            };
             in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };
@@ -308,5 +323,25 @@ mod tests {
     ) {
         let found: Vec<_> = found.iter().map(|(id, status)| Charge { id, status }).collect();
         assert_eq!(settled(&found), expected.map(|id| id.map(str::to_owned)).map_err(str::to_owned));
+    }
+
+    /// One of several addresses of a provider that fails alone opened the circuit to all of them.
+    #[rstest::rstest]
+    #[case::alone(true, Verdict::Neutral)]
+    #[case::like_all(false, Verdict::Failure)]
+    fn a_failure_of_one_endpoint_alone_says_nothing_of_the_provider(#[case] alone: bool, #[case] expected: Verdict) {
+        let answer = HttpAnswer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: [(header::RETRY_AFTER, HeaderValue::from_static("1"))].into_iter().collect(),
+            body: axum::body::Bytes::new(),
+            from_ejected: alone,
+        };
+        for error in
+            [HttpError::Status(Box::new(answer)), HttpError::Broken { why: "reset".to_owned(), from_ejected: alone }]
+        {
+            let error = ProviderError::from(error);
+            assert_eq!(error.verdict(), expected, "{error}");
+            assert!(error.in_doubt());
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! One provider: how it behaves, and what it has charged.
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::middleware;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +29,8 @@ pub struct Behaviour {
     pub fail_percent: u32,
     /// The status of a failure; 0: 503.
     pub fail_status: u16,
+    /// What a failure has as `Retry-After`, in seconds; 0: none.
+    pub fail_retry_after: u32,
     /// Charges are made, and the answer never comes.
     pub charge_then_hang: bool,
     /// Charges are made, and the answer is a failure.
@@ -82,7 +86,15 @@ impl Provider {
     }
 
     pub fn router(self: &Arc<Self>) -> Router {
-        (self.shape)(Arc::clone(self))
+        let provider = Arc::clone(self);
+        let say_when = move |mut response: Response| {
+            let wait = provider.books().behaviour.fail_retry_after;
+            if wait > 0 && response.status().is_server_error() {
+                response.headers_mut().insert(header::RETRY_AFTER, wait.into());
+            }
+            std::future::ready(response)
+        };
+        (self.shape)(Arc::clone(self)).layer(middleware::map_response(say_when))
     }
 
     /// Tells whether it refuses connections.

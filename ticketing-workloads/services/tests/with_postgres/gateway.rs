@@ -3,11 +3,15 @@
 use crate::support::app::{App, OPENING_NIGHT, order};
 use crate::support::nobody;
 use crate::support::postgres::Postgres;
-use contract::{ActionOutcome, FallbackSettings, FlagsSettings, ManualState, PolicySettings};
+use axum::Router;
+use axum::http::StatusCode;
+use contract::{ActionOutcome, CircuitState, FallbackSettings, FlagsSettings, ManualState, PolicySettings, WorkloadId};
 use futures::future::join_all;
+use resilience::{Resilience, deadline};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use ticketing_services::http_client::{self, HttpCall};
 use tokio::net::TcpListener;
 
 /// The ADR's shape of a policy for the catalog, with shorter times.
@@ -36,6 +40,24 @@ async fn stuck() -> SocketAddr {
         }
     });
     address
+}
+
+/// Answers every request with this status.
+async fn answering(status: u16) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let status = StatusCode::from_u16(status).unwrap();
+    let app = Router::new().fallback(move || async move { status });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+/// A policy under which booking has this long to answer.
+fn booking_answers_within(ms: u64) -> PolicySettings {
+    let mut policy = PolicySettings::default();
+    let booking = policy.dependencies.entry("booking".to_owned()).or_default();
+    (booking.timeout.request_ms, booking.timeout.per_try_ms, booking.retry.num_retries) = (ms, ms, 0);
+    policy
 }
 
 fn metric(text: &str, name: &str) -> u64 {
@@ -101,17 +123,17 @@ async fn memory_is_given_back_but_not_the_last_answers_that_there_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_policy_the_minimal_answer_is_the_adrs() {
     let gateway = App::gateway(nobody().await, nobody().await).await;
-    // The ADR waits 2, 4 and 8 s between its attempts; the caller waits only for one.
-    let request = gateway.client.get(format!("http://{}/api/events", gateway.address)).header("x-deadline-ms", "900");
-    let answer = request.send().await.unwrap();
-    assert_eq!(answer.status(), 503);
-    assert_eq!(
-        answer.json::<Value>().await.unwrap(),
-        json!({
-            "events": [], "message": "Event catalog is temporarily unavailable. Please try again later.",
-            "isFromCache": false, "isFallback": true,
-        })
-    );
+    // The ADR waits 2, 4 and 8 s between its attempts; the circuit is open before the second one.
+    for answer in join_all((0..5).map(|_| gateway.get("/api/events"))).await {
+        assert_eq!(answer.status(), 503);
+        assert_eq!(
+            answer.json::<Value>().await.unwrap(),
+            json!({
+                "events": [], "message": "Event catalog is temporarily unavailable. Please try again later.",
+                "isFromCache": false, "isFallback": true,
+            })
+        );
+    }
 }
 
 /// The ADR's test `CircuitBreaker_ShouldOpenAfter_ConsecutiveFailures`.
@@ -141,8 +163,8 @@ async fn a_stuck_catalog_keeps_nobody_from_booking() {
     // The circuit is no help here: only the bulkhead is, of which the policy says nothing.
     catalog.circuit_breaker.manual_state = ManualState::Closed;
     gateway.push(slow, FlagsSettings::default()).await;
-    // More than the connections that the gateway takes: without a bulkhead they would fill all of them.
-    let looking = join_all((0..1_200).map(|_| gateway.get("/api/events")));
+    // More than the connections that the gateway takes from one address: without a bulkhead they would fill all of them.
+    let looking = join_all((0..1_000).map(|_| gateway.get("/api/events")));
     let buying = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let started = Instant::now();
@@ -193,12 +215,9 @@ async fn it_tells_what_may_have_happened_from_what_has_not() {
     assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "BOOKING_UNAVAILABLE");
 
     let silent = App::gateway(nobody().await, stuck().await).await;
-    let post = |deadline: &str| {
-        let request = silent.client.post(format!("http://{}/api/bookings", silent.address));
-        request.header("x-deadline-ms", deadline.to_owned()).body(order(OPENING_NIGHT, 1).to_string()).send()
-    };
+    silent.push(booking_answers_within(300), FlagsSettings::default()).await;
     let started = Instant::now();
-    let answer = post("300").await.unwrap();
+    let answer = silent.post(&order(OPENING_NIGHT, 1)).await;
     assert_eq!(answer.status(), 504);
     let key = answer.headers()["idempotency-key"].clone();
     let answer: Value = answer.json().await.unwrap();
@@ -206,9 +225,56 @@ async fn it_tells_what_may_have_happened_from_what_has_not() {
         (&answer["errorCode"], &answer["idempotencyKey"]),
         (&json!("OUTCOME_UNKNOWN"), &json!(key.to_str().unwrap()))
     );
-    assert!(started.elapsed() < Duration::from_secs(2), "the caller's deadline holds");
-    let answer = post("0").await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "the deadline holds");
+}
+
+/// The deadline of a caller in here holds, and its end says nothing of the service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_says_that_it_ran_out_of_its_callers_time() {
+    let postgres = Postgres::start().await;
+    let booking = App::start(&postgres, "booking-1").await;
+    let holder = postgres.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
+    let post = async |deadline: &str| {
+        let request = booking.client.post(format!("http://{}/api/bookings", booking.address));
+        let request = request.header("x-deadline-ms", deadline.to_owned()).body(order(OPENING_NIGHT, 1).to_string());
+        request.send().await.unwrap()
+    };
+    let answer = post("100").await;
+    assert_eq!(
+        (answer.status().is_server_error(), &answer.headers()["x-deadline-passed"]),
+        (true, &"true".parse().unwrap())
+    );
+    let answer = post("0").await;
+    assert_eq!(answer.headers()["x-refused"], "true");
     assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "DEADLINE_PASSED");
+}
+
+/// Whatever callers from outside say of how long they wait: 30 of 30 failures counted for nothing before, and the circuit
+/// to a booking that was frozen, or failed, stayed closed.
+#[rstest::rstest]
+#[case::frozen(None)]
+#[case::failing(Some(503))]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_from_outside_counts_for_nothing(#[case] status: Option<u16>) {
+    let booking = match status {
+        None => stuck().await,
+        Some(status) => answering(status).await,
+    };
+    let gateway = App::gateway(nobody().await, booking).await;
+    gateway.push(booking_answers_within(300), FlagsSettings::default()).await;
+    for _ in 0..5 {
+        let request = gateway.client.post(format!("http://{}/api/bookings", gateway.address));
+        let request = ["x-deadline-ms", "x-retried", "x-refused", "x-deadline-passed"]
+            .into_iter()
+            .fold(request, |request, name| request.header(name, "100"));
+        let answer = request.body(order(OPENING_NIGHT, 1).to_string()).send().await.unwrap();
+        assert_eq!(answer.status(), status.unwrap_or(504));
+    }
+    let text = metrics(&gateway).await;
+    assert_eq!(metric(&text, r#"circuit_breaker_opened_total{service="booking"}"#), 1, "{text}");
+    let answer = gateway.post(&order(OPENING_NIGHT, 1)).await;
+    assert_eq!((answer.status().as_u16(), answer.headers().get("x-retried")), (503, None), "nor is it told any of it");
 }
 
 /// Nothing has failed where there are only too many buyers: those who come a moment later are let in.
@@ -240,18 +306,19 @@ async fn a_rush_of_buyers_opens_no_circuit() {
 async fn a_short_deadline_opens_no_circuit(#[case] time_left_ms: u64) {
     let postgres = Postgres::start().await;
     let booking = App::start(&postgres, "booking-1").await;
-    let gateway = App::gateway(nobody().await, booking.address).await;
+    let caller = Resilience::builder(WorkloadId::deployment("ticketing", "caller")).dependency("booking").build();
+    let dependency = caller.dependency("booking").unwrap();
+    let service = http_client::service(&format!("http://{}", booking.address), dependency);
     let holder = postgres.connect().await;
     holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
+    let call = || HttpCall::post("/api/bookings", &order(OPENING_NIGHT, 1));
     for _ in 0..10 {
-        let request = gateway.client.post(format!("http://{}/api/bookings", gateway.address));
-        let request = request.header("x-deadline-ms", time_left_ms.to_string());
-        let answer = request.body(order(OPENING_NIGHT, 1).to_string()).send().await.unwrap();
-        assert!(matches!(answer.status().as_u16(), 503 | 504), "{}", answer.status());
+        let until = tokio::time::Instant::now() + Duration::from_millis(time_left_ms);
+        deadline::within(Some(until), http_client::ask(&service, call())).await.unwrap_err();
     }
+    assert_eq!((dependency.circuit().state, dependency.circuit().opened_total), (CircuitState::Closed, 0));
     holder.batch_execute("ROLLBACK").await.unwrap();
-    assert_eq!(gateway.book().await, 201);
-    assert_eq!(metric(&metrics(&gateway).await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
+    assert_eq!(http_client::ask(&service, call()).await.unwrap().status, 201);
 }
 
 /// Gateway and catalog both may make three retries; only the one next to the failure makes them.

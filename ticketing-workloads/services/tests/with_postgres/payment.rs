@@ -161,6 +161,25 @@ async fn an_open_circuit_is_no_reason_to_wait() {
     assert_eq!(stage.pay("d").await.1["provider"], "paypal", "it may be asked for again");
 }
 
+/// A provider that is down may say "in a second" for hours: no order went to the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_always_says_when_to_come_back_is_left_for_the_other_one() {
+    let stage = stage().await;
+    let mut policy = quick();
+    let stripe = policy.dependencies.get_mut("stripe").unwrap();
+    stripe.retry.retry_on = [RetryOn::ServerError, RetryOn::RateLimited].into();
+    stripe.retry.num_retries = 1;
+    stripe.timeout.request_ms = 3_000;
+    stripe.circuit_breaker.break_ms = 60_000;
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"failPercent": 100, "failRetryAfter": 1})).await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(stage.pay(key).await.0, 202, "it may have charged");
+    }
+    let (status, paid) = stage.pay("d").await;
+    assert_eq!((status, &paid["provider"]), (200, &json!("paypal")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decline_by_both_is_the_last_word() {
     let stage = stage().await;

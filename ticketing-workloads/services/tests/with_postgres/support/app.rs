@@ -52,6 +52,8 @@ fn settings<S: clap::Args>(mounts: &TempDir, pod: &str, more: &[(&'static str, S
         ("--resilience-config-dir", directory("config")),
         ("--resilience-token-dir", directory("token")),
         ("--shutdown-delay-seconds", "0".to_owned()),
+        // All buyers of a test come from one.
+        ("--connections-per-peer", "1024".to_owned()),
     ];
     let is_other = |(name, _): &(&str, String)| more.iter().all(|(other, _)| other != name);
     let all = pod.into_iter().filter(is_other).chain(more.iter().cloned());
