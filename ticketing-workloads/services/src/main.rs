@@ -37,6 +37,8 @@ enum Service {
     ProviderSimulator(provider_simulator::Settings),
     /// Ends reservations that ran out, makes the seats of every event add up again, and exits.
     BookingCleanup(DatabaseSettings),
+    /// Compares the providers' charges with the ledger, prints a line for each difference; exit code 1 if there is any.
+    Reconcile(payment::reconcile::Settings),
     /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
     Health(health::Settings),
 }
@@ -73,6 +75,7 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         },
+        Service::Reconcile(settings) => payment::reconcile::run(&settings).await.map_err(|error| error.to_string()),
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

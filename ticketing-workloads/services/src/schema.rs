@@ -23,6 +23,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "possible duplicates",
         sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
     },
+    Migration { version: 11, name: "money", sql: include_str!("../migrations/booking/0011_money.sql") },
 ];
 
 /// Brings the schema of the database behind `dependency` up to date, however long that takes.

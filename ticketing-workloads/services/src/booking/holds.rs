@@ -14,7 +14,8 @@ const BUY: &str = "
         UPDATE bookings
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
             settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END
-        WHERE id = $1 AND status = 'Held' AND held_until > now() RETURNING id, status, amount_cents
+        WHERE id = $1 AND status = 'Held' AND held_until > now() AND ($4 OR amount_cents = 0)
+        RETURNING id, status, amount_cents
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
     )
@@ -49,17 +50,18 @@ const EXPIRE: &str = "
     SELECT count(*) FROM ended";
 
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
-/// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.
+/// already stays as it is, and so does what has a price without `sells_priced`; of what has run out the answer is `Cancelled`. `None`: there is no such booking.
 /// `unanswered` stays true once it may have been bought without an answer.
 pub async fn buy(
     connection: Connection,
     id: Uuid,
     asks_within: Option<Duration>,
+    sells_priced: bool,
     unanswered: &AtomicBool,
 ) -> Result<Option<Booked>, DatabaseError> {
     let buy = connection.prepare_cached(BUY).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 3] = [&id, &asks_within.is_some(), &seconds];
+    let values: [&(dyn ToSql + Sync); 4] = [&id, &asks_within.is_some(), &seconds, &sells_priced];
     if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
         let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
         return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false }));

@@ -22,7 +22,7 @@ const LOOK: &str = "
     SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
-           b.email IS NOT DISTINCT FROM $3
+           b.email IS NOT DISTINCT FROM $3, e.price_cents
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
@@ -59,34 +59,48 @@ const DUE: &str = "
                         settle_at = now() + greatest(30, least(2 ^ least(settle_tries, 6), 60)) * interval '1 second'
     WHERE id IN (SELECT id FROM bookings WHERE status = 'PaymentPending' AND settle_at <= now()
                  ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-    RETURNING id, amount_cents, settle_tries";
+    RETURNING id, amount_cents, settle_tries, extract(epoch FROM now() - COALESCE(pending_since, created_at))::float8";
 
 /// Asks payment again soon, not only when the claim of the process that asked it is over.
 const SETTLE_SOON: &str = "
     UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
     WHERE id = $1 AND status = 'PaymentPending'";
 
+/// Of a booking that is cancelled the money goes back: that is written down in the same transaction that finds it out.
 const CONFIRM: &str = "
     WITH confirmed AS (
         UPDATE bookings SET status = 'Confirmed', settle_at = NULL
         WHERE id = $1 AND status = 'PaymentPending' RETURNING id
+    ), owed AS (
+        INSERT INTO refunds (key, provider, charge_id, reason)
+        SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
+        FROM bookings b JOIN payment_attempts a ON a.key = b.id::text AND a.state = 'Charged'
+        WHERE b.id = $1 AND b.status = 'Cancelled'
+        ON CONFLICT DO NOTHING
     )
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
-/// Gives the seats back, unless somebody else has asked payment since. Where nobody has said no, the key may be used for
-/// another try.
+/// Gives the seats back, unless somebody else has asked payment since; who was told that the booking waits is told that it
+/// does no more. Where nobody has said no, the key may be used for another try.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
-            CASE $2 WHEN 'declined' THEN idempotency_key ELSE idempotency_key || ':' || id END
-        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING event_id, ticket_count
+            CASE WHEN $2 IN ('declined', 'payment timed out') THEN idempotency_key ELSE idempotency_key || ':' || id END
+        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING id, event_id, ticket_count
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingCancelled' FROM cancelled WHERE $4
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1
     FROM cancelled WHERE e.id = event_id";
 
+const PENDING: &str = "
+    SELECT count(*), COALESCE(extract(epoch FROM now() - min(COALESCE(pending_since, created_at))), 0)::float8
+    FROM bookings WHERE status = 'PaymentPending'";
+
 const FIND: &str = "
     SELECT id, event_id, user_id, ticket_count, status,
-           to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
+           to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+           CASE WHEN status = 'Cancelled' THEN cancel_reason END
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
@@ -110,6 +124,9 @@ pub enum BookingError {
     /// The idempotency key belongs to another booking.
     #[error("This idempotency key was used for a booking with other details")]
     KeyReused,
+    /// It has a price, and there is no payment service.
+    #[error("Tickets for this event cannot be sold now: booking has no payment service (PAYMENT_URL)")]
+    PaymentsNotSetUp,
     /// Somebody else booked first.
     #[error("the event changed while it was being booked")]
     VersionConflict,
@@ -126,7 +143,9 @@ impl From<tokio_postgres::Error> for BookingError {
 impl Failure for BookingError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused => FailureKind::Business,
+            Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused | Self::PaymentsNotSetUp => {
+                FailureKind::Business
+            }
             Self::VersionConflict => FailureKind::VersionConflict,
             Self::Database(error) => error.kind(),
         }
@@ -147,6 +166,9 @@ pub struct Booking {
     /// When a reservation runs out, as RFC 3339 has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_until: Option<String>,
+    /// Why it is cancelled: `declined`, `expired`, `given back`, `payment timed out`, `payment unavailable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_reason: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -177,7 +199,7 @@ pub struct Booked {
 /// What seats are taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be had: nothing has to be paid for.
+    /// To be had without a payment.
     Free,
     /// To be paid for: somebody asks payment within this time.
     Paid { asks_within: Duration },
@@ -185,11 +207,12 @@ pub enum Purpose {
     Held { keep: Duration },
 }
 
-/// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
+/// Makes one attempt to take seats; `sells_priced`: also of an event that has a price. `unanswered` stays true once seats may have been taken without an answer.
 pub async fn take(
     connection: Connection,
     order: &Order,
     purpose: Purpose,
+    sells_priced: bool,
     unanswered: &AtomicBool,
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
@@ -210,6 +233,9 @@ pub async fn take(
     let Some(version) = row.try_get::<_, Option<i64>>(0)? else { return Err(BookingError::EventNotFound) };
     if row.try_get::<_, i32>(1)? < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
+    }
+    if !sells_priced && row.try_get::<_, Option<i32>>(10)?.is_some_and(|price| price > 0) {
+        return Err(BookingError::PaymentsNotSetUp);
     }
     let take = connection.prepare_cached(TAKE).await?;
     let Order { booking_id, event_id, user_id, ticket_count, idempotency_key, email } = order;
@@ -254,13 +280,16 @@ pub struct Due {
     pub amount_cents: i32,
     /// How often payment was asked later, this time included.
     pub tries: i32,
+    /// How long it has been waiting.
+    pub age: Duration,
 }
 
 /// Claims up to `most` bookings of which the payment is open.
 pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, DatabaseError> {
     let due = connection.prepare_cached(DUE).await?;
     let one = |row: &tokio_postgres::Row| {
-        Ok(Due { booking: row.try_get(0)?, amount_cents: row.try_get(1)?, tries: row.try_get(2)? })
+        let age = Duration::try_from_secs_f64(row.try_get(3)?).unwrap_or_default();
+        Ok(Due { booking: row.try_get(0)?, amount_cents: row.try_get(1)?, tries: row.try_get(2)?, age })
     };
     connection.query(&due, &[&most]).await?.iter().map(one).collect()
 }
@@ -279,11 +308,17 @@ pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, Da
 }
 
 /// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
-/// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. The
-/// answer is how it stands then.
-pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: i32) -> Result<String, DatabaseError> {
+/// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. `tell`: the
+/// buyer was told something else before. The answer is how it stands then.
+pub async fn cancel(
+    connection: Connection,
+    booking: Uuid,
+    reason: &str,
+    tries: i32,
+    tell: bool,
+) -> Result<String, DatabaseError> {
     let cancel = connection.prepare_cached(CANCEL).await?;
-    connection.execute(&cancel, &[&booking, &reason, &tries]).await?;
+    connection.execute(&cancel, &[&booking, &reason, &tries, &tell]).await?;
     status(&connection, booking).await
 }
 
@@ -302,6 +337,7 @@ pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, D
         ticket_count: row.try_get(3)?,
         status: row.try_get(4)?,
         held_until: row.try_get(5)?,
+        cancel_reason: row.try_get(6)?,
     }))
 }
 
@@ -313,6 +349,13 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
         Ok(Event { id: row.try_get(0)?, name: row.try_get(1)?, capacity: row.try_get(2)?, available: row.try_get(3)? })
     };
     rows.iter().map(event).collect()
+}
+
+/// How many bookings wait for their payment, and for how long the oldest does.
+pub async fn pending(connection: Connection) -> Result<(i64, Duration), DatabaseError> {
+    let pending = connection.prepare_cached(PENDING).await?;
+    let row = connection.query_one(&pending, &[]).await?;
+    Ok((row.try_get(0)?, Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default()))
 }
 
 /// Figures of the check booking-consistency.

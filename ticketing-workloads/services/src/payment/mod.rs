@@ -2,25 +2,36 @@
 //! not charged.
 //!
 //! ADR-007 §2 asks the second provider after any failure of the first. That charges twice when the first has charged and
-//! its answer got lost: an idempotency key binds one provider only. So what became of each provider is written down
-//! (`ledger.rs`) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
+//! its answer got lost: an idempotency key binds one provider only. So each step with a provider is written down
+//! (`ledger.rs`) before it is made, and what is in doubt is made definite, now or later, before anything else happens
+//! (`decision.rs`).
 
 mod api;
+mod decision;
 mod ledger;
+#[cfg(test)]
+mod model_tests;
+mod paypal;
 mod process;
 mod providers;
+pub mod reconcile;
+mod refunds;
+mod stripe;
 
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{checks, schema};
+use crate::{checks, http_client, schema};
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
     RetrySettings, TimeoutSettings, TripRule,
 };
-use providers::{Paypal, ProviderClient, Stripe};
+use decision::PROVIDERS;
+use paypal::Paypal;
+use providers::ProviderClient;
 use resilience::{Resilience, retry};
 use std::sync::Arc;
 use std::time::Duration;
+use stripe::Stripe;
 use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.
@@ -31,6 +42,29 @@ const PAYPAL: &str = "paypal";
 /// Where calls to providers are apart from everything else (ADR-007 §3).
 const EXTERNAL_API: &str = "external-api";
 
+/// Where the providers are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Urls {
+    /// Address of the provider shaped as Stripe.
+    #[arg(long, env = "STRIPE_URL", default_value = "http://provider-simulator:8081")]
+    pub stripe_url: String,
+    /// Address of the provider shaped as PayPal.
+    #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
+    pub paypal_url: String,
+}
+
+impl Urls {
+    /// The providers, in the order in which they are asked.
+    fn providers(&self, resilience: &Resilience) -> Result<[Arc<dyn ProviderClient>; PROVIDERS], StartError> {
+        let stripe = host::declared(resilience, STRIPE)?;
+        let paypal = host::declared(resilience, PAYPAL)?;
+        Ok([
+            Arc::new(Stripe::new(http_client::bare(&self.stripe_url), stripe)),
+            Arc::new(Paypal::new(http_client::bare(&self.paypal_url), paypal)),
+        ])
+    }
+}
+
 /// Settings of the payment service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -38,16 +72,11 @@ pub struct Settings {
     pub pod: PodSettings,
     #[command(flatten)]
     pub database: DatabaseSettings,
-    /// Address of the provider shaped as Stripe.
-    #[arg(long, env = "STRIPE_URL", default_value = "http://provider-simulator:8081")]
-    pub stripe_url: String,
-    /// Address of the provider shaped as PayPal.
-    #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
-    pub paypal_url: String,
-    /// Seconds after which a request that had no good answer can no longer arrive at a provider, and what has arrived can be
-    /// found there: from then on, a charge that is not found was never made.
-    #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
-    pub absent_after_seconds: u64,
+    #[command(flatten)]
+    pub urls: Urls,
+    /// Seconds that a buyer has to confirm a payment with the provider, as for 3-D Secure; then it is cancelled.
+    #[arg(long, env = "BUYER_LIMIT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub buyer_limit_seconds: u64,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -96,7 +125,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 
 /// Opens the ports. Database and providers may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds } = settings;
+    let Settings { pod, database, urls, buyer_limit_seconds } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(DATABASE)
@@ -107,20 +136,20 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let dependency = host::declared(&resilience, DATABASE)?;
     let connector = database.connector(&pod.pod_name)?;
     let database = Arc::new(Database::new(connector.clone(), pool_size, dependency, None)?);
-    let providers: [Arc<dyn ProviderClient>; 2] = [
-        Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
-        Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
-    ];
-    let absent_after = Duration::from_secs(absent_after_seconds);
+    let providers = urls.providers(&resilience)?;
+    let key_checks = providers.each_ref().map(providers::key_check);
+    let buyer_limit = Duration::from_secs(buyer_limit_seconds);
     let work = TaskTracker::new();
     let payments =
-        process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
+        process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers.clone(), buyer_limit);
+    let refunds = refunds::Refunds::new(&database, &payments, providers, &resilience);
+    let own_checks = [database::check(&database, DATABASE), checks::memory(), refunds::check(&database)];
     let migration = schema::bring_up_to_date(connector, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), checks::memory()],
+        checks: own_checks.into_iter().chain(key_checks).collect(),
         actions: database::actions(&resilience, database),
         api: api::router(payments, work.clone()),
-        tasks: vec![Box::pin(migration)],
+        tasks: vec![Box::pin(migration), Box::pin(refunds.run())],
         work,
         capacity: Some(host::CAPACITY),
         resilience,

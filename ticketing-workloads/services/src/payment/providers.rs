@@ -1,35 +1,47 @@
-//! How the providers are spoken to.
+//! How the providers are spoken to: what every one of them has to offer, and what their answers mean.
 
-use crate::http_client::{Bare, HttpAnswer, HttpCall, HttpError};
-use crate::{http_client, payment::ledger::Order};
+use super::decision::Answer;
+use super::ledger::Order;
+use crate::http_client::{self, Bare, HttpAnswer, HttpCall, HttpError};
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use resilience::Attempt;
-use resilience::{CallError, Dependency, Failure, FailureKind};
-use serde_json::{Value, json};
+use axum::http::{HeaderValue, StatusCode};
+use contract::CheckStatus;
+use resilience::{Attempt, CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
+use serde_json::Value;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tower::ServiceExt;
 
-/// What came of asking a provider for money.
-#[derive(Debug)]
-pub enum Asked {
-    /// It has charged.
-    Charged {
-        /// Its id of the charge.
-        charge: String,
-    },
-    /// It will not charge.
-    Declined,
-    /// No answer to go on with.
-    Failed {
-        /// Whether it may have charged all the same, now or still to come.
-        in_doubt: bool,
-        /// Whether the circuit to it is open.
-        unavailable: bool,
-        /// Why, in words.
-        reason: String,
-    },
+/// Longest text of a provider that is kept, in characters.
+const MAX_WORDS: usize = 200;
+
+/// What came of a request to a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub answer: Answer,
+    /// Whether the circuit to it is open.
+    pub unavailable: bool,
+    /// Why, in words, if it is not the answer that was hoped for.
+    pub reason: Option<String>,
+}
+
+impl Told {
+    fn of(answer: Answer) -> Self {
+        Self { answer, unavailable: false, reason: None }
+    }
+}
+
+/// A charge as a provider lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The key of the order, as the provider was told.
+    pub key: String,
+    /// The provider's id of the object that was confirmed.
+    pub object: String,
+    pub amount_cents: i64,
+    pub currency: String,
 }
 
 /// A provider, behind the layers of its dependency.
@@ -38,21 +50,53 @@ pub trait ProviderClient: Send + Sync {
     /// Its name, which is that of the dependency.
     fn name(&self) -> &str;
 
-    /// Total timeout of a charge, with all its attempts.
-    fn request_timeout(&self) -> Duration;
+    /// Whether an object can be cancelled so that a late confirmation charges nothing.
+    fn cancels(&self) -> bool;
 
-    /// Asks for money. The same key again is the same charge, as far as this provider goes.
-    async fn charge(&self, order: &Order) -> Asked;
+    /// Makes an object to confirm. Moves no money.
+    async fn create(&self, order: &Order, number: i32) -> Told;
 
-    /// Looks a charge up by its key; `None`: there is none.
-    async fn find(&self, key: &str) -> Result<Option<String>, String>;
+    /// Confirms the object: from here on, money moves.
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told;
+
+    /// How the object stands. Past the circuit: what has been charged can be known while no more charges are wanted.
+    async fn read(&self, object: &str) -> Told;
+
+    /// Cancels the object; of one that cannot be cancelled, how it stands.
+    async fn cancel(&self, object: &str) -> Told;
+
+    /// One-step protocol of version 0.1: searches for a charge by the order's key.
+    async fn search(&self, key: &str) -> Told;
+
+    /// One-step protocol of version 0.1: asks again with the order's own key.
+    async fn charge_again(&self, order: &Order) -> Told;
+
+    /// Gives the money of a charge back; again with the same key is the same refund. The answer is the provider's id of it.
+    async fn refund(&self, key: &str, object: &str) -> Result<String, String>;
+
+    /// What it has charged since then, in seconds since 1970.
+    async fn list(&self, since: i64) -> Result<Vec<Listed>, String>;
+
+    /// Asks for something that only a valid key gets.
+    async fn try_key(&self);
+
+    /// Its words, if it does not take our key.
+    fn refused_key(&self) -> Option<Arc<String>>;
 }
 
-/// Why a provider gave no charge.
+/// Why a provider did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
-enum ProviderError {
+pub enum ProviderError {
     #[error("declined")]
     Declined,
+    /// This order's own answer: it says nothing of the provider.
+    #[error("it refuses this order: {0}")]
+    Refused(String),
+    #[error("it does not take the API key: {0}; check the Secret that holds it")]
+    Unauthorized(String),
+    /// A "no" that leaves open how the object stands, such as one about a request with the same key.
+    #[error("{0}")]
+    Unclear(String),
     #[error("invalid provider response: {0}")]
     InvalidResponse(String),
     #[error(transparent)]
@@ -62,7 +106,8 @@ enum ProviderError {
 impl Failure for ProviderError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Declined => FailureKind::Business,
+            Self::Declined | Self::Refused(_) | Self::Unclear(_) => FailureKind::Business,
+            Self::Unauthorized(_) => FailureKind::Status(401),
             Self::InvalidResponse(_) => FailureKind::Other,
             Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer.status),
             Self::Http(error) => error.kind(),
@@ -75,238 +120,166 @@ impl Failure for ProviderError {
 }
 
 impl ProviderError {
-    /// Whether it leaves open that the provider has charged, or still will. An answer of a server in trouble does: it may
+    /// Whether it leaves open that this request did something, or still will. An answer of a server in trouble does: it may
     /// come from something before the provider, which works on.
     fn in_doubt(&self) -> bool {
         match self {
-            Self::Declined | Self::Http(HttpError::NotSent(_)) => false,
+            Self::Declined | Self::Refused(_) | Self::Unauthorized(_) | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
-            Self::InvalidResponse(_) | Self::Http(_) => true,
+            Self::Unclear(_) | Self::InvalidResponse(_) | Self::Http(_) => true,
         }
     }
 }
 
+/// Finds out what an answer means.
+pub type Reader = fn(&HttpAnswer) -> Result<Answer, ProviderError>;
+
 /// One provider over HTTP.
-struct Client {
+pub struct Client {
     service: Bare,
-    dependency: &'static Dependency,
+    pub dependency: &'static Dependency,
+    /// Its words, since it last refused our key.
+    refused_key: ArcSwapOption<String>,
 }
 
 impl Client {
-    fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self { service: http_client::bare(base), dependency }
+    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+        Self { service, dependency, refused_key: ArcSwapOption::empty() }
     }
 
-    async fn once(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
-        self.service.clone().oneshot(Attempt::first(call, resilience::deadline::current())).await
+    async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
+        let answer = self.service.clone().oneshot(Attempt::first(call, resilience::deadline::current())).await?;
+        if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            let words = words(&answer);
+            self.refused_key.store(Some(Arc::new(words.clone())));
+            return Err(ProviderError::Unauthorized(words));
+        }
+        self.refused_key.store(None);
+        Ok(answer)
     }
 
-    /// Asks for money with `call`; `read` finds the id of the charge in an answer, or that it was declined.
-    async fn charge(&self, call: HttpCall, read: fn(&HttpAnswer) -> Result<String, ProviderError>) -> Asked {
+    pub fn refused_key(&self) -> Option<Arc<String>> {
+        self.refused_key.load_full()
+    }
+
+    /// Asks through all layers.
+    pub async fn ask(&self, call: HttpCall, read: Reader) -> Told {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let answer = self.once(call.clone()).await.map_err(ProviderError::from);
-            let result = answer.and_then(|answer| read(&answer));
+            let result = self.once(call.clone()).await.and_then(|answer| read(&answer));
             in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };
         match self.dependency.call(attempt).await {
-            Ok(charge) => Asked::Charged { charge },
+            Ok(answer) => Told::of(answer),
             Err(error) => {
-                let in_doubt = in_doubt.into_inner();
-                // What an earlier attempt may have charged is not undone by a later one that was declined.
-                if !in_doubt && matches!(error, CallError::Failed { source: ProviderError::Declined, .. }) {
-                    return Asked::Declined;
-                }
                 let unavailable =
                     matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
-                Asked::Failed { in_doubt, unavailable, reason: error.to_string() }
+                // The same key is the same answer: it is that of an attempt before, too, should that have arrived.
+                let answer = match &error {
+                    CallError::Failed { source: ProviderError::Declined, .. } => Answer::Declined,
+                    CallError::Failed { source: ProviderError::Refused(_), .. } => Answer::Refused,
+                    _ if in_doubt.into_inner() => Answer::Unanswered,
+                    _ => Answer::NotReached,
+                };
+                Told { answer, unavailable, reason: Some(error.to_string()) }
             }
         }
     }
 
-    /// Asks once, past the circuit: what has been charged can be known while no more charges are wanted. It has the time of
-    /// an attempt, even if nobody waits for it: it is what settles a payment of which the caller has given up. `read` finds
-    /// the charges in an answer.
-    async fn find(
-        &self,
-        call: HttpCall,
-        read: fn(&Value) -> Option<Vec<Charge<'_>>>,
-    ) -> Result<Option<String>, String> {
-        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
-        let answer = match tokio::time::timeout(time, self.once(call)).await {
-            Ok(answer) => answer.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("timed out after {} ms", time.as_millis())),
+    /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
+    /// of which the caller has given up.
+    pub async fn look(&self, call: HttpCall, read: Reader) -> Told {
+        let answer = match self.raw(call).await {
+            Ok(answer) => read(&answer).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
         };
-        if answer.status != StatusCode::OK {
-            return Err(format!("status {}", answer.status));
+        match answer {
+            Ok(answer) => Told::of(answer),
+            Err(reason) => Told { answer: Answer::Unanswered, unavailable: false, reason: Some(reason) },
         }
-        let body = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-        settled(&read(&body).ok_or("invalid provider response")?)
+    }
+
+    /// The answer to one request, past the circuit, within the time of an attempt.
+    pub async fn raw(&self, call: HttpCall) -> Result<HttpAnswer, String> {
+        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
+        match tokio::time::timeout(time, self.once(call)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("timed out after {} ms", time.as_millis())),
+        }
+    }
+
+    /// The body of a successful answer.
+    pub async fn json(&self, call: HttpCall) -> Result<Value, String> {
+        let answer = self.raw(call).await?;
+        if !answer.status.is_success() {
+            return Err(format!("status {}: {}", answer.status, words(&answer)));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }
 }
 
-/// A charge as a provider tells of it.
-struct Charge<'a> {
-    id: &'a str,
-    status: &'a str,
+/// `payment-provider-<name>`: whether it takes our key. It is asked only after it did not.
+pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
+    let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
+    Check::new(&format!("payment-provider-{name}"), &["service", &name], move |_| {
+        let provider = Arc::clone(&provider);
+        async move {
+            if provider.refused_key().is_some() {
+                provider.try_key().await;
+            }
+            match provider.refused_key() {
+                None => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
+                Some(words) => {
+                    let message = format!("it does not take the API key: {words}; check the Secret that holds it");
+                    CheckOutcome::new(CheckStatus::Unhealthy, message)
+                }
+            }
+        }
+    })
+    .when_unanswered(CheckStatus::Unknown)
+    .dependency(&name)
 }
 
-/// The words of the providers for a charge that is made, and for one that will never be.
-const MADE: [&str; 2] = ["succeeded", "COMPLETED"];
-const NEVER: [&str; 2] = ["canceled", "VOIDED"];
-
-/// Which of the charges with one key is made; none, if none ever will be.
-fn settled(charges: &[Charge<'_>]) -> Result<Option<String>, String> {
-    if let Some(made) = charges.iter().find(|charge| MADE.contains(&charge.status)) {
-        return Ok(Some(made.id.to_owned()));
-    }
-    match charges.iter().find(|charge| !NEVER.contains(&charge.status)) {
-        Some(open) => Err(format!("its charge {} is {}", open.id, open.status)),
-        None => Ok(None),
-    }
-}
-
-/// The charges in a list.
-fn charges(list: &Value) -> Option<Vec<Charge<'_>>> {
-    list.as_array()?.iter().map(charge_of).collect()
-}
-
-fn charge_of(one: &Value) -> Option<Charge<'_>> {
-    Some(Charge { id: one["id"].as_str()?, status: one["status"].as_str()? })
-}
-
-fn json_of(answer: &HttpAnswer) -> Value {
+pub fn json_of(answer: &HttpAnswer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
 
-fn invalid_response(answer: &HttpAnswer) -> ProviderError {
+/// What a provider says of an error, within bounds and on one line.
+pub fn words(answer: &HttpAnswer) -> String {
+    let body = json_of(answer);
+    let known = ["/error/message", "/message", "/details/0/issue", "/error_description", "/name"];
+    let text = known.iter().find_map(|path| body.pointer(path)?.as_str());
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.unwrap_or_default().chars().map(plain).take(MAX_WORDS).collect();
+    if text.is_empty() { format!("status {}", answer.status) } else { text }
+}
+
+pub fn invalid_response(answer: &HttpAnswer) -> ProviderError {
     ProviderError::InvalidResponse(format!("status {}", answer.status))
 }
 
 /// A value for a header; keys are plain text, which was seen to when they came.
-fn header_value(text: &str) -> HeaderValue {
+pub fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("invalid"))
 }
 
-/// A provider shaped as Stripe.
-pub struct Stripe(Client);
-
-impl Stripe {
-    /// The one at `base`.
-    pub fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self(Client::new(base, dependency))
-    }
+/// The key of a step of an attempt.
+pub fn step_key(order: &str, number: i32, step: &str) -> String {
+    format!("{order}:{number}:{step}")
 }
 
-#[async_trait]
-impl ProviderClient for Stripe {
-    fn name(&self) -> &str {
-        self.0.dependency.name()
-    }
-
-    fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.0.dependency.timeouts().request_ms)
-    }
-
-    async fn charge(&self, order: &Order) -> Asked {
-        let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("amount", &order.amount_cents.to_string())
-            .append_pair("currency", &order.currency)
-            .append_pair("confirm", "true")
-            .append_pair("metadata[key]", &order.key)
-            .finish();
-        let mut call = HttpCall::post("/v1/payment_intents", &Value::Null);
-        call.body = form.into();
-        call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        call.headers.insert(http_client::IDEMPOTENCY_KEY, header_value(&order.key));
-        let read = |answer: &HttpAnswer| {
-            let body = json_of(answer);
-            match (answer.status, body["id"].as_str(), body["status"].as_str()) {
-                (StatusCode::OK, Some(id), Some("succeeded")) => Ok(id.to_owned()),
-                (StatusCode::PAYMENT_REQUIRED, ..) => Err(ProviderError::Declined),
-                _ => Err(invalid_response(answer)),
-            }
-        };
-        self.0.charge(call, read).await
-    }
-
-    async fn find(&self, key: &str) -> Result<Option<String>, String> {
-        let query = form_urlencoded::Serializer::new(String::new())
-            .append_pair("query", &format!("metadata['key']:'{key}'"))
-            .finish();
-        self.0.find(HttpCall::get(format!("/v1/payment_intents/search?{query}")), |body| charges(&body["data"])).await
-    }
+/// A text as a part of a path.
+pub fn path_part(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-/// A provider shaped as PayPal.
-pub struct Paypal(Client);
-
-impl Paypal {
-    /// The one at `base`.
-    pub fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self(Client::new(base, dependency))
-    }
-}
-
-#[async_trait]
-impl ProviderClient for Paypal {
-    fn name(&self) -> &str {
-        self.0.dependency.name()
-    }
-
-    fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.0.dependency.timeouts().request_ms)
-    }
-
-    async fn charge(&self, order: &Order) -> Asked {
-        let value = format!("{}.{:02}", order.amount_cents / 100, order.amount_cents % 100);
-        let mut call = HttpCall::post(
-            "/v2/checkout/orders",
-            &json!({
-                "intent": "CAPTURE",
-                "purchase_units": [{
-                    "reference_id": order.key,
-                    "amount": {"currency_code": order.currency, "value": value},
-                }],
-            }),
-        );
-        call.headers.insert(HeaderName::from_static("paypal-request-id"), header_value(&order.key));
-        let read = |answer: &HttpAnswer| {
-            let body = json_of(answer);
-            match (answer.status, body["id"].as_str(), body["status"].as_str()) {
-                (StatusCode::CREATED | StatusCode::OK, Some(id), Some("COMPLETED")) => Ok(id.to_owned()),
-                (StatusCode::UNPROCESSABLE_ENTITY, ..) => Err(ProviderError::Declined),
-                _ => Err(invalid_response(answer)),
-            }
-        };
-        self.0.charge(call, read).await
-    }
-
-    async fn find(&self, key: &str) -> Result<Option<String>, String> {
-        let query = form_urlencoded::Serializer::new(String::new()).append_pair("reference_id", key).finish();
-        self.0.find(HttpCall::get(format!("/v2/checkout/orders?{query}")), |body| charges(&body["orders"])).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[rstest::rstest]
-    #[case::none(&[], Ok(None))]
-    #[case::made(&[("a", "canceled"), ("b", "succeeded")], Ok(Some("b")))]
-    #[case::never(&[("a", "canceled"), ("b", "VOIDED")], Ok(None))]
-    #[case::under_way(&[("a", "processing")], Err("its charge a is processing"))]
-    #[case::of_tomorrow(&[("a", "canceled"), ("b", "PENDING")], Err("its charge b is PENDING"))]
-    fn a_charge_that_may_still_be_made_is_not_absent(
-        #[case] found: &[(&str, &str)],
-        #[case] expected: Result<Option<&str>, &str>,
-    ) {
-        let found: Vec<_> = found.iter().map(|(id, status)| Charge { id, status }).collect();
-        assert_eq!(settled(&found), expected.map(|id| id.map(str::to_owned)).map_err(str::to_owned));
-    }
+/// `45.00` as 4500.
+pub fn cents(value: &str) -> Option<i64> {
+    let (whole, part) = value.split_once('.')?;
+    let part = (part.len() == 2).then(|| part.parse::<i64>().ok())??;
+    whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(part)
 }

@@ -4,7 +4,8 @@ use crate::support::app::App;
 use crate::support::postgres::Postgres;
 use crate::support::providers::Providers;
 use contract::{
-    CircuitBreakerSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn, TripRule,
+    CheckReport, CheckStatus, CircuitBreakerSettings, CircuitState, DependencySettings, FallbackSettings,
+    FlagsSettings, HealthCheckSettings, PolicySettings, RetryOn, TripRule,
 };
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -30,7 +31,9 @@ fn quick() -> PolicySettings {
     paypal.timeout.per_try_ms = 300;
     paypal.retry.num_retries = 0;
     paypal.circuit_breaker.break_ms = 300;
+    let check = HealthCheckSettings { interval_ms: 200, timeout_ms: 1_000, ..Default::default() };
     PolicySettings {
+        health_checks: [("payment-provider-stripe".to_owned(), check)].into(),
         dependencies: [("stripe".to_owned(), stripe), ("paypal".to_owned(), paypal)].into(),
         ..Default::default()
     }
@@ -38,7 +41,7 @@ fn quick() -> PolicySettings {
 
 struct Stage {
     // Ends last.
-    _postgres: Postgres,
+    postgres: Postgres,
     providers: Providers,
     payment: App,
 }
@@ -48,7 +51,7 @@ async fn stage() -> Stage {
     let providers = Providers::start();
     let payment = App::payment(&postgres, &providers).await;
     payment.push(quick(), FlagsSettings::default()).await;
-    Stage { _postgres: postgres, providers, payment }
+    Stage { postgres, providers, payment }
 }
 
 impl Stage {
@@ -58,7 +61,20 @@ impl Stage {
     }
 
     async fn pay_amount(&self, key: &str, amount_cents: i32) -> (u16, Value) {
-        let url = format!("http://{}/api/payments", self.payment.address);
+        self.post(key, "", amount_cents).await
+    }
+
+    /// What a pod of version 0.1 leaves behind that dies after it has asked.
+    async fn begun_by_version_0_1(&self, key: &str) {
+        let insert = "INSERT INTO payments (key, amount_cents, currency) VALUES ($1, 4500, 'eur')";
+        let client = self.postgres.connect().await;
+        client.execute(insert, &[&key]).await.unwrap();
+        let begun = "INSERT INTO payment_attempts (key, provider, state) VALUES ($1, 'stripe', 'Begun')";
+        client.execute(begun, &[&key]).await.unwrap();
+    }
+
+    async fn post(&self, key: &str, path: &str, amount_cents: i32) -> (u16, Value) {
+        let url = format!("http://{}/api/payments{path}", self.payment.address);
         let body = json!({"amountCents": amount_cents, "currency": "eur"}).to_string();
         let answer = self.payment.client.post(url).header("Idempotency-Key", key).body(body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
@@ -132,15 +148,144 @@ async fn what_cannot_be_known_stays_open_and_nobody_else_is_asked() {
     assert_eq!(stage.providers.charged("a").await, ["stripe"]);
 }
 
+/// Making an object moves no money: that it had no answer is no doubt.
+#[rstest::rstest]
+#[case::slow(json!({"latencyMs": 700}))]
+#[case::made_without_an_answer(json!({"createThenHang": true}))]
+#[case::fails(json!({"failPercent": 100}))]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_answer_is_made_again_only_when_it_can_no_longer_arrive() {
+async fn the_second_provider_is_asked_at_once_when_no_object_was_made(#[case] behaviour: Value) {
     let stage = stage().await;
-    stage.providers.behave("stripe", json!({"latencyMs": 700})).await;
-    assert_eq!(stage.pay("a").await.0, 202, "it may still arrive");
+    stage.providers.behave("stripe", behaviour).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
     stage.providers.behave("stripe", json!({})).await;
-    let (_, paid) = stage.pay_in_the_end("a").await;
-    assert_eq!(paid["provider"], "stripe");
-    assert_eq!(stage.providers.charges().await.len(), 1);
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+}
+
+/// Case 1: a search that lags says nothing. Also of what version 0.1 has asked for in one step.
+#[rstest::rstest]
+#[case::two_steps(false)]
+#[case::one_step(true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_lags_does_not_charge_twice(#[case] one_step: bool) {
+    let stage = stage().await;
+    if one_step {
+        stage.begun_by_version_0_1("a").await;
+    }
+    let lags = json!({"chargeThenHang": true, "hide": !one_step, "searchLagMs": 3_600_000});
+    stage.providers.behave("stripe", lags).await;
+    for _ in 0..4 {
+        assert_eq!(stage.pay("a").await.0, 202);
+    }
+    let minutes = "UPDATE payments SET created_at = created_at - interval '10 minutes'";
+    stage.postgres.connect().await.execute(minutes, &[]).await.unwrap();
+    let minutes = "UPDATE payment_attempts SET began_at = began_at - interval '10 minutes'";
+    stage.postgres.connect().await.execute(minutes, &[]).await.unwrap();
+    assert_eq!(stage.pay("a").await.0, 202, "the age of it proves nothing");
+    assert_eq!(stage.providers.requests("paypal").await, 0);
+    stage.providers.behave("stripe", json!({"searchLagMs": 3_600_000})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+/// Case 2: a failure that is stored for a key. The payment is cancelled there, and made under another key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_failure_is_followed_by_an_attempt_with_another_key() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+    stage.providers.behave("paypal", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 503, "it is certain that nothing is charged");
+    let query = "SELECT state, number FROM payment_attempts WHERE provider = 'stripe'";
+    let row = stage.postgres.connect().await.query_one(query, &[]).await.unwrap();
+    assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), ("NotCharged".to_owned(), 1));
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    stage.providers.behave("paypal", json!({})).await;
+    stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+    assert_eq!(stage.pay_in_the_end("b").await.1["provider"], "paypal");
+    assert_eq!((stage.providers.charged("a").await.len(), stage.providers.charged("b").await.len()), (1, 1));
+}
+
+/// Case 3: the buyer has to act. That is no failure, and it ends.
+#[rstest::rstest]
+#[case::acts("stripe", true)]
+#[case::does_not("stripe", false)]
+#[case::acts_at_paypal("paypal", true)]
+#[case::does_not_at_paypal("paypal", false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_has_to_act_is_told_so_and_has_some_time(#[case] provider: &str, #[case] acts: bool) {
+    let stage = stage().await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"decline": true})).await;
+    }
+    stage.providers.behave(provider, json!({"requiresAction": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        let (status, waits) = stage.pay(key).await;
+        let expected = (202, &json!("RequiresAction"), &json!(provider));
+        assert_eq!((status, &waits["status"], &waits["provider"]), expected);
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert!(circuits.values().all(|circuit| circuit.state == CircuitState::Closed), "{circuits:?}");
+    stage.providers.behave(provider, json!({})).await;
+    if acts {
+        stage.providers.buyer_acts("a").await;
+        assert_eq!(stage.pay("a").await.1["provider"], provider);
+    } else {
+        let (status, over) = stage.pay_in_the_end("a").await;
+        assert_eq!((status, &over["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
+        stage.providers.buyer_acts("a").await;
+        assert_eq!(stage.pay("a").await.0, 402, "too late");
+    }
+    assert_eq!(stage.providers.charged("a").await.len(), usize::from(acts));
+}
+
+/// Case 4: what is wrong with one order is that order's answer alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_are_not_valid_open_no_circuit() {
+    let stage = stage().await;
+    let bad = ["bad-1", "bad-2", "bad-3", "bad-4"];
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"invalidKeys": bad})).await;
+    }
+    for key in bad {
+        let (status, refused) = stage.pay(key).await;
+        assert_eq!((status, &refused["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
+    }
+    assert_eq!(stage.pay("good").await.1["provider"], "stripe");
+}
+
+/// Case 4: a key that is not taken is told by a check, with the provider's words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"unauthorized": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let name = "payment-provider-stripe";
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "the key is refused", unhealthy).await;
+    assert!(report.message.contains("Expired API Key provided"), "{}", report.message);
+    stage.providers.behave("stripe", json!({})).await;
+    stage.payment.check(name, "the key is taken", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// Nothing is charged for what was closed, and what was charged stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_payment_is_never_charged() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"requiresAction": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    assert_eq!(stage.post("a", "/close", 4_500).await.0, 402);
+    stage.providers.behave("stripe", json!({})).await;
+    stage.providers.buyer_acts("a").await;
+    assert_eq!(stage.pay("a").await.0, 402);
+    assert_eq!(stage.post("never-asked", "/close", 4_500).await.1["errorCode"], "PAYMENT_CLOSED");
+    assert_eq!(stage.pay("never-asked").await.0, 402);
+    assert_eq!(stage.providers.charges().await.len(), 0);
+    assert_eq!(stage.pay("paid").await.0, 200);
+    assert_eq!(stage.post("paid", "/close", 4_500).await.0, 200, "it is charged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,6 +344,7 @@ async fn nobody_is_charged_twice_whatever_the_providers_do() {
         ("stripe", json!({"chargeThenFail": true, "hide": true})),
         ("paypal", json!({"latencyMs": 400})),
         ("stripe", json!({"latencyMs": 350})),
+        ("stripe", json!({"storedFailure": true})),
         ("paypal", json!({"failPercent": 30})),
     ];
     let keys: Vec<String> = (0..60).map(|key| format!("payment-{key}")).collect();

@@ -347,9 +347,10 @@ async fn pods_that_start_together_migrate_once() {
     let apps = join_all(pods.map(|pod| App::start(&postgres, pod))).await;
     let client = postgres.connect().await;
     let count = async |query: &str| client.query_one(query, &[]).await.unwrap().get::<_, i64>(0);
-    let (steps, last) =
-        ("SELECT count(*) FROM schema_migrations", "SELECT max(version)::bigint FROM schema_migrations");
-    assert_eq!(count(steps).await, count(last).await);
+    // There may be gaps in the numbers.
+    let (steps, names) =
+        ("SELECT count(*) FROM schema_migrations", "SELECT count(DISTINCT name) FROM schema_migrations");
+    assert_eq!(count(steps).await, count(names).await);
     assert_eq!(count("SELECT count(*) FROM events").await, 1);
     drop(apps);
 }

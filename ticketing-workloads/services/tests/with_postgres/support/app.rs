@@ -59,6 +59,11 @@ fn settings<S: clap::Args>(mounts: &TempDir, pod: &str, more: &[(&'static str, S
     Cli::parse_from(std::iter::once("service".to_owned()).chain(arguments)).settings
 }
 
+/// Orders are confirmed without a payment.
+fn charge_nothing() -> (&'static str, String) {
+    ("--charge-nothing", "yes".to_owned())
+}
+
 /// A running pod.
 pub struct App {
     workload: &'static str,
@@ -82,7 +87,7 @@ impl App {
     /// A pod with nothing mounted, whatever the state of its database.
     pub fn start_bare(postgres: &Postgres, pod: &str) -> Self {
         let mounts = mounts();
-        let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url())]);
+        let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url()), charge_nothing()]);
         Self::run("booking", booking::start(settings).unwrap(), mounts)
     }
 
@@ -95,6 +100,9 @@ impl App {
     pub async fn booking_at(url: &str, more: &[(&'static str, &str)]) -> Self {
         let mounts = mounts();
         let mut all = vec![("--database-url", url.to_owned())];
+        if more.iter().all(|(name, _)| *name != "--charge-nothing") {
+            all.push(charge_nothing());
+        }
         all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let settings: Settings = settings(&mounts, "booking-1", &all);
         let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
@@ -141,7 +149,7 @@ impl App {
             ("--database-url", postgres.url()),
             ("--stripe-url", format!("http://{}", providers.stripe)),
             ("--paypal-url", format!("http://{}", providers.paypal)),
-            ("--absent-after-seconds", "1".to_owned()),
+            ("--buyer-limit-seconds", "2".to_owned()),
         ];
         let settings = settings(&mounts, "payment-1", &more);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);

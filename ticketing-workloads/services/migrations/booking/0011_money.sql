@@ -1,0 +1,47 @@
+-- Payments in two steps: an object is made at the provider, its id is written down, and only then it is confirmed. `number`
+-- is part of the keys of an attempt; a definite "not charged" is followed by the next number.
+--
+-- One row for each provider, as before: a pod of the version before takes a state that it does not know for one in doubt,
+-- searches for the charge, and can change nothing, for it writes only over 'Begun'.
+ALTER TABLE payment_attempts
+    DROP CONSTRAINT payment_attempts_state_check,
+    ADD CONSTRAINT payment_attempts_state_check CHECK (state IN
+        ('Begun', 'Creating', 'Created', 'Confirming', 'NeedsBuyer', 'Charged', 'NotCharged', 'Declined', 'Expired',
+         'Refused')),
+    ADD COLUMN number    integer NOT NULL DEFAULT 1,
+    ADD COLUMN object_id text,
+    ADD COLUMN reason    text,
+    ADD CONSTRAINT payment_attempts_object_check CHECK
+        (state NOT IN ('Created', 'Confirming', 'NeedsBuyer') OR object_id IS NOT NULL);
+
+-- For what is open, and for charges of cancelled bookings.
+CREATE INDEX payment_attempts_by_state ON payment_attempts (state, began_at)
+    WHERE state IN ('Begun', 'Confirming', 'NeedsBuyer', 'Charged');
+
+-- A closed payment is never begun again: its booking is given up.
+ALTER TABLE payments ADD COLUMN closed_at timestamptz;
+
+-- Money to give back, worked off by payment. One row for each charge.
+CREATE TABLE refunds (
+    key        text NOT NULL,
+    provider   text NOT NULL,
+    charge_id  text NOT NULL,
+    reason     text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    next_at    timestamptz NOT NULL DEFAULT now(),
+    tries      integer NOT NULL DEFAULT 0,
+    last_error text,
+    refund_id  text,
+    done_at    timestamptz,
+    PRIMARY KEY (provider, charge_id)
+);
+CREATE INDEX refunds_open ON refunds (next_at) WHERE done_at IS NULL;
+
+-- Since when a booking waits for its payment.
+ALTER TABLE bookings ADD COLUMN pending_since timestamptz;
+UPDATE bookings SET pending_since = created_at WHERE status = 'PaymentPending';
+ALTER TABLE bookings ALTER COLUMN pending_since SET DEFAULT now();
+
+ALTER TABLE outbox
+    DROP CONSTRAINT outbox_kind_check,
+    ADD CONSTRAINT outbox_kind_check CHECK (kind IN ('BookingConfirmed', 'Ticket', 'BookingCancelled'));

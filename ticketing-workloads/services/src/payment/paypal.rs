@@ -1,0 +1,233 @@
+//! A provider shaped as PayPal: orders that are created, and captured by their id. They cannot be cancelled: a capture in doubt
+//! is asked for again with the same request id, until it is answered.
+
+use super::decision::Answer;
+use super::ledger::Order;
+use super::providers::{
+    Client, Listed, ProviderClient, ProviderError, Told, cents, header_value, invalid_response, json_of, path_part,
+    step_key, words,
+};
+use crate::http_client::{Bare, HttpAnswer, HttpCall};
+use async_trait::async_trait;
+use axum::http::{HeaderName, StatusCode};
+use resilience::Dependency;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("paypal-request-id");
+/// Transactions on a page of a list.
+const PAGE: usize = 100;
+/// Pages that are read at most.
+const MAX_PAGES: u64 = 1_000;
+
+pub struct Paypal(Client);
+
+impl Paypal {
+    /// The one behind `service`.
+    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+        Self(Client::new(service, dependency))
+    }
+}
+
+fn post(path: String, request_id: &str, document: &Value) -> HttpCall {
+    let mut call = HttpCall::post(path, document);
+    call.headers.insert(REQUEST_ID, header_value(request_id));
+    call
+}
+
+/// The body that makes an order.
+fn wanted(order: &Order) -> Value {
+    let value = format!("{}.{:02}", order.amount_cents / 100, order.amount_cents % 100);
+    json!({
+        "intent": "CAPTURE",
+        "purchase_units": [{
+            "reference_id": order.key,
+            "custom_id": order.key,
+            "amount": {"currency_code": order.currency, "value": value},
+        }],
+    })
+}
+
+/// The first capture of an order.
+fn capture_of(order: &Value) -> &Value {
+    &order["purchase_units"][0]["payments"]["captures"][0]
+}
+
+/// How an order stands.
+fn of_order(order: &Value) -> Option<Answer> {
+    let object = order["id"].as_str()?.to_owned();
+    Some(match (order["status"].as_str()?, capture_of(order)["status"].as_str()) {
+        ("COMPLETED", Some("PENDING")) => Answer::Processing,
+        ("COMPLETED", Some("DECLINED" | "FAILED")) => Answer::Declined,
+        ("COMPLETED", _) => Answer::Charged { object },
+        ("PAYER_ACTION_REQUIRED", _) => Answer::NeedsBuyer { object },
+        ("CREATED" | "SAVED" | "APPROVED", _) => Answer::Unconfirmed,
+        ("VOIDED", _) => Answer::Cancelled,
+        _ => return None,
+    })
+}
+
+fn issue(answer: &HttpAnswer) -> String {
+    json_of(answer)["details"][0]["issue"].as_str().unwrap_or_default().to_owned()
+}
+
+fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    match answer.status {
+        StatusCode::OK | StatusCode::CREATED => of_order(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
+        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => match issue(answer).as_str() {
+            "INSTRUMENT_DECLINED" => Err(ProviderError::Declined),
+            "PAYER_ACTION_REQUIRED" => {
+                let object = json_of(answer)["order_id"].as_str().unwrap_or_default().to_owned();
+                Ok(Answer::NeedsBuyer { object })
+            }
+            // Of a request with another id or body, or of an order that was captured already: a read tells.
+            "ORDER_ALREADY_CAPTURED" | "DUPLICATE_REQUEST_ID" | "DUPLICATE_INVOICE_ID" => {
+                Err(ProviderError::Unclear(words(answer)))
+            }
+            _ => Err(ProviderError::Refused(words(answer))),
+        },
+        status if status.is_client_error() => Err(ProviderError::Unclear(words(answer))),
+        _ => Err(invalid_response(answer)),
+    }
+}
+
+fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    match answer.status {
+        StatusCode::OK | StatusCode::CREATED => match json_of(answer)["id"].as_str() {
+            Some(id) => Ok(Answer::Created { object: id.to_owned() }),
+            None => Err(invalid_response(answer)),
+        },
+        StatusCode::UNPROCESSABLE_ENTITY if issue(answer) == "INSTRUMENT_DECLINED" => Err(ProviderError::Declined),
+        StatusCode::CONFLICT => Err(ProviderError::Unclear(words(answer))),
+        status if status.is_client_error() => Err(ProviderError::Refused(words(answer))),
+        _ => Err(invalid_response(answer)),
+    }
+}
+
+/// Which of the orders with one key is charged. That there is none says nothing.
+fn of_search(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    let list = json_of(answer);
+    let found = list["orders"].as_array().filter(|_| answer.status == StatusCode::OK);
+    let found = found.ok_or_else(|| invalid_response(answer))?;
+    let all: Vec<_> = found.iter().filter_map(of_order).collect();
+    let charged = all.iter().find(|answer| matches!(answer, Answer::Charged { .. }));
+    let waits = || all.iter().find(|answer| matches!(answer, Answer::Processing));
+    Ok(charged.or_else(waits).cloned().unwrap_or(Answer::Unconfirmed))
+}
+
+#[async_trait]
+impl ProviderClient for Paypal {
+    fn name(&self) -> &str {
+        self.0.dependency.name()
+    }
+
+    fn cancels(&self) -> bool {
+        false
+    }
+
+    async fn create(&self, order: &Order, number: i32) -> Told {
+        let call = post("/v2/checkout/orders".to_owned(), &step_key(&order.key, number, "create"), &wanted(order));
+        self.0.ask(call, of_creation).await
+    }
+
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told {
+        let path = format!("/v2/checkout/orders/{}/capture", path_part(object));
+        let mut told = self.0.ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), of_answer).await;
+        // An error does not name the order.
+        if let Answer::NeedsBuyer { object: id } = &mut told.answer {
+            object.clone_into(id);
+        }
+        told
+    }
+
+    async fn read(&self, object: &str) -> Told {
+        self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), of_answer).await
+    }
+
+    async fn cancel(&self, object: &str) -> Told {
+        self.read(object).await
+    }
+
+    async fn search(&self, key: &str) -> Told {
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("reference_id", key).finish();
+        self.0.look(HttpCall::get(format!("/v2/checkout/orders?{query}")), of_search).await
+    }
+
+    async fn charge_again(&self, order: &Order) -> Told {
+        let mut document = wanted(order);
+        // To the letter what version 0.1 sends: another body under the same id is refused.
+        if let Some(unit) = document["purchase_units"][0].as_object_mut() {
+            unit.remove("custom_id");
+        }
+        self.0.ask(post("/v2/checkout/orders".to_owned(), &order.key, &document), of_answer).await
+    }
+
+    async fn refund(&self, key: &str, object: &str) -> Result<String, String> {
+        let order = self.0.json(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object)))).await?;
+        let capture = capture_of(&order)["id"].as_str().ok_or("the order has no capture")?;
+        let path = format!("/v2/payments/captures/{}/refund", path_part(capture));
+        let body = self.0.json(post(path, &format!("{key}:refund"), &json!({}))).await?;
+        match (body["id"].as_str(), body["status"].as_str()) {
+            (Some(id), Some("COMPLETED" | "PENDING")) => Ok(id.to_owned()),
+            (_, status) => Err(format!("the refund is {}", status.unwrap_or("of no known status"))),
+        }
+    }
+
+    async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
+        let mut all = Vec::new();
+        for number in 1..=MAX_PAGES {
+            let query = form_urlencoded::Serializer::new(String::new())
+                .append_pair("start_date", &since.to_string())
+                .append_pair("page", &number.to_string())
+                .append_pair("page_size", &PAGE.to_string())
+                .finish();
+            let page = self.0.json(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
+            let details = page["transaction_details"].as_array().ok_or("invalid list of transactions")?;
+            for info in details.iter().map(|detail| &detail["transaction_info"]) {
+                if info["transaction_status"] != "S" {
+                    continue;
+                }
+                let amount = &info["transaction_amount"];
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                all.push(Listed {
+                    key: text(&info["custom_field"]),
+                    object: text(&info["paypal_reference_id"]),
+                    amount_cents: amount["value"].as_str().and_then(cents).unwrap_or_default(),
+                    currency: text(&amount["currency_code"]).to_ascii_lowercase(),
+                });
+            }
+            if number >= page["total_pages"].as_u64().unwrap_or(1) {
+                return Ok(all);
+            }
+        }
+        Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
+    }
+
+    async fn try_key(&self) {
+        // What it says is kept.
+        drop(self.0.raw(HttpCall::get("/v1/reporting/transactions?page=1&page_size=1")).await);
+    }
+
+    fn refused_key(&self) -> Option<Arc<String>> {
+        self.0.refused_key()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("COMPLETED", Some("COMPLETED"), Some(Answer::Charged { object: "o".into() }))]
+    #[case("COMPLETED", Some("PENDING"), Some(Answer::Processing))]
+    #[case("COMPLETED", Some("DECLINED"), Some(Answer::Declined))]
+    #[case("PAYER_ACTION_REQUIRED", None, Some(Answer::NeedsBuyer { object: "o".into() }))]
+    #[case("APPROVED", None, Some(Answer::Unconfirmed))]
+    #[case("VOIDED", None, Some(Answer::Cancelled))]
+    #[case("OF_TOMORROW", None, None)]
+    fn statuses(#[case] status: &str, #[case] capture: Option<&str>, #[case] expected: Option<Answer>) {
+        let captures = capture.map(|status| json!([{"id": "c", "status": status}]));
+        let order = json!({"id": "o", "status": status, "purchase_units": [{"payments": {"captures": captures}}]});
+        assert_eq!(of_order(&order), expected);
+    }
+}

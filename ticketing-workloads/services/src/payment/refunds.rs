@@ -1,0 +1,225 @@
+//! Money to give back: rows of `refunds`, worked off one after the other; and the search for what belongs there.
+
+use super::decision::{PROVIDERS, Purpose};
+use super::ledger::Order;
+use super::process::Payments;
+use super::providers::ProviderClient;
+use crate::database::{Connection, Database, DatabaseError};
+use contract::CheckStatus;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use resilience::{CallError, Check, CheckOutcome, Resilience};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+/// Time between two looks for refunds to make.
+const LOOK: Duration = Duration::from_secs(1);
+/// Time between two searches for charges of cancelled bookings.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Payments that one search ends at most.
+const AT_ONCE: i64 = 20;
+/// Longest text of an error that is kept, in characters.
+const MAX_WORDS: usize = 300;
+/// Age of an open refund from which on something is wrong, and from which on a person must see to it.
+const LATE: Duration = Duration::from_secs(900);
+const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
+
+/// Charges of bookings that are cancelled. Booking writes most of the rows itself, when it hears of the charge; this is for
+/// what it never heard of.
+const FIND: &str = "
+    INSERT INTO refunds (key, provider, charge_id, reason)
+    SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
+    FROM payment_attempts a
+    JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+    WHERE a.state = 'Charged' AND a.began_at > now() - interval '7 days' AND b.status = 'Cancelled'
+    ON CONFLICT DO NOTHING";
+
+/// Payments that may still be charged although their booking is cancelled.
+const OPEN: &str = "
+    SELECT DISTINCT p.key, p.amount_cents, p.currency
+    FROM payment_attempts a JOIN payments p ON p.key = a.key
+    JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+    WHERE a.state IN ('Begun', 'Confirming', 'NeedsBuyer') AND b.status = 'Cancelled'
+      AND (p.claimed_until IS NULL OR p.claimed_until < now())
+    LIMIT $1";
+
+/// The next try comes later each time, up to an hour.
+const CLAIM: &str = "
+    UPDATE refunds SET tries = tries + 1,
+                       next_at = now() + greatest(30, least(2 ^ least(tries, 12), 3600)) * interval '1 second'
+    WHERE (provider, charge_id) IN (SELECT provider, charge_id FROM refunds WHERE done_at IS NULL AND next_at <= now()
+                                    ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING key, provider, charge_id, tries";
+
+const DONE: &str = "UPDATE refunds SET done_at = now(), refund_id = $3, last_error = NULL
+                    WHERE provider = $1 AND charge_id = $2 AND done_at IS NULL";
+const FAILED: &str = "UPDATE refunds SET last_error = $3 WHERE provider = $1 AND charge_id = $2 AND done_at IS NULL";
+const BACKLOG: &str = "
+    SELECT count(*), COALESCE(extract(epoch FROM now() - min(created_at)), 0)::float8,
+           (SELECT last_error FROM refunds WHERE done_at IS NULL ORDER BY created_at LIMIT 1)
+    FROM refunds WHERE done_at IS NULL";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+struct Refund {
+    key: String,
+    provider: String,
+    charge: String,
+    tries: i32,
+}
+
+pub struct Refunds {
+    database: Arc<Database>,
+    payments: Arc<Payments>,
+    providers: [Arc<dyn ProviderClient>; PROVIDERS],
+    outcomes: Family<OutcomeLabel, Counter>,
+    age: Gauge,
+}
+
+impl Refunds {
+    pub fn new(
+        database: &Arc<Database>,
+        payments: &Arc<Payments>,
+        providers: [Arc<dyn ProviderClient>; PROVIDERS],
+        resilience: &Resilience,
+    ) -> Arc<Self> {
+        let (outcomes, age) = (Family::<OutcomeLabel, Counter>::default(), Gauge::default());
+        resilience.metrics().register(|registry| {
+            registry.register("refunds", "Tries to give money back, by outcome", outcomes.clone());
+            registry.register("refunds_oldest_seconds", "Age of the oldest refund that is not made yet", age.clone());
+        });
+        let (database, payments) = (Arc::clone(database), Arc::clone(payments));
+        Arc::new(Self { database, payments, providers, outcomes, age })
+    }
+
+    /// Works off refunds, for as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        let mut swept: Option<Instant> = None;
+        loop {
+            if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+                if let Err(error) = self.sweep().await {
+                    tracing::debug!(%error, "failed to look for charges of cancelled bookings");
+                }
+                swept = Some(Instant::now());
+            }
+            match self.next().await {
+                Ok(true) => {}
+                Ok(false) => tokio::time::sleep(LOOK).await,
+                Err(error) => {
+                    tracing::debug!(%error, "failed to read or write refunds");
+                    tokio::time::sleep(LOOK * 2).await;
+                }
+            }
+        }
+    }
+
+    /// Ends what is open of cancelled bookings, and finds what is charged for them.
+    async fn sweep(&self) -> Result<(), CallError<DatabaseError>> {
+        let open = |connection: Connection| async move {
+            let open = connection.prepare_cached(OPEN).await?;
+            let order = |row: &tokio_postgres::Row| {
+                Ok(Order { key: row.try_get(0)?, amount_cents: row.try_get(1)?, currency: row.try_get(2)? })
+            };
+            connection.query(&open, &[&AT_ONCE]).await?.iter().map(order).collect::<Result<Vec<_>, DatabaseError>>()
+        };
+        for order in self.database.call(open).await? {
+            match self.payments.pay(&order, Purpose::Close, None).await {
+                Ok(outcome) => tracing::info!(key = %order.key, ?outcome, "closed the payment of a cancelled booking"),
+                Err(error) => {
+                    tracing::warn!(key = %order.key, %error, "failed to close the payment of a cancelled booking");
+                }
+            }
+        }
+        let find = |connection: Connection| async move {
+            let find = connection.prepare_cached(FIND).await?;
+            connection.execute(&find, &[]).await.map_err(DatabaseError::from)
+        };
+        let found = self.database.call(find).await?;
+        if found > 0 {
+            tracing::warn!(found, "found charges of cancelled bookings; they are refunded");
+        }
+        let (_, age, _) = self.database.call(backlog).await?;
+        self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Makes one refund; `false`: none is due.
+    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+        let claim = |connection: Connection| async move {
+            let claim = connection.prepare_cached(CLAIM).await?;
+            let Some(row) = connection.query_opt(&claim, &[]).await? else { return Ok(None) };
+            let (key, provider, charge, tries) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            Ok::<_, DatabaseError>(Some(Refund { key, provider, charge, tries }))
+        };
+        let Some(refund) = self.database.call(claim).await? else { return Ok(false) };
+        let Refund { key, provider, charge, tries } = &refund;
+        let made = match self.providers.iter().find(|one| one.name() == provider) {
+            Some(client) => client.refund(key, charge).await,
+            None => Err(format!("there is no provider {provider} any more")),
+        };
+        let (sql, text, outcome) = match made {
+            Ok(id) => {
+                tracing::info!(%key, %provider, %charge, refund = %id, "gave money back");
+                (DONE, id, "made")
+            }
+            Err(error) => {
+                tracing::warn!(%key, %provider, %charge, tries, %error, "failed to give money back; it is tried again");
+                (FAILED, error.chars().take(MAX_WORDS).collect(), "later")
+            }
+        };
+        let write = |connection: Connection| {
+            let text = text.clone();
+            let refund = &refund;
+            async move {
+                let sql = connection.prepare_cached(sql).await?;
+                let values: [&(dyn ToSql + Sync); 3] = [&refund.provider, &refund.charge, &text];
+                connection.execute(&sql, &values).await.map_err(DatabaseError::from)
+            }
+        };
+        // If that fails it is asked for again with the same key, which is the same refund.
+        self.database.call(write).await?;
+        self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
+        Ok(true)
+    }
+}
+
+/// How many refunds are open, how old the oldest is, and why it failed last.
+async fn backlog(connection: Connection) -> Result<(i64, Duration, Option<String>), DatabaseError> {
+    let backlog = connection.prepare_cached(BACKLOG).await?;
+    let row = connection.query_one(&backlog, &[]).await?;
+    let age = Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default();
+    Ok((row.try_get(0)?, age, row.try_get(2)?))
+}
+
+/// `refunds`: whether money that is owed goes back.
+pub fn check(database: &Arc<Database>) -> Check {
+    let database = Arc::clone(database);
+    Check::new("refunds", &["business"], move |_| {
+        let database = Arc::clone(&database);
+        async move {
+            let (open, age, error) = match database.attempt(backlog).await {
+                Ok(found) => found,
+                Err(error) => {
+                    return CheckOutcome::new(CheckStatus::Unknown, format!("failed to read refunds: {error}"));
+                }
+            };
+            let status = match age {
+                age if age >= TOO_LATE => CheckStatus::Unhealthy,
+                age if age >= LATE => CheckStatus::Degraded,
+                _ => CheckStatus::Healthy,
+            };
+            let last = error.map(|error| format!("; the last error of it: {error}")).unwrap_or_default();
+            let message = format!("{open} refunds are open, the oldest for {} s{last}", age.as_secs());
+            CheckOutcome::new(status, message).with("open", json!(open)).with("oldestSeconds", json!(age.as_secs()))
+        }
+    })
+    .when_unanswered(CheckStatus::Unknown)
+}

@@ -1,0 +1,205 @@
+//! A provider shaped as Stripe: payment intents that are created, and confirmed by their id.
+
+use super::decision::Answer;
+use super::ledger::Order;
+use super::providers::{
+    Client, Listed, ProviderClient, ProviderError, Told, header_value, invalid_response, json_of, path_part, step_key,
+    words,
+};
+use crate::http_client::{Bare, HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
+use async_trait::async_trait;
+use axum::http::{HeaderValue, StatusCode, header};
+use resilience::Dependency;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Objects on a page of a list.
+const PAGE: usize = 100;
+/// Pages that are read at most.
+const MAX_PAGES: usize = 1_000;
+
+pub struct Stripe(Client);
+
+impl Stripe {
+    /// The one behind `service`.
+    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+        Self(Client::new(service, dependency))
+    }
+}
+
+fn form(path: String, key: Option<&str>, fields: &[(&str, &str)]) -> HttpCall {
+    let mut call = HttpCall::post(path, &Value::Null);
+    call.body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish().into();
+    call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    call.headers.extend(key.map(|key| (IDEMPOTENCY_KEY, header_value(key))));
+    call
+}
+
+/// How an intent stands.
+fn of_intent(intent: &Value) -> Option<Answer> {
+    let object = intent["id"].as_str()?.to_owned();
+    Some(match intent["status"].as_str()? {
+        "succeeded" => Answer::Charged { object },
+        "processing" => Answer::Processing,
+        "requires_action" => Answer::NeedsBuyer { object },
+        "requires_confirmation" => Answer::Unconfirmed,
+        // It is created with a means of payment: that it needs another one means that this one was declined.
+        "requires_payment_method" => Answer::Declined,
+        "canceled" => Answer::Cancelled,
+        _ => return None,
+    })
+}
+
+fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    match answer.status {
+        StatusCode::OK => of_intent(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
+        StatusCode::PAYMENT_REQUIRED => Err(ProviderError::Declined),
+        // Also "unexpected state" and "key in use": how the intent stands, a read tells.
+        status if status.is_client_error() => Err(ProviderError::Unclear(words(answer))),
+        _ => Err(invalid_response(answer)),
+    }
+}
+
+fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    match answer.status {
+        StatusCode::OK => match json_of(answer)["id"].as_str() {
+            Some(id) => Ok(Answer::Created { object: id.to_owned() }),
+            None => Err(invalid_response(answer)),
+        },
+        StatusCode::PAYMENT_REQUIRED => Err(ProviderError::Declined),
+        StatusCode::CONFLICT => Err(ProviderError::Unclear(words(answer))),
+        status if status.is_client_error() => Err(ProviderError::Refused(words(answer))),
+        _ => Err(invalid_response(answer)),
+    }
+}
+
+/// Which of the intents with one key is charged. That there is none says nothing: the search lags.
+fn of_search(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    let list = json_of(answer);
+    let found = list["data"].as_array().filter(|_| answer.status == StatusCode::OK);
+    let found = found.ok_or_else(|| invalid_response(answer))?;
+    let all: Vec<_> = found.iter().filter_map(of_intent).collect();
+    let wanted = |answer: &&Answer| !matches!(answer, Answer::Cancelled | Answer::Unconfirmed | Answer::Declined);
+    let charged = all.iter().find(|answer| matches!(answer, Answer::Charged { .. }));
+    Ok(charged.or(all.iter().find(wanted)).cloned().unwrap_or(Answer::Unconfirmed))
+}
+
+#[async_trait]
+impl ProviderClient for Stripe {
+    fn name(&self) -> &str {
+        self.0.dependency.name()
+    }
+
+    fn cancels(&self) -> bool {
+        true
+    }
+
+    async fn create(&self, order: &Order, number: i32) -> Told {
+        let (key, amount) = (step_key(&order.key, number, "create"), order.amount_cents.to_string());
+        let fields = [
+            ("amount", amount.as_str()),
+            ("currency", &order.currency),
+            ("payment_method", "pm_card"),
+            ("metadata[key]", &order.key),
+        ];
+        self.0.ask(form("/v1/payment_intents".to_owned(), Some(&key), &fields), of_creation).await
+    }
+
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told {
+        let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
+        self.0.ask(form(path, Some(&step_key(&order.key, number, "confirm")), &[]), of_answer).await
+    }
+
+    async fn read(&self, object: &str) -> Told {
+        self.0.look(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object))), of_answer).await
+    }
+
+    async fn cancel(&self, object: &str) -> Told {
+        // Without a key: a stored failure must not stand in the way of the next try, and twice is the same as once.
+        let path = format!("/v1/payment_intents/{}/cancel", path_part(object));
+        let told = self.0.look(form(path, None, &[]), of_answer).await;
+        if told.answer == Answer::Unanswered { self.read(object).await } else { told }
+    }
+
+    async fn search(&self, key: &str) -> Told {
+        let query = form_urlencoded::Serializer::new(String::new())
+            .append_pair("query", &format!("metadata['key']:'{key}'"))
+            .finish();
+        self.0.look(HttpCall::get(format!("/v1/payment_intents/search?{query}")), of_search).await
+    }
+
+    async fn charge_again(&self, order: &Order) -> Told {
+        let amount = order.amount_cents.to_string();
+        // To the letter what version 0.1 sends: other parameters under the same key are refused.
+        let fields = [
+            ("amount", amount.as_str()),
+            ("currency", &order.currency),
+            ("confirm", "true"),
+            ("metadata[key]", &order.key),
+        ];
+        self.0.ask(form("/v1/payment_intents".to_owned(), Some(&order.key), &fields), of_answer).await
+    }
+
+    async fn refund(&self, key: &str, object: &str) -> Result<String, String> {
+        let call = form("/v1/refunds".to_owned(), Some(&format!("{key}:refund")), &[("payment_intent", object)]);
+        let body = self.0.json(call).await?;
+        match (body["id"].as_str(), body["status"].as_str()) {
+            (Some(id), Some("succeeded" | "pending")) => Ok(id.to_owned()),
+            (_, status) => Err(format!("the refund is {}", status.unwrap_or("of no known status"))),
+        }
+    }
+
+    async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
+        let (mut all, mut after) = (Vec::new(), None::<String>);
+        for _ in 0..MAX_PAGES {
+            let query = {
+                let mut query = form_urlencoded::Serializer::new(String::new());
+                query.append_pair("limit", &PAGE.to_string()).append_pair("created[gte]", &since.to_string());
+                query.extend_pairs(after.iter().map(|after| ("starting_after", after)));
+                query.finish()
+            };
+            let page = self.0.json(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
+            let data = page["data"].as_array().ok_or("invalid list of payment intents")?;
+            for intent in data.iter().filter(|intent| intent["status"] == "succeeded") {
+                all.push(Listed {
+                    key: intent["metadata"]["key"].as_str().unwrap_or_default().to_owned(),
+                    object: intent["id"].as_str().unwrap_or_default().to_owned(),
+                    amount_cents: intent["amount"].as_i64().unwrap_or_default(),
+                    currency: intent["currency"].as_str().unwrap_or_default().to_owned(),
+                });
+            }
+            after = data.last().and_then(|last| last["id"].as_str()).map(str::to_owned);
+            if page["has_more"] != true || after.is_none() {
+                return Ok(all);
+            }
+        }
+        Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
+    }
+
+    async fn try_key(&self) {
+        // What it says is kept.
+        drop(self.0.raw(HttpCall::get("/v1/payment_intents?limit=1")).await);
+    }
+
+    fn refused_key(&self) -> Option<Arc<String>> {
+        self.0.refused_key()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[rstest::rstest]
+    #[case("succeeded", Some(Answer::Charged { object: "pi".into() }))]
+    #[case("processing", Some(Answer::Processing))]
+    #[case("requires_action", Some(Answer::NeedsBuyer { object: "pi".into() }))]
+    #[case("requires_confirmation", Some(Answer::Unconfirmed))]
+    #[case("requires_payment_method", Some(Answer::Declined))]
+    #[case("canceled", Some(Answer::Cancelled))]
+    #[case("requires_capture", None)]
+    fn statuses(#[case] status: &str, #[case] expected: Option<Answer>) {
+        assert_eq!(of_intent(&json!({"id": "pi", "status": status})), expected);
+    }
+}
