@@ -37,6 +37,21 @@ CREATE TABLE refunds (
 );
 CREATE INDEX refunds_open ON refunds (next_at) WHERE done_at IS NULL;
 
+-- What providers told of, once for each event; worked off by payment, which reads the object itself.
+CREATE TABLE webhook_events (
+    provider    text NOT NULL,
+    event_id    text NOT NULL,
+    object_id   text NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    next_at     timestamptz NOT NULL DEFAULT now(),
+    tries       integer NOT NULL DEFAULT 0,
+    done_at     timestamptz,
+    PRIMARY KEY (provider, event_id)
+);
+CREATE INDEX webhook_events_open ON webhook_events (next_at) WHERE done_at IS NULL;
+CREATE INDEX payment_attempts_by_object ON payment_attempts (provider, object_id) WHERE object_id IS NOT NULL;
+CREATE INDEX payment_attempts_by_charge ON payment_attempts (provider, charge_id) WHERE charge_id IS NOT NULL;
+
 -- Since when a booking waits for its payment.
 ALTER TABLE bookings ADD COLUMN pending_since timestamptz;
 UPDATE bookings SET pending_since = created_at WHERE status = 'PaymentPending';

@@ -8,6 +8,7 @@
 
 mod api;
 mod decision;
+mod https;
 mod ledger;
 #[cfg(test)]
 mod model_tests;
@@ -17,19 +18,22 @@ mod providers;
 pub mod reconcile;
 mod refunds;
 mod stripe;
+mod webhooks;
 
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{checks, http_client, schema};
+use crate::{checks, schema};
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
     RetrySettings, TimeoutSettings, TripRule,
 };
 use decision::PROVIDERS;
+use https::{Credentials, Https};
 use paypal::Paypal;
 use providers::ProviderClient;
 use resilience::{Resilience, retry};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stripe::Stripe;
 use tokio_util::task::TaskTracker;
@@ -42,7 +46,7 @@ const PAYPAL: &str = "paypal";
 /// Where calls to providers are apart from everything else (ADR-007 §3).
 const EXTERNAL_API: &str = "external-api";
 
-/// Where the providers are.
+/// Where the providers are, and what they know us by.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Urls {
     /// Address of the provider shaped as Stripe.
@@ -51,16 +55,38 @@ pub struct Urls {
     /// Address of the provider shaped as PayPal.
     #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
     pub paypal_url: String,
+    /// File with the API key of Stripe. Without one no key is sent, as for a simulator.
+    #[arg(long, env = "STRIPE_API_KEY_FILE")]
+    pub stripe_api_key_file: Option<PathBuf>,
+    /// File with the client id at PayPal.
+    #[arg(long, env = "PAYPAL_CLIENT_ID_FILE")]
+    pub paypal_client_id_file: Option<PathBuf>,
+    /// File with its secret.
+    #[arg(long, env = "PAYPAL_CLIENT_SECRET_FILE")]
+    pub paypal_client_secret_file: Option<PathBuf>,
+    /// File with certificates, in PEM, that are trusted for https besides the well-known authorities.
+    #[arg(long, env = "PROVIDER_CA_FILE")]
+    pub provider_ca_file: Option<PathBuf>,
 }
 
 impl Urls {
     /// The providers, in the order in which they are asked.
     fn providers(&self, resilience: &Resilience) -> Result<[Arc<dyn ProviderClient>; PROVIDERS], StartError> {
-        let stripe = host::declared(resilience, STRIPE)?;
-        let paypal = host::declared(resilience, PAYPAL)?;
+        let ca = self.provider_ca_file.as_deref();
+        let stripe_key = self.stripe_api_key_file.clone().map_or(Credentials::None, Credentials::Bearer);
+        let paypal_key = match (self.paypal_client_id_file.clone(), self.paypal_client_secret_file.clone()) {
+            (Some(id), Some(secret)) => Credentials::Client { id, secret, token: Mutex::default() },
+            (None, None) => Credentials::None,
+            _ => {
+                let message = "PAYPAL_CLIENT_ID_FILE and PAYPAL_CLIENT_SECRET_FILE: set both, or none";
+                return Err(StartError::Setting(message.to_owned()));
+            }
+        };
+        let stripe = Https::new(&self.stripe_url, ca, stripe_key)?;
+        let paypal = Https::new(&self.paypal_url, ca, paypal_key)?;
         Ok([
-            Arc::new(Stripe::new(http_client::bare(&self.stripe_url), stripe)),
-            Arc::new(Paypal::new(http_client::bare(&self.paypal_url), paypal)),
+            Arc::new(Stripe::new(stripe, host::declared(resilience, STRIPE)?)),
+            Arc::new(Paypal::new(paypal, host::declared(resilience, PAYPAL)?)),
         ])
     }
 }
@@ -74,6 +100,8 @@ pub struct Settings {
     pub database: DatabaseSettings,
     #[command(flatten)]
     pub urls: Urls,
+    #[command(flatten)]
+    pub webhooks: webhooks::WebhookSettings,
     /// Seconds that a buyer has to confirm a payment with the provider, as for 3-D Secure; then it is cancelled.
     #[arg(long, env = "BUYER_LIMIT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub buyer_limit_seconds: u64,
@@ -125,7 +153,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 
 /// Opens the ports. Database and providers may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, database, urls, buyer_limit_seconds } = settings;
+    let Settings { pod, database, urls, webhooks, buyer_limit_seconds } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(DATABASE)
@@ -142,14 +170,15 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let work = TaskTracker::new();
     let payments =
         process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers.clone(), buyer_limit);
+    let webhooks = webhooks::Webhooks::new(webhooks, &database, &payments, providers.clone(), &resilience);
     let refunds = refunds::Refunds::new(&database, &payments, providers, &resilience);
     let own_checks = [database::check(&database, DATABASE), checks::memory(), refunds::check(&database)];
     let migration = schema::bring_up_to_date(connector, dependency);
     let parts = Parts {
         checks: own_checks.into_iter().chain(key_checks).collect(),
         actions: database::actions(&resilience, database),
-        api: api::router(payments, work.clone()),
-        tasks: vec![Box::pin(migration), Box::pin(refunds.run())],
+        api: api::router(payments, work.clone()).merge(webhooks.router()),
+        tasks: vec![Box::pin(migration), Box::pin(refunds.run()), Box::pin(Arc::clone(&webhooks).run())],
         work,
         capacity: Some(host::CAPACITY),
         resilience,

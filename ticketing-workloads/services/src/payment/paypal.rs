@@ -2,12 +2,13 @@
 //! is asked for again with the same request id, until it is answered.
 
 use super::decision::Answer;
+use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
     Client, Listed, ProviderClient, ProviderError, Told, cents, header_value, invalid_response, json_of, path_part,
     step_key, words,
 };
-use crate::http_client::{Bare, HttpAnswer, HttpCall};
+use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
 use axum::http::{HeaderName, StatusCode};
 use resilience::Dependency;
@@ -24,7 +25,7 @@ pub struct Paypal(Client);
 
 impl Paypal {
     /// The one behind `service`.
-    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+    pub fn new(service: Https, dependency: &'static Dependency) -> Self {
         Self(Client::new(service, dependency))
     }
 }
@@ -201,6 +202,11 @@ impl ProviderClient for Paypal {
             }
         }
         Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
+    }
+
+    async fn verify_event(&self, question: &Value) -> Result<bool, String> {
+        let call = HttpCall::post("/v1/notifications/verify-webhook-signature", question);
+        Ok(self.0.json(call).await?["verification_status"] == "SUCCESS")
     }
 
     async fn try_key(&self) {

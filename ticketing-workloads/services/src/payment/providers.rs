@@ -1,18 +1,18 @@
 //! How the providers are spoken to: what every one of them has to offer, and what their answers mean.
 
 use super::decision::Answer;
+use super::https::Https;
 use super::ledger::Order;
-use crate::http_client::{self, Bare, HttpAnswer, HttpCall, HttpError};
+use crate::http_client::{self, HttpAnswer, HttpCall, HttpError};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use axum::http::{HeaderValue, StatusCode};
 use contract::CheckStatus;
-use resilience::{Attempt, CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
+use resilience::{CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tower::ServiceExt;
 
 /// Longest text of a provider that is kept, in characters.
 const MAX_WORDS: usize = 200;
@@ -77,6 +77,11 @@ pub trait ProviderClient: Send + Sync {
     /// What it has charged since then, in seconds since 1970.
     async fn list(&self, since: i64) -> Result<Vec<Listed>, String>;
 
+    /// Whether it says itself that an event is its own; for a provider whose events are signed by a shared secret, never.
+    async fn verify_event(&self, _question: &Value) -> Result<bool, String> {
+        Err("its events are verified here".to_owned())
+    }
+
     /// Asks for something that only a valid key gets.
     async fn try_key(&self);
 
@@ -137,19 +142,19 @@ pub type Reader = fn(&HttpAnswer) -> Result<Answer, ProviderError>;
 
 /// One provider over HTTP.
 pub struct Client {
-    service: Bare,
+    service: Https,
     pub dependency: &'static Dependency,
     /// Its words, since it last refused our key.
     refused_key: ArcSwapOption<String>,
 }
 
 impl Client {
-    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+    pub fn new(service: Https, dependency: &'static Dependency) -> Self {
         Self { service, dependency, refused_key: ArcSwapOption::empty() }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
-        let answer = self.service.clone().oneshot(Attempt::first(call, resilience::deadline::current())).await?;
+        let answer = self.service.ask(call).await?;
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let words = words(&answer);
             self.refused_key.store(Some(Arc::new(words.clone())));

@@ -1,12 +1,13 @@
 //! A provider shaped as Stripe: payment intents that are created, and confirmed by their id.
 
 use super::decision::Answer;
+use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
     Client, Listed, ProviderClient, ProviderError, Told, header_value, invalid_response, json_of, path_part, step_key,
     words,
 };
-use crate::http_client::{Bare, HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
+use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
 use axum::http::{HeaderValue, StatusCode, header};
 use resilience::Dependency;
@@ -22,7 +23,7 @@ pub struct Stripe(Client);
 
 impl Stripe {
     /// The one behind `service`.
-    pub fn new(service: Bare, dependency: &'static Dependency) -> Self {
+    pub fn new(service: Https, dependency: &'static Dependency) -> Self {
         Self(Client::new(service, dependency))
     }
 }

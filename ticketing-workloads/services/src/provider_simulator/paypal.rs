@@ -19,6 +19,7 @@ pub fn router(provider: Arc<Provider>) -> Router {
         .route("/v2/checkout/orders/{id}/capture", post(capture))
         .route("/v2/payments/captures/{id}/refund", post(refund))
         .route("/v1/reporting/transactions", get(list))
+        .route("/v1/notifications/verify-webhook-signature", post(verify))
         .with_state(provider)
 }
 
@@ -68,6 +69,14 @@ async fn refund(State(provider): Shared, Path(id): Path<String>) -> Response {
         Ok(refund) => (StatusCode::CREATED, Json(json!({"id": refund, "status": "COMPLETED"}))).into_response(),
         Err(outcome) => answer(outcome, StatusCode::OK),
     }
+}
+
+/// An event is its own if its signature is its transmission id, with `signed-` before it.
+async fn verify(body: Bytes) -> Response {
+    let question: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let signature = format!("signed-{}", question["transmission_id"].as_str().unwrap_or_default());
+    let status = if question["transmission_sig"] == json!(signature) { "SUCCESS" } else { "FAILURE" };
+    Json(json!({"verification_status": status})).into_response()
 }
 
 async fn search(State(provider): Shared, RawQuery(query): RawQuery) -> Response {

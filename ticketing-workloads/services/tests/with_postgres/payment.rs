@@ -271,6 +271,64 @@ async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges() {
     stage.payment.check(name, "the key is taken", |report| report.status == CheckStatus::Healthy).await;
 }
 
+/// Events settle payments; repeated, forged and out of order they change nothing. They come through the gateway.
+#[rstest::rstest]
+#[case("stripe")]
+#[case("paypal")]
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_provider_settle_a_payment(#[case] provider: &str) {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec_old\nwhsec_new\n");
+    let gateway = App::gateway_to_payment(crate::support::nobody().await, stage.payment.address).await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"refuse": true})).await;
+    }
+    stage.providers.behave(provider, json!({"chargeThenHang": true, "hide": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    stage.providers.behave(provider, json!({})).await;
+    let client = stage.postgres.connect().await;
+    let query = "SELECT object_id FROM payment_attempts WHERE provider = $1";
+    let object: String = client.query_one(query, &[&provider]).await.unwrap().get(0);
+    let send = async |id: &str, genuine: bool| {
+        let body = if provider == "stripe" {
+            json!({"id": id, "type": "payment_intent.canceled", "data": {"object": {"id": object}}})
+        } else {
+            json!({"id": id, "event_type": "PAYMENT.CAPTURE.DENIED", "resource": {"id": object}})
+        };
+        let body = body.to_string();
+        let url = format!("http://{}/api/webhooks/{provider}", gateway.address);
+        let request = gateway.client.post(url).header("paypal-transmission-id", "t");
+        let request = request.header("paypal-transmission-sig", if genuine { "signed-t" } else { "forged" });
+        let request = request.header("stripe-signature", signed(&body, if genuine { "whsec_new" } else { "forged" }));
+        request.body(body).send().await.unwrap().status().as_u16()
+    };
+    let state = async || {
+        let query = "SELECT state FROM payment_attempts WHERE provider = $1";
+        client.query_one(query, &[&provider]).await.unwrap().get::<_, String>(0)
+    };
+    assert_eq!(send("forged", false).await, 400);
+    for id in ["evt-1", "evt-1", "evt-2"] {
+        assert_eq!(send(id, true).await, 200);
+    }
+    crate::support::eventually("the event settles it", async || (state().await == "Charged").then_some(())).await;
+    crate::support::eventually("each event is worked off once", async || {
+        let done = "SELECT count(*) FROM webhook_events WHERE done_at IS NOT NULL";
+        (client.query_one(done, &[]).await.unwrap().get::<_, i64>(0) == 2).then_some(())
+    })
+    .await;
+    assert_eq!((state().await.as_str(), stage.providers.charged("a").await.len()), ("Charged", 1));
+}
+
+/// A signature as Stripe makes it, of this moment.
+fn signed(body: &str, secret: &str) -> String {
+    use hmac::Mac;
+    let now = crate::support::app::now_ms() / 1_000;
+    let mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    let mac = mac.chain_update(format!("{now}.{body}")).finalize().into_bytes();
+    let hex: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={now},v1={}", hex.concat())
+}
+
 /// Nothing is charged for what was closed, and what was charged stays so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_payment_is_never_charged() {

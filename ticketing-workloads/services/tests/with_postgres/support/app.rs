@@ -127,6 +127,20 @@ impl App {
         app
     }
 
+    /// The same with payment for the webhooks of its providers.
+    pub async fn gateway_to_payment(nobody: SocketAddr, payment: SocketAddr) -> Self {
+        let mounts = mounts();
+        let urls = [
+            ("--catalog-url", format!("http://{nobody}")),
+            ("--booking-url", format!("http://{nobody}")),
+            ("--payment-url", format!("http://{payment}")),
+        ];
+        let settings = settings(&mounts, "gateway-1", &urls);
+        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        app.mount_token().await;
+        app
+    }
+
     /// A pod of booking that asks payment at this address.
     pub async fn paid_booking(postgres: &Postgres, payment: SocketAddr) -> Self {
         let mounts = mounts();
@@ -150,6 +164,8 @@ impl App {
             ("--stripe-url", format!("http://{}", providers.stripe)),
             ("--paypal-url", format!("http://{}", providers.paypal)),
             ("--buyer-limit-seconds", "2".to_owned()),
+            ("--stripe-webhook-secret-file", mounts.path().join("stripe-webhooks").display().to_string()),
+            ("--paypal-webhook-id", "our-webhook".to_owned()),
         ];
         let settings = settings(&mounts, "payment-1", &more);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);

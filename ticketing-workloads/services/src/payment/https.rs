@@ -1,0 +1,256 @@
+//! The way to a provider: HTTPS with verified certificates, our API key, and nothing of ours besides.
+
+use crate::host::StartError;
+use crate::http_client::{HttpAnswer, HttpCall, HttpError};
+use axum::body::Bytes;
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Longest time until a connection is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may wait for its next request; providers close theirs later.
+const IDLE: Duration = Duration::from_secs(20);
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// A token is replaced so long before it ends.
+const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+
+/// What a provider knows us by. The files are read for each request, so that a Secret that changes is used at once.
+pub enum Credentials {
+    /// For the simulators.
+    None,
+    /// A key that is sent with each request.
+    Bearer(PathBuf),
+    /// A client id and a secret, for which the provider gives tokens.
+    Client { id: PathBuf, secret: PathBuf, token: Mutex<Option<Token>> },
+}
+
+pub struct Token {
+    value: String,
+    until: Instant,
+    /// What it was given for.
+    basic: String,
+}
+
+/// A provider over HTTP or HTTPS.
+pub struct Https {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    base: String,
+    credentials: Credentials,
+}
+
+impl Https {
+    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM.
+    pub fn new(base: &str, ca_file: Option<&Path>, credentials: Credentials) -> Result<Self, StartError> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(path) = ca_file {
+            let wrong = |why: String| StartError::Setting(format!("PROVIDER_CA_FILE {}: {why}", path.display()));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
+                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            }
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| StartError::Setting(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector);
+        Ok(Self { client, base: base.trim_end_matches('/').to_owned(), credentials })
+    }
+
+    /// One request, with our key.
+    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
+        let authorization = match &self.credentials {
+            Credentials::None => None,
+            Credentials::Bearer(path) => Some(format!("Bearer {}", secret(path).await?)),
+            Credentials::Client { id, secret: path, token } => {
+                let basic = BASE64_STANDARD.encode(format!("{}:{}", secret(id).await?, secret(path).await?));
+                let kept = {
+                    let kept = token.lock().unwrap_or_else(PoisonError::into_inner);
+                    let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
+                    kept.as_ref().filter(good).map(|one| one.value.clone())
+                };
+                let value = match kept {
+                    Some(value) => value,
+                    None => match self.token(&basic).await? {
+                        Ok(new) => {
+                            let value = new.value.clone();
+                            *token.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
+                            value
+                        }
+                        Err(refusal) => return Ok(refusal),
+                    },
+                };
+                Some(format!("Bearer {value}"))
+            }
+        };
+        let answer = self.send(call, authorization).await?;
+        if let Credentials::Client { token, .. } = &self.credentials
+            && answer.status == StatusCode::UNAUTHORIZED
+        {
+            // The next request gets another one.
+            *token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(HttpError::Status(Box::new(answer)));
+        }
+        Ok(answer)
+    }
+
+    /// A new token; or the provider's answer, if it gives none. What failed here did not reach what was asked for.
+    async fn token(&self, basic: &str) -> Result<Result<Token, HttpAnswer>, HttpError> {
+        let mut call = HttpCall::post("/v1/oauth2/token", &Value::Null);
+        call.body = Bytes::from_static(b"grant_type=client_credentials");
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        call.headers.insert(header::CONTENT_TYPE, form);
+        let answer = self.send(call, Some(format!("Basic {basic}"))).await;
+        let answer = answer.map_err(|error| HttpError::NotSent(format!("no token: {error}")))?;
+        if answer.status.is_client_error() && answer.status != StatusCode::TOO_MANY_REQUESTS {
+            return Ok(Err(HttpAnswer { status: StatusCode::UNAUTHORIZED, ..answer }));
+        }
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let (Some(value), Some(seconds)) = (body["access_token"].as_str(), body["expires_in"].as_u64()) else {
+            return Err(HttpError::NotSent(format!("no token: status {}", answer.status)));
+        };
+        let lasts = Duration::from_secs(seconds).saturating_sub(TOKEN_MARGIN);
+        let until = Instant::now().checked_add(lasts).unwrap_or_else(Instant::now);
+        Ok(Ok(Token { value: value.to_owned(), until, basic: basic.to_owned() }))
+    }
+
+    async fn send(&self, call: HttpCall, authorization: Option<String>) -> Result<HttpAnswer, HttpError> {
+        let HttpCall { method, path, headers, body } = call;
+        let not_sent = |why: String| HttpError::NotSent(why);
+        let uri: Uri = format!("{}{path}", self.base).parse().map_err(|error| not_sent(format!("{error}")))?;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        if request.method() == Method::GET {
+            request.headers_mut().remove(header::CONTENT_TYPE);
+        }
+        if let Some(text) = authorization {
+            let value = HeaderValue::from_str(&text);
+            let mut value = value.map_err(|_| not_sent("the API key is no plain text".to_owned()))?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        let answer = self.client.request(request).await.map_err(|error| {
+            let words = cause(&error);
+            if error.is_connect() { HttpError::NotSent(words) } else { HttpError::Broken(words) }
+        })?;
+        let (parts, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() { HttpError::TooLarge } else { HttpError::Broken(error.to_string()) }
+        })?;
+        Ok(HttpAnswer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+    }
+}
+
+/// The content of a file with a secret.
+async fn secret(path: &Path) -> Result<String, HttpError> {
+    let text = tokio::fs::read_to_string(path).await;
+    let text = text.map_err(|error| HttpError::NotSent(format!("cannot read {}: {error}", path.display())))?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(HttpError::NotSent(format!("{} is empty: the API key belongs there", path.display())));
+    }
+    Ok(text.to_owned())
+}
+
+/// The innermost reason of an error; its own words are only where it happened.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A server that answers with the credentials that it was sent; and the certificate of its authority.
+    async fn server(name: &str) -> (std::net::SocketAddr, String) {
+        let signed = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(signed.signing_key.serialize_pem().as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![signed.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut text = vec![0; 4_096];
+                let length = stream.read(&mut text).await.unwrap();
+                let text = String::from_utf8_lossy(&text[..length]).into_owned();
+                let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization: "));
+                let said = line.unwrap_or("none");
+                let status = if text.contains("/moved") { "302 Found\r\nlocation: /other" } else { "200 OK" };
+                let answer =
+                    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{said}", said.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let _ = stream.shutdown().await;
+            }
+        });
+        (address, signed.cert.pem())
+    }
+
+    #[tokio::test]
+    async fn only_a_certificate_that_can_be_verified_gets_our_key_and_the_key_is_read_anew() {
+        let (address, pem) = server("localhost").await;
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, key) = (directory.path().join("ca.pem"), directory.path().join("key"));
+        std::fs::write(&ca, pem).unwrap();
+        std::fs::write(&key, "sk_first\n").unwrap();
+        let base = format!("https://localhost:{}", address.port());
+        let bearer = || Credentials::Bearer(key.clone());
+        let stranger = Https::new(&base, None, bearer()).unwrap();
+        let error = stranger.ask(HttpCall::get("/")).await.unwrap_err();
+        assert!(matches!(&error, HttpError::NotSent(why) if why.contains("certificate")), "{error}");
+        let other_name = Https::new(&format!("https://{address}"), Some(&ca), bearer()).unwrap();
+        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(_))));
+
+        let https = Https::new(&base, Some(&ca), bearer()).unwrap();
+        let said = async |path: &str| https.ask(HttpCall::get(path)).await.unwrap();
+        assert!(said("/").await.body.ends_with(b"Bearer sk_first"));
+        std::fs::write(&key, "sk_second").unwrap();
+        assert!(said("/").await.body.ends_with(b"Bearer sk_second"));
+        assert_eq!(said("/moved").await.status, StatusCode::FOUND, "redirects are not followed");
+        std::fs::write(&key, "").unwrap();
+        assert!(matches!(https.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(why)) if why.contains("empty")));
+    }
+}
