@@ -31,6 +31,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("nameOverride", r#""other""#),
     ("fullnameOverride", r#""other""#),
     ("existingSecret", r#""database""#),
+    ("paypalWebhookId", r#""WH-1""#),
     ("host", r#""db.example""#),
     ("parameters", r#""connect_timeout=5""#),
     ("password", r#""a b\"c""#),

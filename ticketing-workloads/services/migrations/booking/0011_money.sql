@@ -14,10 +14,6 @@ ALTER TABLE payment_attempts
     ADD CONSTRAINT payment_attempts_object_check CHECK
         (state NOT IN ('Created', 'Confirming', 'NeedsBuyer') OR object_id IS NOT NULL);
 
--- For what is open, and for charges of cancelled bookings.
-CREATE INDEX payment_attempts_by_state ON payment_attempts (state, began_at)
-    WHERE state IN ('Begun', 'Confirming', 'NeedsBuyer', 'Charged');
-
 -- A closed payment is never begun again: its booking is given up.
 ALTER TABLE payments ADD COLUMN closed_at timestamptz;
 
@@ -56,6 +52,10 @@ CREATE INDEX payment_attempts_by_charge ON payment_attempts (provider, charge_id
 ALTER TABLE bookings ADD COLUMN pending_since timestamptz;
 UPDATE bookings SET pending_since = created_at WHERE status = 'PaymentPending';
 ALTER TABLE bookings ALTER COLUMN pending_since SET DEFAULT now();
+
+-- Bookings that nobody should have been charged for.
+CREATE INDEX bookings_given_up ON bookings (pending_since)
+    WHERE status = 'Cancelled' AND cancel_reason IN ('declined', 'payment timed out', 'payment unavailable');
 
 ALTER TABLE outbox
     DROP CONSTRAINT outbox_kind_check,

@@ -175,25 +175,31 @@ impl ProviderClient for Paypal {
     }
 
     async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
+        let date = |seconds| jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).map_err(|e| e.to_string());
+        let (start, end) = (date(since)?, jiff::Timestamp::now().to_string());
         let mut all = Vec::new();
         for number in 1..=MAX_PAGES {
             let query = form_urlencoded::Serializer::new(String::new())
-                .append_pair("start_date", &since.to_string())
+                .append_pair("start_date", &start)
+                .append_pair("end_date", &end)
+                .append_pair("fields", "transaction_info")
                 .append_pair("page", &number.to_string())
                 .append_pair("page_size", &PAGE.to_string())
                 .finish();
             let page = self.0.json(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
             let details = page["transaction_details"].as_array().ok_or("invalid list of transactions")?;
             for info in details.iter().map(|detail| &detail["transaction_info"]) {
-                if info["transaction_status"] != "S" {
+                let amount = &info["transaction_amount"];
+                let cents = amount["value"].as_str().and_then(cents).unwrap_or_default();
+                // Refunds are listed, too, with what they take away.
+                if info["transaction_status"] != "S" || cents <= 0 {
                     continue;
                 }
-                let amount = &info["transaction_amount"];
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 all.push(Listed {
                     key: text(&info["custom_field"]),
                     object: text(&info["paypal_reference_id"]),
-                    amount_cents: amount["value"].as_str().and_then(cents).unwrap_or_default(),
+                    amount_cents: cents,
                     currency: text(&amount["currency_code"]).to_ascii_lowercase(),
                 });
             }

@@ -20,7 +20,7 @@ use tokio_postgres::types::ToSql;
 /// Time between two looks for refunds to make.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time between two searches for charges of cancelled bookings.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(30);
 /// Payments that one search ends at most.
 const AT_ONCE: i64 = 20;
 /// Longest text of an error that is kept, in characters.
@@ -34,17 +34,17 @@ const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
 const FIND: &str = "
     INSERT INTO refunds (key, provider, charge_id, reason)
     SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
-    FROM payment_attempts a
-    JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
-    WHERE a.state = 'Charged' AND a.began_at > now() - interval '7 days' AND b.status = 'Cancelled'
+    FROM bookings b JOIN payment_attempts a ON a.key = b.id::text
+    WHERE b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+      AND b.pending_since > now() - interval '7 days' AND a.state = 'Charged'
     ON CONFLICT DO NOTHING";
 
 /// Payments that may still be charged although their booking is cancelled.
 const OPEN: &str = "
     SELECT DISTINCT p.key, p.amount_cents, p.currency
-    FROM payment_attempts a JOIN payments p ON p.key = a.key
-    JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
-    WHERE a.state IN ('Begun', 'Confirming', 'NeedsBuyer') AND b.status = 'Cancelled'
+    FROM bookings b JOIN payment_attempts a ON a.key = b.id::text JOIN payments p ON p.key = a.key
+    WHERE b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+      AND b.pending_since > now() - interval '7 days' AND a.state IN ('Begun', 'Confirming', 'NeedsBuyer')
       AND (p.claimed_until IS NULL OR p.claimed_until < now())
     LIMIT $1";
 

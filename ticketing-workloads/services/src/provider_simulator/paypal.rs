@@ -87,11 +87,11 @@ async fn search(State(provider): Shared, RawQuery(query): RawQuery) -> Response 
     }
 }
 
-/// Dates are seconds since 1970 here.
 async fn list(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
     let query = pairs(query);
     let number = |name: &str| query.get(name).and_then(|value| value.parse::<usize>().ok());
-    let since = query.get("start_date").and_then(|since| since.parse().ok()).unwrap_or_default();
+    let since = query.get("start_date").and_then(|since| since.parse::<jiff::Timestamp>().ok());
+    let Some(since) = since.and_then(|since| u64::try_from(since.as_second()).ok()) else { return missing() };
     let (page, size) = (number("page").unwrap_or(1).max(1), number("page_size").unwrap_or(100).clamp(1, 500));
     match provider.list(since).await {
         Ok(objects) => {

@@ -304,7 +304,7 @@ async fn a_charge_of_a_cancelled_booking_is_refunded() {
     let client = stage.postgres.connect().await;
     let cancel = "UPDATE bookings SET status = 'Cancelled', cancel_reason = 'declined' WHERE id::text = $1";
     client.execute(cancel, &[&id]).await.unwrap();
-    within(Duration::from_secs(40), "the money is given back", async || {
+    within(Duration::from_secs(90), "the money is given back", async || {
         let charges = stage.providers.charges().await;
         charges.iter().all(|charge| charge["refunded"] == true).then_some(())
     })
