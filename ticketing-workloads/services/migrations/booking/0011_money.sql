@@ -2,17 +2,22 @@
 -- is part of the keys of an attempt; a definite "not charged" is followed by the next number.
 --
 -- One row for each provider, as before: a pod of the version before takes a state that it does not know for one in doubt,
--- searches for the charge, and can change nothing, for it writes only over 'Begun'.
+-- searches for the charge, and can change nothing, for it writes only over 'Begun' and 'NotCharged'. The new states have other
+-- names than those.
 ALTER TABLE payment_attempts
     DROP CONSTRAINT payment_attempts_state_check,
     ADD CONSTRAINT payment_attempts_state_check CHECK (state IN
-        ('Begun', 'Creating', 'Created', 'Confirming', 'NeedsBuyer', 'Charged', 'NotCharged', 'Declined', 'Expired',
-         'Refused')),
+        ('Begun', 'Creating', 'Created', 'Confirming', 'Reconfirming', 'NeedsBuyer', 'Charged', 'NotCharged', 'Uncharged',
+         'Declined', 'Expired', 'Refused')),
     ADD COLUMN number    integer NOT NULL DEFAULT 1,
     ADD COLUMN object_id text,
     ADD COLUMN reason    text,
     ADD CONSTRAINT payment_attempts_object_check CHECK
-        (state NOT IN ('Created', 'Confirming', 'NeedsBuyer') OR object_id IS NOT NULL);
+        (state NOT IN ('Created', 'Confirming', 'Reconfirming', 'NeedsBuyer') OR object_id IS NOT NULL);
+
+-- "Not charged" was concluded from a search that lags: it is in doubt again. A payment that is charged stays as it is.
+UPDATE payment_attempts a SET state = 'Begun'
+WHERE state = 'NotCharged' AND NOT EXISTS (SELECT FROM payment_attempts c WHERE c.key = a.key AND c.state = 'Charged');
 
 -- A closed payment is never begun again: its booking is given up.
 ALTER TABLE payments ADD COLUMN closed_at timestamptz;

@@ -28,19 +28,20 @@ const RELEASE: &str = "UPDATE payments SET claim = NULL, claimed_until = NULL WH
 /// The keys of the one-step protocol are as old as the payment.
 const ATTEMPTS: &str = "
     SELECT a.provider, a.number, a.state, COALESCE(a.object_id, a.charge_id),
-           extract(epoch FROM now() - CASE a.state WHEN 'Begun' THEN p.created_at ELSE a.began_at END)::float8
+           extract(epoch FROM now() - CASE WHEN a.state IN ('Begun', 'NotCharged') THEN p.created_at ELSE a.began_at END)::float8
     FROM payment_attempts a JOIN payments p ON p.key = a.key WHERE a.key = $1";
 
 /// Only the holder of the claim writes, and only over what it has read: a statement that was held up on its way must not
-/// write over a newer one. One that is made again changes nothing more.
+/// write over a newer one. One that is made again changes nothing more. The object's id stays: a late event of it still finds
+/// its order.
 const NOTE: &str = "
     INSERT INTO payment_attempts AS a (key, provider, state, number, object_id, charge_id, reason)
     SELECT key, $3, $4, $5, $6, CASE WHEN $4 = 'Charged' THEN $6 END, $7 FROM payments
     WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
     ON CONFLICT (key, provider) DO UPDATE
-    SET state = excluded.state, number = excluded.number, object_id = excluded.object_id,
+    SET state = excluded.state, number = excluded.number, object_id = COALESCE(excluded.object_id, a.object_id),
         charge_id = excluded.charge_id, reason = excluded.reason, began_at = now(), asks = a.asks + 1
-    WHERE (a.number = $8 AND a.state = $9) OR (a.number = excluded.number AND a.state = excluded.state)";
+    WHERE (a.number = $8 AND (a.state = $9 OR $9 = 'Begun' AND a.state = 'NotCharged')) OR (a.number = excluded.number AND a.state = excluded.state)";
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,15 +186,16 @@ impl Ledger {
     }
 }
 
-/// A state's name in the table.
-fn name(state: &State) -> &'static str {
+/// A state's name in the table. Version 0.1 takes one that it does not know for one in doubt, and changes nothing.
+pub(super) fn name(state: &State) -> &'static str {
     match state {
         State::Creating => "Creating",
         State::Created { .. } => "Created",
-        State::Confirming { .. } => "Confirming",
+        State::Confirming { again: false, .. } => "Confirming",
+        State::Confirming { again: true, .. } => "Reconfirming",
         State::NeedsBuyer { .. } => "NeedsBuyer",
         State::Charged { .. } => "Charged",
-        State::NotCharged => "NotCharged",
+        State::NotCharged => "Uncharged",
         State::Declined => "Declined",
         State::Expired => "Expired",
         State::Refused => "Refused",
@@ -201,18 +203,20 @@ fn name(state: &State) -> &'static str {
     }
 }
 
-/// The state of that name. One of a later version is one in doubt.
-fn state(name: &str, object: String) -> State {
+/// The state of that name. One of a later version is one in doubt; and so is `NotCharged` of version 0.1, which takes that a
+/// search finds nothing for a proof.
+pub(super) fn state(name: &str, object: String) -> State {
     match name {
         "Creating" => State::Creating,
         "Created" => State::Created { object },
         "NeedsBuyer" => State::NeedsBuyer { object },
         "Charged" => State::Charged { object },
-        "NotCharged" => State::NotCharged,
+        "Uncharged" => State::NotCharged,
         "Declined" => State::Declined,
         "Expired" => State::Expired,
         "Refused" => State::Refused,
+        "Begun" | "NotCharged" => State::Begun,
         _ if object.is_empty() => State::Begun,
-        _ => State::Confirming { object },
+        _ => State::Confirming { object, again: name != "Confirming" },
     }
 }

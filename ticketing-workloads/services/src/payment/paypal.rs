@@ -5,8 +5,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Told, cents, header_value, invalid_response, json_of, path_part,
-    step_key, words,
+    Client, Listed, ProviderClient, ProviderError, Reply, cents, header_value, invalid_response, json_of, path_part,
+    step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use axum::http::{HeaderName, StatusCode};
 use resilience::Dependency;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("paypal-request-id");
 /// Transactions on a page of a list.
@@ -36,7 +37,18 @@ fn post(path: String, request_id: &str, document: &Value) -> HttpCall {
     call
 }
 
-/// The body that makes an order.
+/// What a capture is refused for that is final, whatever is tried again.
+const FINAL: [&str; 7] = [
+    "COMPLIANCE_VIOLATION",
+    "PAYEE_ACCOUNT_LOCKED_OR_CLOSED",
+    "PAYEE_ACCOUNT_RESTRICTED",
+    "PAYER_ACCOUNT_LOCKED_OR_CLOSED",
+    "PAYER_ACCOUNT_RESTRICTED",
+    "PAYER_CANNOT_PAY",
+    "TRANSACTION_REFUSED",
+];
+
+/// The body that makes an order. Codes of currencies are upper-case there.
 fn wanted(order: &Order) -> Value {
     let value = format!("{}.{:02}", order.amount_cents / 100, order.amount_cents % 100);
     json!({
@@ -44,7 +56,7 @@ fn wanted(order: &Order) -> Value {
         "purchase_units": [{
             "reference_id": order.key,
             "custom_id": order.key,
-            "amount": {"currency_code": order.currency, "value": value},
+            "amount": {"currency_code": order.currency.to_ascii_uppercase(), "value": value},
         }],
     })
 }
@@ -81,15 +93,25 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
                 let object = json_of(answer)["order_id"].as_str().unwrap_or_default().to_owned();
                 Ok(Answer::NeedsBuyer { object })
             }
-            // Of a request with another id or body, or of an order that was captured already: a read tells.
-            "ORDER_ALREADY_CAPTURED" | "DUPLICATE_REQUEST_ID" | "DUPLICATE_INVOICE_ID" => {
-                Err(ProviderError::Unclear(words(answer)))
-            }
-            _ => Err(ProviderError::Refused(words(answer))),
+            issue if FINAL.contains(&issue) => Err(ProviderError::Refused(words(answer))),
+            // Also of an order that was captured already: how it stands is for a read to say.
+            _ => Err(unclear(answer, is_its_own(answer))),
         },
-        status if status.is_client_error() => Err(ProviderError::Unclear(words(answer))),
-        _ => Err(invalid_response(answer)),
+        _ => Err(unclear(answer, is_its_own(answer))),
     }
+}
+
+/// How an order that is read stands; orders that nobody has paid for are removed in time.
+fn of_read(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    if answer.status == StatusCode::NOT_FOUND && json_of(answer)["name"] == "RESOURCE_NOT_FOUND" {
+        return Ok(Answer::Gone);
+    }
+    of_answer(answer)
+}
+
+/// Whether PayPal itself says that something is wrong, and not something before it.
+fn is_its_own(answer: &HttpAnswer) -> bool {
+    json_of(answer)["name"].is_string()
 }
 
 fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
@@ -99,9 +121,13 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             None => Err(invalid_response(answer)),
         },
         StatusCode::UNPROCESSABLE_ENTITY if issue(answer) == "INSTRUMENT_DECLINED" => Err(ProviderError::Declined),
-        StatusCode::CONFLICT => Err(ProviderError::Unclear(words(answer))),
-        status if status.is_client_error() => Err(ProviderError::Refused(words(answer))),
-        _ => Err(invalid_response(answer)),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY if is_its_own(answer) => {
+            match issue(answer).as_str() {
+                "DUPLICATE_REQUEST_ID" => Err(ProviderError::Unclear(words(answer))),
+                _ => Err(ProviderError::Refused(words(answer))),
+            }
+        }
+        _ => Err(unclear(answer, is_its_own(answer))),
     }
 }
 
@@ -126,39 +152,45 @@ impl ProviderClient for Paypal {
         false
     }
 
-    async fn create(&self, order: &Order, number: i32) -> Told {
+    /// It keeps them for 6 h.
+    fn keys_last(&self) -> Duration {
+        Duration::from_secs(5 * 3_600)
+    }
+
+    async fn create(&self, order: &Order, number: i32) -> Reply {
         let call = post("/v2/checkout/orders".to_owned(), &step_key(&order.key, number, "create"), &wanted(order));
         self.0.ask(call, of_creation).await
     }
 
-    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told {
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v2/checkout/orders/{}/capture", path_part(object));
-        let mut told = self.0.ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), of_answer).await;
+        let mut reply = self.0.ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), of_answer).await;
         // An error does not name the order.
-        if let Answer::NeedsBuyer { object: id } = &mut told.answer {
+        if let Answer::NeedsBuyer { object: id } = &mut reply.answer {
             object.clone_into(id);
         }
-        told
+        reply
     }
 
-    async fn read(&self, object: &str) -> Told {
-        self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), of_answer).await
+    async fn read(&self, object: &str) -> Reply {
+        self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), of_read).await
     }
 
-    async fn cancel(&self, object: &str) -> Told {
+    async fn cancel(&self, object: &str) -> Reply {
         self.read(object).await
     }
 
-    async fn search(&self, key: &str) -> Told {
+    async fn search(&self, key: &str) -> Reply {
         let query = form_urlencoded::Serializer::new(String::new()).append_pair("reference_id", key).finish();
         self.0.look(HttpCall::get(format!("/v2/checkout/orders?{query}")), of_search).await
     }
 
-    async fn charge_again(&self, order: &Order) -> Told {
+    async fn charge_again(&self, order: &Order) -> Reply {
         let mut document = wanted(order);
         // To the letter what version 0.1 sends: another body under the same id is refused.
         if let Some(unit) = document["purchase_units"][0].as_object_mut() {
             unit.remove("custom_id");
+            unit["amount"]["currency_code"] = json!(order.currency);
         }
         self.0.ask(post("/v2/checkout/orders".to_owned(), &order.key, &document), of_answer).await
     }
@@ -216,8 +248,8 @@ impl ProviderClient for Paypal {
     }
 
     async fn try_key(&self) {
-        // What it says is kept.
-        drop(self.0.raw(HttpCall::get("/v1/reporting/transactions?page=1&page_size=1")).await);
+        // That there is no such order is what every valid key is told.
+        self.0.try_key(HttpCall::get("/v2/checkout/orders/NONE")).await;
     }
 
     fn refused_key(&self) -> Option<Arc<String>> {
@@ -241,5 +273,32 @@ mod tests {
         let captures = capture.map(|status| json!([{"id": "c", "status": status}]));
         let order = json!({"id": "o", "status": status, "purchase_units": [{"payments": {"captures": captures}}]});
         assert_eq!(of_order(&order), expected);
+    }
+
+    #[rstest::rstest]
+    #[case::final_one(422, r#"{"name":"UNPROCESSABLE_ENTITY","details":[{"issue":"TRANSACTION_REFUSED"}]}"#, true)]
+    #[case::other(422, r#"{"name":"UNPROCESSABLE_ENTITY","details":[{"issue":"ORDER_NOT_APPROVED"}]}"#, false)]
+    #[case::of_tomorrow(400, r#"{"name":"INVALID_REQUEST","details":[{"issue":"OF_TOMORROW"}]}"#, false)]
+    #[case::proxy(400, "<html>", false)]
+    #[case::proxy_with_json(422, "{}", false)]
+    fn only_what_is_known_to_be_final_refuses_a_capture(
+        #[case] status: u16,
+        #[case] body: &str,
+        #[case] is_refused: bool,
+    ) {
+        let error = of_answer(&answer(status, body)).unwrap_err();
+        assert_eq!(matches!(error, ProviderError::Refused(_)), is_refused, "{error}");
+    }
+
+    #[rstest::rstest]
+    #[case(r#"{"name":"RESOURCE_NOT_FOUND"}"#, true)]
+    #[case("<html>", false)]
+    fn an_order_is_gone_when_paypal_says_so(#[case] body: &str, #[case] is_gone: bool) {
+        assert_eq!(of_read(&answer(404, body)).is_ok_and(|read| read == Answer::Gone), is_gone);
+    }
+
+    fn answer(status: u16, body: &str) -> HttpAnswer {
+        let (status, headers) = (StatusCode::from_u16(status).unwrap(), axum::http::HeaderMap::new());
+        HttpAnswer { status, headers, body: body.to_owned().into() }
     }
 }

@@ -1,8 +1,8 @@
 //! From an order to a charge: does what `decision.rs` says, and writes it down before it acts.
 
-use super::decision::{Answer, Attempt, Facts, Next, PROVIDERS, Progress, Purpose, State, learn, next};
+use super::decision::{Answer, Attempt, Next, PROVIDERS, Purpose, Rules, State, Unpaid, Work};
 use super::ledger::{Claim, Ledger, LedgerError, Order, Taken};
-use super::providers::{ProviderClient, Told};
+use super::providers::{ProviderClient, Reply};
 use contract::FallbackSettings;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// Steps of one request; a correct decision never needs as many.
 const MAX_STEPS: usize = 30;
+/// Why an attempt is expired.
+const BUYER_TOO_LATE: &str = "the buyer did not act in time";
 /// Flag that stops all charging (ADR-007 §5).
 const EXTERNAL_PROVIDERS: &str = "EnableExternalPaymentProviders";
 
@@ -62,14 +64,13 @@ pub struct Payments {
     outcomes: Family<OutcomeLabels, Counter>,
 }
 
-/// A request that is worked on.
-struct Work<'a> {
+/// A request that is worked on, and what it is about.
+struct Request<'a> {
     claim: &'a Claim,
     order: &'a Order,
-    purpose: Purpose,
     until: Option<Instant>,
-    attempts: [Option<Attempt>; PROVIDERS],
-    progress: [Progress; PROVIDERS],
+    rules: Rules,
+    work: Work,
     reasons: [Option<&'static str>; PROVIDERS],
 }
 
@@ -113,22 +114,12 @@ impl Payments {
         purpose: Purpose,
         until: Option<Instant>,
     ) -> Result<Outcome, LedgerError> {
-        let attempts = self.ledger.attempts(&order.key, self.names()).await?;
-        let may_charge = self.may_charge(order);
-        let may_ask = [may_charge, may_charge && self.may_fall_back()];
-        let mut work =
-            Work { claim, order, purpose, until, attempts, progress: Default::default(), reasons: Default::default() };
+        let work = Work::new(purpose, self.ledger.attempts(&order.key, self.names()).await?);
+        let mut request = Request { claim, order, until, rules: self.rules(order), work, reasons: Default::default() };
         for _ in 0..MAX_STEPS {
-            let step = next(&Facts {
-                attempts: &work.attempts,
-                progress: &work.progress,
-                may_ask,
-                cancels: self.providers.each_ref().map(|provider| provider.cancels()),
-                purpose,
-                buyer_limit: self.buyer_limit,
-            });
+            let step = request.work.next(&request.rules);
             tracing::debug!(key = %order.key, ?step, "next step of a payment");
-            if let Some(outcome) = self.step(&mut work, step).await? {
+            if let Some(outcome) = self.step(&mut request, step).await? {
                 return Ok(outcome);
             }
         }
@@ -136,51 +127,47 @@ impl Payments {
         Ok(Outcome::Unknown)
     }
 
+    fn rules(&self, order: &Order) -> Rules {
+        Rules {
+            may_charge: self.may_charge(order),
+            may_begin: [true, self.may_fall_back()],
+            cancels: self.providers.each_ref().map(|provider| provider.cancels()),
+            keys_last: self.providers.each_ref().map(|provider| provider.keys_last()),
+            buyer_limit: self.buyer_limit,
+        }
+    }
+
     /// Does one step; the outcome, if it is the last one.
-    async fn step(&self, work: &mut Work<'_>, step: Next) -> Result<Option<Outcome>, LedgerError> {
-        let index = match step {
+    async fn step(&self, request: &mut Request<'_>, step: Next) -> Result<Option<Outcome>, LedgerError> {
+        match step {
             Next::Paid(index) => {
-                let object = work.attempts[index].as_ref().and_then(|one| one.state.object()).unwrap_or_default();
-                let (provider, charge) = (self.providers[index].name().to_owned(), object.to_owned());
+                let (provider, charge) = (self.providers[index].name().to_owned(), request.work.object(index));
                 return Ok(Some(Outcome::Succeeded { provider, charge, used_fallback: index > 0 }));
             }
             Next::AwaitBuyer(index) => {
                 return Ok(Some(Outcome::NeedsBuyer { provider: self.providers[index].name().to_owned() }));
             }
             Next::Wait => return Ok(Some(Outcome::Unknown)),
-            Next::Exhausted => return Ok(Some(self.not_charged(work))),
-            Next::Expire(index) => {
-                let number = work.number(index);
-                self.note(work, index, number, State::Expired, Some("the buyer did not act in time")).await?;
-                return Ok(None);
-            }
-            Next::Create(index, number) => {
-                self.note(work, index, number, State::Creating, None).await?;
-                index
-            }
-            Next::Confirm(index, number) => {
-                let object = work.object(index);
-                self.note(work, index, number, State::Confirming { object }, None).await?;
-                index
-            }
-            Next::ConfirmAgain(index)
-            | Next::Read(index)
-            | Next::Cancel(index)
-            | Next::Search(index)
-            | Next::ChargeAgain(index) => index,
-        };
+            Next::Exhausted => return Ok(Some(self.not_charged(request))),
+            _ => {}
+        }
+        if let Some((index, attempt)) = request.work.before(step) {
+            let reason = (attempt.state == State::Expired).then_some(BUYER_TOO_LATE);
+            self.note(request, index, attempt, reason).await?;
+        }
+        let Some(index) = step.sent_to() else { return Ok(None) };
         let started = Instant::now();
-        let told = deadline::within(work.until, self.ask(work, step, index)).await;
+        let reply = deadline::within(request.until, self.ask(request, step, index)).await;
         if index > 0 && matches!(step, Next::Create(..)) {
             self.resilience.metrics().fallback(self.providers[0].name(), "provider", started.elapsed());
         }
-        self.learn(work, step, index, &told).await?;
+        self.learn(request, step, index, &reply).await?;
         Ok(None)
     }
 
-    async fn ask(&self, work: &Work<'_>, step: Next, index: usize) -> Told {
-        let (provider, order) = (&self.providers[index], work.order);
-        let (object, number) = (work.object(index), work.number(index));
+    async fn ask(&self, request: &Request<'_>, step: Next, index: usize) -> Reply {
+        let (provider, order) = (&self.providers[index], request.order);
+        let (object, number) = (request.work.object(index), request.work.number(index));
         match step {
             Next::Create(..) => provider.create(order, number).await,
             Next::Confirm(..) | Next::ConfirmAgain(_) => provider.confirm(order, &object, number).await,
@@ -192,63 +179,56 @@ impl Payments {
     }
 
     /// Writes down what an answer means.
-    async fn learn(&self, work: &mut Work<'_>, step: Next, index: usize, told: &Told) -> Result<(), LedgerError> {
-        let provider = &self.providers[index];
-        if let Some(reason) = &told.reason {
-            let (key, name, answer) = (&work.order.key, provider.name(), &told.answer);
+    async fn learn(
+        &self,
+        request: &mut Request<'_>,
+        step: Next,
+        index: usize,
+        reply: &Reply,
+    ) -> Result<(), LedgerError> {
+        if let Some(reason) = &reply.reason {
+            let (key, name, answer) = (&request.order.key, self.providers[index].name(), &reply.answer);
             tracing::warn!(%key, provider = name, ?step, ?answer, %reason, "the provider did not do what it was asked for");
-            let word = if told.unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
-            work.reasons[index] = Some(word);
+            let word = if reply.unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
+            request.reasons[index] = Some(word);
         }
-        let Some(attempt) = &work.attempts[index] else { return Ok(()) };
-        let (state, progress) = learn(step, &attempt.state, &told.answer, provider.cancels());
-        if let Some(state) = state {
-            let reason = match (&state, &told.answer) {
-                (State::Expired, _) => Some("the buyer did not act in time"),
-                (_, Answer::Refused | Answer::NotReached | Answer::Unanswered) => told.reason.as_deref(),
+        let (attempt, progress) = request.work.after(step, &reply.answer, &request.rules);
+        if let Some(attempt) = attempt {
+            let reason = match (&attempt.state, &reply.answer) {
+                (State::Expired, _) => Some(BUYER_TOO_LATE),
+                (_, Answer::Refused | Answer::NotReached | Answer::Unanswered) => reply.reason.as_deref(),
                 _ => None,
             };
-            self.note(work, index, attempt.number, state, reason).await?;
+            self.note(request, index, attempt, reason).await?;
         }
-        work.progress[index] = progress;
+        request.work.progress[index] = progress;
         Ok(())
     }
 
     async fn note(
         &self,
-        work: &mut Work<'_>,
+        request: &mut Request<'_>,
         index: usize,
-        number: i32,
-        state: State,
+        now: Attempt,
         reason: Option<&str>,
     ) -> Result<(), LedgerError> {
-        let now = Attempt { number, state, age: Duration::ZERO };
-        let before = work.attempts[index].as_ref();
-        self.ledger.note(work.claim, self.providers[index].name(), before, &now, reason).await?;
-        work.attempts[index] = Some(now);
+        let before = request.work.attempts[index].as_ref();
+        self.ledger.note(request.claim, self.providers[index].name(), before, &now, reason).await?;
+        request.work.attempts[index] = Some(now);
         Ok(())
     }
 
     /// The answer when no provider has charged, and none will by itself.
-    fn not_charged(&self, work: &Work<'_>) -> Outcome {
+    fn not_charged(&self, request: &Request<'_>) -> Outcome {
         // The last word only if nobody is left who could be asked later.
-        let exists = [true, self.may_fall_back()];
-        let is_over = |one: &Option<Attempt>| {
-            one.as_ref().is_some_and(|one| matches!(one.state, State::Declined | State::Refused | State::Expired))
-        };
-        let expired = work.attempts.iter().flatten().any(|one| one.state == State::Expired);
-        if expired || work.attempts.iter().zip(exists).all(|(one, exists)| !exists || is_over(one)) {
-            return Outcome::Declined;
+        match request.work.unpaid(request.rules.may_begin) {
+            Unpaid::Declined => return Outcome::Declined,
+            Unpaid::Closed => return Outcome::Closed,
+            Unpaid::Open if request.work.purpose == Purpose::Look => return Outcome::Unknown,
+            Unpaid::Open if !request.rules.may_charge => return Outcome::TurnedOff,
+            Unpaid::Open => {}
         }
-        match work.purpose {
-            Purpose::Close => return Outcome::Closed,
-            Purpose::Look => return Outcome::Unknown,
-            Purpose::Pay => {}
-        }
-        if !self.may_charge(work.order) {
-            return Outcome::TurnedOff;
-        }
-        let named = self.providers.iter().zip(work.reasons);
+        let named = self.providers.iter().zip(request.reasons);
         Outcome::AllFailed { reasons: named.filter_map(|(one, why)| Some((one.name().to_owned(), why?))).collect() }
     }
 
@@ -281,16 +261,5 @@ impl Payments {
         };
         self.outcomes.get_or_create(&OutcomeLabels { outcome: label, provider }).inc();
         outcome
-    }
-}
-
-impl Work<'_> {
-    fn number(&self, index: usize) -> i32 {
-        self.attempts[index].as_ref().map_or(1, |attempt| attempt.number)
-    }
-
-    fn object(&self, index: usize) -> String {
-        let object = self.attempts[index].as_ref().and_then(|attempt| attempt.state.object());
-        object.unwrap_or_default().to_owned()
     }
 }

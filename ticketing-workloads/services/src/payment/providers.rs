@@ -19,7 +19,7 @@ const MAX_WORDS: usize = 200;
 
 /// What came of a request to a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Reply {
     pub answer: Answer,
     /// Whether the circuit to it is open.
     pub unavailable: bool,
@@ -27,7 +27,7 @@ pub struct Told {
     pub reason: Option<String>,
 }
 
-impl Told {
+impl Reply {
     fn of(answer: Answer) -> Self {
         Self { answer, unavailable: false, reason: None }
     }
@@ -36,7 +36,7 @@ impl Told {
 /// A charge as a provider lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// The key of the order, as the provider was told.
+    /// The key of the order, as it was sent.
     pub key: String,
     /// The provider's id of the object that was confirmed.
     pub object: String,
@@ -53,23 +53,26 @@ pub trait ProviderClient: Send + Sync {
     /// Whether an object can be cancelled so that a late confirmation charges nothing.
     fn cancels(&self) -> bool;
 
+    /// How long it keeps the keys of the one-step protocol for certain.
+    fn keys_last(&self) -> Duration;
+
     /// Makes an object to confirm. Moves no money.
-    async fn create(&self, order: &Order, number: i32) -> Told;
+    async fn create(&self, order: &Order, number: i32) -> Reply;
 
     /// Confirms the object: from here on, money moves.
-    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told;
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply;
 
     /// How the object stands. Past the circuit: what has been charged can be known while no more charges are wanted.
-    async fn read(&self, object: &str) -> Told;
+    async fn read(&self, object: &str) -> Reply;
 
     /// Cancels the object; of one that cannot be cancelled, how it stands.
-    async fn cancel(&self, object: &str) -> Told;
+    async fn cancel(&self, object: &str) -> Reply;
 
     /// One-step protocol of version 0.1: searches for a charge by the order's key.
-    async fn search(&self, key: &str) -> Told;
+    async fn search(&self, key: &str) -> Reply;
 
     /// One-step protocol of version 0.1: asks again with the order's own key.
-    async fn charge_again(&self, order: &Order) -> Told;
+    async fn charge_again(&self, order: &Order) -> Reply;
 
     /// Gives the money of a charge back; again with the same key is the same refund. The answer is the provider's id of it.
     async fn refund(&self, key: &str, object: &str) -> Result<String, String>;
@@ -82,7 +85,7 @@ pub trait ProviderClient: Send + Sync {
         Err("its events are verified here".to_owned())
     }
 
-    /// Asks for something that only a valid key gets.
+    /// Asks for something that every valid key gets, if there is a reason to doubt ours.
     async fn try_key(&self);
 
     /// Its words, if it does not take our key.
@@ -146,22 +149,39 @@ pub struct Client {
     pub dependency: &'static Dependency,
     /// Its words, since it last refused our key.
     refused_key: ArcSwapOption<String>,
+    /// Whether it has forbidden something since the key was last tried: one order, or all that the key is for.
+    forbade: AtomicBool,
 }
 
 impl Client {
     pub fn new(service: Https, dependency: &'static Dependency) -> Self {
-        Self { service, dependency, refused_key: ArcSwapOption::empty() }
+        Self { service, dependency, refused_key: ArcSwapOption::empty(), forbade: AtomicBool::new(false) }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
         let answer = self.service.ask(call).await?;
-        if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            let words = words(&answer);
-            self.refused_key.store(Some(Arc::new(words.clone())));
-            return Err(ProviderError::Unauthorized(words));
+        match answer.status {
+            StatusCode::UNAUTHORIZED => {
+                let words = words(&answer);
+                self.refused_key.store(Some(Arc::new(words.clone())));
+                return Err(ProviderError::Unauthorized(words));
+            }
+            StatusCode::FORBIDDEN => self.forbade.store(true, Ordering::Relaxed),
+            _ => self.refused_key.store(None),
         }
-        self.refused_key.store(None);
         Ok(answer)
+    }
+
+    /// Asks for something that every valid key gets, if there is a reason to doubt ours; and keeps what it says.
+    pub async fn try_key(&self, call: HttpCall) {
+        if !self.forbade.load(Ordering::Relaxed) && self.refused_key().is_none() {
+            return;
+        }
+        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
+        let Ok(Ok(answer)) = tokio::time::timeout(time, self.service.ask(call)).await else { return };
+        let is_refused = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        self.refused_key.store(is_refused.then(|| Arc::new(words(&answer))));
+        self.forbade.store(is_refused, Ordering::Relaxed);
     }
 
     pub fn refused_key(&self) -> Option<Arc<String>> {
@@ -169,7 +189,7 @@ impl Client {
     }
 
     /// Asks through all layers.
-    pub async fn ask(&self, call: HttpCall, read: Reader) -> Told {
+    pub async fn ask(&self, call: HttpCall, read: Reader) -> Reply {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
@@ -179,32 +199,37 @@ impl Client {
             result
         };
         match self.dependency.call(attempt).await {
-            Ok(answer) => Told::of(answer),
+            Ok(answer) => Reply::of(answer),
             Err(error) => {
                 let unavailable =
                     matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
                 // The same key is the same answer: it is that of an attempt before, too, should that have arrived.
                 let answer = match &error {
                     CallError::Failed { source: ProviderError::Declined, .. } => Answer::Declined,
-                    CallError::Failed { source: ProviderError::Refused(_), .. } => Answer::Refused,
+                    // A refusal need not be kept for the key: the attempt before it may still arrive.
+                    CallError::Failed { source: ProviderError::Refused(_), .. }
+                        if !in_doubt.load(Ordering::Relaxed) =>
+                    {
+                        Answer::Refused
+                    }
                     _ if in_doubt.into_inner() => Answer::Unanswered,
                     _ => Answer::NotReached,
                 };
-                Told { answer, unavailable, reason: Some(error.to_string()) }
+                Reply { answer, unavailable, reason: Some(error.to_string()) }
             }
         }
     }
 
     /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
     /// of which the caller has given up.
-    pub async fn look(&self, call: HttpCall, read: Reader) -> Told {
+    pub async fn look(&self, call: HttpCall, read: Reader) -> Reply {
         let answer = match self.raw(call).await {
             Ok(answer) => read(&answer).map_err(|error| error.to_string()),
             Err(reason) => Err(reason),
         };
         match answer {
-            Ok(answer) => Told::of(answer),
-            Err(reason) => Told { answer: Answer::Unanswered, unavailable: false, reason: Some(reason) },
+            Ok(answer) => Reply::of(answer),
+            Err(reason) => Reply { answer: Answer::Unanswered, unavailable: false, reason: Some(reason) },
         }
     }
 
@@ -227,15 +252,13 @@ impl Client {
     }
 }
 
-/// `payment-provider-<name>`: whether it takes our key. It is asked only after it did not.
+/// `payment-provider-<name>`: whether it takes our key. It is asked only after it refused the key or forbade something.
 pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
     let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
     Check::new(&format!("payment-provider-{name}"), &["service", &name], move |_| {
         let provider = Arc::clone(&provider);
         async move {
-            if provider.refused_key().is_some() {
-                provider.try_key().await;
-            }
+            provider.try_key().await;
             match provider.refused_key() {
                 None => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
                 Some(words) => {
@@ -263,6 +286,16 @@ pub fn words(answer: &HttpAnswer) -> String {
     if text.is_empty() { format!("status {}", answer.status) } else { text }
 }
 
+/// What a "no" means of which it is not certain that nothing else happens. Without an error body of the provider it comes from
+/// something before it, which is in trouble.
+pub fn unclear(answer: &HttpAnswer, is_its_own: bool) -> ProviderError {
+    if is_its_own && answer.status.is_client_error() {
+        ProviderError::Unclear(words(answer))
+    } else {
+        invalid_response(answer)
+    }
+}
+
 pub fn invalid_response(answer: &HttpAnswer) -> ProviderError {
     ProviderError::InvalidResponse(format!("status {}", answer.status))
 }
@@ -284,7 +317,26 @@ pub fn path_part(text: &str) -> String {
 
 /// `45.00` as 4500.
 pub fn cents(value: &str) -> Option<i64> {
-    let (whole, part) = value.split_once('.')?;
-    let part = (part.len() == 2).then(|| part.parse::<i64>().ok())??;
-    whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(part)
+    let (sign, digits) = value.strip_prefix('-').map_or((1, value), |digits| (-1, digits));
+    let (whole, part) = digits.split_once('.')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = is_number(whole) && is_number(part) && part.len() == 2;
+    let part = plain.then(|| part.parse::<i64>().ok())??;
+    Some(sign * whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(part)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("45.00", Some(4_500))]
+    #[case("-0.50", Some(-50))]
+    #[case("-45.07", Some(-4_507))]
+    #[case("--1.00", None)]
+    #[case("1.+5", None)]
+    #[case("45", None)]
+    fn amounts(#[case] value: &str, #[case] expected: Option<i64>) {
+        assert_eq!(cents(value), expected);
+    }
 }

@@ -4,8 +4,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Told, header_value, invalid_response, json_of, path_part, step_key,
-    words,
+    Client, Listed, ProviderClient, ProviderError, Reply, header_value, invalid_response, json_of, path_part, step_key,
+    unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use resilience::Dependency;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Objects on a page of a list.
 const PAGE: usize = 100;
@@ -51,13 +52,17 @@ fn of_intent(intent: &Value) -> Option<Answer> {
     })
 }
 
+/// What kind of error Stripe itself says it is.
+fn kind_of_error(answer: &HttpAnswer) -> Option<String> {
+    json_of(answer)["error"]["type"].as_str().map(str::to_owned)
+}
+
 fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     match answer.status {
         StatusCode::OK => of_intent(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
-        StatusCode::PAYMENT_REQUIRED => Err(ProviderError::Declined),
-        // Also "unexpected state" and "key in use": how the intent stands, a read tells.
-        status if status.is_client_error() => Err(ProviderError::Unclear(words(answer))),
-        _ => Err(invalid_response(answer)),
+        StatusCode::PAYMENT_REQUIRED if kind_of_error(answer).is_some() => Err(ProviderError::Declined),
+        // Also "unexpected state" and "key in use": how the intent stands is for a read to say.
+        _ => Err(unclear(answer, kind_of_error(answer).is_some())),
     }
 }
 
@@ -67,10 +72,15 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             Some(id) => Ok(Answer::Created { object: id.to_owned() }),
             None => Err(invalid_response(answer)),
         },
-        StatusCode::PAYMENT_REQUIRED => Err(ProviderError::Declined),
-        StatusCode::CONFLICT => Err(ProviderError::Unclear(words(answer))),
-        status if status.is_client_error() => Err(ProviderError::Refused(words(answer))),
-        _ => Err(invalid_response(answer)),
+        status => match (status, kind_of_error(answer).as_deref()) {
+            (StatusCode::PAYMENT_REQUIRED, Some(_)) => Err(ProviderError::Declined),
+            // Of a key that was used for something else.
+            (_, Some("idempotency_error")) => Err(ProviderError::Unclear(words(answer))),
+            (StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY, Some(_)) => {
+                Err(ProviderError::Refused(words(answer)))
+            }
+            (_, kind) => Err(unclear(answer, kind.is_some())),
+        },
     }
 }
 
@@ -95,7 +105,12 @@ impl ProviderClient for Stripe {
         true
     }
 
-    async fn create(&self, order: &Order, number: i32) -> Told {
+    /// It removes them after 24 h.
+    fn keys_last(&self) -> Duration {
+        Duration::from_secs(23 * 3_600)
+    }
+
+    async fn create(&self, order: &Order, number: i32) -> Reply {
         let (key, amount) = (step_key(&order.key, number, "create"), order.amount_cents.to_string());
         let fields = [
             ("amount", amount.as_str()),
@@ -106,30 +121,30 @@ impl ProviderClient for Stripe {
         self.0.ask(form("/v1/payment_intents".to_owned(), Some(&key), &fields), of_creation).await
     }
 
-    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Told {
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
         self.0.ask(form(path, Some(&step_key(&order.key, number, "confirm")), &[]), of_answer).await
     }
 
-    async fn read(&self, object: &str) -> Told {
+    async fn read(&self, object: &str) -> Reply {
         self.0.look(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object))), of_answer).await
     }
 
-    async fn cancel(&self, object: &str) -> Told {
+    async fn cancel(&self, object: &str) -> Reply {
         // Without a key: a stored failure must not stand in the way of the next try, and twice is the same as once.
         let path = format!("/v1/payment_intents/{}/cancel", path_part(object));
-        let told = self.0.look(form(path, None, &[]), of_answer).await;
-        if told.answer == Answer::Unanswered { self.read(object).await } else { told }
+        let reply = self.0.look(form(path, None, &[]), of_answer).await;
+        if reply.answer == Answer::Unanswered { self.read(object).await } else { reply }
     }
 
-    async fn search(&self, key: &str) -> Told {
+    async fn search(&self, key: &str) -> Reply {
         let query = form_urlencoded::Serializer::new(String::new())
             .append_pair("query", &format!("metadata['key']:'{key}'"))
             .finish();
         self.0.look(HttpCall::get(format!("/v1/payment_intents/search?{query}")), of_search).await
     }
 
-    async fn charge_again(&self, order: &Order) -> Told {
+    async fn charge_again(&self, order: &Order) -> Reply {
         let amount = order.amount_cents.to_string();
         // To the letter what version 0.1 sends: other parameters under the same key are refused.
         let fields = [
@@ -178,8 +193,7 @@ impl ProviderClient for Stripe {
     }
 
     async fn try_key(&self) {
-        // What it says is kept.
-        drop(self.0.raw(HttpCall::get("/v1/payment_intents?limit=1")).await);
+        self.0.try_key(HttpCall::get("/v1/payment_intents?limit=1")).await;
     }
 
     fn refused_key(&self) -> Option<Arc<String>> {
@@ -202,5 +216,31 @@ mod tests {
     #[case("requires_capture", None)]
     fn statuses(#[case] status: &str, #[case] expected: Option<Answer>) {
         assert_eq!(of_intent(&json!({"id": "pi", "status": status})), expected);
+    }
+
+    fn answer(status: u16, body: &str) -> HttpAnswer {
+        let (status, headers) = (StatusCode::from_u16(status).unwrap(), axum::http::HeaderMap::new());
+        HttpAnswer { status, headers, body: body.to_owned().into() }
+    }
+
+    const INVALID: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
+
+    #[rstest::rstest]
+    #[case::invalid(400, INVALID, "it refuses this order: no")]
+    #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined")]
+    #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no")]
+    #[case::missing(404, INVALID, "no")]
+    #[case::forbidden(403, INVALID, "no")]
+    #[case::proxy(400, "<html>", "invalid provider response: status 400 Bad Request")]
+    #[case::proxy_has_no_such_path(404, "<html>", "invalid provider response: status 404 Not Found")]
+    #[case::proxy_wants_money(402, "", "invalid provider response: status 402 Payment Required")]
+    fn only_an_error_of_the_provider_itself_refuses_an_order(
+        #[case] status: u16,
+        #[case] body: &str,
+        #[case] expected: &str,
+    ) {
+        assert_eq!(of_creation(&answer(status, body)).unwrap_err().to_string(), expected);
+        let confirmed = of_answer(&answer(status, body)).unwrap_err();
+        assert!(!matches!(confirmed, ProviderError::Refused(_)), "{confirmed}");
     }
 }

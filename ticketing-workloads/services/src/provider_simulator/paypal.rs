@@ -49,6 +49,10 @@ async fn create(State(provider): Shared, headers: HeaderMap, body: Bytes) -> Res
         return missing();
     };
     let key = unit["reference_id"].as_str().unwrap_or(request);
+    if key != request && currency.chars().any(|letter| letter.is_ascii_lowercase()) {
+        return error(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "INVALID_CURRENCY_CODE");
+    }
+    let currency = &currency.to_ascii_lowercase();
     let wanted = Wanted { key, amount_cents, currency };
     let outcome =
         if key == request { provider.charge(request, &wanted).await } else { provider.create(request, &wanted).await };
@@ -159,6 +163,8 @@ fn answer(outcome: Outcome, done: StatusCode) -> Response {
         Outcome::WrongState(_) => unprocessable("ORDER_ALREADY_CAPTURED"),
         Outcome::NotFound => error(StatusCode::NOT_FOUND, "RESOURCE_NOT_FOUND", "INVALID_RESOURCE_ID"),
         Outcome::Invalid => error(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "INVALID_PARAMETER_VALUE"),
+        Outcome::Forbidden => error(StatusCode::FORBIDDEN, "NOT_AUTHORIZED", "PERMISSION_DENIED"),
+        Outcome::Proxy(status) => (status, "<html><body>no</body></html>").into_response(),
         Outcome::Unauthorized => error(StatusCode::UNAUTHORIZED, "AUTHENTICATION_FAILURE", "INVALID_CLIENT"),
         Outcome::KeyReused => error(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "DUPLICATE_REQUEST_ID"),
         Outcome::Failed { status, .. } => error(status, "INTERNAL_SERVER_ERROR", "INTERNAL_SERVICE_ERROR"),

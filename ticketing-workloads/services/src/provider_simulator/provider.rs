@@ -43,6 +43,10 @@ pub struct Behaviour {
     pub processing: bool,
     /// Orders with these keys are refused as invalid, with 400.
     pub invalid_keys: Vec<String>,
+    /// Creations and confirmations are answered by something before the provider, with this status and no JSON; 0: none is.
+    pub proxy_status: u16,
+    /// The key is not allowed to do what orders with these keys need: 403.
+    pub forbidden_keys: Vec<String>,
     /// The API key is not taken: 401.
     pub unauthorized: bool,
     /// Objects cannot be read or searched for.
@@ -115,6 +119,10 @@ pub enum Outcome {
     Invalid,
     /// The API key is not taken.
     Unauthorized,
+    /// The API key may not do this.
+    Forbidden,
+    /// Something before the provider has answered.
+    Proxy(StatusCode),
     /// The key was used for something else.
     KeyReused,
     /// The provider is in trouble; `replayed`: this is the stored answer of an earlier request with the key.
@@ -205,6 +213,12 @@ impl Provider {
         if behaviour.invalid_keys.iter().any(|key| key == wanted.key) {
             return Outcome::Invalid;
         }
+        if behaviour.forbidden_keys.iter().any(|key| key == wanted.key) {
+            return Outcome::Forbidden;
+        }
+        if let Some(proxy) = proxy(&behaviour) {
+            return proxy;
+        }
         let outcome = self.books().create(request, wanted);
         if behaviour.create_then_hang {
             tokio::time::sleep(NEVER).await;
@@ -218,6 +232,9 @@ impl Provider {
             Ok(behaviour) => behaviour,
             Err(outcome) => return outcome,
         };
+        if let Some(proxy) = proxy(&behaviour) {
+            return proxy;
+        }
         let outcome = self.books().confirm(request, id);
         self.answer(&behaviour, outcome).await
     }
@@ -402,6 +419,11 @@ impl Books {
             Stored::Failure => Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: true },
         }
     }
+}
+
+fn proxy(behaviour: &Behaviour) -> Option<Outcome> {
+    let status = (behaviour.proxy_status > 0).then(|| StatusCode::from_u16(behaviour.proxy_status).ok());
+    status.flatten().map(Outcome::Proxy)
 }
 
 fn failed(behaviour: &Behaviour) -> Outcome {

@@ -149,6 +149,13 @@ fn answer(outcome: Outcome) -> Response {
             "amount_too_small",
             "Amount must be at least 50 cents",
         ),
+        Outcome::Forbidden => error(
+            StatusCode::FORBIDDEN,
+            "invalid_request_error",
+            "more_permissions_required",
+            "The key may not do this",
+        ),
+        Outcome::Proxy(status) => (status, "<html><body>no</body></html>").into_response(),
         Outcome::Unauthorized => {
             error(StatusCode::UNAUTHORIZED, "invalid_request_error", "api_key_expired", "Expired API Key provided")
         }

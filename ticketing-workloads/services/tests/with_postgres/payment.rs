@@ -198,13 +198,137 @@ async fn a_stored_failure_is_followed_by_an_attempt_with_another_key() {
     assert_eq!(stage.pay("a").await.0, 503, "it is certain that nothing is charged");
     let query = "SELECT state, number FROM payment_attempts WHERE provider = 'stripe'";
     let row = stage.postgres.connect().await.query_one(query, &[]).await.unwrap();
-    assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), ("NotCharged".to_owned(), 1));
+    assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), ("Uncharged".to_owned(), 1));
     stage.providers.behave("stripe", json!({})).await;
     assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
     stage.providers.behave("paypal", json!({})).await;
     stage.providers.behave("stripe", json!({"storedFailure": true})).await;
     assert_eq!(stage.pay_in_the_end("b").await.1["provider"], "paypal");
     assert_eq!((stage.providers.charged("a").await.len(), stage.providers.charged("b").await.len()), (1, 1));
+}
+
+/// PayPal's shape: the capture is in doubt, the order is there and not captured.
+async fn in_doubt_at_paypal() -> Stage {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    stage.providers.behave("paypal", json!({"storedFailure": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    stage.providers.behave("stripe", json!({})).await;
+    stage
+}
+
+impl Stage {
+    async fn execute(&self, sql: &str) {
+        self.postgres.connect().await.execute(sql, &[]).await.unwrap();
+    }
+
+    async fn state(&self, provider: &str) -> String {
+        let query = "SELECT state FROM payment_attempts WHERE provider = $1";
+        self.postgres.connect().await.query_one(query, &[&provider]).await.unwrap().get(0)
+    }
+}
+
+#[rstest::rstest]
+#[case::no_json(400)]
+#[case::unprocessable(422)]
+#[case::no_such_path(404)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_something_before_the_provider_does_not_end_a_doubt(#[case] status: u16) {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({"proxyStatus": status})).await;
+    for _ in 0..3 {
+        assert_eq!(stage.pay("a").await.0, 202);
+    }
+    assert_eq!(stage.state("paypal").await, "Confirming");
+    assert!(stage.providers.charged("a").await.is_empty(), "nobody else is asked");
+}
+
+/// A failure that is stored for a request id is stored for that alone: the order is captured with the next one, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_in_doubt_is_made_with_another_request_id_although_paypal_is_no_fallback_any_more() {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({})).await;
+    let mut policy = quick();
+    policy.dependencies.get_mut("stripe").unwrap().fallback = Vec::new();
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    assert_eq!(stage.pay("a").await.0, 202, "the same request id is the same answer");
+    stage.execute("UPDATE payment_attempts SET began_at = began_at - interval '2 minutes'").await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_never_charges_and_ends_once_the_order_is_gone() {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({})).await;
+    stage.execute("UPDATE payment_attempts SET began_at = began_at - interval '7 hours'").await;
+    for _ in 0..2 {
+        assert_eq!(stage.post("a", "/close", 4_500).await.0, 202);
+        assert_eq!(stage.pay("a").await.0, 202, "it stays closed");
+    }
+    assert!(stage.providers.charged("a").await.is_empty());
+    stage.execute("UPDATE payment_attempts SET object_id = 'removed' WHERE provider = 'paypal'").await;
+    let (status, closed) = stage.post("a", "/close", 4_500).await;
+    assert_eq!((status, &closed["errorCode"]), (402, &json!("PAYMENT_CLOSED")));
+}
+
+/// Version 0.1 writes `NotCharged` for what its search did not find.
+#[tokio::test(flavor = "multi_thread")]
+async fn not_charged_of_version_0_1_is_in_doubt() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "searchLagMs": 3_600_000})).await;
+    let one_step = [("amount", "4500"), ("currency", "eur"), ("confirm", "true"), ("metadata[key]", "a")];
+    let url = format!("http://{}/v1/payment_intents", stage.providers.stripe);
+    let request = stage.payment.client.post(url).header("Idempotency-Key", "a").timeout(Duration::from_millis(300));
+    let body: Vec<_> = one_step.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    request.body(body.join("&")).send().await.unwrap_err();
+    stage.begun_by_version_0_1("a").await;
+    stage.execute("UPDATE payment_attempts SET state = 'NotCharged'").await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202, "nobody else is asked");
+    stage.providers.behave("stripe", json!({"searchLagMs": 3_600_000})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declined_intent_is_cancelled_so_that_nobody_confirms_it_later() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"decline": true})).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.state("stripe").await, "Declined");
+    let query = "SELECT object_id FROM payment_attempts WHERE provider = 'stripe'";
+    let object: String = stage.postgres.connect().await.query_one(query, &[]).await.unwrap().get(0);
+    let url = format!("http://{}/v1/payment_intents/{object}", stage.providers.stripe);
+    let intent: Value = stage.payment.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(intent["status"], "canceled");
+}
+
+/// A proxy's 404 is no answer to an order: the other provider charges, and the circuit says that something is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_answers_404_declines_nobody_and_opens_the_circuit() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"proxyStatus": 404})).await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert_eq!(circuits["stripe"].state, CircuitState::Open);
+    stage.providers.behave("paypal", json!({"proxyStatus": 404})).await;
+    assert_eq!(stage.pay("d").await.0, 503, "not declined");
+}
+
+/// One order that the key is not allowed to pay says nothing of the key.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forbidden_for_one_order_leaves_the_check_of_the_key_healthy() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"forbiddenKeys": ["a"]})).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    let name = "payment-provider-stripe";
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stage.payment.check(name, "the key is good", |report| report.status == CheckStatus::Healthy).await;
+    let report = stage.payment.health().await.checks.remove(name).unwrap();
+    assert_eq!(report.status, CheckStatus::Healthy, "{}", report.message);
 }
 
 /// Case 3: the buyer has to act. That is no failure, and it ends.
