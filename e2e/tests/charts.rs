@@ -47,6 +47,10 @@ const TOGETHER: &[(&str, &[&str])] = &[
         "database.parameters=\"connect_timeout=5\"",
         &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.host=\"a\""],
     ),
+    (
+        "providers.existingSecret=\"database\"",
+        &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
+    ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
 

@@ -1,4 +1,4 @@
-//! What payment providers tell of, passed on to payment as it came: it verifies the signature over these very bytes.
+//! Events of payment providers, passed on to payment as it came: it verifies the signature over these very bytes.
 
 use crate::answers::{problem, unavailable};
 use crate::http_client::{self, HttpCall, HttpService};
@@ -28,12 +28,10 @@ const SIGNED_BY: [&str; 6] = [
     "paypal-transmission-time",
 ];
 
-pub fn router(base: &str, dependency: &'static Dependency) -> Router {
+/// For the events of `provider`, to payment at `base`.
+pub fn router(base: &str, provider: &str, dependency: &'static Dependency) -> Router {
     let service = http_client::service(base, dependency);
-    ["stripe", "paypal"]
-        .into_iter()
-        .fold(Router::new(), |router, name| router.route(&format!("/api/webhooks/{name}"), post(pass_on)))
-        .with_state(service)
+    Router::new().route(&format!("/api/webhooks/{provider}"), post(pass_on)).with_state(service)
 }
 
 async fn pass_on(State(service): State<HttpService>, request: Request) -> Response {

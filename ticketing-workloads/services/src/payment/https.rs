@@ -55,6 +55,12 @@ pub struct Https {
 impl Https {
     /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM.
     pub fn new(base: &str, ca_file: Option<&Path>, credentials: Credentials) -> Result<Self, StartError> {
+        let is_safe = base.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https"));
+        if !is_safe && !matches!(credentials, Credentials::None) {
+            let message =
+                format!("{base}: API keys are sent over https only; set STRIPE_URL and PAYPAL_URL, or no keys");
+            return Err(StartError::Setting(message));
+        }
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(path) = ca_file {
             let wrong = |why: String| StartError::Setting(format!("PROVIDER_CA_FILE {}: {why}", path.display()));
@@ -227,6 +233,16 @@ mod tests {
             }
         });
         (address, signed.cert.pem())
+    }
+
+    #[rstest::rstest]
+    #[case("http://provider-simulator:8081")]
+    #[case("provider-simulator:8081")]
+    #[case("ftp://provider")]
+    fn keys_are_not_sent_in_plain_text(#[case] base: &str) {
+        let error = Https::new(base, None, Credentials::Bearer("key".into())).err().unwrap();
+        assert!(error.to_string().contains("https only"), "{error}");
+        Https::new(base, None, Credentials::None).unwrap();
     }
 
     #[tokio::test]

@@ -5,8 +5,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Reply, cents, header_value, invalid_response, json_of, path_part,
-    step_key, unclear, words,
+    Client, Listed, ProviderClient, ProviderError, Refund, Reply, VerifyError, cents, header_value, invalid_response,
+    json_of, path_part, step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
@@ -195,15 +195,16 @@ impl ProviderClient for Paypal {
         self.0.ask(post("/v2/checkout/orders".to_owned(), &order.key, &document), of_answer).await
     }
 
-    async fn refund(&self, key: &str, object: &str) -> Result<String, String> {
+    async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {
         let order = self.0.json(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object)))).await?;
+        let before = order["purchase_units"][0]["payments"]["refunds"].as_array();
+        if let Some(refund) = before.and_then(|before| before.iter().find_map(Refund::of)) {
+            return Ok(refund);
+        }
         let capture = capture_of(&order)["id"].as_str().ok_or("the order has no capture")?;
         let path = format!("/v2/payments/captures/{}/refund", path_part(capture));
-        let body = self.0.json(post(path, &format!("{key}:refund"), &json!({}))).await?;
-        match (body["id"].as_str(), body["status"].as_str()) {
-            (Some(id), Some("COMPLETED" | "PENDING")) => Ok(id.to_owned()),
-            (_, status) => Err(format!("the refund is {}", status.unwrap_or("of no known status"))),
-        }
+        let made = self.0.json(post(path, key, &json!({}))).await?;
+        Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
     }
 
     async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
@@ -242,9 +243,19 @@ impl ProviderClient for Paypal {
         Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
     }
 
-    async fn verify_event(&self, question: &Value) -> Result<bool, String> {
-        let call = HttpCall::post("/v1/notifications/verify-webhook-signature", question);
-        Ok(self.0.json(call).await?["verification_status"] == "SUCCESS")
+    async fn verify_event(&self, question: String) -> Result<bool, VerifyError> {
+        let mut call = HttpCall::post("/v1/notifications/verify-webhook-signature", &Value::Null);
+        call.body = question.into();
+        let answer = self.0.raw(call).await.map_err(VerifyError::Failed)?;
+        let is_about_the_event =
+            matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) && is_its_own(&answer);
+        if is_about_the_event {
+            return Err(VerifyError::Invalid(words(&answer)));
+        }
+        if !answer.status.is_success() {
+            return Err(VerifyError::Failed(format!("status {}: {}", answer.status, words(&answer))));
+        }
+        Ok(json_of(&answer)["verification_status"] == "SUCCESS")
     }
 
     async fn try_key(&self) {

@@ -33,6 +33,26 @@ impl Reply {
     }
 }
 
+/// How a refund stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refund {
+    /// The money is back; with the provider's id of it.
+    Made(String),
+    /// It is under way, and may still fail.
+    Pending,
+}
+
+impl Refund {
+    /// By the id and the status that a provider says; `None`: it is none that gives money back.
+    pub fn of(refund: &Value) -> Option<Self> {
+        match refund["status"].as_str()? {
+            "succeeded" | "COMPLETED" => Some(Self::Made(refund["id"].as_str()?.to_owned())),
+            "pending" | "requires_action" | "PENDING" => Some(Self::Pending),
+            _ => None,
+        }
+    }
+}
+
 /// A charge as a provider lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -42,6 +62,20 @@ pub struct Listed {
     pub object: String,
     pub amount_cents: i64,
     pub currency: String,
+}
+
+/// Why it is unknown whether an event is genuine.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Events of this provider are not set up.
+    #[error("{0} is not set")]
+    NotSetUp(&'static str),
+    /// What was sent is no event of it, whatever is tried again.
+    #[error("no event of it: {0}")]
+    Invalid(String),
+    /// It can be tried again.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// A provider, behind the layers of its dependency.
@@ -74,15 +108,15 @@ pub trait ProviderClient: Send + Sync {
     /// One-step protocol of version 0.1: asks again with the order's own key.
     async fn charge_again(&self, order: &Order) -> Reply;
 
-    /// Gives the money of a charge back; again with the same key is the same refund. The answer is the provider's id of it.
-    async fn refund(&self, key: &str, object: &str) -> Result<String, String>;
+    /// Gives the money of a charge back, unless that is done or under way. Again with the same key is the same refund.
+    async fn refund(&self, key: &str, object: &str) -> Result<Refund, String>;
 
     /// What it has charged since then, in seconds since 1970.
     async fn list(&self, since: i64) -> Result<Vec<Listed>, String>;
 
     /// Whether it says itself that an event is its own; for a provider whose events are signed by a shared secret, never.
-    async fn verify_event(&self, _question: &Value) -> Result<bool, String> {
-        Err("its events are verified here".to_owned())
+    async fn verify_event(&self, _question: String) -> Result<bool, VerifyError> {
+        Err(VerifyError::Failed("its events are verified here".to_owned()))
     }
 
     /// Asks for something that every valid key gets, if there is a reason to doubt ours.

@@ -3,7 +3,7 @@
 use super::decision::{PROVIDERS, Purpose};
 use super::ledger::Order;
 use super::process::Payments;
-use super::providers::ProviderClient;
+use super::providers::{self, ProviderClient};
 use crate::database::{Connection, Database, DatabaseError};
 use contract::CheckStatus;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -162,11 +162,17 @@ impl Refunds {
         let Some(refund) = self.database.call(claim).await? else { return Ok(false) };
         let Refund { key, provider, charge, tries } = &refund;
         let made = match self.providers.iter().find(|one| one.name() == provider) {
-            Some(client) => client.refund(key, charge).await,
+            // A failure may be stored for a key, so each try has its own; the refunds of the charge are read before, and a
+            // provider gives back no more than was charged.
+            Some(client) => client.refund(&format!("{key}:refund:{charge}:{tries}"), charge).await,
             None => Err(format!("there is no provider {provider} any more")),
         };
         let (sql, text, outcome) = match made {
-            Ok(id) => {
+            Ok(providers::Refund::Pending) => {
+                tracing::debug!(%key, %provider, %charge, "a refund is under way");
+                (FAILED, "it is under way at the provider".to_owned(), "pending")
+            }
+            Ok(providers::Refund::Made(id)) => {
                 tracing::info!(%key, %provider, %charge, refund = %id, "gave money back");
                 (DONE, id, "made")
             }
@@ -184,7 +190,7 @@ impl Refunds {
                 connection.execute(&sql, &values).await.map_err(DatabaseError::from)
             }
         };
-        // If that fails it is asked for again with the same key, which is the same refund.
+        // If that fails, the next try finds the refund at the provider.
         self.database.call(write).await?;
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
         Ok(true)

@@ -4,8 +4,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Reply, header_value, invalid_response, json_of, path_part, step_key,
-    unclear, words,
+    Client, Listed, ProviderClient, ProviderError, Refund, Reply, header_value, invalid_response, json_of, path_part,
+    step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
@@ -156,13 +156,15 @@ impl ProviderClient for Stripe {
         self.0.ask(form("/v1/payment_intents".to_owned(), Some(&order.key), &fields), of_answer).await
     }
 
-    async fn refund(&self, key: &str, object: &str) -> Result<String, String> {
-        let call = form("/v1/refunds".to_owned(), Some(&format!("{key}:refund")), &[("payment_intent", object)]);
-        let body = self.0.json(call).await?;
-        match (body["id"].as_str(), body["status"].as_str()) {
-            (Some(id), Some("succeeded" | "pending")) => Ok(id.to_owned()),
-            (_, status) => Err(format!("the refund is {}", status.unwrap_or("of no known status"))),
+    async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("payment_intent", object).finish();
+        let before = self.0.json(HttpCall::get(format!("/v1/refunds?{query}"))).await?;
+        let before = before["data"].as_array().ok_or("invalid list of refunds")?;
+        if let Some(refund) = before.iter().find_map(Refund::of) {
+            return Ok(refund);
         }
+        let made = self.0.json(form("/v1/refunds".to_owned(), Some(key), &[("payment_intent", object)])).await?;
+        Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
     }
 
     async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {

@@ -1,12 +1,12 @@
-//! What providers tell of by themselves. An event only makes payment read the object by its id: its body is not believed, so
+//! Events that providers send. An event only makes payment read the object by its id: its body is not believed, so
 //! order and repetition of events mean nothing.
 
 use super::decision::{PROVIDERS, Purpose};
 use super::ledger::Order;
 use super::process::{Outcome, Payments};
-use super::providers::ProviderClient;
+use super::providers::{ProviderClient, VerifyError};
 use super::{PAYPAL, STRIPE};
-use crate::answers::{problem, unavailable};
+use crate::answers::{not_found, problem, refused, unavailable};
 use crate::database::{Connection, Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -20,11 +20,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::server::read_body;
 use resilience::{CallError, Resilience};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 /// Largest event, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -34,25 +38,34 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const TOLERANCE: u64 = 300;
 /// Time between two looks for events.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often an event of an object is looked at that nobody here knows: it may be faster than our own note of the id.
-const MAX_TRIES: i32 = 8;
+/// How often an event is looked at without a definite answer: over about an hour. It may be faster than our own note of the id;
+/// and booking asks for what stays open anyhow.
+const MAX_TRIES: i32 = 16;
+/// Events that a provider is asked about side by side: anybody can send some.
+const VERIFIED_AT_ONCE: usize = 8;
+/// When to send an event again that was not taken.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 const INSERT: &str =
     "INSERT INTO webhook_events (provider, event_id, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+/// Whoever takes one has longer than the request to the provider may take.
 const CLAIM: &str = "
-    UPDATE webhook_events SET tries = tries + 1, next_at = now() + least(2 ^ tries, 300) * interval '1 second'
+    UPDATE webhook_events SET tries = tries + 1, next_at = now() + interval '60 seconds'
     WHERE (provider, event_id) IN (SELECT provider, event_id FROM webhook_events WHERE done_at IS NULL AND next_at <= now()
                                    ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING provider, event_id, object_id, tries";
 const ORDER: &str = "
     SELECT p.key, p.amount_cents, p.currency FROM payment_attempts a JOIN payments p ON p.key = a.key
     WHERE a.provider = $1 AND (a.object_id = $2 OR a.charge_id = $2) LIMIT 1";
-/// And booking asks now, not only when it is due.
-const DONE: &str = "
+/// And booking asks now, not only when it is due: something has changed.
+const LOOKED_AT: &str = "
     WITH due AS (
-        UPDATE bookings SET settle_at = now() WHERE id::text = $3 AND status = 'PaymentPending' AND $4
+        UPDATE bookings SET settle_at = now() WHERE id = $3 AND status = 'PaymentPending'
     )
-    UPDATE webhook_events SET done_at = now() WHERE provider = $1 AND event_id = $2";
+    UPDATE webhook_events
+    SET done_at = CASE WHEN $4 THEN now() END,
+        next_at = now() + least(2 ^ least(tries, 9), 300) * interval '1 second'
+    WHERE provider = $1 AND event_id = $2 AND done_at IS NULL";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabels {
@@ -78,6 +91,19 @@ pub struct Webhooks {
     payments: Arc<Payments>,
     providers: [Arc<dyn ProviderClient>; PROVIDERS],
     events: Family<EventLabels, Counter>,
+    verifying: Semaphore,
+}
+
+/// What PayPal is asked about an event, whose bytes are what is signed.
+#[derive(Serialize)]
+struct Question<'a> {
+    auth_algo: &'a str,
+    cert_url: &'a str,
+    transmission_id: &'a str,
+    transmission_sig: &'a str,
+    transmission_time: &'a str,
+    webhook_id: &'a str,
+    webhook_event: &'a RawValue,
 }
 
 impl Webhooks {
@@ -93,7 +119,8 @@ impl Webhooks {
             registry.register("payment_webhooks", "Events of providers, by outcome", events.clone());
         });
         let (database, payments) = (Arc::clone(database), Arc::clone(payments));
-        Arc::new(Self { settings, database, payments, providers, events })
+        let verifying = Semaphore::new(VERIFIED_AT_ONCE);
+        Arc::new(Self { settings, database, payments, providers, events, verifying })
     }
 
     pub fn router(self: &Arc<Self>) -> Router {
@@ -138,46 +165,56 @@ impl Webhooks {
             Ok::<_, DatabaseError>(Some((provider, id, tries, order.map(read).transpose()?)))
         };
         let Some((provider, id, tries, order)) = self.database.call(claim).await? else { return Ok(false) };
-        let (key, paid) = match &order {
+        let is_definite = match &order {
             Some(order) => match self.payments.pay(order, Purpose::Look, None).await {
-                Ok(Outcome::UnderWay) | Err(_) => return Ok(true),
-                Ok(outcome) => (order.key.clone(), matches!(outcome, Outcome::Succeeded { .. } | Outcome::Declined)),
+                Ok(Outcome::Succeeded { .. } | Outcome::Declined | Outcome::NeedsBuyer { .. }) => true,
+                Ok(_) => false,
+                Err(error) => {
+                    tracing::debug!(provider, event = id, %error, "failed to look at the object of an event");
+                    false
+                }
             },
-            None if tries < MAX_TRIES => return Ok(true),
-            None => (String::new(), false),
+            None => false,
         };
-        let (provider, id, key) = (&provider, &id, &key);
-        let done = |connection: Connection| async move {
-            let done = connection.prepare_cached(DONE).await?;
-            connection.execute(&done, &[provider, id, key, &paid]).await.map_err(DatabaseError::from)
+        let is_done = is_definite || tries >= MAX_TRIES;
+        let booking = order.and_then(|order| Uuid::parse_str(&order.key).ok());
+        let (provider, id) = (&provider, &id);
+        let looked_at = |connection: Connection| async move {
+            let looked_at = connection.prepare_cached(LOOKED_AT).await?;
+            connection.execute(&looked_at, &[provider, id, &booking, &is_done]).await.map_err(DatabaseError::from)
         };
-        self.database.call(done).await.map(|_| true)
+        self.database.call(looked_at).await.map(|_| true)
     }
 
-    async fn is_genuine(&self, provider: &str, headers: &HeaderMap, body: &[u8]) -> Result<bool, String> {
+    async fn is_genuine(&self, provider: &str, headers: &HeaderMap, body: &[u8]) -> Result<bool, VerifyError> {
+        let header = |name: &'static str| {
+            let value = headers.get(name).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty());
+            value.ok_or_else(|| VerifyError::Invalid(format!("it has no header {name}")))
+        };
         if provider == STRIPE {
             let path = self.settings.stripe_webhook_secret_file.as_ref();
-            let path = path.ok_or("STRIPE_WEBHOOK_SECRET_FILE is not set")?;
+            let path = path.ok_or(VerifyError::NotSetUp("STRIPE_WEBHOOK_SECRET_FILE"))?;
+            let signature = header("stripe-signature")?;
             let secrets = tokio::fs::read_to_string(path).await;
-            let secrets = secrets.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            let header = headers.get("stripe-signature").and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let secrets =
+                secrets.map_err(|error| VerifyError::Failed(format!("cannot read {}: {error}", path.display())))?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            return Ok(stripe_signed(header, body, &secrets, now));
+            return Ok(stripe_signed(signature, body, &secrets, now));
         }
-        let id = self.settings.paypal_webhook_id.as_ref().ok_or("PAYPAL_WEBHOOK_ID is not set")?;
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let event: Value = serde_json::from_slice(body).unwrap_or_default();
-        let question = json!({
-            "auth_algo": header("paypal-auth-algo"),
-            "cert_url": header("paypal-cert-url"),
-            "transmission_id": header("paypal-transmission-id"),
-            "transmission_sig": header("paypal-transmission-sig"),
-            "transmission_time": header("paypal-transmission-time"),
-            "webhook_id": id,
-            "webhook_event": event,
-        });
+        let id = self.settings.paypal_webhook_id.as_ref().filter(|id| !id.is_empty());
+        let question = Question {
+            webhook_id: id.ok_or(VerifyError::NotSetUp("PAYPAL_WEBHOOK_ID"))?,
+            auth_algo: header("paypal-auth-algo")?,
+            cert_url: header("paypal-cert-url")?,
+            transmission_id: header("paypal-transmission-id")?,
+            transmission_sig: header("paypal-transmission-sig")?,
+            transmission_time: header("paypal-transmission-time")?,
+            // As it came: the signature is over its bytes, and to parse it and write it again would sort its keys.
+            webhook_event: serde_json::from_slice(body).map_err(|error| VerifyError::Invalid(error.to_string()))?,
+        };
+        let question = serde_json::to_string(&question).map_err(|error| VerifyError::Invalid(error.to_string()))?;
         let [_, paypal] = &self.providers;
-        paypal.verify_event(&question).await
+        paypal.verify_event(question).await
     }
 }
 
@@ -227,22 +264,31 @@ async fn receive(
     let provider = match provider.as_str() {
         STRIPE => STRIPE,
         PAYPAL => PAYPAL,
-        _ => return crate::answers::not_found().await,
+        _ => return not_found().await,
     };
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => body,
         Err(error) => return problem(error.status(), "INVALID_REQUEST", &error.to_string()),
     };
+    let Ok(_place) = webhooks.verifying.try_acquire() else {
+        webhooks.count(provider, "limited");
+        return refused("WEBHOOK_UNAVAILABLE", "Too many events at once", RETRY_AFTER);
+    };
     match webhooks.is_genuine(provider, &headers, &body).await {
         Ok(true) => {}
-        Ok(false) => {
+        Ok(false) | Err(VerifyError::Invalid(_)) => {
             webhooks.count(provider, "not_genuine");
             return problem(StatusCode::BAD_REQUEST, "SIGNATURE_INVALID", "The signature of this event is not valid");
         }
-        Err(reason) => {
+        Err(error @ VerifyError::NotSetUp(_)) => {
+            webhooks.count(provider, "not_set_up");
+            tracing::debug!(provider, %error, "an event of a provider whose events are not set up");
+            return not_found().await;
+        }
+        Err(VerifyError::Failed(reason)) => {
             webhooks.count(provider, "failed");
             tracing::warn!(provider, %reason, "an event cannot be verified; the provider sends it again");
-            return unavailable("WEBHOOK_UNAVAILABLE", "Events cannot be verified now", Duration::from_secs(30));
+            return unavailable("WEBHOOK_UNAVAILABLE", "Events cannot be verified now", RETRY_AFTER);
         }
     }
     let event: Value = serde_json::from_slice(&body).unwrap_or_default();

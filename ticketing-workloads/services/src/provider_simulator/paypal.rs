@@ -1,14 +1,17 @@
 //! A provider shaped as PayPal: orders that are captured, a list of transactions, and refunds. PayPal itself has no search by
 //! reference; this one answers `GET /v2/checkout/orders?reference_id=` in its place.
 
-use super::provider::{Object, Outcome, Provider, Status, Wanted};
+use super::provider::{Object, Outcome, Provider, Refund, Status, Wanted};
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -65,21 +68,51 @@ async fn capture(State(provider): Shared, Path(id): Path<String>, headers: Heade
 }
 
 async fn read(State(provider): Shared, Path(id): Path<String>) -> Response {
-    answer(provider.read(&id).await, StatusCode::OK)
+    match provider.read(&id).await {
+        Outcome::Object(object) => {
+            let mut order = order(&object);
+            if let Some(refund) = provider.refund_of(&id) {
+                let payments = &mut order["purchase_units"][0]["payments"];
+                payments["captures"][0]["status"] = json!("REFUNDED");
+                payments["refunds"] = json!([{"id": refund.id, "status": refund_status(&refund)}]);
+            }
+            (StatusCode::OK, Json(order)).into_response()
+        }
+        outcome => answer(outcome, StatusCode::OK),
+    }
 }
 
-async fn refund(State(provider): Shared, Path(id): Path<String>) -> Response {
-    match provider.refund(id.strip_prefix("capture-").unwrap_or(&id)).await {
-        Ok(refund) => (StatusCode::CREATED, Json(json!({"id": refund, "status": "COMPLETED"}))).into_response(),
+async fn refund(State(provider): Shared, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let Some(request) = request_id(&headers) else { return missing() };
+    match provider.refund(request, id.strip_prefix("capture-").unwrap_or(&id)).await {
+        Ok(refund) => {
+            (StatusCode::CREATED, Json(json!({"id": refund.id, "status": refund_status(&refund)}))).into_response()
+        }
+        Err(Outcome::WrongState(_)) => unprocessable("CAPTURE_FULLY_REFUNDED"),
         Err(outcome) => answer(outcome, StatusCode::OK),
     }
 }
 
-/// An event is its own if its signature is its transmission id, with `signed-` before it.
-async fn verify(body: Bytes) -> Response {
-    let question: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let signature = format!("signed-{}", question["transmission_id"].as_str().unwrap_or_default());
-    let status = if question["transmission_sig"] == json!(signature) { "SUCCESS" } else { "FAILURE" };
+fn refund_status(refund: &Refund) -> &'static str {
+    if refund.pending { "PENDING" } else { "COMPLETED" }
+}
+
+#[derive(Deserialize)]
+struct Question {
+    transmission_id: String,
+    transmission_sig: String,
+    webhook_event: Box<RawValue>,
+}
+
+/// An event is its own if its signature is the SHA-256 of `<transmission id>.<its bytes>`, in hexadecimal digits.
+async fn verify(State(provider): Shared, body: Bytes) -> Response {
+    if let Err(outcome) = provider.arrive().await {
+        return answer(outcome, StatusCode::OK);
+    }
+    let Ok(question) = serde_json::from_slice::<Question>(&body) else { return missing() };
+    let digest = Sha256::digest(format!("{}.{}", question.transmission_id, question.webhook_event.get()));
+    let signature = digest.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let status = if question.transmission_sig == signature { "SUCCESS" } else { "FAILURE" };
     Json(json!({"verification_status": status})).into_response()
 }
 

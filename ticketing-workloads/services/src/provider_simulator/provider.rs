@@ -51,6 +51,10 @@ pub struct Behaviour {
     pub unauthorized: bool,
     /// Objects cannot be read or searched for.
     pub hide: bool,
+    /// Refunds stay under way.
+    pub refund_pending: bool,
+    /// A refund fails with 500, and so does each with the same key.
+    pub refund_stored_failure: bool,
     /// How long a search does not find a new charge, in milliseconds.
     pub search_lag_ms: u64,
 }
@@ -103,6 +107,13 @@ pub struct Charge {
     pub refunded: bool,
 }
 
+/// Money that goes back.
+#[derive(Clone, Debug)]
+pub struct Refund {
+    pub id: String,
+    pub pending: bool,
+}
+
 /// How a request ends.
 pub enum Outcome {
     /// How the object stands then.
@@ -146,7 +157,7 @@ struct Books {
     by_id: HashMap<String, usize>,
     stored: HashMap<String, Stored>,
     /// Refunds by object.
-    refunds: BTreeMap<String, String>,
+    refunds: BTreeMap<String, Refund>,
     requests: u64,
 }
 
@@ -199,7 +210,7 @@ impl Provider {
             key: object.key.clone(),
             amount_cents: object.amount_cents,
             currency: object.currency.clone(),
-            refunded: books.refunds.contains_key(&object.id),
+            refunded: books.refunds.get(&object.id).is_some_and(|refund| !refund.pending),
         };
         charged.map(charge).collect()
     }
@@ -285,18 +296,39 @@ impl Provider {
         Outcome::Object(object.clone())
     }
 
-    /// Gives the money of a charge back, once.
-    pub async fn refund(&self, id: &str) -> Result<String, Outcome> {
-        self.arrive().await?;
+    /// Gives the money of a charge back, once: a second time with another key is refused, as `WrongState`.
+    pub async fn refund(&self, request: &str, id: &str) -> Result<Refund, Outcome> {
+        let behaviour = self.arrive().await?;
         let mut books = self.books();
-        match books.object(id) {
-            Some(object) if object.status == Status::Charged => {
-                let new = || format!("re_{}", Uuid::new_v4().simple());
-                Ok(books.refunds.entry(id.to_owned()).or_insert_with(new).clone())
+        match books.stored.get(request) {
+            Some(Stored::Failure) => return Err(failed_again()),
+            Some(Stored::Object(object)) => {
+                return books.refunds.get(object).cloned().ok_or(Outcome::NotFound);
             }
-            Some(object) => Err(Outcome::WrongState(object.clone())),
-            None => Err(Outcome::NotFound),
+            Some(_) => return Err(Outcome::KeyReused),
+            None => {}
         }
+        if behaviour.refund_stored_failure {
+            books.stored.insert(request.to_owned(), Stored::Failure);
+            return Err(failed_again());
+        }
+        let Some(object) = books.object(id).cloned() else { return Err(Outcome::NotFound) };
+        if object.status != Status::Charged || books.refunds.contains_key(id) {
+            return Err(Outcome::WrongState(object));
+        }
+        let refund = Refund { id: format!("re_{}", Uuid::new_v4().simple()), pending: behaviour.refund_pending };
+        books.stored.insert(request.to_owned(), Stored::Object(id.to_owned()));
+        books.refunds.insert(id.to_owned(), refund.clone());
+        Ok(refund)
+    }
+
+    /// The refund of an object, which ends once they no longer stay under way.
+    pub fn refund_of(&self, id: &str) -> Option<Refund> {
+        let mut books = self.books();
+        let stays = books.behaviour.refund_pending;
+        let refund = books.refunds.get_mut(id)?;
+        refund.pending &= stays;
+        Some(refund.clone())
     }
 
     /// Finds the objects that were made for `key` and are in the index of the search by now.
@@ -329,7 +361,7 @@ impl Provider {
     }
 
     /// What happens to every request.
-    async fn arrive(&self) -> Result<Behaviour, Outcome> {
+    pub async fn arrive(&self) -> Result<Behaviour, Outcome> {
         let (behaviour, nth) = {
             let mut books = self.books();
             books.requests += 1;
@@ -424,6 +456,10 @@ impl Books {
 fn proxy(behaviour: &Behaviour) -> Option<Outcome> {
     let status = (behaviour.proxy_status > 0).then(|| StatusCode::from_u16(behaviour.proxy_status).ok());
     status.flatten().map(Outcome::Proxy)
+}
+
+fn failed_again() -> Outcome {
+    Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: true }
 }
 
 fn failed(behaviour: &Behaviour) -> Outcome {

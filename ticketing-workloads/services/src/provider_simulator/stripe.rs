@@ -1,6 +1,6 @@
 //! A provider shaped as Stripe: payment intents, form-encoded requests, a search that lags, a list, and refunds.
 
-use super::provider::{Object, Outcome, Provider, Status, Wanted};
+use super::provider::{Object, Outcome, Provider, Refund, Status, Wanted};
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -18,7 +18,7 @@ pub fn router(provider: Arc<Provider>) -> Router {
         .route("/v1/payment_intents/{id}", get(read))
         .route("/v1/payment_intents/{id}/confirm", post(confirm))
         .route("/v1/payment_intents/{id}/cancel", post(cancel))
-        .route("/v1/refunds", post(refund))
+        .route("/v1/refunds", post(refund).get(refunds))
         .with_state(provider)
 }
 
@@ -61,15 +61,34 @@ async fn cancel(State(provider): Shared, Path(id): Path<String>) -> Response {
     answer(provider.cancel(plain(&id)).await)
 }
 
-async fn refund(State(provider): Shared, body: Bytes) -> Response {
+async fn refund(State(provider): Shared, headers: HeaderMap, body: Bytes) -> Response {
     let form = pairs(&body);
-    let Some(id) = form.get("payment_intent") else { return missing("payment_intent is needed") };
-    match provider.refund(plain(id)).await {
-        Ok(refund) => {
-            Json(json!({"id": refund, "object": "refund", "payment_intent": id, "status": "succeeded"})).into_response()
+    let (Some(request), Some(id)) = (key_of(&headers), form.get("payment_intent")) else {
+        return missing("Idempotency-Key and payment_intent are needed");
+    };
+    match provider.refund(request, plain(id)).await {
+        Ok(refund) => Json(refund_object(&refund, id)).into_response(),
+        Err(Outcome::WrongState(_)) => {
+            let message = "Charge has already been refunded.";
+            error(StatusCode::BAD_REQUEST, "invalid_request_error", "charge_already_refunded", message)
         }
         Err(outcome) => answer(outcome),
     }
+}
+
+async fn refunds(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
+    if let Err(outcome) = provider.arrive().await {
+        return answer(outcome);
+    }
+    let query = pairs(query.unwrap_or_default().as_bytes());
+    let Some(id) = query.get("payment_intent") else { return missing("payment_intent is needed") };
+    let data: Vec<_> = provider.refund_of(plain(id)).iter().map(|refund| refund_object(refund, id)).collect();
+    Json(json!({"object": "list", "has_more": false, "data": data})).into_response()
+}
+
+fn refund_object(refund: &Refund, intent: &str) -> Value {
+    let status = if refund.pending { "pending" } else { "succeeded" };
+    json!({"id": refund.id, "object": "refund", "payment_intent": intent, "status": status})
 }
 
 /// Only one kind of question is understood: `metadata['key']:'<key>'`.

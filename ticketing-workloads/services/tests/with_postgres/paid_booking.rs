@@ -297,13 +297,46 @@ async fn a_payment_that_never_ends_is_ended(#[case] before: Value, #[case] after
 }
 
 /// The money of a booking that is cancelled goes back, whoever finds out, also when the provider fails at first.
+#[rstest::rstest]
+#[case::at_once("stripe", json!({}), json!({}))]
+#[case::stored_failure("stripe", json!({"refundStoredFailure": true}), json!({}))]
+#[case::stored_failure_at_paypal("paypal", json!({"refundStoredFailure": true}), json!({}))]
+#[case::under_way("stripe", json!({"refundPending": true}), json!({}))]
+#[case::under_way_at_paypal("paypal", json!({"refundPending": true}), json!({}))]
+#[case::made_already("stripe", json!({}), json!({"made": true}))]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_charge_of_a_cancelled_booking_is_refunded() {
+async fn a_charge_of_a_cancelled_booking_is_refunded(
+    #[case] provider: &str,
+    #[case] before: Value,
+    #[case] already: Value,
+) {
     let stage = stage().await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"decline": true})).await;
+    }
     let (_, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
     let client = stage.postgres.connect().await;
     let cancel = "UPDATE bookings SET status = 'Cancelled', cancel_reason = 'declined' WHERE id::text = $1";
+    if already == json!({"made": true}) {
+        // By a person, or by a request of which nobody knows.
+        let object: String = client.query_one("SELECT charge_id FROM payment_attempts", &[]).await.unwrap().get(0);
+        let url = format!("http://{}/v1/refunds", stage.providers.stripe);
+        let request = stage.booking.client.post(url).header("Idempotency-Key", "by hand");
+        let refund = request.body(format!("payment_intent={object}")).send().await.unwrap();
+        assert_eq!(refund.status(), 200);
+    }
+    stage.providers.behave(provider, before.clone()).await;
     client.execute(cancel, &[&id]).await.unwrap();
+    if before != json!({}) {
+        within(Duration::from_secs(90), "it is tried", async || {
+            (count(&stage.postgres, "SELECT count(*) FROM refunds WHERE last_error IS NOT NULL").await == 1)
+                .then_some(())
+        })
+        .await;
+        assert_eq!(count(&stage.postgres, "SELECT count(*) FROM refunds WHERE done_at IS NOT NULL").await, 0);
+        stage.providers.behave(provider, json!({})).await;
+        client.execute("UPDATE refunds SET next_at = now()", &[]).await.unwrap();
+    }
     within(Duration::from_secs(90), "the money is given back", async || {
         let charges = stage.providers.charges().await;
         charges.iter().all(|charge| charge["refunded"] == true).then_some(())

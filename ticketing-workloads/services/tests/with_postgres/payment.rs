@@ -419,10 +419,15 @@ async fn events_of_a_provider_settle_a_payment(#[case] provider: &str) {
         } else {
             json!({"id": id, "event_type": "PAYMENT.CAPTURE.DENIED", "resource": {"id": object}})
         };
-        let body = body.to_string();
+        // Its keys are in no order, as those of a real one.
+        let body = format!(" {{\"zone\" : 1.50, {}", &body.to_string()[1..]);
         let url = format!("http://{}/api/webhooks/{provider}", gateway.address);
-        let request = gateway.client.post(url).header("paypal-transmission-id", "t");
-        let request = request.header("paypal-transmission-sig", if genuine { "signed-t" } else { "forged" });
+        let mut request = gateway.client.post(url).header("paypal-transmission-id", "t");
+        for name in ["paypal-auth-algo", "paypal-cert-url", "paypal-transmission-time"] {
+            request = request.header(name, "any");
+        }
+        let signature = if genuine { sha256(&format!("t.{}", body.trim())) } else { "forged".to_owned() };
+        let request = request.header("paypal-transmission-sig", signature);
         let request = request.header("stripe-signature", signed(&body, if genuine { "whsec_new" } else { "forged" }));
         request.body(body).send().await.unwrap().status().as_u16()
     };
@@ -449,8 +454,72 @@ fn signed(body: &str, secret: &str) -> String {
     let now = crate::support::app::now_ms() / 1_000;
     let mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     let mac = mac.chain_update(format!("{now}.{body}")).finalize().into_bytes();
-    let hex: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("t={now},v1={}", hex.concat())
+    format!("t={now},v1={}", hex(&mac))
+}
+
+fn sha256(text: &str) -> String {
+    use sha2::Digest;
+    hex(&sha2::Sha256::digest(text))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// Anybody can send something to the address of a provider's events: that shuts nobody out, and costs no request to PayPal.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_anybody_sends_shut_no_provider_out() {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec\n");
+    let gateway = App::gateway_to_payment(crate::support::nobody().await, stage.payment.address).await;
+    let url = |provider: &str| format!("http://{}/api/webhooks/{provider}", gateway.address);
+    let before = stage.providers.requests("paypal").await;
+    for _ in 0..30 {
+        let answer = gateway.client.post(url("paypal")).body("{}").send().await.unwrap();
+        assert_eq!(answer.status(), 400, "it has no headers");
+    }
+    assert_eq!(stage.providers.requests("paypal").await, before);
+    // Those of PayPal cannot be verified now.
+    stage.providers.behave("paypal", json!({"failPercent": 100})).await;
+    for _ in 0..30 {
+        let mut request = gateway.client.post(url("paypal"));
+        for name in ["auth-algo", "cert-url", "transmission-id", "transmission-sig", "transmission-time"] {
+            request = request.header(format!("paypal-{name}"), "any");
+        }
+        assert_eq!(request.body("{}").send().await.unwrap().status(), 503);
+    }
+    let circuits = gateway.health().await.circuits;
+    assert_eq!(circuits["paypal-events"].state, CircuitState::Open);
+    let body = json!({"id": "evt", "data": {"object": {"id": "pi"}}}).to_string();
+    let request = gateway.client.post(url("stripe")).header("stripe-signature", signed(&body, "whsec"));
+    assert_eq!(request.body(body).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_looked_at_until_its_payment_has_a_definite_answer() {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec\n");
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    let client = stage.postgres.connect().await;
+    let object: String = client.query_one("SELECT object_id FROM payment_attempts", &[]).await.unwrap().get(0);
+    let body = json!({"id": "evt", "data": {"object": {"id": object}}}).to_string();
+    let url = format!("http://{}/api/webhooks/stripe", stage.payment.address);
+    let request = stage.payment.client.post(url).header("stripe-signature", signed(&body, "whsec"));
+    assert_eq!(request.body(body).send().await.unwrap().status(), 200);
+    crate::support::eventually("it was looked at twice", async || {
+        let row = client.query_one("SELECT tries, done_at IS NULL FROM webhook_events", &[]).await.unwrap();
+        assert!(row.get::<_, bool>(1), "nothing is known of the payment");
+        (row.get::<_, i32>(0) >= 2).then_some(())
+    })
+    .await;
+    stage.providers.behave("stripe", json!({})).await;
+    crate::support::eventually("it is done", async || {
+        let row = client.query_one("SELECT done_at IS NOT NULL FROM webhook_events", &[]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    assert_eq!(stage.state("stripe").await, "Charged");
 }
 
 /// Nothing is charged for what was closed, and what was charged stays so.
