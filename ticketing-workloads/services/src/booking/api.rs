@@ -198,8 +198,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
 
 /// Pays for a booking that has its seats, if that is to be done now, and says how it stands.
 pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits: bool) -> Response {
-    let Booked { id, mut status, mut cancel_reason, amount_cents, before } = booked;
-    let mut needs_buyer = false;
+    let Booked { id, mut status, mut cancel_reason, amount_cents, before, mut needs_buyer } = booked;
     let pending = status == PENDING;
     if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !payment_waits) {
         let started = Instant::now();

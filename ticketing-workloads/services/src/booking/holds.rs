@@ -13,7 +13,7 @@ const BUY: &str = "
     WITH bought AS (
         UPDATE bookings
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
-            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END
+            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
         WHERE id = $1 AND status = 'Held' AND held_until > now() AND ($4 OR amount_cents = 0)
         RETURNING id, status, amount_cents
     ), told AS (
@@ -24,7 +24,9 @@ const BUY: &str = "
 /// Waits for the transaction that is changing it: it must not be told as over while it is being bought.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
-           CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
+           CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents,
+           status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                 WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
     FROM bookings WHERE id = $1 FOR SHARE";
 
 const GIVE_BACK: &str = "
@@ -64,14 +66,14 @@ pub async fn buy(
     let values: [&(dyn ToSql + Sync); 4] = [&id, &asks_within.is_some(), &seconds, &sells_priced];
     if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
         let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
-        return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false }));
+        return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false }));
     }
     let look = connection.prepare_cached(LOOK).await?;
     let Some(row) = connection.query_opt(&look, &[&id]).await? else { return Ok(None) };
     let (status, cancel_reason, amount_cents) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     // An attempt before this one may have bought it without hearing of it.
     let before = !unanswered.load(Ordering::Relaxed);
-    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before }))
+    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer: row.try_get(3)? }))
 }
 
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is

@@ -64,8 +64,16 @@ impl Pending {
 
     async fn look(&self) -> CheckOutcome {
         if !self.payments {
-            let message = "PAYMENT_URL is not set: orders that have a price are refused";
-            return CheckOutcome::new(CheckStatus::Degraded, message);
+            match self.database.attempt(seats::has_priced_events).await {
+                Ok(true) => {
+                    let message = "PAYMENT_URL is not set: orders that have a price are refused";
+                    return CheckOutcome::new(CheckStatus::Degraded, message);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    return CheckOutcome::new(CheckStatus::Unknown, format!("failed to read events: {error}"));
+                }
+            }
         }
         match self.database.attempt(seats::pending).await {
             Ok((count, age)) => {

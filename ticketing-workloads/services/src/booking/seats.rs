@@ -22,7 +22,9 @@ const LOOK: &str = "
     SELECT e.version, e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
-           b.email IS NOT DISTINCT FROM $3, e.price_cents
+           b.email IS NOT DISTINCT FROM $3, e.price_cents,
+           b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
@@ -100,7 +102,10 @@ const PENDING: &str = "
 const FIND: &str = "
     SELECT id, event_id, user_id, ticket_count, status,
            to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
-           CASE WHEN status = 'Cancelled' THEN cancel_reason END
+           CASE WHEN status = 'Cancelled' THEN cancel_reason END,
+           CASE WHEN status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                           WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
+                THEN 'ConfirmPayment' END
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
@@ -169,6 +174,9 @@ pub struct Booking {
     /// Why it is cancelled: `declined`, `expired`, `given back`, `payment timed out`, `payment unavailable`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_reason: Option<String>,
+    /// What the buyer has to do: `ConfirmPayment`, with the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -194,6 +202,8 @@ pub struct Booked {
     pub amount_cents: i32,
     /// Whether an earlier request with the same key made it.
     pub before: bool,
+    /// Whether the buyer has to confirm the payment with the provider first.
+    pub needs_buyer: bool,
 }
 
 /// What seats are taken for.
@@ -228,7 +238,8 @@ pub async fn take(
         // One of our own attempts may have been committed without our knowing.
         let before = id != order.booking_id;
         let (status, cancel_reason, amount_cents) = (row.try_get(6)?, row.try_get(7)?, row.try_get(8)?);
-        return Ok(Booked { id, status, cancel_reason, amount_cents, before });
+        let needs_buyer = row.try_get(11)?;
+        return Ok(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer });
     }
     let Some(version) = row.try_get::<_, Option<i64>>(0)? else { return Err(BookingError::EventNotFound) };
     if row.try_get::<_, i32>(1)? < order.ticket_count {
@@ -249,7 +260,7 @@ pub async fn take(
     match answered(unanswered, connection.query_opt(&take, &values)).await {
         Ok(Some(row)) => {
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
-            Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
+            Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false })
         }
         Ok(None) => Err(BookingError::VersionConflict),
         // The same key, at the same moment: the next attempt finds its booking.
@@ -338,6 +349,7 @@ pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, D
         status: row.try_get(4)?,
         held_until: row.try_get(5)?,
         cancel_reason: row.try_get(6)?,
+        action: row.try_get(7)?,
     }))
 }
 
@@ -356,6 +368,12 @@ pub async fn pending(connection: Connection) -> Result<(i64, Duration), Database
     let pending = connection.prepare_cached(PENDING).await?;
     let row = connection.query_one(&pending, &[]).await?;
     Ok((row.try_get(0)?, Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default()))
+}
+
+/// Whether an event has a price.
+pub async fn has_priced_events(connection: Connection) -> Result<bool, DatabaseError> {
+    let any = connection.prepare_cached("SELECT EXISTS (SELECT FROM events WHERE price_cents > 0)").await?;
+    Ok(connection.query_one(&any, &[]).await?.try_get(0)?)
 }
 
 /// Figures of the check booking-consistency.

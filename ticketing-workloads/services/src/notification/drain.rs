@@ -84,7 +84,7 @@ impl Drain {
             return Ok(false);
         }
         let tickets = flags.bool(TICKETS, true);
-        let mut kinds = vec![Kind::BookingConfirmed.name()];
+        let mut kinds = vec![Kind::BookingConfirmed.name(), Kind::BookingCancelled.name()];
         kinds.extend(tickets.then_some(Kind::Ticket.name()));
         let kinds = &kinds;
         let Some(message) = self.database.call(|connection| outbox::claim(connection, kinds)).await? else {
@@ -122,7 +122,8 @@ impl Drain {
 
     async fn send(&self, message: &Message, tickets: bool) -> Result<Outcome, CallError<DatabaseError>> {
         let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
-        let ticket = tickets.then(|| ticket::pdf(message));
+        let has_ticket = message.kind != Kind::BookingCancelled;
+        let ticket = (tickets && has_ticket).then(|| ticket::pdf(message));
         let mail = match self.mailer.compose(message, address, ticket) {
             Ok(mail) => mail,
             Err(error) => return Ok(Outcome::Never { reason: error.to_string() }),
@@ -140,7 +141,7 @@ impl Drain {
             tracing::warn!(message = message.id, booking = %message.booking, "mail possibly sent twice");
         }
         Ok(match sent {
-            Ok(()) => Outcome::Sent { ticket_follows: !tickets },
+            Ok(()) => Outcome::Sent { ticket_follows: !tickets && has_ticket },
             Err(not_sent) => {
                 let error = &not_sent.error;
                 tracing::warn!(message = message.id, booking = %message.booking, tries = message.tries, %error, "mail not sent");

@@ -55,6 +55,8 @@ pub enum Kind {
     BookingConfirmed,
     /// The ticket, which could not be made then.
     Ticket,
+    /// That a booking that waited for its payment is cancelled.
+    BookingCancelled,
 }
 
 impl Kind {
@@ -63,6 +65,7 @@ impl Kind {
         match self {
             Self::BookingConfirmed => "BookingConfirmed",
             Self::Ticket => "Ticket",
+            Self::BookingCancelled => "BookingCancelled",
         }
     }
 }
@@ -95,7 +98,9 @@ pub async fn claim(connection: Connection, kinds: &[&str]) -> Result<Option<Mess
     let Some(row) = connection.query_opt(&sql, &[&claim, &CLAIM.as_secs_f64(), &kinds]).await? else {
         return Ok(None);
     };
-    let kind = if row.try_get::<_, &str>(2)? == Kind::Ticket.name() { Kind::Ticket } else { Kind::BookingConfirmed };
+    let name: &str = row.try_get(2)?;
+    let kind = [Kind::Ticket, Kind::BookingCancelled].into_iter().find(|kind| kind.name() == name);
+    let kind = kind.unwrap_or(Kind::BookingConfirmed);
     Ok(Some(Message {
         id: row.try_get(0)?,
         claim,

@@ -224,7 +224,7 @@ impl ProviderClient for Paypal {
             for info in details.iter().map(|detail| &detail["transaction_info"]) {
                 let amount = &info["transaction_amount"];
                 let cents = amount["value"].as_str().and_then(cents).unwrap_or_default();
-                // Refunds are listed, too, with what they take away.
+                // Refunds are listed, too, with what they take away: their charge is listed as it was.
                 if info["transaction_status"] != "S" || cents <= 0 {
                     continue;
                 }

@@ -234,6 +234,24 @@ async fn without_a_payment_service_only_free_events_are_sold() {
     postgres.connect().await.execute("UPDATE events SET price_cents = 0", &[]).await.unwrap();
     let (status, _, stands) = taken(booking.post(&order(OPENING_NIGHT, 2)).await).await;
     assert_eq!((status, stands.as_str()), (201, "Confirmed"));
+    booking.check("payments-pending", "all is free", |check| check.status == CheckStatus::Healthy).await;
+}
+
+/// A reservation waits for its payment only once it is bought.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_a_reservation_does_not_count_as_waiting_for_its_payment() {
+    let stage = stage().await;
+    let (status, id, _) = taken(stage.booking.post_to("/api/reservations", &order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 201);
+    let client = stage.postgres.connect().await;
+    client.execute("UPDATE bookings SET pending_since = now() - interval '9 minutes'", &[]).await.unwrap();
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"refuse": true})).await;
+    }
+    let answer = stage.booking.post_to(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+    assert_eq!(answer.status(), 202);
+    let young = "SELECT count(*) FROM bookings WHERE pending_since > now() - interval '1 minute'";
+    assert_eq!(count(&stage.postgres, young).await, 1);
 }
 
 /// Case 6: who was told to wait is told why it came to nothing.
@@ -260,11 +278,17 @@ async fn who_waited_and_is_declined_learns_why() {
 async fn a_buyer_who_has_to_act_keeps_the_seats_for_that_time() {
     let stage = stage().await;
     stage.providers.behave("stripe", json!({"requiresAction": true})).await;
-    let answer = stage.booking.post(&order(OPENING_NIGHT, 2)).await;
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    let answer = stage.booking.post(&wanted).await;
     assert_eq!(answer.status(), 202);
     let answer: Value = answer.json().await.unwrap();
     assert_eq!(answer["action"], "ConfirmPayment");
     let id = answer["bookingId"].as_str().unwrap();
+    let again: Value = stage.booking.post(&wanted).await.json().await.unwrap();
+    assert_eq!((&again["bookingId"], &again["action"]), (&json!(id), &json!("ConfirmPayment")), "asked again");
+    let found: Value = stage.booking.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert_eq!((&found["status"], &found["action"]), (&json!("PaymentPending"), &json!("ConfirmPayment")));
     assert_eq!(free(&stage.postgres).await, 99_998);
     // The time to act is over after two seconds.
     until_status(&stage.booking, id, "Cancelled").await;
