@@ -8,6 +8,9 @@ use ticketing_services::{
     provider_simulator,
 };
 
+/// Exit code of a comparison that was not made.
+const NOT_COMPARED: u8 = 2;
+
 /// TicketWave's services; one process runs one of them.
 #[derive(Parser)]
 #[command(name = "ticketing", version, about)]
@@ -75,7 +78,13 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         },
-        Service::Reconcile(settings) => payment::reconcile::run(&settings).await.map_err(|error| error.to_string()),
+        Service::Reconcile(settings) => match payment::reconcile::run(&settings).await {
+            Err(error) if !error.has_compared() => {
+                tracing::error!(%error, "failed to compare; run it again");
+                return ExitCode::from(NOT_COMPARED);
+            }
+            result => result.map_err(|error| error.to_string()),
+        },
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use axum::http::{HeaderName, StatusCode};
 use resilience::Dependency;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -207,10 +208,11 @@ impl ProviderClient for Paypal {
         Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
     }
 
-    async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
+    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String> {
         let date = |seconds| jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).map_err(|e| e.to_string());
-        let (start, end) = (date(since)?, jiff::Timestamp::now().to_string());
-        let mut all = Vec::new();
+        // Both ends count.
+        let (start, end) = (date(from)?, date(before - 1)?);
+        let (mut all, mut refunded) = (Vec::new(), HashSet::new());
         for number in 1..=MAX_PAGES {
             let query = form_urlencoded::Serializer::new(String::new())
                 .append_pair("start_date", &start)
@@ -224,23 +226,31 @@ impl ProviderClient for Paypal {
             for info in details.iter().map(|detail| &detail["transaction_info"]) {
                 let amount = &info["transaction_amount"];
                 let cents = amount["value"].as_str().and_then(cents).unwrap_or_default();
-                // Refunds are listed, too, with what they take away: their charge is listed as it was.
-                if info["transaction_status"] != "S" || cents <= 0 {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                if info["transaction_status"] != "S" || cents == 0 {
                     continue;
                 }
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                all.push(Listed {
+                // A refund is listed with what it takes away, and names the capture.
+                if cents < 0 {
+                    refunded.insert(text(&info["paypal_reference_id"]));
+                    continue;
+                }
+                let listed = Listed {
                     key: text(&info["custom_field"]),
                     object: text(&info["paypal_reference_id"]),
                     amount_cents: cents,
                     currency: text(&amount["currency_code"]).to_ascii_lowercase(),
-                });
+                    refunded: None,
+                };
+                all.push((text(&info["transaction_id"]), listed));
             }
             if number >= page["total_pages"].as_u64().unwrap_or(1) {
-                return Ok(all);
+                let with_refund =
+                    |(capture, listed)| Listed { refunded: refunded.contains(&capture).then_some(true), ..listed };
+                return Ok(all.into_iter().map(with_refund).collect());
             }
         }
-        Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
+        Err(format!("more than {MAX_PAGES} pages in one slice of time"))
     }
 
     async fn verify_event(&self, question: String) -> Result<bool, VerifyError> {

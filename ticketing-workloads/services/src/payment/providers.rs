@@ -62,6 +62,8 @@ pub struct Listed {
     pub object: String,
     pub amount_cents: i64,
     pub currency: String,
+    /// Whether the money went back; `None`: the list does not say.
+    pub refunded: Option<bool>,
 }
 
 /// Why it is unknown whether an event is genuine.
@@ -111,8 +113,8 @@ pub trait ProviderClient: Send + Sync {
     /// Gives the money of a charge back, unless that is done or under way. Again with the same key is the same refund.
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String>;
 
-    /// What it has charged since then, in seconds since 1970.
-    async fn list(&self, since: i64) -> Result<Vec<Listed>, String>;
+    /// What it has charged of what was created from then on, and before that, in seconds since 1970.
+    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String>;
 
     /// Whether it says itself that an event is its own; for a provider whose events are signed by a shared secret, never.
     async fn verify_event(&self, _question: String) -> Result<bool, VerifyError> {

@@ -167,12 +167,13 @@ impl ProviderClient for Stripe {
         Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
     }
 
-    async fn list(&self, since: i64) -> Result<Vec<Listed>, String> {
+    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String> {
         let (mut all, mut after) = (Vec::new(), None::<String>);
         for _ in 0..MAX_PAGES {
             let query = {
                 let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("limit", &PAGE.to_string()).append_pair("created[gte]", &since.to_string());
+                query.append_pair("limit", &PAGE.to_string()).append_pair("expand[]", "data.latest_charge");
+                query.append_pair("created[gte]", &from.to_string()).append_pair("created[lt]", &before.to_string());
                 query.extend_pairs(after.iter().map(|after| ("starting_after", after)));
                 query.finish()
             };
@@ -184,6 +185,7 @@ impl ProviderClient for Stripe {
                     object: intent["id"].as_str().unwrap_or_default().to_owned(),
                     amount_cents: intent["amount"].as_i64().unwrap_or_default(),
                     currency: intent["currency"].as_str().unwrap_or_default().to_owned(),
+                    refunded: intent["latest_charge"]["refunded"].as_bool(),
                 });
             }
             after = data.last().and_then(|last| last["id"].as_str()).map(str::to_owned);
@@ -191,7 +193,7 @@ impl ProviderClient for Stripe {
                 return Ok(all);
             }
         }
-        Err(format!("more than {MAX_PAGES} pages; ask for a shorter time"))
+        Err(format!("more than {MAX_PAGES} pages in one slice of time"))
     }
 
     async fn try_key(&self) {

@@ -127,19 +127,37 @@ async fn search(State(provider): Shared, RawQuery(query): RawQuery) -> Response 
 async fn list(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
     let query = pairs(query);
     let number = |name: &str| query.get(name).and_then(|value| value.parse::<usize>().ok());
-    let since = query.get("start_date").and_then(|since| since.parse::<jiff::Timestamp>().ok());
-    let Some(since) = since.and_then(|since| u64::try_from(since.as_second()).ok()) else { return missing() };
+    let date = |name: &str| {
+        let date = query.get(name)?.parse::<jiff::Timestamp>().ok()?;
+        u64::try_from(date.as_second()).ok()
+    };
+    let (Some(since), Some(until)) = (date("start_date"), date("end_date")) else { return missing() };
     let (page, size) = (number("page").unwrap_or(1).max(1), number("page_size").unwrap_or(100).clamp(1, 500));
     match provider.list(since).await {
         Ok(objects) => {
-            let charged: Vec<_> = objects.iter().filter(|object| object.status == Status::Charged).collect();
-            let details: Vec<_> =
-                charged.iter().skip((page - 1) * size).take(size).map(|one| transaction(one)).collect();
-            let pages = charged.len().div_ceil(size).max(1);
+            let charged = objects.iter().filter(|object| object.status == Status::Charged && object.created <= until);
+            let of = |object: &Object| {
+                let refund = provider.refund_of(&object.id).filter(|refund| !refund.pending);
+                [Some(transaction(object)), refund.map(|refund| refund_transaction(object, &refund))]
+            };
+            let all: Vec<_> = charged.flat_map(of).flatten().collect();
+            let details: Vec<_> = all.iter().skip((page - 1) * size).take(size).collect();
+            let pages = all.len().div_ceil(size).max(1);
             Json(json!({"transaction_details": details, "page": page, "total_pages": pages})).into_response()
         }
         Err(outcome) => answer(outcome, StatusCode::OK),
     }
+}
+
+fn refund_transaction(object: &Object, refund: &Refund) -> Value {
+    json!({"transaction_info": {
+        "transaction_id": refund.id,
+        "paypal_reference_id": format!("capture-{}", object.id),
+        "paypal_reference_id_type": "TXN",
+        "custom_field": object.key,
+        "transaction_status": "S",
+        "transaction_amount": {"currency_code": object.currency, "value": format!("-{}", value(object))},
+    }})
 }
 
 fn transaction(object: &Object) -> Value {

@@ -114,15 +114,27 @@ async fn list(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
     let limit = usize::try_from(number("limit").unwrap_or(10).clamp(1, 100)).unwrap_or(10);
     match provider.list(number("created[gte]").unwrap_or_default()).await {
         Ok(mut objects) => {
+            let before = number("created[lt]").unwrap_or(u64::MAX);
+            objects.retain(|object| object.created < before);
             objects.reverse();
             let after = query.get("starting_after").map(|id| plain(id));
             let begin = after.and_then(|id| objects.iter().position(|object| object.id == id));
             let rest = &objects[begin.map_or(0, |place| place + 1)..];
-            let data: Vec<_> = rest.iter().take(limit).map(intent).collect();
+            let data: Vec<_> = rest.iter().take(limit).map(|object| listed(&provider, object)).collect();
             Json(json!({"object": "list", "has_more": rest.len() > limit, "data": data})).into_response()
         }
         Err(outcome) => answer(outcome),
     }
+}
+
+/// With `expand[]=data.latest_charge`.
+fn listed(provider: &Provider, object: &Object) -> Value {
+    let mut intent = intent(object);
+    if object.status == Status::Charged {
+        let refunded = provider.refund_of(&object.id).is_some_and(|refund| !refund.pending);
+        intent["latest_charge"] = json!({"id": format!("ch_{}", object.id), "refunded": refunded});
+    }
+    intent
 }
 
 fn plain(id: &str) -> &str {
