@@ -24,6 +24,12 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/booking/0007_possible_duplicates.sql"),
     },
     Migration { version: 11, name: "money", sql: include_str!("../migrations/booking/0011_money.sql") },
+    Migration { version: 12, name: "money: rows", sql: include_str!("../migrations/booking/0012_money_rows.sql") },
+    Migration {
+        version: 13,
+        name: "money: indexes",
+        sql: include_str!("../migrations/booking/0013_money_indexes.sql"),
+    },
 ];
 
 /// Brings the schema of the database behind `dependency` up to date, however long that takes.

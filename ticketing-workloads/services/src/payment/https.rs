@@ -16,8 +16,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 /// Longest time until a connection is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,19 +95,13 @@ impl Https {
             Credentials::Bearer(path) => Some(format!("Bearer {}", secret(path).await?)),
             Credentials::Client { id, secret: path, token } => {
                 let basic = BASE64_STANDARD.encode(format!("{}:{}", secret(id).await?, secret(path).await?));
-                let kept = {
-                    let kept = token.lock().unwrap_or_else(PoisonError::into_inner);
-                    let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
-                    kept.as_ref().filter(good).map(|one| one.value.clone())
-                };
-                let value = match kept {
-                    Some(value) => value,
+                // Held while a new one is asked for: the others wait for that one.
+                let mut token = token.lock().await;
+                let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
+                let value = match token.as_ref().filter(good) {
+                    Some(kept) => kept.value.clone(),
                     None => match self.token(&basic).await? {
-                        Ok(new) => {
-                            let value = new.value.clone();
-                            *token.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-                            value
-                        }
+                        Ok(new) => token.insert(new).value.clone(),
                         Err(refusal) => return Ok(refusal),
                     },
                 };
@@ -118,7 +113,7 @@ impl Https {
             && answer.status == StatusCode::UNAUTHORIZED
         {
             // The next request gets another one.
-            *token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *token.lock().await = None;
         }
         if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS {
             return Err(HttpError::Status(Box::new(answer)));
@@ -217,6 +212,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
+            let mut tokens = 0;
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
@@ -225,6 +221,15 @@ mod tests {
                 let text = String::from_utf8_lossy(&text[..length]).into_owned();
                 let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization: "));
                 let said = line.unwrap_or("none");
+                // How many tokens were asked for so far.
+                let token = text.contains("/v1/oauth2/token");
+                let said = if token {
+                    tokens += 1;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    format!(r#"{{"access_token":"{tokens}","expires_in":3600}}"#)
+                } else {
+                    said.to_owned()
+                };
                 let status = if text.contains("/moved") { "302 Found\r\nlocation: /other" } else { "200 OK" };
                 let answer =
                     format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{said}", said.len());
@@ -254,8 +259,8 @@ mod tests {
         std::fs::write(&key, "sk_first\n").unwrap();
         let base = format!("https://localhost:{}", address.port());
         let bearer = || Credentials::Bearer(key.clone());
-        let stranger = Https::new(&base, None, bearer()).unwrap();
-        let error = stranger.ask(HttpCall::get("/")).await.unwrap_err();
+        let untrusted = Https::new(&base, None, bearer()).unwrap();
+        let error = untrusted.ask(HttpCall::get("/")).await.unwrap_err();
         assert!(matches!(&error, HttpError::NotSent(why) if why.contains("certificate")), "{error}");
         let other_name = Https::new(&format!("https://{address}"), Some(&ca), bearer()).unwrap();
         assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(_))));
@@ -268,5 +273,21 @@ mod tests {
         assert_eq!(said("/moved").await.status, StatusCode::FOUND, "redirects are not followed");
         std::fs::write(&key, "").unwrap();
         assert!(matches!(https.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(why)) if why.contains("empty")));
+    }
+
+    #[tokio::test]
+    async fn requests_at_the_same_time_share_one_token() {
+        let (address, pem) = server("localhost").await;
+        let directory = tempfile::tempdir().unwrap();
+        let [ca, id, secret] = ["ca.pem", "id", "secret"].map(|name| directory.path().join(name));
+        for (path, text) in [(&ca, pem.as_str()), (&id, "id"), (&secret, "secret")] {
+            std::fs::write(path, text).unwrap();
+        }
+        let credentials = Credentials::Client { id, secret, token: Mutex::default() };
+        let https = Https::new(&format!("https://localhost:{}", address.port()), Some(&ca), credentials).unwrap();
+        let answers = futures::future::join_all((0..5).map(|_| https.ask(HttpCall::get("/")))).await;
+        for answer in answers {
+            assert!(answer.unwrap().body.ends_with(b"Bearer 1"));
+        }
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 const CLAIM: Duration = Duration::from_secs(70);
 
 /// Claims the payment, unless somebody else has it. Somebody who has died loses it in time. Closing it is part of the claim:
-/// whoever writes afterwards has read that it is closed.
+/// a request that writes afterwards has read that it is closed.
 const CLAIM_SQL: &str = "
     INSERT INTO payments AS p (key, amount_cents, currency, claim, claimed_until, closed_at)
     VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second', CASE WHEN $6 THEN now() END)

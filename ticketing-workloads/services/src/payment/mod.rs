@@ -33,9 +33,10 @@ use paypal::Paypal;
 use providers::ProviderClient;
 use resilience::{Resilience, retry};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use stripe::Stripe;
+use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 /// Name of the service, and of its Deployment unless told otherwise.

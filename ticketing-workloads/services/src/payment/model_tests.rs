@@ -446,7 +446,7 @@ impl World {
         let Some(index) = (0..PROVIDERS).find(asks).filter(|index| *index == 0 || names[0] == Some("Declined")) else {
             return;
         };
-        // With a key that is forgotten it charges again, whoever else is there.
+        // With a key that is forgotten it charges again, also without anybody else's mistake.
         let forgotten = self.attempts[index].as_ref().is_some_and(|one| one.age > Duration::ZERO);
         for fate in 0..if forgotten { 0 } else { 3 } {
             let mut world = write(index, "Begun");

@@ -14,13 +14,16 @@ use resilience::{CallError, Check, CheckOutcome, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
 /// Time between two looks for refunds to make.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time between two searches for charges of cancelled bookings.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How far back a search looks for charges, and how far back one of so many does.
+const RECENT: Duration = Duration::from_secs(3_600);
+const LONG_AGO: Duration = Duration::from_secs(30 * 24 * 3_600);
+const LONG_AGO_EVERY: u32 = 120;
 /// Payments that one search ends at most.
 const AT_ONCE: i64 = 20;
 /// Longest text of an error that is kept, in characters.
@@ -34,19 +37,29 @@ const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
 const FIND: &str = "
     INSERT INTO refunds (key, provider, charge_id, reason)
     SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
-    FROM bookings b JOIN payment_attempts a ON a.key = b.id::text
-    WHERE b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
-      AND b.pending_since > now() - interval '7 days' AND a.state = 'Charged'
+    FROM payment_attempts a
+    JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+    WHERE a.state = 'Charged' AND a.began_at > now() - $1 * interval '1 second' AND b.status = 'Cancelled'
+      AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
     ON CONFLICT DO NOTHING";
 
-/// Payments that may still be charged although their booking is cancelled.
+/// Payments that may still be charged although their booking is cancelled, however old; some of them, not always the same.
 const OPEN: &str = "
-    SELECT DISTINCT p.key, p.amount_cents, p.currency
-    FROM bookings b JOIN payment_attempts a ON a.key = b.id::text JOIN payments p ON p.key = a.key
-    WHERE b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
-      AND b.pending_since > now() - interval '7 days' AND a.state IN ('Begun', 'Confirming', 'NeedsBuyer')
-      AND (p.claimed_until IS NULL OR p.claimed_until < now())
-    LIMIT $1";
+    SELECT key, amount_cents, currency FROM (
+        SELECT DISTINCT ON (p.key) p.key, p.amount_cents, p.currency
+        FROM payment_attempts a JOIN payments p ON p.key = a.key
+        JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+        WHERE a.state IN ('Begun', 'NotCharged', 'Confirming', 'Reconfirming', 'NeedsBuyer') AND b.status = 'Cancelled'
+          AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+          AND (p.claimed_until IS NULL OR p.claimed_until < now())
+          AND NOT EXISTS (SELECT FROM payment_attempts c WHERE c.key = a.key AND c.state = 'Charged')
+    ) open
+    ORDER BY random() LIMIT $1";
+
+/// Events are kept for as long as a provider may repeat one, and for a look back.
+const FORGET: &str = "
+    DELETE FROM webhook_events WHERE (provider, event_id) IN (
+        SELECT provider, event_id FROM webhook_events WHERE done_at < now() - interval '30 days' LIMIT 1000)";
 
 /// The next try comes later each time, up to an hour.
 const CLAIM: &str = "
@@ -100,16 +113,23 @@ impl Refunds {
         Arc::new(Self { database, payments, providers, outcomes, age })
     }
 
-    /// Works off refunds, for as long as it is polled.
+    /// Works off refunds, for as long as it is polled. They do not wait for the search, which asks providers.
     pub async fn run(self: Arc<Self>) {
-        let mut swept: Option<Instant> = None;
-        loop {
-            if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
-                if let Err(error) = self.sweep().await {
-                    tracing::debug!(%error, "failed to look for charges of cancelled bookings");
-                }
-                swept = Some(Instant::now());
+        tokio::join!(self.search(), self.work_off());
+    }
+
+    async fn search(&self) {
+        for nth in 0u32.. {
+            let back = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
+            if let Err(error) = self.sweep(back).await {
+                tracing::debug!(%error, "failed to look for charges of cancelled bookings");
             }
+            tokio::time::sleep(SWEEP).await;
+        }
+    }
+
+    async fn work_off(&self) {
+        loop {
             match self.next().await {
                 Ok(true) => {}
                 Ok(false) => tokio::time::sleep(LOOK).await,
@@ -122,7 +142,7 @@ impl Refunds {
     }
 
     /// Ends what is open of cancelled bookings, and finds what is charged for them.
-    async fn sweep(&self) -> Result<(), CallError<DatabaseError>> {
+    async fn sweep(&self, back: Duration) -> Result<(), CallError<DatabaseError>> {
         let open = |connection: Connection| async move {
             let open = connection.prepare_cached(OPEN).await?;
             let order = |row: &tokio_postgres::Row| {
@@ -140,7 +160,9 @@ impl Refunds {
         }
         let find = |connection: Connection| async move {
             let find = connection.prepare_cached(FIND).await?;
-            connection.execute(&find, &[]).await.map_err(DatabaseError::from)
+            let found = connection.execute(&find, &[&back.as_secs_f64()]).await?;
+            connection.execute(&connection.prepare_cached(FORGET).await?, &[]).await?;
+            Ok::<_, DatabaseError>(found)
         };
         let found = self.database.call(find).await?;
         if found > 0 {

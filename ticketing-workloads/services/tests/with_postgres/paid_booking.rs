@@ -366,11 +366,37 @@ async fn a_charge_of_a_cancelled_booking_is_refunded(
         charges.iter().all(|charge| charge["refunded"] == true).then_some(())
     })
     .await;
-    eventually("that is written down", async || {
+    within(Duration::from_secs(60), "that is written down", async || {
         let done = "SELECT count(*) FROM refunds WHERE done_at IS NOT NULL AND refund_id IS NOT NULL";
         (count(&stage.postgres, done).await == 1).then_some(())
     })
     .await;
+}
+
+/// However long a cancelled booking has been in doubt, and while a provider is slow to answer about another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_booking_in_doubt_for_weeks_is_looked_at_and_old_events_are_removed() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    let (status, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 202);
+    let client = stage.postgres.connect().await;
+    client
+        .batch_execute(
+            "UPDATE bookings SET status = 'Cancelled', cancel_reason = 'payment timed out', settle_at = NULL,
+                                 pending_since = now() - interval '20 days';
+             INSERT INTO webhook_events (provider, event_id, object_id, done_at) VALUES
+                 ('stripe', 'old', 'o', now() - interval '40 days'), ('stripe', 'new', 'o', now())",
+        )
+        .await
+        .unwrap();
+    stage.providers.behave("stripe", json!({})).await;
+    within(Duration::from_secs(120), "the money is given back", async || {
+        let charges = stage.providers.charges().await;
+        charges.iter().any(|charge| charge["key"] == json!(id) && charge["refunded"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(count(&stage.postgres, "SELECT count(*) FROM webhook_events").await, 1);
 }
 
 /// Every kind of difference, against real lists.
