@@ -274,7 +274,11 @@ impl Testbed {
     /// Installs or upgrades the booking service with its database, and nothing else: what is measured or counted there
     /// depends on nobody.
     pub async fn install_booking(&self, images: &Images, replicas: u32) -> Result<(), TestbedError> {
-        let mut values = vec!["simulators.enabled=false".to_owned(), "services.booking.env.PAYMENT_URL=".to_owned()];
+        let mut values = vec![
+            "simulators.enabled=false".to_owned(),
+            "services.booking.env.PAYMENT_URL=".to_owned(),
+            "services.booking.env.CHARGE_NOTHING=yes".to_owned(),
+        ];
         // The scenarios fill its memory.
         values.push("services.booking.env.ALLOW_FAULTS=yes".to_owned());
         values.extend(["gateway", "catalog", "payment", "notification"].map(|s| format!("services.{s}.enabled=false")));

@@ -31,6 +31,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("nameOverride", r#""other""#),
     ("fullnameOverride", r#""other""#),
     ("existingSecret", r#""database""#),
+    ("paypalWebhookId", r#""WH-1""#),
     ("host", r#""db.example""#),
     ("parameters", r#""connect_timeout=5""#),
     ("configMap", r#""roots""#),
@@ -56,6 +57,10 @@ const TOGETHER: &[(&str, &[&str])] = &[
     (
         "database.migrationUrlKey=\"migrations\"",
         &["postgresql.enabled=false", "database.existingSecret=\"database\"", "database.pooler=\"transaction\""],
+    ),
+    (
+        "providers.existingSecret=\"database\"",
+        &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
     ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
@@ -256,7 +261,7 @@ async fn services_call_each_other_by_names_that_there_are() {
         called += 1;
         assert!(services.contains(host), "{host} is called, and is none of {services:?}");
     }
-    assert_eq!(called, 5);
+    assert_eq!(called, 6);
 }
 
 /// An upgrade that keeps the values of version 0.1 must not switch the policies off in silence.

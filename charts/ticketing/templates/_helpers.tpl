@@ -120,3 +120,38 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   readOnly: true
 {{- end }}
 {{- end }}
+
+{{/* The keys of the payment providers: where their files are, the volume, and its mount; nothing without a Secret. */}}
+{{- define "ticketing.providerEnv" -}}
+{{- if .Values.providers.existingSecret }}
+{{- $env := (include "ticketing.services" . | fromJson).payment.env }}
+{{- range $name := list "STRIPE_URL" "PAYPAL_URL" }}
+{{- if not (hasPrefix "https://" (get $env $name | toString)) }}
+{{- fail (printf "providers.existingSecret: keys are sent over https only; set services.payment.env.%s to the provider's own https address, not to the simulator's" $name) }}
+{{- end }}
+{{- end }}
+- name: STRIPE_API_KEY_FILE
+  value: /etc/ticketing/providers/stripe-api-key
+- name: PAYPAL_CLIENT_ID_FILE
+  value: /etc/ticketing/providers/paypal-client-id
+- name: PAYPAL_CLIENT_SECRET_FILE
+  value: /etc/ticketing/providers/paypal-client-secret
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.providerVolume" -}}
+{{- if .Values.providers.existingSecret }}
+- name: providers
+  secret:
+    secretName: {{ .Values.providers.existingSecret | quote }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.providerMount" -}}
+{{- if .Values.providers.existingSecret }}
+- name: providers
+  mountPath: /etc/ticketing/providers
+  readOnly: true
+{{- end }}
+{{- end }}

@@ -224,7 +224,11 @@ impl LocalStack {
                 "gateway",
                 Port::Gateway,
                 Some(Port::GatewayAdmin),
-                vec![("CATALOG_URL", self.url(Port::Catalog)), ("BOOKING_URL", self.url(Port::Booking))],
+                vec![
+                    ("CATALOG_URL", self.url(Port::Catalog)),
+                    ("BOOKING_URL", self.url(Port::Booking)),
+                    ("PAYMENT_URL", self.url(Port::Payment)),
+                ],
             ),
         ];
         let folder = |name: &str| self.directory.path().join(name).display().to_string();

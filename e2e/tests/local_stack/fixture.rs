@@ -57,8 +57,8 @@ impl Fixture {
         let program = Path::new(env!("CARGO_BIN_EXE_ticketwave-e2e")).with_file_name("ticketing");
         assert!(program.is_file(), "build it first: cargo build --workspace --bins");
         let first_port = Ports::any_free().unwrap();
-        // What no policy says is shortened here: when an absent charge was never made.
-        let environment = [("ABSENT_AFTER_SECONDS", "2"), ("EXPIRE_EVERY_SECONDS", "1")];
+        // What no policy says is shortened here: how often reservations that ran out are looked for.
+        let environment = [("EXPIRE_EVERY_SECONDS", "1")];
         let stack = LocalStack::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
         let fixture = Self { stack, client, rows: Vec::new() };

@@ -8,6 +8,9 @@ use ticketing_services::{
     provider_simulator,
 };
 
+/// Exit code of a comparison that was not made.
+const NOT_COMPARED: u8 = 2;
+
 /// TicketWave's services; one process runs one of them.
 #[derive(Parser)]
 #[command(name = "ticketing", version, about)]
@@ -39,6 +42,8 @@ enum Service {
     BookingCleanup(DatabaseSettings),
     /// Puts mails that were given up (`dead_letters`) back into the outbox, says which, and exits.
     RequeueMail(notification::requeue::Settings),
+    /// Compares the providers' charges with the ledger, prints a line for each difference; exit code 1 if there is any.
+    Reconcile(payment::reconcile::Settings),
     /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
     Health(health::Settings),
 }
@@ -80,6 +85,13 @@ async fn main() -> ExitCode {
             let requeued = notification::requeue::run(&settings, &mut |text| print!("{text}")).await;
             requeued.map(drop).map_err(|error| error.to_string())
         }
+        Service::Reconcile(settings) => match payment::reconcile::run(&settings).await {
+            Err(error) if !error.has_compared() => {
+                tracing::error!(%error, "failed to compare; run it again");
+                return ExitCode::from(NOT_COMPARED);
+            }
+            result => result.map_err(|error| error.to_string()),
+        },
         Service::BookingCleanup(database) => {
             booking::cleanup::run(&database).await.map(drop).map_err(|error| error.to_string())
         }

@@ -31,6 +31,13 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 8, name: "mail", sql: include_str!("../migrations/booking/0008_mail.sql") },
     Migration { version: 9, name: "hot queries", sql: include_str!("../migrations/booking/0009_hot_queries.sql") },
+    Migration { version: 11, name: "money", sql: include_str!("../migrations/booking/0011_money.sql") },
+    Migration { version: 12, name: "money: rows", sql: include_str!("../migrations/booking/0012_money_rows.sql") },
+    Migration {
+        version: 13,
+        name: "money: indexes",
+        sql: include_str!("../migrations/booking/0013_money_indexes.sql"),
+    },
 ];
 
 /// The schema of the database, and how far it is.
@@ -72,6 +79,6 @@ impl Schema {
 /// The statements that services make for each order, mail or payment, or all the time, by name: no one of them may read a
 /// table from end to end.
 pub fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let others = notification::HOT.iter().chain(payment::HOT).chain(catalog::HOT).copied();
-    booking::hot_statements().chain(others)
+    let others = notification::HOT.iter().chain(catalog::HOT).copied();
+    booking::hot_statements().chain(payment::hot_statements()).chain(others)
 }

@@ -37,7 +37,7 @@ const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
 /// A booking waits for its payment.
 const PENDING: &str = "PaymentPending";
 /// Seats are reserved and not bought yet.
-const HELD: &str = "Held";
+pub(super) const HELD: &str = "Held";
 /// Why a booking is cancelled that was not paid for.
 const DECLINED: &str = "declined";
 /// How long the request that takes a booking has to ask payment for it, before the settling task does.
@@ -50,12 +50,21 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
+/// How what has a price is sold.
+pub struct Selling {
+    /// Absent: it is not, unless nothing is charged.
+    pub payments: Option<Arc<Payments>>,
+    /// It is confirmed without a payment.
+    pub charge_nothing: bool,
+}
+
 /// What the handlers work on.
 pub struct Bookings {
     pub(super) resilience: Arc<Resilience>,
     pub(super) database: Arc<Database>,
-    /// Absent: nothing has to be paid for.
     payments: Option<Arc<Payments>>,
+    /// Whether orders that have a price are taken.
+    pub(super) sells_priced: bool,
     /// How long a reservation keeps its seats.
     pub(super) hold: Duration,
     outcomes: Family<OutcomeLabel, Counter>,
@@ -63,17 +72,14 @@ pub struct Bookings {
 
 impl Bookings {
     /// Handlers over `database`.
-    pub fn new(
-        resilience: Arc<Resilience>,
-        database: Arc<Database>,
-        payments: Option<Arc<Payments>>,
-        hold: Duration,
-    ) -> Arc<Self> {
+    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, selling: Selling, hold: Duration) -> Arc<Self> {
         let outcomes = Family::<OutcomeLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings", "Requests to book, by outcome", outcomes.clone());
         });
-        Arc::new(Self { resilience, database, payments, hold, outcomes })
+        let Selling { payments, charge_nothing } = selling;
+        let sells_priced = payments.is_some() || charge_nothing;
+        Arc::new(Self { resilience, database, payments, sells_priced, hold, outcomes })
     }
 
     fn count(&self, outcome: &'static str) {
@@ -94,6 +100,13 @@ impl Bookings {
     /// the worker that comes to it.
     pub(super) fn asks_within(&self, degraded: bool) -> Option<Duration> {
         self.payments.as_ref().map(|_| if degraded { Duration::ZERO } else { ASKED_WITHIN })
+    }
+
+    /// The order has a price, and nobody can charge it. Nothing has failed: circuits in front of it stay closed.
+    pub(super) fn payments_not_set_up(&self) -> Response {
+        self.count("payments_not_set_up");
+        let message = BookingError::PaymentsNotSetUp.to_string();
+        refused("PAYMENTS_NOT_SET_UP", &message, Duration::from_secs(60))
     }
 
     /// More than one of the limits allows; the smaller one is met first, and the answer names it.
@@ -163,7 +176,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         Err(refusal) => return *refusal,
     };
     let unanswered = AtomicBool::new(false);
-    let attempt = |connection| seats::take(connection, &order, purpose, &unanswered);
+    let attempt = |connection| seats::take(connection, &order, purpose, bookings.sells_priced, &unanswered);
     match bookings.database.call(attempt).await {
         Ok(booked) if booked.status == HELD && !matches!(purpose, Purpose::Held { .. }) => {
             bookings.count("key_reused");
@@ -185,12 +198,13 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
 
 /// Pays for a booking that has its seats, if that is to be done now, and says how it stands.
 pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits: bool) -> Response {
-    let Booked { id, mut status, mut cancel_reason, amount_cents, before } = booked;
+    let Booked { id, mut status, mut cancel_reason, amount_cents, before, mut needs_buyer } = booked;
     let pending = status == PENDING;
     if let Some(payments) = bookings.payments.as_ref().filter(|_| pending && !before && !payment_waits) {
         let started = Instant::now();
         let paid = payments.pay(id, amount_cents).await;
         let may_wait = payments.may_wait();
+        needs_buyer = paid == Paid::NeedsBuyer;
         if may_wait && matches!(paid, Paid::NotCharged | Paid::Unknown) {
             bookings.resilience.metrics().fallback(PAYMENT, "queue", started.elapsed());
         }
@@ -200,7 +214,7 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             match paid {
                 Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
                 Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
-                    database.call(|connection| seats::cancel(connection, id, unpaid, 0)).await
+                    database.call(|connection| seats::cancel(connection, id, unpaid, 0, false)).await
                 }
                 _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
             }
@@ -247,6 +261,11 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
     if status == HELD && !before {
         answer["heldForSeconds"] = json!(bookings.hold.as_secs());
     }
+    if needs_buyer && status == PENDING {
+        answer["action"] = json!("ConfirmPayment");
+        answer["message"] =
+            json!("Please confirm the payment with your bank or provider; the seats are kept meanwhile.");
+    }
     let mut response = (code, Json(answer)).into_response();
     if before {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
@@ -285,6 +304,9 @@ fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
     let (outcome, status, code) = match source {
         BookingError::InsufficientTickets => ("insufficient_tickets", StatusCode::CONFLICT, "INSUFFICIENT_TICKETS"),
         BookingError::EventNotFound => ("event_not_found", StatusCode::NOT_FOUND, "EVENT_NOT_FOUND"),
+        BookingError::PaymentsNotSetUp => {
+            return bookings.payments_not_set_up();
+        }
         BookingError::KeyReused => ("key_reused", StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED"),
         BookingError::KeyUnderWay | BookingError::Database(_) => return bookings.unavailable(error),
     };

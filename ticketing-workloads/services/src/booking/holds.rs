@@ -14,8 +14,9 @@ const BUY: &str = "
     WITH bought AS (
         UPDATE bookings
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
-            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END
-        WHERE id = $1 AND status = 'Held' AND held_until > now() RETURNING id, status, amount_cents
+            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
+        WHERE id = $1 AND status = 'Held' AND held_until > now() AND ($4 OR amount_cents = 0)
+        RETURNING id, status, amount_cents
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
     )
@@ -25,7 +26,9 @@ const BUY: &str = "
 /// down, so its commit waits for the disk and the replicas: a purchase that nobody has heard of is told only then.
 const LOOK: &str = "
     SELECT CASE WHEN status = 'Held' AND held_until <= now() THEN 'Cancelled' ELSE status END,
-           CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents
+           CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents,
+           status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                 WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
     FROM bookings WHERE id = $1 FOR SHARE";
 
 /// Its commit does not wait for the disk while the event's row is locked; [`give_back`] does, before it answers.
@@ -53,7 +56,9 @@ const EXPIRE: &str = "
     )
     SELECT count(*), set_config('synchronous_commit', 'off', true) FROM ended";
 
-/// Reservations that came to nothing. Of what was confirmed once, the mail is older than its end.
+/// Reservations that came to nothing: of these reasons alone, for which payment was never asked, and of which the index
+/// `bookings_ended` is. One that payment knows of all the same stays for as long as it does: what is charged for it goes back.
+/// Of what was confirmed once, the mail is older than its end.
 pub const RETENTION: Rule = Rule {
     what: "cancelled reservations",
     sql: "
@@ -62,6 +67,7 @@ pub const RETENTION: Rule = Rule {
         WHERE status = 'Cancelled' AND cancel_reason IN ('expired', 'given back')
           AND created_at < now() - $1 * interval '1 day'
           AND NOT EXISTS (SELECT FROM outbox o WHERE o.booking_id = b.id)
+          AND NOT EXISTS (SELECT FROM payments p WHERE p.key = b.id::text)
         ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
 };
 
@@ -75,27 +81,29 @@ pub const HOT: &[(&str, &str)] = &[
 ];
 
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
-/// already stays as it is, and of what has run out the answer is `Cancelled`. `None`: there is no such booking.
+/// already stays as it is, and so does what has a price without `sells_priced`; of what has run out the answer is
+/// `Cancelled`. `None`: there is no such booking.
 /// `unanswered` stays true once it may have been bought without an answer.
 pub async fn buy(
     connection: Connection,
     id: Uuid,
     asks_within: Option<Duration>,
+    sells_priced: bool,
     unanswered: &AtomicBool,
 ) -> Result<Option<Booked>, DatabaseError> {
     let buy = connection.prepare_cached(BUY).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 3] = [&id, &asks_within.is_some(), &seconds];
+    let values: [&(dyn ToSql + Sync); 4] = [&id, &asks_within.is_some(), &seconds, &sells_priced];
     if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
         let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
-        return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false }));
+        return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false }));
     }
     let look = connection.prepare_cached(LOOK).await?;
     let Some(row) = connection.query_opt(&look, &[&id]).await? else { return Ok(None) };
     let (status, cancel_reason, amount_cents) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     // An attempt before this one may have bought it without hearing of it.
     let before = !unanswered.load(Ordering::Relaxed);
-    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before }))
+    Ok(Some(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer: row.try_get(3)? }))
 }
 
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
@@ -108,7 +116,7 @@ pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String
         tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
     given?;
     flushed?;
-    let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
+    let status = connection.prepare_cached(seats::STATUS).await?;
     let row = connection.query_opt(&status, &[&id]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }

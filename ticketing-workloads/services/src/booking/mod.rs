@@ -6,6 +6,7 @@ pub mod cleanup;
 mod holds;
 mod order;
 mod payments;
+mod pending;
 mod reservations;
 mod seats;
 
@@ -48,9 +49,17 @@ pub struct Settings {
     pub pod: PodSettings,
     #[command(flatten)]
     pub database: DatabaseSettings,
-    /// Address of payment; without one nothing has to be paid for.
+    /// Address of payment. Without one, orders that have a price are refused.
     #[arg(long, env = "PAYMENT_URL")]
     pub payment_url: Option<String>,
+    /// Whether orders that have a price are confirmed without a payment, where there is no PAYMENT_URL. For drills and tests, never
+    /// in production.
+    #[arg(long, env = "CHARGE_NOTHING", default_value_t = false, action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
+    pub charge_nothing: bool,
+    /// Seconds after which a booking that waits for its payment is given up: payment is told to charge nothing any more, and once
+    /// that is certain the booking is cancelled.
+    #[arg(long, env = "PENDING_LIMIT_SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
+    pub pending_limit_seconds: u64,
     /// Seconds for which a reservation keeps its seats.
     #[arg(long, env = "HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub hold_seconds: u64,
@@ -110,9 +119,12 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let database = Arc::new(Database::new(connector, pool_size, dependency, Some(seats::SAMPLE))?);
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
-    let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience));
+    let limit = Duration::from_secs(settings.pending_limit_seconds);
+    let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience, limit));
+    let pending = pending::Pending::new(&database, &resilience, payments.is_some() || settings.charge_nothing);
     let hold = Duration::from_secs(settings.hold_seconds);
-    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), payments.clone(), hold);
+    let selling = api::Selling { payments: payments.clone(), charge_nothing: settings.charge_nothing };
+    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), selling, hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
     let schema = Schema::default();
@@ -124,10 +136,11 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         holds::RETENTION,
         settings.keep_cancelled_days,
     );
-    let mut tasks: Vec<BoxFuture<'static, ()>> = vec![Box::pin(migration), Box::pin(expiry), Box::pin(retention)];
+    let mut tasks: Vec<BoxFuture<'static, ()>> =
+        vec![Box::pin(migration), Box::pin(expiry), Box::pin(retention), Box::pin(pending.measure())];
     tasks.extend(payments.map(|payments| payments.settle().boxed()));
     let parts = Parts {
-        checks: checks::all(&database, &schema).into(),
+        checks: checks::all(&database, &schema).into_iter().chain([pending.check()]).collect(),
         actions: database::actions(&resilience, database),
         api: router(bookings),
         tasks,

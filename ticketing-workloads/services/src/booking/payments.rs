@@ -12,7 +12,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::{CallError, Dependency, Resilience};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -21,6 +21,8 @@ use uuid::Uuid;
 const CURRENCY: &str = "eur";
 /// Time between two looks for bookings to settle.
 const LOOK: Duration = Duration::from_millis(500);
+/// Why a booking is cancelled of which the payment did not come to an end.
+const TIMED_OUT: &str = "payment timed out";
 /// Bookings that are settled side by side.
 const AT_ONCE: i64 = 10;
 
@@ -39,6 +41,8 @@ pub enum Paid {
     NotCharged,
     /// Whether it is paid is unknown.
     Unknown,
+    /// The buyer has to confirm it with the provider first.
+    NeedsBuyer,
 }
 
 /// Asks payment, now and later.
@@ -47,6 +51,8 @@ pub struct Payments {
     dependency: &'static Dependency,
     database: Arc<Database>,
     settled: Family<SettledLabel, Counter>,
+    /// After which time a booking that waits is given up, if nothing is charged.
+    limit: Duration,
 }
 
 impl Payments {
@@ -56,13 +62,14 @@ impl Payments {
         dependency: &'static Dependency,
         database: &Arc<Database>,
         resilience: &Resilience,
+        limit: Duration,
     ) -> Arc<Self> {
         let settled = Family::<SettledLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings_settled", "Bookings that were settled later, by outcome", settled.clone());
         });
         let service = http_client::service(base, dependency);
-        Arc::new(Self { service, dependency, database: Arc::clone(database), settled })
+        Arc::new(Self { service, dependency, database: Arc::clone(database), settled, limit })
     }
 
     /// Whether a booking is taken although payment is away (ADR-007 §5): the policy's fallback `Queue`.
@@ -72,8 +79,17 @@ impl Payments {
 
     /// Asks payment for a booking.
     pub async fn pay(&self, booking: Uuid, amount_cents: i32) -> Paid {
+        self.ask("/api/payments", booking, amount_cents).await
+    }
+
+    /// Has payment see to it that nothing is charged any more, unless it is already.
+    async fn close(&self, booking: Uuid, amount_cents: i32) -> Paid {
+        self.ask("/api/payments/close", booking, amount_cents).await
+    }
+
+    async fn ask(&self, path: &str, booking: Uuid, amount_cents: i32) -> Paid {
         let document = json!({"amountCents": amount_cents, "currency": CURRENCY});
-        let mut call = HttpCall::post("/api/payments", &document);
+        let mut call = HttpCall::post(path, &document);
         if let Ok(key) = HeaderValue::from_str(&booking.to_string()) {
             call.headers.insert(IDEMPOTENCY_KEY, key);
         }
@@ -81,6 +97,7 @@ impl Payments {
             Ok(answer) => match answer.status {
                 StatusCode::OK => Paid::Yes,
                 StatusCode::PAYMENT_REQUIRED => Paid::Declined,
+                StatusCode::ACCEPTED if status_of(&answer.body) == "RequiresAction" => Paid::NeedsBuyer,
                 StatusCode::ACCEPTED => Paid::Unknown,
                 status => {
                     let body = String::from_utf8_lossy(&answer.body);
@@ -113,15 +130,21 @@ impl Payments {
         }
     }
 
-    /// A booking is paid that was cancelled: a person must give the money back.
+    /// A booking is paid that was cancelled: its refund is written down already.
     pub fn paid_for_nothing(&self, booking: Uuid) {
-        tracing::error!(%booking, "charged after the booking was cancelled: refund it by hand");
+        tracing::warn!(%booking, "charged after the booking was cancelled: it is refunded");
         self.settled.get_or_create(&SettledLabel { outcome: "paid_for_nothing" }).inc();
     }
 
     async fn settle_one(&self, due: &Due) {
         let database = &self.database;
-        let outcome = match self.pay(due.booking, due.amount_cents).await {
+        let over = due.age >= self.limit;
+        let paid = if over {
+            self.close(due.booking, due.amount_cents).await
+        } else {
+            self.pay(due.booking, due.amount_cents).await
+        };
+        let outcome = match paid {
             Paid::Yes => {
                 let now = database.call(|connection| seats::confirm(connection, due.booking)).await;
                 now.map(|now| {
@@ -132,10 +155,11 @@ impl Payments {
                 })
             }
             Paid::Declined => {
-                let cancel = |connection| seats::cancel(connection, due.booking, "declined", due.tries);
-                database.call(cancel).await.map(|_| "declined")
+                let reason = if over { TIMED_OUT } else { "declined" };
+                let cancel = |connection| seats::cancel(connection, due.booking, reason, due.tries, true);
+                database.call(cancel).await.map(|_| if over { "given_up" } else { "declined" })
             }
-            Paid::NotCharged | Paid::Unknown => {
+            Paid::NotCharged | Paid::Unknown | Paid::NeedsBuyer => {
                 database.call(|connection| seats::settle_soon(connection, due.booking)).await.map(|_| "open")
             }
         };
@@ -149,6 +173,11 @@ impl Payments {
             }
         }
     }
+}
+
+fn status_of(body: &[u8]) -> String {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    body["status"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Whether it is certain that nothing was charged.

@@ -46,7 +46,12 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) 
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.asks_within(degraded);
     let unanswered = AtomicBool::new(false);
-    match bookings.database.call(|connection| holds::buy(connection, id, asks_within, &unanswered)).await {
+    match bookings
+        .database
+        .call(|connection| holds::buy(connection, id, asks_within, bookings.sells_priced, &unanswered))
+        .await
+    {
+        Ok(Some(booked)) if booked.status == api::HELD => bookings.payments_not_set_up(),
         Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
         Ok(None) => not_found(),
         Err(error) if unanswered.into_inner() => {

@@ -39,7 +39,9 @@ const LOOK: &str = "
     SELECT e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
-           b.email IS NOT DISTINCT FROM $3
+           b.email IS NOT DISTINCT FROM $3, e.price_cents,
+           b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
     LEFT JOIN bookings b ON b.idempotency_key = $2";
@@ -80,34 +82,58 @@ const DUE: &str = "
                         settle_at = now() + greatest(30, least(2 ^ least(settle_tries, 6), 60)) * interval '1 second'
     WHERE id IN (SELECT id FROM bookings WHERE status = 'PaymentPending' AND settle_at <= now()
                  ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-    RETURNING id, amount_cents, settle_tries";
+    RETURNING id, amount_cents, settle_tries, extract(epoch FROM now() - COALESCE(pending_since, created_at))::float8";
 
 /// Asks payment again soon, not only when the claim of the process that asked it is over.
 const SETTLE_SOON: &str = "
     UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
     WHERE id = $1 AND status = 'PaymentPending'";
 
+/// Of a booking that is cancelled the money goes back: that is written down in the same transaction that finds it out.
 const CONFIRM: &str = "
     WITH confirmed AS (
         UPDATE bookings SET status = 'Confirmed', settle_at = NULL
         WHERE id = $1 AND status = 'PaymentPending' RETURNING id
+    ), owed AS (
+        INSERT INTO refunds (key, provider, charge_id, reason)
+        SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
+        FROM bookings b JOIN payment_attempts a ON a.key = b.id::text AND a.state = 'Charged'
+        WHERE b.id = $1 AND b.status = 'Cancelled'
+        ON CONFLICT DO NOTHING
     )
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
-/// Gives the seats back, unless somebody else has asked payment since. Where nobody has said no, the key may be used for
-/// another try. Its commit does not wait for the disk while the event's row is locked; [`cancel`] does, before it answers.
+/// Gives the seats back, unless somebody else has asked payment since; who was told that the booking waits is told that it
+/// does no more. Where nobody has said no, the key may be used for another try. Its commit does not wait for the disk while
+/// the event's row is locked; [`cancel`] does, before it answers.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
-            CASE $2 WHEN 'declined' THEN idempotency_key ELSE idempotency_key || ':' || id END
-        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING event_id, ticket_count
+            CASE WHEN $2 IN ('declined', 'payment timed out') THEN idempotency_key ELSE idempotency_key || ':' || id END
+        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING id, event_id, ticket_count
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingCancelled' FROM cancelled WHERE $4
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1
     FROM cancelled WHERE e.id = event_id RETURNING set_config('synchronous_commit', 'off', true)";
 
+/// How a booking stands.
+pub(super) const STATUS: &str = "SELECT status FROM bookings WHERE id = $1";
+
+const PENDING: &str = "
+    SELECT count(*), COALESCE(extract(epoch FROM now() - min(COALESCE(pending_since, created_at))), 0)::float8
+    FROM bookings WHERE status = 'PaymentPending'";
+
+/// Asked for only where nobody can charge.
+const PRICED: &str = "SELECT EXISTS (SELECT FROM events WHERE price_cents > 0)";
+
 const FIND: &str = "
     SELECT id, event_id, user_id, ticket_count, status,
-           to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
+           to_char(held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+           CASE WHEN status = 'Cancelled' THEN cancel_reason END,
+           CASE WHEN status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                           WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
+                THEN 'ConfirmPayment' END
     FROM bookings WHERE id = $1";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
@@ -140,6 +166,9 @@ pub enum BookingError {
     /// The idempotency key belongs to another booking.
     #[error("This idempotency key was used for a booking with other details")]
     KeyReused,
+    /// It has a price, and there is no payment service.
+    #[error("Tickets for this event cannot be sold now: booking has no payment service (PAYMENT_URL)")]
+    PaymentsNotSetUp,
     /// Another request with the same key is being booked at this moment.
     #[error("another request with this idempotency key is being booked")]
     KeyUnderWay,
@@ -156,7 +185,9 @@ impl From<tokio_postgres::Error> for BookingError {
 impl Failure for BookingError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused => FailureKind::Business,
+            Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused | Self::PaymentsNotSetUp => {
+                FailureKind::Business
+            }
             Self::KeyUnderWay => FailureKind::VersionConflict,
             Self::Database(error) => error.kind(),
         }
@@ -177,6 +208,12 @@ pub struct Booking {
     /// When a reservation runs out, as RFC 3339 has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_until: Option<String>,
+    /// Why it is cancelled: `declined`, `expired`, `given back`, `payment timed out`, `payment unavailable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_reason: Option<String>,
+    /// What the buyer has to do: `ConfirmPayment`, with the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -202,12 +239,14 @@ pub struct Booked {
     pub amount_cents: i32,
     /// Whether an earlier request with the same key made it.
     pub before: bool,
+    /// Whether the buyer has to confirm the payment with the provider first.
+    pub needs_buyer: bool,
 }
 
 /// What seats are taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be had: nothing has to be paid for.
+    /// To be had without a payment.
     Free,
     /// To be paid for: somebody asks payment within this time.
     Paid { asks_within: Duration },
@@ -215,11 +254,13 @@ pub enum Purpose {
     Held { keep: Duration },
 }
 
-/// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
+/// Makes one attempt to take seats; `sells_priced`: also of an event that has a price. `unanswered` stays true once seats may
+/// have been taken without an answer.
 pub async fn take(
     connection: Connection,
     order: &Order,
     purpose: Purpose,
+    sells_priced: bool,
     unanswered: &AtomicBool,
 ) -> Result<Booked, BookingError> {
     let look = connection.prepare_cached(LOOK).await?;
@@ -235,14 +276,18 @@ pub async fn take(
         // One of our own attempts may have been committed without our knowing.
         let before = id != order.booking_id;
         let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
+        let needs_buyer = row.try_get(10)?;
         // The request that made it may be waiting for the disk still.
         connection.batch_execute(FLUSH).await?;
-        return Ok(Booked { id, status, cancel_reason, amount_cents, before });
+        return Ok(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer });
     }
     let Some(available) = row.try_get::<_, Option<i32>>(0)? else { return Err(BookingError::EventNotFound) };
     // Who comes too late must not queue for the event's row.
     if available < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
+    }
+    if !sells_priced && row.try_get::<_, Option<i32>>(9)?.is_some_and(|price| price > 0) {
+        return Err(BookingError::PaymentsNotSetUp);
     }
     let take = connection.prepare_cached(TAKE).await?;
     let Order { booking_id, event_id, user_id, ticket_count, idempotency_key, email } = order;
@@ -270,7 +315,7 @@ pub async fn take(
         Ok(Some(row)) => {
             flushed?;
             let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
-            Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false })
+            Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false })
         }
         // Others took the last ones meanwhile.
         Ok(None) => Err(BookingError::InsufficientTickets),
@@ -302,13 +347,16 @@ pub struct Due {
     pub amount_cents: i32,
     /// How often payment was asked later, this time included.
     pub tries: i32,
+    /// How long it has been waiting.
+    pub age: Duration,
 }
 
 /// Claims up to `most` bookings of which the payment is open.
 pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, DatabaseError> {
     let due = connection.prepare_cached(DUE).await?;
     let one = |row: &tokio_postgres::Row| {
-        Ok(Due { booking: row.try_get(0)?, amount_cents: row.try_get(1)?, tries: row.try_get(2)? })
+        let age = Duration::try_from_secs_f64(row.try_get(3)?).unwrap_or_default();
+        Ok(Due { booking: row.try_get(0)?, amount_cents: row.try_get(1)?, tries: row.try_get(2)?, age })
     };
     connection.query(&due, &[&most]).await?.iter().map(one).collect()
 }
@@ -330,11 +378,18 @@ pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, Da
 }
 
 /// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
-/// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. The
-/// answer is how it stands then, and stays so after a crash: the buyer is told that nothing will be charged.
-pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: i32) -> Result<String, DatabaseError> {
+/// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. `tell`: the
+/// buyer was told something else before. The answer is how it stands then, and stays so after a crash: the buyer is told that
+/// nothing will be charged.
+pub async fn cancel(
+    connection: Connection,
+    booking: Uuid,
+    reason: &str,
+    tries: i32,
+    tell: bool,
+) -> Result<String, DatabaseError> {
     let cancel = connection.prepare_cached(CANCEL).await?;
-    let values: [&(dyn ToSql + Sync); 3] = [&booking, &reason, &tries];
+    let values: [&(dyn ToSql + Sync); 4] = [&booking, &reason, &tries, &tell];
     // Sent together, in this order.
     let (cancelled, flushed) =
         tokio::join!(biased; connection.execute(&cancel, &values), connection.batch_execute(FLUSH));
@@ -344,7 +399,7 @@ pub async fn cancel(connection: Connection, booking: Uuid, reason: &str, tries: 
 }
 
 async fn status(connection: &Connection, booking: Uuid) -> Result<String, DatabaseError> {
-    let status = connection.prepare_cached("SELECT status FROM bookings WHERE id = $1").await?;
+    let status = connection.prepare_cached(STATUS).await?;
     Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
@@ -363,6 +418,8 @@ pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, D
         ticket_count: row.try_get(3)?,
         status: row.try_get(4)?,
         held_until: row.try_get(5)?,
+        cancel_reason: row.try_get(6)?,
+        action: row.try_get(7)?,
     }))
 }
 
@@ -374,6 +431,19 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
         Ok(Event { id: row.try_get(0)?, name: row.try_get(1)?, capacity: row.try_get(2)?, available: row.try_get(3)? })
     };
     rows.iter().map(event).collect()
+}
+
+/// How many bookings wait for their payment, and for how long the oldest does.
+pub async fn pending(connection: Connection) -> Result<(i64, Duration), DatabaseError> {
+    let pending = connection.prepare_cached(PENDING).await?;
+    let row = connection.query_one(&pending, &[]).await?;
+    Ok((row.try_get(0)?, Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default()))
+}
+
+/// Whether an event has a price.
+pub async fn has_priced_events(connection: Connection) -> Result<bool, DatabaseError> {
+    let any = connection.prepare_cached(PRICED).await?;
+    Ok(connection.query_one(&any, &[]).await?.try_get(0)?)
 }
 
 /// What there is to compare, and how many holds have run out.
@@ -452,6 +522,9 @@ pub const HOT: &[(&str, &str)] = &[
     ("settle soon", SETTLE_SOON),
     ("confirm", CONFIRM),
     ("cancel", CANCEL),
+    ("status", STATUS),
+    ("pending", PENDING),
+    ("priced events", PRICED),
     ("find", FIND),
     ("events", EVENTS),
     ("overview", OVERVIEW),

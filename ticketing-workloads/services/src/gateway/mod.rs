@@ -3,6 +3,7 @@
 
 mod bookings;
 mod events;
+mod webhooks;
 
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::{answers, checks};
@@ -18,6 +19,10 @@ use tokio_util::task::TaskTracker;
 const NAME: &str = "gateway";
 const CATALOG: &str = "catalog";
 const BOOKING: &str = "booking";
+/// Payment, for the events of one provider and of the other: anybody can send some, and those of one must not keep out the
+/// other's.
+const STRIPE_EVENTS: &str = "stripe-events";
+const PAYPAL_EVENTS: &str = "paypal-events";
 /// What is answered when there is neither a catalog nor a memory of it (ADR-007 §2).
 const NO_EVENTS: &str = r#"{"events":[],"message":"Event catalog is temporarily unavailable. Please try again later.","isFromCache":false,"isFallback":true}"#;
 
@@ -32,6 +37,9 @@ pub struct Settings {
     /// Address of booking.
     #[arg(long, env = "BOOKING_URL", default_value = "http://booking:8080")]
     pub booking_url: String,
+    /// Address of payment, for the webhooks of its providers. Without one they are not passed on.
+    #[arg(long, env = "PAYMENT_URL")]
+    pub payment_url: Option<String>,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -52,25 +60,51 @@ pub(crate) fn defaults() -> PolicySettings {
         bulkhead: Some(BOOKING.to_owned()),
         ..Default::default()
     };
+    // The provider sends an event again that is not taken.
+    let events_of = |name: &str| DependencySettings {
+        timeout: TimeoutSettings { request_ms: 10_000, per_try_ms: 10_000, connect_ms: None },
+        retry: RetrySettings { num_retries: 0, ..Default::default() },
+        bulkhead: Some(name.to_owned()),
+        ..Default::default()
+    };
+    let events_room = BulkheadSettings { max_concurrent: 20, max_queued: 20, max_wait_ms: 1_000 };
     let room = BulkheadSettings { max_concurrent: 100, max_queued: 200, max_wait_ms: 1_000 };
     PolicySettings {
-        dependencies: [(CATALOG.to_owned(), catalog), (BOOKING.to_owned(), booking)].into(),
-        bulkheads: [CATALOG, BOOKING].map(|name| (name.to_owned(), room.clone())).into(),
+        dependencies: [
+            (CATALOG.to_owned(), catalog),
+            (BOOKING.to_owned(), booking),
+            (STRIPE_EVENTS.to_owned(), events_of(STRIPE_EVENTS)),
+            (PAYPAL_EVENTS.to_owned(), events_of(PAYPAL_EVENTS)),
+        ]
+        .into(),
+        bulkheads: [(CATALOG, &room), (BOOKING, &room), (STRIPE_EVENTS, &events_room), (PAYPAL_EVENTS, &events_room)]
+            .map(|(name, room)| (name.to_owned(), room.clone()))
+            .into(),
         ..Default::default()
     }
 }
 
 /// Opens the ports. The services behind it may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, catalog_url, booking_url } = settings;
-    let resilience =
-        Resilience::builder(pod.workload(NAME)).dependency(CATALOG).dependency(BOOKING).defaults(defaults()).build();
+    let Settings { pod, catalog_url, booking_url, payment_url } = settings;
+    let resilience = Resilience::builder(pod.workload(NAME))
+        .dependency(CATALOG)
+        .dependency(BOOKING)
+        .dependency(STRIPE_EVENTS)
+        .dependency(PAYPAL_EVENTS)
+        .defaults(defaults())
+        .build();
     let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?, resilience.spare_memory());
     let bookings = bookings::router(&booking_url, host::declared(&resilience, BOOKING)?);
+    let webhooks = match payment_url.filter(|url| !url.is_empty()) {
+        Some(url) => webhooks::router(&url, "stripe", host::declared(&resilience, STRIPE_EVENTS)?)
+            .merge(webhooks::router(&url, "paypal", host::declared(&resilience, PAYPAL_EVENTS)?)),
+        None => Router::new(),
+    };
     let parts = Parts {
         checks: vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()],
         actions: Actions::new(Arc::clone(resilience.metrics())),
-        api: Router::new().merge(events).merge(bookings).fallback(answers::not_found),
+        api: Router::new().merge(events).merge(bookings).merge(webhooks).fallback(answers::not_found),
         tasks: Vec::new(),
         work: TaskTracker::new(),
         capacity: Some(host::CAPACITY),

@@ -300,7 +300,7 @@ impl Drain {
             return Ok(Claimed::nothing(Look::Empty, true));
         }
         let tickets = flags.bool(TICKETS, true);
-        let mut kinds = vec![Kind::BookingConfirmed.name()];
+        let mut kinds = vec![Kind::BookingConfirmed.name(), Kind::BookingCancelled.name()];
         kinds.extend(tickets.then_some(Kind::Ticket.name()));
         self.settle_claim().await?;
         let (chosen, blocked) = self.choose(&kinds, most, limits, deep).await?;
@@ -472,7 +472,8 @@ impl Drain {
 
     async fn send(&self, message: &Message, tickets: bool, is_probe: bool) -> Result<Outcome, DatabaseFailure> {
         let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
-        let ticket = tickets.then(|| ticket::pdf(message));
+        let has_ticket = message.kind != Kind::BookingCancelled;
+        let ticket = (tickets && has_ticket).then(|| ticket::pdf(message));
         let mail = match self.mailer.compose(message, address, ticket) {
             Ok(mail) => mail,
             Err(error) => return Ok(Outcome::Never { reason: plain(&error.to_string()) }),
@@ -493,7 +494,7 @@ impl Drain {
         Ok(match sent {
             Ok(()) => {
                 self.relay.settle(of, &Attempt::Taken);
-                Outcome::Sent { ticket_follows: !tickets }
+                Outcome::Sent { ticket_follows: !tickets && has_ticket }
             }
             Err(not_sent) => {
                 let (error, to) = (&not_sent.error, redacted_address(address));

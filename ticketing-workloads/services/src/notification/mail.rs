@@ -134,6 +134,7 @@ impl Mailer {
         let subject = match kind {
             Kind::BookingConfirmed => format!("Your booking for {event}"),
             Kind::Ticket => format!("Your ticket for {event}"),
+            Kind::BookingCancelled => format!("Your booking for {event} is cancelled"),
         };
         let builder = lettre::Message::builder()
             .envelope(envelope)
@@ -359,15 +360,25 @@ fn one_line(text: &str) -> String {
 
 fn text(message: &Message, with_ticket: bool) -> String {
     let Message { booking, user, seats, amount_cents, event, starts_at, .. } = message;
-    let mut text = format!("Hello {},\n\nyour booking is confirmed.\n\n", one_line(user));
+    let is_cancelled = message.kind == Kind::BookingCancelled;
+    let stands = if is_cancelled {
+        "your booking is cancelled: the payment was declined or did not come to an end in time. You pay nothing; should something\n\
+         have been charged all the same, it is refunded"
+    } else {
+        "your booking is confirmed"
+    };
+    let mut text = format!("Hello {},\n\n{stands}.\n\n", one_line(user));
     let _ = writeln!(text, "  Event    {}", one_line(event));
     if let Some(starts_at) = starts_at {
         let _ = writeln!(text, "  Starts   {starts_at}");
     }
     let _ = writeln!(text, "  Seats    {seats}");
-    let _ = writeln!(text, "  Paid     {}.{:02} EUR", amount_cents / 100, amount_cents % 100);
+    let amount = if is_cancelled { "Not paid" } else { "Paid    " };
+    let _ = writeln!(text, "  {amount} {}.{:02} EUR", amount_cents / 100, amount_cents % 100);
     let _ = writeln!(text, "  Booking  {booking}");
-    text.push_str(if with_ticket {
+    text.push_str(if is_cancelled {
+        "\nThe seats are free again.\n"
+    } else if with_ticket {
         "\nYour ticket is attached. Show its code at the entrance.\n"
     } else {
         "\nYour ticket follows in another mail.\n"

@@ -1,4 +1,5 @@
-//! The notification service: works off the outbox. It mails a confirmation with the ticket as a PDF.
+//! The notification service: works off the outbox. It mails a confirmation with the ticket as a PDF, or that a booking which
+//! waited for its payment is cancelled.
 //!
 //! Nothing is lost: a message stays in the outbox until the mail server has taken it, or until it is known that it can
 //! never be sent; then it goes to `dead_letters` with the reason, and back by [`requeue`]. While the mail server takes

@@ -142,16 +142,19 @@ pub enum Kind {
     BookingConfirmed,
     /// The ticket, which could not be made then.
     Ticket,
+    /// That a booking that waited for its payment is cancelled.
+    BookingCancelled,
 }
 
 impl Kind {
-    pub const ALL: [Self; 2] = [Self::BookingConfirmed, Self::Ticket];
+    pub const ALL: [Self; 3] = [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled];
 
     /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::BookingConfirmed => "BookingConfirmed",
             Self::Ticket => "Ticket",
+            Self::BookingCancelled => "BookingCancelled",
         }
     }
 }
@@ -236,8 +239,8 @@ pub async fn claim(
 
 impl Message {
     fn read(row: &Row, claim: Uuid) -> Result<Self, tokio_postgres::Error> {
-        let kind =
-            if row.try_get::<_, &str>(2)? == Kind::Ticket.name() { Kind::Ticket } else { Kind::BookingConfirmed };
+        let name: &str = row.try_get(2)?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::BookingConfirmed);
         Ok(Self {
             id: row.try_get(0)?,
             claim,

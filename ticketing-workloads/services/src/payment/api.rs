@@ -1,5 +1,6 @@
-//! The HTTP interface of payment: `POST /api/payments`.
+//! The HTTP interface of payment: `POST /api/payments`, and `POST /api/payments/close` with the same key and body.
 
+use super::decision::Purpose;
 use super::ledger::Order;
 use super::process::{Outcome, Payments};
 use crate::answers::{body_unreadable, not_found, problem, refused, unavailable};
@@ -35,7 +36,11 @@ struct Wanted {
 }
 
 pub fn router(payments: Arc<Payments>, work: TaskTracker) -> Router {
-    Router::new().route("/api/payments", post(pay)).fallback(not_found).with_state((payments, work))
+    Router::new()
+        .route("/api/payments", post(pay))
+        .route("/api/payments/close", post(close))
+        .fallback(not_found)
+        .with_state((payments, work))
 }
 
 fn read(body: &[u8], headers: &HeaderMap) -> Result<Order, &'static str> {
@@ -58,9 +63,20 @@ fn read(body: &[u8], headers: &HeaderMap) -> Result<Order, &'static str> {
     Ok(Order { key: key.to_owned(), amount_cents: wanted.amount_cents, currency: wanted.currency })
 }
 
-async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, headers: HeaderMap, body: Body) -> Response {
+type Shared = State<(Arc<Payments>, TaskTracker)>;
+
+async fn pay(shared: Shared, headers: HeaderMap, body: Body) -> Response {
+    process(shared, &headers, body, Purpose::Pay).await
+}
+
+/// Sees to it that the order is never charged, unless it is already.
+async fn close(shared: Shared, headers: HeaderMap, body: Body) -> Response {
+    process(shared, &headers, body, Purpose::Close).await
+}
+
+async fn process(State((payments, work)): Shared, headers: &HeaderMap, body: Body, purpose: Purpose) -> Response {
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
-        Ok(body) => read(&body, &headers),
+        Ok(body) => read(&body, headers),
         Err(error) => return body_unreadable(error),
     };
     let order = match order {
@@ -69,7 +85,7 @@ async fn pay(State((payments, work)): State<(Arc<Payments>, TaskTracker)>, heade
     };
     // Not in this request's own task: a caller who leaves must not leave a charge behind that nobody has written down.
     let until = resilience::deadline::current();
-    let paying = work.spawn(async move { payments.pay(&order, until).await });
+    let paying = work.spawn(async move { payments.pay(&order, purpose, until).await });
     match paying.await {
         Ok(Ok(outcome)) => respond(outcome),
         Ok(Err(error)) => {
@@ -97,6 +113,17 @@ fn respond(outcome: Outcome) -> Response {
         }))
         .into_response(),
         Outcome::Declined => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
+        Outcome::NeedsBuyer { provider } => {
+            let message = "The buyer has to confirm the payment with the provider";
+            let answer = json!({
+                "success": false, "status": "RequiresAction", "provider": provider, "message": message,
+            });
+            (StatusCode::ACCEPTED, Json(answer)).into_response()
+        }
+        // Not a success: to a caller who asked to pay it means that it is not paid.
+        Outcome::Closed => {
+            problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_CLOSED", "The payment is closed: nothing is charged")
+        }
         Outcome::Unknown => pending("The outcome of the charge is unknown; it is looked up, and not charged again"),
         Outcome::UnderWay => pending("Another request is processing this payment"),
         Outcome::AllFailed { reasons } => {

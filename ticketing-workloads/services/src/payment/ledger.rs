@@ -1,54 +1,67 @@
 //! The payments that were asked for, and the outcome at each provider, in the database.
 
+use super::decision::{Attempt, PROVIDERS, State};
 use crate::database::{Connection, Database, DatabaseError};
 use crate::retention::Rule;
 use resilience::CallError;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// How long a claim holds: longer than any request may take.
 const CLAIM: Duration = Duration::from_secs(70);
 
-/// Claims the payment, unless somebody else has it. Somebody who has died loses it in time.
+/// Claims the payment, unless somebody else has it. Somebody who has died loses it in time. Closing it is part of the claim:
+/// a request that writes afterwards has read that it is closed.
 const CLAIM_SQL: &str = "
-    INSERT INTO payments AS p (key, amount_cents, currency, claim, claimed_until)
-    VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second')
-    ON CONFLICT (key) DO UPDATE SET claim = excluded.claim, claimed_until = excluded.claimed_until
+    INSERT INTO payments AS p (key, amount_cents, currency, claim, claimed_until, closed_at)
+    VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second', CASE WHEN $6 THEN now() END)
+    ON CONFLICT (key) DO UPDATE SET claim = excluded.claim, claimed_until = excluded.claimed_until, closed_at =
+        CASE WHEN p.amount_cents = excluded.amount_cents AND p.currency = excluded.currency
+             THEN COALESCE(p.closed_at, excluded.closed_at) ELSE p.closed_at END
     WHERE p.claim = excluded.claim OR p.claimed_until IS NULL OR p.claimed_until < now()
-    RETURNING p.amount_cents, p.currency";
+    RETURNING p.amount_cents, p.currency, p.closed_at IS NOT NULL";
 
-const FIND: &str = "SELECT amount_cents, currency FROM payments WHERE key = $1";
+const FIND: &str = "SELECT amount_cents, currency, closed_at IS NOT NULL FROM payments WHERE key = $1";
 const RELEASE: &str = "UPDATE payments SET claim = NULL, claimed_until = NULL WHERE key = $1 AND claim = $2";
+
+/// The keys of the one-step protocol are as old as the payment.
 const ATTEMPTS: &str = "
-    SELECT provider, state, charge_id, extract(epoch FROM now() - began_at)::float8, asks
-    FROM payment_attempts WHERE key = $1";
+    SELECT a.provider, a.number, a.state, COALESCE(a.object_id, a.charge_id),
+           extract(epoch FROM now() - CASE WHEN a.state IN ('Begun', 'NotCharged') THEN p.created_at ELSE a.began_at END)::float8
+    FROM payment_attempts a JOIN payments p ON p.key = a.key WHERE a.key = $1";
 
-/// Only the holder of the claim writes.
-const BEGIN: &str = "
-    INSERT INTO payment_attempts AS a (key, provider, state)
-    SELECT key, $3, 'Begun' FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
+/// Only the holder of the claim writes, and only over what it has read: a statement that was held up on its way must not
+/// write over a newer one. One that is made again changes nothing more. The object's id stays: a late event of it still finds
+/// its order.
+const NOTE: &str = "
+    INSERT INTO payment_attempts AS a (key, provider, state, number, object_id, charge_id, reason)
+    SELECT key, $3, $4, $5, $6, CASE WHEN $4 = 'Charged' THEN $6 END, $7 FROM payments
+    WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
     ON CONFLICT (key, provider) DO UPDATE
-    SET state = 'Begun', charge_id = NULL, began_at = now(), asks = a.asks + 1
-    RETURNING asks";
+    SET state = excluded.state, number = excluded.number, object_id = COALESCE(excluded.object_id, a.object_id),
+        charge_id = excluded.charge_id, reason = excluded.reason, began_at = now(), asks = a.asks + 1
+    WHERE (a.number = $8 AND (a.state = $9 OR $9 = 'Begun' AND a.state = 'NotCharged')) OR (a.number = excluded.number AND a.state = excluded.state)";
 
-/// And only the outcome of the last request to the provider: a statement that was held up on its way must not write
-/// over a newer one.
-const SETTLE: &str = "
-    UPDATE payment_attempts a SET state = $4, charge_id = $5
-    FROM payments p
-    WHERE p.key = $1 AND p.claim = $2 AND p.claimed_until > now()
-      AND a.key = p.key AND a.provider = $3 AND a.asks = $6 AND a.state IN ('Begun', $4)";
-
-/// Payments that nobody works on, whose outcome is known at every provider, and whose booking waits for nothing.
+/// Payments that nobody works on and nothing has happened to for so long; whose outcome is known at every provider, for what
+/// may still be charged is read again, however old; of which no money is to go back any more; and whose booking waits for
+/// nothing. What was given back stays in `refunds`.
 pub const RETENTION: Rule = Rule {
     what: "payments",
     sql: "
     WITH old AS (
         SELECT key FROM payments p
         WHERE created_at < now() - $1 * interval '1 day' AND (claimed_until IS NULL OR claimed_until < now())
-          AND (SELECT bool_or(a.state = 'Begun') FROM payment_attempts a WHERE a.key = p.key) IS NOT TRUE
+          AND (SELECT bool_or(a.began_at >= now() - $1 * interval '1 day'
+                              OR a.state NOT IN ('Creating', 'Created', 'Charged', 'Uncharged', 'Declined', 'Expired', 'Refused')
+                              OR a.state = 'Charged' AND r.done_at IS NULL
+                                 AND (r.charge_id IS NOT NULL OR b.status = 'Cancelled'))
+               FROM payment_attempts a
+               LEFT JOIN refunds r ON r.provider = a.provider AND r.charge_id = a.charge_id
+               LEFT JOIN bookings b
+                    ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+               WHERE a.key = p.key) IS NOT TRUE
           AND NOT EXISTS (SELECT FROM bookings b WHERE b.id::text = p.key AND b.status = 'PaymentPending')
         ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), attempts AS (
@@ -63,8 +76,7 @@ pub const HOT: &[(&str, &str)] = &[
     ("find a payment", FIND),
     ("release", RELEASE),
     ("attempts", ATTEMPTS),
-    ("begin", BEGIN),
-    ("settle", SETTLE),
+    ("note", NOTE),
     ("old payments", RETENTION.sql),
 ];
 
@@ -79,43 +91,11 @@ pub struct Order {
     pub currency: String,
 }
 
-/// What is known of one provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Known {
-    /// It was asked, and charge outcome unknown.
-    Begun {
-        /// How long ago it was asked.
-        age: Duration,
-        /// How often it was asked.
-        asks: i32,
-    },
-    /// It has charged.
-    Charged {
-        /// Its id of the charge.
-        charge: String,
-    },
-    /// It has not charged.
-    NotCharged,
-    /// It will not charge.
-    Declined,
-}
-
-impl Known {
-    fn columns(&self) -> (&'static str, Option<&str>) {
-        match self {
-            Self::Begun { .. } => ("Begun", None),
-            Self::Charged { charge } => ("Charged", Some(charge)),
-            Self::NotCharged => ("NotCharged", None),
-            Self::Declined => ("Declined", None),
-        }
-    }
-}
-
 /// How an order was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It is ours until the claim ends.
-    Ours(Claim),
+    /// It is ours until the claim ends. `closed`: it must not be begun again.
+    Ours { claim: Claim, closed: bool },
     /// Somebody works on it.
     UnderWay,
     /// The key belongs to an order of another amount.
@@ -149,21 +129,22 @@ impl Ledger {
         Self { database: Arc::clone(database) }
     }
 
-    /// Takes an order, unless another request is processing it.
-    pub async fn take(&self, order: &Order) -> Result<Taken, LedgerError> {
+    /// Takes an order, unless another request is processing it. `close`: nobody may begin it again.
+    pub async fn take(&self, order: &Order, close: bool) -> Result<Taken, LedgerError> {
         let id = Uuid::new_v4();
         let work = |connection: Connection| async move {
             let take = connection.prepare_cached(CLAIM_SQL).await?;
             let Order { key, amount_cents, currency } = order;
             let seconds = CLAIM.as_secs_f64();
-            let row = connection.query_opt(&take, &[key, amount_cents, currency, &id, &seconds]).await?;
+            let values: [&(dyn ToSql + Sync); 6] = [key, amount_cents, currency, &id, &seconds, &close];
+            let row = connection.query_opt(&take, &values).await?;
             let claimed = row.is_some();
             let row = match row {
                 Some(row) => row,
                 None => connection.query_one(&connection.prepare_cached(FIND).await?, &[key]).await?,
             };
             let same = row.try_get::<_, i32>(0)? == *amount_cents && row.try_get::<_, &str>(1)? == currency;
-            Ok::<_, DatabaseError>((claimed, same))
+            Ok::<_, DatabaseError>((claimed, same, row.try_get(2)?))
         };
         let claim = Claim { key: order.key.clone(), id };
         let taken = match self.database.call(work).await {
@@ -177,13 +158,13 @@ impl Ledger {
             }
         };
         match taken {
-            (true, true) => Ok(Taken::Ours(claim)),
-            (true, false) => {
+            (true, true, closed) => Ok(Taken::Ours { claim, closed }),
+            (true, false, _) => {
                 self.release(&claim).await;
                 Ok(Taken::KeyReused)
             }
-            (false, true) => Ok(Taken::UnderWay),
-            (false, false) => Ok(Taken::KeyReused),
+            (false, true, _) => Ok(Taken::UnderWay),
+            (false, false, _) => Ok(Taken::KeyReused),
         }
     }
 
@@ -198,45 +179,114 @@ impl Ledger {
         }
     }
 
-    /// What is known of each provider that was ever asked.
-    pub async fn known(&self, key: &str) -> Result<HashMap<String, Known>, LedgerError> {
+    /// The last attempt with each of these providers.
+    pub async fn attempts(
+        &self,
+        key: &str,
+        names: [&str; PROVIDERS],
+    ) -> Result<[Option<Attempt>; PROVIDERS], LedgerError> {
         let work = |connection: Connection| async move {
-            let attempts = connection.prepare_cached(ATTEMPTS).await?;
-            let mut known = HashMap::new();
-            for row in connection.query(&attempts, &[&key]).await? {
-                let age = Duration::try_from_secs_f64(row.try_get(3)?).unwrap_or_default();
-                let state = match (row.try_get(1)?, row.try_get::<_, Option<String>>(2)?) {
-                    ("Charged", charge) => Known::Charged { charge: charge.unwrap_or_default() },
-                    ("NotCharged", _) => Known::NotCharged,
-                    ("Declined", _) => Known::Declined,
-                    _ => Known::Begun { age, asks: row.try_get(4)? },
-                };
-                known.insert(row.try_get(0)?, state);
+            let sql = connection.prepare_cached(ATTEMPTS).await?;
+            let mut attempts = [const { None }; PROVIDERS];
+            for row in connection.query(&sql, &[&key]).await? {
+                let provider: &str = row.try_get(0)?;
+                let Some(index) = names.iter().position(|name| *name == provider) else { continue };
+                let object: Option<String> = row.try_get(3)?;
+                let age = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
+                let state = state(row.try_get(2)?, object.unwrap_or_default());
+                attempts[index] = Some(Attempt { number: row.try_get(1)?, state, age });
             }
-            Ok::<_, DatabaseError>(known)
+            Ok::<_, DatabaseError>(attempts)
         };
         Ok(self.database.call(work).await?)
     }
 
-    /// Writes down that a provider is asked, before it is. The answer is how often it was.
-    pub async fn begin(&self, claim: &Claim, provider: &str) -> Result<i32, LedgerError> {
+    /// Writes down how an attempt stands now, over what was read of it `before`.
+    pub async fn note(
+        &self,
+        claim: &Claim,
+        provider: &str,
+        before: Option<&Attempt>,
+        now: &Attempt,
+        reason: Option<&str>,
+    ) -> Result<(), LedgerError> {
+        let (name, object) = (name(&now.state), now.state.object());
+        let (number_before, name_before) =
+            (before.map(|before| before.number), before.map(|before| self::name(&before.state)));
         let work = |connection: Connection| async move {
-            let begin = connection.prepare_cached(BEGIN).await?;
-            let row = connection.query_opt(&begin, &[&claim.key, &claim.id, &provider]).await?;
-            row.map(|row| row.try_get(0)).transpose().map_err(DatabaseError::from)
-        };
-        self.database.call(work).await?.ok_or(LedgerError::ClaimLost)
-    }
-
-    /// Writes down what came of asking a provider for that time.
-    pub async fn settle(&self, claim: &Claim, provider: &str, asks: i32, known: &Known) -> Result<(), LedgerError> {
-        let (state, charge) = known.columns();
-        let work = |connection: Connection| async move {
-            let settle = connection.prepare_cached(SETTLE).await?;
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-                [&claim.key, &claim.id, &provider, &state, &charge, &asks];
-            connection.execute(&settle, &values).await.map_err(DatabaseError::from)
+            let note = connection.prepare_cached(NOTE).await?;
+            let values: [&(dyn ToSql + Sync); 9] =
+                [&claim.key, &claim.id, &provider, &name, &now.number, &object, &reason, &number_before, &name_before];
+            connection.execute(&note, &values).await.map_err(DatabaseError::from)
         };
         if self.database.call(work).await? == 0 { Err(LedgerError::ClaimLost) } else { Ok(()) }
+    }
+}
+
+/// A state's name in the table. Version 0.1 takes one that it does not know for one in doubt, and changes nothing.
+pub(super) fn name(state: &State) -> &'static str {
+    match state {
+        State::Creating => "Creating",
+        State::Created { .. } => "Created",
+        State::Confirming { again: false, .. } => "Confirming",
+        State::Confirming { again: true, .. } => "Reconfirming",
+        State::NeedsBuyer { .. } => "NeedsBuyer",
+        State::Charged { .. } => "Charged",
+        State::NotCharged => "Uncharged",
+        State::Declined => "Declined",
+        State::Expired => "Expired",
+        State::Refused => "Refused",
+        State::Begun => "Begun",
+    }
+}
+
+/// The state of that name. One of a later version is one in doubt; and so is `NotCharged` of version 0.1, which takes that a
+/// search finds nothing for a proof.
+pub(super) fn state(name: &str, object: String) -> State {
+    match name {
+        "Creating" => State::Creating,
+        "Created" => State::Created { object },
+        "NeedsBuyer" => State::NeedsBuyer { object },
+        "Charged" => State::Charged { object },
+        "Uncharged" => State::NotCharged,
+        "Declined" => State::Declined,
+        "Expired" => State::Expired,
+        "Refused" => State::Refused,
+        "Begun" | "NotCharged" => State::Begun,
+        _ if object.is_empty() => State::Begun,
+        _ => State::Confirming { object, again: name != "Confirming" },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states() -> Vec<State> {
+        let object = || "o".to_owned();
+        vec![
+            State::Creating,
+            State::Created { object: object() },
+            State::Confirming { object: object(), again: false },
+            State::Confirming { object: object(), again: true },
+            State::NeedsBuyer { object: object() },
+            State::Charged { object: object() },
+            State::NotCharged,
+            State::Declined,
+            State::Expired,
+            State::Refused,
+            State::Begun,
+        ]
+    }
+
+    /// Also what a version that knows more states writes is kept.
+    #[test]
+    fn only_what_can_charge_no_more_is_deleted() {
+        for state in states() {
+            let may_charge = state.in_doubt() || matches!(state, State::NeedsBuyer { .. });
+            let is_deleted = RETENTION.sql.contains(&format!("'{}'", name(&state)));
+            assert_eq!(is_deleted, !may_charge, "{state:?}");
+        }
+        assert!(!RETENTION.sql.contains("'NotCharged'"), "what version 0.1 concludes from a search proves nothing");
     }
 }

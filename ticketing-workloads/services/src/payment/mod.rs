@@ -2,13 +2,23 @@
 //! not charged.
 //!
 //! ADR-007 §2 asks the second provider after any failure of the first. That charges twice when the first has charged and
-//! its answer got lost: an idempotency key binds one provider only. So what became of each provider is written down
-//! (`ledger.rs`) before it is asked, and an unknown outcome is looked up, now or later, before anything else happens.
+//! its answer got lost: an idempotency key binds one provider only. So each step with a provider is written down
+//! (`ledger.rs`) before it is made, and what is in doubt is made definite, now or later, before anything else happens
+//! (`decision.rs`).
 
 mod api;
+mod decision;
+mod https;
 mod ledger;
+#[cfg(test)]
+mod model_tests;
+mod paypal;
 mod process;
 mod providers;
+pub mod reconcile;
+mod refunds;
+mod stripe;
+mod webhooks;
 
 use crate::checks;
 use crate::database::{self, Database, DatabaseSettings};
@@ -19,14 +29,22 @@ use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
     RetrySettings, TimeoutSettings, TripRule,
 };
-use providers::{Paypal, ProviderClient, Stripe};
+use decision::PROVIDERS;
+use https::{Credentials, Https};
+use paypal::Paypal;
+use providers::ProviderClient;
 use resilience::{Resilience, retry};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use stripe::Stripe;
+use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 /// Statements that are made for each payment, or all the time.
-pub(crate) use ledger::HOT;
+pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ledger::HOT.iter().chain(refunds::HOT).chain(webhooks::HOT).copied()
+}
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "payment";
@@ -36,6 +54,50 @@ const PAYPAL: &str = "paypal";
 /// Where calls to providers are apart from everything else (ADR-007 §3).
 const EXTERNAL_API: &str = "external-api";
 
+/// Where the providers are, and what they know us by.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Urls {
+    /// Address of the provider shaped as Stripe.
+    #[arg(long, env = "STRIPE_URL", default_value = "http://provider-simulator:8081")]
+    pub stripe_url: String,
+    /// Address of the provider shaped as PayPal.
+    #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
+    pub paypal_url: String,
+    /// File with the API key of Stripe. Without one no key is sent, as for a simulator.
+    #[arg(long, env = "STRIPE_API_KEY_FILE")]
+    pub stripe_api_key_file: Option<PathBuf>,
+    /// File with the client id at PayPal.
+    #[arg(long, env = "PAYPAL_CLIENT_ID_FILE")]
+    pub paypal_client_id_file: Option<PathBuf>,
+    /// File with its secret.
+    #[arg(long, env = "PAYPAL_CLIENT_SECRET_FILE")]
+    pub paypal_client_secret_file: Option<PathBuf>,
+    /// File with certificates, in PEM, that are trusted for https besides the well-known authorities.
+    #[arg(long, env = "PROVIDER_CA_FILE")]
+    pub provider_ca_file: Option<PathBuf>,
+}
+
+impl Urls {
+    /// The providers, in the order in which they are asked.
+    fn providers(&self, resilience: &Resilience) -> Result<[Arc<dyn ProviderClient>; PROVIDERS], StartError> {
+        let ca = self.provider_ca_file.as_deref();
+        let stripe_key = self.stripe_api_key_file.clone().map_or(Credentials::None, Credentials::Bearer);
+        let paypal_key = match (self.paypal_client_id_file.clone(), self.paypal_client_secret_file.clone()) {
+            (Some(id), Some(secret)) => Credentials::Client { id, secret, token: Mutex::default() },
+            (None, None) => Credentials::None,
+            _ => {
+                let message = "PAYPAL_CLIENT_ID_FILE and PAYPAL_CLIENT_SECRET_FILE: set both, or none";
+                return Err(StartError::Setting(message.to_owned()));
+            }
+        };
+        let (stripe, paypal) = (host::declared(resilience, STRIPE)?, host::declared(resilience, PAYPAL)?);
+        Ok([
+            Arc::new(Stripe::new(Https::new(&self.stripe_url, ca, stripe_key, Some(stripe))?, stripe)),
+            Arc::new(Paypal::new(Https::new(&self.paypal_url, ca, paypal_key, Some(paypal))?, paypal)),
+        ])
+    }
+}
+
 /// Settings of the payment service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -43,20 +105,27 @@ pub struct Settings {
     pub pod: PodSettings,
     #[command(flatten)]
     pub database: DatabaseSettings,
-    /// Address of the provider shaped as Stripe.
-    #[arg(long, env = "STRIPE_URL", default_value = "http://provider-simulator:8081")]
-    pub stripe_url: String,
-    /// Address of the provider shaped as PayPal.
-    #[arg(long, env = "PAYPAL_URL", default_value = "http://provider-simulator:8082")]
-    pub paypal_url: String,
-    /// Seconds after which a request that had no good answer can no longer arrive at a provider, and what has arrived can be
-    /// found there: from then on, a charge that is not found was never made.
-    #[arg(long, env = "ABSENT_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
-    pub absent_after_seconds: u64,
-    /// Days after which payments are deleted whose outcome is known; 0: never. Not fewer than providers remember keys and
-    /// the law asks for.
-    #[arg(long, env = "KEEP_PAYMENTS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=36_500))]
+    #[command(flatten)]
+    pub urls: Urls,
+    #[command(flatten)]
+    pub webhooks: webhooks::WebhookSettings,
+    /// Seconds that a buyer has to confirm a payment with the provider, as for 3-D Secure; then it is cancelled.
+    #[arg(long, env = "BUYER_LIMIT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub buyer_limit_seconds: u64,
+    /// Days after which payments are deleted whose outcome is known; 0: never, and at least 35 otherwise. Not fewer than the law
+    /// asks for, and more than a day more than `ticketing reconcile` looks back.
+    #[arg(long, env = "KEEP_PAYMENTS_DAYS", default_value_t = 0, value_parser = keep_payments_days)]
     pub keep_payments_days: u32,
+}
+
+/// Fewer days would delete charges that the search for money to give back has not gone through yet: it goes back 30 days.
+const LEAST_KEPT_DAYS: u32 = 35;
+
+fn keep_payments_days(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(days) if days == 0 || (LEAST_KEPT_DAYS..=36_500).contains(&days) => Ok(days),
+        _ => Err(format!("{text:?} is not 0, for never, nor a number of days from {LEAST_KEPT_DAYS} to 36500")),
+    }
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -105,7 +174,7 @@ pub(crate) fn defaults(pool_size: u16) -> PolicySettings {
 
 /// Opens the ports. Database and providers may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, database, stripe_url, paypal_url, absent_after_seconds, keep_payments_days } = settings;
+    let Settings { pod, database, urls, webhooks, buyer_limit_seconds, keep_payments_days } = settings;
     let pool_size = database.database_pool_size;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(DATABASE)
@@ -117,14 +186,14 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let connector = database.connector(&pod.pod_name)?;
     let migrator = database.migration_connector(&pod.pod_name)?;
     let database = Arc::new(Database::new(connector, pool_size, dependency, None)?);
-    let providers: [Arc<dyn ProviderClient>; 2] = [
-        Arc::new(Stripe::new(&stripe_url, host::declared(&resilience, STRIPE)?)),
-        Arc::new(Paypal::new(&paypal_url, host::declared(&resilience, PAYPAL)?)),
-    ];
-    let absent_after = Duration::from_secs(absent_after_seconds);
+    let providers = urls.providers(&resilience)?;
+    let key_checks = providers.each_ref().map(providers::key_check);
+    let buyer_limit = Duration::from_secs(buyer_limit_seconds);
     let work = TaskTracker::new();
     let payments =
-        process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers, absent_after);
+        process::Payments::new(Arc::clone(&resilience), ledger::Ledger::new(&database), providers.clone(), buyer_limit);
+    let webhooks = webhooks::Webhooks::new(webhooks, &database, &payments, providers.clone(), &resilience);
+    let refunds = refunds::Refunds::new(&database, &payments, providers, &resilience);
     let schema = Schema::default();
     let retention = retention::run(
         Arc::clone(&database),
@@ -133,15 +202,40 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         ledger::RETENTION,
         keep_payments_days,
     );
-    let migration = schema.clone().bring_up_to_date(migrator, dependency);
+    let (ready, events) = (schema.clone(), Arc::clone(&webhooks));
+    let working_off = async move {
+        // Without the indexes of the last step, each look would read whole tables.
+        ready.is_up_to_date().await;
+        tokio::join!(refunds.run(), events.run());
+    };
+    let own_checks =
+        [database::check(&database, DATABASE), schema.check(DATABASE), checks::memory(), refunds::check(&database)];
+    let migration = schema.bring_up_to_date(migrator, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory()],
+        checks: own_checks.into_iter().chain(key_checks).collect(),
         actions: database::actions(&resilience, database),
-        api: api::router(payments, work.clone()),
-        tasks: vec![Box::pin(migration), Box::pin(retention)],
+        api: api::router(payments, work.clone()).merge(webhooks.router()),
+        tasks: vec![Box::pin(migration), Box::pin(retention), Box::pin(working_off)],
         work,
         capacity: Some(host::CAPACITY),
         resilience,
     };
     Service::open(pod, parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("0", Some(0))]
+    #[case("35", Some(35))]
+    #[case("36500", Some(36_500))]
+    #[case("34", None)]
+    #[case("36501", None)]
+    #[case("-1", None)]
+    #[case("", None)]
+    fn payments_are_kept_for_as_long_as_something_may_need_them(#[case] text: &str, #[case] days: Option<u32>) {
+        assert_eq!(keep_payments_days(text).ok(), days);
+    }
 }

@@ -1,36 +1,84 @@
-//! How the providers are spoken to.
+//! How the providers are spoken to: what every one of them has to offer, and what their answers mean.
 
-use crate::http_client::{Bare, HttpAnswer, HttpCall, HttpError};
-use crate::{http_client, payment::ledger::Order};
+use super::decision::Answer;
+use super::https::Https;
+use super::ledger::Order;
+use crate::http_client::{self, HttpAnswer, HttpCall, HttpError};
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use resilience::Attempt;
+use axum::http::{HeaderValue, StatusCode};
+use contract::CheckStatus;
 use resilience::failure::Verdict;
-use resilience::{CallError, Dependency, Failure, FailureKind};
-use serde_json::{Value, json};
+use resilience::{CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
+use serde_json::Value;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tower::ServiceExt;
 
-/// What came of asking a provider for money.
-#[derive(Debug)]
-pub enum Asked {
-    /// It has charged.
-    Charged {
-        /// Its id of the charge.
-        charge: String,
-    },
-    /// It will not charge.
-    Declined,
-    /// No answer to go on with.
-    Failed {
-        /// Whether it may have charged all the same, now or still to come.
-        in_doubt: bool,
-        /// Whether the circuit to it is open.
-        unavailable: bool,
-        /// Why, in words.
-        reason: String,
-    },
+/// Longest text of a provider that is kept, in characters.
+const MAX_WORDS: usize = 200;
+
+/// What came of a request to a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub answer: Answer,
+    /// Whether the circuit to it is open.
+    pub unavailable: bool,
+    /// Why, in words, if it is not the answer that was hoped for.
+    pub reason: Option<String>,
+}
+
+impl Reply {
+    fn of(answer: Answer) -> Self {
+        Self { answer, unavailable: false, reason: None }
+    }
+}
+
+/// How a refund stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refund {
+    /// The money is back; with the provider's id of it.
+    Made(String),
+    /// It is under way, and may still fail.
+    Pending,
+}
+
+impl Refund {
+    /// By the id and the status that a provider says; `None`: it is none that gives money back.
+    pub fn of(refund: &Value) -> Option<Self> {
+        match refund["status"].as_str()? {
+            "succeeded" | "COMPLETED" => Some(Self::Made(refund["id"].as_str()?.to_owned())),
+            "pending" | "requires_action" | "PENDING" => Some(Self::Pending),
+            _ => None,
+        }
+    }
+}
+
+/// A charge as a provider lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The key of the order, as it was sent.
+    pub key: String,
+    /// The provider's id of the object that was confirmed.
+    pub object: String,
+    pub amount_cents: i64,
+    pub currency: String,
+    /// Whether the money went back; `None`: the list does not say.
+    pub refunded: Option<bool>,
+}
+
+/// Why it is unknown whether an event is genuine.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Events of this provider are not set up.
+    #[error("{0} is not set")]
+    NotSetUp(&'static str),
+    /// What was sent is no event of it, whatever is tried again.
+    #[error("no event of it: {0}")]
+    Invalid(String),
+    /// It can be tried again.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// A provider, behind the layers of its dependency.
@@ -39,21 +87,61 @@ pub trait ProviderClient: Send + Sync {
     /// Its name, which is that of the dependency.
     fn name(&self) -> &str;
 
-    /// Total timeout of a charge, with all its attempts.
-    fn request_timeout(&self) -> Duration;
+    /// Whether an object can be cancelled so that a late confirmation charges nothing.
+    fn cancels(&self) -> bool;
 
-    /// Asks for money. The same key again is the same charge, as far as this provider goes.
-    async fn charge(&self, order: &Order) -> Asked;
+    /// How long it keeps the keys of the one-step protocol for certain.
+    fn keys_last(&self) -> Duration;
 
-    /// Looks a charge up by its key; `None`: there is none.
-    async fn find(&self, key: &str) -> Result<Option<String>, String>;
+    /// Makes an object to confirm. Moves no money.
+    async fn create(&self, order: &Order, number: i32) -> Reply;
+
+    /// Confirms the object: from here on, money moves.
+    async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply;
+
+    /// How the object stands. Past the circuit: what has been charged can be known while no more charges are wanted.
+    async fn read(&self, object: &str) -> Reply;
+
+    /// Cancels the object; of one that cannot be cancelled, how it stands.
+    async fn cancel(&self, object: &str) -> Reply;
+
+    /// One-step protocol of version 0.1: searches for a charge by the order's key.
+    async fn search(&self, key: &str) -> Reply;
+
+    /// One-step protocol of version 0.1: asks again with the order's own key.
+    async fn charge_again(&self, order: &Order) -> Reply;
+
+    /// Gives the money of a charge back, unless that is done or under way. Again with the same key is the same refund.
+    async fn refund(&self, key: &str, object: &str) -> Result<Refund, String>;
+
+    /// What it has charged of what was created from then on, and before that, in seconds since 1970.
+    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String>;
+
+    /// Whether it says itself that an event is its own; for a provider whose events are signed by a shared secret, never.
+    async fn verify_event(&self, _question: String) -> Result<bool, VerifyError> {
+        Err(VerifyError::Failed("its events are verified here".to_owned()))
+    }
+
+    /// Asks for something that every valid key gets, if there is a reason to doubt ours.
+    async fn try_key(&self);
+
+    /// Its words, if it does not take our key.
+    fn refused_key(&self) -> Option<Arc<String>>;
 }
 
-/// Why a provider gave no charge.
+/// Why a provider did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
-enum ProviderError {
+pub enum ProviderError {
     #[error("declined")]
     Declined,
+    /// This order's own answer: it says nothing of the provider.
+    #[error("it refuses this order: {0}")]
+    Refused(String),
+    #[error("it does not take the API key: {0}; check the Secret that holds it")]
+    Unauthorized(String),
+    /// A "no" that leaves open how the object stands, such as one about a request with the same key.
+    #[error("{0}")]
+    Unclear(String),
     #[error("invalid provider response: {0}")]
     InvalidResponse(String),
     #[error(transparent)]
@@ -63,7 +151,8 @@ enum ProviderError {
 impl Failure for ProviderError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Declined => FailureKind::Business,
+            Self::Declined | Self::Refused(_) | Self::Unclear(_) => FailureKind::Business,
+            Self::Unauthorized(_) => FailureKind::Status(401),
             Self::InvalidResponse(_) => FailureKind::Other,
             Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
             Self::Http(error) => error.kind(),
@@ -73,6 +162,8 @@ impl Failure for ProviderError {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Http(error) if error.is_isolated() => Verdict::Neutral,
+            // Retried or not, it comes from something before the provider.
+            Self::Http(HttpError::Status(answer)) if is_no_answer_of_its_own(answer.status) => Verdict::Failure,
             error => error.kind().verdict(),
         }
     }
@@ -83,246 +174,233 @@ impl Failure for ProviderError {
 }
 
 impl ProviderError {
-    /// Whether it leaves open that the provider has charged, or still will. An answer of a server in trouble does: it may
+    /// Whether it leaves open that this request did something, or still will. An answer of a server in trouble does: it may
     /// come from something before the provider, which works on.
     fn in_doubt(&self) -> bool {
         match self {
-            Self::Declined | Self::Http(HttpError::NotSent(_)) => false,
+            Self::Declined | Self::Refused(_) | Self::Unauthorized(_) | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
-            Self::InvalidResponse(_) | Self::Http(_) => true,
+            Self::Unclear(_) | Self::InvalidResponse(_) | Self::Http(_) => true,
         }
     }
 }
 
+/// Whether a status that is an error stands for an answer that the provider itself has not written.
+fn is_no_answer_of_its_own(status: StatusCode) -> bool {
+    status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS
+}
+
+/// Finds out what an answer means.
+pub type Reader = fn(&HttpAnswer) -> Result<Answer, ProviderError>;
+
 /// One provider over HTTP.
-struct Client {
-    service: Bare,
-    dependency: &'static Dependency,
+pub struct Client {
+    service: Https,
+    pub dependency: &'static Dependency,
+    /// Its words, since it last refused our key.
+    refused_key: ArcSwapOption<String>,
+    /// Whether it has forbidden something since the key was last tried: one order, or all that the key is for.
+    forbade: AtomicBool,
 }
 
 impl Client {
-    fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self { service: http_client::of_dependency(base, dependency), dependency }
+    pub fn new(service: Https, dependency: &'static Dependency) -> Self {
+        Self { service, dependency, refused_key: ArcSwapOption::empty(), forbade: AtomicBool::new(false) }
     }
 
-    async fn once(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
-        self.service.clone().oneshot(Attempt::first(call, resilience::deadline::current())).await
+    async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
+        let answer = self.service.ask(call).await?;
+        match answer.status {
+            StatusCode::UNAUTHORIZED => {
+                let words = words(&answer);
+                self.refused_key.store(Some(Arc::new(words.clone())));
+                return Err(ProviderError::Unauthorized(words));
+            }
+            StatusCode::FORBIDDEN => self.forbade.store(true, Ordering::Relaxed),
+            _ => self.refused_key.store(None),
+        }
+        Ok(answer)
     }
 
-    /// Asks for money with `call`; `read` finds the id of the charge in an answer, or that it was declined.
-    async fn charge(&self, call: HttpCall, read: fn(&HttpAnswer) -> Result<String, ProviderError>) -> Asked {
+    /// Asks for something that every valid key gets, if there is a reason to doubt ours; and keeps what it says.
+    pub async fn try_key(&self, call: HttpCall) {
+        if !self.forbade.load(Ordering::Relaxed) && self.refused_key().is_none() {
+            return;
+        }
+        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
+        let Ok(Ok(answer)) = tokio::time::timeout(time, self.service.ask(call)).await else { return };
+        let is_refused = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        self.refused_key.store(is_refused.then(|| Arc::new(words(&answer))));
+        self.forbade.store(is_refused, Ordering::Relaxed);
+    }
+
+    pub fn refused_key(&self) -> Option<Arc<String>> {
+        self.refused_key.load_full()
+    }
+
+    /// Whether the policy retries it by its number.
+    fn is_retried(&self, status: StatusCode) -> bool {
+        status.is_client_error() && self.dependency.settings().retry.http_status_codes.contains(&status.as_u16())
+    }
+
+    /// Asks through all layers.
+    pub async fn ask(&self, call: HttpCall, read: Reader) -> Reply {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let result = match self.once(call.clone()).await {
-                Ok(answer) => read(&answer),
+            let result = self.once(call.clone()).await.and_then(|answer| match read(&answer) {
                 // The policy retries this status; not so if it is the provider's word for a "no".
-                Err(HttpError::Status(answer)) if answer.status.is_client_error() => match read(&answer) {
-                    Err(ProviderError::InvalidResponse(_)) => Err(HttpError::Status(answer).into()),
-                    known => known,
-                },
-                Err(error) => Err(error.into()),
-            };
+                Err(ProviderError::InvalidResponse(_)) if self.is_retried(answer.status) => {
+                    Err(HttpError::Status(Box::new(answer)).into())
+                }
+                known => known,
+            });
             in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };
         match self.dependency.call(attempt).await {
-            Ok(charge) => Asked::Charged { charge },
+            Ok(answer) => Reply::of(answer),
             Err(error) => {
-                let in_doubt = in_doubt.into_inner();
-                // What an earlier attempt may have charged is not undone by a later one that was declined.
-                if !in_doubt && matches!(error, CallError::Failed { source: ProviderError::Declined, .. }) {
-                    return Asked::Declined;
-                }
                 let unavailable =
                     matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
-                Asked::Failed { in_doubt, unavailable, reason: error.to_string() }
+                // The same key is the same answer: it is that of an attempt before, too, should that have arrived.
+                let answer = match &error {
+                    CallError::Failed { source: ProviderError::Declined, .. } => Answer::Declined,
+                    // A refusal need not be kept for the key: the attempt before it may still arrive.
+                    CallError::Failed { source: ProviderError::Refused(_), .. }
+                        if !in_doubt.load(Ordering::Relaxed) =>
+                    {
+                        Answer::Refused
+                    }
+                    _ if in_doubt.into_inner() => Answer::Unanswered,
+                    _ => Answer::NotReached,
+                };
+                Reply { answer, unavailable, reason: Some(error.to_string()) }
             }
         }
     }
 
-    /// Asks once, past the circuit: what has been charged can be known while no more charges are wanted. It has the time of
-    /// an attempt, even if nobody waits for it: it is what settles a payment of which the caller has given up. `read` finds
-    /// the charges in an answer.
-    async fn find(
-        &self,
-        call: HttpCall,
-        read: fn(&Value) -> Option<Vec<Charge<'_>>>,
-    ) -> Result<Option<String>, String> {
-        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
-        let answer = match tokio::time::timeout(time, self.once(call)).await {
-            Ok(answer) => answer.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("timed out after {} ms", time.as_millis())),
+    /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
+    /// of which the caller has given up.
+    pub async fn look(&self, call: HttpCall, read: Reader) -> Reply {
+        let answer = match self.raw(call).await {
+            Ok(answer) => read(&answer).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
         };
-        if answer.status != StatusCode::OK {
-            return Err(format!("status {}", answer.status));
+        match answer {
+            Ok(answer) => Reply::of(answer),
+            Err(reason) => Reply { answer: Answer::Unanswered, unavailable: false, reason: Some(reason) },
         }
-        let body = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-        settled(&read(&body).ok_or("invalid provider response")?)
+    }
+
+    /// The answer to one request, past the circuit, within the time of an attempt.
+    pub async fn raw(&self, call: HttpCall) -> Result<HttpAnswer, String> {
+        let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
+        match tokio::time::timeout(time, self.once(call)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("timed out after {} ms", time.as_millis())),
+        }
+    }
+
+    /// The body of a successful answer.
+    pub async fn json(&self, call: HttpCall) -> Result<Value, String> {
+        let answer = self.raw(call).await?;
+        if !answer.status.is_success() {
+            return Err(format!("status {}: {}", answer.status, words(&answer)));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }
 }
 
-/// A charge as a provider tells of it.
-struct Charge<'a> {
-    id: &'a str,
-    status: &'a str,
+/// `payment-provider-<name>`: whether it takes our key. It is asked only after it refused the key or forbade something.
+pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
+    let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
+    Check::new(&format!("payment-provider-{name}"), &["service", &name], move |_| {
+        let provider = Arc::clone(&provider);
+        async move {
+            provider.try_key().await;
+            match provider.refused_key() {
+                None => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
+                Some(words) => {
+                    let message = format!("it does not take the API key: {words}; check the Secret that holds it");
+                    CheckOutcome::new(CheckStatus::Unhealthy, message)
+                }
+            }
+        }
+    })
+    .when_unanswered(CheckStatus::Unknown)
+    .dependency(&name)
 }
 
-/// The words of the providers for a charge that is made, and for one that will never be.
-const MADE: [&str; 2] = ["succeeded", "COMPLETED"];
-const NEVER: [&str; 2] = ["canceled", "VOIDED"];
-
-/// Which of the charges with one key is made; none, if none ever will be.
-fn settled(charges: &[Charge<'_>]) -> Result<Option<String>, String> {
-    if let Some(made) = charges.iter().find(|charge| MADE.contains(&charge.status)) {
-        return Ok(Some(made.id.to_owned()));
-    }
-    match charges.iter().find(|charge| !NEVER.contains(&charge.status)) {
-        Some(open) => Err(format!("its charge {} is {}", open.id, open.status)),
-        None => Ok(None),
-    }
-}
-
-/// The charges in a list.
-fn charges(list: &Value) -> Option<Vec<Charge<'_>>> {
-    list.as_array()?.iter().map(charge_of).collect()
-}
-
-fn charge_of(one: &Value) -> Option<Charge<'_>> {
-    Some(Charge { id: one["id"].as_str()?, status: one["status"].as_str()? })
-}
-
-fn json_of(answer: &HttpAnswer) -> Value {
+pub fn json_of(answer: &HttpAnswer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
 
-fn invalid_response(answer: &HttpAnswer) -> ProviderError {
+/// What a provider says of an error, within bounds and on one line.
+pub fn words(answer: &HttpAnswer) -> String {
+    let body = json_of(answer);
+    let known = ["/error/message", "/message", "/details/0/issue", "/error_description", "/name"];
+    let text = known.iter().find_map(|path| body.pointer(path)?.as_str());
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.unwrap_or_default().chars().map(plain).take(MAX_WORDS).collect();
+    if text.is_empty() { format!("status {}", answer.status) } else { text }
+}
+
+/// What a "no" means of which it is not certain that nothing else happens. Without an error body of the provider it comes from
+/// something before it, which is in trouble.
+pub fn unclear(answer: &HttpAnswer, is_its_own: bool) -> ProviderError {
+    if is_its_own && answer.status.is_client_error() {
+        ProviderError::Unclear(words(answer))
+    } else {
+        invalid_response(answer)
+    }
+}
+
+pub fn invalid_response(answer: &HttpAnswer) -> ProviderError {
     ProviderError::InvalidResponse(format!("status {}", answer.status))
 }
 
 /// A value for a header; keys are plain text, which was seen to when they came.
-fn header_value(text: &str) -> HeaderValue {
+pub fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("invalid"))
 }
 
-/// A provider shaped as Stripe.
-pub struct Stripe(Client);
-
-impl Stripe {
-    /// The one at `base`.
-    pub fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self(Client::new(base, dependency))
-    }
+/// The key of a step of an attempt.
+pub fn step_key(order: &str, number: i32, step: &str) -> String {
+    format!("{order}:{number}:{step}")
 }
 
-#[async_trait]
-impl ProviderClient for Stripe {
-    fn name(&self) -> &str {
-        self.0.dependency.name()
-    }
-
-    fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.0.dependency.timeouts().request_ms)
-    }
-
-    async fn charge(&self, order: &Order) -> Asked {
-        let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("amount", &order.amount_cents.to_string())
-            .append_pair("currency", &order.currency)
-            .append_pair("confirm", "true")
-            .append_pair("metadata[key]", &order.key)
-            .finish();
-        let mut call = HttpCall::post("/v1/payment_intents", &Value::Null);
-        call.body = form.into();
-        call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        call.headers.insert(http_client::IDEMPOTENCY_KEY, header_value(&order.key));
-        let read = |answer: &HttpAnswer| {
-            let body = json_of(answer);
-            match (answer.status, body["id"].as_str(), body["status"].as_str()) {
-                (StatusCode::OK, Some(id), Some("succeeded")) => Ok(id.to_owned()),
-                (StatusCode::PAYMENT_REQUIRED, ..) => Err(ProviderError::Declined),
-                _ => Err(invalid_response(answer)),
-            }
-        };
-        self.0.charge(call, read).await
-    }
-
-    async fn find(&self, key: &str) -> Result<Option<String>, String> {
-        let query = form_urlencoded::Serializer::new(String::new())
-            .append_pair("query", &format!("metadata['key']:'{key}'"))
-            .finish();
-        self.0.find(HttpCall::get(format!("/v1/payment_intents/search?{query}")), |body| charges(&body["data"])).await
-    }
+/// A text as a part of a path.
+pub fn path_part(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-/// A provider shaped as PayPal.
-pub struct Paypal(Client);
-
-impl Paypal {
-    /// The one at `base`.
-    pub fn new(base: &str, dependency: &'static Dependency) -> Self {
-        Self(Client::new(base, dependency))
-    }
-}
-
-#[async_trait]
-impl ProviderClient for Paypal {
-    fn name(&self) -> &str {
-        self.0.dependency.name()
-    }
-
-    fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.0.dependency.timeouts().request_ms)
-    }
-
-    async fn charge(&self, order: &Order) -> Asked {
-        let value = format!("{}.{:02}", order.amount_cents / 100, order.amount_cents % 100);
-        let mut call = HttpCall::post(
-            "/v2/checkout/orders",
-            &json!({
-                "intent": "CAPTURE",
-                "purchase_units": [{
-                    "reference_id": order.key,
-                    "amount": {"currency_code": order.currency, "value": value},
-                }],
-            }),
-        );
-        call.headers.insert(HeaderName::from_static("paypal-request-id"), header_value(&order.key));
-        let read = |answer: &HttpAnswer| {
-            let body = json_of(answer);
-            match (answer.status, body["id"].as_str(), body["status"].as_str()) {
-                (StatusCode::CREATED | StatusCode::OK, Some(id), Some("COMPLETED")) => Ok(id.to_owned()),
-                (StatusCode::UNPROCESSABLE_ENTITY, ..) => Err(ProviderError::Declined),
-                _ => Err(invalid_response(answer)),
-            }
-        };
-        self.0.charge(call, read).await
-    }
-
-    async fn find(&self, key: &str) -> Result<Option<String>, String> {
-        let query = form_urlencoded::Serializer::new(String::new()).append_pair("reference_id", key).finish();
-        self.0.find(HttpCall::get(format!("/v2/checkout/orders?{query}")), |body| charges(&body["orders"])).await
-    }
+/// `45.00` as 4500.
+pub fn cents(value: &str) -> Option<i64> {
+    let (sign, digits) = value.strip_prefix('-').map_or((1, value), |digits| (-1, digits));
+    let (whole, part) = digits.split_once('.')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = is_number(whole) && is_number(part) && part.len() == 2;
+    let part = plain.then(|| part.parse::<i64>().ok())??;
+    Some(sign * whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(part)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::{HeaderMap, header};
 
     #[rstest::rstest]
-    #[case::none(&[], Ok(None))]
-    #[case::made(&[("a", "canceled"), ("b", "succeeded")], Ok(Some("b")))]
-    #[case::never(&[("a", "canceled"), ("b", "VOIDED")], Ok(None))]
-    #[case::under_way(&[("a", "processing")], Err("its charge a is processing"))]
-    #[case::of_tomorrow(&[("a", "canceled"), ("b", "PENDING")], Err("its charge b is PENDING"))]
-    fn a_charge_that_may_still_be_made_is_not_absent(
-        #[case] found: &[(&str, &str)],
-        #[case] expected: Result<Option<&str>, &str>,
-    ) {
-        let found: Vec<_> = found.iter().map(|(id, status)| Charge { id, status }).collect();
-        assert_eq!(settled(&found), expected.map(|id| id.map(str::to_owned)).map_err(str::to_owned));
+    #[case("45.00", Some(4_500))]
+    #[case("-0.50", Some(-50))]
+    #[case("-45.07", Some(-4_507))]
+    #[case("--1.00", None)]
+    #[case("1.+5", None)]
+    #[case("45", None)]
+    fn amounts(#[case] value: &str, #[case] expected: Option<i64>) {
+        assert_eq!(cents(value), expected);
     }
 
     /// One of several addresses of a provider that fails alone opened the circuit to all of them.
@@ -343,5 +421,17 @@ mod tests {
             assert_eq!(error.verdict(), expected, "{error}");
             assert!(error.in_doubt());
         }
+    }
+
+    /// Also where the policy retries that status: a proxy that refuses everything opens the circuit.
+    #[rstest::rstest]
+    #[case(404, Verdict::Failure)]
+    #[case(502, Verdict::Failure)]
+    #[case(429, Verdict::Neutral)]
+    fn an_error_of_a_proxy_is_a_failure(#[case] status: u16, #[case] expected: Verdict) {
+        let (status, headers) = (StatusCode::from_u16(status).unwrap(), HeaderMap::new());
+        let answer = HttpAnswer { status, headers, body: axum::body::Bytes::new(), from_ejected: false };
+        let error = ProviderError::from(HttpError::Status(Box::new(answer)));
+        assert_eq!(error.verdict(), expected, "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! Where tests and drills say how the providers behave, and see what they have charged.
 //!
-//! `GET /providers`, `PUT /providers/{name}` with a [`Behaviour`] (`{}`: behave), `GET /charges`.
+//! `GET /providers`, `PUT /providers/{name}` with a [`Behaviour`] (`{}`: behave), `GET /charges`, and
+//! `PUT /buyers/{key}`: the buyer of that order does what a provider asks for.
 
 use super::provider::{Behaviour, Provider};
 use crate::answers::{not_found, problem};
@@ -22,6 +23,7 @@ pub fn router(providers: Providers) -> Router {
         .route("/providers", get(list))
         .route("/providers/{name}", put(behave))
         .route("/charges", get(charges))
+        .route("/buyers/{key}", put(buyer_acts))
         .fallback(not_found)
         .with_state(providers)
 }
@@ -46,6 +48,13 @@ async fn behave(State(providers): State<Providers>, Path(name): Path<String>, bo
         }
         Err(error) => problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &error.to_string()),
     }
+}
+
+async fn buyer_acts(State(providers): State<Providers>, Path(key): Path<String>) -> StatusCode {
+    for provider in &providers {
+        provider.buyer_acts(&key);
+    }
+    StatusCode::NO_CONTENT
 }
 
 /// All charges of both: a key that is there twice was charged twice.

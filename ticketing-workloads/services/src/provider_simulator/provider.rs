@@ -1,18 +1,18 @@
-//! One provider: how it behaves, and what it has charged.
+//! One provider: how it behaves, its objects, and what it answers again for a key.
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// Charges that are kept; a test needs a few thousand, ten minutes of load some hundred thousand.
-const MAX_CHARGES: usize = 400_000;
+/// Objects that are kept; a test needs a few thousand, ten minutes of load some hundred thousand.
+const MAX_OBJECTS: usize = 400_000;
 /// How long an answer takes that is never to arrive.
 const NEVER: Duration = Duration::from_secs(3_600);
 
@@ -25,50 +25,143 @@ pub struct Behaviour {
     pub refuse: bool,
     /// Time before anything else happens, in milliseconds.
     pub latency_ms: u64,
-    /// Requests of a hundred that fail with `fail_status`, before anything is charged.
+    /// Requests of a hundred that fail with `fail_status`, before anything is done.
     pub fail_percent: u32,
     /// The status of a failure; 0: 503.
     pub fail_status: u16,
     /// What a failure has as `Retry-After`, in seconds; 0: none.
     pub fail_retry_after: u32,
+    /// Objects are made, and the answer never comes.
+    pub create_then_hang: bool,
     /// Charges are made, and the answer never comes.
     pub charge_then_hang: bool,
     /// Charges are made, and the answer is a failure.
     pub charge_then_fail: bool,
+    /// A confirmation fails with 500 without a charge, and so does each with the same key, marked as replayed.
+    pub stored_failure: bool,
     /// Charges are declined.
     pub decline: bool,
-    /// Charges can be made and not looked up.
+    /// The buyer has to act before a charge.
+    pub requires_action: bool,
+    /// Charges stay under way.
+    pub processing: bool,
+    /// Orders with these keys are refused as invalid, with 400.
+    pub invalid_keys: Vec<String>,
+    /// Creations and confirmations are answered by something before the provider, with this status and no JSON; 0: none is.
+    pub proxy_status: u16,
+    /// The key is not allowed to do what orders with these keys need: 403.
+    pub forbidden_keys: Vec<String>,
+    /// The API key is not taken: 401.
+    pub unauthorized: bool,
+    /// Objects cannot be read or searched for.
     pub hide: bool,
+    /// Refunds stay under way.
+    pub refund_pending: bool,
+    /// A refund fails with 500, and so does each with the same key.
+    pub refund_stored_failure: bool,
+    /// How long a search does not find a new charge, in milliseconds.
+    pub search_lag_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Unconfirmed,
+    Processing,
+    NeedsBuyer,
+    Charged,
+    Declined,
+    Cancelled,
+}
+
+/// A payment intent, or an order.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub id: String,
+    /// The key of the order that it was made for.
+    pub key: String,
+    /// Hundredths of the currency.
+    pub amount_cents: u64,
+    /// Such as `eur`.
+    pub currency: String,
+    pub status: Status,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Since when it is charged.
+    charged: Option<Instant>,
+}
+
+/// What somebody wants.
+pub struct Wanted<'a> {
+    pub key: &'a str,
+    pub amount_cents: u64,
+    pub currency: &'a str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Charge {
     pub id: String,
-    /// The key that it was asked for with.
+    /// The key of the order.
     pub key: String,
     /// Hundredths of the currency.
     pub amount_cents: u64,
     /// Such as `eur`.
     pub currency: String,
+    /// Whether the money was given back.
+    pub refunded: bool,
 }
 
-/// How a request to charge ends.
+/// Money that goes back.
+#[derive(Clone, Debug)]
+pub struct Refund {
+    pub id: String,
+    pub pending: bool,
+}
+
+/// How a request ends.
 pub enum Outcome {
-    /// It is charged, now or by an earlier request with the same key.
-    Charged(Charge),
+    /// How the object stands then.
+    Object(Object),
     /// The card is not good for it.
     Declined,
+    /// The buyer has to act; the object stands as before.
+    NeedsBuyer(Object),
+    /// The object is not in a state for it.
+    WrongState(Object),
+    /// There is no such object.
+    NotFound,
+    /// The order is not valid.
+    Invalid,
+    /// The API key is not taken.
+    Unauthorized,
+    /// The API key may not do this.
+    Forbidden,
+    /// Something before the provider has answered.
+    Proxy(StatusCode),
     /// The key was used for something else.
     KeyReused,
-    /// The provider is in trouble.
-    Failed(StatusCode),
+    /// The provider is in trouble; `replayed`: this is the stored answer of an earlier request with the key.
+    Failed { status: StatusCode, replayed: bool },
+}
+
+/// What a key was used for.
+#[derive(Clone)]
+enum Stored {
+    Object(String),
+    Declined,
+    NeedsBuyer(String),
+    Failure,
 }
 
 #[derive(Default)]
 struct Books {
     behaviour: Behaviour,
-    charges: BTreeMap<String, Charge>,
+    /// In the order in which they were made.
+    objects: Vec<Object>,
+    by_id: HashMap<String, usize>,
+    stored: HashMap<String, Stored>,
+    /// Refunds by object.
+    refunds: BTreeMap<String, Refund>,
     requests: u64,
 }
 
@@ -116,52 +209,171 @@ impl Provider {
     /// How it behaves, how many requests it got, and how many charges it has made.
     pub fn state(&self) -> (Behaviour, u64, usize) {
         let books = self.books();
-        (books.behaviour.clone(), books.requests, books.charges.len())
+        let charges = books.objects.iter().filter(|object| object.status == Status::Charged).count();
+        (books.behaviour.clone(), books.requests, charges)
     }
 
     /// What it has charged.
     pub fn charges(&self) -> Vec<Charge> {
-        self.books().charges.values().cloned().collect()
+        let books = self.books();
+        let charged = books.objects.iter().filter(|object| object.status == Status::Charged);
+        let charge = |object: &Object| Charge {
+            id: object.id.clone(),
+            key: object.key.clone(),
+            amount_cents: object.amount_cents,
+            currency: object.currency.clone(),
+            refunded: books.refunds.get(&object.id).is_some_and(|refund| !refund.pending),
+        };
+        charged.map(charge).collect()
     }
 
-    /// Charges, as it behaves. The same key again is the same charge.
-    pub async fn charge(&self, key: &str, amount_cents: u64, currency: &str) -> Outcome {
+    /// Makes an object. The same key again is the same object.
+    pub async fn create(&self, request: &str, wanted: &Wanted<'_>) -> Outcome {
         let behaviour = match self.arrive().await {
             Ok(behaviour) => behaviour,
-            Err(status) => return Outcome::Failed(status),
+            Err(outcome) => return outcome,
         };
-        let charge = {
+        if behaviour.invalid_keys.iter().any(|key| key == wanted.key) {
+            return Outcome::Invalid;
+        }
+        if behaviour.forbidden_keys.iter().any(|key| key == wanted.key) {
+            return Outcome::Forbidden;
+        }
+        if let Some(proxy) = proxy(&behaviour) {
+            return proxy;
+        }
+        let outcome = self.books().create(request, wanted);
+        if behaviour.create_then_hang {
+            tokio::time::sleep(NEVER).await;
+        }
+        outcome
+    }
+
+    /// Charges an object, as it behaves. The same key again is the same answer.
+    pub async fn confirm(&self, request: &str, id: &str) -> Outcome {
+        let behaviour = match self.arrive().await {
+            Ok(behaviour) => behaviour,
+            Err(outcome) => return outcome,
+        };
+        if let Some(proxy) = proxy(&behaviour) {
+            return proxy;
+        }
+        let outcome = self.books().confirm(request, id);
+        self.answer(&behaviour, outcome).await
+    }
+
+    /// Makes an object and charges it, as version 0.1 asks for it. The same key again is the same charge.
+    pub async fn charge(&self, request: &str, wanted: &Wanted<'_>) -> Outcome {
+        let behaviour = match self.arrive().await {
+            Ok(behaviour) => behaviour,
+            Err(outcome) => return outcome,
+        };
+        let outcome = {
             let mut books = self.books();
-            match books.charges.get(key) {
-                Some(before) if before.amount_cents == amount_cents && before.currency == currency => before.clone(),
-                Some(_) => return Outcome::KeyReused,
-                None if behaviour.decline => return Outcome::Declined,
-                None if books.charges.len() >= MAX_CHARGES => return Outcome::Failed(StatusCode::INSUFFICIENT_STORAGE),
-                None => {
-                    let id = Uuid::new_v4().simple().to_string();
-                    let charge = Charge { id, key: key.to_owned(), amount_cents, currency: currency.to_owned() };
-                    books.charges.insert(key.to_owned(), charge.clone());
-                    charge
-                }
+            match books.create(request, wanted) {
+                Outcome::Object(object) => books.confirm(&format!("{request} at once"), &object.id),
+                other => other,
             }
         };
+        self.answer(&behaviour, outcome).await
+    }
+
+    async fn answer(&self, behaviour: &Behaviour, outcome: Outcome) -> Outcome {
         if behaviour.charge_then_hang {
             tokio::time::sleep(NEVER).await;
         }
-        if behaviour.charge_then_fail { Outcome::Failed(status(&behaviour)) } else { Outcome::Charged(charge) }
+        if behaviour.charge_then_fail { failed(behaviour) } else { outcome }
     }
 
-    /// Finds the charge that was made with `key`.
-    pub async fn find(&self, key: &str) -> Result<Option<Charge>, StatusCode> {
+    /// Finds an object by its id.
+    pub async fn read(&self, id: &str) -> Outcome {
+        match self.arrive().await {
+            Ok(behaviour) if behaviour.hide => failed(&behaviour),
+            Ok(_) => self.books().object(id).map_or(Outcome::NotFound, |object| Outcome::Object(object.clone())),
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Cancels what is not charged.
+    pub async fn cancel(&self, id: &str) -> Outcome {
+        if let Err(outcome) = self.arrive().await {
+            return outcome;
+        }
+        let mut books = self.books();
+        let Some(object) = books.object(id) else { return Outcome::NotFound };
+        if matches!(object.status, Status::Charged | Status::Processing) {
+            return Outcome::WrongState(object.clone());
+        }
+        object.status = Status::Cancelled;
+        Outcome::Object(object.clone())
+    }
+
+    /// Gives the money of a charge back, once: a second time with another key is refused, as `WrongState`.
+    pub async fn refund(&self, request: &str, id: &str) -> Result<Refund, Outcome> {
+        let behaviour = self.arrive().await?;
+        let mut books = self.books();
+        match books.stored.get(request) {
+            Some(Stored::Failure) => return Err(failed_again()),
+            Some(Stored::Object(object)) => {
+                return books.refunds.get(object).cloned().ok_or(Outcome::NotFound);
+            }
+            Some(_) => return Err(Outcome::KeyReused),
+            None => {}
+        }
+        if behaviour.refund_stored_failure {
+            books.stored.insert(request.to_owned(), Stored::Failure);
+            return Err(failed_again());
+        }
+        let Some(object) = books.object(id).cloned() else { return Err(Outcome::NotFound) };
+        if object.status != Status::Charged || books.refunds.contains_key(id) {
+            return Err(Outcome::WrongState(object));
+        }
+        let refund = Refund { id: format!("re_{}", Uuid::new_v4().simple()), pending: behaviour.refund_pending };
+        books.stored.insert(request.to_owned(), Stored::Object(id.to_owned()));
+        books.refunds.insert(id.to_owned(), refund.clone());
+        Ok(refund)
+    }
+
+    /// The refund of an object, which ends once they no longer stay under way.
+    pub fn refund_of(&self, id: &str) -> Option<Refund> {
+        let mut books = self.books();
+        let stays = books.behaviour.refund_pending;
+        let refund = books.refunds.get_mut(id)?;
+        refund.pending &= stays;
+        Some(refund.clone())
+    }
+
+    /// Finds the objects that were made for `key` and are in the index of the search by now.
+    pub async fn search(&self, key: &str) -> Result<Vec<Object>, Outcome> {
         let behaviour = self.arrive().await?;
         if behaviour.hide {
-            return Err(status(&behaviour));
+            return Err(failed(&behaviour));
         }
-        Ok(self.books().charges.get(key).cloned())
+        let lag = Duration::from_millis(behaviour.search_lag_ms);
+        let seen = |object: &&Object| object.key == key && object.charged.is_none_or(|since| since.elapsed() >= lag);
+        Ok(self.books().objects.iter().filter(seen).cloned().collect())
+    }
+
+    /// Objects since then, in seconds since 1970, in the order in which they were made.
+    pub async fn list(&self, since: u64) -> Result<Vec<Object>, Outcome> {
+        self.arrive().await?;
+        Ok(self.books().objects.iter().filter(|object| object.created >= since).cloned().collect())
+    }
+
+    /// The buyer does what was asked for, for every object of this key.
+    pub fn buyer_acts(&self, key: &str) {
+        for object in self.books().objects.iter_mut().filter(|object| object.key == key) {
+            if object.status == Status::NeedsBuyer {
+                // At Stripe that is the charge; at PayPal the order is approved, and captured next.
+                let charges = self.name == "stripe";
+                object.status = if charges { Status::Charged } else { Status::Unconfirmed };
+                object.charged = charges.then(Instant::now);
+            }
+        }
     }
 
     /// What happens to every request.
-    async fn arrive(&self) -> Result<Behaviour, StatusCode> {
+    pub async fn arrive(&self) -> Result<Behaviour, Outcome> {
         let (behaviour, nth) = {
             let mut books = self.books();
             books.requests += 1;
@@ -170,14 +382,99 @@ impl Provider {
         if behaviour.latency_ms > 0 {
             tokio::time::sleep(Duration::from_millis(behaviour.latency_ms)).await;
         }
+        if behaviour.unauthorized {
+            return Err(Outcome::Unauthorized);
+        }
         // Evenly spread, not random: a test that asks for half gets every second one.
         if nth * u64::from(behaviour.fail_percent) / 100 > (nth - 1) * u64::from(behaviour.fail_percent) / 100 {
-            return Err(status(&behaviour));
+            return Err(failed(&behaviour));
         }
         Ok(behaviour)
     }
 }
 
-fn status(behaviour: &Behaviour) -> StatusCode {
-    StatusCode::from_u16(behaviour.fail_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+impl Books {
+    fn object(&mut self, id: &str) -> Option<&mut Object> {
+        self.objects.get_mut(*self.by_id.get(id)?)
+    }
+
+    fn create(&mut self, request: &str, wanted: &Wanted<'_>) -> Outcome {
+        if let Some(stored) = self.stored.get(request).cloned() {
+            let Stored::Object(id) = stored else { return Outcome::KeyReused };
+            return match self.object(&id) {
+                Some(one) if one.amount_cents == wanted.amount_cents && one.currency == wanted.currency => {
+                    Outcome::Object(one.clone())
+                }
+                _ => Outcome::KeyReused,
+            };
+        }
+        if self.objects.len() >= MAX_OBJECTS {
+            return Outcome::Failed { status: StatusCode::INSUFFICIENT_STORAGE, replayed: false };
+        }
+        let object = Object {
+            id: Uuid::new_v4().simple().to_string(),
+            key: wanted.key.to_owned(),
+            amount_cents: wanted.amount_cents,
+            currency: wanted.currency.to_owned(),
+            status: Status::Unconfirmed,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            charged: None,
+        };
+        self.stored.insert(request.to_owned(), Stored::Object(object.id.clone()));
+        self.by_id.insert(object.id.clone(), self.objects.len());
+        self.objects.push(object.clone());
+        Outcome::Object(object)
+    }
+
+    fn confirm(&mut self, request: &str, id: &str) -> Outcome {
+        if let Some(stored) = self.stored.get(request).cloned() {
+            return self.again(stored);
+        }
+        let behaviour = self.behaviour.clone();
+        let Some(object) = self.object(id) else { return Outcome::NotFound };
+        if object.status != Status::Unconfirmed {
+            return Outcome::WrongState(object.clone());
+        }
+        let (stored, outcome) = if behaviour.stored_failure {
+            let failure = Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: false };
+            (Stored::Failure, failure)
+        } else if behaviour.decline {
+            object.status = Status::Declined;
+            (Stored::Declined, Outcome::Declined)
+        } else if behaviour.requires_action {
+            object.status = Status::NeedsBuyer;
+            (Stored::NeedsBuyer(object.id.clone()), Outcome::NeedsBuyer(object.clone()))
+        } else {
+            object.status = if behaviour.processing { Status::Processing } else { Status::Charged };
+            object.charged = (!behaviour.processing).then(Instant::now);
+            (Stored::Object(object.id.clone()), Outcome::Object(object.clone()))
+        };
+        self.stored.insert(request.to_owned(), stored);
+        outcome
+    }
+
+    fn again(&mut self, stored: Stored) -> Outcome {
+        match stored {
+            Stored::Object(id) => self.object(&id).map_or(Outcome::NotFound, |object| Outcome::Object(object.clone())),
+            Stored::Declined => Outcome::Declined,
+            Stored::NeedsBuyer(id) => {
+                self.object(&id).map_or(Outcome::NotFound, |object| Outcome::NeedsBuyer(object.clone()))
+            }
+            Stored::Failure => Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: true },
+        }
+    }
+}
+
+fn proxy(behaviour: &Behaviour) -> Option<Outcome> {
+    let status = (behaviour.proxy_status > 0).then(|| StatusCode::from_u16(behaviour.proxy_status).ok());
+    status.flatten().map(Outcome::Proxy)
+}
+
+fn failed_again() -> Outcome {
+    Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: true }
+}
+
+fn failed(behaviour: &Behaviour) -> Outcome {
+    let status = StatusCode::from_u16(behaviour.fail_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    Outcome::Failed { status, replayed: false }
 }

@@ -77,6 +77,24 @@ async fn dead_letters(postgres: &Postgres) -> i64 {
     postgres.connect().await.query_one("SELECT count(*) FROM dead_letters", &[]).await.unwrap().get(0)
 }
 
+/// Case 6 of payments: who was told to wait is told that it came to nothing, without a ticket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_that_is_cancelled_after_it_waited_is_mailed() {
+    let stage = stage().await;
+    let id = book(&stage.booking, Some("ann@example.com")).await;
+    until_empty(&stage.postgres).await;
+    let client = stage.postgres.connect().await;
+    let cancelled = "INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingCancelled' FROM bookings";
+    client.execute(cancelled, &[]).await.unwrap();
+    until_empty(&stage.postgres).await;
+    let mails = stage.mails.all().await;
+    assert_eq!(mails.len(), 2);
+    assert_eq!(mails[1]["messageId"], format!("<{id}.BookingCancelled@ticketwave>"));
+    assert_eq!(mails[1]["subject"], "Your booking for Opening Night is cancelled");
+    let text = mails[1]["text"].as_str().unwrap();
+    assert!(text.contains("You pay nothing") && !text.contains("icket is attached"), "{text}");
+}
+
 /// Waits until nothing is left in the outbox.
 async fn until_empty(postgres: &Postgres) {
     until_empty_within(Duration::from_secs(30), postgres).await;

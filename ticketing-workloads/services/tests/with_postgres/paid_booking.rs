@@ -6,7 +6,8 @@ use crate::support::postgres::Postgres;
 use crate::support::providers::Providers;
 use crate::support::{eventually, nobody, within};
 use contract::{
-    BulkheadSettings, DegradationSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn,
+    BulkheadSettings, CheckStatus, DegradationSettings, DependencySettings, FallbackSettings, FlagsSettings,
+    PolicySettings, RetryOn,
 };
 use futures::future::join_all;
 use reqwest::Response;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use ticketing_services::booking::cleanup;
+use ticketing_services::payment::reconcile;
 
 /// Booking asks payment once, and waits for two seconds.
 fn quick(fallback: &[FallbackSettings]) -> PolicySettings {
@@ -48,7 +50,7 @@ fn quick_providers() -> PolicySettings {
 struct Stage {
     booking: App,
     // Ends with the stage.
-    _payment: App,
+    payment: App,
     providers: Providers,
     postgres: Postgres,
 }
@@ -60,7 +62,7 @@ async fn stage() -> Stage {
     payment.push(quick_providers(), FlagsSettings::default()).await;
     let booking = App::paid_booking(&postgres, payment.address).await;
     booking.push(quick(&[FallbackSettings::Queue]), FlagsSettings::default()).await;
-    Stage { booking, _payment: payment, providers, postgres }
+    Stage { booking, payment, providers, postgres }
 }
 
 /// The status of an answer, the id of the booking, and how it stands.
@@ -213,6 +215,232 @@ async fn a_booking_that_was_tried_for_weeks_holds_up_no_other() {
         stage.providers.behave(provider, json!({})).await;
     }
     until_status(&stage.booking, &other, "Confirmed").await;
+}
+
+/// Case 5: what has a price is not given away because nobody can charge it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_payment_service_only_free_events_are_sold() {
+    let postgres = Postgres::start().await;
+    let booking = App::booking_with(&postgres, &[("--charge-nothing", "no")]).await;
+    for path in ["/api/bookings", "/api/reservations"] {
+        let answer = booking.post_to(path, &order(OPENING_NIGHT, 2)).await;
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "PAYMENTS_NOT_SET_UP");
+    }
+    assert_eq!(free(&postgres).await, 100_000);
+    assert_eq!(count(&postgres, "SELECT count(*) FROM bookings").await, 0);
+    let check = booking.check("payments-pending", "it says so", |check| check.message.contains("PAYMENT_URL")).await;
+    assert_eq!(check.status, CheckStatus::Degraded);
+    postgres.connect().await.execute("UPDATE events SET price_cents = 0", &[]).await.unwrap();
+    let (status, _, stands) = taken(booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!((status, stands.as_str()), (201, "Confirmed"));
+    booking.check("payments-pending", "all is free", |check| check.status == CheckStatus::Healthy).await;
+}
+
+/// A reservation waits for its payment only once it is bought.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_a_reservation_does_not_count_as_waiting_for_its_payment() {
+    let stage = stage().await;
+    let (status, id, _) = taken(stage.booking.post_to("/api/reservations", &order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 201);
+    let client = stage.postgres.connect().await;
+    client.execute("UPDATE bookings SET pending_since = now() - interval '9 minutes'", &[]).await.unwrap();
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"refuse": true})).await;
+    }
+    let answer = stage.booking.post_to(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+    assert_eq!(answer.status(), 202);
+    let young = "SELECT count(*) FROM bookings WHERE pending_since > now() - interval '1 minute'";
+    assert_eq!(count(&stage.postgres, young).await, 1);
+}
+
+/// Case 6: who was told to wait is told why it came to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waited_and_is_declined_learns_why() {
+    let stage = stage().await;
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"refuse": true})).await;
+    }
+    let (status, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 202);
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"decline": true})).await;
+    }
+    until_status(&stage.booking, &id, "Cancelled").await;
+    let found: Value = stage.booking.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert_eq!(found["cancelReason"], "declined");
+    assert_eq!(count(&stage.postgres, "SELECT count(*) FROM outbox WHERE kind = 'BookingCancelled'").await, 1);
+    assert_eq!(free(&stage.postgres).await, 100_000);
+}
+
+/// Case 3, as the buyer sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_has_to_act_keeps_the_seats_for_that_time() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"requiresAction": true})).await;
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["idempotencyKey"] = json!("once");
+    let answer = stage.booking.post(&wanted).await;
+    assert_eq!(answer.status(), 202);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["action"], "ConfirmPayment");
+    let id = answer["bookingId"].as_str().unwrap();
+    let again: Value = stage.booking.post(&wanted).await.json().await.unwrap();
+    assert_eq!((&again["bookingId"], &again["action"]), (&json!(id), &json!("ConfirmPayment")), "asked again");
+    let found: Value = stage.booking.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert_eq!((&found["status"], &found["action"]), (&json!("PaymentPending"), &json!("ConfirmPayment")));
+    assert_eq!(free(&stage.postgres).await, 99_998);
+    // The time to act is over after two seconds.
+    until_status(&stage.booking, id, "Cancelled").await;
+    assert_eq!(free(&stage.postgres).await, 100_000);
+    stage.providers.buyer_acts(id).await;
+    assert_eq!(stage.providers.charges().await.len(), 0, "cancelled at the provider, too");
+}
+
+#[rstest::rstest]
+#[case::not_charged(json!({"refuse": true}), json!({"refuse": true}), "Cancelled")]
+#[case::charged(json!({"chargeThenHang": true, "hide": true}), json!({}), "Confirmed")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_never_ends_is_ended(#[case] before: Value, #[case] after: Value, #[case] ends: &str) {
+    let stage = stage().await;
+    let settings = [("--payment-url", format!("http://{}", stage.payment.address))];
+    let settings = [(settings[0].0, settings[0].1.as_str()), ("--pending-limit-seconds", "3")];
+    let booking = App::booking_with(&stage.postgres, &settings).await;
+    booking.push(quick(&[FallbackSettings::Queue]), FlagsSettings::default()).await;
+    stage.providers.behave("stripe", before).await;
+    stage.providers.behave("paypal", json!({"refuse": true})).await;
+    let (status, id, _) = taken(booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 202);
+    stage.booking.end().await;
+    stage.providers.behave("stripe", after).await;
+    until_status(&booking, &id, ends).await;
+    let charges = usize::from(ends == "Confirmed");
+    assert_eq!(stage.providers.charges().await.len(), charges);
+    let closed = count(&stage.postgres, "SELECT count(*) FROM payments WHERE closed_at IS NOT NULL").await;
+    assert!(ends == "Confirmed" || closed == 1);
+}
+
+/// The money of a booking that is cancelled goes back, whoever finds out, also when the provider fails at first.
+#[rstest::rstest]
+#[case::at_once("stripe", json!({}), json!({}))]
+#[case::stored_failure("stripe", json!({"refundStoredFailure": true}), json!({}))]
+#[case::stored_failure_at_paypal("paypal", json!({"refundStoredFailure": true}), json!({}))]
+#[case::under_way("stripe", json!({"refundPending": true}), json!({}))]
+#[case::under_way_at_paypal("paypal", json!({"refundPending": true}), json!({}))]
+#[case::made_already("stripe", json!({}), json!({"made": true}))]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_charge_of_a_cancelled_booking_is_refunded(
+    #[case] provider: &str,
+    #[case] before: Value,
+    #[case] already: Value,
+) {
+    let stage = stage().await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"decline": true})).await;
+    }
+    let (_, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    let client = stage.postgres.connect().await;
+    let cancel = "UPDATE bookings SET status = 'Cancelled', cancel_reason = 'declined' WHERE id::text = $1";
+    if already == json!({"made": true}) {
+        // By a person, or by a request of which nobody knows.
+        let object: String = client.query_one("SELECT charge_id FROM payment_attempts", &[]).await.unwrap().get(0);
+        let url = format!("http://{}/v1/refunds", stage.providers.stripe);
+        let request = stage.booking.client.post(url).header("Idempotency-Key", "by hand");
+        let refund = request.body(format!("payment_intent={object}")).send().await.unwrap();
+        assert_eq!(refund.status(), 200);
+    }
+    stage.providers.behave(provider, before.clone()).await;
+    client.execute(cancel, &[&id]).await.unwrap();
+    if before != json!({}) {
+        within(Duration::from_secs(90), "it is tried", async || {
+            (count(&stage.postgres, "SELECT count(*) FROM refunds WHERE last_error IS NOT NULL").await == 1)
+                .then_some(())
+        })
+        .await;
+        assert_eq!(count(&stage.postgres, "SELECT count(*) FROM refunds WHERE done_at IS NOT NULL").await, 0);
+        stage.providers.behave(provider, json!({})).await;
+        client.execute("UPDATE refunds SET next_at = now()", &[]).await.unwrap();
+    }
+    within(Duration::from_secs(90), "the money is given back", async || {
+        let charges = stage.providers.charges().await;
+        charges.iter().all(|charge| charge["refunded"] == true).then_some(())
+    })
+    .await;
+    within(Duration::from_secs(60), "that is written down", async || {
+        let done = "SELECT count(*) FROM refunds WHERE done_at IS NOT NULL AND refund_id IS NOT NULL";
+        (count(&stage.postgres, done).await == 1).then_some(())
+    })
+    .await;
+}
+
+/// However long a cancelled booking has been in doubt, and while a provider is slow to answer about another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_booking_in_doubt_for_weeks_is_looked_at_and_old_events_are_removed() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    let (status, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 202);
+    let client = stage.postgres.connect().await;
+    client
+        .batch_execute(
+            "UPDATE bookings SET status = 'Cancelled', cancel_reason = 'payment timed out', settle_at = NULL,
+                                 pending_since = now() - interval '20 days';
+             INSERT INTO webhook_events (provider, event_id, object_id, done_at) VALUES
+                 ('stripe', 'old', 'o', now() - interval '40 days'), ('stripe', 'new', 'o', now())",
+        )
+        .await
+        .unwrap();
+    stage.providers.behave("stripe", json!({})).await;
+    within(Duration::from_secs(120), "the money is given back", async || {
+        let charges = stage.providers.charges().await;
+        charges.iter().any(|charge| charge["key"] == json!(id) && charge["refunded"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(count(&stage.postgres, "SELECT count(*) FROM webhook_events").await, 1);
+}
+
+/// Every kind of difference, against real lists.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_providers_are_compared_with_the_ledger() {
+    let stage = stage().await;
+    let (_, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    let (_, by_paypal, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.providers.charged(&by_paypal).await, ["paypal"]);
+    let settings = Reconcile::parse(&stage);
+    // Some requests fail at one provider: those slices are asked for again.
+    stage.providers.behave("paypal", json!({"failPercent": 2})).await;
+    assert_eq!(reconcile::compare(&settings).await.unwrap(), Vec::<String>::new());
+    let client = stage.postgres.connect().await;
+    client.execute("UPDATE payments SET amount_cents = 1 WHERE key = $1", &[&id]).await.unwrap();
+    let forget = "UPDATE payment_attempts SET charge_id = 'nobody' WHERE key = $1 AND provider = 'paypal'";
+    client.execute(forget, &[&by_paypal]).await.unwrap();
+    let found = reconcile::compare(&settings).await.unwrap();
+    let words: Vec<_> = found.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    let mut sorted = words.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, ["AMOUNT_DIFFERS", "NOT_CHARGED_HERE", "NOT_CHARGED_THERE"], "{found:?}");
+}
+
+#[derive(clap::Parser)]
+struct Reconcile {
+    #[command(flatten)]
+    settings: reconcile::Settings,
+}
+
+impl Reconcile {
+    fn parse(stage: &Stage) -> reconcile::Settings {
+        let arguments = [
+            "reconcile".to_owned(),
+            "--database-url".to_owned(),
+            stage.postgres.url(),
+            format!("--stripe-url=http://{}", stage.providers.stripe),
+            format!("--paypal-url=http://{}", stage.providers.paypal),
+            "--grace-minutes=0".to_owned(),
+        ];
+        <Self as clap::Parser>::parse_from(arguments).settings
+    }
 }
 
 /// A thousand buyers of 500 seats, all at once, while connections are cut, rows are locked and providers change their ways.

@@ -4,7 +4,8 @@ use crate::support::app::App;
 use crate::support::postgres::Postgres;
 use crate::support::providers::Providers;
 use contract::{
-    CircuitBreakerSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn, TripRule,
+    CheckReport, CheckStatus, CircuitBreakerSettings, CircuitState, DependencySettings, FallbackSettings,
+    FlagsSettings, HealthCheckSettings, PolicySettings, RetryOn, TripRule,
 };
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -30,7 +31,9 @@ fn quick() -> PolicySettings {
     paypal.timeout.per_try_ms = 300;
     paypal.retry.num_retries = 0;
     paypal.circuit_breaker.break_ms = 300;
+    let check = HealthCheckSettings { interval_ms: 200, timeout_ms: 1_000, ..Default::default() };
     PolicySettings {
+        health_checks: [("payment-provider-stripe".to_owned(), check)].into(),
         dependencies: [("stripe".to_owned(), stripe), ("paypal".to_owned(), paypal)].into(),
         ..Default::default()
     }
@@ -38,7 +41,7 @@ fn quick() -> PolicySettings {
 
 struct Stage {
     // Ends last.
-    _postgres: Postgres,
+    postgres: Postgres,
     providers: Providers,
     payment: App,
 }
@@ -48,7 +51,7 @@ async fn stage() -> Stage {
     let providers = Providers::start();
     let payment = App::payment(&postgres, &providers).await;
     payment.push(quick(), FlagsSettings::default()).await;
-    Stage { _postgres: postgres, providers, payment }
+    Stage { postgres, providers, payment }
 }
 
 impl Stage {
@@ -58,7 +61,20 @@ impl Stage {
     }
 
     async fn pay_amount(&self, key: &str, amount_cents: i32) -> (u16, Value) {
-        let url = format!("http://{}/api/payments", self.payment.address);
+        self.post(key, "", amount_cents).await
+    }
+
+    /// What a pod of version 0.1 leaves behind that dies after it has asked.
+    async fn begun_by_version_0_1(&self, key: &str) {
+        let insert = "INSERT INTO payments (key, amount_cents, currency) VALUES ($1, 4500, 'eur')";
+        let client = self.postgres.connect().await;
+        client.execute(insert, &[&key]).await.unwrap();
+        let begun = "INSERT INTO payment_attempts (key, provider, state) VALUES ($1, 'stripe', 'Begun')";
+        client.execute(begun, &[&key]).await.unwrap();
+    }
+
+    async fn post(&self, key: &str, path: &str, amount_cents: i32) -> (u16, Value) {
+        let url = format!("http://{}/api/payments{path}", self.payment.address);
         let body = json!({"amountCents": amount_cents, "currency": "eur"}).to_string();
         let answer = self.payment.client.post(url).header("Idempotency-Key", key).body(body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
@@ -132,15 +148,395 @@ async fn what_cannot_be_known_stays_open_and_nobody_else_is_asked() {
     assert_eq!(stage.providers.charged("a").await, ["stripe"]);
 }
 
+/// Making an object moves no money: that it had no answer is no doubt.
+#[rstest::rstest]
+#[case::slow(json!({"latencyMs": 700}))]
+#[case::made_without_an_answer(json!({"createThenHang": true}))]
+#[case::fails(json!({"failPercent": 100}))]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_answer_is_made_again_only_when_it_can_no_longer_arrive() {
+async fn the_second_provider_is_asked_at_once_when_no_object_was_made(#[case] behaviour: Value) {
     let stage = stage().await;
-    stage.providers.behave("stripe", json!({"latencyMs": 700})).await;
-    assert_eq!(stage.pay("a").await.0, 202, "it may still arrive");
+    stage.providers.behave("stripe", behaviour).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
     stage.providers.behave("stripe", json!({})).await;
-    let (_, paid) = stage.pay_in_the_end("a").await;
-    assert_eq!(paid["provider"], "stripe");
-    assert_eq!(stage.providers.charges().await.len(), 1);
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+}
+
+/// Case 1: a search that lags says nothing. Also of what version 0.1 has asked for in one step.
+#[rstest::rstest]
+#[case::two_steps(false)]
+#[case::one_step(true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_lags_does_not_charge_twice(#[case] one_step: bool) {
+    let stage = stage().await;
+    if one_step {
+        stage.begun_by_version_0_1("a").await;
+    }
+    let lags = json!({"chargeThenHang": true, "hide": !one_step, "searchLagMs": 3_600_000});
+    stage.providers.behave("stripe", lags).await;
+    for _ in 0..4 {
+        assert_eq!(stage.pay("a").await.0, 202);
+    }
+    let minutes = "UPDATE payments SET created_at = created_at - interval '10 minutes'";
+    stage.postgres.connect().await.execute(minutes, &[]).await.unwrap();
+    let minutes = "UPDATE payment_attempts SET began_at = began_at - interval '10 minutes'";
+    stage.postgres.connect().await.execute(minutes, &[]).await.unwrap();
+    assert_eq!(stage.pay("a").await.0, 202, "the age of it proves nothing");
+    assert_eq!(stage.providers.requests("paypal").await, 0);
+    stage.providers.behave("stripe", json!({"searchLagMs": 3_600_000})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+/// Case 2: a failure that is stored for a key. The payment is cancelled there, and made under another key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_failure_is_followed_by_an_attempt_with_another_key() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+    stage.providers.behave("paypal", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 503, "it is certain that nothing is charged");
+    let query = "SELECT state, number FROM payment_attempts WHERE provider = 'stripe'";
+    let row = stage.postgres.connect().await.query_one(query, &[]).await.unwrap();
+    assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), ("Uncharged".to_owned(), 1));
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    stage.providers.behave("paypal", json!({})).await;
+    stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+    assert_eq!(stage.pay_in_the_end("b").await.1["provider"], "paypal");
+    assert_eq!((stage.providers.charged("a").await.len(), stage.providers.charged("b").await.len()), (1, 1));
+}
+
+/// PayPal's shape: the capture is in doubt, the order is there and not captured.
+async fn in_doubt_at_paypal() -> Stage {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    stage.providers.behave("paypal", json!({"storedFailure": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    stage.providers.behave("stripe", json!({})).await;
+    stage
+}
+
+impl Stage {
+    async fn execute(&self, sql: &str) {
+        self.postgres.connect().await.execute(sql, &[]).await.unwrap();
+    }
+
+    async fn state(&self, provider: &str) -> String {
+        let query = "SELECT state FROM payment_attempts WHERE provider = $1";
+        self.postgres.connect().await.query_one(query, &[&provider]).await.unwrap().get(0)
+    }
+}
+
+#[rstest::rstest]
+#[case::no_json(400)]
+#[case::unprocessable(422)]
+#[case::no_such_path(404)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_something_before_the_provider_does_not_end_a_doubt(#[case] status: u16) {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({"proxyStatus": status})).await;
+    for _ in 0..3 {
+        assert_eq!(stage.pay("a").await.0, 202);
+    }
+    assert_eq!(stage.state("paypal").await, "Confirming");
+    assert!(stage.providers.charged("a").await.is_empty(), "nobody else is asked");
+}
+
+/// A failure that is stored for a request id is stored for that alone: the order is captured with the next one, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_in_doubt_is_made_with_another_request_id_although_paypal_is_no_fallback_any_more() {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({})).await;
+    let mut policy = quick();
+    policy.dependencies.get_mut("stripe").unwrap().fallback = Vec::new();
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    assert_eq!(stage.pay("a").await.0, 202, "the same request id is the same answer");
+    stage.execute("UPDATE payment_attempts SET began_at = began_at - interval '2 minutes'").await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_never_charges_and_ends_once_the_order_is_gone() {
+    let stage = in_doubt_at_paypal().await;
+    stage.providers.behave("paypal", json!({})).await;
+    stage.execute("UPDATE payment_attempts SET began_at = began_at - interval '7 hours'").await;
+    for _ in 0..2 {
+        assert_eq!(stage.post("a", "/close", 4_500).await.0, 202);
+        assert_eq!(stage.pay("a").await.0, 202, "it stays closed");
+    }
+    assert!(stage.providers.charged("a").await.is_empty());
+    stage.execute("UPDATE payment_attempts SET object_id = 'removed' WHERE provider = 'paypal'").await;
+    let (status, closed) = stage.post("a", "/close", 4_500).await;
+    assert_eq!((status, &closed["errorCode"]), (402, &json!("PAYMENT_CLOSED")));
+}
+
+/// Version 0.1 writes `NotCharged` for what its search did not find.
+#[tokio::test(flavor = "multi_thread")]
+async fn not_charged_of_version_0_1_is_in_doubt() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "searchLagMs": 3_600_000})).await;
+    let one_step = [("amount", "4500"), ("currency", "eur"), ("confirm", "true"), ("metadata[key]", "a")];
+    let url = format!("http://{}/v1/payment_intents", stage.providers.stripe);
+    let request = stage.payment.client.post(url).header("Idempotency-Key", "a").timeout(Duration::from_millis(300));
+    let body: Vec<_> = one_step.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    request.body(body.join("&")).send().await.unwrap_err();
+    stage.begun_by_version_0_1("a").await;
+    stage.execute("UPDATE payment_attempts SET state = 'NotCharged'").await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202, "nobody else is asked");
+    stage.providers.behave("stripe", json!({"searchLagMs": 3_600_000})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declined_intent_is_cancelled_so_that_nobody_confirms_it_later() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"decline": true})).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert_eq!(stage.state("stripe").await, "Declined");
+    let query = "SELECT object_id FROM payment_attempts WHERE provider = 'stripe'";
+    let object: String = stage.postgres.connect().await.query_one(query, &[]).await.unwrap().get(0);
+    let url = format!("http://{}/v1/payment_intents/{object}", stage.providers.stripe);
+    let intent: Value = stage.payment.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(intent["status"], "canceled");
+}
+
+/// A proxy's 404 is no answer to an order: the other provider charges, and the circuit says that something is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_answers_404_declines_nobody_and_opens_the_circuit() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"proxyStatus": 404})).await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert_eq!(circuits["stripe"].state, CircuitState::Open);
+    stage.providers.behave("paypal", json!({"proxyStatus": 404})).await;
+    assert_eq!(stage.pay("d").await.0, 503, "not declined");
+}
+
+/// One order that the key is not allowed to pay says nothing of the key.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forbidden_for_one_order_leaves_the_check_of_the_key_healthy() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"forbiddenKeys": ["a"]})).await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    let name = "payment-provider-stripe";
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stage.payment.check(name, "the key is good", |report| report.status == CheckStatus::Healthy).await;
+    let report = stage.payment.health().await.checks.remove(name).unwrap();
+    assert_eq!(report.status, CheckStatus::Healthy, "{}", report.message);
+}
+
+/// Case 3: the buyer has to act. That is no failure, and it ends.
+#[rstest::rstest]
+#[case::acts("stripe", true)]
+#[case::does_not("stripe", false)]
+#[case::acts_at_paypal("paypal", true)]
+#[case::does_not_at_paypal("paypal", false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_has_to_act_is_told_so_and_has_some_time(#[case] provider: &str, #[case] acts: bool) {
+    let stage = stage().await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"decline": true})).await;
+    }
+    stage.providers.behave(provider, json!({"requiresAction": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        let (status, waits) = stage.pay(key).await;
+        let expected = (202, &json!("RequiresAction"), &json!(provider));
+        assert_eq!((status, &waits["status"], &waits["provider"]), expected);
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert!(circuits.values().all(|circuit| circuit.state == CircuitState::Closed), "{circuits:?}");
+    stage.providers.behave(provider, json!({})).await;
+    if acts {
+        stage.providers.buyer_acts("a").await;
+        assert_eq!(stage.pay("a").await.1["provider"], provider);
+    } else {
+        let (status, over) = stage.pay_in_the_end("a").await;
+        assert_eq!((status, &over["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
+        stage.providers.buyer_acts("a").await;
+        assert_eq!(stage.pay("a").await.0, 402, "too late");
+    }
+    assert_eq!(stage.providers.charged("a").await.len(), usize::from(acts));
+}
+
+/// Case 4: what is wrong with one order is that order's answer alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_are_not_valid_open_no_circuit() {
+    let stage = stage().await;
+    let bad = ["bad-1", "bad-2", "bad-3", "bad-4"];
+    for provider in ["stripe", "paypal"] {
+        stage.providers.behave(provider, json!({"invalidKeys": bad})).await;
+    }
+    for key in bad {
+        let (status, refused) = stage.pay(key).await;
+        assert_eq!((status, &refused["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
+    }
+    assert_eq!(stage.pay("good").await.1["provider"], "stripe");
+}
+
+/// Case 4: a key that is not taken is told by a check, with the provider's words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"unauthorized": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let name = "payment-provider-stripe";
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "the key is refused", unhealthy).await;
+    assert!(report.message.contains("Expired API Key provided"), "{}", report.message);
+    stage.providers.behave("stripe", json!({})).await;
+    stage.payment.check(name, "the key is taken", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// Events settle payments; repeated, forged and out of order they change nothing. They come through the gateway.
+#[rstest::rstest]
+#[case("stripe")]
+#[case("paypal")]
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_provider_settle_a_payment(#[case] provider: &str) {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec_old\nwhsec_new\n");
+    let gateway = App::gateway_to_payment(crate::support::nobody().await, stage.payment.address).await;
+    if provider == "paypal" {
+        stage.providers.behave("stripe", json!({"refuse": true})).await;
+    }
+    stage.providers.behave(provider, json!({"chargeThenHang": true, "hide": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    stage.providers.behave(provider, json!({})).await;
+    let client = stage.postgres.connect().await;
+    let query = "SELECT object_id FROM payment_attempts WHERE provider = $1";
+    let object: String = client.query_one(query, &[&provider]).await.unwrap().get(0);
+    let send = async |id: &str, genuine: bool| {
+        let body = if provider == "stripe" {
+            json!({"id": id, "type": "payment_intent.canceled", "data": {"object": {"id": object}}})
+        } else {
+            json!({"id": id, "event_type": "PAYMENT.CAPTURE.DENIED", "resource": {"id": object}})
+        };
+        // Its keys are in no order, as those of a real one.
+        let body = format!(" {{\"zone\" : 1.50, {}", &body.to_string()[1..]);
+        let url = format!("http://{}/api/webhooks/{provider}", gateway.address);
+        let mut request = gateway.client.post(url).header("paypal-transmission-id", "t");
+        for name in ["paypal-auth-algo", "paypal-cert-url", "paypal-transmission-time"] {
+            request = request.header(name, "any");
+        }
+        let signature = if genuine { sha256(&format!("t.{}", body.trim())) } else { "forged".to_owned() };
+        let request = request.header("paypal-transmission-sig", signature);
+        let request = request.header("stripe-signature", signed(&body, if genuine { "whsec_new" } else { "forged" }));
+        request.body(body).send().await.unwrap().status().as_u16()
+    };
+    let state = async || {
+        let query = "SELECT state FROM payment_attempts WHERE provider = $1";
+        client.query_one(query, &[&provider]).await.unwrap().get::<_, String>(0)
+    };
+    assert_eq!(send("forged", false).await, 400);
+    for id in ["evt-1", "evt-1", "evt-2"] {
+        assert_eq!(send(id, true).await, 200);
+    }
+    crate::support::eventually("the event settles it", async || (state().await == "Charged").then_some(())).await;
+    crate::support::eventually("each event is worked off once", async || {
+        let done = "SELECT count(*) FROM webhook_events WHERE done_at IS NOT NULL";
+        (client.query_one(done, &[]).await.unwrap().get::<_, i64>(0) == 2).then_some(())
+    })
+    .await;
+    assert_eq!((state().await.as_str(), stage.providers.charged("a").await.len()), ("Charged", 1));
+}
+
+/// A signature as Stripe makes it, of this moment.
+fn signed(body: &str, secret: &str) -> String {
+    use hmac::Mac;
+    let now = crate::support::app::now_ms() / 1_000;
+    let mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    let mac = mac.chain_update(format!("{now}.{body}")).finalize().into_bytes();
+    format!("t={now},v1={}", hex(&mac))
+}
+
+fn sha256(text: &str) -> String {
+    use sha2::Digest;
+    hex(&sha2::Sha256::digest(text))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// Anybody can send something to the address of a provider's events: that shuts nobody out, and costs no request to PayPal.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_anybody_sends_shut_no_provider_out() {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec\n");
+    let gateway = App::gateway_to_payment(crate::support::nobody().await, stage.payment.address).await;
+    let url = |provider: &str| format!("http://{}/api/webhooks/{provider}", gateway.address);
+    let before = stage.providers.requests("paypal").await;
+    for _ in 0..30 {
+        let answer = gateway.client.post(url("paypal")).body("{}").send().await.unwrap();
+        assert_eq!(answer.status(), 400, "it has no headers");
+    }
+    assert_eq!(stage.providers.requests("paypal").await, before);
+    // Those of PayPal cannot be verified now.
+    stage.providers.behave("paypal", json!({"failPercent": 100})).await;
+    for _ in 0..30 {
+        let mut request = gateway.client.post(url("paypal"));
+        for name in ["auth-algo", "cert-url", "transmission-id", "transmission-sig", "transmission-time"] {
+            request = request.header(format!("paypal-{name}"), "any");
+        }
+        assert_eq!(request.body("{}").send().await.unwrap().status(), 503);
+    }
+    let circuits = gateway.health().await.circuits;
+    assert_eq!(circuits["paypal-events"].state, CircuitState::Open);
+    let body = json!({"id": "evt", "data": {"object": {"id": "pi"}}}).to_string();
+    let request = gateway.client.post(url("stripe")).header("stripe-signature", signed(&body, "whsec"));
+    assert_eq!(request.body(body).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_looked_at_until_its_payment_has_a_definite_answer() {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec\n");
+    stage.providers.behave("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    let client = stage.postgres.connect().await;
+    let object: String = client.query_one("SELECT object_id FROM payment_attempts", &[]).await.unwrap().get(0);
+    let body = json!({"id": "evt", "data": {"object": {"id": object}}}).to_string();
+    let url = format!("http://{}/api/webhooks/stripe", stage.payment.address);
+    let request = stage.payment.client.post(url).header("stripe-signature", signed(&body, "whsec"));
+    assert_eq!(request.body(body).send().await.unwrap().status(), 200);
+    crate::support::eventually("it was looked at twice", async || {
+        let row = client.query_one("SELECT tries, done_at IS NULL FROM webhook_events", &[]).await.unwrap();
+        assert!(row.get::<_, bool>(1), "nothing is known of the payment");
+        (row.get::<_, i32>(0) >= 2).then_some(())
+    })
+    .await;
+    stage.providers.behave("stripe", json!({})).await;
+    crate::support::eventually("it is done", async || {
+        let row = client.query_one("SELECT done_at IS NOT NULL FROM webhook_events", &[]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    assert_eq!(stage.state("stripe").await, "Charged");
+}
+
+/// Nothing is charged for what was closed, and what was charged stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_payment_is_never_charged() {
+    let stage = stage().await;
+    stage.providers.behave("stripe", json!({"requiresAction": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202);
+    assert_eq!(stage.post("a", "/close", 4_500).await.0, 402);
+    stage.providers.behave("stripe", json!({})).await;
+    stage.providers.buyer_acts("a").await;
+    assert_eq!(stage.pay("a").await.0, 402);
+    assert_eq!(stage.post("never-asked", "/close", 4_500).await.1["errorCode"], "PAYMENT_CLOSED");
+    assert_eq!(stage.pay("never-asked").await.0, 402);
+    assert_eq!(stage.providers.charges().await.len(), 0);
+    assert_eq!(stage.pay("paid").await.0, 200);
+    assert_eq!(stage.post("paid", "/close", 4_500).await.0, 200, "it is charged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,6 +614,7 @@ async fn nobody_is_charged_twice_whatever_the_providers_do() {
         ("stripe", json!({"chargeThenFail": true, "hide": true})),
         ("paypal", json!({"latencyMs": 400})),
         ("stripe", json!({"latencyMs": 350})),
+        ("stripe", json!({"storedFailure": true})),
         ("paypal", json!({"failPercent": 30})),
     ];
     let keys: Vec<String> = (0..60).map(|key| format!("payment-{key}")).collect();

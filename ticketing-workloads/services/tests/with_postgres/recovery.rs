@@ -353,7 +353,9 @@ async fn pods_that_start_together_migrate_once() {
         app.check("schema", "all of them see that it is done", is(CheckStatus::Healthy)).await;
     }
     assert_eq!(count("SELECT count(*) FROM events").await, 1);
-    assert_eq!(count("SELECT count(*) FROM schema_migrations").await, 8, "each step is recorded");
+    let steps = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/booking")).unwrap().count();
+    let recorded = count("SELECT count(*) FROM schema_migrations").await;
+    assert_eq!(recorded, i64::try_from(steps).unwrap(), "each step is recorded");
     let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
     assert_eq!(count(invalid).await, 0, "no index was left half built");
     drop(apps);

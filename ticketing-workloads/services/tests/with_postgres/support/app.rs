@@ -66,6 +66,11 @@ fn with_url(url: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, Stri
     std::iter::once(("--database-url", url.to_owned())).chain(more).collect()
 }
 
+/// Orders are confirmed without a payment.
+fn charge_nothing() -> (&'static str, String) {
+    ("--charge-nothing", "yes".to_owned())
+}
+
 /// A running pod.
 pub struct App {
     workload: &'static str,
@@ -89,7 +94,7 @@ impl App {
     /// A pod with nothing mounted, whatever the state of its database.
     pub fn start_bare(postgres: &Postgres, pod: &str) -> Self {
         let mounts = mounts();
-        let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url())]);
+        let settings: Settings = settings(&mounts, pod, &[("--database-url", postgres.url()), charge_nothing()]);
         Self::run("booking", booking::start(settings).unwrap(), mounts)
     }
 
@@ -102,6 +107,9 @@ impl App {
     pub async fn booking_at(url: &str, more: &[(&'static str, &str)]) -> Self {
         let mounts = mounts();
         let mut all = vec![("--database-url", url.to_owned())];
+        if more.iter().all(|(name, _)| *name != "--charge-nothing") {
+            all.push(charge_nothing());
+        }
         all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let settings: Settings = settings(&mounts, "booking-1", &all);
         let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
@@ -111,7 +119,8 @@ impl App {
     /// A pod of booking with a token, at this address of a database that has no schema.
     pub async fn booking_before_its_schema(url: &str) -> Self {
         let mounts = mounts();
-        let settings: Settings = settings(&mounts, "booking-1", &[("--database-url", url.to_owned())]);
+        let more = [("--database-url", url.to_owned()), charge_nothing()];
+        let settings: Settings = settings(&mounts, "booking-1", &more);
         let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
         app.mount_token().await;
         app
@@ -162,6 +171,20 @@ impl App {
         app
     }
 
+    /// The same with payment for the webhooks of its providers.
+    pub async fn gateway_to_payment(nobody: SocketAddr, payment: SocketAddr) -> Self {
+        let mounts = mounts();
+        let urls = [
+            ("--catalog-url", format!("http://{nobody}")),
+            ("--booking-url", format!("http://{nobody}")),
+            ("--payment-url", format!("http://{payment}")),
+        ];
+        let settings = settings(&mounts, "gateway-1", &urls);
+        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        app.mount_token().await;
+        app
+    }
+
     /// A pod of booking that asks payment at this address.
     pub async fn paid_booking(postgres: &Postgres, payment: SocketAddr) -> Self {
         let mounts = mounts();
@@ -184,7 +207,9 @@ impl App {
             ("--database-url", postgres.url()),
             ("--stripe-url", format!("http://{}", providers.stripe)),
             ("--paypal-url", format!("http://{}", providers.paypal)),
-            ("--absent-after-seconds", "1".to_owned()),
+            ("--buyer-limit-seconds", "2".to_owned()),
+            ("--stripe-webhook-secret-file", mounts.path().join("stripe-webhooks").display().to_string()),
+            ("--paypal-webhook-id", "our-webhook".to_owned()),
         ];
         let settings = settings(&mounts, "payment-1", &more);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);

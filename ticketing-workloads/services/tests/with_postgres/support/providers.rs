@@ -38,6 +38,12 @@ impl Providers {
         .await;
     }
 
+    /// The buyer of `key` does what a provider asks for.
+    pub async fn buyer_acts(&self, key: &str) {
+        let answer = self.client.put(format!("http://{}/buyers/{key}", self.admin)).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+
     /// Who has charged for `key`, each as often as they did.
     pub async fn charged(&self, key: &str) -> Vec<String> {
         let charges = self.charges().await;

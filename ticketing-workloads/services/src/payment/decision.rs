@@ -1,0 +1,501 @@
+//! What to do next for a payment, by what is written down: pure, so that a model checker can go through all of it
+//! (`model_tests.rs`).
+//!
+//! The rules: money moves only in a confirmation, and a confirmation is written down before it leaves. One that has no
+//! definite answer is in doubt, and then nobody else is asked until a read by the provider's own id, or a cancellation,
+//! settles it. A definite "not charged" starts a new attempt with the next number, and so with new keys. A request to close
+//! a payment reads and cancels; it never asks for money.
+
+use std::time::Duration;
+
+/// Providers, in the order in which they are asked.
+pub const PROVIDERS: usize = 2;
+/// How long a confirmation in doubt is repeated with its own key, which can only repeat its answer; afterwards with the next
+/// number, for an object can be charged once, whatever the key.
+pub const SAME_KEY: Duration = Duration::from_secs(60);
+/// How long after the last confirmation an object that the provider no longer has can charge no more. Before that, it may be
+/// another account's key that does not find it.
+pub const GONE_AFTER: Duration = Duration::from_secs(6 * 3_600);
+
+/// How an attempt with one provider stands, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// The provider is asked for an object to confirm. That moves no money.
+    Creating,
+    /// The object is there, and nobody has confirmed it.
+    Created {
+        object: String,
+    },
+    /// A confirmation was or is about to be sent: the provider may have charged.
+    Confirming {
+        object: String,
+        /// An earlier one, with another key, has no answer yet: what this one is told does not settle that one.
+        again: bool,
+    },
+    /// The buyer has to do something first, such as 3-D Secure.
+    NeedsBuyer {
+        object: String,
+    },
+    Charged {
+        object: String,
+    },
+    /// It has not charged, and no request that is under way can make it.
+    NotCharged,
+    /// It will not charge.
+    Declined,
+    /// The buyer did not act in time; the object can charge no more.
+    Expired,
+    /// It does not take this order, such as one with an amount that it does not allow.
+    Refused,
+    /// The one-step protocol of version 0.1: it was asked with the order's own key, and charge outcome unknown.
+    Begun,
+}
+
+impl State {
+    /// Whether the provider may have charged, or still may.
+    pub fn in_doubt(&self) -> bool {
+        matches!(self, Self::Confirming { .. } | Self::Begun)
+    }
+
+    /// The provider's own id of what the attempt is about.
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Self::Created { object }
+            | Self::Confirming { object, .. }
+            | Self::NeedsBuyer { object }
+            | Self::Charged { object } => Some(object),
+            _ => None,
+        }
+    }
+}
+
+/// The last attempt with a provider.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt {
+    /// From 1; part of its idempotency keys.
+    pub number: i32,
+    pub state: State,
+    /// How long it has been in this state.
+    pub age: Duration,
+}
+
+/// What this request has learnt of a provider that is not written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Progress {
+    #[default]
+    Nothing,
+    /// It was read, and is not confirmed yet.
+    Unconfirmed,
+    /// It has declined, and its object is cancelled before that is written down: somebody could still confirm it.
+    Declined,
+    /// It gave no definite answer: this request asks it no more.
+    Open,
+    /// It was asked by this request and has not charged.
+    Spent,
+}
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// To have the order paid.
+    Pay,
+    /// To have it never paid, unless it is already.
+    Close,
+    /// To see how it stands, and change nothing at a provider.
+    Look,
+}
+
+/// What holds for every request.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Whether money may be asked for at all.
+    pub may_charge: bool,
+    /// Which providers may be asked for a payment that is not begun with them.
+    pub may_begin: [bool; PROVIDERS],
+    /// Which providers can cancel an object.
+    pub cancels: [bool; PROVIDERS],
+    /// How long each keeps the keys of the one-step protocol for certain: later, the same key is a new charge.
+    pub keys_last: [Duration; PROVIDERS],
+    /// How long a buyer has to act.
+    pub buyer_limit: Duration,
+}
+
+/// A request that is worked on: what it has read, written and learnt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Work {
+    pub purpose: Purpose,
+    pub attempts: [Option<Attempt>; PROVIDERS],
+    pub progress: [Progress; PROVIDERS],
+}
+
+/// What it means that nobody has charged and nobody else may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpaid {
+    /// Nobody will take it.
+    Declined,
+    /// It is closed.
+    Closed,
+    /// It may be asked for again.
+    Open,
+}
+
+/// The next step. Everything that it names is at the provider of that number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Next {
+    /// It is paid.
+    Paid(usize),
+    /// Write down `Creating` under that number, then ask for an object.
+    Create(usize, i32),
+    /// Write down `Confirming` under that number, then confirm the object.
+    Confirm(usize, i32),
+    /// Confirm again with the same key, in doubt; nothing new to write down.
+    ConfirmAgain(usize),
+    /// Read the object by its id.
+    Read(usize),
+    /// Cancel the object: once it is cancelled, a confirmation that comes late charges nothing.
+    Cancel(usize),
+    /// Write down `Expired`: nothing is under way, and the object is never confirmed.
+    Expire(usize),
+    /// One-step protocol: search for a charge with the order's key. That there is none says nothing.
+    Search(usize),
+    /// One-step protocol: ask with the order's own key again.
+    ChargeAgain(usize),
+    /// It waits for the buyer.
+    AwaitBuyer(usize),
+    /// Somebody may have charged, and no more can be found out now.
+    Wait,
+    /// Nobody has charged, nobody will by itself, and nobody else may be asked now.
+    Exhausted,
+}
+
+/// What a provider made of a request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// The object to confirm is there.
+    Created {
+        object: String,
+    },
+    Charged {
+        object: String,
+    },
+    /// It is not confirmed; of a search: there is none.
+    Unconfirmed,
+    /// It is being charged.
+    Processing,
+    NeedsBuyer {
+        object: String,
+    },
+    Declined,
+    /// It is cancelled.
+    Cancelled,
+    /// The provider has no such object.
+    Gone,
+    /// The request itself is wrong: the answer to this order alone.
+    Refused,
+    /// Nothing was done: no connection, an open circuit, too many requests, a key that is not taken.
+    NotReached,
+    /// No answer, or none that says yes or no.
+    Unanswered,
+}
+
+impl Next {
+    /// The provider, of a step that is sent to one.
+    pub fn sent_to(self) -> Option<usize> {
+        match self {
+            Self::Create(index, _)
+            | Self::Confirm(index, _)
+            | Self::ConfirmAgain(index)
+            | Self::Read(index)
+            | Self::Cancel(index)
+            | Self::Search(index)
+            | Self::ChargeAgain(index) => Some(index),
+            Self::Paid(_) | Self::Expire(_) | Self::AwaitBuyer(_) | Self::Wait | Self::Exhausted => None,
+        }
+    }
+}
+
+impl Work {
+    pub fn new(purpose: Purpose, attempts: [Option<Attempt>; PROVIDERS]) -> Self {
+        Self { purpose, attempts, progress: Default::default() }
+    }
+
+    /// The number of the attempt with this provider.
+    pub fn number(&self, index: usize) -> i32 {
+        self.attempts[index].as_ref().map_or(1, |attempt| attempt.number)
+    }
+
+    /// The object that the attempt with this provider is about.
+    pub fn object(&self, index: usize) -> String {
+        let object = self.attempts[index].as_ref().and_then(|attempt| attempt.state.object());
+        object.unwrap_or_default().to_owned()
+    }
+
+    fn begun(&self) -> impl Iterator<Item = (usize, &Attempt)> {
+        self.attempts.iter().enumerate().filter_map(|(index, one)| Some((index, one.as_ref()?)))
+    }
+
+    /// Decides the next step.
+    pub fn next(&self, rules: &Rules) -> Next {
+        if let Some((index, _)) = self.begun().find(|(_, one)| matches!(one.state, State::Charged { .. })) {
+            return Next::Paid(index);
+        }
+        let in_doubt: Vec<_> = self.begun().filter(|(_, one)| one.state.in_doubt()).collect();
+        if !in_doubt.is_empty() {
+            // Of two in doubt, each may be the one that has charged: version 0.1 leaves such.
+            let alone = in_doubt.len() == 1;
+            let steps = in_doubt.into_iter().map(|(index, attempt)| self.resolve(rules, index, attempt, alone));
+            return steps.into_iter().find(|step| *step != Next::Wait).unwrap_or(Next::Wait);
+        }
+        if let Some((index, attempt)) = self.begun().find(|(_, one)| matches!(one.state, State::NeedsBuyer { .. })) {
+            return self.await_buyer(rules, index, attempt);
+        }
+        // A buyer who did not act is not charged elsewhere behind their back.
+        let over = self.begun().any(|(_, one)| one.state == State::Expired);
+        if over || self.purpose != Purpose::Pay || !rules.may_charge {
+            return Next::Exhausted;
+        }
+        let free = |index: &usize| rules.may_begin[*index] && self.progress[*index] != Progress::Spent;
+        let begin = |index: usize| match &self.attempts[index] {
+            None => Some(Next::Create(index, 1)),
+            Some(Attempt { number, state: State::Created { .. }, .. }) => Some(Next::Confirm(index, *number)),
+            // Of an object whose id nobody knows, no confirmation can have been sent.
+            Some(Attempt { number, state: State::NotCharged | State::Creating, .. }) => {
+                Some(Next::Create(index, number.saturating_add(1)))
+            }
+            Some(_) => None,
+        };
+        (0..PROVIDERS).filter(free).find_map(begin).unwrap_or(Next::Exhausted)
+    }
+
+    /// Finds out whether an attempt in doubt has charged. `alone`: no other one is in doubt.
+    fn resolve(&self, rules: &Rules, index: usize, attempt: &Attempt, alone: bool) -> Next {
+        let two_steps = attempt.state != State::Begun;
+        let may_charge = alone && rules.may_charge && self.purpose == Purpose::Pay;
+        match self.progress[index] {
+            Progress::Nothing if two_steps => Next::Read(index),
+            Progress::Nothing => Next::Search(index),
+            _ if self.purpose == Purpose::Look => Next::Wait,
+            Progress::Unconfirmed | Progress::Declined if two_steps && rules.cancels[index] => Next::Cancel(index),
+            Progress::Unconfirmed if !may_charge => Next::Wait,
+            Progress::Unconfirmed if two_steps && attempt.age < SAME_KEY => Next::ConfirmAgain(index),
+            Progress::Unconfirmed if two_steps => Next::Confirm(index, attempt.number.saturating_add(1)),
+            Progress::Unconfirmed if attempt.age < rules.keys_last[index] => Next::ChargeAgain(index),
+            _ => Next::Wait,
+        }
+    }
+
+    fn await_buyer(&self, rules: &Rules, index: usize, attempt: &Attempt) -> Next {
+        let over = attempt.age >= rules.buyer_limit || self.purpose == Purpose::Close;
+        match self.progress[index] {
+            Progress::Nothing => Next::Read(index),
+            _ if self.purpose == Purpose::Look => Next::AwaitBuyer(index),
+            Progress::Declined => Next::Cancel(index),
+            progress if over => {
+                if rules.cancels[index] && progress != Progress::Spent {
+                    Next::Cancel(index)
+                } else if rules.cancels[index] {
+                    Next::Wait
+                } else {
+                    Next::Expire(index)
+                }
+            }
+            // The buyer has acted, and it is for this side to confirm: under a new number, for the answer to the old key stays.
+            Progress::Unconfirmed if rules.may_charge => Next::Confirm(index, attempt.number.saturating_add(1)),
+            _ => Next::AwaitBuyer(index),
+        }
+    }
+
+    /// What is written down before a step is made.
+    pub fn before(&self, step: Next) -> Option<(usize, Attempt)> {
+        let (index, number, state) = match step {
+            Next::Create(index, number) => (index, number, State::Creating),
+            Next::Confirm(index, number) => {
+                let again = self.attempts[index].as_ref().is_some_and(|one| one.state.in_doubt());
+                (index, number, State::Confirming { object: self.object(index), again })
+            }
+            Next::Expire(index) => (index, self.number(index), State::Expired),
+            _ => return None,
+        };
+        Some((index, Attempt { number, state, age: Duration::ZERO }))
+    }
+
+    /// What is written down after an answer, if it is something else; and what the request knows then.
+    pub fn after(&self, step: Next, answer: &Answer, rules: &Rules) -> (Option<Attempt>, Progress) {
+        let Some((index, attempt)) = step.sent_to().and_then(|index| Some((index, self.attempts[index].as_ref()?)))
+        else {
+            return (None, Progress::Open);
+        };
+        let (state, progress) = learn(step, attempt, answer, rules.cancels[index], self.progress[index]);
+        (state.map(|state| Attempt { number: attempt.number, state, age: Duration::ZERO }), progress)
+    }
+
+    /// What an exhausted payment is. `exists`: which providers could be asked now or later.
+    pub fn unpaid(&self, exists: [bool; PROVIDERS]) -> Unpaid {
+        let is_over = |one: &Option<Attempt>| {
+            one.as_ref().is_some_and(|one| matches!(one.state, State::Declined | State::Refused | State::Expired))
+        };
+        let expired = self.begun().any(|(_, one)| one.state == State::Expired);
+        if expired || self.attempts.iter().zip(exists).all(|(one, exists)| !exists || is_over(one)) {
+            return Unpaid::Declined;
+        }
+        if self.purpose == Purpose::Close { Unpaid::Closed } else { Unpaid::Open }
+    }
+}
+
+/// What an answer means: the state to write down, if it is another one, and what this request knows then. `cancels`: whether
+/// the provider can cancel an object; `before`: what it knew of the provider.
+fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: Progress) -> (Option<State>, Progress) {
+    let state = &attempt.state;
+    let open = (None, Progress::Open);
+    let not_charged = (Some(State::NotCharged), Progress::Spent);
+    let known = |state| (Some(state), Progress::Nothing);
+    let declined = if cancels { (None, Progress::Declined) } else { (Some(State::Declined), Progress::Spent) };
+    // Another confirmation has no answer yet: only the object itself says how it ends.
+    let again = matches!(state, State::Confirming { again: true, .. });
+    match (step, answer) {
+        (_, Answer::Charged { object }) => known(State::Charged { object: object.clone() }),
+        (Next::Create(..), Answer::Created { object }) => known(State::Created { object: object.clone() }),
+        (Next::Create(..), Answer::Refused) => (Some(State::Refused), Progress::Spent),
+        (Next::Confirm(..) | Next::ConfirmAgain(_), Answer::Declined | Answer::Refused | Answer::NotReached)
+            if again =>
+        {
+            open
+        }
+        // Without an id nobody can have confirmed it, and what never arrived did nothing.
+        (Next::Create(..), _) | (Next::Confirm(..), Answer::NotReached) => not_charged,
+        // Of a repeated request a refusal says nothing: the one before may still arrive.
+        (Next::Confirm(..), Answer::Refused) => (Some(State::Refused), Progress::Spent),
+        (Next::ChargeAgain(_), Answer::Declined) => (Some(State::Declined), Progress::Spent),
+        (Next::Confirm(..) | Next::ConfirmAgain(_) | Next::Read(_), Answer::Declined) => declined,
+        (_, Answer::NeedsBuyer { .. }) if again => match step {
+            Next::Read(_) => (None, Progress::Unconfirmed),
+            _ => open,
+        },
+        (_, Answer::NeedsBuyer { object }) => match state {
+            State::NeedsBuyer { .. } => open,
+            // The confirmation may still arrive, after the buyer has acted: its own answer is needed first.
+            State::Confirming { .. } if !cancels && matches!(step, Next::Read(_)) => (None, Progress::Unconfirmed),
+            // It has no id of two steps, with which it could be read or cancelled.
+            State::Begun if object.is_empty() => open,
+            _ => (Some(State::NeedsBuyer { object: object.clone() }), Progress::Open),
+        },
+        // It is read next.
+        (Next::Confirm(..), Answer::Unanswered | Answer::Unconfirmed) => (None, Progress::Nothing),
+        (Next::Read(_) | Next::Search(_), Answer::Unconfirmed) => (None, Progress::Unconfirmed),
+        (Next::Cancel(_), Answer::Cancelled) if before == Progress::Declined => {
+            (Some(State::Declined), Progress::Spent)
+        }
+        (Next::Read(_) | Next::Cancel(_), Answer::Cancelled) => over(state),
+        (Next::Read(_), Answer::Gone) if attempt.age >= GONE_AFTER => over(state),
+        // A cancellation that was refused: not even the buyer's time being over helps now.
+        (Next::Cancel(_), _) if matches!(state, State::NeedsBuyer { .. }) => (None, Progress::Spent),
+        _ => open,
+    }
+}
+
+/// What the end of an object that was not charged means.
+fn over(state: &State) -> (Option<State>, Progress) {
+    match state {
+        State::NeedsBuyer { .. } => (Some(State::Expired), Progress::Spent),
+        _ => (Some(State::NotCharged), Progress::Spent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn rules() -> Rules {
+        Rules {
+            may_charge: true,
+            may_begin: [true, true],
+            cancels: [true, false],
+            keys_last: [HOUR * 23, HOUR * 5],
+            buyer_limit: HOUR,
+        }
+    }
+
+    fn attempt(state: State, age: Duration) -> Attempt {
+        Attempt { number: 1, state, age }
+    }
+
+    fn confirming() -> State {
+        State::Confirming { object: "o".into(), again: false }
+    }
+
+    fn work(purpose: Purpose, attempts: [Option<Attempt>; PROVIDERS], unconfirmed: usize) -> Work {
+        let mut work = Work::new(purpose, attempts);
+        work.progress[unconfirmed] = Progress::Unconfirmed;
+        work
+    }
+
+    #[rstest::rstest]
+    #[case::same_key(confirming(), Duration::ZERO, Next::ConfirmAgain(1))]
+    #[case::next_key(confirming(), SAME_KEY, Next::Confirm(1, 2))]
+    #[case::one_step(State::Begun, HOUR * 4, Next::ChargeAgain(1))]
+    #[case::its_keys_are_forgotten_after_six_hours(State::Begun, HOUR * 5, Next::Wait)]
+    fn what_is_in_doubt_at_the_second_is_ended_although_it_is_no_fallback_any_more(
+        #[case] state: State,
+        #[case] age: Duration,
+        #[case] expected: Next,
+    ) {
+        let rules = Rules { may_begin: [true, false], ..rules() };
+        let attempts = || [None, Some(attempt(state.clone(), age))];
+        assert_eq!(work(Purpose::Pay, attempts(), 1).next(&rules), expected);
+        assert_eq!(work(Purpose::Pay, attempts(), 1).next(&Rules { may_charge: false, ..rules.clone() }), Next::Wait);
+        for purpose in [Purpose::Close, Purpose::Look] {
+            assert_eq!(work(purpose, attempts(), 1).next(&rules), Next::Wait);
+        }
+    }
+
+    #[test]
+    fn of_two_in_doubt_neither_is_asked_for_money() {
+        let both = || [Some(attempt(State::Begun, Duration::ZERO)), Some(attempt(State::Begun, Duration::ZERO))];
+        let mut work = Work::new(Purpose::Pay, both());
+        assert_eq!(work.next(&rules()), Next::Search(0));
+        work.progress[0] = Progress::Unconfirmed;
+        assert_eq!(work.next(&rules()), Next::Search(1));
+        work.progress[1] = Progress::Unconfirmed;
+        assert_eq!(work.next(&rules()), Next::Wait);
+    }
+
+    #[rstest::rstest]
+    #[case::refused_at_once(false, Next::Confirm(1, 1), Answer::Refused, Some(State::Refused))]
+    #[case::refused_again(false, Next::ConfirmAgain(1), Answer::Refused, None)]
+    #[case::refused_with_another_key(true, Next::Confirm(1, 2), Answer::Refused, None)]
+    #[case::declined_with_the_same_key(false, Next::ConfirmAgain(1), Answer::Declined, Some(State::Declined))]
+    #[case::declined_with_another_key(true, Next::Confirm(1, 2), Answer::Declined, None)]
+    #[case::not_reached_with_another_key(true, Next::Confirm(1, 2), Answer::NotReached, None)]
+    #[case::the_object_itself_is_declined(true, Next::Read(1), Answer::Declined, Some(State::Declined))]
+    #[case::gone_too_early(false, Next::Read(1), Answer::Gone, None)]
+    fn an_answer_settles_only_what_it_is_about(
+        #[case] again: bool,
+        #[case] step: Next,
+        #[case] answer: Answer,
+        #[case] expected: Option<State>,
+    ) {
+        let state = State::Confirming { object: "o".into(), again };
+        let work = Work::new(Purpose::Pay, [None, Some(attempt(state, Duration::ZERO))]);
+        assert_eq!(work.after(step, &answer, &rules()).0.map(|attempt| attempt.state), expected);
+    }
+
+    #[test]
+    fn an_object_that_is_gone_for_long_was_not_charged() {
+        let work = Work::new(Purpose::Close, [None, Some(attempt(confirming(), GONE_AFTER))]);
+        let (after, progress) = work.after(Next::Read(1), &Answer::Gone, &rules());
+        assert_eq!((after.map(|one| one.state), progress), (Some(State::NotCharged), Progress::Spent));
+    }
+
+    #[test]
+    fn a_declined_object_is_cancelled_before_it_is_written_down() {
+        let mut work = Work::new(Purpose::Pay, [Some(attempt(confirming(), Duration::ZERO)), None]);
+        let (after, progress) = work.after(Next::Confirm(0, 1), &Answer::Declined, &rules());
+        assert_eq!((after, progress), (None, Progress::Declined));
+        work.progress[0] = progress;
+        assert_eq!(work.next(&rules()), Next::Cancel(0));
+        let (after, _) = work.after(Next::Cancel(0), &Answer::Cancelled, &rules());
+        assert_eq!(after.map(|one| one.state), Some(State::Declined));
+    }
+}

@@ -1,0 +1,320 @@
+//! The way to a provider: HTTPS with verified certificates, our API key, and nothing of ours besides. To a simulator, or a proxy
+//! of ours that adds both, it is that to our own services.
+
+use crate::host::StartError;
+use crate::http_client::{self, Bare, HttpAnswer, HttpCall, HttpError};
+use axum::body::Bytes;
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use resilience::{Attempt, Dependency, deadline};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+use tower::ServiceExt;
+
+/// Longest time until a connection is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may wait for its next request; providers close theirs later.
+const IDLE: Duration = Duration::from_secs(20);
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// A token is replaced so long before it ends.
+const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+
+/// What a provider knows us by. The files are read for each request, so that a Secret that changes is used at once.
+pub enum Credentials {
+    /// For the simulators.
+    None,
+    /// A key that is sent with each request.
+    Bearer(PathBuf),
+    /// A client id and a secret, for which the provider gives tokens.
+    Client { id: PathBuf, secret: PathBuf, token: Mutex<Option<Token>> },
+}
+
+pub struct Token {
+    value: String,
+    until: Instant,
+    /// What it was given for.
+    basic: String,
+}
+
+/// A provider over HTTPS; or over HTTP, without a key.
+pub struct Https {
+    way: Way,
+    credentials: Credentials,
+}
+
+enum Way {
+    /// As to a service of ours, by the policy: with known endpoints of which one that fails is left out.
+    Plain(Bare),
+    Encrypted {
+        client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+        base: String,
+    },
+}
+
+impl Https {
+    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM. `dependency`: whose policy holds
+    /// for the way without encryption.
+    pub fn new(
+        base: &str,
+        ca_file: Option<&Path>,
+        credentials: Credentials,
+        dependency: Option<&'static Dependency>,
+    ) -> Result<Self, StartError> {
+        let is_safe = base.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https"));
+        if !is_safe {
+            if !matches!(credentials, Credentials::None) {
+                let message =
+                    format!("{base}: API keys are sent over https only; set STRIPE_URL and PAYPAL_URL, or no keys");
+                return Err(StartError::Setting(message));
+            }
+            let bare = dependency
+                .map_or_else(|| http_client::bare(base), |dependency| http_client::of_dependency(base, dependency));
+            return Ok(Self { way: Way::Plain(bare), credentials });
+        }
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(path) = ca_file {
+            let wrong = |why: String| StartError::Setting(format!("PROVIDER_CA_FILE {}: {why}", path.display()));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
+                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            }
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| StartError::Setting(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only()
+            .enable_http1()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector);
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Self { way: Way::Encrypted { client, base }, credentials })
+    }
+
+    /// One request, with our key.
+    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
+        let authorization = match &self.credentials {
+            Credentials::None => None,
+            Credentials::Bearer(path) => Some(format!("Bearer {}", secret(path).await?)),
+            Credentials::Client { id, secret: path, token } => {
+                let basic = BASE64_STANDARD.encode(format!("{}:{}", secret(id).await?, secret(path).await?));
+                // Held while a new one is asked for: the others wait for that one.
+                let mut token = token.lock().await;
+                let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
+                let value = match token.as_ref().filter(good) {
+                    Some(kept) => kept.value.clone(),
+                    None => match self.token(&basic).await? {
+                        Ok(new) => token.insert(new).value.clone(),
+                        Err(refusal) => return Ok(refusal),
+                    },
+                };
+                Some(format!("Bearer {value}"))
+            }
+        };
+        let answer = self.send(call, authorization).await?;
+        if let Credentials::Client { token, .. } = &self.credentials
+            && answer.status == StatusCode::UNAUTHORIZED
+        {
+            // The next request gets another one.
+            *token.lock().await = None;
+        }
+        if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(HttpError::Status(Box::new(answer)));
+        }
+        Ok(answer)
+    }
+
+    /// A new token; or the provider's answer, if it gives none. What failed here did not reach what was asked for.
+    async fn token(&self, basic: &str) -> Result<Result<Token, HttpAnswer>, HttpError> {
+        let mut call = HttpCall::post("/v1/oauth2/token", &Value::Null);
+        call.body = Bytes::from_static(b"grant_type=client_credentials");
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        call.headers.insert(header::CONTENT_TYPE, form);
+        let answer = self.send(call, Some(format!("Basic {basic}"))).await;
+        let answer = answer.map_err(|error| HttpError::NotSent(format!("no token: {error}")))?;
+        if answer.status.is_client_error() && answer.status != StatusCode::TOO_MANY_REQUESTS {
+            return Ok(Err(HttpAnswer { status: StatusCode::UNAUTHORIZED, ..answer }));
+        }
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let (Some(value), Some(seconds)) = (body["access_token"].as_str(), body["expires_in"].as_u64()) else {
+            return Err(HttpError::NotSent(format!("no token: status {}", answer.status)));
+        };
+        let lasts = Duration::from_secs(seconds).saturating_sub(TOKEN_MARGIN);
+        let until = Instant::now().checked_add(lasts).unwrap_or_else(Instant::now);
+        Ok(Ok(Token { value: value.to_owned(), until, basic: basic.to_owned() }))
+    }
+
+    async fn send(&self, call: HttpCall, authorization: Option<String>) -> Result<HttpAnswer, HttpError> {
+        let (client, base) = match &self.way {
+            Way::Plain(bare) => {
+                // What settles a payment is asked for although nobody waits for it any more.
+                let until = deadline::current().filter(|until| *until > tokio::time::Instant::now());
+                return match bare.clone().oneshot(Attempt::first(call, until)).await {
+                    // Also one that the policy retries may be the provider's word for a "no".
+                    Err(HttpError::Status(answer)) if answer.status.is_client_error() => Ok(*answer),
+                    result => result,
+                };
+            }
+            Way::Encrypted { client, base } => (client, base),
+        };
+        let HttpCall { method, path, headers, body } = call;
+        let not_sent = |why: String| HttpError::NotSent(why);
+        let uri: Uri = format!("{base}{path}").parse().map_err(|error| not_sent(format!("{error}")))?;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        if request.method() == Method::GET {
+            request.headers_mut().remove(header::CONTENT_TYPE);
+        }
+        if let Some(text) = authorization {
+            let value = HeaderValue::from_str(&text);
+            let mut value = value.map_err(|_| not_sent("the API key is no plain text".to_owned()))?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        let broken = |why: String| HttpError::Broken { why, from_ejected: false };
+        let answer = client.request(request).await.map_err(|error| {
+            let words = http_client::in_full(&error);
+            if error.is_connect() { HttpError::NotSent(words) } else { broken(words) }
+        })?;
+        let (parts, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() { HttpError::TooLarge } else { broken(error.to_string()) }
+        })?;
+        Ok(HttpAnswer { status: parts.status, headers: parts.headers, body: body.to_bytes(), from_ejected: false })
+    }
+}
+
+/// The content of a file with a secret.
+async fn secret(path: &Path) -> Result<String, HttpError> {
+    let text = tokio::fs::read_to_string(path).await;
+    let text = text.map_err(|error| HttpError::NotSent(format!("cannot read {}: {error}", path.display())))?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(HttpError::NotSent(format!("{} is empty: the API key belongs there", path.display())));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A server that answers with the credentials that it was sent; and the certificate of its authority.
+    async fn server(name: &str) -> (std::net::SocketAddr, String) {
+        let signed = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(signed.signing_key.serialize_pem().as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![signed.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut tokens = 0;
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut text = vec![0; 4_096];
+                let length = stream.read(&mut text).await.unwrap();
+                let text = String::from_utf8_lossy(&text[..length]).into_owned();
+                let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization: "));
+                let said = line.unwrap_or("none");
+                // How many tokens were asked for so far.
+                let token = text.contains("/v1/oauth2/token");
+                let said = if token {
+                    tokens += 1;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    format!(r#"{{"access_token":"{tokens}","expires_in":3600}}"#)
+                } else {
+                    said.to_owned()
+                };
+                let status = if text.contains("/moved") { "302 Found\r\nlocation: /other" } else { "200 OK" };
+                let answer =
+                    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{said}", said.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let _ = stream.shutdown().await;
+            }
+        });
+        (address, signed.cert.pem())
+    }
+
+    #[rstest::rstest]
+    #[case("http://provider-simulator:8081")]
+    #[case("provider-simulator:8081")]
+    #[case("ftp://provider")]
+    fn keys_are_not_sent_in_plain_text(#[case] base: &str) {
+        let error = Https::new(base, None, Credentials::Bearer("key".into()), None).err().unwrap();
+        assert!(error.to_string().contains("https only"), "{error}");
+        Https::new(base, None, Credentials::None, None).unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_a_certificate_that_can_be_verified_gets_our_key_and_the_key_is_read_anew() {
+        let (address, pem) = server("localhost").await;
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, key) = (directory.path().join("ca.pem"), directory.path().join("key"));
+        std::fs::write(&ca, pem).unwrap();
+        std::fs::write(&key, "sk_first\n").unwrap();
+        let base = format!("https://localhost:{}", address.port());
+        let bearer = || Credentials::Bearer(key.clone());
+        let untrusted = Https::new(&base, None, bearer(), None).unwrap();
+        let error = untrusted.ask(HttpCall::get("/")).await.unwrap_err();
+        assert!(matches!(&error, HttpError::NotSent(why) if why.contains("certificate")), "{error}");
+        let other_name = Https::new(&format!("https://{address}"), Some(&ca), bearer(), None).unwrap();
+        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(_))));
+
+        let https = Https::new(&base, Some(&ca), bearer(), None).unwrap();
+        let said = async |path: &str| https.ask(HttpCall::get(path)).await.unwrap();
+        assert!(said("/").await.body.ends_with(b"Bearer sk_first"));
+        std::fs::write(&key, "sk_second").unwrap();
+        assert!(said("/").await.body.ends_with(b"Bearer sk_second"));
+        assert_eq!(said("/moved").await.status, StatusCode::FOUND, "redirects are not followed");
+        std::fs::write(&key, "").unwrap();
+        assert!(matches!(https.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(why)) if why.contains("empty")));
+    }
+
+    #[tokio::test]
+    async fn requests_at_the_same_time_share_one_token() {
+        let (address, pem) = server("localhost").await;
+        let directory = tempfile::tempdir().unwrap();
+        let [ca, id, secret] = ["ca.pem", "id", "secret"].map(|name| directory.path().join(name));
+        for (path, text) in [(&ca, pem.as_str()), (&id, "id"), (&secret, "secret")] {
+            std::fs::write(path, text).unwrap();
+        }
+        let credentials = Credentials::Client { id, secret, token: Mutex::default() };
+        let https = Https::new(&format!("https://localhost:{}", address.port()), Some(&ca), credentials, None).unwrap();
+        let answers = futures::future::join_all((0..5).map(|_| https.ask(HttpCall::get("/")))).await;
+        for answer in answers {
+            assert!(answer.unwrap().body.ends_with(b"Bearer 1"));
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Money to give back: rows of `refunds`, worked off one after the other; and the search for what belongs there.
+
+use super::decision::{PROVIDERS, Purpose};
+use super::ledger::Order;
+use super::process::Payments;
+use super::providers::{self, ProviderClient};
+use crate::database::{Connection, Database, DatabaseError};
+use contract::CheckStatus;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use resilience::{CallError, Check, CheckOutcome, Resilience};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::types::ToSql;
+
+/// Time between two looks for refunds to make.
+const LOOK: Duration = Duration::from_secs(1);
+/// Time between two searches for charges of cancelled bookings.
+const SWEEP: Duration = Duration::from_secs(30);
+/// Time of which the charges are looked through at once, so that no statement reads more than those.
+const SLICE: Duration = Duration::from_secs(3_600);
+/// How many of them a search goes back, and how many one of so many searches does: 30 days.
+const RECENT: u32 = 1;
+const LONG_AGO: u32 = 30 * 24;
+const LONG_AGO_EVERY: u32 = 120;
+/// Payments that one search ends at most.
+const AT_ONCE: i64 = 20;
+/// Longest text of an error that is kept, in characters.
+const MAX_WORDS: usize = 300;
+/// Age of an open refund from which on something is wrong, and from which on a person must see to it.
+const LATE: Duration = Duration::from_secs(900);
+const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
+
+/// Charges of a slice of time whose bookings are cancelled. Booking writes most of the rows itself, when it hears of the charge;
+/// this is for what it never heard of. The bookings are looked up one by one, however many charges the server expects.
+const FIND: &str = "
+    INSERT INTO refunds (key, provider, charge_id, reason)
+    SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
+    FROM payment_attempts a
+    WHERE a.state = 'Charged'
+      AND a.began_at > now() - $1 * interval '1 second' AND a.began_at <= now() - $2 * interval '1 second'
+      AND (SELECT b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+           FROM bookings b
+           WHERE b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END)
+    ON CONFLICT DO NOTHING";
+
+/// Payments that may still be charged although their booking is cancelled, however old; some of them, not always the same.
+const OPEN: &str = "
+    SELECT key, amount_cents, currency FROM (
+        SELECT DISTINCT ON (p.key) p.key, p.amount_cents, p.currency
+        FROM payment_attempts a JOIN payments p ON p.key = a.key
+        JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
+        WHERE a.state IN ('Begun', 'NotCharged', 'Confirming', 'Reconfirming', 'NeedsBuyer') AND b.status = 'Cancelled'
+          AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+          AND (p.claimed_until IS NULL OR p.claimed_until < now())
+          AND NOT EXISTS (SELECT FROM payment_attempts c WHERE c.key = a.key AND c.state = 'Charged')
+    ) open
+    ORDER BY random() LIMIT $1";
+
+/// Events are kept for as long as a provider may repeat one, and for a look back.
+const FORGET: &str = "
+    DELETE FROM webhook_events WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM webhook_events
+        WHERE done_at < now() - interval '30 days' ORDER BY done_at LIMIT 1000 FOR UPDATE SKIP LOCKED))";
+
+/// The next try comes later each time, up to an hour.
+const CLAIM: &str = "
+    UPDATE refunds SET tries = tries + 1,
+                       next_at = now() + greatest(30, least(2 ^ least(tries, 12), 3600)) * interval '1 second'
+    WHERE (provider, charge_id) IN (SELECT provider, charge_id FROM refunds WHERE done_at IS NULL AND next_at <= now()
+                                    ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING key, provider, charge_id, tries";
+
+const DONE: &str = "UPDATE refunds SET done_at = now(), refund_id = $3, last_error = NULL
+                    WHERE provider = $1 AND charge_id = $2 AND done_at IS NULL";
+const FAILED: &str = "UPDATE refunds SET last_error = $3 WHERE provider = $1 AND charge_id = $2 AND done_at IS NULL";
+const BACKLOG: &str = "
+    SELECT count(*), COALESCE(extract(epoch FROM now() - min(created_at)), 0)::float8,
+           (SELECT last_error FROM refunds WHERE done_at IS NULL ORDER BY created_at LIMIT 1)
+    FROM refunds WHERE done_at IS NULL";
+
+/// Statements that are made for each refund, or all the time.
+pub const HOT: &[(&str, &str)] = &[
+    ("charges of cancelled bookings", FIND),
+    ("open payments of cancelled bookings", OPEN),
+    ("old events", FORGET),
+    ("claim a refund", CLAIM),
+    ("a refund is made", DONE),
+    ("a refund failed", FAILED),
+    ("open refunds", BACKLOG),
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+struct Refund {
+    key: String,
+    provider: String,
+    charge: String,
+    tries: i32,
+}
+
+pub struct Refunds {
+    database: Arc<Database>,
+    payments: Arc<Payments>,
+    providers: [Arc<dyn ProviderClient>; PROVIDERS],
+    outcomes: Family<OutcomeLabel, Counter>,
+    age: Gauge,
+}
+
+impl Refunds {
+    pub fn new(
+        database: &Arc<Database>,
+        payments: &Arc<Payments>,
+        providers: [Arc<dyn ProviderClient>; PROVIDERS],
+        resilience: &Resilience,
+    ) -> Arc<Self> {
+        let (outcomes, age) = (Family::<OutcomeLabel, Counter>::default(), Gauge::default());
+        resilience.metrics().register(|registry| {
+            registry.register("refunds", "Tries to give money back, by outcome", outcomes.clone());
+            registry.register("refunds_oldest_seconds", "Age of the oldest refund that is not made yet", age.clone());
+        });
+        let (database, payments) = (Arc::clone(database), Arc::clone(payments));
+        Arc::new(Self { database, payments, providers, outcomes, age })
+    }
+
+    /// Works off refunds, for as long as it is polled. They do not wait for the search, which asks providers.
+    pub async fn run(self: Arc<Self>) {
+        tokio::join!(self.search(), self.work_off());
+    }
+
+    async fn search(&self) {
+        for nth in 0u32.. {
+            let slices = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
+            if let Err(error) = self.sweep(slices).await {
+                tracing::debug!(%error, "failed to look for charges of cancelled bookings");
+            }
+            tokio::time::sleep(SWEEP).await;
+        }
+    }
+
+    async fn work_off(&self) {
+        loop {
+            match self.next().await {
+                Ok(true) => {}
+                Ok(false) => tokio::time::sleep(LOOK).await,
+                Err(error) => {
+                    tracing::debug!(%error, "failed to read or write refunds");
+                    tokio::time::sleep(LOOK * 2).await;
+                }
+            }
+        }
+    }
+
+    /// Ends what is open of cancelled bookings, and finds what is charged for them in so many slices of time.
+    async fn sweep(&self, slices: u32) -> Result<(), CallError<DatabaseError>> {
+        let open = |connection: Connection| async move {
+            let open = connection.prepare_cached(OPEN).await?;
+            let order = |row: &tokio_postgres::Row| {
+                Ok(Order { key: row.try_get(0)?, amount_cents: row.try_get(1)?, currency: row.try_get(2)? })
+            };
+            connection.query(&open, &[&AT_ONCE]).await?.iter().map(order).collect::<Result<Vec<_>, DatabaseError>>()
+        };
+        for order in self.database.call(open).await? {
+            match self.payments.pay(&order, Purpose::Close, None).await {
+                Ok(outcome) => tracing::info!(key = %order.key, ?outcome, "closed the payment of a cancelled booking"),
+                Err(error) => {
+                    tracing::warn!(key = %order.key, %error, "failed to close the payment of a cancelled booking");
+                }
+            }
+        }
+        // The latest first: as time goes on meanwhile, no moment is left out between two of them.
+        for nth in 0..slices {
+            let [from, to] = [nth + 1, nth].map(|count| (SLICE * count).as_secs_f64());
+            let find = |connection: Connection| async move {
+                let find = connection.prepare_cached(FIND).await?;
+                connection.execute(&find, &[&from, &to]).await.map_err(DatabaseError::from)
+            };
+            let found = self.database.call(find).await?;
+            if found > 0 {
+                tracing::warn!(found, "found charges of cancelled bookings; they are refunded");
+            }
+        }
+        let forget = |connection: Connection| async move {
+            let forget = connection.prepare_cached(FORGET).await?;
+            connection.execute(&forget, &[]).await.map_err(DatabaseError::from)
+        };
+        self.database.call(forget).await?;
+        let (_, age, _) = self.database.call(backlog).await?;
+        self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Makes one refund; `false`: none is due.
+    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+        let claim = |connection: Connection| async move {
+            let claim = connection.prepare_cached(CLAIM).await?;
+            let Some(row) = connection.query_opt(&claim, &[]).await? else { return Ok(None) };
+            let (key, provider, charge, tries) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            Ok::<_, DatabaseError>(Some(Refund { key, provider, charge, tries }))
+        };
+        let Some(refund) = self.database.call(claim).await? else { return Ok(false) };
+        let Refund { key, provider, charge, tries } = &refund;
+        let made = match self.providers.iter().find(|one| one.name() == provider) {
+            // A failure may be stored for a key, so each try has its own; the refunds of the charge are read before, and a
+            // provider gives back no more than was charged.
+            Some(client) => client.refund(&format!("{key}:refund:{charge}:{tries}"), charge).await,
+            None => Err(format!("there is no provider {provider} any more")),
+        };
+        let (sql, text, outcome) = match made {
+            Ok(providers::Refund::Pending) => {
+                tracing::debug!(%key, %provider, %charge, "a refund is under way");
+                (FAILED, "it is under way at the provider".to_owned(), "pending")
+            }
+            Ok(providers::Refund::Made(id)) => {
+                tracing::info!(%key, %provider, %charge, refund = %id, "gave money back");
+                (DONE, id, "made")
+            }
+            Err(error) => {
+                tracing::warn!(%key, %provider, %charge, tries, %error, "failed to give money back; it is tried again");
+                (FAILED, error.chars().take(MAX_WORDS).collect(), "later")
+            }
+        };
+        let write = |connection: Connection| {
+            let text = text.clone();
+            let refund = &refund;
+            async move {
+                let sql = connection.prepare_cached(sql).await?;
+                let values: [&(dyn ToSql + Sync); 3] = [&refund.provider, &refund.charge, &text];
+                connection.execute(&sql, &values).await.map_err(DatabaseError::from)
+            }
+        };
+        // If that fails, the next try finds the refund at the provider.
+        self.database.call(write).await?;
+        self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
+        Ok(true)
+    }
+}
+
+/// How many refunds are open, how old the oldest is, and why it failed last.
+async fn backlog(connection: Connection) -> Result<(i64, Duration, Option<String>), DatabaseError> {
+    let backlog = connection.prepare_cached(BACKLOG).await?;
+    let row = connection.query_one(&backlog, &[]).await?;
+    let age = Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default();
+    Ok((row.try_get(0)?, age, row.try_get(2)?))
+}
+
+/// `refunds`: whether money that is owed goes back.
+pub fn check(database: &Arc<Database>) -> Check {
+    let database = Arc::clone(database);
+    Check::new("refunds", &["business"], move |_| {
+        let database = Arc::clone(&database);
+        async move {
+            let (open, age, error) = match database.attempt(backlog).await {
+                Ok(found) => found,
+                Err(error) => {
+                    return CheckOutcome::new(CheckStatus::Unknown, format!("failed to read refunds: {error}"));
+                }
+            };
+            let status = match age {
+                age if age >= TOO_LATE => CheckStatus::Unhealthy,
+                age if age >= LATE => CheckStatus::Degraded,
+                _ => CheckStatus::Healthy,
+            };
+            let last = error.map(|error| format!("; the last error of it: {error}")).unwrap_or_default();
+            let message = format!("{open} refunds are open, the oldest for {} s{last}", age.as_secs());
+            CheckOutcome::new(status, message).with("open", json!(open)).with("oldestSeconds", json!(age.as_secs()))
+        }
+    })
+    .when_unanswered(CheckStatus::Unknown)
+}
