@@ -463,14 +463,14 @@ async fn no_mail_is_sent_before_the_schema_is_up_to_date() {
     let as_before =
         "DROP TRIGGER outbox_domain ON outbox; DROP FUNCTION outbox_domain; DROP INDEX outbox_open_by_domain;
         ALTER TABLE outbox DROP COLUMN last_error, DROP COLUMN waiting_since, DROP COLUMN domain;
-        DELETE FROM schema_migrations WHERE version = 8;";
+        DELETE FROM schema_migrations WHERE version IN (8, 9);";
     client.batch_execute(as_before).await.unwrap();
     let first = book(&booking, Some("ann@example.com")).await;
     let busy = client.transaction().await.unwrap();
     busy.batch_execute("LOCK TABLE outbox IN ROW EXCLUSIVE MODE").await.unwrap();
     let _notification = App::notification(&postgres, &mails).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // It waits for the migration's lock, which is given up for a while after three seconds.
+    // It waits for the migration's lock, which is given up for a while after 300 ms.
     seed(&postgres, 1, &["b.example"]).await;
     assert_eq!(mails.all().await.len(), 0);
     busy.commit().await.unwrap();
