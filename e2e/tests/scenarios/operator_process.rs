@@ -34,6 +34,8 @@ impl OperatorProcess {
         let mut command = Command::new(program);
         command.args(["--namespace", SYSTEM, "--watch-namespaces", TICKETING, "--identity", name]);
         command.args(["--listen", "127.0.0.1:0", "--lease-duration", "6s", "--pod-transport", "apiserver-proxy"]);
+        // So many incidents in so short a time are a storm, and that would be stopped.
+        command.args(["--storm-actions", "0"]);
         command.args(crash_at.iter().flat_map(|point| ["--crash-at", *point]));
         if let Some(kubeconfig) = testbed.cluster.kubeconfig() {
             command.env("KUBECONFIG", kubeconfig);
@@ -86,6 +88,9 @@ impl OperatorProcess {
 
 impl Drop for OperatorProcess {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the end of the log of {}:\n{}", self.name, self.said());
+        }
         let _ = std::fs::remove_file(&self.log);
     }
 }
