@@ -159,11 +159,12 @@ async fn a_stuck_catalog_keeps_nobody_from_booking() {
     let gateway = App::gateway(stuck().await, booking.address).await;
     let mut slow = quick();
     let catalog = slow.dependencies.get_mut("catalog").unwrap();
-    (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (3_000, 3_000);
+    (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (8_000, 8_000);
     // The circuit is no help here: only the bulkhead is, of which the policy says nothing.
     catalog.circuit_breaker.manual_state = ManualState::Closed;
     gateway.push(slow, FlagsSettings::default()).await;
-    // More than the connections that the gateway takes from one address: without a bulkhead they would fill all of them.
+    // More than the connections that the gateway takes from one address: without a bulkhead they would fill all of them, for
+    // as long as the catalog may take.
     let looking = join_all((0..1_000).map(|_| gateway.get("/api/events")));
     let buying = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
