@@ -107,7 +107,7 @@ struct Waiting {
 impl State {
     /// Connections that are served: of its network, and of the client itself.
     fn served_of(&self, client: Client) -> (usize, usize) {
-        let count = |counts: &HashMap<IpAddr, Count>, of| counts.get(of).map_or(0, |count| count.served);
+        let count = |counts: &HashMap<IpAddr, Count>, of: &IpAddr| counts.get(of).map_or(0, |count| count.served);
         (count(&self.networks, &client.network), count(&self.peers, &client.peer))
     }
 
@@ -338,7 +338,7 @@ mod tests {
 
     /// The addresses of a hostile client try as often as they like.
     fn flood(places: &Arc<Places>, addresses: &[String]) -> Vec<Connected> {
-        addresses.iter().flat_map(|address| (0..100).filter_map(|_| places.enter(ip(address)))).collect()
+        addresses.iter().flat_map(|address| (0..100).filter_map(move |_| places.enter(ip(address)))).collect()
     }
 
     /// Two networks had all places, and all that may wait for one.

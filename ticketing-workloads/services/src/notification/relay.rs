@@ -725,7 +725,11 @@ mod tests {
         assert_eq!((trusted.len(), trusted[MAX_TAKEN - 1].as_str()), (MAX_TAKEN, "mx.domain98.example"));
         scene.refused_at("other.domain98.example", 1, 1, Phase::Recipient, RELAY_DENIED);
         let trusted = scene.relay.trusted();
-        assert_eq!((trusted.len(), trusted[MAX_TAKEN - 2].as_str()), (MAX_TAKEN - 1, "mx.domain99.example"), "it is suspected");
+        assert_eq!(
+            (trusted.len(), trusted[MAX_TAKEN - 2].as_str()),
+            (MAX_TAKEN - 1, "mx.domain99.example"),
+            "it is suspected"
+        );
     }
 
     /// Such as a server that asks the recipient's before it answers: three mails to one domain time out together.

@@ -396,7 +396,8 @@ async fn a_mail_that_is_put_off_for_days_is_given_up() {
     seed(&postgres, 2, &["old.example", "new.example"]).await;
     let client = postgres.connect().await;
     // The old one was tried often enough for a refusal to say nothing new.
-    let age = "UPDATE outbox SET waiting_since = now() - CASE domain WHEN 'old.example' THEN 6 ELSE 1 END * interval '1 day',
+    let age =
+        "UPDATE outbox SET waiting_since = now() - CASE domain WHEN 'old.example' THEN 6 ELSE 1 END * interval '1 day',
                                  tries = CASE domain WHEN 'old.example' THEN 8 ELSE 0 END";
     assert_eq!(client.execute(age, &[]).await.unwrap(), 2);
     let notification = App::notification(&postgres, &mails).await;

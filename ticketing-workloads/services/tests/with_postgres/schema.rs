@@ -211,13 +211,15 @@ async fn a_bound_of_whole_transactions_is_lifted() {
     assert_eq!(bound, "0");
     // Behind a pooler, only the role or the server itself can lift it for an index.
     let url = postgres.url();
-    let pooled = settings(&["--database-url", &url, "--database-pooler", "transaction"]).connector("migration").unwrap();
+    let pooled =
+        settings(&["--database-url", &url, "--database-pooler", "transaction"]).connector("migration").unwrap();
     let other = Migration {
         version: 4,
         name: "other index",
         sql: "CREATE INDEX CONCURRENTLY IF NOT EXISTS by_id ON sold (id);",
     };
-    let refused = migrations::run(&pooled, "test", &[TABLE, BOUND, INDEX, other], &Progress::default()).await.unwrap_err();
+    let refused =
+        migrations::run(&pooled, "test", &[TABLE, BOUND, INDEX, other], &Progress::default()).await.unwrap_err();
     assert!(matches!(refused, MigrationError::Bounded { .. }), "{refused}");
 }
 
