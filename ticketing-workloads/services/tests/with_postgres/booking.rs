@@ -221,7 +221,7 @@ async fn cleanup_repairs_what_it_can_and_names_what_a_person_must_decide() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cleanup_is_bounded_by_the_server() {
     let postgres = Postgres::start().await;
-    let _app = App::start(&postgres, "pod-1").await;
+    App::start(&postgres, "pod-1").await.schema_is_done().await;
     let client = postgres.connect().await;
     let watch = "CREATE TABLE seen (bounds text);
         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
