@@ -7,8 +7,9 @@ use super::settings::{self, Sessions};
 use super::{Connector, DatabaseError};
 use crate::host::StartError;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use deadpool::managed::{HookFuture, Metrics};
+use deadpool::managed::{HookResult, Metrics};
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use futures::FutureExt;
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use resilience::{CallError, Dependency, Failure};
@@ -486,15 +487,12 @@ impl StatementBound {
     }
 }
 
-/// Has the server keep to another bound in this session, if there is one.
-fn set_bound(client: &mut ClientWrapper, statement_ms: Option<u64>) -> HookFuture<'_, tokio_postgres::Error> {
-    Box::pin(async move {
-        if let Some(statement_ms) = statement_ms {
-            let change = format!("SET statement_timeout = {statement_ms}");
-            client.batch_execute(&change).await.map_err(HookError::Backend)?;
-        }
-        Ok(())
-    })
+/// Has the server keep to another bound in this session, if there is one. It is sent and not waited for: the server does it
+/// before whatever is sent next, and whoever gets a connection that hangs is to find that out, and not the pool.
+fn set_bound(client: &ClientWrapper, statement_ms: Option<u64>) -> HookResult<tokio_postgres::Error> {
+    let Some(statement_ms) = statement_ms else { return Ok(()) };
+    let change = format!("SET statement_timeout = {statement_ms}");
+    client.batch_execute(&change).now_or_never().unwrap_or(Ok(())).map_err(HookError::Backend)
 }
 
 fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Result<Pool, StartError> {
@@ -508,8 +506,8 @@ fn pool(connector: &Connector, bound: &Arc<StatementBound>, size: usize) -> Resu
         let at_first = Arc::clone(&bound);
         builder
             // It may have been changed while this one was being opened.
-            .post_create(Hook::async_fn(move |client, _| set_bound(client, at_first.changed())))
-            .pre_recycle(Hook::async_fn(move |client, metrics| set_bound(client, bound.news(metrics))))
+            .post_create(Hook::sync_fn(move |client, _| set_bound(client, at_first.changed())))
+            .pre_recycle(Hook::sync_fn(move |client, metrics| set_bound(client, bound.news(metrics))))
     } else {
         // A setting of a session would be somebody else's, too.
         builder

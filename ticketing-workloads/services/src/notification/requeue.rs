@@ -1,6 +1,6 @@
 //! `ticketing requeue-mail`: puts dead letters back into the outbox, once what was wrong is put right.
 
-use crate::database::{DatabaseError, DatabaseSettings};
+use crate::database::{DatabaseError, DatabaseSettings, Sessions, execute, query};
 use crate::host::StartError;
 use crate::mail_address::{redacted, redacted_address};
 use std::fmt::Write;
@@ -96,23 +96,21 @@ pub async fn run(settings: &Settings, say: &mut (impl FnMut(&str) + Send)) -> Re
     let connector = settings.database.connector("requeue-mail")?;
     let opened = tokio::time::timeout(TIMEOUT, connector.open()).await;
     let opened = opened.map_err(|_| RequeueError::Connect(DatabaseError::ConnectTimeout))?;
-    let (mut client, connection) = opened.map_err(|error| RequeueError::Connect(DatabaseError::Connect(error)))?;
+    let (client, connection) = opened.map_err(|error| RequeueError::Connect(DatabaseError::Connect(error)))?;
     let driver = tokio::spawn(connection);
-    let result = requeue(&mut client, &settings.choice, settings.dry_run, say).await;
+    let result = requeue(&client, settings, say).await;
     driver.abort();
     result
 }
 
 async fn requeue(
-    client: &mut Client,
-    choice: &Choice,
-    dry_run: bool,
+    client: &Client,
+    settings: &Settings,
     say: &mut (impl FnMut(&str) + Send),
 ) -> Result<usize, RequeueError> {
     let (mut done, mut last) = (0, None);
     loop {
-        let batch =
-            tokio::time::timeout(TIMEOUT, requeue_batch(client, choice, last.unwrap_or(i64::MIN), dry_run)).await;
+        let batch = tokio::time::timeout(TIMEOUT, requeue_batch(client, settings, last.unwrap_or(i64::MIN))).await;
         let batch = batch.map_err(|_| RequeueError::Timeout { done })?;
         let (ids, text) = batch.map_err(|error| RequeueError::Database { done, cause: error.into() })?;
         done += ids.len();
@@ -122,7 +120,7 @@ async fn requeue(
             break;
         }
     }
-    say(&if dry_run {
+    say(&if settings.dry_run {
         format!("{done} dead letter(s) would go back to the outbox; nothing was changed\n")
     } else {
         format!("{done} dead letter(s) went back to the outbox\n")
@@ -130,16 +128,16 @@ async fn requeue(
     Ok(done)
 }
 
-/// Those behind `after`, in a transaction of their own.
+/// Those behind `after`, in a transaction of their own, which ends with the connection if it is not committed.
 async fn requeue_batch(
-    client: &mut Client,
-    choice: &Choice,
+    client: &Client,
+    settings: &Settings,
     after: i64,
-    dry_run: bool,
 ) -> Result<(Vec<i64>, String), tokio_postgres::Error> {
-    let transaction = client.transaction().await?;
+    let (sessions, choice): (Sessions, &Choice) = (settings.database.database_pooler, &settings.choice);
+    client.batch_execute("BEGIN").await?;
     let seconds = choice.since.map(|since| since.as_secs_f64());
-    let rows = transaction.query(CHOSEN, &[&choice.reason, &seconds, &choice.booking, &after, &BATCH]).await?;
+    let rows = query(client, sessions, CHOSEN, &[&choice.reason, &seconds, &choice.booking, &after, &BATCH]).await?;
     let (mut text, mut ids) = (String::new(), Vec::<i64>::with_capacity(rows.len()));
     for row in &rows {
         ids.push(row.try_get(0)?);
@@ -148,10 +146,10 @@ async fn requeue_batch(
         // Versions before this one wrote addresses in full.
         let _ = writeln!(text, "{when}  booking {booking}  {to}  {}", redacted(reason));
     }
-    if !dry_run {
-        transaction.execute(REQUEUE, &[&ids]).await?;
+    if !settings.dry_run {
+        execute(client, sessions, REQUEUE, &[&ids]).await?;
     }
-    transaction.commit().await?;
+    client.batch_execute("COMMIT").await?;
     Ok((ids, text))
 }
 

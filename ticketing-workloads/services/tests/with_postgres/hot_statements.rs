@@ -24,7 +24,16 @@ const FILL: &str = "
     INSERT INTO dead_letters SELECT id, 'refused' FROM outbox WHERE id % 500 = 0;
     INSERT INTO payments (key, amount_cents, currency, created_at)
     SELECT id::text, 100, 'eur', created_at FROM bookings WHERE status <> 'Held';
-    INSERT INTO payment_attempts (key, provider, state, charge_id) SELECT key, 'stripe', 'Charged', key FROM payments;";
+    INSERT INTO payment_attempts (key, provider, state, object_id, charge_id, began_at)
+    SELECT key, 'stripe', state, key, CASE WHEN state = 'Charged' THEN key END, created_at
+    FROM (SELECT key, created_at, row_number() OVER () AS nth FROM payments) p
+    CROSS JOIN LATERAL (SELECT CASE WHEN nth % 1000 = 0 THEN 'Confirming' ELSE 'Charged' END AS state) s;
+    INSERT INTO refunds (key, provider, charge_id, reason, done_at)
+    SELECT key, provider, charge_id, 'cancelled', CASE WHEN random() < 0.99 THEN now() END
+    FROM payment_attempts WHERE state = 'Charged' AND random() < 0.2;
+    INSERT INTO webhook_events (provider, event_id, object_id, received_at, done_at)
+    SELECT provider, 'event ' || key, object_id, began_at, CASE WHEN random() < 0.99 THEN began_at END
+    FROM payment_attempts;";
 
 async fn fill(postgres: &Postgres) {
     let client = postgres.connect().await;
@@ -92,9 +101,9 @@ async fn no_hot_statement_reads_a_table_from_end_to_end() {
                 _ => None,
             })
             .collect();
-        // Of events, the page counts them all, and the check looks which of them were changed: there are thousands, not
-        // millions.
-        let may_read_events = ["list", "overview"].contains(&name);
+        // Of events, the page counts them all, and checks look which of them were changed, and whether one has a price where
+        // nobody can charge: there are thousands, not millions.
+        let may_read_events = ["list", "overview", "priced events"].contains(&name);
         let reads_all = |(nth, line): &(usize, &String)| {
             let reads_table = line.contains("Seq Scan on") && !(may_read_events && line.contains("Seq Scan on events"));
             reads_table || reads_whole_index(&plan, *nth, &partial)

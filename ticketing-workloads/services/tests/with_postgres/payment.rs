@@ -570,10 +570,12 @@ async fn a_provider_that_always_says_when_to_come_back_is_left_for_the_other_one
     stage.payment.push(policy, FlagsSettings::default()).await;
     stage.providers.behave("stripe", json!({"failPercent": 100, "failRetryAfter": 1})).await;
     for key in ["a", "b", "c"] {
-        assert_eq!(stage.pay(key).await.0, 202, "it may have charged");
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal", "no object was made there");
     }
+    let asked = stage.providers.requests("stripe").await;
     let (status, paid) = stage.pay("d").await;
     assert_eq!((status, &paid["provider"]), (200, &json!("paypal")));
+    assert_eq!(stage.providers.requests("stripe").await, asked, "its circuit is open: nobody waits for it any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use crate::support::app::{App, order, quick_policy};
 use crate::support::eventually;
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{Postgres, settings};
 use crate::support::providers::Providers;
 use contract::{CheckStatus, FlagsSettings};
 use futures::future::join_all;
@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use ticketing_services::booking::cleanup;
 use ticketing_services::database::migrations::{self, Migration, Progress, State};
+use ticketing_services::notification::requeue;
+use ticketing_services::payment::{Urls, reconcile};
 
 const TRANSACTION: (&str, &str) = ("--database-pooler", "transaction");
 
@@ -58,8 +60,7 @@ async fn orders_go_through_pgbouncer_in_transaction_mode() {
         one.check(name, "all is well", |check| check.status == CheckStatus::Healthy).await;
     }
     client.batch_execute("UPDATE events SET available = available - 1 WHERE name = 'Test'").await.unwrap();
-    let settings =
-        crate::support::postgres::settings(&["--database-url", &pooler.url(), "--database-pooler", "transaction"]);
+    let settings = settings(&["--database-url", &pooler.url(), "--database-pooler", "transaction"]);
     assert_eq!(cleanup::run(&settings).await.unwrap().repaired_events, 1);
 }
 
@@ -83,6 +84,47 @@ async fn payments_and_events_go_through_pgbouncer_in_transaction_mode() {
         Some(payment.health().await.checks["database"].status).filter(|status| *status == CheckStatus::Healthy)
     })
     .await;
+    let compared = reconcile::Settings {
+        database: settings(&["--database-url", &pooler.url(), "--database-pooler", "transaction"]),
+        urls: Urls {
+            stripe_url: format!("http://{}", providers.stripe),
+            paypal_url: format!("http://{}", providers.paypal),
+            stripe_api_key_file: None,
+            paypal_client_id_file: None,
+            paypal_client_secret_file: None,
+            provider_ca_file: None,
+        },
+        since: Duration::from_secs(3_600),
+        grace_minutes: 0,
+    };
+    for found in join_all((0..4).map(|_| reconcile::compare(&compared))).await {
+        assert_eq!(found.unwrap(), Vec::<String>::new());
+    }
+}
+
+/// Statements that were prepared stayed in the pooler's sessions, and the next run met them there.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_go_back_through_pgbouncer_in_transaction_mode() {
+    let postgres = Postgres::start().await;
+    App::start(&postgres, "pod-1").await.schema_is_done().await;
+    let pooler = PgBouncer::start(&postgres).await;
+    let dead = "WITH sold AS (
+            INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key)
+            SELECT gen_random_uuid(), id, 'ann', 1, 'Confirmed', gen_random_uuid()::text
+            FROM events, generate_series(1, 8) RETURNING id
+        ), told AS (
+            INSERT INTO outbox (booking_id, kind, done_at) SELECT id, 'Ticket', now() FROM sold RETURNING id, booking_id
+        )
+        INSERT INTO dead_letters SELECT id, 'refused' FROM told RETURNING (SELECT booking_id FROM told WHERE id = outbox_id)";
+    let client = postgres.connect().await;
+    let dead: Vec<uuid::Uuid> = client.query(dead, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let runs = dead.into_iter().map(|booking| requeue::Settings {
+        database: settings(&["--database-url", &pooler.url(), "--database-pooler", "transaction"]),
+        choice: requeue::Choice { booking: Some(booking), ..Default::default() },
+        dry_run: false,
+    });
+    let runs = runs.map(|settings| async move { requeue::run(&settings, &mut |_| {}).await.unwrap() });
+    assert_eq!(join_all(runs).await, [1; 8]);
 }
 
 /// With the bounds that its role is to have behind a pooler, an index could not be built, and was begun again for ever.
@@ -113,7 +155,7 @@ async fn a_step_behind_a_pooler_names_only_its_own_blocker() {
     let postgres = Postgres::start().await;
     let pooler = PgBouncer::start(&postgres).await;
     let url = pooler.url();
-    let settings = crate::support::postgres::settings(&["--database-url", &url, "--database-pooler", "transaction"]);
+    let settings = settings(&["--database-url", &url, "--database-pooler", "transaction"]);
     let connector = settings.connector("migration").unwrap();
     migrations::run(&connector, "test", &[TABLE], &Progress::default()).await.unwrap();
     let (reader, other) = (postgres.connect().await, postgres.connect().await);

@@ -87,8 +87,9 @@ pub struct App {
 impl App {
     /// A pod with a token and a migrated database.
     pub async fn start(postgres: &Postgres, pod: &str) -> Self {
-        let app = Self::start_bare(postgres, pod);
-        app.until_it_has_events().await
+        let app = Self::start_bare(postgres, pod).until_it_has_events().await;
+        postgres.has_its_schema().await;
+        app
     }
 
     /// A pod with nothing mounted, whatever the state of its database.
@@ -100,7 +101,9 @@ impl App {
 
     /// A pod with these settings, a token and a migrated database.
     pub async fn booking_with(postgres: &Postgres, more: &[(&'static str, &str)]) -> Self {
-        Self::booking_at(&postgres.url(), more).await
+        let app = Self::booking_at(&postgres.url(), more).await;
+        postgres.has_its_schema().await;
+        app
     }
 
     /// The same at this address of the database.
@@ -148,8 +151,7 @@ impl App {
         let settings = settings(&mounts, "payment-1", &all);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
-        let client = postgres.connect().await;
-        eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
+        postgres.has_its_schema().await;
         app
     }
 
@@ -157,8 +159,9 @@ impl App {
     pub async fn catalog(postgres: &Postgres) -> Self {
         let mounts = mounts();
         let settings = settings(&mounts, "catalog-1", &[("--database-url", postgres.url())]);
-        let app = Self::run("catalog", catalog::start(settings).unwrap(), mounts);
-        app.until_it_has_events().await
+        let app = Self::run("catalog", catalog::start(settings).unwrap(), mounts).until_it_has_events().await;
+        postgres.has_its_schema().await;
+        app
     }
 
     /// A gateway before these, with a token.
@@ -190,8 +193,9 @@ impl App {
         let mounts = mounts();
         let more = [("--database-url", postgres.url()), ("--payment-url", format!("http://{payment}"))];
         let settings: Settings = settings(&mounts, "booking-1", &more);
-        let app = Self::run("booking", booking::start(settings).unwrap(), mounts);
-        app.until_it_has_events().await
+        let app = Self::run("booking", booking::start(settings).unwrap(), mounts).until_it_has_events().await;
+        postgres.has_its_schema().await;
+        app
     }
 
     /// A payment service before these providers, with a token and a migrated database.
@@ -214,8 +218,7 @@ impl App {
         let settings = settings(&mounts, "payment-1", &more);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
-        let client = postgres.connect().await;
-        eventually("the schema is there", async || client.query("SELECT FROM payments", &[]).await.ok()).await;
+        postgres.has_its_schema().await;
         app
     }
 
@@ -230,8 +233,7 @@ impl App {
         let settings = settings(&mounts, "notification-1", &more);
         let app = Self::run("notification", notification::start(settings).unwrap(), mounts);
         app.mount_token().await;
-        let client = postgres.connect().await;
-        eventually("the schema is there", async || client.query("SELECT FROM dead_letters", &[]).await.ok()).await;
+        postgres.has_its_schema().await;
         app
     }
 

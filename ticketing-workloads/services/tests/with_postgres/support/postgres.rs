@@ -178,6 +178,17 @@ impl Postgres {
         connect(&self.url()).await.unwrap()
     }
 
+    /// Waits until all steps of the schema are done: some come beside the first calls.
+    pub async fn has_its_schema(&self) {
+        let steps = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/booking")).unwrap().count();
+        let client = self.connect().await;
+        super::eventually("the schema is there", async || {
+            let done = client.query_one("SELECT count(*) FROM schema_migrations", &[]).await.ok()?;
+            (usize::try_from(done.get::<_, i64>(0)) == Ok(steps)).then_some(())
+        })
+        .await;
+    }
+
     /// Process ids of the back ends that serve `application`.
     pub async fn back_ends(&self, application: &str) -> Vec<i32> {
         let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = $2 ORDER BY pid";
