@@ -516,7 +516,7 @@ async fn no_mail_is_sent_before_its_columns_are_there() {
     let first = book(&booking, Some("ann@example.com")).await;
     let busy = client.transaction().await.unwrap();
     busy.batch_execute("LOCK TABLE outbox IN ROW EXCLUSIVE MODE").await.unwrap();
-    let notification = App::notification(&postgres, &mails).await;
+    let notification = App::notification_before_its_schema(&postgres, &mails).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // It waits for the migration's lock, which is given up for a while after three seconds.
     seed(&postgres, 1, &["b.example"]).await;
@@ -544,7 +544,7 @@ async fn mails_are_sent_while_an_index_is_built() {
     client.batch_execute(without).await.unwrap();
     let busy = buyer.transaction().await.unwrap();
     busy.batch_execute("LOCK TABLE events IN ROW EXCLUSIVE MODE").await.unwrap();
-    let notification = App::notification(&postgres, &mails).await;
+    let notification = App::notification_before_its_schema(&postgres, &mails).await;
     let waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
                  AND query LIKE 'CREATE INDEX CONCURRENTLY%' LIMIT 1";
     eventually("the index waits", async || client.query_opt(waits, &[]).await.unwrap()).await;
