@@ -58,8 +58,23 @@ pub struct Schema(Progress);
 impl Schema {
     /// Brings the schema of the database behind `dependency` up to date, however long that takes.
     pub async fn bring_up_to_date(self, connector: Connector, dependency: &'static Dependency) {
-        migrations::run_until_done(connector, OWNER, MIGRATIONS, self.0).await;
-        // Calls that came before may have opened the circuit; what they lacked is there now.
+        let progress = self.0.clone();
+        // Calls that came before may have opened the circuit; what they lacked is there now, and what is left may take long.
+        let follow = async {
+            let mut done = progress.done();
+            loop {
+                tokio::time::sleep(POLL).await;
+                let now = progress.done();
+                if now != done {
+                    dependency.end_break();
+                    done = now;
+                }
+            }
+        };
+        tokio::select! {
+            () = migrations::run_until_done(connector, OWNER, MIGRATIONS, self.0) => {}
+            () = follow => {}
+        }
         dependency.end_break();
     }
 

@@ -165,6 +165,11 @@ impl Progress {
         self.done.load().contains(&version)
     }
 
+    /// How many steps are known to be done.
+    pub fn done(&self) -> usize {
+        self.done.load().len()
+    }
+
     /// In the log, too, but not over and over.
     fn under_way(&self, message: &str, subject: &str) {
         let is_new = !matches!(&**self.state.load(), State::UnderWay(before) if before.starts_with(subject));
