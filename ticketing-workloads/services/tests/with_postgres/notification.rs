@@ -518,7 +518,7 @@ async fn no_mail_is_sent_before_its_columns_are_there() {
     busy.batch_execute("LOCK TABLE outbox IN ROW EXCLUSIVE MODE").await.unwrap();
     let notification = App::notification_before_its_schema(&postgres, &mails).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // It waits for the migration's lock, which is given up for a while after three seconds.
+    // It waits for the migration's lock, which is given up for a while after 300 ms.
     seed(&postgres, 1, &["b.example"]).await;
     assert_eq!(mails.all().await.len(), 0);
     notification.push(watched(), flags(false, true)).await;
