@@ -163,6 +163,11 @@ impl Dependency {
         self.budget.take_retry(self.settings.load().retry.budget.as_ref(), self.attempts())
     }
 
+    /// Whether the budget has a retry for an attempt that is about to be counted.
+    pub(crate) fn has_retry(&self) -> bool {
+        self.budget.has_retry(self.settings.load().retry.budget.as_ref(), self.attempts() + 1)
+    }
+
     /// Tells the retry budget how many calls there were so far.
     pub(crate) fn update_budget(&self) {
         self.budget.update(self.attempts());

@@ -238,6 +238,27 @@ async fn the_other_side_has_a_say_in_retries(#[case] busy: Busy, #[case] expecte
     assert_eq!((attempts.into_inner(), started.elapsed()), (expected, Duration::from_millis(waited_ms)));
 }
 
+/// It never did, for as long as the budget was used up by others.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_when_to_come_back_opens_the_circuit_once_nobody_comes_back() {
+    let budget = contract::RetryBudgetSettings { percent: 0, interval_ms: 60_000, min_retries: 3 };
+    let retry = RetrySettings {
+        num_retries: 3,
+        base_interval_ms: 1,
+        retry_on: [RetryOn::RateLimited].into(),
+        budget: Some(budget),
+        ..Default::default()
+    };
+    let dependency = dependency(DependencySettings { retry, ..database() });
+    assert_eq!(calls(dependency, 0, Err(FailureKind::Overloaded(503))).await.0, 4);
+    assert_eq!(dependency.circuit().state, CircuitState::Closed);
+    let mut attempts = 0;
+    while dependency.circuit().state == CircuitState::Closed && attempts < 10 {
+        attempts += calls(dependency, 0, Err(FailureKind::Overloaded(503))).await.0;
+    }
+    assert_eq!(attempts, 4, "with the last of the first call, five in a row");
+}
+
 /// A request that may not be made twice.
 #[derive(Clone)]
 struct Once;

@@ -85,7 +85,7 @@ pub struct PodSettings {
     #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(..=60))]
     pub shutdown_delay_seconds: u64,
     /// Connections to the port for everybody that one address may have, of 1024 for all, while fewer than 128 places are free;
-    /// others of it wait. To the gateway, a network of 64 bits with IPv6 is one address. 1024 where all callers come through one
+    /// others of it wait. To the gateway, a network of 48 bits with IPv6 is one address. 1024 where all callers come through one
     /// proxy.
     #[arg(long, env = "CONNECTIONS_PER_PEER", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=1_024))]
     pub connections_per_peer: u16,

@@ -67,6 +67,8 @@ pub struct Behaviour {
     pub try_later: bool,
     /// Mails are taken at once, and said to be after so many milliseconds.
     pub delay_ms: u64,
+    /// RSET is answered after so many milliseconds.
+    pub reset_delay_ms: u64,
     /// Mails are taken, and the connection closed without an answer.
     pub take_then_close: bool,
     /// Mails to addresses that contain this are refused for ever (550).
@@ -297,6 +299,9 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
         let hangs = |part: &String| verb == "RCPT" && line.contains(part.as_str());
         if behaviour.hang || behaviour.hang_recipient.as_ref().is_some_and(hangs) {
             tokio::time::sleep(SILENCE).await;
+        }
+        if verb == "RSET" {
+            tokio::time::sleep(Duration::from_millis(behaviour.reset_delay_ms)).await;
         }
         let answer = match verb.as_str() {
             "DATA" if behaviour.reply(Phase::Data, &mail.to.join(" ")).is_none() && !mail.to.is_empty() => {

@@ -40,7 +40,12 @@ where
             Ok(permit) => {
                 attempt.ticket = permit.ticket();
                 let window = RetryWindow::of(self.dependency, &attempt);
-                State::Calling { answer: self.inner.call(attempt), permit: Some(permit), window }
+                State::Calling {
+                    answer: self.inner.call(attempt),
+                    permit: Some(permit),
+                    window,
+                    dependency: self.dependency,
+                }
             }
             Err(rejection) => State::Refused { rejection: Some(rejection) },
         };
@@ -66,6 +71,7 @@ pin_project! {
             answer: F,
             permit: Option<Permit<'static>>,
             window: RetryWindow,
+            dependency: &'static Dependency,
         },
         /// Not let through.
         Refused { rejection: Option<Rejection> },
@@ -82,10 +88,10 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Calling { answer, permit, window } => {
+            StateProjection::Calling { answer, permit, window, dependency } => {
                 let result = ready!(answer.poll(cx));
                 if let Some(permit) = permit.take() {
-                    permit.finish(verdict(&result, *window, Instant::now()));
+                    permit.finish(verdict(&result, *window, dependency, Instant::now()));
                 }
                 Poll::Ready(result)
             }
@@ -118,24 +124,30 @@ impl RetryWindow {
         attempt.deadline.map_or(Self::Unlimited, Self::Until)
     }
 
-    /// Whether another attempt follows this answer. If none does, the answer is a failure: otherwise a server that is down for
-    /// hours and says "in a second" would never open a circuit.
-    fn allows_another(self, error: &impl Failure, now: Instant) -> bool {
+    /// Whether another attempt follows this answer. If none does, as when the retry budget is used up, the answer is a failure:
+    /// otherwise a server that is down for hours and says "in a second" would never open a circuit.
+    fn allows_another(self, error: &impl Failure, dependency: &Dependency, now: Instant) -> bool {
         let wait = error.retry_after().unwrap_or_default();
         let fits = match self {
             Self::None => false,
             Self::Until(until) => now.checked_add(wait).is_some_and(|next| next < until),
             Self::Unlimited => true,
         };
-        fits && matches!(error.kind(), FailureKind::Overloaded(_)) && !error.was_retried()
+        let may_wait = fits && matches!(error.kind(), FailureKind::Overloaded(_)) && !error.was_retried();
+        may_wait && dependency.has_retry()
     }
 }
 
-fn verdict<T, E: Failure>(result: &Result<T, AttemptError<E>>, window: RetryWindow, now: Instant) -> Verdict {
+fn verdict<T, E: Failure>(
+    result: &Result<T, AttemptError<E>>,
+    window: RetryWindow,
+    dependency: &Dependency,
+    now: Instant,
+) -> Verdict {
     match result {
         Ok(_) => Verdict::Success,
         Err(AttemptError::Failed(error) | AttemptError::FailedUnderShortDeadline(error))
-            if window.allows_another(error, now) =>
+            if window.allows_another(error, dependency, now) =>
         {
             Verdict::Neutral
         }

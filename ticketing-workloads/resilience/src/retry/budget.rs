@@ -48,19 +48,19 @@ impl RetryBudget {
         lock(&self.inner).update(attempts, Instant::now());
     }
 
+    /// Whether there is a retry in the budget. `attempts` as of [`RetryBudget::take_retry`].
+    pub fn has_retry(&self, settings: Option<&RetryBudgetSettings>, attempts: u64) -> bool {
+        lock(&self.inner).has_retry(settings, attempts, Instant::now())
+    }
+
     /// Takes one retry from the budget; `false`: it is used up. Without settings there is no bound. `attempts` is how
     /// many attempts were made so far.
     pub fn take_retry(&self, settings: Option<&RetryBudgetSettings>, attempts: u64) -> bool {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
-        inner.update(attempts, now);
-        if let Some(settings) = settings {
-            let sum = inner.window.sum(now);
-            let allowed = (sum.calls * u64::from(settings.percent) / 100).max(settings.min_retries.into());
-            if sum.failures >= allowed {
-                inner.refused += 1;
-                return false;
-            }
+        if !inner.has_retry(settings, attempts, now) {
+            inner.refused += 1;
+            return false;
         }
         inner.retries += 1;
         inner.window.record(Counts { failures: 1, ..Counts::default() }, now);
@@ -74,6 +74,15 @@ impl RetryBudget {
 }
 
 impl Inner {
+    fn has_retry(&mut self, settings: Option<&RetryBudgetSettings>, attempts: u64, now: Instant) -> bool {
+        self.update(attempts, now);
+        settings.is_none_or(|settings| {
+            let sum = self.window.sum(now);
+            let allowed = (sum.calls * u64::from(settings.percent) / 100).max(settings.min_retries.into());
+            sum.failures < allowed
+        })
+    }
+
     fn update(&mut self, attempts: u64, now: Instant) {
         let calls = attempts.saturating_sub(self.retries);
         let new = calls.saturating_sub(self.seen);

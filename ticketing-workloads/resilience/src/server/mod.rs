@@ -58,14 +58,16 @@ fn no_place(clients: Clients) -> Vec<u8> {
 /// Bounds that keep clients from exhausting a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections that are served at once. As many more wait, others in the kernel's queue.
+    /// Connections that are served at once. As many more wait, an eighth of them only of clients that have none; others in the
+    /// kernel's queue. A place goes to a client with the fewest.
     pub connections: usize,
     /// How long a connection waits until others have ended; then it gets a 503.
     pub place_timeout: Duration,
-    /// While fewer than an eighth of those are free, a peer that has so many gets no more. As many more of it wait, others are
-    /// closed.
+    /// While fewer than an eighth of those are free, a peer that has so many gets no more, nor one that has seven times as many
+    /// as are free; unless it may have all. As many more of it wait, a sixteenth of all places once half of those wait that may;
+    /// others are closed.
     pub connections_per_peer: usize,
-    /// What a peer is: an address, or outside a network of 64 bits with IPv6.
+    /// What a peer is: an address, or outside a network of 48 bits with IPv6.
     pub clients: Clients,
     /// Time to begin the first request of a connection.
     pub first_byte_timeout: Duration,
@@ -243,7 +245,7 @@ pub async fn serve_and_count(
         let Some(mut connected) = places.enter(address.ip()) else {
             // As a courtesy, which must cost nothing.
             let _ = stream.try_write(&no_place);
-            refusals.add(address.ip(), "its address has too many");
+            refusals.add(address.ip(), "its address has too many, or too many wait");
             continue;
         };
         let (app, stop, refusals) = (app.clone(), stop.clone(), Arc::clone(&refusals));

@@ -13,6 +13,3 @@ BEGIN
 END $$;
 
 CREATE TRIGGER outbox_domain BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION outbox_domain();
-
-UPDATE outbox SET domain = lower(split_part(email, '@', 2))
-FROM bookings WHERE bookings.id = outbox.booking_id AND outbox.done_at IS NULL AND email IS NOT NULL;

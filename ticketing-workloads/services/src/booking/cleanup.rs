@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 /// Longest time of one run.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// What holds at the server, which does not notice when this process gives up: a statement would go on and keep its locks.
+const BOUNDS: &str = "SET LOCAL statement_timeout = '55s'; SET LOCAL lock_timeout = '10s'";
 
 /// Holds that ran out give their seats back.
 const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
@@ -79,7 +81,7 @@ pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
 
 /// All of it in one transaction, which ends with the connection if it is not committed.
 async fn clean(client: &tokio_postgres::Client, sessions: Sessions) -> Result<Cleaned, CleanupError> {
-    client.batch_execute("BEGIN").await?;
+    client.batch_execute(&format!("BEGIN; {BOUNDS}")).await?;
     let expired_holds = execute(client, sessions, EXPIRE, &[]).await?;
     let wrong: Vec<Uuid> =
         query(client, sessions, WRONG, &[]).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;

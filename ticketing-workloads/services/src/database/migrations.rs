@@ -50,6 +50,12 @@ const STEP_BOUNDS: &str = "
     SET LOCAL tcp_keepalives_idle = 10; SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 3;
     SELECT set_config(name, '1s', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
+/// Lifts the bound of a transaction as a whole, which PostgreSQL has from version 17 on, for this transaction or (`false`) for
+/// this session.
+fn without_transaction_bound(for_this_transaction: bool) -> String {
+    format!("SELECT set_config(name, '0', {for_this_transaction}) FROM pg_settings WHERE name = 'transaction_timeout'")
+}
+
 /// What is recorded.
 const TABLE: &str = "CREATE TABLE schema_migrations (
     service    text NOT NULL,
@@ -103,8 +109,8 @@ pub enum MigrationError {
     Silent { step: String },
     /// Behind a pooler, the bounds of a session cannot be lifted for this step.
     #[error(
-        "{step} builds indexes, for which the role has too little time behind a pooler (lock_timeout, statement_timeout): \
-         set DATABASE_MIGRATION_URL to the address of the server itself"
+        "{step} builds indexes, for which the role has too little time behind a pooler (lock_timeout, statement_timeout, \
+         transaction_timeout): set DATABASE_MIGRATION_URL to the address of the server itself"
     )]
     Bounded { step: String },
 }
@@ -135,31 +141,46 @@ pub enum State {
 
 /// Where a migration says how far it is.
 #[derive(Clone)]
-pub struct Progress(Arc<ArcSwap<State>>);
+pub struct Progress {
+    state: Arc<ArcSwap<State>>,
+    /// Steps that are done, as far as was seen.
+    done: Arc<ArcSwap<BTreeSet<i32>>>,
+}
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(State::Unknown("the database was not asked yet".to_owned()))))
+        let state = State::Unknown("the database was not asked yet".to_owned());
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), done: Arc::default() }
     }
 }
 
 impl Progress {
     /// How far it is now.
     pub fn state(&self) -> State {
-        State::clone(&self.0.load())
+        State::clone(&self.state.load())
+    }
+
+    /// Whether this step is known to be done, by whichever pod. Those behind it may wait for as long as they take.
+    pub fn is_done(&self, version: i32) -> bool {
+        self.done.load().contains(&version)
+    }
+
+    /// How many steps are known to be done.
+    pub fn done(&self) -> usize {
+        self.done.load().len()
     }
 
     /// In the log, too, but not over and over.
     fn under_way(&self, message: &str, subject: &str) {
-        let is_new = !matches!(&**self.0.load(), State::UnderWay(before) if before.starts_with(subject));
+        let is_new = !matches!(&**self.state.load(), State::UnderWay(before) if before.starts_with(subject));
         if is_new {
             tracing::info!("schema migration: {message}");
         }
-        self.0.store(Arc::new(State::UnderWay(message.to_owned())));
+        self.set(State::UnderWay(message.to_owned()));
     }
 
     fn set(&self, state: State) {
-        self.0.store(Arc::new(state));
+        self.state.store(Arc::new(state));
     }
 }
 
@@ -207,7 +228,9 @@ pub async fn run(
     let looking = |source| MigrationError::Step { step: "reading which steps are done".to_owned(), source };
     let missing = async || -> Result<Vec<Migration>, MigrationError> {
         let done = session.done(service).await.map_err(looking)?;
-        Ok(migrations.iter().filter(|migration| !done.contains(&migration.version)).copied().collect())
+        let missing = migrations.iter().filter(|migration| !done.contains(&migration.version)).copied().collect();
+        progress.done.store(Arc::new(done));
+        Ok(missing)
     };
     // Nothing is locked and no right is needed where nothing is to be done. A schema that is newer than this program is
     // left alone: during an update both versions run.
@@ -234,6 +257,8 @@ pub async fn run(
         };
         let (some, others) = rest.split_at(together);
         step(&session, &lock, &watcher, service, some, progress).await?;
+        let done = progress.done.load().iter().copied().chain(some.iter().map(|one| one.version)).collect();
+        progress.done.store(Arc::new(done));
         rest = others;
     }
     Ok(missing.len())
@@ -398,7 +423,8 @@ impl Session {
 
     /// Whether the pod may migrate from now on, for as long as it keeps its lock.
     async fn takes_lock(&self) -> Result<bool, DatabaseError> {
-        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_BOUND}'");
+        let unbounded = without_transaction_bound(true);
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_BOUND}'; {unbounded}");
         self.client.batch_execute(&begin).await?;
         let is_ours = self.ask(&format!("SELECT pg_try_advisory_xact_lock({POD_LOCK})")).await? == ["t"];
         if !is_ours {
@@ -470,7 +496,7 @@ impl Session {
 
     /// Begins a transaction in which the schema may be changed, unless a pod of version 0.1 is about to.
     async fn begin(&self) -> Result<bool, DatabaseError> {
-        self.client.batch_execute(&format!("BEGIN; {STEP_BOUNDS}")).await?;
+        self.client.batch_execute(&format!("BEGIN; {STEP_BOUNDS}; {}", without_transaction_bound(true))).await?;
         if self.ask(&format!("SELECT pg_try_advisory_xact_lock({STEP_LOCK})")).await? != ["t"] {
             self.client.batch_execute("ROLLBACK").await?;
             return Ok(false);
@@ -504,10 +530,12 @@ impl Session {
     async fn is_unbounded(&self) -> Result<bool, DatabaseError> {
         if self.sessions == Sessions::Own {
             // For this session alone, and whatever the role has: the waits for older transactions count, too.
-            self.client.batch_execute("SET lock_timeout = 0; SET statement_timeout = 0").await?;
+            let unbounded = without_transaction_bound(false);
+            let lift = format!("SET lock_timeout = 0; SET statement_timeout = 0; {unbounded}");
+            self.client.batch_execute(&lift).await?;
         }
-        let bounded =
-            "SELECT 1 FROM pg_settings WHERE name IN ('lock_timeout', 'statement_timeout') AND setting <> '0'";
+        let bounded = "SELECT 1 FROM pg_settings
+            WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout') AND setting <> '0'";
         Ok(self.ask(bounded).await?.is_empty())
     }
 

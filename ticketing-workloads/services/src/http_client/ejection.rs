@@ -21,6 +21,9 @@ const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(60);
 /// An endpoint that has had a call for so long, and has answered nothing well since that began, is asked only for want of others.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
+/// How long an endpoint that has refused a call is asked only for want of others, if it does not ask for longer. Who refuses is
+/// done at once, and would have the fewest calls under way.
+const REFUSING: Duration = Duration::from_secs(1);
 /// With a smaller share of endpoints left, in percent, all of them are asked: what fails everywhere is the fault of none, and
 /// those that are left would not bear the load of all.
 const PANIC_PERCENT: usize = 50;
@@ -48,6 +51,14 @@ struct Endpoint {
     under_way: BTreeMap<u64, Instant>,
     /// When the last success arrived.
     answered: Option<Instant>,
+    refused: Option<Refused>,
+}
+
+/// It has said that it takes no more for now.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    at: Instant,
+    until: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +106,19 @@ impl Endpoint {
             ejections: 0,
             under_way: BTreeMap::new(),
             answered: None,
+            refused: None,
         }
     }
 
     fn admit(&mut self, now: Instant) {
         let under_way = std::mem::take(&mut self.under_way);
-        *self = Self { ejections: self.ejections, under_way, answered: self.answered, ..Self::new(now) };
+        let (ejections, answered, refused) = (self.ejections, self.answered, self.refused);
+        *self = Self { ejections, under_way, answered, refused, ..Self::new(now) };
+    }
+
+    /// Whether it wants no calls now.
+    fn refuses(&self, now: Instant) -> bool {
+        self.refused.is_some_and(|refused| refused.until > now)
     }
 
     fn has_answered_since(&self, begun: Instant) -> bool {
@@ -179,9 +197,14 @@ impl Ejection {
     }
 
     /// Whom to ask: the one with the fewest calls under way, in turn if there are several, but none of `tried`. So one that hangs
-    /// gets no more calls than the others have at once. `None`: there is nobody else.
+    /// gets no more calls than the others have at once, and one that refuses gets none while others do not. `None`: there is
+    /// nobody else.
     pub fn choose(&mut self, tried: &[SocketAddr], now: Instant) -> Option<Chosen> {
         let panic = self.panics();
+        let rank = |address: SocketAddr, endpoint: &Endpoint, had_its_turn: bool| {
+            let (silent, refuses) = (endpoint.is_unresponsive(now), endpoint.refuses(now));
+            (silent, refuses, endpoint.under_way.len(), had_its_turn, address)
+        };
         let usable = |(address, endpoint): (&SocketAddr, &Endpoint)| {
             let trial = match endpoint.state {
                 _ if tried.contains(address) => return None,
@@ -191,13 +214,12 @@ impl Ejection {
                 State::Ejected { .. } | State::Tried => return None,
             };
             let had_its_turn = self.last.is_some_and(|last| *address <= last);
-            Some(((endpoint.is_unresponsive(now), endpoint.under_way.len(), had_its_turn, *address), trial))
+            Some((rank(*address, endpoint, had_its_turn), trial))
         };
         // Rather one that is left out than none.
         let any = || {
-            self.endpoints.iter().filter(|(address, _)| !tried.contains(address)).map(|(address, endpoint)| {
-                ((endpoint.is_unresponsive(now), endpoint.under_way.len(), false, *address), false)
-            })
+            let others = self.endpoints.iter().filter(|(address, _)| !tried.contains(address));
+            others.map(|(address, endpoint)| (rank(*address, endpoint, false), false))
         };
         let ((.., address), trial) = self.endpoints.iter().filter_map(usable).min().or_else(|| any().min())?;
         self.last = Some(address);
@@ -212,6 +234,15 @@ impl Ejection {
         Some(Chosen { address, trial, begun: now, number })
     }
 
+    /// The endpoint has refused a call because of its load, and asks to wait for so long, if it says. To be followed by
+    /// [`Ejection::record`].
+    pub fn refused(&mut self, chosen: &Chosen, wait: Option<Duration>, now: Instant) {
+        if let Some(endpoint) = self.endpoints.get_mut(&chosen.address) {
+            let until = now + wait.unwrap_or_default().clamp(REFUSING, LONGEST);
+            endpoint.refused = Some(Refused { at: now, until });
+        }
+    }
+
     /// How a call to an endpoint ended.
     pub fn record(&mut self, chosen: &Chosen, verdict: Verdict, now: Instant) -> Option<Change> {
         let several = self.endpoints.len() > 1;
@@ -219,6 +250,8 @@ impl Ejection {
         endpoint.under_way.remove(&chosen.number);
         if verdict == Verdict::Success {
             endpoint.answered = Some(now);
+            // A call that began before says nothing of it.
+            endpoint.refused = endpoint.refused.filter(|refused| chosen.begun < refused.at);
         }
         if chosen.begun < endpoint.since {
             return None;
@@ -236,8 +269,9 @@ impl Ejection {
             }
             (State::Tried, Verdict::Failure) if chosen.trial => Some(endpoint.eject(now)),
             (State::Tried, Verdict::Neutral) if chosen.trial => {
-                // It has found out nothing; the next call may.
-                (endpoint.state, endpoint.since) = (State::Ejected { until: now }, now);
+                // It has found out nothing; the next call may. Not at once where it was refused, or all calls would be trials.
+                let until = if endpoint.refuses(now) { now + SHORTEST } else { now };
+                (endpoint.state, endpoint.since) = (State::Ejected { until }, now);
                 None
             }
             _ => None,
@@ -249,6 +283,7 @@ impl Ejection {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::VecDeque;
 
     fn address(number: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, number], 8_080))
@@ -418,6 +453,60 @@ mod tests {
         assert_eq!((only.address, only.trial), (address(2), false));
         assert_eq!(ejection.record(&only, Verdict::Success, now + Duration::from_millis(1)), Some(Change::Readmitted));
         assert_eq!(ejection.choose(&[address(1), address(2)], now), None);
+    }
+
+    /// Of three with as many calls under way, it had none, and so got all that came.
+    #[test]
+    fn one_that_refuses_at_once_gets_few_calls() {
+        let (mut ejection, start) = endpoints(3);
+        // The others take 200 ms each.
+        let mut busy: VecDeque<_> = (0..20).map(|_| ejection.choose(&[address(2)], start).unwrap()).collect();
+        let mut refused = 0;
+        for call in 0..400 {
+            let now = start + Duration::from_millis(10 * call);
+            let chosen = ejection.choose(&[], now).unwrap();
+            if chosen.address == address(2) {
+                refused += 1;
+                ejection.refused(&chosen, None, now);
+                ejection.record(&chosen, Verdict::Neutral, now);
+            } else {
+                busy.push_back(chosen);
+                ejection.record(&busy.pop_front().unwrap(), Verdict::Success, now);
+            }
+        }
+        assert_eq!(refused, 4, "one a second");
+        let later = start + Duration::from_secs(4);
+        let chosen = ejection.choose(&[address(1), address(3)], later).unwrap();
+        ejection.refused(&chosen, Some(Duration::from_secs(30)), later);
+        ejection.record(&chosen, Verdict::Neutral, later);
+        let before = later + Duration::from_millis(29_999);
+        assert_ne!(ejection.choose(&[], before).unwrap().address, address(2), "it has said for how long");
+        let only = ejection.choose(&[address(1), address(3)], before).unwrap();
+        assert_eq!(only.address, address(2), "rather it than none");
+        ejection.record(&only, Verdict::Success, before);
+        assert_eq!(ejection.choose(&[], before).unwrap().address, address(2), "it takes calls again");
+    }
+
+    #[test]
+    fn a_trial_that_is_refused_is_made_again_later() {
+        let (mut ejection, start) = endpoints(3);
+        calls(&mut ejection, 9, &[2], start);
+        let trials = |ejection: &mut Ejection, now| {
+            let mut trials = 0;
+            for _ in 0..30 {
+                let chosen = ejection.choose(&[], now).unwrap();
+                trials += usize::from(chosen.trial);
+                if chosen.trial {
+                    ejection.refused(&chosen, None, now);
+                }
+                ejection.record(&chosen, Verdict::Neutral, now);
+            }
+            trials
+        };
+        let first = start + SHORTEST;
+        assert_eq!(trials(&mut ejection, first), 1);
+        assert_eq!(trials(&mut ejection, first + SHORTEST - Duration::from_millis(1)), 0);
+        assert_eq!(trials(&mut ejection, first + SHORTEST), 1);
     }
 
     #[test]

@@ -205,9 +205,12 @@ impl Endpoints {
     }
 
     /// Whether a failure is isolated then ([`Ejection::is_isolated_failure`]).
-    fn record(&self, chosen: &Chosen, verdict: Verdict, no_answer: bool) -> bool {
+    fn record(&self, chosen: &Chosen, verdict: Verdict, refused: Option<Refused>, no_answer: bool) -> bool {
         let (change, ejected, is_isolated) = {
             let mut ejection = self.ejection();
+            if let Some(Refused { wait }) = refused {
+                ejection.refused(chosen, wait, Instant::now());
+            }
             let change = ejection.record(chosen, verdict, Instant::now());
             (change, ejection.ejected(), ejection.is_isolated_failure(chosen, no_answer))
         };
@@ -227,6 +230,13 @@ impl Endpoints {
     }
 }
 
+/// An endpoint has refused a call because of its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// How long it asks to wait.
+    pub wait: Option<Duration>,
+}
+
 /// An endpoint that is being asked. If it is dropped before it is finished, whoever asked did not wait for the end.
 pub struct Asked {
     endpoints: Arc<Endpoints>,
@@ -241,15 +251,15 @@ impl Asked {
     }
 
     /// What came of it. Whether a failure says nothing of the other endpoints.
-    pub fn finish(mut self, verdict: Verdict) -> bool {
+    pub fn finish(mut self, verdict: Verdict, refused: Option<Refused>) -> bool {
         self.finished = true;
-        self.endpoints.record(&self.chosen, verdict, false)
+        self.endpoints.record(&self.chosen, verdict, refused, false)
     }
 
     /// Nothing came of it in time. As for [`Asked::finish`].
     pub fn give_up(mut self) -> bool {
         self.finished = true;
-        self.endpoints.record(&self.chosen, Verdict::Failure, true)
+        self.endpoints.record(&self.chosen, Verdict::Failure, None, true)
     }
 }
 
@@ -257,7 +267,7 @@ impl Drop for Asked {
     fn drop(&mut self) {
         if !self.finished {
             let hung = self.until.is_some_and(|until| Instant::now() >= until);
-            self.endpoints.record(&self.chosen, if hung { Verdict::Failure } else { Verdict::Neutral }, true);
+            self.endpoints.record(&self.chosen, if hung { Verdict::Failure } else { Verdict::Neutral }, None, true);
         }
     }
 }

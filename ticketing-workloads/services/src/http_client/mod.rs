@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode
 use axum::response::{IntoResponse, Response};
 use connections::{Connection, Connections, Failed, KEEP};
 use contract::RetrySettings;
-use endpoints::Endpoints;
+use endpoints::{Endpoints, Refused};
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -257,7 +257,7 @@ impl Peer {
                 },
                 None => answer.await,
             };
-            let is_isolated = asked.finish(verdict(&result, short));
+            let is_isolated = asked.finish(verdict(&result, short), refused_by(&result, short));
             match result {
                 Err(error @ HttpError::NotSent(_)) => {
                     self.endpoints.may_have_changed();
@@ -371,6 +371,13 @@ fn verdict(result: &Result<HttpAnswer, HttpError>, short: bool) -> Verdict {
             kind => kind.verdict(),
         },
     }
+}
+
+/// Whether the endpoint has refused because of its load. Not if there was little time: that may have been why.
+fn refused_by(result: &Result<HttpAnswer, HttpError>, short: bool) -> Option<Refused> {
+    let error = result.as_ref().err().filter(|_| !short)?;
+    let refused = matches!(error.kind(), FailureKind::RateLimited | FailureKind::Overloaded(_));
+    refused.then(|| Refused { wait: error.retry_after() })
 }
 
 async fn collect(budget: &ByteBudget, mut body: Incoming) -> Result<Bytes, HttpError> {

@@ -5,10 +5,11 @@ use super::domains::{Domains, Limits, Place};
 use super::mail::{MailError, Mailer, NotSent};
 use super::outbox::{self, Candidate, Kind, Message};
 use super::refusal::plain;
-use super::relay::{Attempt, Mail, RelayWatch, Verdict};
+use super::relay::{Attempt, LEFT_OVER_TRIES, Mail, RelayWatch, Verdict};
 use super::ticket;
 use crate::database::{Database, DatabaseError};
 use crate::mail_address::redacted_address;
+use crate::schema::{self, Schema};
 use futures::FutureExt;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -52,6 +53,7 @@ struct OutcomeLabel {
 pub struct Drain {
     resilience: Arc<Resilience>,
     database: Arc<Database>,
+    schema: Schema,
     mailer: Mailer,
     relay: Arc<RelayWatch>,
     domains: Arc<Domains>,
@@ -111,6 +113,15 @@ enum Look {
     Blocked,
 }
 
+/// Which messages a look is for.
+#[derive(Clone, Copy)]
+enum Among<'a> {
+    /// `deep`: past any number of mails to domains without a place.
+    All { deep: bool },
+    /// Those to these domains.
+    These(&'a [String]),
+}
+
 /// Messages that were chosen, each with its place among those to its domain.
 #[derive(Default)]
 struct Chosen {
@@ -142,6 +153,7 @@ impl Drain {
     pub fn new(
         resilience: Arc<Resilience>,
         database: Arc<Database>,
+        schema: Schema,
         mailer: Mailer,
         relay: Arc<RelayWatch>,
         bounds: Bounds,
@@ -158,6 +170,7 @@ impl Drain {
         Arc::new(Self {
             resilience,
             database,
+            schema,
             mailer,
             relay,
             domains: Domains::new(bounds.per_domain),
@@ -234,13 +247,18 @@ impl Drain {
         }
     }
 
-    /// Sends one message and nothing beside it, to see whether the mail server takes it: to a domain that is not suspected of
-    /// being the reason itself, if there is one. With nothing to send, the server only has to let this service in.
+    /// Sends one message and nothing beside it, to see whether the mail server takes it: to a domain that took one before, or
+    /// at least is not suspected of being the reason itself, if there is one. With nothing to send, the server only has to let
+    /// this service in.
     async fn probe(&self) -> Result<Look, DatabaseFailure> {
         let all_but = Limits { closed: self.relay.suspects(), ..Limits::default() };
-        let mut claimed = self.claim(1, &all_but, true).await?;
+        let trusted = self.relay.trusted();
+        let mut claimed = self.claim(1, &all_but, Among::These(&trusted)).await?;
+        if claimed.messages.is_empty() && !claimed.is_off {
+            claimed = self.claim(1, &all_but, Among::All { deep: true }).await?;
+        }
         if claimed.messages.is_empty() && claimed.look == Look::Blocked {
-            claimed = self.claim(1, &Limits::default(), true).await?;
+            claimed = self.claim(1, &Limits::default(), Among::All { deep: true }).await?;
         }
         let probe = Mail { id: 0, domain: "", tries: 0, is_probe: true };
         match claimed.messages.first() {
@@ -274,7 +292,8 @@ impl Drain {
     ) -> Result<Look, DatabaseFailure> {
         let more = std::iter::from_fn(|| Arc::clone(&self.places).try_acquire_owned().ok());
         let places: Vec<_> = std::iter::once(first).chain(more).collect();
-        let Claimed { messages, tickets, look, .. } = self.claim(places.len(), &self.relay.limits(), deep).await?;
+        let among = Among::All { deep };
+        let Claimed { messages, tickets, look, .. } = self.claim(places.len(), &self.relay.limits(), among).await?;
         for ((message, at_domain), place) in messages.into_iter().zip(places) {
             let own = Arc::clone(&self);
             work.spawn(async move { own.send_one(&message, tickets, (place, at_domain)).await });
@@ -294,7 +313,7 @@ impl Drain {
     }
 
     /// The next messages of the kinds that may be sent.
-    async fn claim(&self, most: usize, limits: &Limits, deep: bool) -> Result<Claimed, DatabaseFailure> {
+    async fn claim(&self, most: usize, limits: &Limits, among: Among<'_>) -> Result<Claimed, DatabaseFailure> {
         let flags = self.resilience.flags();
         if !flags.bool(MAILS, true) {
             return Ok(Claimed::nothing(Look::Empty, true));
@@ -303,7 +322,7 @@ impl Drain {
         let mut kinds = vec![Kind::BookingConfirmed.name(), Kind::BookingCancelled.name()];
         kinds.extend(tickets.then_some(Kind::Ticket.name()));
         self.settle_claim().await?;
-        let (chosen, blocked) = self.choose(&kinds, most, limits, deep).await?;
+        let (chosen, blocked) = self.choose(&kinds, most, limits, among).await?;
         if chosen.places.is_empty() {
             return Ok(Claimed::nothing(if blocked { Look::Blocked } else { Look::Empty }, false));
         }
@@ -357,13 +376,27 @@ impl Drain {
         kinds: &[&'static str],
         most: usize,
         limits: &Limits,
-        deep: bool,
+        among: Among<'_>,
     ) -> Result<(Chosen, bool), DatabaseFailure> {
         let mut chosen = Chosen::default();
+        let deep = match among {
+            Among::These([]) => return Ok((chosen, true)),
+            Among::These(domains) => {
+                for kind in kinds {
+                    let due =
+                        self.database.call(|connection| outbox::due_of(connection, kind, domains, 1, most + SPARE));
+                    self.enter(&mut chosen, due.await?, most, limits);
+                }
+                return Ok((chosen, true));
+            }
+            Among::All { deep } => deep,
+        };
         let full: Vec<_> = self.domains.full(limits).into_iter().collect();
         let due = self.database.call(|connection| outbox::due(connection, kinds, &full)).await?;
         self.enter(&mut chosen, due, most, limits);
         let blocked = !full.is_empty() || chosen.some_had_none;
+        // Without its index, a look that is deep would read all mails over and over.
+        let deep = deep && self.schema.has(schema::MAIL_INDEXES);
         // Tickets that must wait may be as many, and in front.
         if deep && chosen.places.len() < most && (blocked || kinds.len() < Kind::ALL.len()) {
             for kind in kinds {
@@ -387,9 +420,8 @@ impl Drain {
                 let after = &after;
                 self.database.call(|connection| outbox::open_domains(connection, kind, after)).await?
             };
-            let full = self.domains.full(limits);
             let wanted: Vec<_> = std::iter::once(String::new())
-                .chain(domains.iter().filter(|domain| !full.contains(*domain)).cloned())
+                .chain(domains.iter().filter(|domain| !self.domains.is_full(domain, limits)).cloned())
                 .collect();
             let of_each = self.domains.limit();
             let due = self
@@ -431,7 +463,10 @@ impl Drain {
 
     /// Sends one message, and writes the outcome down.
     async fn work_on(&self, message: &Message, tickets: bool, is_probe: bool) -> Result<(), DatabaseFailure> {
-        let outcome = give_up(self.send(message, tickets, is_probe).await?, message, self.give_up_after);
+        let outcome = match sent_too_often(message) {
+            Some(outcome) => outcome,
+            None => give_up(self.send(message, tickets, is_probe).await?, message, self.give_up_after),
+        };
         let label = outcome.name();
         if let Outcome::Never { reason } = &outcome {
             tracing::error!(message = message.id, booking = %message.booking, %reason, "undeliverable; moved to dead_letters");
@@ -544,7 +579,18 @@ fn is_refusal(error: &DatabaseFailure) -> bool {
     source.sql_state().is_some_and(|state| ["22", "23", "42"].iter().any(|class| state.code().starts_with(class)))
 }
 
-/// Nothing is tried for ever: in the end a person decides.
+/// A mail that has left so often, and of which nobody could write down what became of it, does not leave again: a database that
+/// refuses to take that down would have it sent once for each claim, without end.
+fn sent_too_often(message: &Message) -> Option<Outcome> {
+    let times = message.unanswered;
+    (message.may_be_sent && times >= UNANSWERED_TRIES).then(|| Outcome::Never {
+        reason: format!(
+            "given up: it has left {times} times, nobody could write down what became of it, and it may have arrived"
+        ),
+    })
+}
+
+/// Nothing is tried for ever: in the end a person decides. What was never really tried, such as in a pause of days, is.
 fn give_up(outcome: Outcome, message: &Message, after: Duration) -> Outcome {
     match outcome {
         Outcome::Later { unanswered: true, why } if message.unanswered.saturating_add(1) >= UNANSWERED_TRIES => {
@@ -553,7 +599,7 @@ fn give_up(outcome: Outcome, message: &Message, after: Duration) -> Outcome {
                 reason: format!("given up after {times} times without an answer, and may have arrived: {why}"),
             }
         }
-        Outcome::Later { why, .. } if message.age >= after => {
+        Outcome::Later { why, .. } if message.age >= after && message.tries >= LEFT_OVER_TRIES => {
             Outcome::Never { reason: format!("given up after {} h: {why}", message.age.as_secs() / 3_600) }
         }
         other => other,
@@ -591,20 +637,35 @@ mod tests {
     #[test]
     fn nothing_is_tried_for_ever() {
         const DAY: Duration = Duration::from_secs(86_400);
-        let message = |age, unanswered| {
+        let message = |age, tries, unanswered| {
             let mut message = Message::example(Kind::Ticket, "Opening Night");
-            (message.age, message.unanswered) = (age, unanswered);
+            (message.age, message.tries, message.unanswered) = (age, tries, unanswered);
             message
         };
         let later = |unanswered| Outcome::Later { unanswered, why: "451 no".to_owned() };
         let never = |reason: &str| Outcome::Never { reason: reason.to_owned() };
-        let after = |outcome, age, unanswered| give_up(outcome, &message(age, unanswered), DAY * 5);
-        assert_eq!(after(later(false), DAY * 4, 9), later(false));
-        assert_eq!(after(later(false), DAY * 5, 0), never("given up after 120 h: 451 no"));
-        assert_eq!(after(later(true), DAY, 3), later(true));
+        let after = |outcome, age, tries, unanswered| give_up(outcome, &message(age, tries, unanswered), DAY * 5);
+        assert_eq!(after(later(false), DAY * 4, 9, 9), later(false));
+        assert_eq!(after(later(false), DAY * 5, 9, 0), never("given up after 120 h: 451 no"));
+        assert_eq!(after(later(false), DAY * 9, 8, 0), later(false), "it waited for the end of a pause");
+        assert_eq!(after(later(true), DAY, 4, 3), later(true));
         let unknown = never("given up after 5 times without an answer, and may have arrived: 451 no");
-        assert_eq!(after(later(true), DAY, 4), unknown);
+        assert_eq!(after(later(true), DAY, 5, 4), unknown);
         let held = || Outcome::Held { was_probe: true, why: String::new() };
-        assert_eq!(after(held(), DAY * 9, 9), held(), "a pause loses no mail");
+        assert_eq!(after(held(), DAY * 9, 9, 9), held(), "a pause loses no mail");
+    }
+
+    #[rstest::rstest]
+    #[case::nobody_knows(true, 5, true)]
+    #[case::not_often(true, 4, false)]
+    #[case::put_back_by_a_person(false, 5, false)]
+    fn what_may_have_arrived_too_often_leaves_no_more(
+        #[case] may_be_sent: bool,
+        #[case] unanswered: i32,
+        #[case] over: bool,
+    ) {
+        let mut message = Message::example(Kind::Ticket, "Opening Night");
+        (message.may_be_sent, message.unanswered) = (may_be_sent, unanswered);
+        assert_eq!(matches!(sent_too_often(&message), Some(Outcome::Never { .. })), over);
     }
 }

@@ -4,11 +4,11 @@
 //! A pause begins with an answer that is about this service, such as a refused name or login, or with no answer at all. What
 //! may as well be about one mail or one domain is counted by domain: one domain is set aside on its own, and gets one mail at
 //! a time until it takes one; several in a row begin a pause. A pause lasts a second, then one mail is sent as a probe, to a
-//! domain that is not suspected if there is one. Each probe that fails doubles the time, up to a limit that depends on why
+//! domain that took one before, or at least is not suspected, if there is one. Each probe that fails doubles the time, up to a limit that depends on why
 //! it is paused. The pause is over when the server takes a mail, or says of one that its recipient does not exist, or greets
 //! and lets this service in while there is nothing to send.
 
-use super::domains::Limits;
+use super::domains::{Limits, site};
 use super::mail::MailError;
 use super::refusal::{Fault, Reply, fault};
 use contract::CheckStatus;
@@ -16,7 +16,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use resilience::clock::in_words;
 use resilience::{Check, CheckOutcome, Metrics};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -39,7 +39,7 @@ const MAX_REFUSED: usize = 64;
 /// How long a mail that was taken says that the server takes mails.
 const LATELY: Duration = Duration::from_secs(15 * 60);
 /// Tries of a mail after which its refusal says nothing new: it is left over, and will be refused again and again.
-const LEFT_OVER_TRIES: i32 = 9;
+pub const LEFT_OVER_TRIES: i32 = 9;
 /// Tries of a mail before a bare 550 to its recipient is believed.
 const BARE_REFUSALS: i32 = 3;
 /// Tries of a mail that the server cannot take for what it lacks, such as SMTPUTF8: a quarter of an hour.
@@ -56,6 +56,8 @@ const FIRST_ASIDE: Duration = Duration::from_secs(5);
 const LONGEST_ASIDE: Duration = Duration::from_secs(60);
 /// Domains that are set aside at once; those that were refused longest ago go.
 const MAX_ASIDE: usize = 64;
+/// Domains that are remembered for having taken a mail, the latest ones.
+const MAX_TAKEN: usize = 32;
 
 /// The outcome of an attempt, as far as it says something about the server.
 #[derive(Clone, Debug)]
@@ -185,6 +187,8 @@ pub struct Relay {
     deferred: Option<Deferred>,
     aside: BTreeMap<String, Aside>,
     taken_at: Option<Instant>,
+    /// Domains that took a mail, the latest one last.
+    taken: VecDeque<String>,
 }
 
 impl Relay {
@@ -213,12 +217,34 @@ impl Relay {
         refused.chain(self.aside.keys()).chain(deferred).filter(|domain| !domain.is_empty()).cloned().collect()
     }
 
+    /// The domains that took a mail last, and are not suspected: a probe to one of them tells most.
+    pub fn trusted(&self) -> Vec<String> {
+        let suspects = self.suspects();
+        self.taken.iter().filter(|domain| !suspects.contains(site(domain))).cloned().collect()
+    }
+
+    fn note_taken(&mut self, domain: &str) {
+        if self.taken.back().is_some_and(|last| last == domain) || domain.is_empty() {
+            return;
+        }
+        self.taken.retain(|other| other != domain);
+        self.taken.push_back(domain.to_owned());
+        if self.taken.len() > MAX_TAKEN {
+            self.taken.pop_front();
+        }
+    }
+
     fn takes_mails(&self, now: Instant) -> bool {
         self.taken_at.is_some_and(|at| now.duration_since(at) < LATELY)
     }
 
-    /// Takes in the outcome of an attempt, and says what to do with the mail.
+    /// Takes in the outcome of an attempt, and says what to do with the mail. Names below one domain count as that domain: a
+    /// stranger who orders to several of them must not look like several domains.
     pub fn settle(&mut self, mail: Mail<'_>, attempt: &Attempt<'_>, now: Instant) -> Verdict {
+        if matches!(attempt, Attempt::Taken) {
+            self.note_taken(mail.domain);
+        }
+        let mail = Mail { domain: site(mail.domain), ..mail };
         self.refused.retain(|_, refused| now.duration_since(refused.at) < SUSPICION);
         self.unknown.retain(|_, unknown| now.duration_since(unknown.at) < SUSPICION);
         self.aside.retain(|_, aside| now.duration_since(aside.at) < LATELY);
@@ -465,6 +491,11 @@ impl RelayWatch {
         self.lock().suspects()
     }
 
+    /// [`Relay::trusted`].
+    pub fn trusted(&self) -> Vec<String> {
+        self.lock().trusted()
+    }
+
     /// Until a pause ends early, because a mail that was on its way was taken.
     pub async fn changed(&self) {
         self.changed.notified().await;
@@ -662,6 +693,43 @@ mod tests {
         scene.wait();
         scene.taken("d.example");
         assert!(!scene.is_closed("a.example"), "it was the server's fault");
+    }
+
+    /// Three orders of one stranger paused all mails, again and again.
+    #[test]
+    fn names_below_one_domain_are_one_domain() {
+        let mut scene = Scene::sending();
+        for message in 0..50 {
+            let domain = format!("name{message}.stranger.example");
+            assert_eq!(scene.refused_at(&domain, message, 1, Phase::Recipient, RELAY_DENIED), Verdict::Later);
+            assert_eq!(scene.relay.pause(), None);
+        }
+        assert!(scene.is_closed("stranger.example"));
+        for message in 50..100 {
+            let domain = format!("name{message}.stranger.example");
+            scene.refused_at(&domain, message, 1, Phase::Recipient, "550 5.1.1 nobody");
+            scene.refused_at(&domain, message, 1, Phase::Recipient, "450 4.2.0 later");
+            scene.pass(Duration::from_secs(60));
+            assert_eq!(scene.relay.pause(), None);
+        }
+    }
+
+    #[test]
+    fn a_probe_goes_rather_where_a_mail_was_taken() {
+        let mut scene = Scene::new();
+        for nth in 0..100 {
+            scene.taken(&format!("mx.domain{nth}.example"));
+        }
+        scene.taken("mx.domain98.example");
+        let trusted = scene.relay.trusted();
+        assert_eq!((trusted.len(), trusted[MAX_TAKEN - 1].as_str()), (MAX_TAKEN, "mx.domain98.example"));
+        scene.refused_at("other.domain98.example", 1, 1, Phase::Recipient, RELAY_DENIED);
+        let trusted = scene.relay.trusted();
+        assert_eq!(
+            (trusted.len(), trusted[MAX_TAKEN - 2].as_str()),
+            (MAX_TAKEN - 1, "mx.domain99.example"),
+            "it is suspected"
+        );
     }
 
     /// Such as a server that asks the recipient's before it answers: three mails to one domain time out together.

@@ -175,9 +175,14 @@ impl Session {
         self.mails > 0
     }
 
-    /// Ends it. How that goes matters to nobody: nobody waits for it.
-    pub fn end(mut self) {
-        tokio::spawn(async move { tokio::time::timeout(GOODBYE, self.connection.quit()).await.map(drop) });
+    /// Ends it. How that goes matters to nobody: nobody waits for it. Its place is free when it is over.
+    pub fn end(self) {
+        let Self { mut connection, place, .. } = self;
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(GOODBYE, connection.quit()).await;
+            drop(connection);
+            drop(place);
+        });
     }
 }
 
@@ -357,6 +362,7 @@ mod tests {
                     let (read, mut write) = stream.into_split();
                     let mut lines = BufReader::new(read).lines();
                     let _ = write.write_all(b"220 ready\r\n").await;
+                    let mut is_open = true;
                     while let Ok(Some(line)) = lines.next_line().await {
                         let wait = match line.get(..4) {
                             Some("RSET") => 200,
@@ -364,11 +370,15 @@ mod tests {
                             _ => 0,
                         };
                         tokio::time::sleep(Duration::from_millis(wait)).await;
+                        // Its client knows of the end with this answer.
+                        if line.starts_with("QUIT") && std::mem::take(&mut is_open) {
+                            open.fetch_sub(1, Ordering::SeqCst);
+                        }
                         if write.write_all(b"250 ok\r\n").await.is_err() {
                             break;
                         }
                     }
-                    open.fetch_sub(1, Ordering::SeqCst);
+                    open.fetch_sub(usize::from(is_open), Ordering::SeqCst);
                 });
             }
         });
@@ -389,11 +399,12 @@ mod tests {
         session.end();
         let session = sessions.take(second).await.unwrap();
         assert!(!session.was_used());
+        assert_eq!(most.load(Ordering::SeqCst), 1, "the one before is over");
         sessions.keep(session);
         let session = sessions.begin(second).await.unwrap();
         assert!(!session.was_used());
         sessions.begin_instead(session, second).await.unwrap();
-        // The server sees the end of one a little after its client.
+        // The server sees that one was closed without a goodbye a little after its client.
         assert!(most.load(Ordering::SeqCst) <= 2, "{most:?}");
     }
 

@@ -217,6 +217,24 @@ async fn cleanup_repairs_what_it_can_and_names_what_a_person_must_decide() {
     assert_eq!(seats(&postgres, &oversold).await, (0, 8), "no booking is lost");
 }
 
+/// The server does not notice when the Job gives up: its statement went on, and kept its locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn cleanup_is_bounded_by_the_server() {
+    let postgres = Postgres::start().await;
+    App::start(&postgres, "pod-1").await.schema_is_done().await;
+    let client = postgres.connect().await;
+    let watch = "CREATE TABLE seen (bounds text);
+        CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO seen VALUES (current_setting('statement_timeout') || ' ' || current_setting('lock_timeout'));
+              RETURN NULL; END $$;
+        CREATE TRIGGER see AFTER UPDATE ON bookings FOR EACH STATEMENT EXECUTE FUNCTION see()";
+    client.batch_execute(watch).await.unwrap();
+    cleanup::run(&postgres.settings()).await.unwrap();
+    let bounds: Vec<String> =
+        client.query("SELECT bounds FROM seen", &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(bounds.contains(&"55s 10s".to_owned()), "{bounds:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cleanup_beside_buyers_loses_no_seat() {
     let postgres = Postgres::start().await;

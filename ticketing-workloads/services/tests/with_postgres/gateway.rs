@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use ticketing_services::http_client::{self, HttpCall};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// The ADR's shape of a policy for the catalog, with shorter times.
 fn quick() -> PolicySettings {
@@ -159,23 +160,29 @@ async fn a_stuck_catalog_keeps_nobody_from_booking() {
     let gateway = App::gateway(stuck().await, booking.address).await;
     let mut slow = quick();
     let catalog = slow.dependencies.get_mut("catalog").unwrap();
-    (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (3_000, 3_000);
+    (catalog.timeout.request_ms, catalog.timeout.per_try_ms) = (8_000, 8_000);
     // The circuit is no help here: only the bulkhead is, of which the policy says nothing.
     catalog.circuit_breaker.manual_state = ManualState::Closed;
     gateway.push(slow, FlagsSettings::default()).await;
-    // More than the connections that the gateway takes from one address: without a bulkhead they would fill all of them.
-    let looking = join_all((0..1_000).map(|_| gateway.get("/api/events")));
-    let buying = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let started = Instant::now();
-        let mut statuses = Vec::new();
-        for _ in 0..10 {
-            statuses.push(gateway.book().await);
-        }
-        (statuses, started.elapsed())
-    };
-    let (looked, (bought, took)) = tokio::join!(looking, buying);
-    assert!(looked.iter().all(|answer| answer.status() == 503));
+    // More than the 1,024 connections that the gateway takes: without a bulkhead they would fill all of them, for as long as
+    // the catalog may take. They are there before the first buyer.
+    let looking = join_all((0..1_100).map(|_| async {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(b"GET /api/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        stream
+    }));
+    let looking = looking.await;
+    let started = Instant::now();
+    let mut bought = Vec::new();
+    for _ in 0..10 {
+        bought.push(gateway.book().await);
+    }
+    let took = started.elapsed();
+    for mut stream in looking {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    }
     assert!(bought.iter().all(|status| *status == 201), "{bought:?}");
     assert!(took < Duration::from_secs(3), "they waited for the catalog: {took:?}");
 }

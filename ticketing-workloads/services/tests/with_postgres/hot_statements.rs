@@ -82,8 +82,13 @@ async fn no_hot_statement_reads_a_table_from_end_to_end() {
     // As it is planned for a statement that was prepared and made often.
     client.batch_execute("SET plan_cache_mode = force_generic_plan").await.unwrap();
     let mut failed = Vec::new();
-    let partial = "SELECT indexrelid::regclass::text FROM pg_index WHERE indpred IS NOT NULL";
+    // Some are for nearly all rows, such as those of mails that were sent.
+    let partial = "SELECT indexrelid::regclass::text FROM pg_index
+                   JOIN pg_class i ON i.oid = indexrelid JOIN pg_class t ON t.oid = indrelid
+                   WHERE indpred IS NOT NULL AND i.reltuples * 20 < t.reltuples";
     let partial: Vec<String> = client.query(partial, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let is_small = |index: &str| partial.iter().any(|small| small == index);
+    assert!(is_small("outbox_open") && !is_small("outbox_done"), "{partial:?}");
     for (nth, (name, statement)) in schema::hot_statements().enumerate() {
         client.batch_execute(&format!("PREPARE hot_{nth} AS {statement}")).await.unwrap();
         let values = vec!["NULL"; parameters(statement)].join(", ");

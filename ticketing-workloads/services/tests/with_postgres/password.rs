@@ -203,9 +203,7 @@ async fn bookings_go_on_after_a_rotation() {
     let app = App::booking_at(&login.url(), &[("--database-password-file", &file)]).await;
     assert_eq!(app.book().await, 201);
     // What begins with the last step of the schema is over: its failures are not to open the circuit here.
-    let last = "SELECT FROM schema_migrations WHERE version = 9";
-    let client = login.postgres.connect().await;
-    eventually("the schema is done", async || client.query_opt(last, &[]).await.unwrap()).await;
+    login.postgres.has_its_schema().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     login.alter_role("second").await;
     login.postgres.terminate("booking-1").await;

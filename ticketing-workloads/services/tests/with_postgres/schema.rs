@@ -188,6 +188,41 @@ async fn an_index_is_built_beside_buyers_and_again_if_it_was_left_half_built() {
     assert!(client.query_one(valid, &[]).await.unwrap().get::<_, bool>(0));
 }
 
+/// As PostgreSQL 17 has it, and a role with five seconds for a transaction: each step that took longer was begun again for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_of_whole_transactions_is_lifted() {
+    const BOUND: Migration = Migration {
+        version: 2,
+        name: "bound",
+        sql: "CREATE TABLE bound AS SELECT setting FROM pg_settings WHERE name = 'transaction_timeout'",
+    };
+    let postgres = Postgres::start().await;
+    let client = postgres.connect().await;
+    let as_in_17 = "ALTER DATABASE {} SET search_path = public, pg_catalog;
+        CREATE FUNCTION public.set_config(name text, value text, is_local boolean) RETURNS text LANGUAGE sql AS $$
+            SELECT pg_catalog.set_config(replace(name, 'transaction_timeout', 'test.transaction_timeout'), value, is_local)
+        $$;
+        CREATE VIEW public.pg_settings AS SELECT name, setting FROM pg_catalog.pg_settings
+            WHERE name <> 'transaction_timeout'
+            UNION ALL SELECT 'transaction_timeout', COALESCE(NULLIF(current_setting('test.transaction_timeout', true), ''), '5000')";
+    client.batch_execute(&as_in_17.replace("{}", &postgres.database)).await.unwrap();
+    assert_eq!(migrate(&postgres, &[TABLE, BOUND, INDEX]).await.unwrap(), 3);
+    let bound: String = client.query_one("SELECT setting FROM bound", &[]).await.unwrap().get(0);
+    assert_eq!(bound, "0");
+    // Behind a pooler, only the role or the server itself can lift it for an index.
+    let url = postgres.url();
+    let pooled =
+        settings(&["--database-url", &url, "--database-pooler", "transaction"]).connector("migration").unwrap();
+    let other = Migration {
+        version: 4,
+        name: "other index",
+        sql: "CREATE INDEX CONCURRENTLY IF NOT EXISTS by_id ON sold (id);",
+    };
+    let refused =
+        migrations::run(&pooled, "test", &[TABLE, BOUND, INDEX, other], &Progress::default()).await.unwrap_err();
+    assert!(matches!(refused, MigrationError::Bounded { .. }), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_start_together_do_each_step_once() {
     const COUNT: Migration =

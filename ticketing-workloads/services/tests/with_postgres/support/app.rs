@@ -224,6 +224,13 @@ impl App {
 
     /// The notification service before this mail server, with a token and a migrated database.
     pub async fn notification(postgres: &Postgres, mails: &Mails) -> Self {
+        let app = Self::notification_before_its_schema(postgres, mails).await;
+        postgres.has_its_schema().await;
+        app
+    }
+
+    /// The same, whatever the state of its database.
+    pub async fn notification_before_its_schema(postgres: &Postgres, mails: &Mails) -> Self {
         let mounts = mounts();
         let more = [
             ("--database-url", postgres.url()),
@@ -233,9 +240,6 @@ impl App {
         let settings = settings(&mounts, "notification-1", &more);
         let app = Self::run("notification", notification::start(settings).unwrap(), mounts);
         app.mount_token().await;
-        let client = postgres.connect().await;
-        // It waits for the other steps itself.
-        eventually("the schema is there", async || client.query("SELECT FROM dead_letters", &[]).await.ok()).await;
         app
     }
 
