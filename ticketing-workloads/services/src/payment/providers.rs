@@ -127,6 +127,9 @@ pub enum VerifyError {
     /// What was sent is no event of it, whatever is tried again.
     #[error("no event of it: {0}")]
     Invalid(String),
+    /// Too many are asked about at once.
+    #[error("too many events at once")]
+    Busy,
     /// It can be tried again.
     #[error("{0}")]
     Failed(String),
