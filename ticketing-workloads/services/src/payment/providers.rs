@@ -351,13 +351,13 @@ impl Client {
                 Err(_) => {}
             }
         }
-        self.reply(result, in_doubt)
+        reply(result, in_doubt, self.keeps_answers)
     }
 
     /// Asks through all layers.
     pub async fn ask(&self, call: HttpCall, read: Reader) -> Reply {
         let (result, in_doubt) = self.attempt(call, read).await;
-        self.reply(result, in_doubt)
+        reply(result, in_doubt, self.keeps_answers)
     }
 
     /// The answer, and whether any attempt may still do something, or has.
@@ -378,30 +378,6 @@ impl Client {
         };
         let result = self.dependency.call(attempt).await;
         (result, in_doubt.into_inner())
-    }
-
-    fn reply(&self, result: Result<Answer, CallError<ProviderError>>, in_doubt: bool) -> Reply {
-        // Where the same key is the same answer, it is that of an attempt before, too, should that have arrived.
-        let counts = self.keeps_answers || !in_doubt;
-        match result {
-            Ok(Answer::NeedsBuyer { .. }) if !counts => {
-                let reason = Some("it needs the buyer; an attempt before has no answer".to_owned());
-                Reply { answer: Answer::Unanswered, unavailable: false, reason }
-            }
-            Ok(answer) => Reply::of(answer),
-            Err(error) => {
-                let unavailable =
-                    matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
-                let answer = match &error {
-                    CallError::Failed { source: ProviderError::Declined, .. } if counts => Answer::Declined,
-                    // A refusal is kept for the key nowhere.
-                    CallError::Failed { source: ProviderError::Refused(_), .. } if !in_doubt => Answer::Refused,
-                    _ if in_doubt => Answer::Unanswered,
-                    _ => Answer::NotReached,
-                };
-                Reply { answer, unavailable, reason: Some(error.to_string()) }
-            }
-        }
     }
 
     /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
@@ -440,6 +416,31 @@ impl Client {
             return Err(format!("status {}: {}", answer.status, words(&answer)));
         }
         serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
+    }
+}
+
+/// What came of a request. `in_doubt`: an attempt at it may still do something, or has; `keeps_answers`: the answer to a key is
+/// the same for ever, also a "no".
+fn reply(result: Result<Answer, CallError<ProviderError>>, in_doubt: bool, keeps_answers: bool) -> Reply {
+    // Where the same key is the same answer, it is that of an attempt before, too, should that have arrived.
+    let counts = keeps_answers || !in_doubt;
+    match result {
+        Ok(Answer::NeedsBuyer { .. }) if !counts => {
+            let reason = Some("it needs the buyer; an attempt before has no answer".to_owned());
+            Reply { answer: Answer::Unanswered, unavailable: false, reason }
+        }
+        Ok(answer) => Reply::of(answer),
+        Err(error) => {
+            let unavailable = matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
+            let answer = match &error {
+                CallError::Failed { source: ProviderError::Declined, .. } if counts => Answer::Declined,
+                // A refusal is kept for the key nowhere.
+                CallError::Failed { source: ProviderError::Refused(_), .. } if !in_doubt => Answer::Refused,
+                _ if in_doubt => Answer::Unanswered,
+                _ => Answer::NotReached,
+            };
+            Reply { answer, unavailable, reason: Some(error.to_string()) }
+        }
     }
 }
 
@@ -541,6 +542,43 @@ mod tests {
     #[case("45", None)]
     fn amounts(#[case] value: &str, #[case] expected: Option<i64>) {
         assert_eq!(cents(value), expected);
+    }
+
+    /// PayPal keeps no "no" for a request id: the attempt before may have captured the order, or still will.
+    #[rstest::rstest]
+    #[case::declined(declined(), false, false, Answer::Declined)]
+    #[case::declined_after_a_doubt(declined(), true, false, Answer::Unanswered)]
+    #[case::declined_by_one_who_keeps_it(declined(), true, true, Answer::Declined)]
+    #[case::for_the_buyer(Ok(for_the_buyer()), false, false, for_the_buyer())]
+    #[case::for_the_buyer_after_a_doubt(Ok(for_the_buyer()), true, false, Answer::Unanswered)]
+    #[case::for_the_buyer_by_one_who_keeps_it(Ok(for_the_buyer()), true, true, for_the_buyer())]
+    #[case::refused(refused(), false, true, Answer::Refused)]
+    #[case::refused_after_a_doubt(refused(), true, true, Answer::Unanswered)]
+    #[case::charged_after_a_doubt(Ok(charged()), true, false, charged())]
+    fn a_no_counts_only_for_what_it_is_the_answer_to(
+        #[case] result: Result<Answer, ProviderError>,
+        #[case] in_doubt: bool,
+        #[case] keeps_answers: bool,
+        #[case] expected: Answer,
+    ) {
+        let failed = |source| CallError::Failed { dependency: "paypal".to_owned(), attempts: 2, source };
+        assert_eq!(reply(result.map_err(failed), in_doubt, keeps_answers).answer, expected);
+    }
+
+    fn declined() -> Result<Answer, ProviderError> {
+        Err(ProviderError::Declined)
+    }
+
+    fn refused() -> Result<Answer, ProviderError> {
+        Err(ProviderError::Refused("no".to_owned()))
+    }
+
+    fn for_the_buyer() -> Answer {
+        Answer::NeedsBuyer { object: "o".to_owned() }
+    }
+
+    fn charged() -> Answer {
+        Answer::Charged { object: "o".to_owned() }
     }
 
     /// A part that went back counted as all of it.

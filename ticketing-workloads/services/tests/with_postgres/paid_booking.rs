@@ -435,6 +435,32 @@ async fn charges_are_found_among_many_cancelled_bookings() {
     drop(payment);
 }
 
+/// Payments of which a look finds out nothing keep no others from being looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_doubt_has_its_turn() {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start();
+    App::paid_booking(&postgres, nobody().await).await.end().await;
+    let client = postgres.connect().await;
+    client
+        .batch_execute(
+            "INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, cancel_reason)
+             SELECT gen_random_uuid(), e.id, 'ann', 1, 'Cancelled', nth::text, 'payment timed out'
+             FROM (SELECT id FROM events LIMIT 1) e, generate_series(1, 45) nth;
+             INSERT INTO payments (key, amount_cents, currency) SELECT id::text, 100, 'eur' FROM bookings;
+             INSERT INTO payment_attempts (key, provider, state) SELECT key, 'stripe', 'Begun' FROM payments",
+        )
+        .await
+        .unwrap();
+    let payment = App::payment(&postgres, &providers).await;
+    within(Duration::from_secs(150), "all are closed", async || {
+        (count(&postgres, "SELECT count(*) FROM payments WHERE closed_at IS NOT NULL").await == 45).then_some(())
+    })
+    .await;
+    assert_eq!(count(&postgres, "SELECT count(*) FROM payment_attempts WHERE state = 'Begun'").await, 45);
+    drop(payment);
+}
+
 /// However long a cancelled booking has been in doubt: its refund is written down by the look that finds the charge, for no
 /// search goes back that far.
 #[tokio::test(flavor = "multi_thread")]
