@@ -33,6 +33,13 @@ pub fn refused(code: &str, message: &str, retry_after: Duration) -> Response {
     response
 }
 
+/// The same to a caller who sends more than its share, whom 429 has slow down.
+pub fn too_many(code: &str, message: &str, retry_after: Duration) -> Response {
+    let mut response = refused(code, message, retry_after);
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    response
+}
+
 /// A body that could not be read.
 pub fn body_unreadable(error: BodyError) -> Response {
     match error {

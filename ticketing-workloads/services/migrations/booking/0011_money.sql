@@ -15,6 +15,8 @@ ALTER TABLE payment_attempts
     ADD COLUMN number    integer NOT NULL DEFAULT 1,
     ADD COLUMN object_id text,
     ADD COLUMN reason    text,
+    -- Since when the buyer is waited for, however often it is tried meanwhile.
+    ADD COLUMN waits_since timestamptz,
     ADD CONSTRAINT payment_attempts_object_check CHECK
         (state NOT IN ('Created', 'Confirming', 'Reconfirming', 'NeedsBuyer') OR object_id IS NOT NULL) NOT VALID;
 
@@ -36,6 +38,7 @@ CREATE TABLE refunds (
     PRIMARY KEY (provider, charge_id)
 );
 CREATE INDEX refunds_open ON refunds (next_at) WHERE done_at IS NULL;
+CREATE INDEX refunds_by_key ON refunds (key);
 
 -- Events that providers sent, each once; worked off by payment, which reads the object itself.
 CREATE TABLE webhook_events (

@@ -4,6 +4,9 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS payment_attempts_by_object ON payment_at
     WHERE object_id IS NOT NULL;
 CREATE INDEX CONCURRENTLY IF NOT EXISTS payment_attempts_by_charge ON payment_attempts (provider, charge_id)
     WHERE charge_id IS NOT NULL;
+-- Bookings that came to nothing, in the order in which they are looked through for charges.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS bookings_unpaid ON bookings (created_at, id)
+    WHERE status = 'Cancelled' AND cancel_reason IN ('declined', 'payment timed out', 'payment unavailable');
 -- Charges of a time, the latest ones among them.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS payment_attempts_charged ON payment_attempts (began_at) WHERE state = 'Charged';
 -- What may still be charged: few at any time.

@@ -16,6 +16,12 @@ pub const SAME_KEY: Duration = Duration::from_secs(60);
 /// How long after the last confirmation an object that the provider no longer has can charge no more. Before that, it may be
 /// another account's key that does not find it.
 pub const GONE_AFTER: Duration = Duration::from_secs(6 * 3_600);
+/// How long an object that nobody has confirmed may still be confirmed, at a provider that removes those: PayPal keeps an order
+/// for three hours. A younger one costs nothing.
+pub const UNCONFIRMED_LASTS: Duration = Duration::from_secs(3_600);
+/// How long after the last request of the one-step protocol its charge is found, if there is one: nothing is on its way for as
+/// long as that, and no search lags that far behind.
+pub const FOUND_AFTER: Duration = Duration::from_secs(24 * 3_600);
 
 /// How an attempt with one provider stands, as it is written down.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +35,7 @@ pub enum State {
     /// A confirmation was or is about to be sent: the provider may have charged.
     Confirming {
         object: String,
-        /// An earlier one, with another key, has no answer yet: what this one is told does not settle that one.
+        /// An earlier one, with another key, has no answer yet: the answer to this one does not settle that one.
         again: bool,
     },
     /// The buyer has to do something first, such as 3-D Secure.
@@ -75,8 +81,18 @@ pub struct Attempt {
     /// From 1; part of its idempotency keys.
     pub number: i32,
     pub state: State,
-    /// How long it has been in this state.
+    /// How long it has been in this state; for how long the buyer has been waited for; or how old the keys of the one-step
+    /// protocol are.
     pub age: Duration,
+    /// How long ago it was written down last, which is before each request that may charge.
+    pub idle: Duration,
+}
+
+impl Attempt {
+    /// One that begins to be in this state.
+    pub fn now(number: i32, state: State) -> Self {
+        Self { number, state, age: Duration::ZERO, idle: Duration::ZERO }
+    }
 }
 
 /// What this request has learnt of a provider that is not written down.
@@ -154,11 +170,11 @@ pub enum Next {
     Read(usize),
     /// Cancel the object: once it is cancelled, a confirmation that comes late charges nothing.
     Cancel(usize),
-    /// Write down `Expired`: nothing is under way, and the object is never confirmed.
+    /// Write down `Expired`: nothing is under way, and nobody confirms it any more.
     Expire(usize),
     /// One-step protocol: search for a charge with the order's key. That there is none says nothing.
     Search(usize),
-    /// One-step protocol: ask with the order's own key again.
+    /// One-step protocol: write down that it is asked, then ask with the order's own key again.
     ChargeAgain(usize),
     /// It waits for the buyer.
     AwaitBuyer(usize),
@@ -257,9 +273,13 @@ impl Work {
         let free = |index: &usize| rules.may_begin[*index] && self.progress[*index] != Progress::Spent;
         let begin = |index: usize| match &self.attempts[index] {
             None => Some(Next::Create(index, 1)),
-            Some(Attempt { number, state: State::Created { .. }, .. }) => Some(Next::Confirm(index, *number)),
-            // Of an object whose id nobody knows, no confirmation can have been sent.
-            Some(Attempt { number, state: State::NotCharged | State::Creating, .. }) => {
+            Some(Attempt { number, state: State::Created { .. }, age, .. })
+                if rules.cancels[index] || *age < UNCONFIRMED_LASTS =>
+            {
+                Some(Next::Confirm(index, *number))
+            }
+            // Of an object whose id nobody knows, or that is not written down as confirmed, no confirmation was sent.
+            Some(Attempt { number, state: State::NotCharged | State::Creating | State::Created { .. }, .. }) => {
                 Some(Next::Create(index, number.saturating_add(1)))
             }
             Some(_) => None,
@@ -276,6 +296,9 @@ impl Work {
             Progress::Nothing => Next::Search(index),
             _ if self.purpose == Purpose::Look => Next::Wait,
             Progress::Unconfirmed | Progress::Declined if two_steps && rules.cancels[index] => Next::Cancel(index),
+            Progress::Unconfirmed if !two_steps && self.purpose == Purpose::Close && attempt.idle >= FOUND_AFTER => {
+                Next::Expire(index)
+            }
             Progress::Unconfirmed if !may_charge => Next::Wait,
             Progress::Unconfirmed if two_steps && attempt.age < SAME_KEY => Next::ConfirmAgain(index),
             Progress::Unconfirmed if two_steps => Next::Confirm(index, attempt.number.saturating_add(1)),
@@ -309,6 +332,11 @@ impl Work {
     pub fn before(&self, step: Next) -> Option<(usize, Attempt)> {
         let (index, number, state) = match step {
             Next::Create(index, number) => (index, number, State::Creating),
+            // Its keys do not get younger.
+            Next::ChargeAgain(index) => {
+                let attempt = self.attempts[index].as_ref()?;
+                return Some((index, Attempt { idle: Duration::ZERO, ..attempt.clone() }));
+            }
             Next::Confirm(index, number) => {
                 let again = self.attempts[index].as_ref().is_some_and(|one| one.state.in_doubt());
                 (index, number, State::Confirming { object: self.object(index), again })
@@ -316,7 +344,7 @@ impl Work {
             Next::Expire(index) => (index, self.number(index), State::Expired),
             _ => return None,
         };
-        Some((index, Attempt { number, state, age: Duration::ZERO }))
+        Some((index, Attempt::now(number, state)))
     }
 
     /// What is written down after an answer, if it is something else; and what the request knows then.
@@ -326,7 +354,7 @@ impl Work {
             return (None, Progress::Open);
         };
         let (state, progress) = learn(step, attempt, answer, rules.cancels[index], self.progress[index]);
-        (state.map(|state| Attempt { number: attempt.number, state, age: Duration::ZERO }), progress)
+        (state.map(|state| Attempt::now(attempt.number, state)), progress)
     }
 
     /// What an exhausted payment is. `exists`: which providers could be asked now or later.
@@ -352,8 +380,18 @@ fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: 
     let declined = if cancels { (None, Progress::Declined) } else { (Some(State::Declined), Progress::Spent) };
     // Another confirmation has no answer yet: only the object itself says how it ends.
     let again = matches!(state, State::Confirming { again: true, .. });
+    // A "no" to a repeated request is a "no" to the first one only where the provider keeps its answer for the key, or where
+    // the object is cancelled before it is believed. PayPal does neither: the first request may still arrive.
+    let repeated = matches!(step, Next::ConfirmAgain(_) | Next::ChargeAgain(_)) && !cancels;
     match (step, answer) {
         (_, Answer::Charged { object }) => known(State::Charged { object: object.clone() }),
+        (Next::Cancel(_), Answer::Cancelled) if before == Progress::Declined => {
+            (Some(State::Declined), Progress::Spent)
+        }
+        (Next::Read(_) | Next::Cancel(_), Answer::Cancelled) => over(state),
+        // A cancellation that was refused, whatever the object is now: this request does not ask for it again, and not even
+        // the buyer's time being over helps now.
+        (Next::Cancel(_), _) if matches!(state, State::NeedsBuyer { .. }) => (None, Progress::Spent),
         (Next::Create(..), Answer::Created { object }) => known(State::Created { object: object.clone() }),
         (Next::Create(..), Answer::Refused) => (Some(State::Refused), Progress::Spent),
         (Next::Confirm(..) | Next::ConfirmAgain(_), Answer::Declined | Answer::Refused | Answer::NotReached)
@@ -365,6 +403,7 @@ fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: 
         (Next::Create(..), _) | (Next::Confirm(..), Answer::NotReached) => not_charged,
         // Of a repeated request a refusal says nothing: the one before may still arrive.
         (Next::Confirm(..), Answer::Refused) => (Some(State::Refused), Progress::Spent),
+        (_, Answer::Declined | Answer::NeedsBuyer { .. }) if repeated => open,
         (Next::ChargeAgain(_), Answer::Declined) => (Some(State::Declined), Progress::Spent),
         (Next::Confirm(..) | Next::ConfirmAgain(_) | Next::Read(_), Answer::Declined) => declined,
         (_, Answer::NeedsBuyer { .. }) if again => match step {
@@ -382,14 +421,40 @@ fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: 
         // It is read next.
         (Next::Confirm(..), Answer::Unanswered | Answer::Unconfirmed) => (None, Progress::Nothing),
         (Next::Read(_) | Next::Search(_), Answer::Unconfirmed) => (None, Progress::Unconfirmed),
-        (Next::Cancel(_), Answer::Cancelled) if before == Progress::Declined => {
-            (Some(State::Declined), Progress::Spent)
-        }
-        (Next::Read(_) | Next::Cancel(_), Answer::Cancelled) => over(state),
-        (Next::Read(_), Answer::Gone) if attempt.age >= GONE_AFTER => over(state),
-        // A cancellation that was refused: not even the buyer's time being over helps now.
-        (Next::Cancel(_), _) if matches!(state, State::NeedsBuyer { .. }) => (None, Progress::Spent),
+        (Next::Read(_), Answer::Gone) if attempt.idle >= GONE_AFTER => over(state),
         _ => open,
+    }
+}
+
+/// What a charge is that a provider says it has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is written down already.
+    Known,
+    /// It is the charge of the payment: write this down, whatever is there.
+    Ours(Attempt),
+    /// The payment has another charge, or may get one: this one goes back.
+    Surplus,
+}
+
+/// What it means that the object of this provider is charged, also one of which that was out of the question. `last`: the
+/// object that the last attempt with the provider was about, if any is known.
+pub fn found(attempts: &[Option<Attempt>; PROVIDERS], index: usize, last: Option<&str>, object: &str) -> Found {
+    let charged = |one: &Attempt| matches!(one.state, State::Charged { .. });
+    let open = |one: &Attempt| one.state.in_doubt() || matches!(one.state, State::NeedsBuyer { .. });
+    let others =
+        || attempts.iter().enumerate().filter(move |(other, _)| *other != index).filter_map(|(_, one)| one.as_ref());
+    let Some(own) = &attempts[index] else { return Found::Surplus };
+    if let State::Charged { object: known } = &own.state {
+        return if known == object { Found::Known } else { Found::Surplus };
+    }
+    let is_last = last.is_none_or(|last| last == object);
+    // What was over is so no more; but somebody else may be about to charge.
+    let is_free = open(own) || !others().any(open);
+    if is_last && is_free && !others().any(charged) {
+        Found::Ours(Attempt::now(own.number, State::Charged { object: object.to_owned() }))
+    } else {
+        Found::Surplus
     }
 }
 
@@ -418,11 +483,15 @@ mod tests {
     }
 
     fn attempt(state: State, age: Duration) -> Attempt {
-        Attempt { number: 1, state, age }
+        Attempt { number: 1, state, age, idle: age }
     }
 
     fn confirming() -> State {
         State::Confirming { object: "o".into(), again: false }
+    }
+
+    fn buyer() -> Answer {
+        Answer::NeedsBuyer { object: "o".into() }
     }
 
     fn work(purpose: Purpose, attempts: [Option<Attempt>; PROVIDERS], unconfirmed: usize) -> Work {
@@ -465,7 +534,11 @@ mod tests {
     #[case::refused_at_once(false, Next::Confirm(1, 1), Answer::Refused, Some(State::Refused))]
     #[case::refused_again(false, Next::ConfirmAgain(1), Answer::Refused, None)]
     #[case::refused_with_another_key(true, Next::Confirm(1, 2), Answer::Refused, None)]
-    #[case::declined_with_the_same_key(false, Next::ConfirmAgain(1), Answer::Declined, Some(State::Declined))]
+    #[case::declined_at_once(false, Next::Confirm(1, 1), Answer::Declined, Some(State::Declined))]
+    #[case::declined_with_the_same_key(false, Next::ConfirmAgain(1), Answer::Declined, None)]
+    #[case::for_the_buyer_at_once(false, Next::Confirm(1, 1), buyer(), Some(State::NeedsBuyer { object: "o".into() }))]
+    #[case::for_the_buyer_with_the_same_key(false, Next::ConfirmAgain(1), buyer(), None)]
+    #[case::for_the_buyer_with_another_key(true, Next::Confirm(1, 2), buyer(), None)]
     #[case::declined_with_another_key(true, Next::Confirm(1, 2), Answer::Declined, None)]
     #[case::not_reached_with_another_key(true, Next::Confirm(1, 2), Answer::NotReached, None)]
     #[case::the_object_itself_is_declined(true, Next::Read(1), Answer::Declined, Some(State::Declined))]
@@ -497,5 +570,138 @@ mod tests {
         assert_eq!(work.next(&rules()), Next::Cancel(0));
         let (after, _) = work.after(Next::Cancel(0), &Answer::Cancelled, &rules());
         assert_eq!(after.map(|one| one.state), Some(State::Declined));
+    }
+
+    /// PayPal's first capture may still arrive when a second one is declined; Stripe keeps its answer.
+    #[rstest::rstest]
+    #[case::stripe(0, Some(State::Declined))]
+    #[case::paypal(1, None)]
+    fn a_decline_in_one_step_counts_where_answers_are_kept(#[case] index: usize, #[case] expected: Option<State>) {
+        let mut attempts = [None, None];
+        attempts[index] = Some(attempt(State::Begun, Duration::ZERO));
+        let work = Work::new(Purpose::Pay, attempts);
+        let (after, _) = work.after(Next::ChargeAgain(index), &Answer::Declined, &rules());
+        assert_eq!(after.map(|one| one.state), expected);
+    }
+
+    #[rstest::rstest]
+    #[case::a_day_after_it_was_asked_last(Purpose::Close, FOUND_AFTER, Next::Expire(0))]
+    #[case::before_that(Purpose::Close, HOUR * 23, Next::Wait)]
+    #[case::by_nobody_but_who_closes_it(Purpose::Pay, FOUND_AFTER, Next::Wait)]
+    #[case::nor_by_a_look(Purpose::Look, FOUND_AFTER, Next::Wait)]
+    fn what_no_search_has_found_ends(#[case] purpose: Purpose, #[case] idle: Duration, #[case] expected: Next) {
+        let begun = Attempt { idle, ..attempt(State::Begun, HOUR * 100) };
+        let work = work(purpose, [Some(begun), None], 0);
+        assert_eq!(work.next(&rules()), expected);
+    }
+
+    #[test]
+    fn asking_again_in_one_step_is_written_down_and_makes_no_key_younger() {
+        let work = work(Purpose::Pay, [Some(attempt(State::Begun, HOUR * 4)), None], 0);
+        let step = work.next(&rules());
+        assert_eq!(step, Next::ChargeAgain(0));
+        let (_, before) = work.before(step).unwrap();
+        assert_eq!((before.age, before.idle), (HOUR * 4, Duration::ZERO));
+    }
+
+    #[rstest::rstest]
+    #[case::young(1, HOUR / 2, Next::Confirm(1, 1))]
+    #[case::paypal_removes_it_soon(1, UNCONFIRMED_LASTS, Next::Create(1, 2))]
+    #[case::stripe_keeps_it(0, HOUR * 100, Next::Confirm(0, 1))]
+    fn an_old_order_is_made_anew(#[case] index: usize, #[case] age: Duration, #[case] expected: Next) {
+        let mut attempts = [Some(attempt(State::Declined, age)), None];
+        attempts[index] = Some(attempt(State::Created { object: "o".into() }, age));
+        assert_eq!(Work::new(Purpose::Pay, attempts).next(&rules()), expected);
+    }
+
+    /// Whatever a provider always answers, a request comes to its end in a few steps.
+    #[test]
+    fn a_request_ends_whatever_is_answered() {
+        let object = || "o".to_owned();
+        let states = [
+            State::Creating,
+            State::Created { object: object() },
+            confirming(),
+            State::Confirming { object: object(), again: true },
+            State::NeedsBuyer { object: object() },
+            State::NotCharged,
+            State::Begun,
+        ];
+        let answers = [
+            Answer::Created { object: object() },
+            Answer::Unconfirmed,
+            Answer::Processing,
+            buyer(),
+            Answer::Declined,
+            Answer::Cancelled,
+            Answer::Gone,
+            Answer::Refused,
+            Answer::NotReached,
+            Answer::Unanswered,
+        ];
+        // All that is read, and all that anything else is answered.
+        for (state, read, other) in states.iter().flat_map(|state| {
+            let all = answers.clone();
+            answers.iter().flat_map(move |read| all.clone().map(|other| (state, read, other)))
+        }) {
+            for (index, age, purpose) in (0..PROVIDERS).flat_map(|index| {
+                let purposes = [Purpose::Pay, Purpose::Close, Purpose::Look];
+                [Duration::ZERO, HOUR * 100].into_iter().flat_map(move |age| purposes.map(|one| (index, age, one)))
+            }) {
+                let mut attempts = [None, None];
+                attempts[index] = Some(attempt(state.clone(), age));
+                let mut work = Work::new(purpose, attempts);
+                let mut steps = 0;
+                loop {
+                    let step = work.next(&rules());
+                    if let Some((index, before)) = work.before(step) {
+                        work.attempts[index] = Some(before);
+                    }
+                    let Some(sent_to) = step.sent_to() else {
+                        if let Next::Expire(_) = step {
+                            continue;
+                        }
+                        break;
+                    };
+                    let answer = if let Next::Read(_) = step { read } else { &other };
+                    let (after, progress) = work.after(step, answer, &rules());
+                    if after.is_some() {
+                        work.attempts[sent_to] = after;
+                    }
+                    work.progress[sent_to] = progress;
+                    steps += 1;
+                    assert!(steps < 15, "{state:?} at {index}, {purpose:?}, read {read:?}, else {other:?}");
+                }
+            }
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::known([Some(charged("o")), None], Some("o"), Found::Known)]
+    #[case::over([Some(State::Declined), None], Some("o"), ours())]
+    #[case::over_and_the_other_one_too([Some(State::NotCharged), Some(State::Declined)], Some("o"), ours())]
+    #[case::of_no_known_id([Some(State::Begun), None], None, ours())]
+    #[case::open([Some(confirming()), None], Some("o"), ours())]
+    #[case::of_two_in_doubt([Some(State::Begun), Some(State::Begun)], None, ours())]
+    #[case::an_earlier_object([Some(State::NotCharged), None], Some("p"), Found::Surplus)]
+    #[case::another_is_charged([Some(charged("p")), None], Some("p"), Found::Surplus)]
+    #[case::the_other_one_has_charged([Some(State::NotCharged), Some(charged("p"))], Some("o"), Found::Surplus)]
+    #[case::the_other_one_may_charge([Some(State::NotCharged), Some(confirming())], Some("o"), Found::Surplus)]
+    #[case::never_asked([None, None], None, Found::Surplus)]
+    fn a_charge_that_is_found(
+        #[case] states: [Option<State>; PROVIDERS],
+        #[case] last: Option<&str>,
+        #[case] expected: Found,
+    ) {
+        let attempts = states.map(|state| state.map(|state| attempt(state, HOUR)));
+        assert_eq!(found(&attempts, 0, last, "o"), expected);
+    }
+
+    fn charged(object: &str) -> State {
+        State::Charged { object: object.into() }
+    }
+
+    fn ours() -> Found {
+        Found::Ours(Attempt::now(1, charged("o")))
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-/// How long a claim holds: longer than any request may take.
+/// How long a claim holds: longer than almost every request takes. One that takes longer writes nothing any more.
 const CLAIM: Duration = Duration::from_secs(70);
 
 /// Claims the payment, unless somebody else has it. Somebody who has died loses it in time. Closing it is part of the claim:
@@ -29,20 +29,39 @@ const RELEASE: &str = "UPDATE payments SET claim = NULL, claimed_until = NULL WH
 /// The keys of the one-step protocol are as old as the payment.
 const ATTEMPTS: &str = "
     SELECT a.provider, a.number, a.state, COALESCE(a.object_id, a.charge_id),
-           extract(epoch FROM now() - CASE WHEN a.state IN ('Begun', 'NotCharged') THEN p.created_at ELSE a.began_at END)::float8
+           extract(epoch FROM now() - CASE WHEN a.state IN ('Begun', 'NotCharged') THEN p.created_at
+                                           WHEN a.state = 'NeedsBuyer' THEN COALESCE(a.waits_since, a.began_at)
+                                           ELSE a.began_at END)::float8,
+           extract(epoch FROM now() - a.began_at)::float8
     FROM payment_attempts a JOIN payments p ON p.key = a.key WHERE a.key = $1";
 
 /// Only the holder of the claim writes, and only over what it has read: a statement that was held up on its way must not
 /// write over a newer one. One that is made again changes nothing more. The object's id stays: a late event of it still finds
-/// its order.
+/// its order. And a buyer does not get more time by each try to confirm what they have not approved.
 const NOTE: &str = "
-    INSERT INTO payment_attempts AS a (key, provider, state, number, object_id, charge_id, reason)
-    SELECT key, $3, $4, $5, $6, CASE WHEN $4 = 'Charged' THEN $6 END, $7 FROM payments
+    INSERT INTO payment_attempts AS a (key, provider, state, number, object_id, charge_id, reason, waits_since)
+    SELECT key, $3, $4, $5, $6, CASE WHEN $4 = 'Charged' THEN $6 END, $7, CASE WHEN $4 = 'NeedsBuyer' THEN now() END
+    FROM payments
     WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
     ON CONFLICT (key, provider) DO UPDATE
     SET state = excluded.state, number = excluded.number, object_id = COALESCE(excluded.object_id, a.object_id),
-        charge_id = excluded.charge_id, reason = excluded.reason, began_at = now(), asks = a.asks + 1
+        charge_id = excluded.charge_id, reason = excluded.reason, began_at = now(), asks = a.asks + 1,
+        waits_since = CASE WHEN excluded.state = 'NeedsBuyer' THEN COALESCE(a.waits_since, now())
+                           WHEN excluded.state IN ('Confirming', 'Reconfirming') THEN a.waits_since END
     WHERE (a.number = $8 AND (a.state = $9 OR $9 = 'Begun' AND a.state = 'NotCharged')) OR (a.number = excluded.number AND a.state = excluded.state)";
+
+/// Of a booking that is cancelled the money goes back; booking writes the same when it hears of the charge.
+const OWE: &str = "
+    INSERT INTO refunds (key, provider, charge_id, reason)
+    SELECT key, provider, charge_id, 'the booking was cancelled' FROM payment_attempts
+    WHERE key = $1 AND state = 'Charged' AND (SELECT status = 'Cancelled' FROM bookings WHERE id = $2)
+    ON CONFLICT DO NOTHING";
+/// Only the holder of the claim knows that it is not the charge of the payment.
+const OWE_SURPLUS: &str = "
+    INSERT INTO refunds (key, provider, charge_id, reason)
+    SELECT key, $3, $4, 'charged besides' FROM payments WHERE key = $1 AND claim = $2 AND claimed_until > now() FOR UPDATE
+    ON CONFLICT DO NOTHING";
+const IS_REFUNDED: &str = "SELECT EXISTS (SELECT FROM refunds WHERE provider = $1 AND charge_id = $2)";
 
 /// Payments that nobody works on and nothing has happened to for so long; whose outcome is known at every provider, for what
 /// may still be charged is read again, however old; of which no money is to go back any more; and whose booking waits for
@@ -55,13 +74,13 @@ pub const RETENTION: Rule = Rule {
         WHERE created_at < now() - $1 * interval '1 day' AND (claimed_until IS NULL OR claimed_until < now())
           AND (SELECT bool_or(a.began_at >= now() - $1 * interval '1 day'
                               OR a.state NOT IN ('Creating', 'Created', 'Charged', 'Uncharged', 'Declined', 'Expired', 'Refused')
-                              OR a.state = 'Charged' AND r.done_at IS NULL
-                                 AND (r.charge_id IS NOT NULL OR b.status = 'Cancelled'))
+                              OR a.state = 'Charged' AND r.done_at IS NULL AND b.status = 'Cancelled')
                FROM payment_attempts a
                LEFT JOIN refunds r ON r.provider = a.provider AND r.charge_id = a.charge_id
                LEFT JOIN bookings b
                     ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
                WHERE a.key = p.key) IS NOT TRUE
+          AND (SELECT count(*) FROM refunds r WHERE r.key = p.key AND r.done_at IS NULL) = 0
           AND NOT EXISTS (SELECT FROM bookings b WHERE b.id::text = p.key AND b.status = 'PaymentPending')
         ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), attempts AS (
@@ -77,6 +96,9 @@ pub const HOT: &[(&str, &str)] = &[
     ("release", RELEASE),
     ("attempts", ATTEMPTS),
     ("note", NOTE),
+    ("owe", OWE),
+    ("owe a surplus", OWE_SURPLUS),
+    ("is refunded", IS_REFUNDED),
     ("old payments", RETENTION.sql),
 ];
 
@@ -185,6 +207,15 @@ impl Ledger {
         key: &str,
         names: [&str; PROVIDERS],
     ) -> Result<[Option<Attempt>; PROVIDERS], LedgerError> {
+        Ok(self.attempts_and_objects(key, names).await?.map(|one| Some(one?.0)))
+    }
+
+    /// The same, each with the object that was the last one, also of an attempt that is over.
+    pub async fn attempts_and_objects(
+        &self,
+        key: &str,
+        names: [&str; PROVIDERS],
+    ) -> Result<[Option<(Attempt, Option<String>)>; PROVIDERS], LedgerError> {
         let work = |connection: Connection| async move {
             let sql = connection.prepare_cached(ATTEMPTS).await?;
             let mut attempts = [const { None }; PROVIDERS];
@@ -192,11 +223,45 @@ impl Ledger {
                 let provider: &str = row.try_get(0)?;
                 let Some(index) = names.iter().position(|name| *name == provider) else { continue };
                 let object: Option<String> = row.try_get(3)?;
-                let age = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
-                let state = state(row.try_get(2)?, object.unwrap_or_default());
-                attempts[index] = Some(Attempt { number: row.try_get(1)?, state, age });
+                let [age, idle] = [row.try_get(4)?, row.try_get(5)?]
+                    .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+                let state = state(row.try_get(2)?, object.clone().unwrap_or_default());
+                attempts[index] = Some((Attempt { number: row.try_get(1)?, state, age, idle }, object));
             }
             Ok::<_, DatabaseError>(attempts)
+        };
+        Ok(self.database.call(work).await?)
+    }
+
+    /// Writes down that the money of a payment goes back, if it is charged and its booking is cancelled; the answer is whether
+    /// that is new.
+    pub async fn owe(&self, key: &str) -> Result<bool, LedgerError> {
+        let Ok(booking) = Uuid::parse_str(key) else { return Ok(false) };
+        let work = |connection: Connection| async move {
+            let owe = connection.prepare_cached(OWE).await?;
+            connection.execute(&owe, &[&key, &booking]).await.map_err(DatabaseError::from)
+        };
+        Ok(self.database.call(work).await? > 0)
+    }
+
+    /// Writes down that a charge goes back that is not the one of the payment.
+    pub async fn owe_surplus(&self, claim: &Claim, provider: &str, object: &str) -> Result<(), LedgerError> {
+        let work = |connection: Connection| async move {
+            let owe = connection.prepare_cached(OWE_SURPLUS).await?;
+            let values: [&(dyn ToSql + Sync); 4] = [&claim.key, &claim.id, &provider, &object];
+            connection.execute(&owe, &values).await.map_err(DatabaseError::from)
+        };
+        if self.database.call(work).await? == 0 && !self.is_refunded(provider, object).await? {
+            return Err(LedgerError::ClaimLost);
+        }
+        Ok(())
+    }
+
+    /// Whether a charge goes back, or has.
+    pub async fn is_refunded(&self, provider: &str, object: &str) -> Result<bool, LedgerError> {
+        let work = |connection: Connection| async move {
+            let is_refunded = connection.prepare_cached(IS_REFUNDED).await?;
+            Ok::<_, DatabaseError>(connection.query_one(&is_refunded, &[&provider, &object]).await?.try_get(0)?)
         };
         Ok(self.database.call(work).await?)
     }

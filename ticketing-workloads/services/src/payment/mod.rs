@@ -46,7 +46,7 @@ pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static s
     ledger::HOT.iter().chain(refunds::HOT).chain(webhooks::HOT).copied()
 }
 
-/// Name of the service, and of its Deployment unless told otherwise.
+/// Name of the service, and of its Deployment unless that is set.
 const NAME: &str = "payment";
 const DATABASE: &str = "database";
 const STRIPE: &str = "stripe";

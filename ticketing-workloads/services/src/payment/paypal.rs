@@ -5,15 +5,14 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Refund, Reply, VerifyError, cents, header_value, invalid_response,
-    json_of, path_part, step_key, unclear, words,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, VerifyError, cents, forbidden,
+    header_value, invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
 use axum::http::{HeaderName, StatusCode};
 use resilience::Dependency;
 use serde_json::{Value, json};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ pub struct Paypal(Client);
 impl Paypal {
     /// The one behind `service`.
     pub fn new(service: Https, dependency: &'static Dependency) -> Self {
-        Self(Client::new(service, dependency))
+        Self(Client::new(service, dependency, false))
     }
 }
 
@@ -49,9 +48,17 @@ const FINAL: [&str; 7] = [
     "TRANSACTION_REFUSED",
 ];
 
+/// What a capture is refused for until the buyer has done something: paid with 3-D Secure, or approved the order at all.
+const FOR_THE_BUYER: [&str; 2] = ["PAYER_ACTION_REQUIRED", "ORDER_NOT_APPROVED"];
+
+/// 4500 as `45.00`.
+fn value(cents: i64) -> String {
+    format!("{}.{:02}", cents / 100, cents % 100)
+}
+
 /// The body that makes an order. Codes of currencies are upper-case there.
 fn wanted(order: &Order) -> Value {
-    let value = format!("{}.{:02}", order.amount_cents / 100, order.amount_cents % 100);
+    let value = value(order.amount_cents.into());
     json!({
         "intent": "CAPTURE",
         "purchase_units": [{
@@ -65,6 +72,12 @@ fn wanted(order: &Order) -> Value {
 /// The first capture of an order.
 fn capture_of(order: &Value) -> &Value {
     &order["purchase_units"][0]["payments"]["captures"][0]
+}
+
+/// The key that an order was made for; version 0.1 has no custom id.
+fn key_of(order: &Value) -> Option<&str> {
+    let unit = &order["purchase_units"][0];
+    unit["custom_id"].as_str().or_else(|| unit["reference_id"].as_str())
 }
 
 /// How an order stands.
@@ -90,7 +103,7 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
         StatusCode::OK | StatusCode::CREATED => of_order(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
         StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => match issue(answer).as_str() {
             "INSTRUMENT_DECLINED" => Err(ProviderError::Declined),
-            "PAYER_ACTION_REQUIRED" => {
+            issue if FOR_THE_BUYER.contains(&issue) => {
                 let object = json_of(answer)["order_id"].as_str().unwrap_or_default().to_owned();
                 Ok(Answer::NeedsBuyer { object })
             }
@@ -102,12 +115,17 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     }
 }
 
-/// How an order that is read stands; orders that nobody has paid for are removed in time.
+/// How an order that is read stands: one that was made waits for the buyer to approve it, and one that nobody has paid for is
+/// removed in time.
 fn of_read(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
-    if answer.status == StatusCode::NOT_FOUND && json_of(answer)["name"] == "RESOURCE_NOT_FOUND" {
+    let order = json_of(answer);
+    if answer.status == StatusCode::NOT_FOUND && order["name"] == "RESOURCE_NOT_FOUND" {
         return Ok(Answer::Gone);
     }
-    of_answer(answer)
+    match (of_answer(answer)?, order["status"].as_str(), order["id"].as_str()) {
+        (Answer::Unconfirmed, Some("CREATED" | "SAVED"), Some(id)) => Ok(Answer::NeedsBuyer { object: id.to_owned() }),
+        (known, ..) => Ok(known),
+    }
 }
 
 /// Whether PayPal itself says that something is wrong, and not something before it.
@@ -128,7 +146,10 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
                 _ => Err(ProviderError::Refused(words(answer))),
             }
         }
-        _ => Err(unclear(answer, is_its_own(answer))),
+        _ => {
+            let is_its_own = is_its_own(answer);
+            Err(forbidden(answer, is_its_own).unwrap_or_else(|| unclear(answer, is_its_own)))
+        }
     }
 }
 
@@ -160,7 +181,7 @@ impl ProviderClient for Paypal {
 
     async fn create(&self, order: &Order, number: i32) -> Reply {
         let call = post("/v2/checkout/orders".to_owned(), &step_key(&order.key, number, "create"), &wanted(order));
-        self.0.ask(call, of_creation).await
+        self.0.create(call, &order.key, of_creation).await
     }
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
@@ -175,6 +196,11 @@ impl ProviderClient for Paypal {
 
     async fn read(&self, object: &str) -> Reply {
         self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), of_read).await
+    }
+
+    async fn inspect(&self, object: &str) -> Result<Seen, String> {
+        let call = HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object)));
+        self.0.inspect(call, of_read, key_of).await
     }
 
     async fn cancel(&self, object: &str) -> Reply {
@@ -198,21 +224,26 @@ impl ProviderClient for Paypal {
 
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {
         let order = self.0.json(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object)))).await?;
+        let of = |amount: &Value| amount["value"].as_str().and_then(cents);
+        let capture = capture_of(&order);
+        let charged = of(&capture["amount"]).ok_or("the order does not say what was captured")?;
         let before = order["purchase_units"][0]["payments"]["refunds"].as_array();
-        if let Some(refund) = before.and_then(|before| before.iter().find_map(Refund::of)) {
-            return Ok(refund);
-        }
-        let capture = capture_of(&order)["id"].as_str().ok_or("the order has no capture")?;
-        let path = format!("/v2/payments/captures/{}/refund", path_part(capture));
-        let made = self.0.json(post(path, key, &json!({}))).await?;
-        Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
+        let before = before.into_iter().flatten().map(|one| (Refund::of(one), of(&one["amount"])));
+        let (cents, is_under_way) = match owed(charged, before)? {
+            Owed::Nothing(refund) => return Ok(refund),
+            Owed::Rest { cents, is_under_way } => (cents, is_under_way),
+        };
+        let id = capture["id"].as_str().ok_or("the order has no capture")?;
+        let path = format!("/v2/payments/captures/{}/refund", path_part(id));
+        let amount = json!({"currency_code": capture["amount"]["currency_code"], "value": value(cents)});
+        refunded(&self.0.json(post(path, key, &json!({"amount": amount}))).await?, is_under_way)
     }
 
-    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String> {
+    async fn list(&self, from: i64, before: i64) -> Result<Listing, String> {
         let date = |seconds| jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).map_err(|e| e.to_string());
         // Both ends count.
         let (start, end) = (date(from)?, date(before - 1)?);
-        let (mut all, mut refunded) = (Vec::new(), HashSet::new());
+        let mut all = Listing::default();
         for number in 1..=MAX_PAGES {
             let query = form_urlencoded::Serializer::new(String::new())
                 .append_pair("start_date", &start)
@@ -232,22 +263,20 @@ impl ProviderClient for Paypal {
                 }
                 // A refund is listed with what it takes away, and names the capture.
                 if cents < 0 {
-                    refunded.insert(text(&info["paypal_reference_id"]));
+                    all.refunds.push((text(&info["paypal_reference_id"]), -cents));
                     continue;
                 }
-                let listed = Listed {
+                all.charges.push(Listed {
                     key: text(&info["custom_field"]),
                     object: text(&info["paypal_reference_id"]),
                     amount_cents: cents,
+                    charge: text(&info["transaction_id"]),
                     currency: text(&amount["currency_code"]).to_ascii_lowercase(),
-                    refunded: None,
-                };
-                all.push((text(&info["transaction_id"]), listed));
+                    refunded_cents: None,
+                });
             }
             if number >= page["total_pages"].as_u64().unwrap_or(1) {
-                let with_refund =
-                    |(capture, listed)| Listed { refunded: refunded.contains(&capture).then_some(true), ..listed };
-                return Ok(all.into_iter().map(with_refund).collect());
+                return Ok(all);
             }
         }
         Err(format!("more than {MAX_PAGES} pages in one slice of time"))
@@ -269,12 +298,16 @@ impl ProviderClient for Paypal {
     }
 
     async fn try_key(&self) {
-        // That there is no such order is what every valid key is told.
+        // Every valid key gets the answer that there is no such order.
         self.0.try_key(HttpCall::get("/v2/checkout/orders/NONE")).await;
     }
 
     fn refused_key(&self) -> Option<Arc<String>> {
         self.0.refused_key()
+    }
+
+    fn restricted_key(&self) -> Option<String> {
+        self.0.restricted_key()
     }
 }
 
@@ -298,7 +331,7 @@ mod tests {
 
     #[rstest::rstest]
     #[case::final_one(422, r#"{"name":"UNPROCESSABLE_ENTITY","details":[{"issue":"TRANSACTION_REFUSED"}]}"#, true)]
-    #[case::other(422, r#"{"name":"UNPROCESSABLE_ENTITY","details":[{"issue":"ORDER_NOT_APPROVED"}]}"#, false)]
+    #[case::other(422, r#"{"name":"UNPROCESSABLE_ENTITY","details":[{"issue":"ORDER_ALREADY_CAPTURED"}]}"#, false)]
     #[case::of_tomorrow(400, r#"{"name":"INVALID_REQUEST","details":[{"issue":"OF_TOMORROW"}]}"#, false)]
     #[case::proxy(400, "<html>", false)]
     #[case::proxy_with_json(422, "{}", false)]
@@ -309,6 +342,24 @@ mod tests {
     ) {
         let error = of_answer(&answer(status, body)).unwrap_err();
         assert_eq!(matches!(error, ProviderError::Refused(_)), is_refused, "{error}");
+    }
+
+    #[rstest::rstest]
+    #[case("PAYER_ACTION_REQUIRED")]
+    #[case("ORDER_NOT_APPROVED")]
+    fn a_capture_that_needs_the_buyer_first_is_no_failure(#[case] issue: &str) {
+        let body = json!({"name": "UNPROCESSABLE_ENTITY", "details": [{"issue": issue}]}).to_string();
+        let captured = of_answer(&answer(422, &body)).unwrap();
+        assert!(matches!(captured, Answer::NeedsBuyer { .. }), "{captured:?}");
+    }
+
+    #[rstest::rstest]
+    #[case::waits_for_the_buyer("CREATED", Answer::NeedsBuyer { object: "o".into() })]
+    #[case::the_buyer_has_acted("APPROVED", Answer::Unconfirmed)]
+    #[case::captured("COMPLETED", Answer::Charged { object: "o".into() })]
+    fn an_order_that_is_read(#[case] status: &str, #[case] expected: Answer) {
+        let body = json!({"id": "o", "status": status}).to_string();
+        assert_eq!(of_read(&answer(200, &body)).unwrap(), expected);
     }
 
     #[rstest::rstest]

@@ -1,6 +1,6 @@
 //! From an order to a charge: does what `decision.rs` says, and writes it down before it acts.
 
-use super::decision::{Answer, Attempt, Next, PROVIDERS, Purpose, Rules, State, Unpaid, Work};
+use super::decision::{self, Answer, Attempt, Found, Next, PROVIDERS, Purpose, Rules, State, Unpaid, Work};
 use super::ledger::{Claim, Ledger, LedgerError, Order, Taken};
 use super::providers::{ProviderClient, Reply};
 use contract::FallbackSettings;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 const MAX_STEPS: usize = 30;
 /// Why an attempt is expired.
 const BUYER_TOO_LATE: &str = "the buyer did not act in time";
+const NEVER_FOUND: &str = "a day after it was asked last, a search finds no charge";
 /// Flag that stops all charging (ADR-007 §5).
 const EXTERNAL_PROVIDERS: &str = "EnableExternalPaymentProviders";
 
@@ -72,6 +73,16 @@ struct Request<'a> {
     rules: Rules,
     work: Work,
     reasons: [Option<&'static str>; PROVIDERS],
+    /// Whether something new is written down.
+    noted: bool,
+}
+
+/// What a look has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looked {
+    pub outcome: Outcome,
+    /// Whether something new is written down.
+    pub noted: bool,
 }
 
 impl Payments {
@@ -92,15 +103,77 @@ impl Payments {
     /// Sees to it that the order is paid once, or says why it is not paid; or, to close it, that it never is. Providers are
     /// asked for somebody who waits until `until`; what they said is written down in any case.
     pub async fn pay(&self, order: &Order, purpose: Purpose, until: Option<Instant>) -> Result<Outcome, LedgerError> {
+        Ok(self.ask_for(order, purpose, until).await?.outcome)
+    }
+
+    /// Sees how an order stands.
+    pub async fn look(&self, order: &Order) -> Result<Looked, LedgerError> {
+        self.ask_for(order, Purpose::Look, None).await
+    }
+
+    async fn ask_for(&self, order: &Order, purpose: Purpose, until: Option<Instant>) -> Result<Looked, LedgerError> {
         let (claim, closed) = match self.ledger.take(order, purpose == Purpose::Close).await? {
             Taken::Ours { claim, closed } => (claim, closed),
-            Taken::UnderWay => return Ok(self.counted(Outcome::UnderWay)),
-            Taken::KeyReused => return Ok(self.counted(Outcome::KeyReused)),
+            Taken::UnderWay => return Ok(Looked { outcome: self.counted(Outcome::UnderWay), noted: false }),
+            Taken::KeyReused => return Ok(Looked { outcome: self.counted(Outcome::KeyReused), noted: false }),
         };
         let purpose = if closed && purpose == Purpose::Pay { Purpose::Close } else { purpose };
-        let outcome = self.work(&claim, order, purpose, until).await;
+        let looked = self.work(&claim, order, purpose, until).await;
+        // Who pays hears of the charge, and knows whether the booking still wants it.
+        if let Ok(Looked { outcome: Outcome::Succeeded { .. }, .. }) = &looked
+            && purpose != Purpose::Pay
+        {
+            self.owe(order).await;
+        }
         self.ledger.release(&claim).await;
-        Ok(self.counted(outcome?))
+        let looked = looked?;
+        Ok(Looked { outcome: self.counted(looked.outcome), ..looked })
+    }
+
+    /// Writes down what it means that this provider has charged an object of the order, also one that was out of the question;
+    /// `None`: somebody works on the order. The answer is whether that is new.
+    pub async fn found(&self, order: &Order, index: usize, object: &str) -> Result<Option<bool>, LedgerError> {
+        let Taken::Ours { claim, .. } = self.ledger.take(order, false).await? else { return Ok(None) };
+        let noted = self.note_found(&claim, order, index, object).await;
+        self.ledger.release(&claim).await;
+        noted.map(Some)
+    }
+
+    async fn note_found(&self, claim: &Claim, order: &Order, index: usize, object: &str) -> Result<bool, LedgerError> {
+        let (key, provider) = (&order.key, self.providers[index].name());
+        if self.ledger.is_refunded(provider, object).await? {
+            return Ok(false);
+        }
+        let rows = self.ledger.attempts_and_objects(key, self.names()).await?;
+        let last = rows[index].as_ref().and_then(|(_, last)| last.clone());
+        let attempts = rows.map(|one| Some(one?.0));
+        match decision::found(&attempts, index, last.as_deref(), object) {
+            Found::Known => Ok(false),
+            Found::Ours(now) => {
+                let before = attempts[index].as_ref();
+                let is_open = |one: &Attempt| one.state.in_doubt() || matches!(one.state, State::NeedsBuyer { .. });
+                if !before.is_some_and(is_open) {
+                    tracing::error!(%key, provider, object, ?before, "charged although that was out of the question");
+                }
+                self.ledger.note(claim, provider, before, &now, None).await?;
+                self.owe(order).await;
+                Ok(true)
+            }
+            Found::Surplus => {
+                tracing::error!(%key, provider, object, "charged besides the charge of the payment: it is refunded");
+                self.ledger.owe_surplus(claim, provider, object).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// If this fails, the search for charges of cancelled bookings finds it.
+    async fn owe(&self, order: &Order) {
+        match self.ledger.owe(&order.key).await {
+            Ok(true) => tracing::warn!(key = %order.key, "charged although the booking is cancelled: it is refunded"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(key = %order.key, %error, "failed to write a refund down"),
+        }
     }
 
     fn names(&self) -> [&str; PROVIDERS] {
@@ -113,18 +186,19 @@ impl Payments {
         order: &Order,
         purpose: Purpose,
         until: Option<Instant>,
-    ) -> Result<Outcome, LedgerError> {
+    ) -> Result<Looked, LedgerError> {
         let work = Work::new(purpose, self.ledger.attempts(&order.key, self.names()).await?);
-        let mut request = Request { claim, order, until, rules: self.rules(order), work, reasons: Default::default() };
+        let (rules, reasons) = (self.rules(order), Default::default());
+        let mut request = Request { claim, order, until, rules, work, reasons, noted: false };
         for _ in 0..MAX_STEPS {
             let step = request.work.next(&request.rules);
             tracing::debug!(key = %order.key, ?step, "next step of a payment");
             if let Some(outcome) = self.step(&mut request, step).await? {
-                return Ok(outcome);
+                return Ok(Looked { outcome, noted: request.noted });
             }
         }
         tracing::error!(key = %order.key, "a payment took {MAX_STEPS} steps; it goes on with the next request");
-        Ok(Outcome::Unknown)
+        Ok(Looked { outcome: Outcome::Unknown, noted: request.noted })
     }
 
     fn rules(&self, order: &Order) -> Rules {
@@ -152,7 +226,9 @@ impl Payments {
             _ => {}
         }
         if let Some((index, attempt)) = request.work.before(step) {
-            let reason = (attempt.state == State::Expired).then_some(BUYER_TOO_LATE);
+            let was_begun = request.work.attempts[index].as_ref().is_some_and(|before| before.state == State::Begun);
+            let expired = attempt.state == State::Expired;
+            let reason = expired.then_some(if was_begun { NEVER_FOUND } else { BUYER_TOO_LATE });
             self.note(request, index, attempt, reason).await?;
         }
         let Some(index) = step.sent_to() else { return Ok(None) };
@@ -215,6 +291,7 @@ impl Payments {
         let before = request.work.attempts[index].as_ref();
         self.ledger.note(request.claim, self.providers[index].name(), before, &now, reason).await?;
         request.work.attempts[index] = Some(now);
+        request.noted = true;
         Ok(())
     }
 

@@ -11,8 +11,8 @@ use contract::CheckStatus;
 use resilience::failure::Verdict;
 use resilience::{CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
 use serde_json::Value;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Longest text of a provider that is kept, in characters.
@@ -34,7 +34,7 @@ impl Reply {
     }
 }
 
-/// How a refund stands.
+/// How the money of a charge goes back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refund {
     /// The money is back; with the provider's id of it.
@@ -54,6 +54,47 @@ impl Refund {
     }
 }
 
+/// What is left to do for a charge whose money is to go back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// Nothing: all of it is back, or under way.
+    Nothing(Refund),
+    /// To give so much back, besides what is under way.
+    Rest { cents: i64, is_under_way: bool },
+}
+
+/// What is left of a charge of `charged` cents, by its refunds: each with how it stands, if it gives money back at all.
+pub fn owed(charged: i64, refunds: impl IntoIterator<Item = (Option<Refund>, Option<i64>)>) -> Result<Owed, String> {
+    let (mut rest, mut is_under_way, mut last) = (charged, false, None);
+    for (refund, cents) in refunds {
+        let Some(refund) = refund else { continue };
+        rest -= cents.ok_or("a refund without an amount")?;
+        is_under_way |= refund == Refund::Pending;
+        last = Some(refund);
+    }
+    match last {
+        Some(_) if rest <= 0 && is_under_way => Ok(Owed::Nothing(Refund::Pending)),
+        Some(made) if rest <= 0 => Ok(Owed::Nothing(made)),
+        _ => Ok(Owed::Rest { cents: rest, is_under_way }),
+    }
+}
+
+/// How the money goes back after the rest of it was asked for.
+pub fn refunded(made: &Value, is_under_way: bool) -> Result<Refund, String> {
+    let refund = Refund::of(made);
+    let refund =
+        refund.ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))?;
+    Ok(if is_under_way { Refund::Pending } else { refund })
+}
+
+/// An object as a provider has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub answer: Answer,
+    /// The key of the order that it was made for.
+    pub key: Option<String>,
+}
+
 /// A charge as a provider lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -61,10 +102,20 @@ pub struct Listed {
     pub key: String,
     /// The provider's id of the object that was confirmed.
     pub object: String,
+    /// What its refunds call it.
+    pub charge: String,
     pub amount_cents: i64,
     pub currency: String,
-    /// Whether the money went back; `None`: the list does not say.
-    pub refunded: Option<bool>,
+    /// How much of it went back; `None`: the list does not say.
+    pub refunded_cents: Option<i64>,
+}
+
+/// What a provider lists of a slice of time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub charges: Vec<Listed>,
+    /// Money that went back in that time, whenever it was charged: by what the charge is called there, in cents.
+    pub refunds: Vec<(String, i64)>,
 }
 
 /// Why it is unknown whether an event is genuine.
@@ -76,6 +127,9 @@ pub enum VerifyError {
     /// What was sent is no event of it, whatever is tried again.
     #[error("no event of it: {0}")]
     Invalid(String),
+    /// Too many are asked about at once.
+    #[error("too many events at once")]
+    Busy,
     /// It can be tried again.
     #[error("{0}")]
     Failed(String),
@@ -102,6 +156,9 @@ pub trait ProviderClient: Send + Sync {
     /// How the object stands. Past the circuit: what has been charged can be known while no more charges are wanted.
     async fn read(&self, object: &str) -> Reply;
 
+    /// The same, with the order that it was made for.
+    async fn inspect(&self, object: &str) -> Result<Seen, String>;
+
     /// Cancels the object; of one that cannot be cancelled, how it stands.
     async fn cancel(&self, object: &str) -> Reply;
 
@@ -111,11 +168,11 @@ pub trait ProviderClient: Send + Sync {
     /// One-step protocol of version 0.1: asks again with the order's own key.
     async fn charge_again(&self, order: &Order) -> Reply;
 
-    /// Gives the money of a charge back, unless that is done or under way. Again with the same key is the same refund.
+    /// Gives the money of a charge back, as far as that is not done or under way. Again with the same key is the same refund.
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String>;
 
-    /// What it has charged of what was created from then on, and before that, in seconds since 1970.
-    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String>;
+    /// What it has charged of what was created from then on, and before that, in seconds since 1970; and what went back.
+    async fn list(&self, from: i64, before: i64) -> Result<Listing, String>;
 
     /// Whether it says itself that an event is its own; for a provider whose events are signed by a shared secret, never.
     async fn verify_event(&self, _question: String) -> Result<bool, VerifyError> {
@@ -127,6 +184,9 @@ pub trait ProviderClient: Send + Sync {
 
     /// Its words, if it does not take our key.
     fn refused_key(&self) -> Option<Arc<String>>;
+
+    /// Its words, if our key may not be used to create anything.
+    fn restricted_key(&self) -> Option<String>;
 }
 
 /// Why a provider did not do what it was asked for.
@@ -139,6 +199,9 @@ pub enum ProviderError {
     Refused(String),
     #[error("it does not take the API key: {0}; check the Secret that holds it")]
     Unauthorized(String),
+    /// It takes the key, but not for this.
+    #[error("it forbids this: {0}")]
+    Forbidden(String),
     /// A "no" that leaves open how the object stands, such as one about a request with the same key.
     #[error("{0}")]
     Unclear(String),
@@ -151,7 +214,7 @@ pub enum ProviderError {
 impl Failure for ProviderError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Declined | Self::Refused(_) | Self::Unclear(_) => FailureKind::Business,
+            Self::Declined | Self::Refused(_) | Self::Forbidden(_) | Self::Unclear(_) => FailureKind::Business,
             Self::Unauthorized(_) => FailureKind::Status(401),
             Self::InvalidResponse(_) => FailureKind::Other,
             Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
@@ -181,7 +244,7 @@ impl ProviderError {
             Self::Declined | Self::Refused(_) | Self::Unauthorized(_) | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
-            Self::Unclear(_) | Self::InvalidResponse(_) | Self::Http(_) => true,
+            Self::Forbidden(_) | Self::Unclear(_) | Self::InvalidResponse(_) | Self::Http(_) => true,
         }
     }
 }
@@ -194,10 +257,36 @@ fn is_no_answer_of_its_own(status: StatusCode) -> bool {
 /// Finds out what an answer means.
 pub type Reader = fn(&HttpAnswer) -> Result<Answer, ProviderError>;
 
+/// Orders in a row for which a provider forbids to create anything, after which that is about our key, not about them.
+const FORBIDDEN_ORDERS: u32 = 5;
+
+/// Orders in a row for which nothing may be created.
+#[derive(Default)]
+struct Forbidden {
+    orders: u32,
+    /// The last of them.
+    order: String,
+    /// What the provider said then.
+    words: String,
+}
+
+impl Forbidden {
+    fn note(&mut self, order: &str, words: &str) {
+        if self.orders == 0 || self.order != order {
+            self.orders = self.orders.saturating_add(1);
+            order.clone_into(&mut self.order);
+        }
+        words.clone_into(&mut self.words);
+    }
+}
+
 /// One provider over HTTP.
 pub struct Client {
     service: Https,
     pub dependency: &'static Dependency,
+    /// Whether the answer to a key is the same for ever, also a "no".
+    keeps_answers: bool,
+    forbidden: Mutex<Forbidden>,
     /// Its words, since it last refused our key.
     refused_key: ArcSwapOption<String>,
     /// Whether it has forbidden something since the key was last tried: one order, or all that the key is for.
@@ -205,8 +294,9 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(service: Https, dependency: &'static Dependency) -> Self {
-        Self { service, dependency, refused_key: ArcSwapOption::empty(), forbade: AtomicBool::new(false) }
+    pub fn new(service: Https, dependency: &'static Dependency, keeps_answers: bool) -> Self {
+        let (refused_key, forbade) = (ArcSwapOption::empty(), AtomicBool::new(false));
+        Self { service, dependency, keeps_answers, forbidden: Mutex::default(), refused_key, forbade }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
@@ -239,13 +329,39 @@ impl Client {
         self.refused_key.load_full()
     }
 
+    /// What it says, if it lets us create nothing. A key that may read is taken all the same, and all orders go elsewhere.
+    pub fn restricted_key(&self) -> Option<String> {
+        let forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        (forbidden.orders >= FORBIDDEN_ORDERS).then(|| forbidden.words.clone())
+    }
+
     /// Whether the policy retries it by its number.
     fn is_retried(&self, status: StatusCode) -> bool {
         status.is_client_error() && self.dependency.settings().retry.http_status_codes.contains(&status.as_u16())
     }
 
+    /// Asks through all layers for an object for `order`.
+    pub async fn create(&self, call: HttpCall, order: &str, read: Reader) -> Reply {
+        let (result, in_doubt) = self.attempt(call, read).await;
+        {
+            let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+            match &result {
+                Ok(_) => *forbidden = Forbidden::default(),
+                Err(CallError::Failed { source: ProviderError::Forbidden(words), .. }) => forbidden.note(order, words),
+                Err(_) => {}
+            }
+        }
+        reply(result, in_doubt, self.keeps_answers)
+    }
+
     /// Asks through all layers.
     pub async fn ask(&self, call: HttpCall, read: Reader) -> Reply {
+        let (result, in_doubt) = self.attempt(call, read).await;
+        reply(result, in_doubt, self.keeps_answers)
+    }
+
+    /// The answer, and whether any attempt may still do something, or has.
+    async fn attempt(&self, call: HttpCall, read: Reader) -> (Result<Answer, CallError<ProviderError>>, bool) {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
@@ -260,26 +376,8 @@ impl Client {
             in_doubt.store(before || result.as_ref().is_err_and(ProviderError::in_doubt), Ordering::Relaxed);
             result
         };
-        match self.dependency.call(attempt).await {
-            Ok(answer) => Reply::of(answer),
-            Err(error) => {
-                let unavailable =
-                    matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
-                // The same key is the same answer: it is that of an attempt before, too, should that have arrived.
-                let answer = match &error {
-                    CallError::Failed { source: ProviderError::Declined, .. } => Answer::Declined,
-                    // A refusal need not be kept for the key: the attempt before it may still arrive.
-                    CallError::Failed { source: ProviderError::Refused(_), .. }
-                        if !in_doubt.load(Ordering::Relaxed) =>
-                    {
-                        Answer::Refused
-                    }
-                    _ if in_doubt.into_inner() => Answer::Unanswered,
-                    _ => Answer::NotReached,
-                };
-                Reply { answer, unavailable, reason: Some(error.to_string()) }
-            }
-        }
+        let result = self.dependency.call(attempt).await;
+        (result, in_doubt.into_inner())
     }
 
     /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
@@ -293,6 +391,13 @@ impl Client {
             Ok(answer) => Reply::of(answer),
             Err(reason) => Reply { answer: Answer::Unanswered, unavailable: false, reason: Some(reason) },
         }
+    }
+
+    /// Asks once for an object and the order that it was made for.
+    pub async fn inspect(&self, call: HttpCall, read: Reader, key: fn(&Value) -> Option<&str>) -> Result<Seen, String> {
+        let answer = self.raw(call).await?;
+        let seen = read(&answer).map_err(|error| error.to_string())?;
+        Ok(Seen { answer: seen, key: key(&json_of(&answer)).map(str::to_owned) })
     }
 
     /// The answer to one request, past the circuit, within the time of an attempt.
@@ -314,6 +419,31 @@ impl Client {
     }
 }
 
+/// What came of a request. `in_doubt`: an attempt at it may still do something, or has; `keeps_answers`: the answer to a key is
+/// the same for ever, also a "no".
+fn reply(result: Result<Answer, CallError<ProviderError>>, in_doubt: bool, keeps_answers: bool) -> Reply {
+    // Where the same key is the same answer, it is that of an attempt before, too, should that have arrived.
+    let counts = keeps_answers || !in_doubt;
+    match result {
+        Ok(Answer::NeedsBuyer { .. }) if !counts => {
+            let reason = Some("it needs the buyer; an attempt before has no answer".to_owned());
+            Reply { answer: Answer::Unanswered, unavailable: false, reason }
+        }
+        Ok(answer) => Reply::of(answer),
+        Err(error) => {
+            let unavailable = matches!(&error, CallError::Rejected { rejection, .. } if rejection.is_open_circuit());
+            let answer = match &error {
+                CallError::Failed { source: ProviderError::Declined, .. } if counts => Answer::Declined,
+                // A refusal is kept for the key nowhere.
+                CallError::Failed { source: ProviderError::Refused(_), .. } if !in_doubt => Answer::Refused,
+                _ if in_doubt => Answer::Unanswered,
+                _ => Answer::NotReached,
+            };
+            Reply { answer, unavailable, reason: Some(error.to_string()) }
+        }
+    }
+}
+
 /// `payment-provider-<name>`: whether it takes our key. It is asked only after it refused the key or forbade something.
 pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
     let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
@@ -321,12 +451,18 @@ pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
         let provider = Arc::clone(&provider);
         async move {
             provider.try_key().await;
-            match provider.refused_key() {
-                None => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
-                Some(words) => {
+            match (provider.refused_key(), provider.restricted_key()) {
+                (Some(words), _) => {
                     let message = format!("it does not take the API key: {words}; check the Secret that holds it");
                     CheckOutcome::new(CheckStatus::Unhealthy, message)
                 }
+                (None, Some(words)) => {
+                    let message = format!(
+                        "it forbade the last {FORBIDDEN_ORDERS} orders or more: {words}; check what the API key may do"
+                    );
+                    CheckOutcome::new(CheckStatus::Degraded, message)
+                }
+                (None, None) => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
             }
         }
     })
@@ -346,6 +482,11 @@ pub fn words(answer: &HttpAnswer) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     let text: String = text.unwrap_or_default().chars().map(plain).take(MAX_WORDS).collect();
     if text.is_empty() { format!("status {}", answer.status) } else { text }
+}
+
+/// What the "no" to a creation means that is about our key; `None`: it is about something else.
+pub fn forbidden(answer: &HttpAnswer, is_its_own: bool) -> Option<ProviderError> {
+    (is_its_own && answer.status == StatusCode::FORBIDDEN).then(|| ProviderError::Forbidden(words(answer)))
 }
 
 /// What a "no" means of which it is not certain that nothing else happens. Without an error body of the provider it comes from
@@ -401,6 +542,76 @@ mod tests {
     #[case("45", None)]
     fn amounts(#[case] value: &str, #[case] expected: Option<i64>) {
         assert_eq!(cents(value), expected);
+    }
+
+    /// PayPal keeps no "no" for a request id: the attempt before may have captured the order, or still will.
+    #[rstest::rstest]
+    #[case::declined(declined(), false, false, Answer::Declined)]
+    #[case::declined_after_a_doubt(declined(), true, false, Answer::Unanswered)]
+    #[case::declined_by_one_who_keeps_it(declined(), true, true, Answer::Declined)]
+    #[case::for_the_buyer(Ok(for_the_buyer()), false, false, for_the_buyer())]
+    #[case::for_the_buyer_after_a_doubt(Ok(for_the_buyer()), true, false, Answer::Unanswered)]
+    #[case::for_the_buyer_by_one_who_keeps_it(Ok(for_the_buyer()), true, true, for_the_buyer())]
+    #[case::refused(refused(), false, true, Answer::Refused)]
+    #[case::refused_after_a_doubt(refused(), true, true, Answer::Unanswered)]
+    #[case::charged_after_a_doubt(Ok(charged()), true, false, charged())]
+    fn a_no_counts_only_for_what_it_is_the_answer_to(
+        #[case] result: Result<Answer, ProviderError>,
+        #[case] in_doubt: bool,
+        #[case] keeps_answers: bool,
+        #[case] expected: Answer,
+    ) {
+        let failed = |source| CallError::Failed { dependency: "paypal".to_owned(), attempts: 2, source };
+        assert_eq!(reply(result.map_err(failed), in_doubt, keeps_answers).answer, expected);
+    }
+
+    fn declined() -> Result<Answer, ProviderError> {
+        Err(ProviderError::Declined)
+    }
+
+    fn refused() -> Result<Answer, ProviderError> {
+        Err(ProviderError::Refused("no".to_owned()))
+    }
+
+    fn for_the_buyer() -> Answer {
+        Answer::NeedsBuyer { object: "o".to_owned() }
+    }
+
+    fn charged() -> Answer {
+        Answer::Charged { object: "o".to_owned() }
+    }
+
+    /// A part that went back counted as all of it.
+    #[rstest::rstest]
+    #[case::none(&[], Owed::Rest { cents: 100, is_under_way: false })]
+    #[case::all(&[(Some(made()), 100)], Owed::Nothing(made()))]
+    #[case::part(&[(Some(made()), 30)], Owed::Rest { cents: 70, is_under_way: false })]
+    #[case::parts(&[(Some(made()), 30), (Some(made()), 70)], Owed::Nothing(made()))]
+    #[case::under_way(&[(Some(made()), 30), (Some(Refund::Pending), 70)], Owed::Nothing(Refund::Pending))]
+    #[case::part_under_way(&[(Some(Refund::Pending), 30)], Owed::Rest { cents: 70, is_under_way: true })]
+    #[case::failed(&[(None, 100)], Owed::Rest { cents: 100, is_under_way: false })]
+    fn the_rest_of_a_charge_goes_back(#[case] refunds: &[(Option<Refund>, i64)], #[case] expected: Owed) {
+        let refunds = refunds.iter().map(|(refund, cents)| (refund.clone(), Some(*cents)));
+        assert_eq!(owed(100, refunds), Ok(expected));
+    }
+
+    fn made() -> Refund {
+        Refund::Made("re".into())
+    }
+
+    #[test]
+    fn a_refund_of_which_nobody_knows_how_much_it_is_counts_for_nothing() {
+        assert!(owed(100, [(Some(made()), None)]).is_err());
+    }
+
+    /// One order may be forbidden, however often it is tried; many are not.
+    #[test]
+    fn forbidden_orders_are_counted_each_once() {
+        let mut forbidden = Forbidden::default();
+        for order in ["a", "a", "b", "b", "b"] {
+            forbidden.note(order, "no");
+        }
+        assert_eq!(forbidden.orders, 2);
     }
 
     /// One of several addresses of a provider that fails alone opened the circuit to all of them.

@@ -1,6 +1,6 @@
 //! `ticketing reconcile`: compares what the providers have charged with what is written down here, and says every difference.
 
-use super::providers::{Listed, ProviderClient};
+use super::providers::{Listed, Listing, ProviderClient};
 use super::{PAYPAL, STRIPE, Urls, defaults};
 use crate::database::{DatabaseError, DatabaseSettings, Sessions, query};
 use crate::host::StartError;
@@ -25,11 +25,12 @@ const KEYS: usize = 5_000;
 /// What was asked for, with the outcome at each provider.
 const ROWS: &str = "
     SELECT p.key, p.amount_cents, p.currency, a.provider, a.state, COALESCE(a.charge_id, a.object_id),
-           extract(epoch FROM a.began_at)::float8, b.status, r.provider IS NOT NULL, r.done_at IS NOT NULL
+           extract(epoch FROM a.began_at)::float8, b.status
     FROM payments p LEFT JOIN payment_attempts a ON a.key = p.key
-    LEFT JOIN refunds r ON r.provider = a.provider AND r.charge_id = a.charge_id
     LEFT JOIN bookings b ON b.id = CASE WHEN p.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p.key::uuid END
     WHERE p.key = ANY($1)";
+/// What goes back or has, also of charges that are not those of their payments.
+const REFUNDS: &str = "SELECT key, provider, charge_id, done_at IS NOT NULL FROM refunds WHERE key = ANY($1)";
 /// What was charged here since then.
 const CHARGED: &str = "SELECT key FROM payment_attempts WHERE state = 'Charged' AND began_at >= to_timestamp($1)";
 
@@ -94,6 +95,15 @@ struct Written {
     /// By provider.
     attempts: BTreeMap<String, WrittenAttempt>,
     booking: Option<String>,
+    /// By provider and object.
+    refunds: BTreeMap<(String, String), WrittenRefund>,
+}
+
+impl Written {
+    fn refund(&self, provider: &str, object: &str) -> WrittenRefund {
+        let known = self.refunds.get(&(provider.to_owned(), object.to_owned()));
+        known.copied().unwrap_or(WrittenRefund::None)
+    }
 }
 
 struct WrittenAttempt {
@@ -101,7 +111,6 @@ struct WrittenAttempt {
     object: Option<String>,
     /// Since when it is in this state, in seconds since 1970.
     at: f64,
-    refund: WrittenRefund,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,6 +124,30 @@ enum WrittenRefund {
 struct Charge {
     provider: &'static str,
     listed: Listed,
+}
+
+impl Charge {
+    /// Whether all of the money went back; `None`: unknown.
+    fn is_refunded(&self) -> Option<bool> {
+        self.listed.refunded_cents.map(|cents| cents >= self.listed.amount_cents)
+    }
+}
+
+/// The charges of all slices of time, each with what went back of it, in whichever slice that was.
+fn with_refunds(provider: &'static str, listings: Vec<Listing>) -> Vec<Charge> {
+    let mut refunds: BTreeMap<String, i64> = BTreeMap::new();
+    let mut charges = Vec::new();
+    for listing in listings {
+        for (charge, cents) in listing.refunds {
+            *refunds.entry(charge).or_default() += cents;
+        }
+        charges.extend(listing.charges);
+    }
+    let complete = |listed: Listed| {
+        let refunded_cents = listed.refunded_cents.or_else(|| refunds.get(&listed.charge).copied());
+        Charge { provider, listed: Listed { refunded_cents, ..listed } }
+    };
+    charges.into_iter().map(complete).collect()
 }
 
 /// Compares, and prints a line for each difference. An error if there are any.
@@ -135,9 +168,11 @@ pub async fn compare(settings: &Settings) -> Result<Vec<String>, ReconcileError>
     let [stripe, paypal] = settings.urls.providers(&resilience)?;
     let mut charges = Vec::new();
     for (provider, client) in [(STRIPE, stripe), (PAYPAL, paypal)] {
+        let mut listings = Vec::new();
         for (from, before) in slices(since.saturating_sub(CREATED_BEFORE), now) {
-            charges.extend(list(provider, client.as_ref(), from, before).await?);
+            listings.push(list(provider, client.as_ref(), from, before).await?);
         }
+        charges.extend(with_refunds(provider, listings));
     }
     let connector = settings.database.connector("reconcile")?;
     let (client, connection) = connector.open().await.map_err(DatabaseError::Connect)?;
@@ -158,17 +193,17 @@ fn slices(from: Duration, to: Duration) -> impl Iterator<Item = (i64, i64)> {
     begins.map(move |begin| (begin, (begin + slice).min(end)))
 }
 
-/// What a provider has charged in a slice of time. It may be in trouble for a while, and one request of many may fail.
+/// What a provider lists of a slice of time. It may be in trouble for a while, and one request of many may fail.
 async fn list(
     provider: &'static str,
     client: &dyn ProviderClient,
     from: i64,
     before: i64,
-) -> Result<Vec<Charge>, ReconcileError> {
+) -> Result<Listing, ReconcileError> {
     let mut tries = 1;
     loop {
         match client.list(from, before).await {
-            Ok(listed) => return Ok(listed.into_iter().map(|listed| Charge { provider, listed }).collect()),
+            Ok(listing) => return Ok(listing),
             Err(reason) if tries >= TRIES => {
                 return Err(ReconcileError::Provider { provider: provider.to_owned(), reason });
             }
@@ -200,18 +235,18 @@ async fn read(
                 currency: row.try_get(2)?,
                 attempts: BTreeMap::new(),
                 booking: row.try_get(7)?,
+                refunds: BTreeMap::new(),
             };
             let entry = all.entry(row.try_get(0)?).or_insert(written);
             if let Some(provider) = row.try_get::<_, Option<String>>(3)? {
-                let refund = match (row.try_get(8)?, row.try_get(9)?) {
-                    (false, _) => WrittenRefund::None,
-                    (true, false) => WrittenRefund::Open,
-                    (true, true) => WrittenRefund::Made,
-                };
-                let attempt =
-                    WrittenAttempt { state: row.try_get(4)?, object: row.try_get(5)?, at: row.try_get(6)?, refund };
+                let attempt = WrittenAttempt { state: row.try_get(4)?, object: row.try_get(5)?, at: row.try_get(6)? };
                 entry.attempts.insert(provider, attempt);
             }
+        }
+        for row in query(client, sessions, REFUNDS, &[&keys]).await? {
+            let Some(written) = all.get_mut(row.try_get::<_, &str>(0)?) else { continue };
+            let refund = if row.try_get(3)? { WrittenRefund::Made } else { WrittenRefund::Open };
+            written.refunds.insert((row.try_get(1)?, row.try_get(2)?), refund);
         }
     }
     Ok(all)
@@ -226,7 +261,7 @@ fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: 
         by_key.entry(&charge.listed.key).or_default().push(charge);
     }
     for (key, all) in by_key {
-        let kept: Vec<_> = all.iter().filter(|one| one.listed.refunded != Some(true)).collect();
+        let kept: Vec<_> = all.iter().filter(|one| one.is_refunded() != Some(true)).collect();
         let names = |all: &[&Charge]| {
             all.iter().map(|one| format!("{} {}", one.provider, one.listed.object)).collect::<Vec<_>>().join(", ")
         };
@@ -248,7 +283,8 @@ fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: 
             if attempt.at <= settled && !there.contains(&(provider.as_str(), object)) {
                 lines.push(format!("NOT_CHARGED_THERE key={key} {provider} {object}: the ledger says Charged"));
             }
-            if written.booking.as_deref() == Some("Cancelled") && attempt.refund == WrittenRefund::None {
+            let refund = written.refund(provider, object);
+            if written.booking.as_deref() == Some("Cancelled") && refund == WrittenRefund::None {
                 lines.push(format!("NO_REFUND key={key} {provider} {object}: the booking is cancelled"));
             }
         }
@@ -259,18 +295,19 @@ fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: 
 fn compare_charge(key: &str, charge: &Charge, written: &Written, settled: f64, lines: &mut Vec<String>) {
     let Charge { provider, listed } = charge;
     let object = &listed.object;
+    let refund = written.refund(provider, object);
     match written.attempts.get(*provider) {
         Some(attempt) if attempt.state == "Charged" && attempt.object.as_ref() == Some(object) => {
-            match (listed.refunded, attempt.refund) {
-                (Some(true), WrittenRefund::None) => {
-                    lines.push(format!("REFUNDED_THERE key={key} {provider} {object}: no refund is written down"));
-                }
-                (Some(false), WrittenRefund::Made) => {
-                    lines.push(format!("NOT_REFUNDED_THERE key={key} {provider} {object}: the ledger says refunded"));
-                }
-                _ => {}
+            let cents = listed.refunded_cents.unwrap_or_default();
+            if cents > 0 && refund == WrittenRefund::None {
+                lines.push(format!(
+                    "REFUNDED_THERE key={key} {provider} {object}: {cents} of {}; no refund is written down",
+                    listed.amount_cents
+                ));
             }
         }
+        // It is not the charge of the payment, and goes back.
+        _ if refund != WrittenRefund::None => {}
         // It was charged a moment ago, or its outcome is being looked up.
         Some(attempt) if attempt.at > settled && is_open(&attempt.state) => {}
         Some(attempt) => {
@@ -278,6 +315,9 @@ fn compare_charge(key: &str, charge: &Charge, written: &Written, settled: f64, l
             lines.push(format!("NOT_CHARGED_HERE key={key} {provider} {object}: the ledger says {state}"));
         }
         None => lines.push(format!("NOT_CHARGED_HERE key={key} {provider} {object}: it was never asked")),
+    }
+    if refund == WrittenRefund::Made && charge.is_refunded() == Some(false) {
+        lines.push(format!("NOT_REFUNDED_THERE key={key} {provider} {object}: the ledger says refunded"));
     }
     if (listed.amount_cents, &listed.currency) != (written.amount_cents, &written.currency) {
         lines.push(format!(
@@ -310,15 +350,24 @@ mod tests {
 
     fn charge(provider: &'static str, key: &str, object: &str, amount_cents: i64) -> Charge {
         let currency = "eur".to_owned();
-        let listed = Listed { key: key.into(), object: object.into(), amount_cents, currency, refunded: None };
-        Charge { provider, listed }
+        let (object, charge) = (object.to_owned(), format!("charge of {object}"));
+        Charge {
+            provider,
+            listed: Listed { key: key.into(), object, charge, amount_cents, currency, refunded_cents: None },
+        }
     }
 
     fn written(state: &str, object: &str, booking: &str, refund: bool) -> Written {
-        let refund = if refund { WrittenRefund::Made } else { WrittenRefund::None };
-        let attempt = WrittenAttempt { state: state.to_owned(), object: Some(object.to_owned()), at: 10.0, refund };
+        let refunds = refund.then(|| (("stripe".to_owned(), object.to_owned()), WrittenRefund::Made));
+        let attempt = WrittenAttempt { state: state.to_owned(), object: Some(object.to_owned()), at: 10.0 };
         let attempts = [("stripe".to_owned(), attempt)];
-        Written { amount_cents: 100, currency: "eur".into(), attempts: attempts.into(), booking: Some(booking.into()) }
+        Written {
+            amount_cents: 100,
+            currency: "eur".into(),
+            attempts: attempts.into(),
+            booking: Some(booking.into()),
+            refunds: refunds.into_iter().collect(),
+        }
     }
 
     #[test]
@@ -365,23 +414,30 @@ mod tests {
 
     #[test]
     fn refunds_are_compared() {
-        let refunded = |key: &str, object: &str, refunded| {
+        let refunded = |key: &str, object: &str, cents| {
             let mut charge = charge("stripe", key, object, 100);
-            charge.listed.refunded = refunded;
+            charge.listed.refunded_cents = Some(cents);
             charge
         };
+        let mut surplus = written("Charged", "g", "Confirmed", false);
+        surplus.refunds.insert(("stripe".to_owned(), "h".to_owned()), WrittenRefund::Made);
         let ledger = BTreeMap::from([
             ("both".to_owned(), written("Charged", "a", "Cancelled", true)),
             ("here".to_owned(), written("Charged", "b", "Cancelled", true)),
             ("there".to_owned(), written("Charged", "c", "Confirmed", false)),
             ("twice".to_owned(), written("Charged", "d", "Confirmed", false)),
+            ("in-part".to_owned(), written("Charged", "f", "Cancelled", true)),
+            ("surplus".to_owned(), surplus),
         ]);
         let charges = [
-            refunded("both", "a", Some(true)),
-            refunded("here", "b", Some(false)),
-            refunded("there", "c", Some(true)),
-            refunded("twice", "d", Some(false)),
-            refunded("twice", "e", Some(true)),
+            refunded("both", "a", 100),
+            refunded("here", "b", 0),
+            refunded("there", "c", 30),
+            refunded("twice", "d", 0),
+            refunded("twice", "e", 100),
+            refunded("in-part", "f", 99),
+            refunded("surplus", "g", 0),
+            refunded("surplus", "h", 100),
         ];
         let found = differences(&charges, &ledger, 20.0);
         let words: Vec<_> = found.iter().map(|line| line.split(':').next().unwrap()).collect();
@@ -389,11 +445,34 @@ mod tests {
             words,
             [
                 "NOT_REFUNDED_THERE key=here stripe b",
+                "NOT_REFUNDED_THERE key=in-part stripe f",
                 "REFUNDED_THERE key=there stripe c",
                 "NOT_CHARGED_HERE key=twice stripe e",
             ],
             "the second charge has gone back"
         );
+    }
+
+    /// A refund is listed when it is made, long after its charge.
+    #[test]
+    fn a_refund_of_another_slice_of_time_counts() {
+        let listing = |charges: &[(&str, Option<i64>)], refunds: &[(&str, i64)]| Listing {
+            charges: charges
+                .iter()
+                .map(|(object, refunded_cents)| Listed {
+                    refunded_cents: *refunded_cents,
+                    ..charge("paypal", "key", object, 100).listed
+                })
+                .collect(),
+            refunds: refunds.iter().map(|(charge, cents)| (format!("charge of {charge}"), *cents)).collect(),
+        };
+        let listings = vec![
+            listing(&[("a", None), ("b", None), ("c", None), ("d", Some(0))], &[]),
+            listing(&[], &[("a", 60), ("b", 60)]),
+            listing(&[], &[("a", 40), ("of an earlier time", 100)]),
+        ];
+        let refunded: Vec<_> = with_refunds("paypal", listings).iter().map(Charge::is_refunded).collect();
+        assert_eq!(refunded, [Some(true), Some(false), None, Some(false)]);
     }
 
     #[test]

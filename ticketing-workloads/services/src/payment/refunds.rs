@@ -15,50 +15,58 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 /// Time between two looks for refunds to make.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time between two searches for charges of cancelled bookings.
 const SWEEP: Duration = Duration::from_secs(30);
-/// Time of which the charges are looked through at once, so that no statement reads more than those.
-const SLICE: Duration = Duration::from_secs(3_600);
-/// How many of them a search goes back, and how many one of so many searches does: 30 days.
-const RECENT: u32 = 1;
-const LONG_AGO: u32 = 30 * 24;
+/// How old the bookings are that a search looks at, and those that one of so many searches does.
+const RECENT: Duration = Duration::from_secs(3_600);
+const LONG_AGO: Duration = Duration::from_secs(30 * 24 * 3_600);
 const LONG_AGO_EVERY: u32 = 120;
-/// Payments that one search ends at most.
-const AT_ONCE: i64 = 20;
+/// Payments that one search ends at most, and statements with which it looks for them.
+const AT_ONCE: u32 = 20;
+const MAX_PAGES: u32 = 20;
 /// Longest text of an error that is kept, in characters.
 const MAX_WORDS: usize = 300;
 /// Age of an open refund from which on something is wrong, and from which on a person must see to it.
 const LATE: Duration = Duration::from_secs(900);
 const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
 
-/// Charges of a slice of time whose bookings are cancelled. Booking writes most of the rows itself, when it hears of the charge;
-/// this is for what it never heard of. The bookings are looked up one by one, however many charges the server expects.
+/// Charges of the next bookings that are cancelled, from a place on, which `$3` seconds ago is the first one. Most of the rows
+/// are written when the charge is heard of; this is for what was not. The charges are looked up one by one, however many
+/// bookings the server expects, and no statement looks at more than some.
 const FIND: &str = "
-    INSERT INTO refunds (key, provider, charge_id, reason)
-    SELECT a.key, a.provider, a.charge_id, 'the booking was cancelled'
-    FROM payment_attempts a
-    WHERE a.state = 'Charged'
-      AND a.began_at > now() - $1 * interval '1 second' AND a.began_at <= now() - $2 * interval '1 second'
-      AND (SELECT b.status = 'Cancelled' AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
-           FROM bookings b
-           WHERE b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END)
-    ON CONFLICT DO NOTHING";
+    WITH page AS MATERIALIZED (
+        SELECT created_at, id FROM bookings
+        WHERE status = 'Cancelled' AND cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+          AND (created_at, id) > (COALESCE($1::text::timestamptz, now() - $3 * interval '1 second'), $2)
+        ORDER BY created_at, id LIMIT 500
+    ), owed AS (
+        INSERT INTO refunds (key, provider, charge_id, reason)
+        SELECT key, provider, charge_id, 'the booking was cancelled' FROM payment_attempts
+        WHERE key = ANY(ARRAY(SELECT id::text FROM page)) AND state = 'Charged'
+        ON CONFLICT DO NOTHING RETURNING key
+    )
+    SELECT created_at::text, id, (SELECT count(*) FROM owed) FROM page ORDER BY page.created_at DESC, page.id DESC LIMIT 1";
 
-/// Payments that may still be charged although their booking is cancelled, however old; some of them, not always the same.
+/// The next payments that may still be charged, from a key on, however old; and whether the booking of each is cancelled and
+/// nobody works on it.
 const OPEN: &str = "
-    SELECT key, amount_cents, currency FROM (
-        SELECT DISTINCT ON (p.key) p.key, p.amount_cents, p.currency
-        FROM payment_attempts a JOIN payments p ON p.key = a.key
-        JOIN bookings b ON b.id = CASE WHEN a.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN a.key::uuid END
-        WHERE a.state IN ('Begun', 'NotCharged', 'Confirming', 'Reconfirming', 'NeedsBuyer') AND b.status = 'Cancelled'
-          AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
-          AND (p.claimed_until IS NULL OR p.claimed_until < now())
-          AND NOT EXISTS (SELECT FROM payment_attempts c WHERE c.key = a.key AND c.state = 'Charged')
-    ) open
-    ORDER BY random() LIMIT $1";
+    WITH page AS MATERIALIZED (
+        SELECT key FROM payment_attempts
+        WHERE state IN ('Begun', 'NotCharged', 'Confirming', 'Reconfirming', 'NeedsBuyer') AND key > $1
+        ORDER BY key LIMIT 500
+    )
+    SELECT p.key, p.amount_cents, p.currency,
+           COALESCE((SELECT b.status = 'Cancelled'
+                            AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+                     FROM bookings b
+                     WHERE b.id = CASE WHEN p.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p.key::uuid END), false)
+           AND (p.claimed_until IS NULL OR p.claimed_until < now())
+           AND (SELECT count(*) FROM payment_attempts c WHERE c.key = p.key AND c.state = 'Charged') = 0
+    FROM payments p WHERE p.key = ANY(ARRAY(SELECT key FROM page)) ORDER BY p.key";
 
 /// Events are kept for as long as a provider may repeat one, and for a look back.
 const FORGET: &str = "
@@ -134,11 +142,26 @@ impl Refunds {
         tokio::join!(self.search(), self.work_off());
     }
 
+    /// One failure holds up nothing else.
     async fn search(&self) {
+        // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several places.
+        let mut place = Uuid::new_v4().to_string();
         for nth in 0u32.. {
-            let slices = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
-            if let Err(error) = self.sweep(slices).await {
-                tracing::debug!(%error, "failed to look for charges of cancelled bookings");
+            let age = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
+            if let Err(error) = self.find(age).await {
+                tracing::warn!(%error, "failed to look for charges of cancelled bookings");
+            }
+            if let Err(error) = self.forget().await {
+                tracing::warn!(%error, "failed to delete old events of providers");
+            }
+            match self.database.call(backlog).await {
+                Ok((_, age, _)) => {
+                    self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+                }
+                Err(error) => tracing::warn!(%error, "failed to read how old the oldest refund is"),
+            }
+            if let Err(error) = self.end_open(&mut place).await {
+                tracing::warn!(%error, "failed to look for open payments of cancelled bookings");
             }
             tokio::time::sleep(SWEEP).await;
         }
@@ -157,43 +180,74 @@ impl Refunds {
         }
     }
 
-    /// Ends what is open of cancelled bookings, and finds what is charged for them in so many slices of time.
-    async fn sweep(&self, slices: u32) -> Result<(), CallError<DatabaseError>> {
-        let open = |connection: Connection| async move {
-            let open = connection.prepare_cached(OPEN).await?;
-            let order = |row: &tokio_postgres::Row| {
-                Ok(Order { key: row.try_get(0)?, amount_cents: row.try_get(1)?, currency: row.try_get(2)? })
-            };
-            connection.query(&open, &[&AT_ONCE]).await?.iter().map(order).collect::<Result<Vec<_>, DatabaseError>>()
-        };
-        for order in self.database.call(open).await? {
-            match self.payments.pay(&order, Purpose::Close, None).await {
-                Ok(outcome) => tracing::info!(key = %order.key, ?outcome, "closed the payment of a cancelled booking"),
-                Err(error) => {
-                    tracing::warn!(key = %order.key, %error, "failed to close the payment of a cancelled booking");
-                }
-            }
-        }
-        // The latest first: as time goes on meanwhile, no moment is left out between two of them.
-        for nth in 0..slices {
-            let [from, to] = [nth + 1, nth].map(|count| (SLICE * count).as_secs_f64());
+    /// Finds what is charged for bookings of that age that are cancelled.
+    async fn find(&self, age: Duration) -> Result<(), CallError<DatabaseError>> {
+        let mut place = (None::<String>, Uuid::nil());
+        loop {
+            let (since, booking, age) = (&place.0, &place.1, age.as_secs_f64());
             let find = |connection: Connection| async move {
                 let find = connection.prepare_cached(FIND).await?;
-                connection.execute(&find, &[&from, &to]).await.map_err(DatabaseError::from)
+                let values: [&(dyn ToSql + Sync); 3] = [since, booking, &age];
+                let Some(row) = connection.query_opt(&find, &values).await? else { return Ok(None) };
+                Ok::<_, DatabaseError>(Some((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
             };
-            let found = self.database.call(find).await?;
+            let Some((at, id, found)) = self.database.call(find).await? else { return Ok(()) };
+            let found: i64 = found;
             if found > 0 {
                 tracing::warn!(found, "found charges of cancelled bookings; they are refunded");
             }
+            place = (Some(at), id);
         }
+    }
+
+    /// Ends some of what is open of cancelled bookings, from `place` on.
+    async fn end_open(&self, place: &mut String) -> Result<(), CallError<DatabaseError>> {
+        let mut ended = 0;
+        for _ in 0..MAX_PAGES {
+            let from = &*place;
+            let open = |connection: Connection| async move {
+                let open = connection.prepare_cached(OPEN).await?;
+                let one = |row: &tokio_postgres::Row| {
+                    let order =
+                        Order { key: row.try_get(0)?, amount_cents: row.try_get(1)?, currency: row.try_get(2)? };
+                    Ok((order, row.try_get(3)?))
+                };
+                connection.query(&open, &[from]).await?.iter().map(one).collect::<Result<Vec<_>, DatabaseError>>()
+            };
+            let page = self.database.call(open).await?;
+            if page.is_empty() {
+                // From the beginning, next time.
+                place.clear();
+                return Ok(());
+            }
+            for (order, is_due) in page {
+                if is_due && ended == AT_ONCE {
+                    return Ok(());
+                }
+                order.key.clone_into(place);
+                if !is_due {
+                    continue;
+                }
+                ended += 1;
+                match self.payments.pay(&order, Purpose::Close, None).await {
+                    Ok(outcome) => {
+                        tracing::info!(key = %order.key, ?outcome, "closed the payment of a cancelled booking");
+                    }
+                    Err(error) => {
+                        tracing::warn!(key = %order.key, %error, "failed to close the payment of a cancelled booking");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget(&self) -> Result<(), CallError<DatabaseError>> {
         let forget = |connection: Connection| async move {
             let forget = connection.prepare_cached(FORGET).await?;
             connection.execute(&forget, &[]).await.map_err(DatabaseError::from)
         };
-        self.database.call(forget).await?;
-        let (_, age, _) = self.database.call(backlog).await?;
-        self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        Ok(())
+        self.database.call(forget).await.map(drop)
     }
 
     /// Makes one refund; `false`: none is due.

@@ -4,8 +4,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, ProviderClient, ProviderError, Refund, Reply, header_value, invalid_response, json_of, path_part,
-    step_key, unclear, words,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, forbidden, header_value,
+    invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
@@ -25,7 +25,7 @@ pub struct Stripe(Client);
 impl Stripe {
     /// The one behind `service`.
     pub fn new(service: Https, dependency: &'static Dependency) -> Self {
-        Self(Client::new(service, dependency))
+        Self(Client::new(service, dependency, true))
     }
 }
 
@@ -79,7 +79,7 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             (StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY, Some(_)) => {
                 Err(ProviderError::Refused(words(answer)))
             }
-            (_, kind) => Err(unclear(answer, kind.is_some())),
+            (_, kind) => Err(forbidden(answer, kind.is_some()).unwrap_or_else(|| unclear(answer, kind.is_some()))),
         },
     }
 }
@@ -118,7 +118,7 @@ impl ProviderClient for Stripe {
             ("payment_method", "pm_card"),
             ("metadata[key]", &order.key),
         ];
-        self.0.ask(form("/v1/payment_intents".to_owned(), Some(&key), &fields), of_creation).await
+        self.0.create(form("/v1/payment_intents".to_owned(), Some(&key), &fields), &order.key, of_creation).await
     }
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
@@ -128,6 +128,11 @@ impl ProviderClient for Stripe {
 
     async fn read(&self, object: &str) -> Reply {
         self.0.look(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object))), of_answer).await
+    }
+
+    async fn inspect(&self, object: &str) -> Result<Seen, String> {
+        let call = HttpCall::get(format!("/v1/payment_intents/{}", path_part(object)));
+        self.0.inspect(call, of_answer, |intent| intent["metadata"]["key"].as_str()).await
     }
 
     async fn cancel(&self, object: &str) -> Reply {
@@ -157,18 +162,25 @@ impl ProviderClient for Stripe {
     }
 
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {
-        let query = form_urlencoded::Serializer::new(String::new()).append_pair("payment_intent", object).finish();
+        let intent = self.0.json(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object)))).await?;
+        let charged = intent["amount_received"].as_i64().ok_or("the intent does not say what was received")?;
+        let query = form_urlencoded::Serializer::new(String::new())
+            .append_pair("payment_intent", object)
+            .append_pair("limit", &PAGE.to_string())
+            .finish();
         let before = self.0.json(HttpCall::get(format!("/v1/refunds?{query}"))).await?;
         let before = before["data"].as_array().ok_or("invalid list of refunds")?;
-        if let Some(refund) = before.iter().find_map(Refund::of) {
-            return Ok(refund);
-        }
-        let made = self.0.json(form("/v1/refunds".to_owned(), Some(key), &[("payment_intent", object)])).await?;
-        Refund::of(&made).ok_or_else(|| format!("the refund is {}", made["status"].as_str().unwrap_or("of no status")))
+        let before = before.iter().map(|one| (Refund::of(one), one["amount"].as_i64()));
+        let (cents, is_under_way) = match owed(charged, before)? {
+            Owed::Nothing(refund) => return Ok(refund),
+            Owed::Rest { cents, is_under_way } => (cents.to_string(), is_under_way),
+        };
+        let fields = [("payment_intent", object), ("amount", cents.as_str())];
+        refunded(&self.0.json(form("/v1/refunds".to_owned(), Some(key), &fields)).await?, is_under_way)
     }
 
-    async fn list(&self, from: i64, before: i64) -> Result<Vec<Listed>, String> {
-        let (mut all, mut after) = (Vec::new(), None::<String>);
+    async fn list(&self, from: i64, before: i64) -> Result<Listing, String> {
+        let (mut all, mut after) = (Listing::default(), None::<String>);
         for _ in 0..MAX_PAGES {
             let query = {
                 let mut query = form_urlencoded::Serializer::new(String::new());
@@ -180,12 +192,13 @@ impl ProviderClient for Stripe {
             let page = self.0.json(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
             let data = page["data"].as_array().ok_or("invalid list of payment intents")?;
             for intent in data.iter().filter(|intent| intent["status"] == "succeeded") {
-                all.push(Listed {
+                all.charges.push(Listed {
                     key: intent["metadata"]["key"].as_str().unwrap_or_default().to_owned(),
                     object: intent["id"].as_str().unwrap_or_default().to_owned(),
                     amount_cents: intent["amount"].as_i64().unwrap_or_default(),
                     currency: intent["currency"].as_str().unwrap_or_default().to_owned(),
-                    refunded: intent["latest_charge"]["refunded"].as_bool(),
+                    charge: intent["latest_charge"]["id"].as_str().unwrap_or_default().to_owned(),
+                    refunded_cents: intent["latest_charge"]["amount_refunded"].as_i64(),
                 });
             }
             after = data.last().and_then(|last| last["id"].as_str()).map(str::to_owned);
@@ -202,6 +215,10 @@ impl ProviderClient for Stripe {
 
     fn refused_key(&self) -> Option<Arc<String>> {
         self.0.refused_key()
+    }
+
+    fn restricted_key(&self) -> Option<String> {
+        self.0.restricted_key()
     }
 }
 
@@ -229,22 +246,29 @@ mod tests {
 
     const INVALID: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
 
+    /// And none refuses a confirmation.
     #[rstest::rstest]
-    #[case::invalid(400, INVALID, "it refuses this order: no")]
-    #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined")]
-    #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no")]
-    #[case::missing(404, INVALID, "no")]
-    #[case::forbidden(403, INVALID, "no")]
-    #[case::proxy(400, "<html>", "invalid provider response: status 400 Bad Request")]
-    #[case::proxy_has_no_such_path(404, "<html>", "invalid provider response: status 404 Not Found")]
-    #[case::proxy_wants_money(402, "", "invalid provider response: status 402 Payment Required")]
+    #[case::invalid(400, INVALID, "it refuses this order: no", "no")]
+    #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined", "declined")]
+    #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no", "no")]
+    #[case::missing(404, INVALID, "no", "no")]
+    #[case::forbidden(403, INVALID, "it forbids this: no", "no")]
+    #[case::proxy(400, "<html>", PROXY_400, PROXY_400)]
+    #[case::proxy_forbids(403, "<html>", PROXY_403, PROXY_403)]
+    #[case::proxy_has_no_such_path(404, "<html>", PROXY_404, PROXY_404)]
+    #[case::proxy_wants_money(402, "", PROXY_402, PROXY_402)]
     fn only_an_error_of_the_provider_itself_refuses_an_order(
         #[case] status: u16,
         #[case] body: &str,
-        #[case] expected: &str,
+        #[case] created: &str,
+        #[case] confirmed: &str,
     ) {
-        assert_eq!(of_creation(&answer(status, body)).unwrap_err().to_string(), expected);
-        let confirmed = of_answer(&answer(status, body)).unwrap_err();
-        assert!(!matches!(confirmed, ProviderError::Refused(_)), "{confirmed}");
+        assert_eq!(of_creation(&answer(status, body)).unwrap_err().to_string(), created);
+        assert_eq!(of_answer(&answer(status, body)).unwrap_err().to_string(), confirmed);
     }
+
+    const PROXY_400: &str = "invalid provider response: status 400 Bad Request";
+    const PROXY_402: &str = "invalid provider response: status 402 Payment Required";
+    const PROXY_403: &str = "invalid provider response: status 403 Forbidden";
+    const PROXY_404: &str = "invalid provider response: status 404 Not Found";
 }

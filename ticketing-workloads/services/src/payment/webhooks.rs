@@ -1,16 +1,16 @@
 //! Events that providers send. An event only makes payment read the object by its id: its body is not believed, so
 //! order and repetition of events mean nothing.
 
-use super::decision::{PROVIDERS, Purpose};
-use super::ledger::Order;
-use super::process::{Outcome, Payments};
+use super::decision::{Answer, PROVIDERS};
+use super::ledger::{LedgerError, Order};
+use super::process::{Looked, Outcome, Payments};
 use super::providers::{ProviderClient, VerifyError};
 use super::{PAYPAL, STRIPE};
-use crate::answers::{body_unreadable, not_found, problem, refused, unavailable};
+use crate::answers::{body_unreadable, not_found, problem, too_many, unavailable};
 use crate::database::{Connection, Database, DatabaseError};
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Largest event, in bytes.
@@ -36,19 +37,25 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How far the time of a signature may be from ours, in seconds.
 const TOLERANCE: u64 = 300;
+/// How old an event of PayPal may be, which sends one again for three days; and how far ahead its clock may be. An event is kept
+/// for longer than that, so none counts twice.
+const SENT_WITHIN: Duration = Duration::from_secs(4 * 24 * 3_600);
+const AHEAD: Duration = Duration::from_secs(TOLERANCE);
+/// Where PayPal has the certificates that its events are signed with.
+const CERTIFICATES: &str = "paypal.com";
 /// Time between two looks for events.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often an event is looked at without a definite answer: over about an hour. It may be faster than our own note of the id;
 /// and booking asks for what stays open anyhow.
 const MAX_TRIES: i32 = 16;
-/// Events that a provider is asked about side by side: anybody can send some.
+/// Events that PayPal is asked about side by side: anybody can send some.
 const VERIFIED_AT_ONCE: usize = 8;
 /// When to send an event again that was not taken.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 const INSERT: &str =
     "INSERT INTO webhook_events (provider, event_id, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-/// Whoever takes one has longer than the request to the provider may take.
+/// The time until the next try is longer than the requests to the provider may take.
 const CLAIM: &str = "
     UPDATE webhook_events SET tries = tries + 1, next_at = now() + interval '60 seconds'
     WHERE (provider, event_id) IN (SELECT provider, event_id FROM webhook_events WHERE done_at IS NULL AND next_at <= now()
@@ -57,10 +64,11 @@ const CLAIM: &str = "
 const ORDER: &str = "
     SELECT p.key, p.amount_cents, p.currency FROM payment_attempts a JOIN payments p ON p.key = a.key
     WHERE a.provider = $1 AND (a.object_id = $2 OR a.charge_id = $2) LIMIT 1";
-/// And booking asks now, not only when it is due: something has changed.
+const ORDER_OF_KEY: &str = "SELECT key, amount_cents, currency FROM payments WHERE key = $1";
+/// And if something has changed (`$5`), booking asks now, not only when it is due.
 const LOOKED_AT: &str = "
     WITH due AS (
-        UPDATE bookings SET settle_at = now() WHERE id = $3 AND status = 'PaymentPending'
+        UPDATE bookings SET settle_at = now() WHERE id = $3 AND status = 'PaymentPending' AND $5
     )
     UPDATE webhook_events
     SET done_at = CASE WHEN $4 THEN now() END,
@@ -72,6 +80,7 @@ pub const HOT: &[(&str, &str)] = &[
     ("write an event down", INSERT),
     ("claim an event", CLAIM),
     ("the payment of an event", ORDER),
+    ("the payment of a key", ORDER_OF_KEY),
     ("an event is looked at", LOOKED_AT),
 ];
 
@@ -112,6 +121,31 @@ struct Question<'a> {
     transmission_time: &'a str,
     webhook_id: &'a str,
     webhook_event: &'a RawValue,
+}
+
+/// What an event has come to.
+#[derive(Default)]
+struct Meaning {
+    /// There is nothing more to find out.
+    is_definite: bool,
+    /// Booking has something to do.
+    is_new: bool,
+    order: Option<Order>,
+}
+
+/// Why an object could not be looked at.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error("{0}")]
+    Provider(String),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Database(#[from] CallError<DatabaseError>),
+}
+
+fn read_order(row: &tokio_postgres::Row) -> Result<Order, DatabaseError> {
+    Ok(Order { key: row.try_get(0)?, amount_cents: row.try_get(1)?, currency: row.try_get(2)? })
 }
 
 impl Webhooks {
@@ -161,37 +195,70 @@ impl Webhooks {
             let (provider, object): (&str, &str) = (event.try_get(0)?, event.try_get(2)?);
             let order = connection.prepare_cached(ORDER).await?;
             let order = connection.query_opt(&order, &[&provider, &object]).await?;
-            let read = |row: tokio_postgres::Row| {
-                Ok::<_, DatabaseError>(Order {
-                    key: row.try_get(0)?,
-                    amount_cents: row.try_get(1)?,
-                    currency: row.try_get(2)?,
-                })
-            };
-            let (provider, id, tries): (String, String, i32) =
-                (event.try_get(0)?, event.try_get(1)?, event.try_get(3)?);
-            Ok::<_, DatabaseError>(Some((provider, id, tries, order.map(read).transpose()?)))
+            let (provider, id, object): (String, String, String) =
+                (event.try_get(0)?, event.try_get(1)?, event.try_get(2)?);
+            let order = order.as_ref().map(read_order).transpose()?;
+            Ok::<_, DatabaseError>(Some((provider, id, object, event.try_get::<_, i32>(3)?, order)))
         };
-        let Some((provider, id, tries, order)) = self.database.call(claim).await? else { return Ok(false) };
-        let is_definite = match &order {
-            Some(order) => match self.payments.pay(order, Purpose::Look, None).await {
-                Ok(Outcome::Succeeded { .. } | Outcome::Declined | Outcome::NeedsBuyer { .. }) => true,
-                Ok(_) => false,
-                Err(error) => {
-                    tracing::debug!(provider, event = id, %error, "failed to look at the object of an event");
-                    false
-                }
-            },
-            None => false,
+        let Some((provider, id, object, tries, order)) = self.database.call(claim).await? else { return Ok(false) };
+        let meaning = match self.look(&provider, &object, order).await {
+            Ok(meaning) => meaning,
+            Err(error) => {
+                tracing::debug!(provider, event = id, %error, "failed to look at the object of an event");
+                Meaning::default()
+            }
         };
-        let is_done = is_definite || tries >= MAX_TRIES;
-        let booking = order.and_then(|order| Uuid::parse_str(&order.key).ok());
-        let (provider, id) = (&provider, &id);
+        let is_done = meaning.is_definite || tries >= MAX_TRIES;
+        let booking = meaning.order.and_then(|order| Uuid::parse_str(&order.key).ok());
+        let (provider, id, is_new) = (&provider, &id, meaning.is_new);
         let looked_at = |connection: Connection| async move {
             let looked_at = connection.prepare_cached(LOOKED_AT).await?;
-            connection.execute(&looked_at, &[provider, id, &booking, &is_done]).await.map_err(DatabaseError::from)
+            let values: [&(dyn ToSql + Sync); 5] = [provider, id, &booking, &is_done, &is_new];
+            connection.execute(&looked_at, &values).await.map_err(DatabaseError::from)
         };
         self.database.call(looked_at).await.map(|_| true)
+    }
+
+    /// Reads the object of an event, whatever is written down of it: what is charged there needs a booking or a refund, also if
+    /// that was out of the question, or if the object is not the one that its payment was about last.
+    async fn look(&self, provider: &str, object: &str, order: Option<Order>) -> Result<Meaning, LookError> {
+        let Some(index) = self.providers.iter().position(|one| one.name() == provider) else {
+            return Ok(Meaning::default());
+        };
+        let seen = self.providers[index].inspect(object).await.map_err(LookError::Provider)?;
+        let order = match (order, &seen.key) {
+            (Some(order), _) => order,
+            (None, Some(key)) => match self.order_of_key(key).await? {
+                Some(order) => order,
+                // A payment is written down before its object is made, so it is none of ours.
+                None => return Ok(Meaning { is_definite: true, ..Meaning::default() }),
+            },
+            // Nor is one without a key; but another account's key may not find it.
+            (None, None) => {
+                return Ok(Meaning { is_definite: seen.answer != Answer::Gone, ..Meaning::default() });
+            }
+        };
+        if let Answer::Charged { object } = &seen.answer {
+            let found = self.payments.found(&order, index, object).await?;
+            return Ok(Meaning { is_definite: found.is_some(), is_new: found == Some(true), order: Some(order) });
+        }
+        let Looked { outcome, noted } = self.payments.look(&order).await?;
+        // It is our turn again, although that is nothing to write down.
+        let has_acted = matches!(outcome, Outcome::NeedsBuyer { .. })
+            && matches!(seen.answer, Answer::Unconfirmed | Answer::Declined | Answer::Cancelled);
+        let is_over = matches!(seen.answer, Answer::Declined | Answer::Cancelled) && outcome != Outcome::UnderWay;
+        let is_definite =
+            is_over || matches!(outcome, Outcome::Succeeded { .. } | Outcome::Declined | Outcome::NeedsBuyer { .. });
+        Ok(Meaning { is_definite, is_new: noted || has_acted, order: Some(order) })
+    }
+
+    async fn order_of_key(&self, key: &str) -> Result<Option<Order>, CallError<DatabaseError>> {
+        let find = |connection: Connection| async move {
+            let order = connection.prepare_cached(ORDER_OF_KEY).await?;
+            let row = connection.query_opt(&order, &[&key]).await?;
+            row.as_ref().map(read_order).transpose()
+        };
+        self.database.call(find).await
     }
 
     async fn is_genuine(&self, provider: &str, headers: &HeaderMap, body: &[u8]) -> Result<bool, VerifyError> {
@@ -220,10 +287,27 @@ impl Webhooks {
             // As it came: the signature is over its bytes, and to parse it and write it again would sort its keys.
             webhook_event: serde_json::from_slice(body).map_err(|error| VerifyError::Invalid(error.to_string()))?,
         };
+        may_be_of_paypal(&question, SystemTime::now()).map_err(|why| VerifyError::Invalid(why.to_owned()))?;
         let question = serde_json::to_string(&question).map_err(|error| VerifyError::Invalid(error.to_string()))?;
+        let Ok(_place) = self.verifying.try_acquire() else { return Err(VerifyError::Busy) };
         let [_, paypal] = &self.providers;
         paypal.verify_event(question).await
     }
+}
+
+/// What needs no question to PayPal: anybody can send an event, and each question takes a place from a genuine one.
+fn may_be_of_paypal(question: &Question<'_>, now: SystemTime) -> Result<(), &'static str> {
+    let sent: jiff::Timestamp = question.transmission_time.parse().map_err(|_| "its transmission time is no time")?;
+    let sent = SystemTime::from(sent);
+    let is_old = now.duration_since(sent).is_ok_and(|age| age > SENT_WITHIN);
+    let is_ahead = sent.duration_since(now).is_ok_and(|ahead| ahead > AHEAD);
+    if is_old || is_ahead {
+        return Err("its transmission time is too far from now");
+    }
+    let uri: Uri = question.cert_url.parse().map_err(|_| "the address of its certificate is none")?;
+    let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+    let is_theirs = host == CERTIFICATES || host.strip_suffix(CERTIFICATES).is_some_and(|rest| rest.ends_with('.'));
+    if uri.scheme_str() == Some("https") && is_theirs { Ok(()) } else { Err("its certificate is not PayPal's") }
 }
 
 /// Whether one of the secrets has signed the body, not long ago.
@@ -253,14 +337,19 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     (text.len() == 64).then(|| text.as_bytes().chunks_exact(2).map(pair).collect())?
 }
 
-/// The id of the object that an event is about, as the ledger knows it.
+/// The id of the object that an event is about, as the ledger knows it; none of an event about something else, which would only
+/// be asked for in vain.
 fn object_of(provider: &str, event: &Value) -> Option<String> {
-    let paths: &[&str] = if provider == STRIPE {
-        &["/data/object/payment_intent", "/data/object/id"]
+    let text = |path: &str| event.pointer(path)?.as_str();
+    let object = if provider == STRIPE {
+        let own = || text("/data/object/id").filter(|id| id.starts_with("pi_"));
+        text("/data/object/payment_intent").or_else(own)
     } else {
-        &["/resource/supplementary_data/related_ids/order_id", "/resource/id"]
+        let is_order = text("/resource_type").is_none_or(|kind| kind == "checkout-order");
+        let own = || text("/resource/id").filter(|_| is_order);
+        text("/resource/supplementary_data/related_ids/order_id").or_else(own)
     };
-    paths.iter().find_map(|path| event.pointer(path)?.as_str()).map(str::to_owned)
+    object.map(str::to_owned)
 }
 
 async fn receive(
@@ -278,10 +367,6 @@ async fn receive(
         Ok(body) => body,
         Err(error) => return body_unreadable(error),
     };
-    let Ok(_place) = webhooks.verifying.try_acquire() else {
-        webhooks.count(provider, "limited");
-        return refused("WEBHOOK_UNAVAILABLE", "Too many events at once", RETRY_AFTER);
-    };
     match webhooks.is_genuine(provider, &headers, &body).await {
         Ok(true) => {}
         Ok(false) | Err(VerifyError::Invalid(_)) => {
@@ -292,6 +377,10 @@ async fn receive(
             webhooks.count(provider, "not_set_up");
             tracing::debug!(provider, %error, "an event of a provider whose events are not set up");
             return not_found().await;
+        }
+        Err(VerifyError::Busy) => {
+            webhooks.count(provider, "limited");
+            return too_many("WEBHOOK_UNAVAILABLE", "Too many events at once", RETRY_AFTER);
         }
         Err(VerifyError::Failed(reason)) => {
             webhooks.count(provider, "failed");
@@ -350,9 +439,41 @@ mod tests {
     #[case(STRIPE, json!({"data": {"object": {"id": "pi_1"}}}), Some("pi_1"))]
     #[case(STRIPE, json!({"data": {"object": {"id": "ch_1", "payment_intent": "pi_1"}}}), Some("pi_1"))]
     #[case(PAYPAL, json!({"resource": {"id": "c", "supplementary_data": {"related_ids": {"order_id": "o"}}}}), Some("o"))]
+    #[case(STRIPE, json!({"data": {"object": {"id": "cus_1"}}}), None)]
     #[case(PAYPAL, json!({"resource": {"id": "o"}}), Some("o"))]
+    #[case(PAYPAL, json!({"resource_type": "checkout-order", "resource": {"id": "o"}}), Some("o"))]
+    #[case(PAYPAL, json!({"resource_type": "dispute", "resource": {"id": "d"}}), None)]
     #[case(PAYPAL, json!({}), None)]
     fn objects(#[case] provider: &str, #[case] event: Value, #[case] expected: Option<&str>) {
         assert_eq!(object_of(provider, &event).as_deref(), expected);
+    }
+
+    const CERT: &str = "https://api.paypal.com/v1/notifications/certs/CERT-360caa42-fca2a594-1d93a270";
+
+    #[rstest::rstest]
+    #[case::now("2026-06-18T19:30:00Z", CERT, true)]
+    #[case::sandbox("2026-06-18T19:30:00Z", "https://API.Sandbox.PayPal.com/c", true)]
+    #[case::sent_again_for_three_days("2026-06-15T19:30:00.123Z", CERT, true)]
+    #[case::old("2026-06-14T19:29:59Z", CERT, false)]
+    #[case::of_the_future("2026-06-18T19:35:01Z", CERT, false)]
+    #[case::no_time("any", CERT, false)]
+    #[case::elsewhere("2026-06-18T19:30:00Z", "https://example.com/paypal.com", false)]
+    #[case::looks_alike("2026-06-18T19:30:00Z", "https://notpaypal.com/c", false)]
+    #[case::behind_a_name("2026-06-18T19:30:00Z", "https://paypal.com@example.com/c", false)]
+    #[case::not_encrypted("2026-06-18T19:30:00Z", "http://api.paypal.com/c", false)]
+    #[case::no_address("2026-06-18T19:30:00Z", "any", false)]
+    fn what_paypal_is_asked_about(#[case] transmission_time: &str, #[case] cert_url: &str, #[case] expected: bool) {
+        let question = Question {
+            auth_algo: "SHA256withRSA",
+            cert_url,
+            transmission_id: "t",
+            transmission_sig: "s",
+            transmission_time,
+            webhook_id: "w",
+            webhook_event: serde_json::from_str("{}").unwrap(),
+        };
+        let now: jiff::Timestamp = "2026-06-18T19:30:00Z".parse().unwrap();
+        let found = may_be_of_paypal(&question, now.into());
+        assert_eq!(found.is_ok(), expected, "{found:?}");
     }
 }

@@ -71,10 +71,12 @@ async fn read(State(provider): Shared, Path(id): Path<String>) -> Response {
     match provider.read(&id).await {
         Outcome::Object(object) => {
             let mut order = order(&object);
-            if let Some(refund) = provider.refund_of(&id) {
+            let refunds = provider.refunds_of(&id);
+            if !refunds.is_empty() {
+                let all = refunds.iter().map(|refund| refund.amount_cents).sum::<u64>() == object.amount_cents;
                 let payments = &mut order["purchase_units"][0]["payments"];
-                payments["captures"][0]["status"] = json!("REFUNDED");
-                payments["refunds"] = json!([{"id": refund.id, "status": refund_status(&refund)}]);
+                payments["captures"][0]["status"] = json!(if all { "REFUNDED" } else { "PARTIALLY_REFUNDED" });
+                payments["refunds"] = refunds.iter().map(|refund| refund_object(&object, refund)).collect();
             }
             (StatusCode::OK, Json(order)).into_response()
         }
@@ -82,15 +84,22 @@ async fn read(State(provider): Shared, Path(id): Path<String>) -> Response {
     }
 }
 
-async fn refund(State(provider): Shared, Path(id): Path<String>, headers: HeaderMap) -> Response {
+async fn refund(State(provider): Shared, Path(id): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
     let Some(request) = request_id(&headers) else { return missing() };
-    match provider.refund(request, id.strip_prefix("capture-").unwrap_or(&id)).await {
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let amount = body["amount"]["value"].as_str().and_then(cents);
+    match provider.refund(request, id.strip_prefix("capture-").unwrap_or(&id), amount).await {
         Ok(refund) => {
             (StatusCode::CREATED, Json(json!({"id": refund.id, "status": refund_status(&refund)}))).into_response()
         }
         Err(Outcome::WrongState(_)) => unprocessable("CAPTURE_FULLY_REFUNDED"),
         Err(outcome) => answer(outcome, StatusCode::OK),
     }
+}
+
+fn refund_object(object: &Object, refund: &Refund) -> Value {
+    let amount = json!({"currency_code": object.currency, "value": value(refund.amount_cents)});
+    json!({"id": refund.id, "status": refund_status(refund), "amount": amount})
 }
 
 fn refund_status(refund: &Refund) -> &'static str {
@@ -136,11 +145,10 @@ async fn list(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
     match provider.list(since).await {
         Ok(objects) => {
             let charged = objects.iter().filter(|object| object.status == Status::Charged && object.created <= until);
-            let of = |object: &Object| {
-                let refund = provider.refund_of(&object.id).filter(|refund| !refund.pending);
-                [Some(transaction(object)), refund.map(|refund| refund_transaction(object, &refund))]
-            };
-            let all: Vec<_> = charged.flat_map(of).flatten().collect();
+            // Refunds have a time of their own.
+            let refunds = provider.refunds_between(since, until);
+            let refunds = refunds.iter().map(|(object, refund)| refund_transaction(object, refund));
+            let all: Vec<_> = charged.map(transaction).chain(refunds).collect();
             let details: Vec<_> = all.iter().skip((page - 1) * size).take(size).collect();
             let pages = all.len().div_ceil(size).max(1);
             Json(json!({"transaction_details": details, "page": page, "total_pages": pages})).into_response()
@@ -156,7 +164,9 @@ fn refund_transaction(object: &Object, refund: &Refund) -> Value {
         "paypal_reference_id_type": "TXN",
         "custom_field": object.key,
         "transaction_status": "S",
-        "transaction_amount": {"currency_code": object.currency, "value": format!("-{}", value(object))},
+        "transaction_amount": {
+            "currency_code": object.currency, "value": format!("-{}", value(refund.amount_cents)),
+        },
     }})
 }
 
@@ -167,7 +177,7 @@ fn transaction(object: &Object) -> Value {
         "paypal_reference_id_type": "ODR",
         "custom_field": object.key,
         "transaction_status": "S",
-        "transaction_amount": {"currency_code": object.currency, "value": value(object)},
+        "transaction_amount": {"currency_code": object.currency, "value": value(object.amount_cents)},
     }})
 }
 
@@ -178,12 +188,13 @@ fn cents(value: &str) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(part)
 }
 
-fn value(object: &Object) -> String {
-    format!("{}.{:02}", object.amount_cents / 100, object.amount_cents % 100)
+fn value(cents: u64) -> String {
+    format!("{}.{:02}", cents / 100, cents % 100)
 }
 
 fn order(object: &Object) -> Value {
     let (status, captured) = match object.status {
+        Status::Unconfirmed if object.approved => ("APPROVED", None),
         Status::Unconfirmed => ("CREATED", None),
         Status::Processing => ("COMPLETED", Some("PENDING")),
         Status::NeedsBuyer => ("PAYER_ACTION_REQUIRED", None),
@@ -191,15 +202,16 @@ fn order(object: &Object) -> Value {
         Status::Declined => ("COMPLETED", Some("DECLINED")),
         Status::Cancelled => ("VOIDED", None),
     };
-    let captures: Vec<_> =
-        captured.iter().map(|status| json!({"id": format!("capture-{}", object.id), "status": status})).collect();
+    let amount = json!({"currency_code": object.currency, "value": value(object.amount_cents)});
+    let capture = |status| json!({"id": format!("capture-{}", object.id), "status": status, "amount": amount});
+    let captures: Vec<_> = captured.into_iter().map(capture).collect();
     json!({
         "id": object.id,
         "status": status,
         "purchase_units": [{
             "reference_id": object.key,
             "custom_id": object.key,
-            "amount": {"currency_code": object.currency, "value": value(object)},
+            "amount": amount,
             "payments": {"captures": captures},
         }],
     })
@@ -210,6 +222,7 @@ fn answer(outcome: Outcome, done: StatusCode) -> Response {
         Outcome::Object(object) => (done, Json(order(&object))).into_response(),
         Outcome::Declined => unprocessable("INSTRUMENT_DECLINED"),
         Outcome::NeedsBuyer(_) => unprocessable("PAYER_ACTION_REQUIRED"),
+        Outcome::NotApproved(_) => unprocessable("ORDER_NOT_APPROVED"),
         Outcome::WrongState(object) if object.status == Status::NeedsBuyer => unprocessable("PAYER_ACTION_REQUIRED"),
         Outcome::WrongState(_) => unprocessable("ORDER_ALREADY_CAPTURED"),
         Outcome::NotFound => error(StatusCode::NOT_FOUND, "RESOURCE_NOT_FOUND", "INVALID_RESOURCE_ID"),

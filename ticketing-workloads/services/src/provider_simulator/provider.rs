@@ -43,13 +43,15 @@ pub struct Behaviour {
     pub decline: bool,
     /// The buyer has to act before a charge.
     pub requires_action: bool,
+    /// A charge is refused until the buyer has approved the order, which stays as it is.
+    pub requires_approval: bool,
     /// Charges stay under way.
     pub processing: bool,
     /// Orders with these keys are refused as invalid, with 400.
     pub invalid_keys: Vec<String>,
     /// Creations and confirmations are answered by something before the provider, with this status and no JSON; 0: none is.
     pub proxy_status: u16,
-    /// The key is not allowed to do what orders with these keys need: 403.
+    /// The key is not allowed to do what orders with these keys need: 403; `*`: any order.
     pub forbidden_keys: Vec<String>,
     /// The API key is not taken: 401.
     pub unauthorized: bool,
@@ -84,6 +86,8 @@ pub struct Object {
     /// Such as `eur`.
     pub currency: String,
     pub status: Status,
+    /// Whether the buyer has approved it.
+    pub approved: bool,
     /// Seconds since 1970.
     pub created: u64,
     /// Since when it is charged.
@@ -111,11 +115,15 @@ pub struct Charge {
     pub refunded: bool,
 }
 
-/// Money that goes back.
+/// Money that goes back: all of a charge, or a part.
 #[derive(Clone, Debug)]
 pub struct Refund {
     pub id: String,
+    /// Hundredths of the currency.
+    pub amount_cents: u64,
     pub pending: bool,
+    /// Seconds since 1970.
+    pub created: u64,
 }
 
 /// How a request ends.
@@ -126,6 +134,8 @@ pub enum Outcome {
     Declined,
     /// The buyer has to act; the object stands as before.
     NeedsBuyer(Object),
+    /// The buyer has not approved it.
+    NotApproved(Object),
     /// The object is not in a state for it.
     WrongState(Object),
     /// There is no such object.
@@ -161,7 +171,7 @@ struct Books {
     by_id: HashMap<String, usize>,
     stored: HashMap<String, Stored>,
     /// Refunds by object.
-    refunds: BTreeMap<String, Refund>,
+    refunds: BTreeMap<String, Vec<Refund>>,
     requests: u64,
 }
 
@@ -222,7 +232,7 @@ impl Provider {
             key: object.key.clone(),
             amount_cents: object.amount_cents,
             currency: object.currency.clone(),
-            refunded: books.refunds.get(&object.id).is_some_and(|refund| !refund.pending),
+            refunded: books.refunded(&object.id, |refund| !refund.pending) == object.amount_cents,
         };
         charged.map(charge).collect()
     }
@@ -236,7 +246,7 @@ impl Provider {
         if behaviour.invalid_keys.iter().any(|key| key == wanted.key) {
             return Outcome::Invalid;
         }
-        if behaviour.forbidden_keys.iter().any(|key| key == wanted.key) {
+        if behaviour.forbidden_keys.iter().any(|key| key == wanted.key || key == "*") {
             return Outcome::Forbidden;
         }
         if let Some(proxy) = proxy(&behaviour) {
@@ -308,14 +318,15 @@ impl Provider {
         Outcome::Object(object.clone())
     }
 
-    /// Gives the money of a charge back, once: a second time with another key is refused, as `WrongState`.
-    pub async fn refund(&self, request: &str, id: &str) -> Result<Refund, Outcome> {
+    /// Gives so much of a charge back, or what is left of it; never more than that: it is refused, as `WrongState`.
+    pub async fn refund(&self, request: &str, id: &str, amount_cents: Option<u64>) -> Result<Refund, Outcome> {
         let behaviour = self.arrive().await?;
         let mut books = self.books();
         match books.stored.get(request) {
             Some(Stored::Failure) => return Err(failed_again()),
-            Some(Stored::Object(object)) => {
-                return books.refunds.get(object).cloned().ok_or(Outcome::NotFound);
+            Some(Stored::Object(refund)) => {
+                let known = books.refunds.values().flatten().find(|one| one.id == *refund);
+                return known.cloned().ok_or(Outcome::NotFound);
             }
             Some(_) => return Err(Outcome::KeyReused),
             None => {}
@@ -325,22 +336,45 @@ impl Provider {
             return Err(failed_again());
         }
         let Some(object) = books.object(id).cloned() else { return Err(Outcome::NotFound) };
-        if object.status != Status::Charged || books.refunds.contains_key(id) {
+        let left = object.amount_cents.saturating_sub(books.refunded(id, |_| true));
+        let amount_cents = amount_cents.unwrap_or(left);
+        if object.status != Status::Charged || amount_cents == 0 || amount_cents > left {
             return Err(Outcome::WrongState(object));
         }
-        let refund = Refund { id: format!("re_{}", Uuid::new_v4().simple()), pending: behaviour.refund_pending };
-        books.stored.insert(request.to_owned(), Stored::Object(id.to_owned()));
-        books.refunds.insert(id.to_owned(), refund.clone());
+        let (id_of_refund, pending) = (format!("re_{}", Uuid::new_v4().simple()), behaviour.refund_pending);
+        let refund = Refund { id: id_of_refund.clone(), amount_cents, pending, created: now() };
+        books.stored.insert(request.to_owned(), Stored::Object(id_of_refund));
+        books.refunds.entry(id.to_owned()).or_default().push(refund.clone());
         Ok(refund)
     }
 
-    /// The refund of an object, which ends once they no longer stay under way.
-    pub fn refund_of(&self, id: &str) -> Option<Refund> {
+    /// The refunds of an object, which end once they no longer stay under way.
+    pub fn refunds_of(&self, id: &str) -> Vec<Refund> {
         let mut books = self.books();
         let stays = books.behaviour.refund_pending;
-        let refund = books.refunds.get_mut(id)?;
-        refund.pending &= stays;
-        Some(refund.clone())
+        let Some(refunds) = books.refunds.get_mut(id) else { return Vec::new() };
+        for refund in refunds.iter_mut() {
+            refund.pending &= stays;
+        }
+        refunds.clone()
+    }
+
+    /// What went back in that time, with the objects; both ends count, in seconds since 1970.
+    pub fn refunds_between(&self, since: u64, until: u64) -> Vec<(Object, Refund)> {
+        let mut books = self.books();
+        let stays = books.behaviour.refund_pending;
+        let Books { objects, by_id, refunds, .. } = &mut *books;
+        let mut found = Vec::new();
+        for (id, all) in refunds {
+            for refund in all {
+                refund.pending &= stays;
+                let object = by_id.get(id).and_then(|place| objects.get(*place));
+                if !refund.pending && (since..=until).contains(&refund.created) {
+                    found.extend(object.map(|object| (object.clone(), refund.clone())));
+                }
+            }
+        }
+        found
     }
 
     /// Finds the objects that were made for `key` and are in the index of the search by now.
@@ -363,6 +397,7 @@ impl Provider {
     /// The buyer does what was asked for, for every object of this key.
     pub fn buyer_acts(&self, key: &str) {
         for object in self.books().objects.iter_mut().filter(|object| object.key == key) {
+            object.approved = true;
             if object.status == Status::NeedsBuyer {
                 // At Stripe that is the charge; at PayPal the order is approved, and captured next.
                 let charges = self.name == "stripe";
@@ -394,6 +429,12 @@ impl Provider {
 }
 
 impl Books {
+    /// How much of an object such refunds give back.
+    fn refunded(&self, id: &str, counts: fn(&Refund) -> bool) -> u64 {
+        let refunds = self.refunds.get(id).into_iter().flatten();
+        refunds.filter(|refund| counts(refund)).map(|refund| refund.amount_cents).sum()
+    }
+
     fn object(&mut self, id: &str) -> Option<&mut Object> {
         self.objects.get_mut(*self.by_id.get(id)?)
     }
@@ -417,7 +458,8 @@ impl Books {
             amount_cents: wanted.amount_cents,
             currency: wanted.currency.to_owned(),
             status: Status::Unconfirmed,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            approved: false,
+            created: now(),
             charged: None,
         };
         self.stored.insert(request.to_owned(), Stored::Object(object.id.clone()));
@@ -434,6 +476,9 @@ impl Books {
         let Some(object) = self.object(id) else { return Outcome::NotFound };
         if object.status != Status::Unconfirmed {
             return Outcome::WrongState(object.clone());
+        }
+        if behaviour.requires_approval && !object.approved {
+            return Outcome::NotApproved(object.clone());
         }
         let (stored, outcome) = if behaviour.stored_failure {
             let failure = Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: false };
@@ -463,6 +508,11 @@ impl Books {
             Stored::Failure => Outcome::Failed { status: StatusCode::INTERNAL_SERVER_ERROR, replayed: true },
         }
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn proxy(behaviour: &Behaviour) -> Option<Outcome> {

@@ -66,7 +66,8 @@ async fn refund(State(provider): Shared, headers: HeaderMap, body: Bytes) -> Res
     let (Some(request), Some(id)) = (key_of(&headers), form.get("payment_intent")) else {
         return missing("Idempotency-Key and payment_intent are needed");
     };
-    match provider.refund(request, plain(id)).await {
+    let amount = form.get("amount").and_then(|amount| amount.parse().ok());
+    match provider.refund(request, plain(id), amount).await {
         Ok(refund) => Json(refund_object(&refund, id)).into_response(),
         Err(Outcome::WrongState(_)) => {
             let message = "Charge has already been refunded.";
@@ -82,13 +83,15 @@ async fn refunds(State(provider): Shared, RawQuery(query): RawQuery) -> Response
     }
     let query = pairs(query.unwrap_or_default().as_bytes());
     let Some(id) = query.get("payment_intent") else { return missing("payment_intent is needed") };
-    let data: Vec<_> = provider.refund_of(plain(id)).iter().map(|refund| refund_object(refund, id)).collect();
+    let data: Vec<_> = provider.refunds_of(plain(id)).iter().map(|refund| refund_object(refund, id)).collect();
     Json(json!({"object": "list", "has_more": false, "data": data})).into_response()
 }
 
 fn refund_object(refund: &Refund, intent: &str) -> Value {
     let status = if refund.pending { "pending" } else { "succeeded" };
-    json!({"id": refund.id, "object": "refund", "payment_intent": intent, "status": status})
+    json!({
+        "id": refund.id, "object": "refund", "payment_intent": intent, "status": status, "amount": refund.amount_cents,
+    })
 }
 
 /// Only one kind of question is understood: `metadata['key']:'<key>'`.
@@ -131,8 +134,11 @@ async fn list(State(provider): Shared, RawQuery(query): RawQuery) -> Response {
 fn listed(provider: &Provider, object: &Object) -> Value {
     let mut intent = intent(object);
     if object.status == Status::Charged {
-        let refunded = provider.refund_of(&object.id).is_some_and(|refund| !refund.pending);
-        intent["latest_charge"] = json!({"id": format!("ch_{}", object.id), "refunded": refunded});
+        let refunds = provider.refunds_of(&object.id);
+        let refunded: u64 = refunds.iter().filter(|one| !one.pending).map(|one| one.amount_cents).sum();
+        intent["latest_charge"] = json!({
+            "id": format!("ch_{}", object.id), "amount_refunded": refunded, "refunded": refunded == object.amount_cents,
+        });
     }
     intent
 }
@@ -154,6 +160,7 @@ fn intent(object: &Object) -> Value {
         "id": format!("pi_{}", object.id),
         "object": "payment_intent",
         "amount": object.amount_cents,
+        "amount_received": if object.status == Status::Charged { object.amount_cents } else { 0 },
         "currency": object.currency,
         "metadata": {"key": object.key},
         "status": status,
@@ -163,7 +170,9 @@ fn intent(object: &Object) -> Value {
 
 fn answer(outcome: Outcome) -> Response {
     match outcome {
-        Outcome::Object(object) | Outcome::NeedsBuyer(object) => Json(intent(&object)).into_response(),
+        Outcome::Object(object) | Outcome::NeedsBuyer(object) | Outcome::NotApproved(object) => {
+            Json(intent(&object)).into_response()
+        }
         Outcome::Declined => {
             error(StatusCode::PAYMENT_REQUIRED, "card_error", "card_declined", "Your card was declined.")
         }

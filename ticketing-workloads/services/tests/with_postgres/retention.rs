@@ -32,6 +32,7 @@ const OLD: &str = "
     SELECT COALESCE((SELECT id::text FROM bookings WHERE user_id = name), name) AS key, name, state, created::interval,
            COALESCE(began, created)::interval AS began
     FROM (VALUES ('charged', 'Charged', '401 days', NULL), ('declined', 'Declined', '401 days', NULL),
+                 ('charged twice', 'Charged', '401 days', NULL),
                  ('in doubt', 'Begun', '401 days', NULL), ('waits for its buyer', 'NeedsBuyer', '401 days', NULL),
                  ('of version 0.1', 'NotCharged', '401 days', NULL), ('new', 'Charged', '399 days', NULL),
                  ('charged lately', 'Charged', '401 days', '399 days'), ('old pending', 'Charged', '401 days', NULL),
@@ -42,8 +43,9 @@ const OLD: &str = "
     INSERT INTO payment_attempts (key, provider, state, object_id, charge_id, began_at)
     SELECT key, 'stripe', state, name, CASE WHEN state = 'Charged' THEN name END, now() - began FROM tried;
     INSERT INTO refunds (key, provider, charge_id, reason, next_at, done_at)
-    SELECT key, 'stripe', name, 'cancelled', 'infinity', CASE name WHEN 'old refunded' THEN now() - interval '400 days' END
-    FROM tried WHERE name IN ('old refund', 'old refunded')";
+    SELECT key, 'stripe', name, 'cancelled', 'infinity'::timestamptz, CASE name WHEN 'old refunded' THEN now() - interval '400 days' END
+    FROM tried WHERE name IN ('old refund', 'old refunded')
+    UNION ALL SELECT key, 'stripe', 'another', 'charged besides', 'infinity'::timestamptz, NULL FROM tried WHERE name = 'charged twice'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_old_and_done_is_deleted_and_nothing_else() {
@@ -76,6 +78,7 @@ async fn what_is_old_and_done_is_deleted_and_nothing_else() {
         "SELECT COALESCE(b.user_id, p.key) FROM payments p LEFT JOIN bookings b ON b.id::text = p.key ORDER BY 1";
     let expected = [
         "charged lately",
+        "charged twice",
         "in doubt",
         "new",
         "of version 0.1",
@@ -87,7 +90,7 @@ async fn what_is_old_and_done_is_deleted_and_nothing_else() {
     ];
     eventually("old payments are gone", async || (names(&postgres, payments).await == expected).then_some(())).await;
     let refunds = names(&postgres, "SELECT charge_id FROM refunds ORDER BY 1").await;
-    assert_eq!(refunds, ["old refund", "old refunded"], "what was given back can be looked up");
+    assert_eq!(refunds, ["another", "old refund", "old refunded"], "what was given back can be looked up");
     let metrics = untouched.get("/metrics").await.text().await.unwrap();
     assert!(!metrics.contains("retention_deleted_total{"), "payments are kept unless somebody says how long");
     for (app, what) in [(&booking, "cancelled reservations"), (&notification, "sent mails"), (&payment, "payments")] {
