@@ -11,6 +11,7 @@
 use super::decision::{Answer, Attempt, Next, PROVIDERS, Progress, Purpose, Rules, State, Unpaid, Work};
 use super::ledger;
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 const CANCELS: [bool; PROVIDERS] = [true, false];
@@ -801,13 +802,16 @@ impl World {
 #[derive(Default)]
 struct Seen {
     worlds: usize,
-    /// Kinds of steps that were decided on, of answers to them, and of states that were written down.
+    states: HashSet<Discriminant<State>>,
+    steps: HashSet<Discriminant<Next>>,
+    answers: HashSet<Discriminant<Answer>>,
+    /// The names of all those: of steps that were decided on, of answers to them, and of states that were written down.
     kinds: BTreeSet<String>,
 }
 
 impl Seen {
-    /// The kind of something: its name without what it is about.
-    fn kind(&mut self, of: &impl std::fmt::Debug) {
+    /// The name of something, without what it is about.
+    fn name(&mut self, of: &impl std::fmt::Debug) {
         let name = format!("{of:?}");
         self.kinds.insert(name.split(['(', ' ']).next().unwrap_or_default().to_owned());
     }
@@ -815,13 +819,24 @@ impl Seen {
     fn see(&mut self, world: &World) {
         self.worlds += 1;
         for attempt in world.attempts.iter().flatten() {
-            self.kind(&attempt.state);
+            if self.states.insert(discriminant(&attempt.state)) {
+                self.name(&attempt.state);
+            }
         }
         for process in world.processes.iter().flatten() {
             match &process.at {
-                At::Decide => self.kind(&process.work.next(&rules(world))),
+                At::Decide => {
+                    let step = process.work.next(&rules(world));
+                    if self.steps.insert(discriminant(&step)) {
+                        self.name(&step);
+                    }
+                }
                 At::Send(_) => {}
-                At::Write(_, answer) => self.kind(answer),
+                At::Write(_, answer) => {
+                    if self.answers.insert(discriminant(answer)) {
+                        self.name(answer);
+                    }
+                }
             }
         }
     }
