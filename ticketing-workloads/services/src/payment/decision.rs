@@ -17,7 +17,7 @@ pub const SAME_KEY: Duration = Duration::from_secs(60);
 /// another account's key that does not find it.
 pub const GONE_AFTER: Duration = Duration::from_secs(6 * 3_600);
 /// How long an object that nobody has confirmed may still be confirmed, at a provider that removes those: PayPal keeps an order
-/// for three hours. A younger one costs nothing.
+/// for three hours. To make a new one costs nothing.
 pub const UNCONFIRMED_LASTS: Duration = Duration::from_secs(3_600);
 /// How long after the last request of the one-step protocol its charge is found, if there is one: nothing is on its way for as
 /// long as that, and no search lags that far behind.
