@@ -24,7 +24,7 @@ use crate::checks;
 use crate::database::{self, Database, DatabaseSettings};
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::retention;
-use crate::schema::Schema;
+use crate::schema::{self, Schema};
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FallbackSettings, PolicySettings, RetryOn,
     RetrySettings, TimeoutSettings, TripRule,
@@ -204,8 +204,8 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     );
     let (ready, events) = (schema.clone(), Arc::clone(&webhooks));
     let working_off = async move {
-        // Without the indexes of the last step, each look would read whole tables.
-        ready.is_up_to_date().await;
+        // Without its indexes, each look would read whole tables.
+        ready.reaches(schema::MONEY_INDEXES).await;
         tokio::join!(refunds.run(), events.run());
     };
     let own_checks =

@@ -5,8 +5,8 @@
 -- searches for the charge, and can change nothing, for it writes only over 'Begun' and 'NotCharged'. The new states have other
 -- names than those.
 --
--- What is here needs its tables for a moment only: nothing is read through, so checks are not validated (the next step does),
--- and indexes of tables that are there are the step after that.
+-- What is here needs its tables for a moment only: nothing is read through. Checks are validated, and indexes of tables that are
+-- there are built, by steps of their own, which may wait for as long as they take.
 ALTER TABLE payment_attempts
     DROP CONSTRAINT payment_attempts_state_check,
     ADD CONSTRAINT payment_attempts_state_check CHECK (state IN
