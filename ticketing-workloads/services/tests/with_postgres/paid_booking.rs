@@ -602,11 +602,13 @@ async fn a_thousand_buyers_of_500_seats() {
         wanted["idempotencyKey"] = json!(format!("buyer-{buyer}"));
         async move {
             loop {
-                let status = stage.booking.post(&wanted).await.status().as_u16();
-                if matches!(status, 201 | 202 | 409) {
+                // One address has more connections here than it may have where each of them is slow to end.
+                let answer = stage.booking.try_to_post("/api/bookings", &wanted).await;
+                let status = answer.map(|answer| answer.status().as_u16());
+                if let Ok(status @ (201 | 202 | 409)) = status {
                     return status;
                 }
-                assert!(Instant::now() < until, "buyer {buyer} has no answer; the last one was {status}");
+                assert!(Instant::now() < until, "buyer {buyer} has no answer; the last one was {status:?}");
                 tokio::time::sleep(Duration::from_millis(300 + buyer % 100)).await;
             }
         }
