@@ -2,8 +2,9 @@
 
 use crate::support::app::{App, quick_policy};
 use crate::support::postgres::{Postgres, settings};
+use crate::support::providers::Providers;
 use crate::support::{eventually, within};
-use contract::{CheckReport, CheckStatus, FlagsSettings};
+use contract::{CheckReport, CheckStatus, FlagsSettings, PolicySettings};
 use futures::future::join_all;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +19,17 @@ const INDEX: Migration = Migration {
     name: "index",
     sql: "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS one_seat_once ON sold (seat);",
 };
+
+/// The schema of version 0.1.
+const VERSION_0_1: &[Migration] = &[
+    Migration { version: 1, name: "1", sql: include_str!("../../migrations/booking/0001_events_and_bookings.sql") },
+    Migration { version: 2, name: "2", sql: include_str!("../../migrations/booking/0002_first_event.sql") },
+    Migration { version: 3, name: "3", sql: include_str!("../../migrations/booking/0003_catalog.sql") },
+    Migration { version: 4, name: "4", sql: include_str!("../../migrations/booking/0004_payments.sql") },
+    Migration { version: 5, name: "5", sql: include_str!("../../migrations/booking/0005_paid_bookings.sql") },
+    Migration { version: 6, name: "6", sql: include_str!("../../migrations/booking/0006_notifications.sql") },
+    Migration { version: 7, name: "7", sql: include_str!("../../migrations/booking/0007_possible_duplicates.sql") },
+];
 
 fn connector(postgres: &Postgres) -> Connector {
     postgres.settings().connector("migration").unwrap()
@@ -71,6 +83,29 @@ async fn a_schema_that_is_up_to_date_needs_no_rights() {
     assert_eq!(migrations::run(&connector, "test", &[TABLE], &progress).await.unwrap(), 0);
     let refused = migrations::run(&connector, "test", &[TABLE, COLUMN], &progress).await.unwrap_err().to_string();
     assert!(refused.starts_with("step 2 (column) failed: must be owner of table sold"), "{refused}");
+}
+
+/// An index that is built beside buyers waits for every report that began before, for hours: a sale must not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_goes_on_after_an_update_while_its_indexes_wait_for_a_report() {
+    let postgres = Postgres::start().await;
+    migrations::run(&connector(&postgres), "booking", VERSION_0_1, &Progress::default()).await.unwrap();
+    let (client, report) = (postgres.connect().await, postgres.connect().await);
+    report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+
+    let providers = Providers::start();
+    let payment = App::payment_before_its_schema(0, &postgres, &providers).await;
+    payment.push(PolicySettings::default(), FlagsSettings::default()).await;
+    let booking = App::paid_booking_before_its_schema(&postgres, payment.address).await;
+    booking.push(quick_policy(), FlagsSettings::default()).await;
+    let waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND query LIKE 'CREATE % CONCURRENTLY%' LIMIT 1";
+    eventually("an index waits", async || client.query_opt(waits, &[]).await.unwrap()).await;
+    eventually("seats are sold and paid for", async || (booking.book().await == 201).then_some(())).await;
+    assert_eq!(booking.book().await, 201);
+    assert!(client.query_opt(waits, &[]).await.unwrap().is_some(), "it waits still");
+    report.batch_execute("COMMIT").await.unwrap();
+    postgres.has_its_schema().await;
 }
 
 /// Somebody who reads for long holds up a step, and would hold up everybody behind it.

@@ -190,12 +190,17 @@ impl App {
 
     /// A pod of booking that asks payment at this address.
     pub async fn paid_booking(postgres: &Postgres, payment: SocketAddr) -> Self {
+        let app = Self::paid_booking_before_its_schema(postgres, payment).await;
+        postgres.has_its_schema().await;
+        app
+    }
+
+    /// The same as soon as it has events.
+    pub async fn paid_booking_before_its_schema(postgres: &Postgres, payment: SocketAddr) -> Self {
         let mounts = mounts();
         let more = [("--database-url", postgres.url()), ("--payment-url", format!("http://{payment}"))];
         let settings: Settings = settings(&mounts, "booking-1", &more);
-        let app = Self::run("booking", booking::start(settings).unwrap(), mounts).until_it_has_events().await;
-        postgres.has_its_schema().await;
-        app
+        Self::run("booking", booking::start(settings).unwrap(), mounts).until_it_has_events().await
     }
 
     /// A payment service before these providers, with a token and a migrated database.
@@ -205,6 +210,13 @@ impl App {
 
     /// The same on this port.
     pub async fn payment_at(port: u16, postgres: &Postgres, providers: &Providers) -> Self {
+        let app = Self::payment_before_its_schema(port, postgres, providers).await;
+        postgres.has_its_schema().await;
+        app
+    }
+
+    /// The same, whatever the state of its database.
+    pub async fn payment_before_its_schema(port: u16, postgres: &Postgres, providers: &Providers) -> Self {
         let mounts = mounts();
         let more = [
             ("--port", port.to_string()),
@@ -218,7 +230,6 @@ impl App {
         let settings = settings(&mounts, "payment-1", &more);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
-        postgres.has_its_schema().await;
         app
     }
 
