@@ -602,7 +602,7 @@ async fn a_thousand_buyers_of_500_seats() {
         wanted["idempotencyKey"] = json!(format!("buyer-{buyer}"));
         async move {
             loop {
-                // One address has more connections here than it may have where each of them is slow to end.
+                // All buyers come from one address, which has a bound on its connections: one may be refused.
                 let answer = stage.booking.try_to_post("/api/bookings", &wanted).await;
                 let status = answer.map(|answer| answer.status().as_u16());
                 if let Ok(status @ (201 | 202 | 409)) = status {
