@@ -7,6 +7,7 @@
 
 pub mod answers;
 pub mod booking;
+pub mod buyer;
 pub mod catalog;
 pub mod checks;
 pub mod database;

@@ -10,6 +10,7 @@ mod tests;
 pub use connections::Keep;
 pub use endpoints::Resolve;
 
+use crate::buyer::{BUYER, BUYER_NETWORK, BUYER_SESSION};
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -39,7 +40,8 @@ pub const REFUSED: HeaderName = HeaderName::from_static("x-refused");
 /// In an answer that is a failure: the deadline that the request came with had passed by then. It says nothing of its sender.
 pub const DEADLINE_PASSED: HeaderName = HeaderName::from_static("x-deadline-passed");
 /// What services of ours say to each other only: the edge takes it from nobody, and tells it nobody.
-pub const INTERNAL: [HeaderName; 4] = [deadline::HEADER, RETRIED, REFUSED, DEADLINE_PASSED];
+pub const INTERNAL: [HeaderName; 7] =
+    [deadline::HEADER, RETRIED, REFUSED, DEADLINE_PASSED, BUYER, BUYER_SESSION, BUYER_NETWORK];
 /// Header that makes a request safe to send twice.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
