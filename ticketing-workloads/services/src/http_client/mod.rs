@@ -224,8 +224,25 @@ impl Peer {
         Ok(Arc::new(Self { host, prefix, endpoints, connections: Connections::new(keep), dependency }))
     }
 
-    /// Asks one endpoint; the next ones only if nothing could be sent to those before.
+    /// Asks one endpoint; the next ones only if nothing could be sent to those before. Whatever came after a request that was
+    /// lost on its way, and whenever: that one may have arrived, so it is `Broken`, and nobody may say that nothing was sent.
     async fn ask(&self, attempt: Attempt<HttpCall>) -> Result<HttpAnswer, HttpError> {
+        let mut lost = None;
+        match self.ask_endpoints(attempt, &mut lost).await {
+            Err(HttpError::NotSent(why)) => Err(lost.map_or(HttpError::NotSent(why), HttpError::broken)),
+            Err(HttpError::Status(answer)) if was_not_begun(&answer) => {
+                Err(lost.map_or(HttpError::Status(answer), HttpError::broken))
+            }
+            result => result,
+        }
+    }
+
+    /// The same; `lost`: how a request was lost, if one was, whose end is not the answer.
+    async fn ask_endpoints(
+        &self,
+        attempt: Attempt<HttpCall>,
+        lost: &mut Option<String>,
+    ) -> Result<HttpAnswer, HttpError> {
         let Attempt { request: call, deadline: until, .. } = attempt;
         let settings = self.dependency.map(Dependency::settings).unwrap_or_default();
         let own = Duration::from_millis(settings.timeout.per_try_ms);
@@ -234,7 +251,6 @@ impl Peer {
         let bound = settings.timeout.connect_ms.map_or(CONNECT_TIMEOUT, Duration::from_millis);
         let may_repeat = call.may_repeat(&settings.retry);
         let mut request = self.request(call)?;
-        let mut lost = Lost { may_repeat, why: None };
         let (mut tried, mut refused) = (Vec::new(), None);
         while tried.len() < MAX_ENDPOINTS_TRIED {
             let Some(asked) =
@@ -246,7 +262,7 @@ impl Peer {
                 request.headers_mut().insert(deadline::HEADER, deadline::to_header(until));
             }
             let address = asked.address();
-            let mut answer = pin!(self.ask_endpoint(address, &request, &mut lost, bound));
+            let mut answer = pin!(self.ask_endpoint(address, &request, may_repeat, lost, bound));
             let result = match until.filter(|_| !short) {
                 Some(until) => match timeout_at(until - EARLIER.min(own / 10), &mut answer).await {
                     Ok(result) => result,
@@ -278,9 +294,7 @@ impl Peer {
                 result => return result,
             }
         }
-        // What may have arrived somewhere is `Broken`, and never `NotSent`, also if no endpoint takes a connection then.
-        let no_endpoint = || HttpError::NotSent("there is no endpoint to ask".to_owned());
-        Err(lost.why.map(HttpError::broken).or(refused).unwrap_or_else(no_endpoint))
+        Err(refused.unwrap_or_else(|| HttpError::NotSent("there is no endpoint to ask".to_owned())))
     }
 
     fn request(&self, call: HttpCall) -> Result<Request<Full<Bytes>>, HttpError> {
@@ -295,21 +309,22 @@ impl Peer {
 
     /// On an idle connection, or a new one. An idle one may have been closed by the other side while the request was on its
     /// way: a request that never began, or may be made twice, is sent again, once, on a new one (RFC 9112 §9.3.1). `NotSent`:
-    /// the endpoint takes no connection; what was lost before is in `lost`.
+    /// the endpoint takes no connection; how the request was lost before is in `lost`.
     async fn ask_endpoint(
         &self,
         address: SocketAddr,
         request: &Request<Full<Bytes>>,
-        lost: &mut Lost,
+        may_repeat: bool,
+        lost: &mut Option<String>,
         bound: Duration,
     ) -> Result<HttpAnswer, HttpError> {
-        while lost.why.is_none()
+        while lost.is_none()
             && let Some(mut connection) = self.connections.take(address).await
         {
             match connection.send(request.clone()).await {
                 Ok(answer) => return self.read(address, connection, answer).await,
                 Err(Failed::NotSent(_)) => {}
-                Err(Failed::Broken { error, closing: true }) if lost.may_repeat => lost.why = Some(in_full(&error)),
+                Err(Failed::Broken { error, closing: true }) if may_repeat => *lost = Some(in_full(&error)),
                 Err(Failed::Broken { error, .. }) => return Err(HttpError::broken(in_full(&error))),
             }
         }
@@ -342,14 +357,6 @@ impl Peer {
         }
         result
     }
-}
-
-/// A request that met the end of an idle connection.
-struct Lost {
-    /// Whether such a request may be sent again.
-    may_repeat: bool,
-    /// How it was lost, if it was.
-    why: Option<String>,
 }
 
 /// Whether the answer comes from a server that had no place for the connection, and has read nothing of the request.

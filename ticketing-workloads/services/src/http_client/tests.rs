@@ -431,6 +431,40 @@ async fn if_all_are_frozen_the_circuit_opens() {
     assert_eq!(dependency.circuit().state, CircuitState::Open);
 }
 
+/// A server that answers one request on its only connection, closes it so long after the second one, and takes no other.
+async fn closes_late(after: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut request = [0; 4_096];
+        let _ = stream.read(&mut request).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let _ = stream.read(&mut request).await;
+        tokio::time::sleep(after).await;
+    });
+    address
+}
+
+/// In the last moments of an attempt, too: a payment that was charged was taken for one that was never asked for, and charged
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_arrived_was_sent_though_the_attempt_is_almost_over() {
+    let one = async |after| {
+        let mut settings = settings(0, &[], &[]);
+        settings.timeout.per_try_ms = 300;
+        let service = service_at(vec![closes_late(after).await], dependency(settings), KEEP);
+        ask(&service, post(Some("mine"))).await.unwrap();
+        let error = ask(&service, post(Some("mine"))).await.unwrap_err();
+        (after, error.to_string(), error.never_reached())
+    };
+    let all = (0..200).map(|nth| one(Duration::from_micros(285_000 + nth * 100)));
+    for (after, error, never_reached) in futures::future::join_all(all).await {
+        assert!(!never_reached, "closed after {after:?}: {error}");
+    }
+}
+
 /// A server that answers each connection's first request, takes the second, and is killed when it is told: all that is under
 /// way breaks, and nothing new is taken.
 async fn killed(kill: Arc<tokio::sync::Notify>) -> SocketAddr {
