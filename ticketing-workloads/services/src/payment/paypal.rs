@@ -5,8 +5,8 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, VerifyError, cents, forbidden,
-    header_value, invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, VerifyError, about, cents,
+    forbidden, header_value, invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
@@ -186,7 +186,10 @@ impl ProviderClient for Paypal {
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v2/checkout/orders/{}/capture", path_part(object));
-        let mut reply = self.0.ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), of_answer).await;
+        let mut reply = self
+            .0
+            .ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), about(object, of_answer))
+            .await;
         // An error does not name the order.
         if let Answer::NeedsBuyer { object: id } = &mut reply.answer {
             object.clone_into(id);
@@ -195,12 +198,12 @@ impl ProviderClient for Paypal {
     }
 
     async fn read(&self, object: &str) -> Reply {
-        self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), of_read).await
+        self.0.look(HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object))), about(object, of_read)).await
     }
 
     async fn inspect(&self, object: &str) -> Result<Seen, String> {
         let call = HttpCall::get(format!("/v2/checkout/orders/{}", path_part(object)));
-        self.0.inspect(call, of_read, key_of).await
+        self.0.inspect(call, about(object, of_read), key_of).await
     }
 
     async fn cancel(&self, object: &str) -> Reply {

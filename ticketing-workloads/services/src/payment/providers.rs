@@ -255,7 +255,20 @@ fn is_no_answer_of_its_own(status: StatusCode) -> bool {
 }
 
 /// Finds out what an answer means.
-pub type Reader = fn(&HttpAnswer) -> Result<Answer, ProviderError>;
+pub trait Reader: Fn(&HttpAnswer) -> Result<Answer, ProviderError> + Send + Sync {}
+
+impl<F: Fn(&HttpAnswer) -> Result<Answer, ProviderError> + Send + Sync> Reader for F {}
+
+/// The same of a request about one object. An answer about another one, such as a proxy that mixes them up gives, says nothing.
+pub fn about(object: &str, read: impl Reader) -> impl Reader {
+    move |answer: &HttpAnswer| {
+        let id = json_of(answer)["id"].as_str().map(str::to_owned);
+        match id.filter(|id| answer.status.is_success() && id != object) {
+            Some(id) => Err(ProviderError::InvalidResponse(format!("it is about {id:.100}, not about {object}"))),
+            None => read(answer),
+        }
+    }
+}
 
 /// Orders in a row for which a provider forbids to create anything, after which that is about our key, not about them.
 const FORBIDDEN_ORDERS: u32 = 5;
@@ -341,7 +354,7 @@ impl Client {
     }
 
     /// Asks through all layers for an object for `order`.
-    pub async fn create(&self, call: HttpCall, order: &str, read: Reader) -> Reply {
+    pub async fn create(&self, call: HttpCall, order: &str, read: impl Reader) -> Reply {
         let (result, in_doubt) = self.attempt(call, read).await;
         {
             let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
@@ -355,13 +368,13 @@ impl Client {
     }
 
     /// Asks through all layers.
-    pub async fn ask(&self, call: HttpCall, read: Reader) -> Reply {
+    pub async fn ask(&self, call: HttpCall, read: impl Reader) -> Reply {
         let (result, in_doubt) = self.attempt(call, read).await;
         reply(result, in_doubt, self.keeps_answers)
     }
 
     /// The answer, and whether any attempt may still do something, or has.
-    async fn attempt(&self, call: HttpCall, read: Reader) -> (Result<Answer, CallError<ProviderError>>, bool) {
+    async fn attempt(&self, call: HttpCall, read: impl Reader) -> (Result<Answer, CallError<ProviderError>>, bool) {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
@@ -382,7 +395,7 @@ impl Client {
 
     /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment
     /// of which the caller has given up.
-    pub async fn look(&self, call: HttpCall, read: Reader) -> Reply {
+    pub async fn look(&self, call: HttpCall, read: impl Reader) -> Reply {
         let answer = match self.raw(call).await {
             Ok(answer) => read(&answer).map_err(|error| error.to_string()),
             Err(reason) => Err(reason),
@@ -394,7 +407,12 @@ impl Client {
     }
 
     /// Asks once for an object and the order that it was made for.
-    pub async fn inspect(&self, call: HttpCall, read: Reader, key: fn(&Value) -> Option<&str>) -> Result<Seen, String> {
+    pub async fn inspect(
+        &self,
+        call: HttpCall,
+        read: impl Reader,
+        key: fn(&Value) -> Option<&str>,
+    ) -> Result<Seen, String> {
         let answer = self.raw(call).await?;
         let seen = read(&answer).map_err(|error| error.to_string())?;
         Ok(Seen { answer: seen, key: key(&json_of(&answer)).map(str::to_owned) })
@@ -542,6 +560,26 @@ mod tests {
     #[case("45", None)]
     fn amounts(#[case] value: &str, #[case] expected: Option<i64>) {
         assert_eq!(cents(value), expected);
+    }
+
+    /// A charge of another buyer is none of this one, and nor is what was cancelled.
+    #[rstest::rstest]
+    #[case::itself(200, r#"{"id": "pi_1"}"#, true)]
+    #[case::of_another(200, r#"{"id": "pi_2"}"#, false)]
+    #[case::of_none(200, "{}", true)]
+    #[case::an_error_names_what_it_likes(400, r#"{"id": "req_1"}"#, true)]
+    fn an_answer_about_another_object_says_nothing(#[case] status: u16, #[case] body: &str, #[case] counts: bool) {
+        let answer = HttpAnswer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: body.to_owned().into(),
+            from_ejected: false,
+        };
+        let read = about("pi_1", |_: &HttpAnswer| Ok(Answer::Cancelled));
+        match read(&answer) {
+            Ok(Answer::Cancelled) => assert!(counts),
+            other => assert!(!counts && other.unwrap_err().in_doubt()),
+        }
     }
 
     /// PayPal keeps no "no" for a request id: the attempt before may have captured the order, or still will.

@@ -4,7 +4,7 @@ use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, forbidden, header_value,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, about, forbidden, header_value,
     invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
@@ -123,22 +123,22 @@ impl ProviderClient for Stripe {
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
-        self.0.ask(form(path, Some(&step_key(&order.key, number, "confirm")), &[]), of_answer).await
+        self.0.ask(form(path, Some(&step_key(&order.key, number, "confirm")), &[]), about(object, of_answer)).await
     }
 
     async fn read(&self, object: &str) -> Reply {
-        self.0.look(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object))), of_answer).await
+        self.0.look(HttpCall::get(format!("/v1/payment_intents/{}", path_part(object))), about(object, of_answer)).await
     }
 
     async fn inspect(&self, object: &str) -> Result<Seen, String> {
         let call = HttpCall::get(format!("/v1/payment_intents/{}", path_part(object)));
-        self.0.inspect(call, of_answer, |intent| intent["metadata"]["key"].as_str()).await
+        self.0.inspect(call, about(object, of_answer), |intent| intent["metadata"]["key"].as_str()).await
     }
 
     async fn cancel(&self, object: &str) -> Reply {
         // Without a key: a stored failure must not stand in the way of the next try, and twice is the same as once.
         let path = format!("/v1/payment_intents/{}/cancel", path_part(object));
-        let reply = self.0.look(form(path, None, &[]), of_answer).await;
+        let reply = self.0.look(form(path, None, &[]), about(object, of_answer)).await;
         if reply.answer == Answer::Unanswered { self.read(object).await } else { reply }
     }
 
