@@ -38,6 +38,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("migrationUrlKey", r#""migrations""#),
     ("password", r#""a b\"c""#),
     ("storageClass", r#""fast""#),
+    ("labels", r#"{"release": "prometheus"}"#),
     ("MAIL_HELO_NAME", r#""tickets.example.com""#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
@@ -62,6 +63,7 @@ const TOGETHER: &[(&str, &[&str])] = &[
         "providers.existingSecret=\"database\"",
         &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
     ),
+    ("alerts.labels={\"release\": \"prometheus\"}", &["alerts.enabled=true"]),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
 
@@ -211,6 +213,29 @@ async fn what_the_schemas_do_not_know_is_refused() {
 fn objects(text: &str) -> Vec<Value> {
     let objects = text.split("\n---").map(|document| serde_saphyr::from_str::<Value>(document).unwrap_or_default());
     objects.filter(|object| object["kind"].is_string()).collect()
+}
+
+/// An alert about a metric that there is not is never seen to be silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_are_about_metrics_and_runbooks_that_there_are() {
+    let charts = Charts::new().await;
+    let rendered = objects(&charts.render("ticketing", &["alerts.enabled=true"]).await.unwrap());
+    let rule = rendered.iter().find(|object| object["kind"] == "PrometheusRule").unwrap();
+    let metrics = std::fs::read_to_string(checkout::root().join("docs/metrics.md")).unwrap();
+    let groups = rule["spec"]["groups"].as_array().unwrap();
+    let rules: Vec<_> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    for rule in &rules {
+        let expression = rule["expr"].as_str().unwrap();
+        let (before, _) = expression.split_once('{').unwrap();
+        let name = before.rsplit('(').next().unwrap();
+        let (name, kind) = name.strip_suffix("_total").map_or((name, "gauge"), |counter| (counter, "counter"));
+        let row = metrics.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        assert!(row.is_some_and(|row| row.contains(&format!("| {kind} |"))), "{name} is no {kind} of docs/metrics.md");
+        assert!(expression.contains("namespace=\"home\""), "{expression}");
+        let (_, page) = rule["annotations"]["runbook_url"].as_str().unwrap().split_once("/blob/main/").unwrap();
+        assert!(checkout::root().join(page).exists(), "{page}");
+    }
+    assert!(rules.len() >= 6);
 }
 
 /// Callers take 3 s to ask DNS again, which has kept its answer for 5 s; then requests under way have 22 s.
