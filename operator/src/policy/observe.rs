@@ -180,6 +180,19 @@ mod tests {
         evaluate(None, &report, Thresholds::default(), Timestamp::UNIX_EPOCH)
     }
 
+    /// Without visitors a circuit stays half-open once its break is over: that withheld the recovery of pods for as long as nobody
+    /// came. Only that it is open now says that calls fail.
+    #[rstest::rstest]
+    #[case::open(2, true)]
+    #[case::half_open(0, false)]
+    #[case::one_has_been_called_again(1, false)]
+    fn a_half_open_circuit_is_no_evidence(#[case] tripped: usize, #[case] is_evidence: bool) {
+        let view = CircuitView { open: 2, tripped, total: 2 };
+        let target = Target { circuits: [("catalog".to_owned(), view)].into(), ..Target::default() };
+        let evidence = bad_dependencies(&target).remove("catalog").map(|one| one.evidence);
+        assert_eq!(evidence, is_evidence.then(|| "the circuit of catalog is open in 2 of 2 pods".to_owned()));
+    }
+
     /// Booking has two checks of its database, of which one never tries a fresh connection.
     #[test]
     fn a_pod_whose_fresh_connection_is_silent_counts_whatever_its_other_checks_say() {

@@ -117,6 +117,31 @@ async fn a_client_that_pipelines_and_never_reads_is_cut_off() {
     timeout(TIMEOUT, cut_off).await.expect("the server keeps the connection");
 }
 
+/// As many of them as there are places shut the port for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_never_read_shut_no_port() {
+    const CLIENTS: u16 = 1_024;
+    let server = start(Limits { write_timeout: Duration::from_millis(500), ..Limits::default() }).await;
+    assert_eq!(Limits::default().connections, usize::from(CLIENTS), "all places are taken");
+    // More than the kernel takes for one that does not read; the least that it has, so that the answers fill it soon.
+    let pipelined = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20);
+    let mut greedy = Vec::new();
+    for number in 0..CLIENTS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, if number % 2 == 0 { 2 } else { 3 }), 0).into()).unwrap();
+        let mut stream = socket.connect(server.address).await.unwrap();
+        stream.write_all(&pipelined).await.unwrap();
+        greedy.push(stream);
+    }
+    let mut buyer = server.connect_from(4).await;
+    assert!(ask(&mut buyer).await.is_some_and(|answer| answer.starts_with("http/1.1 200")), "the port is shut");
+    for mut stream in greedy {
+        let cut_off = async { while stream.write_all(&pipelined).await.is_ok() {} };
+        timeout(TIMEOUT, cut_off).await.expect("the server keeps the connection");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_does_not_end_is_cut_off_though_idle_connections_are_kept() {
     let server = start(Limits { head_timeout: Duration::from_millis(200), ..Limits::default() }).await;

@@ -251,6 +251,100 @@ async fn what_may_have_arrived_was_sent_though_no_new_connection_is_taken() {
     assert_eq!(received.load(Ordering::SeqCst), 2);
 }
 
+/// Case 15: each request that came as our server gave its connection up got no answer. Over real sockets, requests come within
+/// the 150 ms around that moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn none_of_many_requests_around_the_idle_limit_is_swallowed() {
+    const IDLE_MS: u64 = 400;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&answered);
+    let app = Router::new().fallback(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::ready("here")
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let idle_timeout = Duration::from_millis(IDLE_MS);
+    let limits = resilience::server::Limits { idle_timeout, ..resilience::server::Limits::DEFAULT };
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(resilience::server::serve(listener, app, limits, stop.clone(), Duration::ZERO));
+    let _stop = stop.drop_guard();
+    // As clients that keep their connections for longer than the server does; ours do not, see below.
+    let keep = Keep { idle_time: Duration::from_secs(60), age: Duration::from_secs(60), ..KEEP };
+    let clients = (0..150).map(|late| async move {
+        let service = service_at(vec![address], dependency(settings(0, &[], &[])), keep);
+        ask(&service, post(Some("mine"))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(IDLE_MS - 75 + late)).await;
+        let started = std::time::Instant::now();
+        let answer = ask(&service, post(Some("mine"))).await;
+        assert!(answer.as_ref().is_ok_and(|answer| answer.status == 200), "{late} ms: {answer:?}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{late} ms: answered after {:?}", started.elapsed());
+    });
+    futures::future::join_all(clients).await;
+    assert_eq!(answered.load(Ordering::SeqCst), 300, "each is made once");
+}
+
+/// Ours never meet that moment; and with connections that a Service's one address spreads, added pods get their share in 30 s.
+#[test]
+fn our_clients_give_connections_up_before_our_servers_do() {
+    let server = resilience::server::Limits::DEFAULT;
+    assert!(KEEP.idle_time * 2 < server.idle_timeout && KEEP.idle_time * 2 < server.first_byte_timeout);
+    assert!(KEEP.age < server.connection_age && server.connection_age < Duration::from_secs(30));
+}
+
+/// Case 17: three pods that were added got none of a steady load. DNS names them from some moment on.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_are_added_get_their_share_within_30_seconds() {
+    let mut servers = Vec::new();
+    for _ in 0..6 {
+        servers.push(Script::start(vec![line(200, &[])]).await);
+    }
+    let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+    let named = Arc::new(AtomicUsize::new(3));
+    let resolve: Resolve = {
+        let named = Arc::clone(&named);
+        Arc::new(move |_, _| {
+            let now = addresses[..named.load(Ordering::SeqCst)].to_vec();
+            Box::pin(async move { Ok(now) })
+        })
+    };
+    let dependency = dependency(settings(0, &[], &[]));
+    let service = guarded(Bare::new("http://peer:8080", Some(dependency), resolve, KEEP), dependency);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let buyers: Vec<_> = (0..8)
+        .map(|_| {
+            let (service, stop) = (service.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.is_cancelled() {
+                    ask(&service, post(Some("mine"))).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+        })
+        .collect();
+    let asked = || servers.iter().map(Script::asked).collect::<Vec<_>>();
+    while asked()[..3].iter().any(|calls| *calls < 100) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(asked()[3..].iter().all(|calls| *calls == 0));
+    named.store(6, Ordering::SeqCst);
+    let added_at = std::time::Instant::now();
+    // Of the calls of a second, each gets a tenth at least; it would be a sixth.
+    loop {
+        let before = asked();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let calls: Vec<_> = asked().iter().zip(before).map(|(now, before)| now - before).collect();
+        if calls.iter().all(|one| *one * 10 >= calls.iter().sum::<usize>() && *one > 0) {
+            break;
+        }
+        assert!(added_at.elapsed() < Duration::from_secs(30), "{calls:?} of the last second");
+    }
+    stop.cancel();
+    for buyer in buyers {
+        buyer.await.unwrap();
+    }
+}
+
 /// A server that says with each answer which connection it came on.
 async fn numbers_connections() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -17,6 +17,7 @@ mod process;
 mod providers;
 pub mod reconcile;
 mod refunds;
+mod repeated;
 mod stripe;
 mod webhooks;
 

@@ -186,10 +186,8 @@ impl ProviderClient for Paypal {
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v2/checkout/orders/{}/capture", path_part(object));
-        let mut reply = self
-            .0
-            .ask(post(path, &step_key(&order.key, number, "capture"), &json!({})), about(object, of_answer))
-            .await;
+        let call = post(path, &step_key(&order.key, number, "capture"), &json!({}));
+        let mut reply = self.0.ask(call, &order.key, about(object, of_answer)).await;
         // An error does not name the order.
         if let Answer::NeedsBuyer { object: id } = &mut reply.answer {
             object.clone_into(id);
@@ -222,7 +220,7 @@ impl ProviderClient for Paypal {
             unit.remove("custom_id");
             unit["amount"]["currency_code"] = json!(order.currency);
         }
-        self.0.ask(post("/v2/checkout/orders".to_owned(), &order.key, &document), of_answer).await
+        self.0.ask(post("/v2/checkout/orders".to_owned(), &order.key, &document), &order.key, of_answer).await
     }
 
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {

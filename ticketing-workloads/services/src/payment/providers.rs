@@ -3,6 +3,7 @@
 use super::decision::Answer;
 use super::https::Https;
 use super::ledger::Order;
+use super::repeated::{FailedOrders, Repetition};
 use crate::http_client::{self, HttpAnswer, HttpCall, HttpError};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use resilience::failure::Verdict;
 use resilience::{CallError, Check, CheckOutcome, Dependency, Failure, FailureKind};
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Longest text of a provider that is kept, in characters.
@@ -207,6 +208,13 @@ pub enum ProviderError {
     Unclear(String),
     #[error("invalid provider response: {0}")]
     InvalidResponse(String),
+    /// A failure that this order had before. It says nothing of other orders.
+    #[error("it has failed for this order before: status {}", .answer.status)]
+    Repeated {
+        answer: Box<HttpAnswer>,
+        /// Whether it answers so to this key for ever.
+        for_ever: bool,
+    },
     #[error(transparent)]
     Http(#[from] HttpError),
 }
@@ -216,14 +224,15 @@ impl Failure for ProviderError {
         match self {
             Self::Declined | Self::Refused(_) | Self::Forbidden(_) | Self::Unclear(_) => FailureKind::Business,
             Self::Unauthorized(_) => FailureKind::Status(401),
-            Self::InvalidResponse(_) => FailureKind::Other,
-            Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
+            Self::InvalidResponse(_) | Self::Repeated { for_ever: true, .. } => FailureKind::Other,
+            Self::Repeated { answer, .. } | Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
             Self::Http(error) => error.kind(),
         }
     }
 
     fn verdict(&self) -> Verdict {
         match self {
+            Self::Repeated { .. } => Verdict::Neutral,
             Self::Http(error) if error.is_isolated() => Verdict::Neutral,
             // Retried or not, it comes from something before the provider.
             Self::Http(HttpError::Status(answer)) if is_no_answer_of_its_own(answer.status) => Verdict::Failure,
@@ -244,7 +253,11 @@ impl ProviderError {
             Self::Declined | Self::Refused(_) | Self::Unauthorized(_) | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
-            Self::Forbidden(_) | Self::Unclear(_) | Self::InvalidResponse(_) | Self::Http(_) => true,
+            Self::Forbidden(_)
+            | Self::Unclear(_)
+            | Self::InvalidResponse(_)
+            | Self::Repeated { .. }
+            | Self::Http(_) => true,
         }
     }
 }
@@ -300,6 +313,7 @@ pub struct Client {
     /// Whether the answer to a key is the same for ever, also a "no".
     keeps_answers: bool,
     forbidden: Mutex<Forbidden>,
+    failed_orders: Mutex<FailedOrders>,
     /// Its words, since it last refused our key.
     refused_key: ArcSwapOption<String>,
     /// Whether it has forbidden something since the key was last tried: one order, or all that the key is for.
@@ -309,7 +323,8 @@ pub struct Client {
 impl Client {
     pub fn new(service: Https, dependency: &'static Dependency, keeps_answers: bool) -> Self {
         let (refused_key, forbade) = (ArcSwapOption::empty(), AtomicBool::new(false));
-        Self { service, dependency, keeps_answers, forbidden: Mutex::default(), refused_key, forbade }
+        let (forbidden, failed_orders) = Default::default();
+        Self { service, dependency, keeps_answers, forbidden, failed_orders, refused_key, forbade }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
@@ -355,7 +370,7 @@ impl Client {
 
     /// Asks through all layers for an object for `order`.
     pub async fn create(&self, call: HttpCall, order: &str, read: impl Reader) -> Reply {
-        let (result, in_doubt) = self.attempt(call, read).await;
+        let (result, in_doubt) = self.attempt(call, order, read).await;
         {
             let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
             match &result {
@@ -367,19 +382,29 @@ impl Client {
         reply(result, in_doubt, self.keeps_answers)
     }
 
-    /// Asks through all layers.
-    pub async fn ask(&self, call: HttpCall, read: impl Reader) -> Reply {
-        let (result, in_doubt) = self.attempt(call, read).await;
+    /// Asks through all layers for something that charges `order`.
+    pub async fn ask(&self, call: HttpCall, order: &str, read: impl Reader) -> Reply {
+        let (result, in_doubt) = self.attempt(call, order, read).await;
+        // That an object is created says nothing of charges.
+        if matches!(&result, Ok(_) | Err(CallError::Failed { source: ProviderError::Declined, .. })) {
+            self.failed_orders().answered(order);
+        }
         reply(result, in_doubt, self.keeps_answers)
     }
 
     /// The answer, and whether any attempt may still do something, or has.
-    async fn attempt(&self, call: HttpCall, read: impl Reader) -> (Result<Answer, CallError<ProviderError>>, bool) {
+    async fn attempt(
+        &self,
+        call: HttpCall,
+        order: &str,
+        read: impl Reader,
+    ) -> (Result<Answer, CallError<ProviderError>>, bool) {
         // Whether any attempt leaves something open. One that is given up never gets to say that it does not.
         let in_doubt = AtomicBool::new(false);
         let attempt = || async {
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let result = self.once(call.clone()).await.and_then(|answer| match read(&answer) {
+            let result = self.counted_once(order, self.once(call.clone()).await);
+            let result = result.and_then(|answer| match read(&answer) {
                 // The policy retries this status; not so if it is the provider's word for a "no".
                 Err(ProviderError::InvalidResponse(_)) if self.is_retried(answer.status) => {
                     Err(HttpError::Status(Box::new(answer)).into())
@@ -391,6 +416,28 @@ impl Client {
         };
         let result = self.dependency.call(attempt).await;
         (result, in_doubt.into_inner())
+    }
+
+    /// Marks a failure that this order had before.
+    fn counted_once(
+        &self,
+        order: &str,
+        result: Result<HttpAnswer, ProviderError>,
+    ) -> Result<HttpAnswer, ProviderError> {
+        match result {
+            Err(ProviderError::Http(HttpError::Status(answer))) if answer.status.is_server_error() => {
+                Err(match self.failed_orders().note(order, &answer) {
+                    Repetition::None => HttpError::Status(answer).into(),
+                    Repetition::SameOrder => ProviderError::Repeated { answer, for_ever: false },
+                    Repetition::SameKey => ProviderError::Repeated { answer, for_ever: true },
+                })
+            }
+            result => result,
+        }
+    }
+
+    fn failed_orders(&self) -> MutexGuard<'_, FailedOrders> {
+        self.failed_orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks once, past the circuit. It has the time of an attempt, even if nobody waits for it: it is what settles a payment

@@ -123,7 +123,8 @@ impl ProviderClient for Stripe {
 
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
-        self.0.ask(form(path, Some(&step_key(&order.key, number, "confirm")), &[]), about(object, of_answer)).await
+        let call = form(path, Some(&step_key(&order.key, number, "confirm")), &[]);
+        self.0.ask(call, &order.key, about(object, of_answer)).await
     }
 
     async fn read(&self, object: &str) -> Reply {
@@ -158,7 +159,8 @@ impl ProviderClient for Stripe {
             ("confirm", "true"),
             ("metadata[key]", &order.key),
         ];
-        self.0.ask(form("/v1/payment_intents".to_owned(), Some(&order.key), &fields), of_answer).await
+        let call = form("/v1/payment_intents".to_owned(), Some(&order.key), &fields);
+        self.0.ask(call, &order.key, of_answer).await
     }
 
     async fn refund(&self, key: &str, object: &str) -> Result<Refund, String> {

@@ -27,6 +27,8 @@ pub struct Behaviour {
     pub latency_ms: u64,
     /// Requests of a hundred that fail with `fail_status`, before anything is done.
     pub fail_percent: u32,
+    /// Whether chance decides which of them fail; otherwise they are evenly spread.
+    pub fail_at_random: bool,
     /// The status of a failure; 0: 503.
     pub fail_status: u16,
     /// What a failure has as `Retry-After`, in seconds; 0: none.
@@ -55,6 +57,8 @@ pub struct Behaviour {
     pub forbidden_keys: Vec<String>,
     /// The API key is not taken: 401.
     pub unauthorized: bool,
+    /// The API key is allowed nothing: 403.
+    pub forbidden: bool,
     /// Objects cannot be read or searched for.
     pub hide: bool,
     /// Refunds stay under way.
@@ -420,8 +424,17 @@ impl Provider {
         if behaviour.unauthorized {
             return Err(Outcome::Unauthorized);
         }
-        // Evenly spread, not random: a test that asks for half gets every second one.
-        if nth * u64::from(behaviour.fail_percent) / 100 > (nth - 1) * u64::from(behaviour.fail_percent) / 100 {
+        if behaviour.forbidden {
+            return Err(Outcome::Forbidden);
+        }
+        let percent = u64::from(behaviour.fail_percent);
+        let fails = if behaviour.fail_at_random {
+            rand::random_range(0..100) < percent
+        } else {
+            // A test that asks for half gets every second one.
+            nth * percent / 100 > (nth - 1) * percent / 100
+        };
+        if fails {
             return Err(failed(&behaviour));
         }
         Ok(behaviour)

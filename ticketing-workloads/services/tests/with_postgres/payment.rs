@@ -207,6 +207,30 @@ async fn a_stored_failure_is_followed_by_an_attempt_with_another_key() {
     assert_eq!((stage.providers.charged("a").await.len(), stage.providers.charged("b").await.len()), (1, 1));
 }
 
+/// Case 2: its retries, with old keys and with new ones, shut the circuit for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_order_whose_failure_is_stored_opens_no_circuit() {
+    let stage = stage().await;
+    stage.providers.behave("paypal", json!({"refuse": true})).await;
+    for retried in [false, true] {
+        stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+        let before = stage.providers.requests("stripe").await;
+        for _ in 0..5 {
+            assert_eq!(stage.pay(&format!("a-{retried}")).await.0, 503, "it is certain that nothing is charged");
+        }
+        assert!(stage.providers.requests("stripe").await >= before + 15, "each time it is asked anew");
+        let opened = stage.payment.health().await.circuits["stripe"].opened_total;
+        assert_eq!(opened, 0, "what happens to one order says nothing of the others");
+        stage.providers.behave("stripe", json!({})).await;
+        assert_eq!(stage.pay(&format!("b-{retried}")).await.1["provider"], "stripe");
+    }
+    stage.providers.behave("stripe", json!({"storedFailure": true})).await;
+    for key in ["c", "d", "e"] {
+        assert_eq!(stage.pay(key).await.0, 503);
+    }
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 1, "three orders are no accident");
+}
+
 /// PayPal's shape: the capture is in doubt, the order is there and not captured.
 async fn in_doubt_at_paypal() -> Stage {
     let stage = stage().await;
@@ -439,18 +463,22 @@ async fn orders_that_are_not_valid_open_no_circuit() {
     assert_eq!(stage.pay("good").await.1["provider"], "stripe");
 }
 
-/// Case 4: a key that is not taken is said by a check, with the provider's words.
+/// Case 4: a key that is not taken, or is good for nothing, is said by a check, with the provider's words.
+#[rstest::rstest]
+#[case::revoked("unauthorized", "Expired API Key provided")]
+#[case::without_any_right("forbidden", "The key may not do this")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges() {
+async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges(#[case] how: &str, #[case] words: &str) {
     let stage = stage().await;
-    stage.providers.behave("stripe", json!({"unauthorized": true})).await;
+    stage.providers.behave("stripe", json!({how: true})).await;
     for key in ["a", "b", "c", "d"] {
         assert_eq!(stage.pay(key).await.1["provider"], "paypal");
     }
     let name = "payment-provider-stripe";
     let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
     let report = stage.payment.check(name, "the key is refused", unhealthy).await;
-    assert!(report.message.contains("Expired API Key provided"), "{}", report.message);
+    assert!(report.message.contains(words), "{}", report.message);
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "that is no fault of the provider");
     stage.providers.behave("stripe", json!({})).await;
     stage.payment.check(name, "the key is taken", |report| report.status == CheckStatus::Healthy).await;
 }

@@ -144,13 +144,13 @@ async fn a_step_that_waits_lets_buyers_pass_and_says_for_whom_it_waits() {
     assert_eq!(progress.state(), State::Done("the schema is up to date (step 2)".into()));
 }
 
-/// It was given up after a time and begun again, for ever.
+/// It was given up by its client after 60 s and begun again, for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_takes_long_is_not_begun_again_and_says_that_it_is_under_way() {
     const LONG: Migration = Migration {
         version: 2,
         name: "long",
-        sql: "CREATE SEQUENCE begun; SELECT nextval('begun'); SELECT pg_sleep(3); CREATE TABLE long_done ()",
+        sql: "CREATE SEQUENCE begun; SELECT nextval('begun'); SELECT pg_sleep(62); CREATE TABLE long_done ()",
     };
     let postgres = Postgres::start().await;
     let progresses = [Progress::default(), Progress::default()];
