@@ -19,6 +19,12 @@ pub const MAIL_INDEXES: i32 = 42;
 /// The step that builds the indexes for looks at payments: for what is owed, and by what a provider calls it.
 pub const MONEY_INDEXES: i32 = 41;
 
+/// The step after which a booking says whose it is.
+pub const BUYERS: i32 = 12;
+
+/// The step that builds the indexes by which buyers are counted.
+pub const BUYER_INDEXES: i32 = 43;
+
 /// Time between two looks whether the schema is up to date.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -42,6 +48,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 9, name: "mail: rows", sql: include_str!("../migrations/booking/0009_mail_rows.sql") },
     Migration { version: 10, name: "money", sql: include_str!("../migrations/booking/0010_money.sql") },
     Migration { version: 11, name: "money: rows", sql: include_str!("../migrations/booking/0011_money_rows.sql") },
+    Migration { version: BUYERS, name: "buyers", sql: include_str!("../migrations/booking/0012_buyers.sql") },
     // From here on a step may wait for hours, for a report or a vacuum: no service needs one of them in order to serve.
     Migration { version: 40, name: "money: checks", sql: include_str!("../migrations/booking/0040_money_checks.sql") },
     Migration {
@@ -53,6 +60,11 @@ const MIGRATIONS: &[Migration] = &[
         version: MAIL_INDEXES,
         name: "hot queries",
         sql: include_str!("../migrations/booking/0042_hot_queries.sql"),
+    },
+    Migration {
+        version: BUYER_INDEXES,
+        name: "buyers: indexes",
+        sql: include_str!("../migrations/booking/0043_buyer_indexes.sql"),
     },
 ];
 
@@ -159,7 +171,8 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names = [MAIL, MONEY_INDEXES, MAIL_INDEXES].map(name);
-        assert_eq!(names, [Some("mail"), Some("money: indexes"), Some("hot queries")]);
+        let names = [MAIL, BUYERS, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
+        let expected = ["mail", "buyers", "money: indexes", "hot queries", "buyers: indexes"];
+        assert_eq!(names, expected.map(Some));
     }
 }

@@ -1,11 +1,14 @@
 //! The HTTP interface of booking.
 
 use super::PAYMENT;
+use super::asker::Asker;
+use super::limits::{Limits, Place, UnderWay};
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
-use super::seats::{self, Booked, BookingError, Purpose};
-use crate::answers::{body_unreadable, problem, refused, unavailable};
+use super::seats::{self, Booked, BookingError, Purpose, Wish};
+use crate::answers::{self, body_unreadable, problem, refused, unavailable};
 use crate::database::{Database, DatabaseError};
+use crate::schema::{self, Schema};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -56,6 +59,8 @@ pub struct Selling {
     pub payments: Option<Arc<Payments>>,
     /// It is confirmed without a payment.
     pub charge_nothing: bool,
+    /// How much one buyer may take.
+    pub limits: Limits,
 }
 
 /// What the handlers work on.
@@ -67,19 +72,57 @@ pub struct Bookings {
     pub(super) sells_priced: bool,
     /// How long a reservation keeps its seats.
     pub(super) hold: Duration,
+    limits: Limits,
+    schema: Schema,
+    under_way: UnderWay,
     outcomes: Family<OutcomeLabel, Counter>,
 }
 
 impl Bookings {
-    /// Handlers over `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, selling: Selling, hold: Duration) -> Arc<Self> {
+    /// Handlers over `database`, whose schema is as far as `schema` says.
+    pub fn new(
+        resilience: Arc<Resilience>,
+        database: Arc<Database>,
+        schema: Schema,
+        selling: Selling,
+        hold: Duration,
+    ) -> Arc<Self> {
         let outcomes = Family::<OutcomeLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings", "Requests to book, by outcome", outcomes.clone());
         });
-        let Selling { payments, charge_nothing } = selling;
+        let Selling { payments, charge_nothing, limits } = selling;
         let sells_priced = payments.is_some() || charge_nothing;
-        Arc::new(Self { resilience, database, payments, sells_priced, hold, outcomes })
+        let under_way = UnderWay::default();
+        Arc::new(Self { resilience, database, payments, sells_priced, hold, limits, schema, under_way, outcomes })
+    }
+
+    /// Whether the table says whose a booking is.
+    pub(super) fn has_owners(&self) -> bool {
+        self.schema.has(schema::BUYERS)
+    }
+
+    /// What one buyer may take. Nobody is counted before the indexes are there: each order would read the whole table.
+    pub(super) fn limits(&self) -> Option<&Limits> {
+        self.schema.has(schema::BUYER_INDEXES).then_some(&self.limits)
+    }
+
+    /// Who asks, or why that is not taken.
+    pub(super) fn asker(&self, headers: &HeaderMap) -> Result<Asker, Box<Response>> {
+        Asker::of(headers).map_err(|error| {
+            self.count("invalid");
+            tracing::error!("{error}");
+            Box::new(problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &error.to_string()))
+        })
+    }
+
+    /// Takes a place among the buyer's own bookings under way, or refuses.
+    pub(super) fn enter_as(&self, asker: &Asker) -> Result<Place<'_>, Box<Response>> {
+        self.under_way.enter(asker).ok_or_else(|| {
+            self.count("limited");
+            let message = "Too many orders of yours at once. Please wait for their answers.";
+            Box::new(answers::too_many("TOO_MANY_ORDERS", message, Duration::from_secs(1)))
+        })
     }
 
     fn count(&self, outcome: &'static str) {
@@ -155,6 +198,10 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
 
 /// Takes the seats that somebody asks for, and goes on as far as it is to go at once.
 pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, purpose: Purpose) -> Response {
+    let asker = match bookings.asker(headers) {
+        Ok(asker) => asker,
+        Err(refusal) => return *refusal,
+    };
     // Before it counts as a booking in flight: a slow sender is no load.
     let key = headers.get(IDEMPOTENCY_HEADER).map(HeaderValue::as_bytes);
     let order = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
@@ -171,12 +218,18 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
             return refuse(&error);
         }
     };
+    let _of_buyer = match bookings.enter_as(&asker) {
+        Ok(place) => place,
+        Err(refusal) => return *refusal,
+    };
     let _under_way = match bookings.enter() {
         Ok(place) => place,
         Err(refusal) => return *refusal,
     };
     let unanswered = AtomicBool::new(false);
-    let attempt = |connection| seats::take(connection, &order, purpose, bookings.sells_priced, &unanswered);
+    let (sells_priced, has_owners, limits) = (bookings.sells_priced, bookings.has_owners(), bookings.limits());
+    let wish = Wish { order: &order, asker: &asker, purpose, sells_priced, has_owners, limits };
+    let attempt = |connection| seats::take(connection, wish, &unanswered);
     match bookings.database.call(attempt).await {
         Ok(booked) if booked.status == HELD && !matches!(purpose, Purpose::Held { .. }) => {
             bookings.count("key_reused");
@@ -299,13 +352,23 @@ fn refuse(error: &OrderError) -> Response {
 }
 
 /// An error that is an answer keeps its own code.
-fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
+pub(super) fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
     let CallError::Failed { source, .. } = error else { return bookings.unavailable(error) };
     let (outcome, status, code) = match source {
         BookingError::InsufficientTickets => ("insufficient_tickets", StatusCode::CONFLICT, "INSUFFICIENT_TICKETS"),
         BookingError::EventNotFound => ("event_not_found", StatusCode::NOT_FOUND, "EVENT_NOT_FOUND"),
         BookingError::PaymentsNotSetUp => {
             return bookings.payments_not_set_up();
+        }
+        BookingError::Limited(limited) => {
+            let (code, outcome) = limited.reached.codes();
+            bookings.count(outcome);
+            let (message, limit) = (limited.to_string(), limited.reached.name());
+            let mut response = answers::too_many(code, &message, limited.wait);
+            let answer = json!({"success": false, "errorCode": code, "message": message, "limit": limit});
+            *response.body_mut() = Body::from(answer.to_string());
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            return response;
         }
         BookingError::KeyReused => ("key_reused", StatusCode::CONFLICT, "IDEMPOTENCY_KEY_REUSED"),
         BookingError::KeyUnderWay | BookingError::Database(_) => return bookings.unavailable(error),
@@ -314,11 +377,15 @@ fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Response {
     problem(status, code, &source.to_string())
 }
 
-async fn find(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+async fn find(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let asker = match bookings.asker(&headers) {
+        Ok(asker) => asker,
+        Err(refusal) => return *refusal,
+    };
     let Ok(id) = Uuid::parse_str(&id) else {
         return problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "the id of a booking is a UUID");
     };
-    match bookings.database.call(move |connection| seats::find(connection, id)).await {
+    match bookings.database.call(|connection| seats::find(connection, id, &asker)).await {
         Ok(Some(booking)) => Json(booking).into_response(),
         Ok(None) => problem(StatusCode::NOT_FOUND, "BOOKING_NOT_FOUND", "There is no booking with this id"),
         Err(error) => unreadable(&error),

@@ -1,10 +1,10 @@
-//! The health checks of booking: `database`, `schema`, `memory`, `booking-consistency`.
+//! The health checks of booking: `database`, `schema`, `memory`, `booking-consistency`, `buyer-limits`.
 
 use super::DATABASE;
 use super::seats::{self, Overview};
 use crate::checks;
 use crate::database::{self, Database};
-use crate::schema::Schema;
+use crate::schema::{BUYER_INDEXES, Schema};
 use contract::CheckStatus;
 use resilience::clock::in_words;
 use resilience::{Check, CheckOutcome};
@@ -17,7 +17,7 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 /// All checks, not running yet.
-pub fn all(database: &Arc<Database>, schema: &Schema) -> [Check; 4] {
+pub fn all(database: &Arc<Database>, schema: &Schema) -> [Check; 5] {
     let consistency = Arc::new(Consistency { database: Arc::clone(database), known: Mutex::default() });
     [
         database::check(database, DATABASE),
@@ -30,7 +30,26 @@ pub fn all(database: &Arc<Database>, schema: &Schema) -> [Check; 4] {
         .dependency(DATABASE)
         // Without an answer nothing is known of the events; that the database is silent is for its own check to say.
         .when_unanswered(CheckStatus::Unknown),
+        buyer_limits(schema),
     ]
+}
+
+/// `buyer-limits`: whether buyers are counted. Without the indexes for it each order would read all bookings, so orders do not
+/// wait for them, and nothing is limited meanwhile.
+fn buyer_limits(schema: &Schema) -> Check {
+    let schema = schema.clone();
+    Check::new("buyer-limits", &["business"], move |_| {
+        let outcome = if schema.has(BUYER_INDEXES) {
+            CheckOutcome::new(CheckStatus::Healthy, "the limits of buyers are kept")
+        } else {
+            let message = format!(
+                "no limit of a buyer is kept before step {BUYER_INDEXES} (buyers: indexes) is done; the check schema says \
+                 how far that is"
+            );
+            CheckOutcome::new(CheckStatus::Degraded, message)
+        };
+        async move { outcome }
+    })
 }
 
 /// Events that one run compares, as long as that is quick enough.

@@ -1,7 +1,9 @@
 //! The SQL of reservations: seats that are kept for somebody for a while (`Held`), until they are bought, given back, or
-//! the time is over. A buyer at the last moment and the expiry meet at the row of the booking: only one of them has it.
+//! the time is over. Whose a reservation is, `to_jsonb` says: it works before step 12, too, when all is nobody's. A buyer at the last moment and the expiry meet at the row of the booking: only one of them has it.
 
-use super::seats::{self, Booked};
+use super::asker::Asker;
+use super::limits::{Limited, Values};
+use super::seats::{self, Booked, BookingError};
 use crate::database::{Connection, DatabaseError};
 use crate::retention::Rule;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,18 +11,44 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-/// Turns a reservation into a booking, as long as it lasts.
+/// Turns a reservation into a booking, as long as it lasts, unless too many payments of the buyer were declined. What was reserved
+/// before a login belongs to the login from then on, and counts for no network any more. `lower(status)`: it is looked up by its id,
+/// and not in the index of all reservations.
 const BUY: &str = "
-    WITH bought AS (
+    WITH costs AS MATERIALIZED (
+        SELECT id, event_id FROM bookings
+        WHERE id = $1 AND $2 AND amount_cents > 0 AND lower(status) = 'held' AND held_until > now()
+          AND ($5::text[] IS NULL OR owner IS NULL OR owner = ANY($5))
+    ), allowed AS MATERIALIZED (
+        SELECT reached, seconds FROM costs CROSS JOIN LATERAL buyer_limit($5, $7, event_id, id, NULL, 0, $8)
+    ), bought AS (
         UPDATE bookings
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
-            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
-        WHERE id = $1 AND status = 'Held' AND held_until > now() AND ($4 OR amount_cents = 0)
+            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now(),
+            owner = CASE WHEN owner = ANY($5) THEN $6 ELSE owner END,
+            network = CASE WHEN owner = ANY($5) AND owner <> $6 THEN NULL ELSE network END
+        WHERE id = $1 AND lower(status) = 'held' AND held_until > now() AND ($4 OR amount_cents = 0)
+          AND ($5::text[] IS NULL OR owner IS NULL OR owner = ANY($5))
+          AND NOT EXISTS (SELECT FROM allowed WHERE reached IS NOT NULL)
         RETURNING id, status, amount_cents
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
     )
-    SELECT status, amount_cents FROM bought";
+    SELECT status, amount_cents, reached, seconds
+    FROM (SELECT) one LEFT JOIN bought ON true LEFT JOIN allowed ON true";
+
+/// The same before step 12: all is nobody's, and nobody is counted.
+const BUY_BEFORE_OWNERS: &str = "
+    WITH bought AS (
+        UPDATE bookings
+        SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
+            settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
+        WHERE id = $1 AND lower(status) = 'held' AND held_until > now() AND ($4 OR amount_cents = 0)
+        RETURNING id, status, amount_cents
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
+    )
+    SELECT status, amount_cents, NULL::integer, NULL::float8 FROM (SELECT) one LEFT JOIN bought ON true";
 
 /// Waits for the transaction that is changing it: it must not be told as over while it is being bought. The lock is written
 /// down, so its commit waits for the disk and the replicas: a purchase that nobody has heard of is told only then.
@@ -29,16 +57,25 @@ const LOOK: &str = "
            CASE WHEN status = 'Held' THEN 'expired' ELSE cancel_reason END, amount_cents,
            status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
                                                  WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
-    FROM bookings WHERE id = $1 FOR SHARE";
+    FROM bookings
+    WHERE id = $1 AND ($2::text[] IS NULL OR to_jsonb(bookings) ->> 'owner' IS NULL OR to_jsonb(bookings) ->> 'owner' = ANY($2))
+    FOR SHARE";
 
 /// Its commit does not wait for the disk while the event's row is locked; [`give_back`] does, before it answers.
 const GIVE_BACK: &str = "
     WITH ended AS (
         UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
-        WHERE id = $1 AND status = 'Held' RETURNING event_id, ticket_count
+        WHERE id = $1 AND status = 'Held'
+          AND ($2::text[] IS NULL OR to_jsonb(bookings) ->> 'owner' IS NULL OR to_jsonb(bookings) ->> 'owner' = ANY($2))
+        RETURNING event_id, ticket_count
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id
     RETURNING set_config('synchronous_commit', 'off', true)";
+
+/// How a booking stands that the asker may see.
+const STATUS: &str = "
+    SELECT status FROM bookings
+    WHERE id = $1 AND ($2::text[] IS NULL OR to_jsonb(bookings) ->> 'owner' IS NULL OR to_jsonb(bookings) ->> 'owner' = ANY($2))";
 
 /// Ends reservations that ran out, some at a time, so that no event is locked for long, and not while the disk writes: what
 /// a crash takes away runs out again.
@@ -74,32 +111,57 @@ pub const RETENTION: Rule = Rule {
 /// Statements that are made for each reservation, or all the time.
 pub const HOT: &[(&str, &str)] = &[
     ("buy", BUY),
+    ("buy before owners", BUY_BEFORE_OWNERS),
     ("look at a reservation", LOOK),
     ("give back", GIVE_BACK),
+    ("status of a reservation", STATUS),
     ("expire", EXPIRE),
     ("old reservations", RETENTION.sql),
 ];
 
-/// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
-/// already stays as it is, and so does what has a price without `sells_priced`; of what has run out the answer is
-/// `Cancelled`. `None`: there is no such booking.
+/// Who buys what is reserved, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Purchase<'a> {
+    pub id: Uuid,
+    pub asker: &'a Asker,
+    /// It has to be paid for, and somebody asks payment within this time.
+    pub asks_within: Option<Duration>,
+    /// Whether it may have a price.
+    pub sells_priced: bool,
+    /// Whether the table says whose a booking is: from step 12 on.
+    pub has_owners: bool,
+    /// How often payments may be declined.
+    pub limits: Values,
+}
+
+/// Buys what is reserved. What is bought already stays as it is, and so does what has a price without `sells_priced`; of what has
+/// run out the answer is `Cancelled`. `None`: there is no such booking of the asker.
 /// `unanswered` stays true once it may have been bought without an answer.
 pub async fn buy(
     connection: Connection,
-    id: Uuid,
-    asks_within: Option<Duration>,
-    sells_priced: bool,
+    purchase: Purchase<'_>,
     unanswered: &AtomicBool,
-) -> Result<Option<Booked>, DatabaseError> {
-    let buy = connection.prepare_cached(BUY).await?;
+) -> Result<Option<Booked>, BookingError> {
+    let Purchase { id, asker, asks_within, sells_priced, has_owners, limits } = purchase;
+    let buy = connection.prepare_cached(if has_owners { BUY } else { BUY_BEFORE_OWNERS }).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 4] = [&id, &asks_within.is_some(), &seconds, &sells_priced];
-    if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
-        let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
+    let (is_paid_for, owners, owner, network) = (asks_within.is_some(), asker.owners(), asker.owner(), asker.network());
+    let of_buyer = limits.as_slice();
+    let values: [&(dyn ToSql + Sync); 8] =
+        [&id, &is_paid_for, &seconds, &sells_priced, &owners, &owner, &network, &of_buyer];
+    let values = if has_owners { values.as_slice() } else { &values[..4] };
+    let row = seats::answered(unanswered, connection.query_one(&buy, values)).await?;
+    if let Some(status) = row.try_get(0)? {
+        let amount_cents = row.try_get(1)?;
         return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false }));
     }
+    let limited = row.try_get::<_, Option<i32>>(2)?;
+    let seconds = row.try_get(3)?;
+    if let Some(limited) = limited.and_then(|place| Limited::read(place, seconds, &limits, asker)) {
+        return Err(limited.into());
+    }
     let look = connection.prepare_cached(LOOK).await?;
-    let Some(row) = connection.query_opt(&look, &[&id]).await? else { return Ok(None) };
+    let Some(row) = connection.query_opt(&look, &[&id, &owners]).await? else { return Ok(None) };
     let (status, cancel_reason, amount_cents) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     // An attempt before this one may have bought it without hearing of it.
     let before = !unanswered.load(Ordering::Relaxed);
@@ -107,17 +169,18 @@ pub async fn buy(
 }
 
 /// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
-/// none.
-pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String>, DatabaseError> {
+/// none of the asker.
+pub async fn give_back(connection: Connection, id: Uuid, asker: &Asker) -> Result<Option<String>, DatabaseError> {
     let give_back = connection.prepare_cached(GIVE_BACK).await?;
-    let values: [&(dyn ToSql + Sync); 1] = [&id];
+    let owners = asker.owners();
+    let values: [&(dyn ToSql + Sync); 2] = [&id, &owners];
     // Sent together, in this order.
     let (given, flushed) =
         tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
     given?;
     flushed?;
-    let status = connection.prepare_cached(seats::STATUS).await?;
-    let row = connection.query_opt(&status, &[&id]).await?;
+    let status = connection.prepare_cached(STATUS).await?;
+    let row = connection.query_opt(&status, &values).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 

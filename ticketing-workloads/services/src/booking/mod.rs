@@ -1,9 +1,11 @@
 //! The booking service: takes bookings, never sells a seat twice, and stays useful while its database is not.
 
 mod api;
+mod asker;
 mod checks;
 pub mod cleanup;
 mod holds;
+mod limits;
 mod order;
 mod payments;
 mod pending;
@@ -69,6 +71,8 @@ pub struct Settings {
     /// Days after which reservations are deleted that ran out or were given back; 0: never.
     #[arg(long, env = "KEEP_CANCELLED_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=36_500))]
     pub keep_cancelled_days: u32,
+    #[command(flatten)]
+    pub limits: limits::Limits,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -123,11 +127,12 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience, limit));
     let pending = pending::Pending::new(&database, &resilience, payments.is_some() || settings.charge_nothing);
     let hold = Duration::from_secs(settings.hold_seconds);
-    let selling = api::Selling { payments: payments.clone(), charge_nothing: settings.charge_nothing };
-    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), selling, hold);
+    let schema = Schema::default();
+    let (payments_of, charge_nothing, limits) = (payments.clone(), settings.charge_nothing, settings.limits);
+    let selling = api::Selling { payments: payments_of, charge_nothing, limits };
+    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), schema.clone(), selling, hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
-    let schema = Schema::default();
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(
         Arc::clone(&database),

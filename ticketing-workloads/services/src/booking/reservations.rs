@@ -1,7 +1,7 @@
 //! `/api/reservations`: seats that are kept for a buyer for a limited time.
 
 use super::api::{self, Bookings};
-use super::holds;
+use super::holds::{self, Purchase};
 use super::seats::Purpose;
 use crate::answers::problem;
 use crate::database::Database;
@@ -37,8 +37,16 @@ async fn create(State(bookings): State<Arc<Bookings>>, headers: HeaderMap, body:
 }
 
 /// `POST /api/reservations/{id}/confirm`: buys what is reserved.
-async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let asker = match bookings.asker(&headers) {
+        Ok(asker) => asker,
+        Err(refusal) => return *refusal,
+    };
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
+    let _of_buyer = match bookings.enter_as(&asker) {
+        Ok(place) => place,
+        Err(refusal) => return *refusal,
+    };
     let _under_way = match bookings.enter() {
         Ok(place) => place,
         Err(refusal) => return *refusal,
@@ -46,11 +54,10 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) 
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.asks_within(degraded);
     let unanswered = AtomicBool::new(false);
-    match bookings
-        .database
-        .call(|connection| holds::buy(connection, id, asks_within, bookings.sells_priced, &unanswered))
-        .await
-    {
+    let limits = bookings.limits().map(|limits| limits.of_payment(&asker)).unwrap_or_default();
+    let (sells_priced, has_owners) = (bookings.sells_priced, bookings.has_owners());
+    let purchase = Purchase { id, asker: &asker, asks_within, sells_priced, has_owners, limits };
+    match bookings.database.call(|connection| holds::buy(connection, purchase, &unanswered)).await {
         Ok(Some(booked)) if booked.status == api::HELD => bookings.payments_not_set_up(),
         Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
         Ok(None) => not_found(),
@@ -58,14 +65,18 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) 
             tracing::warn!(booking = %id, %error, "outcome of a purchase unknown");
             api::unknown(id, None)
         }
-        Err(error) => bookings.unavailable(&error),
+        Err(error) => api::fail(&bookings, &error),
     }
 }
 
 /// `DELETE /api/reservations/{id}`: gives the seats back.
-async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
+async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let asker = match bookings.asker(&headers) {
+        Ok(asker) => asker,
+        Err(refusal) => return *refusal,
+    };
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
-    match bookings.database.call(|connection| holds::give_back(connection, id)).await {
+    match bookings.database.call(|connection| holds::give_back(connection, id, &asker)).await {
         Ok(Some(status)) if status == "Cancelled" => {
             Json(json!({"success": true, "bookingId": id, "status": status})).into_response()
         }

@@ -21,6 +21,8 @@
 //! moment ago answers without the second commit. And PostgreSQL reports success to a session whose wait for a synchronous
 //! replica an administrator cancels.
 
+use super::asker::Asker;
+use super::limits::{Limited, Limits};
 use super::order::Order;
 use crate::database::{Connection, DatabaseError, Sample};
 use resilience::{Failure, FailureKind};
@@ -34,24 +36,63 @@ use uuid::Uuid;
 /// Events that are listed at most.
 const MAX_EVENTS: i64 = 100;
 
-/// The event and an earlier booking under the same key, if there are any.
+/// The event and an earlier booking of the same buyer under the same key, if there are any. Without owners (`$5`), of anybody.
+/// One that is nobody's may be the buyer's own, made by a pod of version 0.1 a moment ago in the middle of an update: so it
+/// is one for an hour, if all its details are the same. `to_jsonb`: works before step 12, too, when the columns are not there and
+/// all is nobody's.
 const LOOK: &str = "
     SELECT e.available, b.id, b.event_id, b.user_id, b.ticket_count,
            CASE WHEN b.status = 'Held' AND b.held_until <= now() THEN 'Cancelled' ELSE b.status END,
            CASE WHEN b.status = 'Held' THEN 'expired' ELSE b.cancel_reason END, b.amount_cents,
            b.email IS NOT DISTINCT FROM $3, e.price_cents,
            b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
-                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
+                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer'),
+           b.belongs_to IS NULL, (to_jsonb(e) ->> 'seats_per_buyer')::integer, EXISTS (SELECT FROM bookings o WHERE o.idempotency_key = $2)
     FROM (SELECT) one
     LEFT JOIN events e ON e.id = $1
-    LEFT JOIN bookings b ON b.idempotency_key = $2";
+    LEFT JOIN LATERAL (
+        SELECT id, event_id, user_id, ticket_count, status, held_until, cancel_reason, amount_cents, email, belongs_to
+        FROM bookings o CROSS JOIN LATERAL (SELECT to_jsonb(o) ->> 'owner' AS belongs_to) whose
+        WHERE idempotency_key = ANY($4)
+          AND ($5::text[] IS NULL OR belongs_to = ANY($5)
+               OR (belongs_to IS NULL AND created_at > now() - interval '1 hour'))
+        ORDER BY belongs_to IS NULL LIMIT 1
+    ) b ON true";
 
 /// What every booking begins with, for no event and no booking.
-pub const SAMPLE: Sample = Sample { statement: LOOK, values: &[&Uuid::nil(), &"", &None::<&str>] };
+pub const SAMPLE: Sample =
+    Sample { statement: LOOK, values: &[&Uuid::nil(), &"", &None::<&str>, &None::<&[&str]>, &None::<&[&str]>] };
 
-/// Takes the seats and books them, if enough are left. What is to be paid for waits for its payment;
-/// the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs out.
+/// Takes the seats and books them, if enough are left and no limit of the buyer is in the way. What is to be paid for waits for
+/// its payment; the request that asks payment at once has half a minute before others do. A reservation keeps them until it runs
+/// out. Limits are looked at before the row of the event is locked.
 const TAKE: &str = "
+    WITH allowed AS MATERIALIZED (
+        SELECT reached, seconds FROM buyer_limit($11, $12, $2, $3, $13, $1, $14)
+    ), taken AS (
+        UPDATE events SET available = available - $1, version = version + 1
+        FROM allowed WHERE id = $2 AND available >= $1 AND reached IS NULL
+        RETURNING id, price_cents * $1 AS amount_cents
+    ), booked AS (
+        INSERT INTO bookings
+            (id, event_id, user_id, ticket_count, status, idempotency_key, email, amount_cents, settle_at, held_until,
+             owner, network)
+        SELECT $3, id, $4, $1,
+               CASE WHEN $9::float8 IS NOT NULL THEN 'Held' WHEN $7 AND amount_cents > 0 THEN 'PaymentPending'
+                    ELSE 'Confirmed' END,
+               $5, $6, amount_cents,
+               CASE WHEN $9 IS NULL AND $7 AND amount_cents > 0 THEN now() + $8 * interval '1 second' END,
+               now() + $9 * interval '1 second', $10, $12
+        FROM taken
+        RETURNING id, status, amount_cents
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM booked WHERE status = 'Confirmed'
+    )
+    SELECT status, amount_cents, reached, seconds, set_config('synchronous_commit', 'off', true)
+    FROM allowed LEFT JOIN booked ON true";
+
+/// The same before step 12: what is booked is nobody's, and nobody is counted.
+const TAKE_BEFORE_OWNERS: &str = "
     WITH taken AS (
         UPDATE events SET available = available - $1, version = version + 1
         WHERE id = $2 AND available >= $1
@@ -70,7 +111,8 @@ const TAKE: &str = "
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM booked WHERE status = 'Confirmed'
     )
-    SELECT status, amount_cents, set_config('synchronous_commit', 'off', true) FROM booked";
+    SELECT status, amount_cents, NULL::integer, NULL::float8, set_config('synchronous_commit', 'off', true)
+    FROM (SELECT) one LEFT JOIN booked ON true";
 
 /// Waits until all that was committed before is on the disk, and on the replicas that the server waits for. The message
 /// has no reader: only a transaction that has written something waits.
@@ -134,7 +176,8 @@ const FIND: &str = "
            CASE WHEN status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
                                                            WHERE a.key = bookings.id::text AND a.state = 'NeedsBuyer')
                 THEN 'ConfirmPayment' END
-    FROM bookings WHERE id = $1";
+    FROM bookings CROSS JOIN LATERAL (SELECT to_jsonb(bookings) ->> 'owner' AS belongs_to) whose
+    WHERE id = $1 AND ($2::text[] IS NULL OR belongs_to IS NULL OR belongs_to = ANY($2))";
 const EVENTS: &str = "SELECT id, name, capacity, available FROM events ORDER BY created_at, id LIMIT $1";
 
 /// Holds that ran out more than a minute ago, and what to compare next: up to `$2` events that were
@@ -172,6 +215,9 @@ pub enum BookingError {
     /// Another request with the same key is being booked at this moment.
     #[error("another request with this idempotency key is being booked")]
     KeyUnderWay,
+    /// The buyer may not take more now.
+    #[error(transparent)]
+    Limited(#[from] Limited),
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -185,9 +231,11 @@ impl From<tokio_postgres::Error> for BookingError {
 impl Failure for BookingError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::InsufficientTickets | Self::EventNotFound | Self::KeyReused | Self::PaymentsNotSetUp => {
-                FailureKind::Business
-            }
+            Self::InsufficientTickets
+            | Self::EventNotFound
+            | Self::KeyReused
+            | Self::PaymentsNotSetUp
+            | Self::Limited(_) => FailureKind::Business,
             Self::KeyUnderWay => FailureKind::VersionConflict,
             Self::Database(error) => error.kind(),
         }
@@ -254,74 +302,119 @@ pub enum Purpose {
     Held { keep: Duration },
 }
 
-/// Makes one attempt to take seats; `sells_priced`: also of an event that has a price. `unanswered` stays true once seats may
-/// have been taken without an answer.
-pub async fn take(
-    connection: Connection,
-    order: &Order,
-    purpose: Purpose,
-    sells_priced: bool,
-    unanswered: &AtomicBool,
-) -> Result<Booked, BookingError> {
+/// Who wants seats, and what for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    pub order: &'a Order,
+    pub asker: &'a Asker,
+    pub purpose: Purpose,
+    /// Whether it may be of an event that has a price.
+    pub sells_priced: bool,
+    /// Whether the table says whose a booking is: from step 12 on.
+    pub has_owners: bool,
+    /// What one buyer may take; nobody is counted if absent.
+    pub limits: Option<&'a Limits>,
+}
+
+/// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
+pub async fn take(connection: Connection, wish: Wish<'_>, unanswered: &AtomicBool) -> Result<Booked, BookingError> {
+    let Wish { order, asker, purpose, sells_priced, has_owners, limits } = wish;
+    let (keys, owners) = (asker.stored_keys(&order.idempotency_key), asker.owners());
     let look = connection.prepare_cached(LOOK).await?;
-    let row = connection.query_one(&look, &[&order.event_id, &order.idempotency_key, &order.email]).await?;
+    let values: [&(dyn ToSql + Sync); 5] = [&order.event_id, &order.idempotency_key, &order.email, &keys, &owners];
+    let row = connection.query_one(&look, &values).await?;
     if let Some(id) = row.try_get::<_, Option<Uuid>>(1)? {
         let same = row.try_get::<_, Uuid>(2)? == order.event_id
             && row.try_get::<_, &str>(3)? == order.user_id
             && row.try_get::<_, i32>(4)? == order.ticket_count
             && row.try_get(8)?;
-        if !same {
+        // One that is nobody's, and not the same, is somebody else's.
+        let is_another = owners.is_some() && row.try_get(11)?;
+        if !same && !is_another {
             return Err(BookingError::KeyReused);
         }
-        // One of our own attempts may have been committed without our knowing.
-        let before = id != order.booking_id;
-        let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
-        let needs_buyer = row.try_get(10)?;
-        // The request that made it may be waiting for the disk still.
-        connection.batch_execute(FLUSH).await?;
-        return Ok(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer });
+        if same {
+            // One of our own attempts may have been committed without our knowing.
+            let before = id != order.booking_id;
+            let (status, cancel_reason, amount_cents) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
+            let needs_buyer = row.try_get(10)?;
+            // The request that made it may be waiting for the disk still.
+            connection.batch_execute(FLUSH).await?;
+            return Ok(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer });
+        }
     }
     let Some(available) = row.try_get::<_, Option<i32>>(0)? else { return Err(BookingError::EventNotFound) };
     // Who comes too late must not queue for the event's row.
     if available < order.ticket_count {
         return Err(BookingError::InsufficientTickets);
     }
-    if !sells_priced && row.try_get::<_, Option<i32>>(9)?.is_some_and(|price| price > 0) {
+    let has_price = row.try_get::<_, Option<i32>>(9)?.is_some_and(|price| price > 0);
+    if !sells_priced && has_price {
         return Err(BookingError::PaymentsNotSetUp);
     }
-    let take = connection.prepare_cached(TAKE).await?;
-    let Order { booking_id, event_id, user_id, ticket_count, idempotency_key, email } = order;
+    let costs = has_price && matches!(purpose, Purpose::Paid { .. });
+    let of_event = row.try_get(12)?;
+    let limits = limits.map(|limits| limits.of_order(asker, purpose, of_event, costs)).unwrap_or_default();
+    let is_taken: bool = row.try_get(13)?;
+    let key = if is_taken { asker.own_key(&order.idempotency_key) } else { order.idempotency_key.clone() };
+    let take = connection.prepare_cached(if has_owners { TAKE } else { TAKE_BEFORE_OWNERS }).await?;
+    let Order { booking_id, event_id, user_id, ticket_count, email, .. } = order;
     let (is_paid_for, seconds, keep) = match purpose {
         Purpose::Free => (false, 0.0, None),
         Purpose::Paid { asks_within } => (true, asks_within.as_secs_f64(), None),
         Purpose::Held { keep } => (false, 0.0, Some(keep.as_secs_f64())),
     };
-    let values: [&(dyn ToSql + Sync); 9] =
-        [ticket_count, event_id, booking_id, user_id, idempotency_key, email, &is_paid_for, &seconds, &keep];
+    let (owner, network, of_buyer) = (asker.owner(), asker.network(), limits.as_slice());
+    let values: [&(dyn ToSql + Sync); 14] = [
+        ticket_count,
+        event_id,
+        booking_id,
+        user_id,
+        &key,
+        email,
+        &is_paid_for,
+        &seconds,
+        &keep,
+        &owner,
+        &owners,
+        &network,
+        &keys,
+        &of_buyer,
+    ];
+    let values = if has_owners { values.as_slice() } else { &values[..9] };
     let before = unanswered.swap(true, Ordering::Relaxed);
     // Sent together, in this order.
-    let (taken, flushed) = tokio::join!(biased; connection.query_opt(&take, &values), connection.batch_execute(FLUSH));
+    let (taken, flushed) = tokio::join!(biased; connection.query_one(&take, values), connection.batch_execute(FLUSH));
+    let status = match &taken {
+        Ok(row) => row.try_get::<_, Option<String>>(0)?,
+        Err(_) => None,
+    };
     // An error without a state is not the server's: the connection broke. And seats that were taken may be lost again
     // until they are on the disk.
     let is_known = match &taken {
-        Ok(Some(_)) => flushed.is_ok(),
-        Ok(None) => true,
+        Ok(_) => status.is_none() || flushed.is_ok(),
         Err(error) => error.code().is_some(),
     };
     if is_known {
         unanswered.store(before, Ordering::Relaxed);
     }
-    match taken {
-        Ok(Some(row)) => {
+    match (taken, status) {
+        (Ok(row), Some(status)) => {
             flushed?;
-            let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
+            let amount_cents = row.try_get(1)?;
             Ok(Booked { id: *booking_id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false })
         }
-        // Others took the last ones meanwhile.
-        Ok(None) => Err(BookingError::InsufficientTickets),
+        (Ok(row), None) => Err(match row.try_get::<_, Option<i32>>(2)? {
+            // Another order of the buyer has come before: the next attempt finds its booking.
+            Some(0) => BookingError::KeyUnderWay,
+            Some(place) => Limited::read(place, row.try_get(3)?, &limits, asker)
+                .map_or(BookingError::InsufficientTickets, BookingError::Limited),
+            // Others took the last ones meanwhile.
+            None => BookingError::InsufficientTickets,
+        }),
         // The same key, at the same moment: the next attempt finds its booking.
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::KeyUnderWay),
-        Err(error) => Err(error.into()),
+        (Err(error), _) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(BookingError::KeyUnderWay),
+        (Err(error), _) => Err(error.into()),
     }
 }
 
@@ -403,10 +496,10 @@ async fn status(connection: &Connection, booking: Uuid) -> Result<String, Databa
     Ok(connection.query_one(&status, &[&booking]).await?.try_get(0)?)
 }
 
-/// Finds a booking. The answer stays true after a crash.
-pub async fn find(connection: Connection, id: Uuid) -> Result<Option<Booking>, DatabaseError> {
+/// Finds a booking that the asker may see. The answer stays true after a crash.
+pub async fn find(connection: Connection, id: Uuid, asker: &Asker) -> Result<Option<Booking>, DatabaseError> {
     let find = connection.prepare_cached(FIND).await?;
-    let Some(row) = connection.query_opt(&find, &[&id]).await? else { return Ok(None) };
+    let Some(row) = connection.query_opt(&find, &[&id, &asker.owners()]).await? else { return Ok(None) };
     if row.try_get::<_, &str>(4)? != "PaymentPending" {
         // The request that made it so may be waiting for the disk still, and may yet be told otherwise.
         connection.batch_execute(FLUSH).await?;
@@ -518,6 +611,7 @@ async fn bounded(
 pub const HOT: &[(&str, &str)] = &[
     ("look", LOOK),
     ("take", TAKE),
+    ("take before owners", TAKE_BEFORE_OWNERS),
     ("due", DUE),
     ("settle soon", SETTLE_SOON),
     ("confirm", CONFIRM),

@@ -382,10 +382,16 @@ fn verdict(result: &Result<HttpAnswer, HttpError>, short: bool) -> Verdict {
     }
 }
 
-/// Whether the endpoint has refused because of its load. Not if there was little time: that may have been why.
+/// Whether the endpoint has refused because of its load. Not if there was little time: that may have been why. And not by a 429
+/// of ours: that one is about who asked, and the next one who asks is somebody else.
 fn refused_by(result: &Result<HttpAnswer, HttpError>, short: bool) -> Option<Refused> {
     let error = result.as_ref().err().filter(|_| !short)?;
-    let refused = matches!(error.kind(), FailureKind::RateLimited | FailureKind::Overloaded(_));
+    let about_asker = matches!(error, HttpError::Status(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS);
+    let refused = match error.kind() {
+        FailureKind::RateLimited => !about_asker,
+        FailureKind::Overloaded(_) => true,
+        _ => false,
+    };
     refused.then(|| Refused { wait: error.retry_after() })
 }
 

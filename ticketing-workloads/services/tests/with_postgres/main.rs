@@ -3,6 +3,7 @@
 
 mod abandoned;
 mod booking;
+mod buyers;
 mod catalog;
 mod durability;
 mod failover;
