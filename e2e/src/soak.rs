@@ -1,7 +1,7 @@
 //! Whether the services keep their memory under load: ten minutes of buyers, failures and changes of the configuration.
 
 use crate::load_generator::{LoadGenerator, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
+use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports};
 use crate::memory_growth::{MAX_GROWTH_PERCENT, Readings, grown, mebibytes};
 use crate::progress::Progress;
 use contract::{DependencySettings, FlagsSettings, PolicySettings, RetryOn};
@@ -64,8 +64,9 @@ struct Tally {
 /// Runs it and prints the table.
 pub async fn run(time: Duration, progress: &Progress) -> Result<(), SoakError> {
     let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
-    let hold = [("HOLD_SECONDS", "5")];
-    let stack = LocalStack::start(LocalStack::release_program(), first_port, &hold, false, &Progress::quiet()).await?;
+    let settings = [[("HOLD_SECONDS", "5")].as_slice(), &NO_BUYER_LIMITS].concat();
+    let stack =
+        LocalStack::start(LocalStack::release_program(), first_port, &settings, false, &Progress::quiet()).await?;
     let load = LoadGenerator::new(&stack, EVENTS, SEATS).await?;
     let begin = Instant::now();
     let end = begin + time;

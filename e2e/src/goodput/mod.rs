@@ -3,7 +3,7 @@
 
 use crate::bench::percentile;
 use crate::load_generator::{Answer, LoadGenerator, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
+use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports};
 use crate::progress::Progress;
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FlagSettings, FlagState, FlagsSettings, ManualState,
@@ -81,7 +81,8 @@ async fn hot_event(progress: &Progress) -> Result<(), LocalStackError> {
         progress.say(format!("{CROWD} buyers of {name}"));
         let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
         let stack =
-            LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
+            LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
+                .await?;
         for (service, admin) in
             [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]
         {
@@ -179,7 +180,9 @@ async fn providers(progress: &Progress) -> Result<(), LocalStackError> {
 async fn case(behaviour: &Value, patterns: bool) -> Result<Measured, LocalStackError> {
     let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
     // Each case has a local stack of its own: the circuits of the one before would still be open.
-    let stack = LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
+    let stack =
+        LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
+            .await?;
     if !patterns {
         for (service, admin) in
             [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]

@@ -30,6 +30,18 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// The namespace that the services believe to be in.
 const NAMESPACE: &str = "default";
 
+/// For tests and measurements in which a few addresses stand for all buyers: booking counts nobody.
+pub const NO_BUYER_LIMITS: [(&str, &str); 8] = [
+    ("SEATS_PER_BUYER", "0"),
+    ("SEATS_PER_SESSION", "0"),
+    ("SEATS_PER_NETWORK", "0"),
+    ("HELD_SEATS_PER_BUYER", "0"),
+    ("HOLDS_PER_BUYER", "0"),
+    ("HOLDS_PER_NETWORK", "0"),
+    ("DECLINES_PER_BUYER", "0"),
+    ("DECLINES_PER_NETWORK", "0"),
+];
+
 /// Why the local stack could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalStackError {

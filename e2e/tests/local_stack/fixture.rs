@@ -4,7 +4,7 @@ use contract::{
     BulkheadSettings, CheckReport, CircuitState, DegradationSettings, DependencySettings, FallbackSettings,
     FlagsSettings, HealthReport, PolicySettings, RetryOn, TripRule,
 };
-use e2e::local_stack::{LocalStack, Port, Ports};
+use e2e::local_stack::{LocalStack, NO_BUYER_LIMITS, Port, Ports};
 use e2e::progress::Progress;
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ impl Fixture {
         assert!(program.is_file(), "build it first: cargo build --workspace --bins");
         let first_port = Ports::any_free().unwrap();
         // What no policy says is shortened here: how often reservations that ran out are looked for.
-        let environment = [("EXPIRE_EVERY_SECONDS", "1")];
+        let environment = [[("EXPIRE_EVERY_SECONDS", "1")].as_slice(), &NO_BUYER_LIMITS].concat();
         let stack = LocalStack::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
         let fixture = Self { stack, client, rows: Vec::new() };
@@ -128,6 +128,12 @@ impl Fixture {
     /// Books one seat.
     pub async fn book(&self) -> Seen {
         self.post("/api/bookings", &order()).await
+    }
+
+    /// Asks booking itself, as the gateway does for this buyer.
+    pub async fn ask_as(&self, buyer: &str, method: reqwest::Method, path: &str, body: &Value) -> Seen {
+        let request = self.client.request(method, self.stack.url(Port::Booking) + path).header("x-buyer", buyer);
+        self.seen(request.body(body.to_string())).await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Seen {
@@ -294,7 +300,16 @@ pub fn policy(service: &str) -> PolicySettings {
         }
     }
     let check = contract::HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
-    let checks = ["database", "schema", "memory", "booking-consistency", "catalog-service", "booking-service", "mail"];
+    let checks = [
+        "database",
+        "schema",
+        "memory",
+        "booking-consistency",
+        "buyer-limits",
+        "catalog-service",
+        "booking-service",
+        "mail",
+    ];
     policy.health_checks = checks.map(|name| (name.to_owned(), check.clone())).into();
     policy
 }

@@ -1,6 +1,6 @@
 //! Answers that say what went wrong.
 
-use crate::http_client::{REFUSED, RETRIED};
+use crate::http_client::{OF_ASKER, REFUSED, RETRIED};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -37,6 +37,13 @@ pub fn refused(code: &str, message: &str, retry_after: Duration) -> Response {
 pub fn too_many(code: &str, message: &str, retry_after: Duration) -> Response {
     let mut response = refused(code, message, retry_after);
     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    response
+}
+
+/// The same to one of many for whom a caller asks: it says nothing to the others, so the caller does not slow down.
+pub fn too_many_of_asker(code: &str, message: &str, retry_after: Duration) -> Response {
+    let mut response = too_many(code, message, retry_after);
+    response.headers_mut().insert(REFUSED, HeaderValue::from_static(OF_ASKER));
     response
 }
 

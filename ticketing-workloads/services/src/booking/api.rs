@@ -121,7 +121,7 @@ impl Bookings {
         self.under_way.enter(asker).ok_or_else(|| {
             self.count("limited");
             let message = "Too many orders of yours at once. Please wait for their answers.";
-            Box::new(answers::too_many("TOO_MANY_ORDERS", message, Duration::from_secs(1)))
+            Box::new(answers::too_many_of_asker("TOO_MANY_ORDERS", message, Duration::from_secs(1)))
         })
     }
 
@@ -364,7 +364,7 @@ pub(super) fn fail(bookings: &Bookings, error: &CallError<BookingError>) -> Resp
             let (code, outcome) = limited.reached.codes();
             bookings.count(outcome);
             let (message, limit) = (limited.to_string(), limited.reached.name());
-            let mut response = answers::too_many(code, &message, limited.wait);
+            let mut response = answers::too_many_of_asker(code, &message, limited.wait);
             let answer = json!({"success": false, "errorCode": code, "message": message, "limit": limit});
             *response.body_mut() = Body::from(answer.to_string());
             response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -37,6 +37,8 @@ use tower::{Layer, Service, ServiceExt};
 pub const RETRIED: HeaderName = HeaderName::from_static("x-retried");
 /// In an answer: nothing has failed, its sender only does not want the request now.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-refused");
+/// Value of [`REFUSED`]: not wanted of this asker. The next one who asks is somebody else, so it is an answer like any other.
+pub const OF_ASKER: &str = "asker";
 /// In an answer that is a failure: the deadline that the request came with had passed by then. It says nothing of its sender.
 pub const DEADLINE_PASSED: HeaderName = HeaderName::from_static("x-deadline-passed");
 /// What services of ours say to each other only: the edge takes it from nobody, and tells it nobody.
@@ -153,6 +155,7 @@ impl Failure for HttpError {
             Self::TooLarge => FailureKind::Other,
             Self::NoMemory => FailureKind::GivenUp,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
+            Self::Status(_) if self.header(REFUSED) == Some(OF_ASKER) => FailureKind::Business,
             Self::Status(_) if self.header(DEADLINE_PASSED) == Some("true") => FailureKind::Timeout,
             Self::Status(answer) => kind_of(answer),
         }
@@ -382,16 +385,10 @@ fn verdict(result: &Result<HttpAnswer, HttpError>, short: bool) -> Verdict {
     }
 }
 
-/// Whether the endpoint has refused because of its load. Not if there was little time: that may have been why. And not by a 429
-/// of ours: that one is about who asked, and the next one who asks is somebody else.
+/// Whether the endpoint has refused because of its load. Not if there was little time: that may have been why.
 fn refused_by(result: &Result<HttpAnswer, HttpError>, short: bool) -> Option<Refused> {
     let error = result.as_ref().err().filter(|_| !short)?;
-    let about_asker = matches!(error, HttpError::Status(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS);
-    let refused = match error.kind() {
-        FailureKind::RateLimited => !about_asker,
-        FailureKind::Overloaded(_) => true,
-        _ => false,
-    };
+    let refused = matches!(error.kind(), FailureKind::RateLimited | FailureKind::Overloaded(_));
     refused.then(|| Refused { wait: error.retry_after() })
 }
 

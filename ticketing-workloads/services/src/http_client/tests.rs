@@ -415,6 +415,21 @@ async fn one_of_three_that_fails_fast_costs_a_single_buyer_three_calls() {
     assert_eq!((failed, ill.asked()), (3, 3));
 }
 
+/// A buyer who had reached a limit made the pod that said so one with too much to do, for as long as the buyer was to wait.
+#[tokio::test]
+async fn who_refuses_one_buyer_goes_on_serving_the_others() {
+    let refuses = line(429, &[("retry-after", "3600"), ("x-retried", "true"), ("x-refused", "asker")]);
+    let (refusing, other) = (Script::start(vec![refuses]).await, Script::start(vec![line(200, &[])]).await);
+    let dependency = dependency(settings(2, &[RetryOn::RateLimited, RetryOn::ServerError], &[]));
+    let service = service_at(vec![refusing.address, other.address], dependency, KEEP);
+    let mut refused = 0;
+    for _ in 0..40 {
+        refused += usize::from(ask(&service, HttpCall::get("/")).await.is_err());
+    }
+    assert_eq!((refused, refusing.asked(), other.asked()), (20, 20, 20));
+    assert_eq!((dependency.circuit().state, dependency.circuit().opened_total), (CircuitState::Closed, 0));
+}
+
 /// Then it is nobody's fault alone.
 #[tokio::test]
 async fn if_all_fail_all_are_asked() {
