@@ -78,7 +78,7 @@ async fn load_over_80_percent(fixture: &mut Fixture) {
         }
     }
     // Who loses against the others four times in a row is asked to try again, too.
-    let expected = ["201 Confirmed", "202 PaymentPending", TOO_MANY, "503 BOOKING_FAILED"];
+    let expected = ["201 Confirmed", "202 PaymentPending", TOO_MANY, "503 BOOKING_FAILED", "503 GAVE_WAY"];
     assert!(answers.keys().all(|answer| expected.contains(&answer.as_str())), "{answers:?}");
     assert!(expected[..3].iter().all(|answer| answers.contains_key(*answer)), "{answers:?}");
     for booked in seen.iter().flatten().filter(|booked| booked.status == 202) {

@@ -27,6 +27,7 @@ pub struct Dependency {
     pub(crate) bulkheads: &'static Bulkheads,
     /// Index in `bulkheads`.
     bulkhead: AtomicUsize,
+    keeps_slots: AtomicBool,
     faults: Faults,
     timeouts: AtomicU64,
     metrics: Arc<Metrics>,
@@ -48,6 +49,7 @@ impl Dependency {
             budget: RetryBudget::new(),
             bulkheads,
             bulkhead: AtomicUsize::new(Bulkheads::NONE),
+            keeps_slots: AtomicBool::new(false),
             faults: Faults::default(),
             timeouts: AtomicU64::new(0),
             metrics: Arc::clone(metrics),
@@ -68,6 +70,9 @@ impl Dependency {
         let retries_rate_limited = settings.retry.retry_on.contains(&RetryOn::RateLimited);
         self.retries_rate_limited.store(retries_rate_limited, Ordering::Relaxed);
         self.bulkhead.store(bulkhead, Ordering::Relaxed);
+        if self.keeps_slots() {
+            self.bulkhead().inspect(|bulkhead| bulkhead.keep_slots());
+        }
         self.settings.store(Arc::new(settings));
     }
 
@@ -84,6 +89,23 @@ impl Dependency {
     /// Its deadlines in force.
     pub fn timeouts(&self) -> TimeoutSettings {
         self.settings.load().timeout.clone()
+    }
+
+    /// From now on, its bulkhead keeps slots for the more important calls ([`crate::priority`]), whichever bulkhead the policy
+    /// gives it. For a dependency that is called for all kinds of reasons; one whose calls are all alike needs them all.
+    pub fn keep_slots(&self) {
+        self.keeps_slots.store(true, Ordering::Relaxed);
+        self.bulkhead().inspect(|bulkhead| bulkhead.keep_slots());
+    }
+
+    /// Whether it does.
+    pub fn keeps_slots(&self) -> bool {
+        self.keeps_slots.load(Ordering::Relaxed)
+    }
+
+    /// Most calls of it at once, if it has a bulkhead.
+    pub fn max_concurrent(&self) -> Option<u32> {
+        self.bulkhead().map(Bulkhead::max_concurrent)
     }
 
     /// The state of its circuit.

@@ -137,12 +137,23 @@ pub enum Rejection {
         /// How long the call waited.
         waited: Duration,
     },
+    /// Calls that are more important have the slots, or its place in the queue.
+    #[error("gave way to more important calls after {} in the queue of the bulkhead", in_words(*.waited))]
+    Shed {
+        /// How long the call waited.
+        waited: Duration,
+    },
 }
 
 impl Rejection {
     /// Whether it comes from the circuit.
     pub fn is_open_circuit(&self) -> bool {
         matches!(self, Self::CircuitOpen { .. } | Self::TrialsUnderWay { .. } | Self::HeldOpen)
+    }
+
+    /// Whether it comes from the bulkhead: there are only too many calls at once, and nothing has failed.
+    pub fn is_full_bulkhead(&self) -> bool {
+        matches!(self, Self::BulkheadFull { .. } | Self::BulkheadWait { .. } | Self::Shed { .. })
     }
 }
 

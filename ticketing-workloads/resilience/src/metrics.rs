@@ -2,6 +2,7 @@
 
 use crate::bulkhead::Bulkheads;
 use crate::circuit_breaker::Totals;
+use crate::priority::Priority;
 use crate::sync::lock;
 use contract::{ActionOutcome, CircuitState, PushOutcome};
 use prometheus_client::collector::Collector;
@@ -299,15 +300,23 @@ impl Collector for Collected {
 
         let bulkheads: Vec<_> = lock(&self.0.bulkheads).iter().flat_map(|bulkheads| bulkheads.usage()).collect();
         let rejected = bulkheads.iter().flat_map(|(name, usage)| {
-            let reasons = [("full", usage.full), ("timeout", usage.timed_out)];
+            let reasons = [("full", usage.full), ("timeout", usage.timed_out), ("shed", usage.shed)];
             reasons.map(|(reason, count)| ([("bulkhead", name.as_str()), ("reason", reason)], count))
         });
         counters(
             &mut encoder,
             "bulkhead_rejected",
-            "Calls that a bulkhead refused, by reason: its queue was full, or the wait in it timed out",
+            "Calls that a bulkhead refused, by reason: its queue was full, the wait in it timed out, or more important calls \
+             went first",
             rejected,
         )?;
+        let shed = bulkheads.iter().flat_map(|(name, usage)| {
+            let count = |priority: Priority| (("bulkhead", name.as_str()), priority, usage.refused[priority as usize]);
+            Priority::ALL
+                .map(count)
+                .map(|(bulkhead, priority, count)| ([bulkhead, ("priority", priority.name())], count))
+        });
+        counters(&mut encoder, "bulkhead_shed", "The same calls, by how important they were", shed)?;
         let in_use = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.in_use));
         gauges(&mut encoder, "bulkhead_in_use", "Calls in a bulkhead", in_use)?;
         let queued = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.queued));

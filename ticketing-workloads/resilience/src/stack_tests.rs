@@ -129,7 +129,7 @@ async fn a_full_bulkhead_is_not_retried_and_tells_the_circuit_nothing() {
     let one_place = BulkheadSettings { max_concurrent: 1, max_queued: 0, max_wait_ms: 0 };
     let slot = dependency.bulkheads.assign(&[("critical".to_owned(), one_place)].into())["critical"];
     dependency.configure(database(), slot);
-    let _held = dependency.bulkhead().unwrap().acquire(None).unwrap();
+    let _held = dependency.bulkhead().unwrap().acquire(crate::Priority::default(), None).unwrap();
     for _ in 0..10 {
         let (attempts, answer) = calls(dependency, 0, Ok(())).await;
         assert_eq!(attempts, 0);

@@ -5,6 +5,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use resilience::server::BodyError;
+use resilience::{Priority, priority};
 use serde_json::json;
 use std::time::Duration;
 
@@ -31,6 +32,17 @@ pub fn refused(code: &str, message: &str, retry_after: Duration) -> Response {
     let mut response = unavailable(code, message, retry_after);
     response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
     response
+}
+
+/// The same to a request that gave way to more important ones. Who only looks can wait the longest.
+pub fn shed() -> Response {
+    let retry_after = match priority::current() {
+        Some(Priority::Look) => 5,
+        Some(Priority::Start) => 2,
+        Some(Priority::Finish) | None => 1,
+    };
+    let message = "Too much is under way at once: what finishes a purchase goes first. Please try again.";
+    refused("GAVE_WAY", message, Duration::from_secs(retry_after))
 }
 
 /// The same to a caller who sends more than its share, whom 429 has slow down.

@@ -19,7 +19,7 @@ use resilience::control::authentication::Authentication;
 use resilience::control::mount::ConfigMount;
 use resilience::control::token::TokenMount;
 use resilience::server::{Clients, Limits, ListenError, listen, serve, serve_and_count};
-use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics};
+use resilience::{Actions, Check, Checks, ConfigStore, Dependency, Resilience, deadline, metrics, priority};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -340,7 +340,7 @@ async fn measure_load(
     next.run(request).await
 }
 
-/// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know.
+/// Bounds a request by its own deadline, which it may have come with, and lets all that it calls know, and how important it is.
 async fn bound_request(request: axum::extract::Request, next: middleware::Next) -> Response {
     let longest = Instant::now() + REQUEST_TIMEOUT;
     let given = deadline::of_request(request.headers()).filter(|given| *given < longest);
@@ -351,7 +351,9 @@ async fn bound_request(request: axum::extract::Request, next: middleware::Next) 
         response.headers_mut().insert(REFUSED, HeaderValue::from_static("true"));
         return response;
     }
-    let mut response = match tokio::time::timeout_at(until, deadline::within(Some(until), next.run(request))).await {
+    let priority = crate::priority::of_request(request.headers(), request.method(), request.uri().path());
+    let answer = priority::within(priority, deadline::within(Some(until), next.run(request)));
+    let mut response = match tokio::time::timeout_at(until, answer).await {
         Ok(response) => response,
         Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "TIMEOUT", "the request timed out"),
     };

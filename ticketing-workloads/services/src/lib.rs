@@ -21,6 +21,7 @@ pub mod mail_address;
 pub mod mail_sink;
 pub mod notification;
 pub mod payment;
+pub mod priority;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;

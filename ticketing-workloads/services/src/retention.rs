@@ -7,7 +7,7 @@ use crate::schema::Schema;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::Resilience;
+use resilience::{Priority, Resilience, priority};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +45,9 @@ pub async fn run(database: Arc<Database>, resilience: Arc<Resilience>, schema: S
     }
     schema.is_up_to_date().await;
     loop {
-        match database.call(|connection| delete(connection, rule, days)).await {
+        // Nobody waits for it.
+        let deleting = database.call(|connection| delete(connection, rule, days));
+        match priority::within(Priority::Look, deleting).await {
             Ok(count) => {
                 deleted.get_or_create(&WhatLabel { what: rule.what }).inc_by(count);
                 if count > 0 {

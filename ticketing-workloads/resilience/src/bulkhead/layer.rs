@@ -4,6 +4,7 @@ use super::state::{Acquired, Queued, Slot};
 use crate::attempt::{Attempt, AttemptError};
 use crate::dependency_layer::{dependency_layer, take_ready};
 use crate::failure::Rejection;
+use crate::priority;
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -34,7 +35,7 @@ where
         let Some(bulkhead) = self.dependency.bulkhead() else {
             return ResponseFuture { state: State::Inside { answer: self.inner.call(attempt), _slot: None } };
         };
-        let state = match bulkhead.acquire(attempt.deadline) {
+        let state = match bulkhead.acquire(priority::current().unwrap_or_default(), attempt.deadline) {
             Ok(Acquired::Slot(slot)) => State::Inside { answer: self.inner.call(attempt), _slot: Some(slot) },
             Ok(Acquired::Queued(queued)) => {
                 let waiter = Waiter { queued, service: take_ready(&mut self.inner), attempt: Some(attempt) };

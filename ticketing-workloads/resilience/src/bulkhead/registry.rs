@@ -48,7 +48,7 @@ impl Bulkheads {
             let bulkhead = self.bulkheads[index].get_or_init(|| Bulkhead::new(settings));
             bulkhead.configure(settings);
             if names.insert(name.clone(), index).is_none() {
-                bulkhead.reset_counts();
+                bulkhead.begin_anew();
             }
         }
         names.clone()
@@ -75,8 +75,8 @@ mod tests {
             names.iter().map(|name| found.get(*name).copied()).collect::<Vec<_>>()
         };
         assert_eq!(assign(&["a", "b"]), [Some(0), Some(1)]);
-        let held = bulkheads.get(0).unwrap().acquire(None).unwrap();
-        assert!(bulkheads.get(0).unwrap().acquire(None).is_err());
+        let held = bulkheads.get(0).unwrap().acquire(crate::Priority::default(), None).unwrap();
+        assert!(bulkheads.get(0).unwrap().acquire(crate::Priority::default(), None).is_err());
         assert_eq!(assign(&["b", "c"]), [Some(1), Some(2)], "a call of a is still under way");
         drop(held);
         assert_eq!(assign(&["c", "d"]), [Some(2), Some(0)]);

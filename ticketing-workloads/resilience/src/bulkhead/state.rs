@@ -3,17 +3,23 @@
 //! Not a semaphore of tokio's: that cannot shrink below what is in use. Here a smaller limit simply holds newcomers
 //! back until enough calls have ended.
 //!
-//! One word holds how many calls are inside and how many wait, so that a call that finds room takes it without a lock,
-//! and one that leaves knows whether another one waits. Only calls that wait take the lock of the queue.
+//! One [word](super::word) holds how many calls are inside and whose turn it is, so that a call that finds room takes it
+//! without a lock, and one that leaves knows whether another one waits. Only calls that wait take the lock of the queue.
+//!
+//! Of those that wait the most important ones go first, and a full queue makes room for one by refusing the least important.
+//! Calls of which nobody said how important they are go with the first.
 
+use super::queue::Queue;
+use super::shares;
+use super::word::{self, entry};
 use crate::failure::Rejection;
+use crate::priority::Priority;
 use crate::sync::lock;
 use contract::BulkheadSettings;
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -21,37 +27,18 @@ use tokio::time::{Instant, Sleep};
 
 /// A bounded number of calls at once, with a bounded queue before it.
 pub struct Bulkhead {
-    /// Calls inside in the low half, calls waiting in the high one.
     word: AtomicU64,
+    /// The limits on what is inside, by `max_concurrent` and `keeps_slots`. Written with the lock held.
+    limits: AtomicU64,
+    keeps_slots: AtomicBool,
     max_concurrent: AtomicU32,
     max_queued: AtomicU32,
     max_wait_ms: AtomicU64,
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<oneshot::Sender<Slot>>>,
     full: AtomicU64,
     timed_out: AtomicU64,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiters: VecDeque<Waiter>,
-    next_id: u64,
-}
-
-struct Waiter {
-    id: u64,
-    slot: oneshot::Sender<Slot>,
-}
-
-const WAITING: u64 = 1 << 32;
-
-/// Calls inside, by the word.
-fn inside(word: u64) -> u32 {
-    u32::try_from(word & (WAITING - 1)).unwrap_or(u32::MAX)
-}
-
-/// Calls waiting, by the word.
-fn waiting(word: u64) -> u32 {
-    u32::try_from(word >> 32).unwrap_or(u32::MAX)
+    shed: AtomicU64,
+    refused: [AtomicU64; 3],
 }
 
 /// How full a bulkhead is, and what it has refused.
@@ -65,6 +52,10 @@ pub struct Usage {
     pub full: u64,
     /// Calls that timed out in the queue so far.
     pub timed_out: u64,
+    /// Calls refused so far for others that are more important.
+    pub shed: u64,
+    /// All these, by [`Priority`].
+    pub refused: [u64; 3],
 }
 
 impl Bulkhead {
@@ -72,12 +63,16 @@ impl Bulkhead {
     pub fn new(settings: &BulkheadSettings) -> &'static Self {
         let bulkhead = Self {
             word: AtomicU64::new(0),
+            limits: AtomicU64::new(0),
+            keeps_slots: AtomicBool::new(false),
             max_concurrent: AtomicU32::new(1),
             max_queued: AtomicU32::new(0),
             max_wait_ms: AtomicU64::new(0),
             queue: Mutex::default(),
             full: AtomicU64::new(0),
             timed_out: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
+            refused: Default::default(),
         };
         let bulkhead: &'static Self = Box::leak(Box::new(bulkhead));
         bulkhead.configure(settings);
@@ -86,31 +81,50 @@ impl Bulkhead {
 
     /// Takes new settings. Calls under way keep their slots; more room is given to those who wait.
     pub fn configure(&'static self, settings: &BulkheadSettings) {
-        // None at all would stop the workload for good.
-        self.max_concurrent.store(settings.max_concurrent.max(1), Ordering::Relaxed);
+        self.max_concurrent.store(settings.max_concurrent, Ordering::Relaxed);
         self.max_queued.store(settings.max_queued, Ordering::Relaxed);
         self.max_wait_ms.store(settings.max_wait_ms, Ordering::Relaxed);
+        self.set_limits();
         self.hand_out();
+    }
+
+    /// Most calls at once.
+    pub(crate) fn max_concurrent(&self) -> u32 {
+        self.max_concurrent.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Keeps slots for the more important calls from now on ([`shares::limits`]): some of them take long, and what is inside
+    /// is not interrupted.
+    pub fn keep_slots(&self) {
+        self.keeps_slots.store(true, Ordering::Relaxed);
+        self.set_limits();
+    }
+
+    fn set_limits(&self) {
+        // What is read here is written before anybody else reads it.
+        let _queue = lock(&self.queue);
+        let limits = shares::limits(self.max_concurrent(), self.keeps_slots.load(Ordering::Relaxed));
+        self.limits.store(word::of_limits(limits), Ordering::Relaxed);
     }
 
     /// Takes a slot, or a position in the queue until `deadline` at the latest; `None`: as long as the settings allow.
     #[inline]
-    pub fn acquire(&'static self, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
-        match self.try_acquire() {
+    pub fn acquire(&'static self, priority: Priority, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
+        match self.try_acquire(priority) {
             Some(slot) => Ok(Acquired::Slot(slot)),
-            None => self.queue_up(deadline),
+            None => self.queue_up(priority, deadline),
         }
     }
 
-    /// Takes a slot if one is free and no call waits for it.
+    /// Takes a slot if one is free, and no call waits for it that is as important, or more so.
     #[inline]
-    fn try_acquire(&'static self) -> Option<Slot> {
-        let limit = u64::from(self.max_concurrent.load(Ordering::Relaxed));
+    pub fn try_acquire(&'static self, priority: Priority) -> Option<Slot> {
+        let limits = self.limits.load(Ordering::Relaxed);
         let mut word = self.word.load(Ordering::Relaxed);
-        // While a call waits, the high half makes the word larger than any limit.
-        while word < limit {
-            match self.word.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Slot { bulkhead: self }),
+        while word::is_open(word, limits, priority) {
+            let next = word + entry(priority);
+            match self.word.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(Slot { bulkhead: self, priority }),
                 Err(now) => word = now,
             }
         }
@@ -118,45 +132,66 @@ impl Bulkhead {
     }
 
     #[cold]
-    fn queue_up(&'static self, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
+    fn queue_up(&'static self, priority: Priority, deadline: Option<Instant>) -> Result<Acquired, Rejection> {
         let now = Instant::now();
         let max_wait = Duration::from_millis(self.max_wait_ms.load(Ordering::Relaxed));
         let give_up = deadline.unwrap_or(now + max_wait).min(now + max_wait);
+        let most = usize::try_from(self.max_queued.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         let mut queue = lock(&self.queue);
+        let may_wait = give_up > now && queue.admits(priority, most);
+        let highest = queue.highest().max(Some(priority));
         // The lock keeps others from joining or leaving the queue; calls still go in and out. What is decided on is
         // what is written over, or a call could queue up beside a free slot that no call is left to hand out.
+        let limits = self.limits.load(Ordering::Relaxed);
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            let limit = self.max_concurrent.load(Ordering::Relaxed);
-            let has_room = word < u64::from(limit);
-            if !has_room && (waiting(word) >= self.max_queued.load(Ordering::Relaxed) || give_up <= now) {
-                self.full.fetch_add(1, Ordering::Relaxed);
-                return Err(Rejection::BulkheadFull { in_use: inside(word), queued: waiting(word) });
+            let is_open = word::is_open(word, limits, priority);
+            if !is_open && !may_wait {
+                return Err(self.refuse(priority, word, queue.len()));
             }
-            let next = if has_room { word + 1 } else { word + WAITING };
+            let next = if is_open { word + entry(priority) } else { word::with_turn(word, highest) };
             match self.word.compare_exchange(word, next, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) if has_room => return Ok(Acquired::Slot(Slot { bulkhead: self })),
+                Ok(_) if is_open => return Ok(Acquired::Slot(Slot { bulkhead: self, priority })),
                 Ok(_) => break,
                 Err(now) => word = now,
             }
         }
         let (slot, receiver) = oneshot::channel();
-        let id = queue.next_id;
-        queue.next_id += 1;
-        queue.waiters.push_back(Waiter { id, slot });
+        let id = queue.next_id();
+        let displaced = queue.join(priority, most, slot);
         drop(queue);
+        // It finds that out by the end of its channel.
+        drop(displaced);
         let timer = Box::pin(tokio::time::sleep_until(give_up));
-        Ok(Acquired::Queued(Queued { bulkhead: self, id, since: now, receiver, timer }))
+        Ok(Acquired::Queued(Queued { bulkhead: self, priority, id, since: now, receiver, timer }))
+    }
+
+    /// Refuses an arrival.
+    fn refuse(&self, priority: Priority, word: u64, queued: usize) -> Rejection {
+        if word::waits_above(word, priority) {
+            return self.shed(priority, Duration::ZERO);
+        }
+        self.full.fetch_add(1, Ordering::Relaxed);
+        self.refused[priority as usize].fetch_add(1, Ordering::Relaxed);
+        Rejection::BulkheadFull { in_use: word::inside(word), queued: u32::try_from(queued).unwrap_or(u32::MAX) }
+    }
+
+    fn shed(&self, priority: Priority, waited: Duration) -> Rejection {
+        self.shed.fetch_add(1, Ordering::Relaxed);
+        self.refused[priority as usize].fetch_add(1, Ordering::Relaxed);
+        Rejection::Shed { waited }
     }
 
     /// How full it is, and what it has refused since the process started.
     pub fn usage(&self) -> Usage {
-        let word = self.word.load(Ordering::Acquire);
+        let queued = lock(&self.queue).len();
         Usage {
-            in_use: inside(word),
-            queued: waiting(word),
+            in_use: word::inside(self.word.load(Ordering::Acquire)),
+            queued: u32::try_from(queued).unwrap_or(u32::MAX),
             full: self.full.load(Ordering::Relaxed),
             timed_out: self.timed_out.load(Ordering::Relaxed),
+            shed: self.shed.load(Ordering::Relaxed),
+            refused: self.refused.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
 
@@ -165,29 +200,39 @@ impl Bulkhead {
         self.word.load(Ordering::Acquire) == 0
     }
 
-    /// Starts counting refusals anew.
-    pub(super) fn reset_counts(&self) {
-        self.full.store(0, Ordering::Relaxed);
-        self.timed_out.store(0, Ordering::Relaxed);
+    /// Starts counting refusals anew, and keeps no slots.
+    pub(super) fn begin_anew(&self) {
+        let counts = [&self.full, &self.timed_out, &self.shed].into_iter().chain(&self.refused);
+        counts.for_each(|count| count.store(0, Ordering::Relaxed));
+        self.keeps_slots.store(false, Ordering::Relaxed);
+        self.set_limits();
     }
 
-    /// Gives free slots to those who wait longest. A slot whose receiver has gone is released by its drop.
+    /// Gives free slots to the most important of those who wait, and among equals to those who wait longest. A slot whose
+    /// receiver has gone is released by its drop.
     fn hand_out(&'static self) {
         loop {
-            let waiter = {
+            let (priority, slot) = {
                 let mut queue = lock(&self.queue);
-                let limit = self.max_concurrent.load(Ordering::Relaxed);
-                // With the lock held and a call in the queue, no other call goes in.
-                if inside(self.word.load(Ordering::Acquire)) >= limit {
+                let Some(first) = queue.highest() else { return };
+                let limits = self.limits.load(Ordering::Relaxed);
+                let enter = |word| word::has_room(word, limits, first).then(|| word + entry(first));
+                // Where there is no room for the first, there is none for those after it.
+                if self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).is_err() {
                     return;
                 }
-                let Some(waiter) = queue.waiters.pop_front() else { return };
-                // One more inside, one fewer waiting.
-                self.word.fetch_sub(WAITING - 1, Ordering::AcqRel);
-                waiter
+                let Some(next) = queue.next() else { return };
+                self.set_turn(&queue);
+                next
             };
-            drop(waiter.slot.send(Slot { bulkhead: self }));
+            drop(slot.send(Slot { bulkhead: self, priority }));
         }
+    }
+
+    /// Says in the word who waits, with the lock held.
+    fn set_turn<W>(&self, queue: &Queue<W>) {
+        let turn = |word| Some(word::with_turn(word, queue.highest()));
+        let _ = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, turn);
     }
 }
 
@@ -213,6 +258,7 @@ impl Acquired {
 #[must_use = "a call that is not awaited leaves the queue"]
 pub struct Queued {
     bulkhead: &'static Bulkhead,
+    priority: Priority,
     id: u64,
     since: Instant,
     receiver: oneshot::Receiver<Slot>,
@@ -223,12 +269,20 @@ impl Future for Queued {
     type Output = Result<Slot, Rejection>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(Ok(slot)) = Pin::new(&mut self.receiver).poll(cx) {
-            return Poll::Ready(Ok(slot));
+        match Pin::new(&mut self.receiver).poll(cx) {
+            Poll::Ready(Ok(slot)) => return Poll::Ready(Ok(slot)),
+            // A more important call has its place.
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(self.bulkhead.shed(self.priority, self.since.elapsed()))),
+            Poll::Pending => {}
         }
         self.timer.as_mut().poll(cx).map(|()| {
-            self.bulkhead.timed_out.fetch_add(1, Ordering::Relaxed);
-            Err(Rejection::BulkheadWait { waited: self.since.elapsed() })
+            let (bulkhead, waited) = (self.bulkhead, self.since.elapsed());
+            if word::waits_above(bulkhead.word.load(Ordering::Relaxed), self.priority) {
+                return Err(bulkhead.shed(self.priority, waited));
+            }
+            bulkhead.timed_out.fetch_add(1, Ordering::Relaxed);
+            bulkhead.refused[self.priority as usize].fetch_add(1, Ordering::Relaxed);
+            Err(Rejection::BulkheadWait { waited })
         })
     }
 }
@@ -236,10 +290,8 @@ impl Future for Queued {
 impl Drop for Queued {
     fn drop(&mut self) {
         let mut queue = lock(&self.bulkhead.queue);
-        let before = queue.waiters.len();
-        queue.waiters.retain(|waiter| waiter.id != self.id);
-        if queue.waiters.len() < before {
-            self.bulkhead.word.fetch_sub(WAITING, Ordering::Relaxed);
+        if queue.leave(self.priority, self.id).is_some() {
+            self.bulkhead.set_turn(&queue);
         }
     }
 }
@@ -247,12 +299,13 @@ impl Drop for Queued {
 /// A slot in a bulkhead; released when dropped.
 pub struct Slot {
     bulkhead: &'static Bulkhead,
+    priority: Priority,
 }
 
 impl Drop for Slot {
     #[inline]
     fn drop(&mut self) {
-        if self.bulkhead.word.fetch_sub(1, Ordering::AcqRel) >= WAITING {
+        if word::has_waiters(self.bulkhead.word.fetch_sub(entry(self.priority), Ordering::AcqRel)) {
             self.bulkhead.hand_out();
         }
     }
@@ -264,7 +317,7 @@ mod tests {
     use futures::future::join_all;
 
     async fn enter(bulkhead: &'static Bulkhead, deadline: Instant) -> Result<Slot, Rejection> {
-        bulkhead.acquire(Some(deadline))?.slot().await
+        bulkhead.acquire(Priority::default(), Some(deadline))?.slot().await
     }
 
     fn usage(bulkhead: &Bulkhead) -> (u32, u32) {
@@ -362,18 +415,28 @@ mod tests {
     #[test]
     fn threads_share_it_without_forgetting_anybody() {
         use std::sync::atomic::AtomicUsize;
-        let bulkhead = Bulkhead::new(&settings(2, 100, 20_000));
-        let inside = AtomicUsize::new(0);
+        let bulkhead = Bulkhead::new(&settings(3, 100, 20_000));
+        bulkhead.keep_slots();
+        // Calls of each priority and those below it.
+        let inside = [0; 3].map(AtomicUsize::new);
+        let limits = [1, 2, 3];
         std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
+            for thread in 0..6 {
+                let inside = &inside;
+                scope.spawn(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
                     runtime.block_on(async {
-                        for _ in 0..5_000 {
-                            let slot = enter(bulkhead, soon()).await.unwrap();
-                            assert!(inside.fetch_add(1, Ordering::SeqCst) < 2);
+                        for round in 0..4_000 {
+                            let priority = Priority::ALL[(thread + round) % 3];
+                            let counted = inside.iter().zip(limits).skip(priority as usize);
+                            let slot = bulkhead.acquire(priority, Some(soon())).unwrap().slot().await.unwrap();
+                            for (count, limit) in counted.clone() {
+                                assert!(count.fetch_add(1, Ordering::SeqCst) < limit);
+                            }
                             std::hint::spin_loop();
-                            inside.fetch_sub(1, Ordering::SeqCst);
+                            for (count, _) in counted {
+                                count.fetch_sub(1, Ordering::SeqCst);
+                            }
                             drop(slot);
                         }
                     });
@@ -381,5 +444,6 @@ mod tests {
             }
         });
         assert_eq!(usage(bulkhead), (0, 0));
+        assert!(bulkhead.is_empty(), "nobody has the turn");
     }
 }

@@ -23,10 +23,16 @@ impl Default for Load {
 impl Load {
     /// Takes a place among `capacity` requests at once; `None`: all are taken.
     pub fn enter(&self, capacity: u32) -> Option<InFlight<'_>> {
+        self.enter_beyond(capacity, 0)
+    }
+
+    /// The same where there are so many places `more` for this request, and for others like it. They are no part of the
+    /// capacity: with them, the load may be above 100 %.
+    pub fn enter_beyond(&self, capacity: u32, more: u32) -> Option<InFlight<'_>> {
         self.capacity.store(capacity, Ordering::Relaxed);
         let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
         let place = InFlight(self);
-        (before < capacity).then_some(place)
+        (before < capacity.saturating_add(more)).then_some(place)
     }
 
     /// The figures for the health report.
@@ -128,7 +134,10 @@ mod tests {
         assert!(first.is_some() && second.is_some());
         assert!(load.enter(2).is_none());
         assert_eq!(load.report(), LoadReport { in_flight: 2, percent: 100 });
-        drop((first, second));
+        let third = load.enter_beyond(2, 1);
+        assert!(third.is_some() && load.enter_beyond(2, 1).is_none(), "one more, for what is to be finished");
+        assert_eq!(load.report(), LoadReport { in_flight: 3, percent: 150 });
+        drop((first, second, third));
         assert_eq!(load.report(), LoadReport { in_flight: 0, percent: 0 });
     }
 }

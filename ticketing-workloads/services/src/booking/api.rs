@@ -6,7 +6,7 @@ use super::limits::{Limits, Place, UnderWay};
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
 use super::seats::{self, Booked, BookingError, Purpose, Wish};
-use crate::answers::{self, body_unreadable, problem, refused, unavailable};
+use crate::answers::{self, body_unreadable, problem, refused, shed, unavailable};
 use crate::database::{Database, DatabaseError};
 use crate::schema::{self, Schema};
 use axum::body::Body;
@@ -22,7 +22,7 @@ use prometheus_client::metrics::family::Family;
 use resilience::control::degradation::InFlight;
 use resilience::failure::Verdict;
 use resilience::server::read_body;
-use resilience::{CallError, Failure, Rejection, Resilience};
+use resilience::{CallError, Failure, Priority, Rejection, Resilience, priority};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -129,11 +129,13 @@ impl Bookings {
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// Takes a place among the bookings under way, or refuses. The flag is read as it is now.
-    pub(super) fn enter(&self) -> Result<InFlight<'_>, Box<Response>> {
+    /// Takes a place among the bookings under way, or refuses. The flag is read as it is now. It bounds what is started: for
+    /// what finishes a sale there is a quarter more, unless the flag allows nothing at all.
+    pub(super) fn enter(&self, priority: Priority) -> Result<InFlight<'_>, Box<Response>> {
         let limit = self.resilience.flags().integer(LIMIT_FLAG.0, LIMIT_FLAG.1);
         let limit = u32::try_from(limit.max(0)).unwrap_or(u32::MAX);
-        self.resilience.load().enter(limit).ok_or_else(|| {
+        let more = if priority == Priority::Finish { limit.div_ceil(4) } else { 0 };
+        self.resilience.load().enter_beyond(limit, more).ok_or_else(|| {
             let message = format!("Too many bookings at once: {} allows {limit}. Please try again.", LIMIT_FLAG.0);
             Box::new(self.too_many(LIMIT_FLAG.0, &message))
         })
@@ -162,10 +164,21 @@ impl Bookings {
         response
     }
 
+    /// The answer to a call that gave way to more important ones, if that is what it did.
+    fn gave_way<E>(&self, error: &CallError<E>) -> Option<Response> {
+        matches!(error, CallError::Rejected { rejection: Rejection::Shed { .. }, .. }).then(|| {
+            self.count("limited");
+            shed()
+        })
+    }
+
     /// A failure is answered as the ADR has it, with the reason in the log only, but for a full bulkhead.
     pub(super) fn unavailable<E: Failure>(&self, error: &CallError<E>) -> Response {
+        if let Some(answer) = self.gave_way(error) {
+            return answer;
+        }
         if let CallError::Rejected { rejection, .. } = error
-            && matches!(rejection, Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. })
+            && rejection.is_full_bulkhead()
         {
             let name = self.database.bulkhead().unwrap_or_default();
             return self.too_many(&name, "Too many bookings at once. Please try again.");
@@ -179,6 +192,23 @@ impl Bookings {
                 refused("BOOKING_FAILED", message, Duration::from_secs(1))
             }
             _ => unavailable("BOOKING_FAILED", message, error.retry_after().unwrap_or(RETRY_AFTER)),
+        }
+    }
+
+    /// Something could not be read. If only too much is under way, nothing has failed: circuits in front of it stay closed.
+    fn unreadable(&self, error: &CallError<DatabaseError>) -> Response {
+        match error {
+            CallError::Rejected { rejection, .. } if rejection.is_full_bulkhead() => {
+                self.gave_way(error).unwrap_or_else(|| {
+                    let message = "Too much is asked for at once. Please try again.";
+                    refused("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
+                })
+            }
+            _ => {
+                tracing::warn!(%error, "failed to read bookings or events");
+                let wait = error.retry_after().unwrap_or(RETRY_AFTER);
+                unavailable("UNAVAILABLE", "Unable to read this at this time", wait)
+            }
         }
     }
 }
@@ -222,7 +252,7 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         Ok(place) => place,
         Err(refusal) => return *refusal,
     };
-    let _under_way = match bookings.enter() {
+    let _under_way = match bookings.enter(Priority::Start) {
         Ok(place) => place,
         Err(refusal) => return *refusal,
     };
@@ -238,7 +268,8 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         }
         Ok(booked) => {
             let payment_waits = purpose == Purpose::Paid { asks_within: Duration::ZERO };
-            conclude(bookings, booked, payment_waits).await
+            // It has its seats: from here on a sale is finished.
+            priority::within(Priority::Finish, conclude(bookings, booked, payment_waits)).await
         }
         Err(error) if unanswered.into_inner() => {
             bookings.count("unknown");
@@ -388,19 +419,13 @@ async fn find(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, hea
     match bookings.database.call(|connection| seats::find(connection, id, &asker)).await {
         Ok(Some(booking)) => Json(booking).into_response(),
         Ok(None) => problem(StatusCode::NOT_FOUND, "BOOKING_NOT_FOUND", "There is no booking with this id"),
-        Err(error) => unreadable(&error),
+        Err(error) => bookings.unreadable(&error),
     }
 }
 
 async fn events(State(bookings): State<Arc<Bookings>>) -> Response {
     match bookings.database.call(seats::events).await {
         Ok(events) => Json(json!({ "events": events })).into_response(),
-        Err(error) => unreadable(&error),
+        Err(error) => bookings.unreadable(&error),
     }
-}
-
-fn unreadable(error: &CallError<DatabaseError>) -> Response {
-    tracing::warn!(%error, "failed to read bookings or events");
-    let wait = error.retry_after().unwrap_or(RETRY_AFTER);
-    unavailable("UNAVAILABLE", "Unable to read this at this time", wait)
 }

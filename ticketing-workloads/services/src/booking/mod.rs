@@ -117,6 +117,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let resilience =
         Resilience::builder(pod.workload(NAME)).dependency(DATABASE).dependency(PAYMENT).defaults(defaults()).build();
     let dependency = host::declared(&resilience, DATABASE)?;
+    dependency.keep_slots();
     let connector = settings.database.connector(&pod.pod_name)?;
     let migrator = settings.database.migration_connector(&pod.pod_name)?;
     let pool_size = settings.database.database_pool_size;

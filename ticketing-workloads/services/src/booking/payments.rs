@@ -8,11 +8,14 @@ use crate::database::Database;
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
 use axum::http::{HeaderValue, StatusCode};
 use contract::FallbackSettings;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use resilience::{CallError, Dependency, Resilience};
+use resilience::{CallError, Dependency, Priority, Resilience, priority};
 use serde_json::{Value, json};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -23,8 +26,9 @@ const CURRENCY: &str = "eur";
 const LOOK: Duration = Duration::from_millis(500);
 /// Why a booking is cancelled of which the payment did not come to an end.
 const TIMED_OUT: &str = "payment timed out";
-/// Bookings that are settled side by side.
-const AT_ONCE: i64 = 10;
+/// Bookings that are settled side by side, if the policy has no bulkhead for payment: as many as payment passes on to a
+/// provider at once.
+const AT_ONCE: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SettledLabel {
@@ -114,20 +118,25 @@ impl Payments {
         paid
     }
 
-    /// Settles what is due, for as long as it is polled.
+    /// Settles what is due, for as long as it is polled: as much of it at once as orders pay at once that do not wait, each
+    /// as soon as there is room for it, so that a slow one holds no other up. It finishes sales, and goes before new ones.
     pub async fn settle(self: Arc<Self>) {
-        loop {
-            match self.database.call(|connection| seats::due(connection, AT_ONCE)).await {
-                Ok(due) if !due.is_empty() => {
-                    futures::future::join_all(due.iter().map(|due| self.settle_one(due))).await;
-                }
-                Ok(_) => tokio::time::sleep(LOOK).await,
+        let own = &*self;
+        let claim = |most: usize| async move {
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            match own.database.call(|connection| seats::due(connection, most)).await {
+                Ok(due) => due,
                 Err(error) => {
                     tracing::warn!(%error, "failed to read bookings to settle");
-                    tokio::time::sleep(LOOK * 4).await;
+                    tokio::time::sleep(LOOK * 3).await;
+                    Vec::new()
                 }
             }
-        }
+        };
+        let at_once =
+            || own.dependency.max_concurrent().map_or(AT_ONCE, |most| usize::try_from(most).unwrap_or(AT_ONCE));
+        let settling = side_by_side(at_once, claim, |due: Due| async move { own.settle_one(&due).await });
+        priority::within(Priority::Finish, settling).await;
     }
 
     /// A booking is paid that was cancelled: its refund is written down already.
@@ -175,6 +184,40 @@ impl Payments {
     }
 }
 
+/// Does all that `claim` brings, up to `at_once` side by side, for as long as it is polled. What there is to do is claimed only
+/// when there is room for it: others may come to it sooner.
+async fn side_by_side<T, C, W>(at_once: impl Fn() -> usize, claim: impl Fn(usize) -> C, work: impl Fn(T) -> W)
+where
+    C: Future<Output = Vec<T>>,
+    W: Future<Output = ()>,
+{
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        let room = at_once().max(1).saturating_sub(under_way.len());
+        if room == 0 {
+            under_way.next().await;
+            continue;
+        }
+        let claimed = beside(&mut under_way, claim(room)).await;
+        let is_all = claimed.len() < room;
+        under_way.extend(claimed.into_iter().map(&work));
+        if is_all {
+            beside(&mut under_way, tokio::time::sleep(LOOK)).await;
+        }
+    }
+}
+
+/// Goes on with what is under way until `other` is done.
+async fn beside<T>(under_way: &mut FuturesUnordered<impl Future<Output = ()>>, other: impl Future<Output = T>) -> T {
+    let mut other = pin!(other);
+    loop {
+        tokio::select! {
+            done = &mut other => return done,
+            Some(()) = under_way.next() => {}
+        }
+    }
+}
+
 fn status_of(body: &[u8]) -> String {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     body["status"].as_str().unwrap_or_default().to_owned()
@@ -203,6 +246,59 @@ fn unpaid(error: &CallError<HttpError>) -> Paid {
 mod tests {
     use super::*;
     use axum::http::HeaderMap;
+    use std::cell::{Cell, RefCell};
+    use tokio::time::Instant;
+
+    /// Runs `count` payments, each for as long as `takes` says, up to 20 at once: how long it took, and the most at once.
+    async fn settled(count: u64, takes: impl Fn(u64) -> Duration) -> (Duration, usize) {
+        let (due, under_way, most, left) = (RefCell::new(0..count), Cell::new(0), Cell::new(0_usize), Cell::new(count));
+        let claim = async |room: usize| {
+            // A look at the database.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            due.borrow_mut().by_ref().take(room).collect::<Vec<_>>()
+        };
+        let pay = async |one: u64| {
+            under_way.set(under_way.get() + 1);
+            most.set(most.get().max(under_way.get()));
+            tokio::time::sleep(takes(one)).await;
+            under_way.set(under_way.get() - 1);
+            left.set(left.get() - 1);
+        };
+        let started = Instant::now();
+        let until_done = async {
+            while left.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = side_by_side(|| AT_ONCE, claim, pay) => unreachable!(),
+            () = until_done => {}
+        }
+        (started.elapsed(), most.get())
+    }
+
+    /// What was put off under high load is paid as fast as what is paid at once: not one after the other.
+    #[tokio::test(start_paused = true)]
+    async fn a_backlog_is_paid_side_by_side() {
+        let (took, most) = settled(200, |_| Duration::from_secs(1)).await;
+        assert_eq!(most, AT_ONCE);
+        assert!(took < Duration::from_millis(10_500), "200 payments of 1 s, 20 at once: {took:?}");
+    }
+
+    /// A provider that is asked for one of them in vain holds only that one up.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_payment_holds_up_no_other() {
+        let others = Cell::new(Duration::ZERO);
+        let started = Instant::now();
+        let takes = |one: u64| {
+            others.set(started.elapsed());
+            if one == 0 { Duration::from_secs(60) } else { Duration::from_secs(1) }
+        };
+        let (took, most) = settled(191, takes).await;
+        assert_eq!(most, AT_ONCE);
+        assert!(took < Duration::from_secs(61), "{took:?}");
+        assert!(others.get() < Duration::from_millis(9_500), "190 of 1 s in 19 places: {:?}", others.get());
+    }
 
     /// An order that payment had no connection for was Pending until it was settled, though nothing had been begun.
     #[rstest::rstest]

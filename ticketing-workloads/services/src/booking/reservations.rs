@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, post};
 use prometheus_client::metrics::counter::Counter;
-use resilience::Resilience;
+use resilience::{Priority, Resilience};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -47,7 +47,7 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, 
         Ok(place) => place,
         Err(refusal) => return *refusal,
     };
-    let _under_way = match bookings.enter() {
+    let _under_way = match bookings.enter(Priority::Finish) {
         Ok(place) => place,
         Err(refusal) => return *refusal,
     };

@@ -7,6 +7,7 @@
 use super::pool::Shared;
 use super::settings::Sessions;
 use deadpool_postgres::{ClientWrapper, Object};
+use resilience::bulkhead::Slot;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,9 +62,38 @@ impl Generation {
     }
 }
 
+/// A connection out of the pool, and the place among those that there may be that it has until it is back.
+pub(super) struct Pooled {
+    // Dropped first: who gets the place finds the connection.
+    object: Object,
+    place: Slot,
+}
+
+impl Pooled {
+    pub(super) fn new(object: Object, place: Slot) -> Self {
+        Self { object, place }
+    }
+
+    /// Takes the connection out of the pool for good.
+    fn take(self) -> ClientWrapper {
+        let Self { object, place } = self;
+        let client = Object::take(object);
+        drop(place);
+        client
+    }
+}
+
+impl Deref for Pooled {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        &self.object
+    }
+}
+
 /// A connection from the pool, for one use.
 pub struct Connection {
-    object: Arc<Object>,
+    object: Arc<Pooled>,
     sessions: Sessions,
 }
 
@@ -91,11 +121,11 @@ impl Deref for Connection {
 pub(super) struct Loan {
     shared: Arc<Shared>,
     generation: Arc<Generation>,
-    connection: Option<Arc<Object>>,
+    connection: Option<Arc<Pooled>>,
 }
 
 impl Loan {
-    pub(super) fn new(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Object) -> (Self, Connection) {
+    pub(super) fn new(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Pooled) -> (Self, Connection) {
         let connection = Arc::new(connection);
         let sessions = shared.connector.sessions();
         let borrowed = Connection { object: Arc::clone(&connection), sessions };
@@ -112,7 +142,7 @@ impl Loan {
     /// The connection has ended, or is not wanted any more: the pool opens a new one in its place when it needs it.
     pub(super) fn lost(mut self) {
         if let Some(connection) = self.take() {
-            drop(Object::take(connection));
+            drop(connection.take());
         }
     }
 
@@ -124,7 +154,7 @@ impl Loan {
     }
 
     /// The connection, unless its user still has it: then it goes back to the pool when that one drops it.
-    fn take(&mut self) -> Option<Object> {
+    fn take(&mut self) -> Option<Pooled> {
         self.connection.take().and_then(Arc::into_inner)
     }
 }
@@ -139,13 +169,13 @@ impl Drop for Loan {
                 runtime.spawn(settle(shared, generation, connection));
             }
             // The process ends.
-            Err(_) => drop(Object::take(connection)),
+            Err(_) => drop(connection.take()),
         }
     }
 }
 
 /// Waits until an abandoned connection has answered, or takes its place away.
-async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Object) {
+async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Pooled) {
     // It is answered after whatever was abandoned before it.
     let answered = async {
         let mut answer = std::pin::pin!(connection.simple_query(IS_IDLE));
@@ -166,12 +196,12 @@ async fn settle(shared: Arc<Shared>, generation: Arc<Generation>, connection: Ob
             drop(connection);
         } else {
             // It broke, its pool was given up, or the next one to get it would go on with somebody else's transaction.
-            drop(Object::take(connection));
+            drop(connection.take());
         }
         generation.settling.fetch_sub(1, Ordering::AcqRel);
         return;
     }
-    let opened = Instant::from_std(Object::metrics(&connection).created);
+    let opened = Instant::from_std(Object::metrics(&connection.object).created);
     replace(&shared, &generation, connection);
     generation.settling.fetch_sub(1, Ordering::AcqRel);
     shared.cure(&generation, opened).await;
@@ -183,8 +213,8 @@ pub(super) fn says(answer: &[SimpleQueryMessage], word: &str) -> bool {
 }
 
 /// Takes a silent connection out of the pool, which opens a new one in its place when it needs it.
-fn replace(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Object) {
-    let silent = Object::take(connection);
+fn replace(shared: &Arc<Shared>, generation: &Arc<Generation>, connection: Pooled) {
+    let silent = connection.take();
     generation.replaced.fetch_add(1, Ordering::AcqRel);
     shared.unresponsive.inc();
     tracing::warn!(dependency = shared.dependency.name(), "a pooled connection did not answer; replacing it");

@@ -1,18 +1,20 @@
 //! The pool: how calls get a connection, and the ways to get rid of connections that do not answer.
 
 use super::error::Aftermath;
-use super::loan::{Connection, Generation, Loan, says};
+use super::loan::{Connection, Generation, Loan, Pooled, says};
 use super::sample::Sample;
 use super::settings::{self, Sessions};
 use super::{Connector, DatabaseError};
 use crate::host::StartError;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use contract::BulkheadSettings;
 use deadpool::managed::{HookResult, Metrics};
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use futures::FutureExt;
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
-use resilience::{CallError, Dependency, Failure};
+use resilience::bulkhead::{Bulkhead, Slot};
+use resilience::{CallError, Dependency, Failure, Priority, priority};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,6 +39,9 @@ const CURE_INTERVAL: Duration = Duration::from_secs(30);
 /// than it takes to give one out.
 const CHANGE_SETTLED: Duration = Duration::from_secs(10);
 
+/// Longest wait for a place in the pool; whoever waits has a shorter time of its own.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+
 /// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
 const PING: &str = "SHOW transaction_read_only";
 
@@ -49,6 +54,10 @@ pub struct Database {
 pub(super) struct Shared {
     pub(super) connector: Connector,
     size: usize,
+    /// As many as there may be connections. Whoever takes one from a pool has one first, so that the most important of those that
+    /// wait go first; a pool itself would let them in as they came. They outlast resets: what is under way on the old
+    /// connections has its place until it ends.
+    places: &'static Bulkhead,
     bound: Arc<StatementBound>,
     current: ArcSwap<Generation>,
     pub(super) dependency: &'static Dependency,
@@ -98,17 +107,41 @@ impl Database {
     ) -> Result<Self, StartError> {
         let bound = Arc::new(StatementBound::new(dependency.timeouts().per_try_ms));
         let connector = connector.pooled(Arc::clone(&bound.now_ms));
+        let places = Bulkhead::new(&BulkheadSettings {
+            max_concurrent: size.into(),
+            max_queued: u32::MAX,
+            max_wait_ms: resilience::clock::millis(LONGEST_WAIT),
+        });
+        if dependency.keeps_slots() {
+            places.keep_slots();
+        }
         let size = usize::from(size);
         let current = ArcSwap::from_pointee(Generation::new(pool(&connector, &bound, size)?));
         let (resets, unresponsive, cured, suspected) = Default::default();
-        let shared =
-            Shared { connector, size, bound, current, dependency, sample, resets, unresponsive, cured, suspected };
+        let shared = Shared {
+            connector,
+            size,
+            places,
+            bound,
+            current,
+            dependency,
+            sample,
+            resets,
+            unresponsive,
+            cured,
+            suspected,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Name of the bulkhead that calls pass through, if there is one.
     pub fn bulkhead(&self) -> Option<String> {
         self.shared.dependency.settings().bulkhead.clone()
+    }
+
+    /// Calls that wait for a connection.
+    pub fn waiting(&self) -> u32 {
+        self.shared.places.usage().queued
     }
 
     /// Counts resets.
@@ -139,6 +172,8 @@ impl Database {
         F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
+        let place = self.shared.place(priority::current().unwrap_or_default(), None).await?;
+        // Which is the one of now: there may have been a reset meanwhile.
         let generation = self.shared.current.load_full();
         let allowed = self.shared.dependency.timeouts();
         let create = allowed.connect_ms.map(Duration::from_millis);
@@ -146,6 +181,7 @@ impl Database {
         let attempt = async {
             let timeouts = Timeouts { wait: None, create, recycle: None };
             let connection = generation.pool.timeout_get(&timeouts).await.map_err(DatabaseError::from)?;
+            let connection = Pooled::new(connection, place);
             let (loan, connection) = Loan::new(&self.shared, &generation, connection);
             let result = work(connection).await;
             match result.as_ref().err().map_or(Aftermath::Kept, |error| Aftermath::of(error)) {
@@ -284,6 +320,12 @@ enum Ping {
 }
 
 impl Shared {
+    /// A place for a connection, as soon as it is the caller's turn.
+    async fn place(&self, priority: Priority, deadline: Option<Instant>) -> Result<Slot, DatabaseError> {
+        let in_use = |_| DatabaseError::Pool("all of them are in use".to_owned());
+        self.places.acquire(priority, deadline).map_err(in_use)?.slot().await.map_err(in_use)
+    }
+
     /// What is done once a connection turned out to be silent: if a fresh one answers, the database works and the pool is
     /// the cause. Then the other idle connections are tried, so that the next calls do not each wait for another
     /// silent one, and the circuit, which was opened for nothing that the database did, gets its next trial.
@@ -382,11 +424,19 @@ impl Shared {
         may_wait: bool,
         deadline: Instant,
     ) -> Ping {
+        let place = match self.places.try_acquire(Priority::default()) {
+            Some(place) => place,
+            None if !may_wait => return Ping::NotAsked,
+            None => match self.place(Priority::default(), Some(deadline)).await {
+                Ok(place) => place,
+                Err(error) => return Ping::Failed(error),
+            },
+        };
         let time = deadline.saturating_duration_since(Instant::now());
         let wait = if may_wait { time } else { Duration::ZERO };
         let timeouts = Timeouts { wait: Some(wait), create: Some(time), recycle: None };
         let connection = match generation.pool.timeout_get(&timeouts).await {
-            Ok(connection) => connection,
+            Ok(connection) => Pooled::new(connection, place),
             Err(_) if !may_wait => return Ping::NotAsked,
             Err(error) => return Ping::Failed(error.into()),
         };

@@ -1,6 +1,6 @@
 //! Everything about bookings and reservations, passed on as it is.
 
-use crate::answers::{body_unreadable, refused, unavailable};
+use crate::answers::{body_unreadable, refused, shed, unavailable};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -77,9 +77,8 @@ fn fail(error: CallError<HttpError>, changes: bool, key: Option<&HeaderValue>) -
         {
             http_client::pass_on(*answer)
         }
-        CallError::Rejected { rejection: Rejection::BulkheadFull { .. } | Rejection::BulkheadWait { .. }, .. }
-            if never_sent =>
-        {
+        CallError::Rejected { rejection: Rejection::Shed { .. }, .. } if never_sent => shed(),
+        CallError::Rejected { rejection, .. } if never_sent && rejection.is_full_bulkhead() => {
             let message = "Too many bookings at once. Please try again.";
             refused("TOO_MANY_REQUESTS_UNDER_WAY", message, Duration::from_secs(1))
         }
@@ -105,16 +104,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_gateway_that_is_full_says_so_and_when_to_come_back() {
-        for rejection in [
-            Rejection::BulkheadFull { in_use: 50, queued: 100 },
-            Rejection::BulkheadWait { waited: Duration::from_secs(1) },
+        for (rejection, code) in [
+            (Rejection::BulkheadFull { in_use: 50, queued: 100 }, "TOO_MANY_REQUESTS_UNDER_WAY"),
+            (Rejection::BulkheadWait { waited: Duration::from_secs(1) }, "TOO_MANY_REQUESTS_UNDER_WAY"),
+            (Rejection::Shed { waited: Duration::from_secs(1) }, "GAVE_WAY"),
         ] {
             let error = CallError::Rejected { dependency: "booking".into(), rejection, attempts: 0 };
             let answer = fail(error, true, None);
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(answer.headers()["retry-after"], "1");
             let body = answer.into_body().collect().await.unwrap().to_bytes();
-            assert_eq!(error_code(&body).as_deref(), Some("TOO_MANY_REQUESTS_UNDER_WAY"));
+            assert_eq!(error_code(&body).as_deref(), Some(code));
         }
     }
 }

@@ -95,7 +95,10 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .defaults(defaults())
         .build();
     let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?, resilience.spare_memory());
-    let bookings = bookings::router(&booking_url, host::declared(&resilience, BOOKING)?);
+    let booking = host::declared(&resilience, BOOKING)?;
+    // Whatever a crowd looks at or orders, sales that are under way can be finished.
+    booking.keep_slots();
+    let bookings = bookings::router(&booking_url, booking);
     let webhooks = match payment_url.filter(|url| !url.is_empty()) {
         Some(url) => webhooks::router(&url, "stripe", host::declared(&resilience, STRIPE_EVENTS)?)
             .merge(webhooks::router(&url, "paypal", host::declared(&resilience, PAYPAL_EVENTS)?)),

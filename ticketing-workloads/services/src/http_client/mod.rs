@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use resilience::failure::Verdict;
 use resilience::server::ByteBudget;
 use resilience::{Attempt, Guarded, Repeatable};
-use resilience::{CallError, Dependency, Failure, FailureKind, deadline};
+use resilience::{CallError, Dependency, Failure, FailureKind, deadline, priority};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub const OF_ASKER: &str = "asker";
 /// In an answer that is a failure: the deadline that the request came with had passed by then. It says nothing of its sender.
 pub const DEADLINE_PASSED: HeaderName = HeaderName::from_static("x-deadline-passed");
 /// What services of ours say to each other only: the edge takes it from nobody, and tells it nobody.
-pub const INTERNAL: [HeaderName; 7] =
-    [deadline::HEADER, RETRIED, REFUSED, DEADLINE_PASSED, BUYER, BUYER_SESSION, BUYER_NETWORK];
+pub const INTERNAL: [HeaderName; 8] =
+    [deadline::HEADER, priority::HEADER, RETRIED, REFUSED, DEADLINE_PASSED, BUYER, BUYER_SESSION, BUYER_NETWORK];
 /// Header that makes a request safe to send twice.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -307,6 +307,9 @@ impl Peer {
         let mut request = request.map_err(|error| HttpError::NotSent(error.to_string()))?;
         *request.headers_mut() = headers;
         request.headers_mut().insert(header::HOST, self.host.clone());
+        if let Some(priority) = priority::current() {
+            request.headers_mut().insert(priority::HEADER, priority.to_header());
+        }
         Ok(request)
     }
 

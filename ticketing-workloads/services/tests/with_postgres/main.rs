@@ -16,6 +16,7 @@ mod password;
 mod payment;
 mod pgbouncer;
 mod pool;
+mod priority;
 mod recovery;
 mod retention;
 mod schema;
