@@ -7,5 +7,8 @@ mod database;
 mod fixture;
 mod hostile;
 mod load;
+mod mail;
+mod money;
+mod pods;
 mod providers;
 mod services;
