@@ -116,8 +116,8 @@ bench-layers: prerequisites ## What each layer costs per call, beside hand-writt
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
 
 .PHONY: bench-goodput
-bench-goodput: e2e-tool release-services ## Seats sold while the first payment provider is down, and of a hot event beside many: HOT_ONLY=1
-	$(E2E) goodput $(if $(HOT_ONLY),--hot-only)
+bench-goodput: e2e-tool release-services ## What the patterns are worth to a sale: ONLY=providers,hot,pods,finishing CASE_SECONDS=20
+	$(E2E) goodput $(if $(ONLY),--only $(ONLY)) $(if $(CASE_SECONDS),--case-seconds $(CASE_SECONDS))
 
 .PHONY: bench-scale
 bench-scale: prerequisites ## The operator with 1,000 and 10,000 fake pods: PEER='command' OPERATOR=path POLICIES=100,1000 QUICK=1

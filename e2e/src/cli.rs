@@ -69,12 +69,9 @@ enum Command {
         #[arg(long, env = "FIRST_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1_024..=65_000))]
         first_port: u16,
     },
-    /// Measure what the patterns are worth to a sale while the first payment provider is down, and what a hot event sells
-    Goodput {
-        /// Only the hot event
-        #[arg(long)]
-        hot_only: bool,
-    },
+    /// Measure what the patterns are worth to a sale while a provider or a pod fails, what a hot event sells, and how long the
+    /// end of a sale takes under overload
+    Goodput(goodput::Options),
     /// Measure the operator at 100 and 1,000 policies, with ten fake pods each, beside another one if PEER names it
     Scale(scale::Options),
     /// Load all services, make things fail, and see whether they keep their memory
@@ -203,7 +200,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             };
             Ok(local_stack::run(first_port, stop, &progress).await?)
         }
-        Command::Goodput { hot_only } => Ok(goodput::run(hot_only, &progress).await?),
+        Command::Goodput(options) => Ok(goodput::run(&options, &progress).await?),
         Command::Scale(options) => {
             let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;

@@ -1,7 +1,7 @@
 //! A load generator for a local stack: any number of concurrent buyers, and the outcome and latency of each order.
 
 use crate::local_stack::{LocalStack, LocalStackError, Port};
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,12 +11,32 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seats of an event: so many that none of them sells out.
 pub const SEATS: i32 = 1_000_000;
 
+/// Who a buyer says to be.
+#[derive(Clone, Debug, Default)]
+pub struct Buyer {
+    /// Sent as `Authorization: Bearer`. Without one the gateway takes the buyer for somebody unknown.
+    pub bearer: Option<String>,
+}
+
+/// Names the buyer with this number.
+pub type Identify = Box<dyn Fn(usize) -> Buyer + Send + Sync>;
+
 /// Sends orders for the seats of its own events to the gateway.
 pub struct LoadGenerator {
     gateway: String,
     client: Client,
     events: Vec<String>,
     next: AtomicUsize,
+    identify: Identify,
+}
+
+/// A seat that is kept for a buyer.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// Its id.
+    pub id: String,
+    /// Number of the buyer.
+    buyer: usize,
 }
 
 /// The answer to one request.
@@ -37,18 +57,36 @@ impl LoadGenerator {
         let rows = stack.connect().await?.query(insert, &[&events, &seats]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
-        Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0) })
+        let identify = Box::new(|_| Buyer::default());
+        Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0), identify })
     }
 
-    fn order(&self) -> Value {
+    /// The same with buyers who say who they are. Each order is another buyer's.
+    #[must_use]
+    pub fn with_buyers(self, identify: Identify) -> Self {
+        Self { identify, ..self }
+    }
+
+    /// The next buyer, and what they want.
+    fn order(&self) -> (usize, Value) {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
         let event = self.events.get(nth % self.events.len().max(1)).cloned().unwrap_or_default();
-        json!({"eventId": event, "userId": format!("buyer-{nth}"), "ticketCount": 1, "email": "buyer@example.com"})
+        let order =
+            json!({"eventId": event, "userId": format!("buyer-{nth}"), "ticketCount": 1, "email": "buyer@example.com"});
+        (nth, order)
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (Answer, Value) {
+    async fn post(&self, buyer: usize, path: &str, body: &Value) -> (Answer, Value) {
+        self.send(buyer, self.client.post(format!("{}{path}", self.gateway)).body(body.to_string())).await
+    }
+
+    async fn send(&self, buyer: usize, request: RequestBuilder) -> (Answer, Value) {
+        let request = match (self.identify)(buyer).bearer {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
         let begin = Instant::now();
-        let answer = self.client.post(format!("{}{path}", self.gateway)).body(body.to_string()).send().await;
+        let answer = request.send().await;
         let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
         let body = match answer {
             Ok(answer) => answer.json().await.unwrap_or_default(),
@@ -59,18 +97,37 @@ impl LoadGenerator {
 
     /// Books one seat.
     pub async fn book(&self) -> Answer {
-        self.post("/api/bookings", &self.order()).await.0
+        let (buyer, order) = self.order();
+        self.post(buyer, "/api/bookings", &order).await.0
     }
 
     /// Reserves one seat, and buys it every second time.
     pub async fn reserve(&self) -> Answer {
-        let (answer, body) = self.post("/api/reservations", &self.order()).await;
-        match body["bookingId"].as_str() {
-            Some(id) if self.next.load(Ordering::Relaxed).is_multiple_of(2) => {
-                self.post(&format!("/api/reservations/{id}/confirm"), &json!({})).await.0
+        match self.keep_a_seat().await {
+            (_, Some(reservation)) if self.next.load(Ordering::Relaxed).is_multiple_of(2) => {
+                self.confirm(&reservation).await
             }
-            _ => answer,
+            (answer, _) => answer,
         }
+    }
+
+    /// Reserves one seat.
+    pub async fn keep_a_seat(&self) -> (Answer, Option<Reservation>) {
+        let (buyer, order) = self.order();
+        let (answer, body) = self.post(buyer, "/api/reservations", &order).await;
+        (answer, body["bookingId"].as_str().map(|id| Reservation { id: id.to_owned(), buyer }))
+    }
+
+    /// Buys a seat that is kept.
+    pub async fn confirm(&self, reservation: &Reservation) -> Answer {
+        let path = format!("/api/reservations/{}/confirm", reservation.id);
+        self.post(reservation.buyer, &path, &json!({})).await.0
+    }
+
+    /// Asks how a reservation or booking stands.
+    pub async fn ask_about(&self, reservation: &Reservation) -> Answer {
+        let url = format!("{}/api/bookings/{}", self.gateway, reservation.id);
+        self.send(reservation.buyer, self.client.get(url)).await.0
     }
 
     /// Looks at a page of events.

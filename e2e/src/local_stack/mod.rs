@@ -2,9 +2,11 @@
 //! Kubernetes and without the operator.
 
 mod child;
+mod names;
 mod ports;
 mod postgres;
 
+pub use names::can_name;
 pub use ports::{Port, Ports};
 
 use crate::packages::{self, PackageError};
@@ -17,6 +19,7 @@ use contract::{FlagsSettings, PolicySettings, PushAnswer, PushOutcome, RuntimeCo
 use postgres::Postgres;
 use reqwest::Client;
 use rustix::process::Signal;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -126,14 +129,26 @@ pub enum LocalStackError {
 
 /// A service and its environment.
 struct Service {
+    /// What its process is called here.
     name: &'static str,
+    /// Which service of the program it is.
+    command: &'static str,
     environment: Vec<(&'static str, String)>,
+    /// The file that names addresses for it, in place of `/etc/hosts`.
+    hosts: Option<PathBuf>,
 }
 
 impl Service {
+    fn change(&mut self, changes: &[(&'static str, Option<&str>)]) {
+        self.environment.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
+        let set = changes.iter().filter_map(|(name, value)| Some((*name, (*value)?.to_owned())));
+        self.environment.extend(set);
+    }
+
     fn start(&self, program: &Path, show: bool) -> Result<Running, LocalStackError> {
-        let mut command = Command::new(program);
-        command.arg(self.name).stdin(Stdio::null()).env("BIND_ADDRESS", "127.0.0.1").env("POD_NAMESPACE", NAMESPACE);
+        let mut command =
+            self.hosts.as_deref().map_or_else(|| Command::new(program), |hosts| names::naming(hosts, program));
+        command.arg(self.command).stdin(Stdio::null()).env("BIND_ADDRESS", "127.0.0.1").env("POD_NAMESPACE", NAMESPACE);
         // Ctrl-C reaches a whole group of processes: these are ended in order instead.
         command.env("SHUTDOWN_DELAY_SECONDS", "0").envs(self.environment.iter().cloned()).process_group(0);
         Running::start(self.name, command, show)
@@ -168,7 +183,7 @@ impl LocalStack {
     pub async fn start(
         program: PathBuf,
         first_port: u16,
-        environment: &[(&'static str, &'static str)],
+        environment: &[(&'static str, &str)],
         show: bool,
         progress: &Progress,
     ) -> Result<Self, LocalStackError> {
@@ -204,7 +219,7 @@ impl LocalStack {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.ports.of(Port::Postgres))
     }
 
-    fn start_services(&mut self, all: &[(&'static str, &'static str)]) -> Result<(), LocalStackError> {
+    fn start_services(&mut self, all: &[(&'static str, &str)]) -> Result<(), LocalStackError> {
         let port = |of| self.ports.of(of).to_string();
         let none: Vec<(&str, String)> = Vec::new();
         let with = |more: Vec<(&'static str, String)>| {
@@ -252,7 +267,7 @@ impl LocalStack {
                 environment.push(("RESILIENCE_TOKEN_DIR", folder("token")));
                 environment.push(("RESILIENCE_CONFIG_DIR", folder("config")));
             }
-            Service { name, environment }
+            Service { name, command: name, environment, hosts: None }
         });
         for service in services {
             let running = service.start(&self.program, self.show)?;
@@ -337,6 +352,64 @@ impl LocalStack {
             self.running.push(service.start(&self.program, self.show)?);
         }
         Ok(())
+    }
+
+    /// Starts a service that was killed, with another environment from now on. `None` takes a variable away.
+    pub fn restart_with(
+        &mut self,
+        name: &'static str,
+        changes: &[(&'static str, Option<&str>)],
+    ) -> Result<(), LocalStackError> {
+        let of_name = self.services.iter_mut().find(|service| service.name == name);
+        of_name.ok_or(LocalStackError::NotRunning(name))?.change(changes);
+        self.restart(name)
+    }
+
+    /// Has a service that was killed look up names in `hosts`, which is as `/etc/hosts`, from its next start on. Only where
+    /// [`can_name`] says so.
+    pub fn name_by(&mut self, name: &'static str, hosts: &Path) -> Result<(), LocalStackError> {
+        let of_name = self.services.iter_mut().find(|service| service.name == name);
+        of_name.ok_or(LocalStackError::NotRunning(name))?.hosts = Some(hosts.to_owned());
+        Ok(())
+    }
+
+    /// Starts one more process of `service`, called `name` here, on the same ports of another address of this machine. It has
+    /// the environment of the first one but for `changes`.
+    pub fn start_pod(
+        &mut self,
+        service: &'static str,
+        name: &'static str,
+        address: Ipv4Addr,
+        changes: &[(&'static str, Option<&str>)],
+    ) -> Result<(), LocalStackError> {
+        let first = self.services.iter().find(|one| one.name == service).ok_or(LocalStackError::NotRunning(service))?;
+        let (environment, hosts) = (first.environment.clone(), first.hosts.clone());
+        let mut pod = Service { name, command: service, environment, hosts };
+        pod.change(changes);
+        pod.change(&[("BIND_ADDRESS", Some(&address.to_string()))]);
+        self.running.push(pod.start(&self.program, self.show)?);
+        self.services.push(pod);
+        Ok(())
+    }
+
+    /// The program that all services are.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Port of a service.
+    pub fn port(&self, of: Port) -> u16 {
+        self.ports.of(of)
+    }
+
+    /// The last lines of the output of all processes.
+    pub fn tails(&self) -> String {
+        self.running.iter().map(|one| format!("{}:\n{}\n", one.name, one.tail())).collect::<Vec<_>>().concat()
+    }
+
+    /// A folder of this stack, which goes with it.
+    pub fn folder(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Waits until a look at the events goes through all the way to the database.

@@ -21,7 +21,84 @@ async fn the_database_fails() {
     connections_hang(&mut fixture).await;
     connections_killed(&mut fixture).await;
     deadlocks(&mut fixture).await;
+    takes_no_writes(&mut fixture).await;
+    takes_tls_only(&mut fixture).await;
     fixture.finish().await;
+}
+
+/// A failover: the server that all connections lead to is a replica from now on, and says so only to writes.
+async fn takes_no_writes(fixture: &mut Fixture) {
+    assert_eq!(fixture.events("").await.status, 200);
+    let client = connect(fixture).await;
+    let set = async |value: &str| {
+        client.batch_execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {value}")).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    set("on").await;
+    let (mut slowest, mut sees) = (Duration::ZERO, String::new());
+    fixture.until("an order is refused", async || fixture.book().await.status == 503).await;
+    for _ in 0..4 {
+        let booked = fixture.book().await;
+        assert_eq!(booked.in_words(), "503 BOOKING_FAILED");
+        slowest = slowest.max(booked.took);
+        sees = booked.in_words();
+    }
+    let said = async || {
+        let report = fixture.check(Port::Booking, "database").await;
+        report.status == contract::CheckStatus::Unhealthy && report.message.contains("read-only")
+    };
+    let noticed = fixture.until("the check says it", said).await;
+    assert_eq!(fixture.events("").await.status, 200);
+    set("off").await;
+    let well = fixture.until_well().await;
+    assert_eq!(missing_seats(&client).await, 0);
+    let metrics = format!("check database unhealthy (read-only) after {} ms", noticed.as_millis());
+    fixture.record("database takes no writes (failover)", &format!("{sees}; events go on"), slowest, well, &metrics);
+}
+
+/// Writes a file where the server may read it, and nobody else.
+async fn write_as_server(client: &Client, path: &str, text: &str) {
+    let lines =
+        format!("COPY (SELECT unnest(string_to_array($${text}$$, E'\\n'))) TO PROGRAM 'umask 077; cat > {path}'");
+    client.batch_execute(&lines).await.unwrap();
+}
+
+/// From one moment on the server takes connections with TLS only; the services ask for it first.
+async fn takes_tls_only(fixture: &mut Fixture) {
+    let client = connect(fixture).await;
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let row =
+        client.query_one("SELECT current_setting('data_directory'), current_setting('hba_file')", &[]).await.unwrap();
+    let (folder, rules): (String, String) = (row.get(0), row.get(1));
+    let before: String = client.query_one("SELECT pg_read_file($1)", &[&rules]).await.unwrap().get(0);
+    let (certificate, key) = (format!("{folder}/local-stack.crt"), format!("{folder}/local-stack.key"));
+    write_as_server(&client, &certificate, &signed.cert.pem()).await;
+    write_as_server(&client, &key, &signed.signing_key.serialize_pem()).await;
+    write_as_server(&client, &rules, "local all all trust\nhostssl all all 127.0.0.1/32 trust").await;
+    for change in [
+        format!("ALTER SYSTEM SET ssl_cert_file = '{certificate}'"),
+        format!("ALTER SYSTEM SET ssl_key_file = '{key}'"),
+        "ALTER SYSTEM SET ssl = on".to_owned(),
+        "SELECT pg_reload_conf()".to_owned(),
+    ] {
+        client.batch_execute(&change).await.unwrap();
+    }
+    fixture.until("nobody comes in without TLS", async || fixture.stack.connect().await.is_err()).await;
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name <> '' AND pid <> pg_backend_pid()";
+    client.execute(kill, &[]).await.unwrap();
+    let booked = fixture.book().await;
+    let well = fixture.until_well().await;
+    assert_eq!(booked.in_words(), "201 Confirmed");
+    let query = "SELECT count(*) FILTER (WHERE ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                 WHERE application_name <> '' AND pid <> pg_backend_pid()";
+    let row = client.query_one(query, &[]).await.unwrap();
+    let (encrypted, all): (i64, i64) = (row.get(0), row.get(1));
+    assert!(all > 0 && encrypted == all, "{encrypted} of {all}");
+    write_as_server(&client, &rules, &before).await;
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    fixture.until("everybody comes in again", async || fixture.stack.connect().await.is_ok()).await;
+    let metrics = format!("{encrypted} of {all} connections encrypted");
+    fixture.record("database takes TLS only, from now on", "201 Confirmed", booked.took, well, &metrics);
 }
 
 async fn connect(fixture: &Fixture) -> Client {

@@ -6,6 +6,7 @@ use contract::{
 };
 use e2e::local_stack::{LocalStack, NO_BUYER_LIMITS, Port, Ports};
 use e2e::progress::Progress;
+use hmac::Mac;
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ pub const SERVICES: [(&str, Port, Port); 5] = [
     ("payment", Port::Payment, Port::PaymentAdmin),
     ("notification", Port::Notification, Port::NotificationAdmin),
 ];
+/// The secret that events of Stripe are signed with.
+const WEBHOOK_SECRET: &str = "whsec_local_stack";
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The ADR's answer when there is neither a catalog nor a cached page of it.
 pub const NO_EVENTS: &str = r#"{"events":[],"message":"Event catalog is temporarily unavailable. Please try again later.","isFromCache":false,"isFallback":true}"#;
@@ -50,6 +53,8 @@ pub struct Fixture {
     pub stack: LocalStack,
     client: Client,
     rows: Vec<String>,
+    /// Read for each event.
+    secret: tempfile::NamedTempFile,
 }
 
 impl Fixture {
@@ -58,10 +63,14 @@ impl Fixture {
         assert!(program.is_file(), "build it first: cargo build --workspace --bins");
         let first_port = Ports::any_free().unwrap();
         // What no policy says is shortened here: how often reservations that ran out are looked for.
-        let environment = [[("EXPIRE_EVERY_SECONDS", "1")].as_slice(), &NO_BUYER_LIMITS].concat();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), WEBHOOK_SECRET).unwrap();
+        let path = secret.path().display().to_string();
+        let own = [("EXPIRE_EVERY_SECONDS", "1"), ("STRIPE_WEBHOOK_SECRET_FILE", path.as_str())];
+        let environment = [own.as_slice(), &NO_BUYER_LIMITS].concat();
         let stack = LocalStack::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        let fixture = Self { stack, client, rows: Vec::new() };
+        let fixture = Self { stack, client, rows: Vec::new(), secret };
         for (service, ..) in SERVICES {
             fixture.configure(service, policy(service)).await;
         }
@@ -157,6 +166,41 @@ impl Fixture {
     /// Sets how the mail server behaves from now on; `{}`: as it should.
     pub async fn mail_server(&self, behaviour: Value) {
         self.behave(Port::Mails, "/behaviour", &behaviour).await;
+    }
+
+    /// The buyer of a booking does what a provider asks for.
+    pub async fn buyer_acts(&self, seen: &Seen) {
+        let url = format!("{}/buyers/{}", self.stack.url(Port::Providers), seen.body["bookingId"].as_str().unwrap());
+        assert!(self.client.put(url).send().await.unwrap().status().is_success());
+    }
+
+    /// The provider's id of what it was asked for, for a booking.
+    pub async fn object_of(&self, seen: &Seen) -> String {
+        let query = "SELECT object_id FROM payment_attempts WHERE key = $1 AND object_id IS NOT NULL";
+        let key = seen.body["bookingId"].as_str().unwrap();
+        self.stack.connect().await.unwrap().query_one(query, &[&key]).await.unwrap().get(0)
+    }
+
+    /// Sends an event of Stripe about this object through the gateway, as whoever knows `secret`; `None`: the right one.
+    pub async fn event_of_stripe(&self, object: &str, secret: Option<&str>) -> Seen {
+        let event = format!("evt_{}", rand::random::<u64>());
+        let body =
+            json!({"id": event, "type": "payment_intent.succeeded", "data": {"object": {"id": object}}}).to_string();
+        let kept = std::fs::read_to_string(self.secret.path()).unwrap();
+        let now = jiff::Timestamp::now().as_second();
+        let mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(secret.unwrap_or(&kept).as_bytes()).unwrap();
+        let mac = mac.chain_update(format!("{now}.{body}")).finalize().into_bytes();
+        let signature = mac.iter().fold(format!("t={now},v1="), |text, byte| format!("{text}{byte:02x}"));
+        let request = self.client.post(self.stack.url(Port::Gateway) + "/api/webhooks/stripe");
+        self.seen(request.header("stripe-signature", signature).body(body)).await
+    }
+
+    /// Ends a service and starts it with another environment; it is configured again once it is ready.
+    pub async fn restart_with(&mut self, name: &'static str, changes: &[(&'static str, Option<&str>)]) {
+        self.stack.kill(name).await;
+        self.stack.restart_with(name, changes).unwrap();
+        let (_, of, _) = SERVICES.into_iter().find(|(service, ..)| *service == name).unwrap();
+        self.until("it is there", async || self.get_if_there(of, "/readyz").await).await;
     }
 
     /// Who has charged for a booking, each as often as they did.
@@ -300,17 +344,9 @@ pub fn policy(service: &str) -> PolicySettings {
         }
     }
     let check = contract::HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
-    let checks = [
-        "database",
-        "schema",
-        "memory",
-        "booking-consistency",
-        "buyer-limits",
-        "catalog-service",
-        "booking-service",
-        "mail",
-    ];
-    policy.health_checks = checks.map(|name| (name.to_owned(), check.clone())).into();
+    let checks = ["database", "schema", "memory", "booking-consistency", "catalog-service", "booking-service", "mail"];
+    let checks = checks.into_iter().chain(["payment-provider-stripe", "refunds", "payments-pending", "buyer-limits"]);
+    policy.health_checks = checks.map(|name| (name.to_owned(), check.clone())).collect();
     policy
 }
 

@@ -8,5 +8,8 @@ mod database;
 mod fixture;
 mod hostile;
 mod load;
+mod mail;
+mod money;
+mod pods;
 mod providers;
 mod services;
