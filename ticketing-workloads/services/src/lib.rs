@@ -24,6 +24,7 @@ pub mod payment;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+pub mod waiting_room;
 
 #[cfg(test)]
 mod adr_numbers;

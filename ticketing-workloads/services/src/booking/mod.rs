@@ -9,6 +9,7 @@ mod payments;
 mod pending;
 mod reservations;
 mod seats;
+mod waiting_room;
 
 use crate::answers::{not_found, problem};
 use crate::database::{self, Database, DatabaseSettings};
@@ -97,11 +98,12 @@ pub(crate) fn defaults() -> PolicySettings {
     }
 }
 
-fn router(bookings: Arc<api::Bookings>) -> Router {
+fn router(bookings: Arc<api::Bookings>, others: Router<Arc<api::Bookings>>) -> Router {
     let other_method =
         || async { problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method") };
     api::routes()
         .merge(reservations::routes())
+        .merge(others)
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         .with_state(bookings)
@@ -128,6 +130,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
     let schema = Schema::default();
+    let rooms = waiting_room::routes(&database, &resilience, &schema);
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(
         Arc::clone(&database),
@@ -142,7 +145,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let parts = Parts {
         checks: checks::all(&database, &schema).into_iter().chain([pending.check()]).collect(),
         actions: database::actions(&resilience, database),
-        api: router(bookings),
+        api: router(bookings, rooms),
         tasks,
         work: TaskTracker::new(),
         // The flag MaxConcurrentBookings is it.
