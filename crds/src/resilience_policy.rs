@@ -19,6 +19,8 @@ pub type Period = Duration<100, 3_600_000>;
 pub type Span = Duration<0, 3_600_000>;
 /// Time of a recovery step: 1 second to 1 hour.
 pub type StepTime = Duration<1_000, 3_600_000>;
+/// Time of an admission: 1 minute to 1 hour.
+pub type AdmissionTime = Duration<60_000, 3_600_000>;
 /// A long span: 1 second to 7 days.
 pub type LongPeriod = Duration<1_000, 604_800_000>;
 
@@ -84,6 +86,9 @@ pub struct ResiliencePolicySpec {
     /// When a pod calls itself degraded under load, and which flags change while it is. Absent: as the workload has it built in, else never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degradation: Option<Degradation>,
+    /// Where buyers wait while there are more of them than the workload can serve, for a workload that has a waiting room: of TicketWave's services, the gateway. Absent: nobody waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_room: Option<WaitingRoom>,
 }
 
 /// A workload.
@@ -842,11 +847,62 @@ pub struct FlagVariant {
     pub variant: String,
 }
 
-/// The defaults of the schema, in one place: health checks, bulkheads, degraded mode and the limits of recovery. A
+/// When buyers wait, in order of their arrival, and how many are let in.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.exitLoadPercent < self.enterLoadPercent")
+        .message("exitLoadPercent must be below enterLoadPercent, or the waiting room would open and close all the time").field_path(".exitLoadPercent").reason(Reason::FieldValueInvalid),
+)]
+pub struct WaitingRoom {
+    /// Share of a pod's places for orders that is in use, in percent, 1 to 100, from which everybody who begins an order gets a place in the queue. Default: 80.
+    #[serde(default = "defaults::room_enter")]
+    #[schemars(range(min = 1, max = 100))]
+    pub enter_load_percent: i32,
+    /// The room closes when nobody waits and no more than this share is in use, in percent, 0 to 99. Default: 50.
+    #[serde(default = "defaults::room_exit")]
+    #[schemars(range(min = 0, max = 99))]
+    pub exit_load_percent: i32,
+    /// How long that must last, 0s to 1h. Default: 30s.
+    #[serde(default = "defaults::room_exit_for")]
+    pub exit_for: Span,
+    /// Bounds of the number of buyers that are let in each second, by all pods together. Between them it follows what is measured.
+    #[serde(default)]
+    pub admit_per_second: AdmitPerSecond,
+    /// For how long somebody who was let in may begin orders, 1m to 1h, and up to twice as long. Default: 10m.
+    #[serde(default = "defaults::admission_ttl")]
+    pub admission_ttl: AdmissionTime,
+}
+
+/// Bounds of the number of buyers that are let in each second.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[x_kube(
+    validation = Rule::new("self.min <= self.max")
+        .message(Message::Expression("'must not be more than max (%d): min is %d'.format([self.max, self.min])".into()))
+        .field_path(".min").reason(Reason::FieldValueInvalid),
+)]
+pub struct AdmitPerSecond {
+    /// So many are let in however bad it gets, 1 to 10000. Default: 5.
+    #[serde(default = "defaults::admit_min")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub min: i32,
+    /// No more are let in however well it goes, 1 to 100000. Places of buyers who have gone count, so it may be more than can be sold. Default: 500.
+    #[serde(default = "defaults::admit_max")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max: i32,
+}
+
+impl Default for AdmitPerSecond {
+    fn default() -> Self {
+        Self { min: defaults::admit_min(), max: defaults::admit_max() }
+    }
+}
+
+/// The defaults of the schema, in one place: health checks, bulkheads, degraded mode, the waiting room and the limits of recovery. A
 /// dependency has none here: what holds where a policy says nothing of it is a matter of the workload and, where that has
 /// nothing built in, of [`contract::DependencySettings`].
 mod defaults {
-    use super::{CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Span, StepTime, Wait};
+    use super::{AdmissionTime, CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Span, StepTime, Wait};
 
     macro_rules! value {
         ($($name:ident: $type:ty = $value:expr;)*) => { $(pub(super) fn $name() -> $type { $value })* };
@@ -869,6 +925,12 @@ mod defaults {
         cooldown: Span = Duration::from_millis(60_000);
         budget_actions: i32 = 5;
         budget_interval: LongPeriod = Duration::from_millis(600_000);
+        room_enter: i32 = 80;
+        room_exit: i32 = 50;
+        room_exit_for: Span = Duration::from_millis(30_000);
+        admit_min: i32 = 5;
+        admit_max: i32 = 500;
+        admission_ttl: AdmissionTime = Duration::from_millis(600_000);
         load_for: Span = Duration::from_millis(10_000);
         enter: LoadThreshold = LoadThreshold { load_percent: 80, r#for: Duration::from_millis(10_000) };
         exit: LoadThreshold = LoadThreshold { load_percent: 60, r#for: Duration::from_millis(60_000) };

@@ -4,7 +4,8 @@
 
 use crate::{bounded::spell, manifests};
 use contract::{
-    BulkheadSettings, DependencySettings, HealthCheckSettings, ManualState, RetryOn, TripRule, defaults as adr,
+    BulkheadSettings, DependencySettings, HealthCheckSettings, ManualState, RetryOn, TripRule, WaitingRoomSettings,
+    defaults as adr,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -114,6 +115,7 @@ fn the_page_states_what_holds() {
         ("recovery.ladders[].steps", "–"),
         ("recovery.ladders[].steps[].cronJobRef", "none; RunCleanupJob needs it, and no other step takes it"),
         ("degradation.flagOverrides", "none"),
+        ("waitingRoom", "none"),
         ("degradation", "as the workload has it built in (booking: as when set), else never"),
     ] {
         known.insert(path.to_owned(), value.to_owned());
@@ -193,6 +195,17 @@ fn what_pods_run_without_a_policy_is_what_an_empty_entry_gives() {
     assert_eq!(of_the_schema("bulkheads[].maxConcurrent").unwrap(), max_concurrent.to_string());
     assert_eq!(of_the_schema("bulkheads[].maxQueued").unwrap(), max_queued.to_string());
     assert_eq!(of_the_schema("bulkheads[].maxWait").unwrap(), spell(max_wait_ms));
+    let room = WaitingRoomSettings::default();
+    for (path, value) in [
+        ("enterLoadPercent", room.enter_load_percent.to_string()),
+        ("exitLoadPercent", room.exit_load_percent.to_string()),
+        ("exitFor", spell(room.exit_for_ms)),
+        ("admitPerSecond.min", room.min_admit_per_second.to_string()),
+        ("admitPerSecond.max", room.max_admit_per_second.to_string()),
+        ("admissionTtl", spell(room.admission_ttl_ms)),
+    ] {
+        assert_eq!(of_the_schema(&format!("waitingRoom.{path}")).unwrap(), value, "{path}");
+    }
     let HealthCheckSettings { interval_ms, timeout_ms, memory_max_bytes, memory_max_percent, memory_degraded_for_ms } =
         HealthCheckSettings::default();
     assert_eq!(of_the_schema("healthChecks[].interval").unwrap(), spell(interval_ms));

@@ -155,3 +155,30 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   readOnly: true
 {{- end }}
 {{- end }}
+
+{{/* The waiting room of the gateway: where its page goes on to, and its key; the volume with it, and its mount. */}}
+{{- define "ticketing.waitingRoomEnv" -}}
+- name: SHOP_URL
+  value: {{ .Values.waitingRoom.shopUrl | quote }}
+{{- if .Values.waitingRoom.existingSecret }}
+- name: WAITING_ROOM_KEY_FILE
+  value: /etc/ticketing/waiting-room/waiting-room-key
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.waitingRoomVolume" -}}
+{{- if .Values.waitingRoom.existingSecret }}
+- name: waiting-room
+  secret:
+    secretName: {{ .Values.waitingRoom.existingSecret | quote }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.waitingRoomMount" -}}
+{{- if .Values.waitingRoom.existingSecret }}
+- name: waiting-room
+  mountPath: /etc/ticketing/waiting-room
+  readOnly: true
+{{- end }}
+{{- end }}

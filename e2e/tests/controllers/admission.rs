@@ -187,6 +187,18 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
             "must be below enter.loadPercent",
         ),
         (
+            "a waiting room that would open and close all the time",
+            with(plain(), "/spec/waitingRoom", json!({ "enterLoadPercent": 50, "exitLoadPercent": 50 })),
+            "spec.waitingRoom.exitLoadPercent",
+            "must be below enterLoadPercent",
+        ),
+        (
+            "a waiting room that lets in more at least than at most",
+            with(plain(), "/spec/waitingRoom", json!({ "admitPerSecond": { "min": 9, "max": 8 } })),
+            "spec.waitingRoom.admitPerSecond.min",
+            "must not be more than max (8): min is 9",
+        ),
+        (
             "an HTTP check that takes longer than half a minute",
             with(
                 plain(),

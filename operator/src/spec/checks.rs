@@ -61,9 +61,10 @@ pub fn is_published(spec: &ResiliencePolicySpec) -> bool {
         health_checks,
         recovery,
         degradation,
+        waiting_room,
     } = spec;
     let only_recovers = !health_checks.is_empty() || recovery.is_some();
-    let says_how = !dependencies.is_empty() || !bulkheads.is_empty() || degradation.is_some();
+    let says_how = !dependencies.is_empty() || !bulkheads.is_empty() || degradation.is_some() || waiting_room.is_some();
     says_how || health_checks.iter().any(is_reported) || !only_recovers
 }
 
@@ -100,6 +101,7 @@ mod tests {
     #[rstest::rstest]
     #[case::nothing_said(json!({}), true)]
     #[case::how_to_call(json!({ "dependencies": [{ "name": "database" }] }), true)]
+    #[case::waiting_room(json!({ "waitingRoom": {}, "recovery": {} }), true)]
     #[case::reported(json!({ "healthChecks": [{ "name": "database" }] }), true)]
     #[case::memory(json!({ "healthChecks": [{ "name": "memory", "memory": {} }] }), true)]
     #[case::signals(json!({ "healthChecks": [{ "name": "restarts" }] }), false)]

@@ -6,7 +6,7 @@ use super::{Invalid, asked, checks::is_reported, count, invalid};
 use contract::{
     BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
-    TimeoutPolicy,
+    TimeoutPolicy, WaitingRoomSettings,
 };
 use crds::{ResiliencePolicySpec, resilience_policy as api};
 use engine::{check::Thresholds, policy_review};
@@ -48,6 +48,7 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
             "must be below enter.loadPercent, or the mode would flap",
         ));
     }
+    settings.waiting_room = spec.waiting_room.as_ref().map(waiting_room).transpose()?;
     Ok(settings)
 }
 
@@ -204,6 +205,27 @@ fn degradation(spec: &api::Degradation) -> DegradationSettings {
     }
 }
 
+fn waiting_room(spec: &api::WaitingRoom) -> Result<WaitingRoomSettings, Invalid> {
+    let api::WaitingRoom { enter_load_percent, exit_load_percent, exit_for, admit_per_second, admission_ttl } = spec;
+    let api::AdmitPerSecond { min, max } = admit_per_second;
+    if exit_load_percent >= enter_load_percent {
+        let message = "must be below enterLoadPercent, or the waiting room would open and close all the time";
+        return Err(invalid("spec.waitingRoom.exitLoadPercent", message));
+    }
+    if min > max {
+        let message = format!("must not be more than max ({max}): min is {min}");
+        return Err(invalid("spec.waitingRoom.admitPerSecond.min", message));
+    }
+    Ok(WaitingRoomSettings {
+        enter_load_percent: count(*enter_load_percent),
+        exit_load_percent: count(*exit_load_percent),
+        exit_for_ms: exit_for.millis(),
+        min_admit_per_second: count(*min),
+        max_admit_per_second: count(*max),
+        admission_ttl_ms: admission_ttl.millis(),
+    })
+}
+
 /// When a check of the policy counts as failed.
 pub fn thresholds(spec: &ResiliencePolicySpec) -> BTreeMap<String, Thresholds> {
     let of = |check: &api::HealthCheck| Thresholds {
@@ -235,6 +257,23 @@ mod tests {
         let settings = policy(&spec("dependencies: [{name: a}]")).unwrap();
         assert_eq!(settings.dependency_policies["a"], DependencyPolicy::default());
         assert_eq!(settings.dependencies["a"], DependencySettings::default(), "for readers of contract 1");
+    }
+
+    #[test]
+    fn a_waiting_room_is_what_the_policy_says_over_the_defaults() {
+        let room = |body: &str| policy(&spec(body)).unwrap().waiting_room;
+        assert_eq!(room("dependencies: []"), None);
+        assert_eq!(room("waitingRoom: {}"), Some(WaitingRoomSettings::default()));
+        let said = "waitingRoom: {enterLoadPercent: 70, exitLoadPercent: 0, exitFor: 1m, admitPerSecond: {min: 1, max: 9}, admissionTtl: 5m}";
+        let expected = WaitingRoomSettings {
+            enter_load_percent: 70,
+            exit_load_percent: 0,
+            exit_for_ms: 60_000,
+            min_admit_per_second: 1,
+            max_admit_per_second: 9,
+            admission_ttl_ms: 300_000,
+        };
+        assert_eq!(room(said), Some(expected));
     }
 
     #[rstest::rstest]
@@ -280,6 +319,14 @@ mod tests {
     #[case(
         "degradation: {enter: {loadPercent: 50}, exit: {loadPercent: 50}}",
         "spec.degradation.exit.loadPercent: must be below enter.loadPercent, or the mode would flap"
+    )]
+    #[case(
+        "waitingRoom: {enterLoadPercent: 50, exitLoadPercent: 50}",
+        "spec.waitingRoom.exitLoadPercent: must be below enterLoadPercent, or the waiting room would open and close all the time"
+    )]
+    #[case(
+        "waitingRoom: {admitPerSecond: {min: 9, max: 8}}",
+        "spec.waitingRoom.admitPerSecond.min: must not be more than max (8): min is 9"
     )]
     fn what_an_older_schema_let_through_is_refused(#[case] body: &str, #[case] expected: &str) {
         assert_eq!(policy(&spec(body)).unwrap_err().to_string(), expected);

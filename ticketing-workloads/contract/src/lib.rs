@@ -37,7 +37,7 @@ pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source};
 pub use settings::{
     BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,
     HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings, RetryOn, RetrySettings, SlowCallSettings,
-    TimeoutSettings, TripRule,
+    TimeoutSettings, TripRule, WaitingRoomSettings,
 };
 pub use workload_id::{WorkloadId, WorkloadKind, config_map_name, token_secret_name};
 

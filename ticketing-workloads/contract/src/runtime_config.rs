@@ -265,6 +265,19 @@ mod tests {
         assert_eq!(sparse(json!({"retry": {}})).content_hash, silent.content_hash);
     }
 
+    /// A pod that has no waiting room yet ignores one, and says so: the operator then reports what does not run there.
+    #[test]
+    fn a_waiting_room_is_there_only_where_the_policy_has_one() {
+        let without = sparse(json!({}));
+        assert!(json!(without)["policy"]["settings"].get("waitingRoom").is_none(), "nothing new for older readers");
+        let mut policy = without.policy.settings.clone();
+        policy.waiting_room = Some(crate::WaitingRoomSettings::default());
+        let policy = Section { sources: Vec::new(), settings: policy };
+        let with = RuntimeConfig::new(without.workload.clone(), 8, policy, Section::default());
+        assert_ne!(with.content_hash, without.content_hash);
+        assert_eq!(RuntimeConfig::parse(&with.to_bytes().unwrap()).unwrap(), (with, vec![]));
+    }
+
     /// Written by version 0.1, to the byte.
     const OLDER: &str = include_str!("../tests/fixtures/document-0.1.json");
 

@@ -25,6 +25,9 @@ pub struct PolicySettings {
     /// When the pod calls itself degraded; absent: as the workload has it built in, else never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degradation: Option<DegradationSettings>,
+    /// Where buyers wait while there are too many of them, for a workload that has such a place; absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_room: Option<WaitingRoomSettings>,
 }
 
 impl PolicySettings {
@@ -360,6 +363,37 @@ pub struct DegradationSettings {
     pub exit_for_ms: u64,
     /// Flags that take another variant while degraded: flag to variant.
     pub flag_overrides: BTreeMap<String, String>,
+}
+
+/// When buyers wait, and how many are let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WaitingRoomSettings {
+    /// Load from which everybody new gets a place, in percent.
+    pub enter_load_percent: u32,
+    /// Load down to which the room may close once nobody waits, in percent.
+    pub exit_load_percent: u32,
+    /// The load must stay there this long, in milliseconds, with nobody waiting.
+    pub exit_for_ms: u64,
+    /// Buyers that are let in each second at least.
+    pub min_admit_per_second: u32,
+    /// Buyers that are let in each second at most.
+    pub max_admit_per_second: u32,
+    /// How long somebody who was let in may begin orders at least, in milliseconds.
+    pub admission_ttl_ms: u64,
+}
+
+impl Default for WaitingRoomSettings {
+    fn default() -> Self {
+        Self {
+            enter_load_percent: 80,
+            exit_load_percent: 50,
+            exit_for_ms: 30_000,
+            min_admit_per_second: 5,
+            max_admit_per_second: 500,
+            admission_ttl_ms: 600_000,
+        }
+    }
 }
 
 #[cfg(test)]

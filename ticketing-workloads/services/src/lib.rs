@@ -25,6 +25,7 @@ pub mod priority;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+pub mod waiting_room;
 
 #[cfg(test)]
 mod adr_numbers;

@@ -13,6 +13,9 @@ const OWNER: &str = "booking";
 /// The step after which mails can be sent: everything that is written down of them has its column.
 pub const MAIL: i32 = 8;
 
+/// The step after which numbers of the waiting room can be drawn.
+pub const WAITING_ROOM: i32 = 14;
+
 /// The step that builds the indexes for looks past many mails.
 pub const MAIL_INDEXES: i32 = 42;
 
@@ -49,6 +52,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 10, name: "money", sql: include_str!("../migrations/booking/0010_money.sql") },
     Migration { version: 11, name: "money: rows", sql: include_str!("../migrations/booking/0011_money_rows.sql") },
     Migration { version: BUYERS, name: "buyers", sql: include_str!("../migrations/booking/0012_buyers.sql") },
+    Migration {
+        version: WAITING_ROOM,
+        name: "waiting room",
+        sql: include_str!("../migrations/booking/0014_waiting_room.sql"),
+    },
     // From here on a step may wait for hours, for a report or a vacuum: no service needs one of them in order to serve.
     Migration { version: 40, name: "money: checks", sql: include_str!("../migrations/booking/0040_money_checks.sql") },
     Migration {
@@ -171,8 +179,8 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names = [MAIL, BUYERS, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
-        let expected = ["mail", "buyers", "money: indexes", "hot queries", "buyers: indexes"];
+        let names = [MAIL, BUYERS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
+        let expected = ["mail", "buyers", "waiting room", "money: indexes", "hot queries", "buyers: indexes"];
         assert_eq!(names, expected.map(Some));
     }
 }

@@ -11,6 +11,7 @@ mod payments;
 mod pending;
 mod reservations;
 mod seats;
+mod waiting_room;
 
 use crate::answers::{not_found, problem};
 use crate::database::{self, Database, DatabaseSettings};
@@ -101,11 +102,12 @@ pub(crate) fn defaults() -> PolicySettings {
     }
 }
 
-fn router(bookings: Arc<api::Bookings>) -> Router {
+fn router(bookings: Arc<api::Bookings>, others: Router<Arc<api::Bookings>>) -> Router {
     let other_method =
         || async { problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method") };
     api::routes()
         .merge(reservations::routes())
+        .merge(others)
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         .with_state(bookings)
@@ -134,6 +136,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), schema.clone(), selling, hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
     let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
+    let rooms = waiting_room::routes(&database, &resilience, &schema);
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(
         Arc::clone(&database),
@@ -148,7 +151,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let parts = Parts {
         checks: checks::all(&database, &schema).into_iter().chain([pending.check()]).collect(),
         actions: database::actions(&resilience, database),
-        api: router(bookings),
+        api: router(bookings, rooms),
         tasks,
         work: TaskTracker::new(),
         // The flag MaxConcurrentBookings is it.

@@ -3,6 +3,7 @@
 
 mod bookings;
 mod events;
+mod waiting_room;
 mod webhooks;
 
 use crate::host::{self, Parts, PodSettings, Service, StartError};
@@ -40,6 +41,8 @@ pub struct Settings {
     /// Address of payment, for the webhooks of its providers. Without one they are not passed on.
     #[arg(long, env = "PAYMENT_URL")]
     pub payment_url: Option<String>,
+    #[command(flatten)]
+    pub waiting_room: waiting_room::RoomSettings,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -86,7 +89,7 @@ pub(crate) fn defaults() -> PolicySettings {
 
 /// Opens the ports. The services behind it may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, catalog_url, booking_url, payment_url } = settings;
+    let Settings { pod, catalog_url, booking_url, payment_url, waiting_room } = settings;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(CATALOG)
         .dependency(BOOKING)
@@ -99,16 +102,23 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     // Whatever a crowd looks at or orders, sales that are under way can be finished.
     booking.keep_slots();
     let bookings = bookings::router(&booking_url, booking);
+    let (room, keep_contact) = waiting_room::WaitingRoom::new(waiting_room, &booking_url, &resilience)?;
+    let bookings = room.before(bookings);
     let webhooks = match payment_url.filter(|url| !url.is_empty()) {
         Some(url) => webhooks::router(&url, "stripe", host::declared(&resilience, STRIPE_EVENTS)?)
             .merge(webhooks::router(&url, "paypal", host::declared(&resilience, PAYPAL_EVENTS)?)),
         None => Router::new(),
     };
     let parts = Parts {
-        checks: vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()],
+        checks: vec![
+            checks::service(CATALOG, &catalog_url),
+            checks::service(BOOKING, &booking_url),
+            checks::memory(),
+            room.check(),
+        ],
         actions: Actions::new(Arc::clone(resilience.metrics())),
         api: Router::new().merge(events).merge(bookings).merge(webhooks).fallback(answers::not_found),
-        tasks: Vec::new(),
+        tasks: vec![keep_contact],
         work: TaskTracker::new(),
         capacity: Some(host::CAPACITY),
         resilience,

@@ -22,3 +22,4 @@ mod retention;
 mod schema;
 mod support;
 mod tls;
+mod waiting_room;

@@ -174,6 +174,18 @@ impl App {
         app
     }
 
+    /// A gateway before this booking, with these settings besides and a token.
+    pub async fn gateway_with(booking: SocketAddr, more: &[(&'static str, &str)]) -> Self {
+        let mounts = mounts();
+        let booking = format!("http://{booking}");
+        let mut all = vec![("--catalog-url", booking.clone()), ("--booking-url", booking)];
+        all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let settings = settings(&mounts, "gateway-1", &all);
+        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        app.mount_token().await;
+        app
+    }
+
     /// The same with payment for the webhooks of its providers.
     pub async fn gateway_to_payment(nobody: SocketAddr, payment: SocketAddr) -> Self {
         let mounts = mounts();
