@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod booking;
 pub mod buyer;
+pub mod cancel_reason;
 pub mod catalog;
 pub mod checks;
 pub mod database;
@@ -24,6 +25,7 @@ pub mod payment;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+pub mod tickets;
 
 #[cfg(test)]
 mod adr_numbers;

@@ -13,6 +13,9 @@ const OWNER: &str = "booking";
 /// The step after which mails can be sent: everything that is written down of them has its column.
 pub const MAIL: i32 = 8;
 
+/// The step after which a mail is written down at each turn of an order, and tickets are signed.
+pub const TICKETS: i32 = 13;
+
 /// The step that builds the indexes for looks past many mails.
 pub const MAIL_INDEXES: i32 = 42;
 
@@ -42,6 +45,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 9, name: "mail: rows", sql: include_str!("../migrations/booking/0009_mail_rows.sql") },
     Migration { version: 10, name: "money", sql: include_str!("../migrations/booking/0010_money.sql") },
     Migration { version: 11, name: "money: rows", sql: include_str!("../migrations/booking/0011_money_rows.sql") },
+    Migration { version: TICKETS, name: "tickets", sql: include_str!("../migrations/booking/0013_tickets.sql") },
     // From here on a step may wait for hours, for a report or a vacuum: no service needs one of them in order to serve.
     Migration { version: 40, name: "money: checks", sql: include_str!("../migrations/booking/0040_money_checks.sql") },
     Migration {
@@ -122,7 +126,7 @@ impl Schema {
 /// The statements that services make for each order, mail or payment, or all the time, by name: no one of them may read a
 /// table from end to end.
 pub fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let others = notification::HOT.iter().chain(catalog::HOT).copied();
+    let others = notification::hot_statements().chain(catalog::HOT.iter().copied());
     booking::hot_statements().chain(payment::hot_statements()).chain(others)
 }
 
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names = [MAIL, MONEY_INDEXES, MAIL_INDEXES].map(name);
-        assert_eq!(names, [Some("mail"), Some("money: indexes"), Some("hot queries")]);
+        let names = [MAIL, TICKETS, MONEY_INDEXES, MAIL_INDEXES].map(name);
+        assert_eq!(names, [Some("mail"), Some("tickets"), Some("money: indexes"), Some("hot queries")]);
     }
 }

@@ -5,7 +5,9 @@ use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
 use super::seats::{self, Booked, BookingError, Purpose};
 use crate::answers::{body_unreadable, problem, refused, unavailable};
+use crate::cancel_reason::CancelReason;
 use crate::database::{Database, DatabaseError};
+use crate::schema::{self, Schema};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -38,8 +40,6 @@ const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
 const PENDING: &str = "PaymentPending";
 /// Seats are reserved and not bought yet.
 pub(super) const HELD: &str = "Held";
-/// Why a booking is cancelled that was not paid for.
-const DECLINED: &str = "declined";
 /// How long the request that takes a booking has to ask payment for it, before the settling task does.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// Header that marks the answer to a repeated request.
@@ -67,23 +67,35 @@ pub struct Bookings {
     pub(super) sells_priced: bool,
     /// How long a reservation keeps its seats.
     pub(super) hold: Duration,
+    pub(super) schema: Schema,
     outcomes: Family<OutcomeLabel, Counter>,
 }
 
 impl Bookings {
     /// Handlers over `database`.
-    pub fn new(resilience: Arc<Resilience>, database: Arc<Database>, selling: Selling, hold: Duration) -> Arc<Self> {
+    pub fn new(
+        resilience: Arc<Resilience>,
+        database: Arc<Database>,
+        selling: Selling,
+        hold: Duration,
+        schema: Schema,
+    ) -> Arc<Self> {
         let outcomes = Family::<OutcomeLabel, Counter>::default();
         resilience.metrics().register(|registry| {
             registry.register("bookings", "Requests to book, by outcome", outcomes.clone());
         });
         let Selling { payments, charge_nothing } = selling;
         let sells_priced = payments.is_some() || charge_nothing;
-        Arc::new(Self { resilience, database, payments, sells_priced, hold, outcomes })
+        Arc::new(Self { resilience, database, payments, sells_priced, hold, schema, outcomes })
     }
 
     fn count(&self, outcome: &'static str) {
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Whether buyers get a mail at each turn of their order. Orders do not wait for the schema step that this needs.
+    pub(super) fn tells(&self) -> bool {
+        self.schema.has(schema::TICKETS)
     }
 
     /// Takes a place among the bookings under way, or refuses. The flag is read as it is now.
@@ -176,7 +188,8 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
         Err(refusal) => return *refusal,
     };
     let unanswered = AtomicBool::new(false);
-    let attempt = |connection| seats::take(connection, &order, purpose, bookings.sells_priced, &unanswered);
+    let tells = bookings.tells();
+    let attempt = |connection| seats::take(connection, &order, purpose, bookings.sells_priced, tells, &unanswered);
     match bookings.database.call(attempt).await {
         Ok(booked) if booked.status == HELD && !matches!(purpose, Purpose::Held { .. }) => {
             bookings.count("key_reused");
@@ -209,14 +222,21 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             bookings.resilience.metrics().fallback(PAYMENT, "queue", started.elapsed());
         }
         let database = &bookings.database;
-        let unpaid = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
+        let unpaid = if paid == Paid::Declined { CancelReason::Declined } else { CancelReason::PaymentUnavailable };
+        let unpaid = unpaid.name();
+        // Where nothing was booked, the answer says so, and the same key may book yet: no mail.
+        let tells = bookings.tells();
+        let tells_end = tells && paid == Paid::Declined;
         let write = || async {
             match paid {
                 Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
                 Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
-                    database.call(|connection| seats::cancel(connection, id, unpaid, 0, false)).await
+                    database.call(|connection| seats::cancel(connection, id, unpaid, 0, tells_end)).await
                 }
-                _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
+                _ => database
+                    .call(|connection| seats::settle_soon(connection, id, tells))
+                    .await
+                    .map(|_| PENDING.to_owned()),
             }
         };
         // Worth several tries, also where the bulkhead is full: otherwise the buyer waits until the booking is settled later.
@@ -242,7 +262,9 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
         "Cancelled" => {
             bookings.count("cancelled");
             return match cancel_reason.as_deref() {
-                Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
+                Some(reason) if reason == CancelReason::Declined.name() => {
+                    problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined")
+                }
                 // It ended before this request: no other one can change that.
                 _ if before => {
                     let message =
@@ -263,8 +285,7 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
     }
     if needs_buyer && status == PENDING {
         answer["action"] = json!("ConfirmPayment");
-        answer["message"] =
-            json!("Please confirm the payment with your bank or provider; the seats are kept meanwhile.");
+        answer["message"] = json!(seats::CONFIRM_PAYMENT);
     }
     let mut response = (code, Json(answer)).into_response();
     if before {
@@ -332,7 +353,7 @@ async fn events(State(bookings): State<Arc<Bookings>>) -> Response {
     }
 }
 
-fn unreadable(error: &CallError<DatabaseError>) -> Response {
+pub(super) fn unreadable(error: &CallError<DatabaseError>) -> Response {
     tracing::warn!(%error, "failed to read bookings or events");
     let wait = error.retry_after().unwrap_or(RETRY_AFTER);
     unavailable("UNAVAILABLE", "Unable to read this at this time", wait)

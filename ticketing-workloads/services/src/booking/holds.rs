@@ -16,9 +16,11 @@ const BUY: &str = "
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
             settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
         WHERE id = $1 AND status = 'Held' AND held_until > now() AND ($4 OR amount_cents = 0)
-        RETURNING id, status, amount_cents
+        RETURNING id, status, amount_cents, email
     ), told AS (
-        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, CASE status WHEN 'Confirmed' THEN 'BookingConfirmed' ELSE 'PaymentPending' END FROM bought
+        WHERE status = 'Confirmed' OR status = 'PaymentPending' AND $5 AND email IS NOT NULL
     )
     SELECT status, amount_cents FROM bought";
 
@@ -35,7 +37,11 @@ const LOOK: &str = "
 const GIVE_BACK: &str = "
     WITH ended AS (
         UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
-        WHERE id = $1 AND status = 'Held' RETURNING event_id, ticket_count
+        WHERE id = $1 AND status = 'Held' RETURNING id, event_id, ticket_count, email
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, 'BookingCancelled' FROM ended WHERE $2 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id
     RETURNING set_config('synchronous_commit', 'off', true)";
@@ -48,7 +54,11 @@ const EXPIRE: &str = "
         ORDER BY held_until LIMIT $1 FOR UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE bookings b SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
-        FROM due WHERE b.id = due.id RETURNING event_id, ticket_count
+        FROM due WHERE b.id = due.id RETURNING b.id, event_id, ticket_count, email
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, 'BookingCancelled' FROM ended WHERE $2 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
     ), freed AS (
         UPDATE events e SET available = available + seats, version = version + 1
         FROM (SELECT event_id, sum(ticket_count)::integer AS seats FROM ended GROUP BY event_id) one
@@ -83,17 +93,20 @@ pub const HOT: &[(&str, &str)] = &[
 /// Buys what is reserved; `asks_within`: it has to be paid for, and somebody asks payment within this time. What is bought
 /// already stays as it is, and so does what has a price without `sells_priced`; of what has run out the answer is
 /// `Cancelled`. `None`: there is no such booking.
+/// `tells`: a payment that is asked for later is told to the buyer by mail.
 /// `unanswered` stays true once it may have been bought without an answer.
 pub async fn buy(
     connection: Connection,
     id: Uuid,
     asks_within: Option<Duration>,
     sells_priced: bool,
+    tells: bool,
     unanswered: &AtomicBool,
 ) -> Result<Option<Booked>, DatabaseError> {
     let buy = connection.prepare_cached(BUY).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 4] = [&id, &asks_within.is_some(), &seconds, &sells_priced];
+    let tells = tells && asks_within == Some(Duration::ZERO);
+    let values: [&(dyn ToSql + Sync); 5] = [&id, &asks_within.is_some(), &seconds, &sells_priced, &tells];
     if let Some(row) = seats::answered(unanswered, connection.query_opt(&buy, &values)).await? {
         let (status, amount_cents) = (row.try_get(0)?, row.try_get(1)?);
         return Ok(Some(Booked { id, status, cancel_reason: None, amount_cents, before: false, needs_buyer: false }));
@@ -106,11 +119,11 @@ pub async fn buy(
     Ok(Some(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer: row.try_get(3)? }))
 }
 
-/// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
+/// Gives reserved seats back; doing it again changes nothing. `tells`: the buyer gets a mail. The answer is how the booking stands then, `None`: there is
 /// none.
-pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String>, DatabaseError> {
+pub async fn give_back(connection: Connection, id: Uuid, tells: bool) -> Result<Option<String>, DatabaseError> {
     let give_back = connection.prepare_cached(GIVE_BACK).await?;
-    let values: [&(dyn ToSql + Sync); 1] = [&id];
+    let values: [&(dyn ToSql + Sync); 2] = [&id, &tells];
     // Sent together, in this order.
     let (given, flushed) =
         tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
@@ -121,8 +134,9 @@ pub async fn give_back(connection: Connection, id: Uuid) -> Result<Option<String
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Ends up to `most` reservations that ran out, and gives their seats back. The answer is how many.
-pub async fn expire(connection: Connection, most: i64) -> Result<i64, DatabaseError> {
+/// Ends up to `most` reservations that ran out, and gives their seats back; `tells`: their buyers get a mail. The answer is how
+/// many.
+pub async fn expire(connection: Connection, most: i64, tells: bool) -> Result<i64, DatabaseError> {
     let expire = connection.prepare_cached(EXPIRE).await?;
-    Ok(connection.query_one(&expire, &[&most]).await?.try_get(0)?)
+    Ok(connection.query_one(&expire, &[&most, &tells]).await?.try_get(0)?)
 }

@@ -4,11 +4,12 @@ mod api;
 mod checks;
 pub mod cleanup;
 mod holds;
-mod order;
+pub(crate) mod order;
 mod payments;
 mod pending;
 mod reservations;
 mod seats;
+mod tickets;
 
 use crate::answers::{not_found, problem};
 use crate::database::{self, Database, DatabaseSettings};
@@ -31,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 /// Statements that are made for each order, or all the time.
 pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    seats::HOT.iter().chain(holds::HOT).copied()
+    seats::HOT.iter().chain(holds::HOT).chain(tickets::HOT).copied()
 }
 
 /// Name of the service, and of its Deployment unless told otherwise.
@@ -102,6 +103,7 @@ fn router(bookings: Arc<api::Bookings>) -> Router {
         || async { problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this path takes another method") };
     api::routes()
         .merge(reservations::routes())
+        .merge(tickets::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         .with_state(bookings)
@@ -120,14 +122,16 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let limit = Duration::from_secs(settings.pending_limit_seconds);
-    let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience, limit));
+    let schema = Schema::default();
+    let new_payments =
+        |url: String| payments::Payments::new(&url, payment, &database, schema.clone(), &resilience, limit);
+    let payments = payment_url.map(new_payments);
     let pending = pending::Pending::new(&database, &resilience, payments.is_some() || settings.charge_nothing);
     let hold = Duration::from_secs(settings.hold_seconds);
     let selling = api::Selling { payments: payments.clone(), charge_nothing: settings.charge_nothing };
-    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), selling, hold);
+    let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), selling, hold, schema.clone());
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
-    let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
-    let schema = Schema::default();
+    let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), schema.clone(), expire_every);
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(
         Arc::clone(&database),

@@ -5,6 +5,7 @@ use super::holds;
 use super::seats::Purpose;
 use crate::answers::problem;
 use crate::database::Database;
+use crate::schema::{self, Schema};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -45,10 +46,11 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) 
     };
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.asks_within(degraded);
+    let tells = bookings.tells();
     let unanswered = AtomicBool::new(false);
     match bookings
         .database
-        .call(|connection| holds::buy(connection, id, asks_within, bookings.sells_priced, &unanswered))
+        .call(|connection| holds::buy(connection, id, asks_within, bookings.sells_priced, tells, &unanswered))
         .await
     {
         Ok(Some(booked)) if booked.status == api::HELD => bookings.payments_not_set_up(),
@@ -65,7 +67,8 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) 
 /// `DELETE /api/reservations/{id}`: gives the seats back.
 async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>) -> Response {
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
-    match bookings.database.call(|connection| holds::give_back(connection, id)).await {
+    let tells = bookings.tells();
+    match bookings.database.call(|connection| holds::give_back(connection, id, tells)).await {
         Ok(Some(status)) if status == "Cancelled" => {
             Json(json!({"success": true, "bookingId": id, "status": status})).into_response()
         }
@@ -87,7 +90,7 @@ fn not_found() -> Response {
 }
 
 /// Ends reservations that ran out, for as long as it is polled. Every pod does; what one has another passes over.
-pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every: Duration) {
+pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, schema: Schema, every: Duration) {
     let expired = Counter::<u64>::default();
     resilience.metrics().register(|registry| {
         registry.register(
@@ -97,7 +100,8 @@ pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every:
         );
     });
     loop {
-        match database.call(|connection| holds::expire(connection, AT_ONCE)).await {
+        let tells = schema.has(schema::TICKETS);
+        match database.call(|connection| holds::expire(connection, AT_ONCE, tells)).await {
             Ok(ended) => {
                 expired.inc_by(ended.unsigned_abs());
                 if ended > 0 {

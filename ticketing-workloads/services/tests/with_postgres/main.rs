@@ -20,3 +20,4 @@ mod retention;
 mod schema;
 mod support;
 mod tls;
+mod turns;
