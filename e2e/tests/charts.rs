@@ -264,6 +264,23 @@ async fn services_send_their_callers_elsewhere_for_long_enough_before_they_end()
     }
 }
 
+/// A key of the chart's own or one that is there; whoever else had it could sign.
+#[tokio::test(flavor = "multi_thread")]
+async fn notification_alone_has_the_key_of_tickets() {
+    let charts = Charts::new().await;
+    for (set, secret) in [(&[][..], "ticket-key"), (&[r#"tickets.existingSecret="mine""#], "mine")] {
+        let objects = objects(&charts.render("ticketing", set).await.unwrap());
+        let made = objects.iter().filter(|object| object["metadata"]["name"] == "ticket-key").count();
+        assert_eq!(made, usize::from(secret == "ticket-key"));
+        let has_it = |object: &&Value| {
+            let volumes = object["spec"]["template"]["spec"]["volumes"].as_array();
+            volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume["secret"]["secretName"] == secret))
+        };
+        let names: Vec<_> = objects.iter().filter(has_it).map(|object| &object["metadata"]["name"]).collect();
+        assert_eq!(names, [&json!("notification")]);
+    }
+}
+
 /// One could switch a Service off by whose name the others call.
 #[tokio::test(flavor = "multi_thread")]
 async fn services_call_each_other_by_names_that_there_are() {

@@ -182,3 +182,21 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   readOnly: true
 {{- end }}
 {{- end }}
+
+{{/* The key that tickets are signed with: the Secret's name, as given or as made by this chart. */}}
+{{- define "ticketing.ticketSecret" -}}
+{{- .Values.tickets.existingSecret | default "ticket-key" -}}
+{{- end }}
+
+{{/* As a folder: only so does the kubelet bring a key that is replaced to a running pod. Optional: without it mails go, and
+tickets follow once it is there. */}}
+{{- define "ticketing.ticketVolume" -}}
+- name: ticket-key
+  secret:
+    secretName: {{ include "ticketing.ticketSecret" . | quote }}
+    optional: true
+    defaultMode: 0440
+    items:
+    - key: {{ .Values.tickets.key | quote }}
+      path: key.pem
+{{- end }}

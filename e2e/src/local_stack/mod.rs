@@ -30,6 +30,8 @@ use tokio::process::Command;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to end what is under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// The file with the key that tickets are signed with.
+const TICKET_KEY: &str = "ticket-key.pem";
 /// The namespace that the services believe to be in.
 const NAMESPACE: &str = "default";
 
@@ -80,7 +82,7 @@ pub enum LocalStackError {
         /// The last lines of its output.
         tail: String,
     },
-    /// A program of PostgreSQL failed.
+    /// A program failed that ends by itself: one of PostgreSQL's, or `ticketing ticket-key`.
     #[error("{program} failed:\n{output}")]
     Program {
         /// Name of the program.
@@ -199,6 +201,7 @@ impl LocalStack {
         std::fs::create_dir(&tokens).map_err(start)?;
         std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(start)?;
         std::fs::write(tokens.join(TOKEN_KEYS[0]), &token).map_err(start)?;
+        make_ticket_key(&program, &directory.path().join(TICKET_KEY)).await?;
         let home = directory.path().join("postgres");
         let postgres = Postgres::create(&home, ports.of(Port::Postgres), show).await?;
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap_or_default();
@@ -243,7 +246,11 @@ impl LocalStack {
                 "notification",
                 Port::Notification,
                 Some(Port::NotificationAdmin),
-                with(vec![("SMTP_HOST", "127.0.0.1".to_owned()), ("SMTP_PORT", port(Port::Smtp))]),
+                with(vec![
+                    ("SMTP_HOST", "127.0.0.1".to_owned()),
+                    ("SMTP_PORT", port(Port::Smtp)),
+                    ("TICKET_KEY_FILE", self.directory.path().join(TICKET_KEY).display().to_string()),
+                ]),
             ),
             ("booking", Port::Booking, Some(Port::BookingAdmin), with(vec![("PAYMENT_URL", self.url(Port::Payment))])),
             ("catalog", Port::Catalog, Some(Port::CatalogAdmin), with(none)),
@@ -497,6 +504,17 @@ What the operator does to recover it, by hand (the same intentId again does noth
 "#
         )
     }
+}
+
+/// Makes the key that tickets of this run are signed with.
+async fn make_ticket_key(program: &Path, file: &Path) -> Result<(), LocalStackError> {
+    let made = Command::new(program).args(["ticket-key", "new"]).arg(file).stdin(Stdio::null()).output().await;
+    let made = made.map_err(|source| LocalStackError::Start { what: "ticketing ticket-key".to_owned(), source })?;
+    if made.status.success() {
+        return Ok(());
+    }
+    let output = String::from_utf8_lossy(&made.stderr).into_owned();
+    Err(LocalStackError::Program { program: "ticketing ticket-key", output })
 }
 
 /// Runs everything until `stop`.

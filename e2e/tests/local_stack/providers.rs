@@ -20,6 +20,7 @@ async fn providers_fail() {
     failing(&mut fixture).await;
     charges_then_times_out(&mut fixture).await;
     charges_then_times_out_and_hides(&mut fixture).await;
+    declined_later(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -164,4 +165,35 @@ async fn charges_then_times_out_and_hides(fixture: &mut Fixture) {
         begin.elapsed(),
         &format!("payments unknown +{unknown}"),
     );
+}
+
+/// Who was told to wait is told how it ended, by mail and by the API.
+async fn declined_later(fixture: &mut Fixture) {
+    for provider in ["stripe", "paypal"] {
+        fixture.provider(provider, json!({"refuse": true})).await;
+    }
+    let booked = fixture.book().await;
+    assert_eq!(booked.in_words(), "202 PaymentPending");
+    for provider in ["stripe", "paypal"] {
+        fixture.provider(provider, json!({"decline": true})).await;
+    }
+    let path = format!("/api/bookings/{}", booked.body["bookingId"].as_str().unwrap());
+    fixture
+        .until("it is declined", async || fixture.get(Port::Gateway, &path).await.body["cancelReason"] == "declined")
+        .await;
+    let told = fixture.get(Port::Gateway, &path).await;
+    assert!(told.body["message"].as_str().unwrap().starts_with("The payment was declined"), "{}", told.body);
+    let id = format!("<{}.BookingCancelled@ticketwave>", booked.body["bookingId"].as_str().unwrap());
+    fixture
+        .until("the mail says so", async || {
+            let mails = fixture.get(Port::Mails, "/mails").await.body;
+            mails["mails"].as_array().unwrap().iter().any(|mail| mail["messageId"] == id.as_str())
+        })
+        .await;
+    for provider in ["stripe", "paypal"] {
+        fixture.provider(provider, json!({})).await;
+    }
+    let well = fixture.until_well().await;
+    let sees = "202 PaymentPending, then Cancelled: a mail and `cancelReason`";
+    fixture.record("both providers away, then it is declined", sees, booked.took, well, "notifications sent +2");
 }

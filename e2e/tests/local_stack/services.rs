@@ -15,6 +15,7 @@ async fn services_fail() {
     catalog_slow(&mut fixture).await;
     payment_down(&mut fixture).await;
     mail_server_down(&mut fixture).await;
+    ticket_forged(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -113,4 +114,15 @@ async fn mail_server_down(fixture: &mut Fixture) {
     let paused = fixture.metric(Port::Notification, paused).await;
     let metrics = format!("sending paused {paused} time(s), {failed} failed attempts");
     fixture.record("mail server down", "201 Confirmed, the mails come later", slowest, begin.elapsed(), &metrics);
+}
+
+/// A code in the right form that nobody of ours has signed.
+async fn ticket_forged(fixture: &mut Fixture) {
+    let forged =
+        format!("/api/tickets/TW1.NHUPmL1Z_PwAAAAAAAAAAAAAAAAAAAAzAAAAAAAAAAAAAAAAAAAAEQIE.{}", "A".repeat(86));
+    let asked = fixture.get(Port::Gateway, &forged).await;
+    assert_eq!((asked.status, &asked.body["valid"], &asked.body["reason"]), (200, &json!(false), &json!("UnknownKey")));
+    assert_eq!(fixture.get(Port::Gateway, "/api/tickets/nonsense").await.status, 404);
+    let well = fixture.until_well().await;
+    fixture.record("ticket forged", "200, not valid: UnknownKey", asked.took, well, "nothing opened");
 }

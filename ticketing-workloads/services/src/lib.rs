@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod booking;
 pub mod buyer;
+pub mod cancel_reason;
 pub mod catalog;
 pub mod checks;
 pub mod database;
@@ -25,6 +26,7 @@ pub mod priority;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+pub mod tickets;
 pub mod waiting_room;
 
 #[cfg(test)]

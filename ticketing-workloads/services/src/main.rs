@@ -5,10 +5,10 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use ticketing_services::{
     booking, catalog, database::DatabaseSettings, gateway, health, host, logging, mail_sink, notification, payment,
-    provider_simulator,
+    provider_simulator, tickets,
 };
 
-/// Exit code of a comparison that was not made.
+/// Exit code of a comparison that was not made, of charges with the ledger or of tickets with keys.
 const NOT_COMPARED: u8 = 2;
 
 /// TicketWave's services; one process runs one of them.
@@ -44,6 +44,12 @@ enum Service {
     RequeueMail(notification::requeue::Settings),
     /// Compares the providers' charges with the ledger, prints a line for each difference; exit code 1 if there is any.
     Reconcile(payment::reconcile::Settings),
+    /// Says of each ticket's code whether it is genuine, without a network; exit code 1 if one is not, 2 if there are no keys to
+    /// tell by. It cannot know what became of the booking, nor who has shown the code before.
+    Verify(tickets::command::Verify),
+    /// Makes the key that tickets are signed with, or prints its public half.
+    #[command(subcommand)]
+    TicketKey(tickets::command::TicketKey),
     /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
     Health(health::Settings),
 }
@@ -76,6 +82,30 @@ async fn main() -> ExitCode {
             Ok(()) => Ok(()),
             Err(error) => {
                 // For a person or a probe, and not for a log.
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        },
+        // These are for a person or a scanner, too.
+        Service::Verify(settings) => match tickets::command::verify(&settings) {
+            Ok(verified) => {
+                for one in &verified {
+                    println!("{one}");
+                }
+                let all_valid = verified.iter().all(tickets::command::Verified::is_valid);
+                return if all_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(NOT_COMPARED);
+            }
+        },
+        Service::TicketKey(settings) => match tickets::command::ticket_key(&settings) {
+            Ok(public) => {
+                print!("{public}");
+                Ok(())
+            }
+            Err(error) => {
                 eprintln!("{error}");
                 return ExitCode::FAILURE;
             }

@@ -13,6 +13,9 @@ const OWNER: &str = "booking";
 /// The step after which mails can be sent: everything that is written down of them has its column.
 pub const MAIL: i32 = 8;
 
+/// The step after which a mail is written down at each turn of an order, and tickets are signed.
+pub const TICKETS: i32 = 13;
+
 /// The step after which numbers of the waiting room can be drawn.
 pub const WAITING_ROOM: i32 = 14;
 
@@ -52,6 +55,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 10, name: "money", sql: include_str!("../migrations/booking/0010_money.sql") },
     Migration { version: 11, name: "money: rows", sql: include_str!("../migrations/booking/0011_money_rows.sql") },
     Migration { version: BUYERS, name: "buyers", sql: include_str!("../migrations/booking/0012_buyers.sql") },
+    Migration { version: TICKETS, name: "tickets", sql: include_str!("../migrations/booking/0013_tickets.sql") },
     Migration {
         version: WAITING_ROOM,
         name: "waiting room",
@@ -142,7 +146,7 @@ impl Schema {
 /// The statements that services make for each order, mail or payment, or all the time, by name: no one of them may read a
 /// table from end to end.
 pub fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let others = notification::HOT.iter().chain(catalog::HOT).copied();
+    let others = notification::hot_statements().chain(catalog::HOT.iter().copied());
     booking::hot_statements().chain(payment::hot_statements()).chain(others)
 }
 
@@ -179,8 +183,9 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names = [MAIL, BUYERS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
-        let expected = ["mail", "buyers", "waiting room", "money: indexes", "hot queries", "buyers: indexes"];
+        let names = [MAIL, BUYERS, TICKETS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
+        let expected =
+            ["mail", "buyers", "tickets", "waiting room", "money: indexes", "hot queries", "buyers: indexes"];
         assert_eq!(names, expected.map(Some));
     }
 }

@@ -7,6 +7,7 @@ use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
 use super::payments::{Paid, Payments};
 use super::seats::{self, Booked, BookingError, Purpose, Wish};
 use crate::answers::{self, body_unreadable, problem, refused, shed, unavailable};
+use crate::cancel_reason::CancelReason;
 use crate::database::{Database, DatabaseError};
 use crate::schema::{self, Schema};
 use axum::body::Body;
@@ -41,8 +42,6 @@ const LIMIT_FLAG: (&str, i64) = ("MaxConcurrentBookings", 100);
 const PENDING: &str = "PaymentPending";
 /// Seats are reserved and not bought yet.
 pub(super) const HELD: &str = "Held";
-/// Why a booking is cancelled that was not paid for.
-const DECLINED: &str = "declined";
 /// How long the request that takes a booking has to ask payment for it, before the settling task does.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// Header that marks the answer to a repeated request.
@@ -73,7 +72,7 @@ pub struct Bookings {
     /// How long a reservation keeps its seats.
     pub(super) hold: Duration,
     limits: Limits,
-    schema: Schema,
+    pub(super) schema: Schema,
     under_way: UnderWay,
     outcomes: Family<OutcomeLabel, Counter>,
 }
@@ -127,6 +126,11 @@ impl Bookings {
 
     fn count(&self, outcome: &'static str) {
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Whether buyers get a mail at each turn of their order. Orders do not wait for the schema step that this needs.
+    pub(super) fn tells(&self) -> bool {
+        self.schema.has(schema::TICKETS)
     }
 
     /// Takes a place among the bookings under way, or refuses. The flag is read as it is now. It bounds what is started: for
@@ -196,7 +200,7 @@ impl Bookings {
     }
 
     /// Something could not be read. If only too much is under way, nothing has failed: circuits in front of it stay closed.
-    fn unreadable(&self, error: &CallError<DatabaseError>) -> Response {
+    pub(super) fn unreadable(&self, error: &CallError<DatabaseError>) -> Response {
         match error {
             CallError::Rejected { rejection, .. } if rejection.is_full_bulkhead() => {
                 self.gave_way(error).unwrap_or_else(|| {
@@ -258,7 +262,8 @@ pub(super) async fn take(bookings: &Bookings, headers: &HeaderMap, body: Body, p
     };
     let unanswered = AtomicBool::new(false);
     let (sells_priced, has_owners, limits) = (bookings.sells_priced, bookings.has_owners(), bookings.limits());
-    let wish = Wish { order: &order, asker: &asker, purpose, sells_priced, has_owners, limits };
+    let tells = bookings.tells();
+    let wish = Wish { order: &order, asker: &asker, purpose, sells_priced, has_owners, tells, limits };
     let attempt = |connection| seats::take(connection, wish, &unanswered);
     match bookings.database.call(attempt).await {
         Ok(booked) if booked.status == HELD && !matches!(purpose, Purpose::Held { .. }) => {
@@ -293,14 +298,21 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
             bookings.resilience.metrics().fallback(PAYMENT, "queue", started.elapsed());
         }
         let database = &bookings.database;
-        let unpaid = if paid == Paid::Declined { DECLINED } else { "payment unavailable" };
+        let unpaid = if paid == Paid::Declined { CancelReason::Declined } else { CancelReason::PaymentUnavailable };
+        let unpaid = unpaid.name();
+        // Where nothing was booked, the answer says so, and the same key may book yet: no mail.
+        let tells = bookings.tells();
+        let tells_end = tells && paid == Paid::Declined;
         let write = || async {
             match paid {
                 Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
                 Paid::Declined | Paid::NotCharged if paid == Paid::Declined || !may_wait => {
-                    database.call(|connection| seats::cancel(connection, id, unpaid, 0, false)).await
+                    database.call(|connection| seats::cancel(connection, id, unpaid, 0, tells_end)).await
                 }
-                _ => database.call(|connection| seats::settle_soon(connection, id)).await.map(|_| PENDING.to_owned()),
+                _ => database
+                    .call(|connection| seats::settle_soon(connection, id, tells))
+                    .await
+                    .map(|_| PENDING.to_owned()),
             }
         };
         // Worth several tries, also where the bulkhead is full: otherwise the buyer waits until the booking is settled later.
@@ -326,7 +338,9 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
         "Cancelled" => {
             bookings.count("cancelled");
             return match cancel_reason.as_deref() {
-                Some(DECLINED) => problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined"),
+                Some(reason) if reason == CancelReason::Declined.name() => {
+                    problem(StatusCode::PAYMENT_REQUIRED, "PAYMENT_DECLINED", "The payment was declined")
+                }
                 // It ended before this request: no other one can change that.
                 _ if before => {
                     let message =
@@ -347,8 +361,7 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
     }
     if needs_buyer && status == PENDING {
         answer["action"] = json!("ConfirmPayment");
-        answer["message"] =
-            json!("Please confirm the payment with your bank or provider; the seats are kept meanwhile.");
+        answer["message"] = json!(seats::CONFIRM_PAYMENT);
     }
     let mut response = (code, Json(answer)).into_response();
     if before {

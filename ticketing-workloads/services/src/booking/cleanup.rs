@@ -5,6 +5,7 @@
 
 use crate::database::{DatabaseError, DatabaseSettings, Sessions, execute, query};
 use crate::host::StartError;
+use crate::schema;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -13,9 +14,18 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// What holds at the server, which does not notice when this process gives up: a statement would go on and keep its locks.
 const BOUNDS: &str = "SET LOCAL statement_timeout = '55s'; SET LOCAL lock_timeout = '10s'";
 
-/// Holds that ran out give their seats back.
-const EXPIRE: &str = "UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
-    WHERE status = 'Held' AND held_until <= now()";
+/// Whether buyers can be told by mail.
+const TELLS: &str = "SELECT FROM schema_migrations WHERE service = 'booking' AND version = $1";
+
+/// Holds that ran out give their seats back, and their buyers get a mail.
+const EXPIRE: &str = "WITH ended AS (
+        UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
+        WHERE status = 'Held' AND held_until <= now() RETURNING id, email
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingCancelled' FROM ended WHERE $1 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) FROM ended";
 
 /// Seats that are free by the bookings, for each event.
 const FREE: &str = "SELECT e.id, e.capacity - COALESCE(sum(b.ticket_count), 0)::integer AS free
@@ -82,7 +92,12 @@ pub async fn run(settings: &DatabaseSettings) -> Result<Cleaned, CleanupError> {
 /// All of it in one transaction, which ends with the connection if it is not committed.
 async fn clean(client: &tokio_postgres::Client, sessions: Sessions) -> Result<Cleaned, CleanupError> {
     client.batch_execute(&format!("BEGIN; {BOUNDS}")).await?;
-    let expired_holds = execute(client, sessions, EXPIRE, &[]).await?;
+    let tells = !query(client, sessions, TELLS, &[&schema::TICKETS]).await?.is_empty();
+    let ended: i64 = match query(client, sessions, EXPIRE, &[&tells]).await?.first() {
+        Some(row) => row.try_get(0)?,
+        None => 0,
+    };
+    let expired_holds = ended.unsigned_abs();
     let wrong: Vec<Uuid> =
         query(client, sessions, WRONG, &[]).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     // A new statement, so that it sees what was committed before the events were locked.

@@ -30,9 +30,11 @@ const BUY: &str = "
         WHERE id = $1 AND lower(status) = 'held' AND held_until > now() AND ($4 OR amount_cents = 0)
           AND ($5::text[] IS NULL OR owner IS NULL OR owner = ANY($5))
           AND NOT EXISTS (SELECT FROM allowed WHERE reached IS NOT NULL)
-        RETURNING id, status, amount_cents
+        RETURNING id, status, amount_cents, email
     ), told AS (
-        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, CASE status WHEN 'Confirmed' THEN 'BookingConfirmed' ELSE 'PaymentPending' END FROM bought
+        WHERE status = 'Confirmed' OR status = 'PaymentPending' AND $9 AND email IS NOT NULL
     )
     SELECT status, amount_cents, reached, seconds
     FROM (SELECT) one LEFT JOIN bought ON true LEFT JOIN allowed ON true";
@@ -67,7 +69,11 @@ const GIVE_BACK: &str = "
         UPDATE bookings SET status = 'Cancelled', held_until = NULL, cancel_reason = 'given back'
         WHERE id = $1 AND status = 'Held'
           AND ($2::text[] IS NULL OR to_jsonb(bookings) ->> 'owner' IS NULL OR to_jsonb(bookings) ->> 'owner' = ANY($2))
-        RETURNING event_id, ticket_count
+        RETURNING id, event_id, ticket_count, email
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, 'BookingCancelled' FROM ended WHERE $3 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1 FROM ended WHERE e.id = event_id
     RETURNING set_config('synchronous_commit', 'off', true)";
@@ -85,7 +91,11 @@ const EXPIRE: &str = "
         ORDER BY held_until LIMIT $1 FOR UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE bookings b SET status = 'Cancelled', held_until = NULL, cancel_reason = 'expired'
-        FROM due WHERE b.id = due.id RETURNING event_id, ticket_count
+        FROM due WHERE b.id = due.id RETURNING b.id, event_id, ticket_count, email
+    ), told AS (
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, 'BookingCancelled' FROM ended WHERE $2 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
     ), freed AS (
         UPDATE events e SET available = available + seats, version = version + 1
         FROM (SELECT event_id, sum(ticket_count)::integer AS seats FROM ended GROUP BY event_id) one
@@ -130,6 +140,8 @@ pub struct Purchase<'a> {
     pub sells_priced: bool,
     /// Whether the table says whose a booking is: from step 12 on.
     pub has_owners: bool,
+    /// Whether a payment that is asked for later is told to the buyer by mail.
+    pub tells: bool,
     /// How often payments may be declined.
     pub limits: Values,
 }
@@ -142,13 +154,13 @@ pub async fn buy(
     purchase: Purchase<'_>,
     unanswered: &AtomicBool,
 ) -> Result<Option<Booked>, BookingError> {
-    let Purchase { id, asker, asks_within, sells_priced, has_owners, limits } = purchase;
+    let Purchase { id, asker, asks_within, sells_priced, has_owners, tells, limits } = purchase;
     let buy = connection.prepare_cached(if has_owners { BUY } else { BUY_BEFORE_OWNERS }).await?;
     let seconds = asks_within.unwrap_or_default().as_secs_f64();
     let (is_paid_for, owners, owner, network) = (asks_within.is_some(), asker.owners(), asker.owner(), asker.network());
-    let of_buyer = limits.as_slice();
-    let values: [&(dyn ToSql + Sync); 8] =
-        [&id, &is_paid_for, &seconds, &sells_priced, &owners, &owner, &network, &of_buyer];
+    let (of_buyer, tells) = (limits.as_slice(), tells && asks_within == Some(Duration::ZERO));
+    let values: [&(dyn ToSql + Sync); 9] =
+        [&id, &is_paid_for, &seconds, &sells_priced, &owners, &owner, &network, &of_buyer, &tells];
     let values = if has_owners { values.as_slice() } else { &values[..4] };
     let row = seats::answered(unanswered, connection.query_one(&buy, values)).await?;
     if let Some(status) = row.try_get(0)? {
@@ -168,24 +180,30 @@ pub async fn buy(
     Ok(Some(Booked { id, status, cancel_reason, amount_cents, before, needs_buyer: row.try_get(3)? }))
 }
 
-/// Gives reserved seats back; doing it again changes nothing. The answer is how the booking stands then, `None`: there is
+/// Gives reserved seats back; doing it again changes nothing. `tells`: the buyer gets a mail. The answer is how the booking stands then, `None`: there is
 /// none of the asker.
-pub async fn give_back(connection: Connection, id: Uuid, asker: &Asker) -> Result<Option<String>, DatabaseError> {
+pub async fn give_back(
+    connection: Connection,
+    id: Uuid,
+    asker: &Asker,
+    tells: bool,
+) -> Result<Option<String>, DatabaseError> {
     let give_back = connection.prepare_cached(GIVE_BACK).await?;
     let owners = asker.owners();
-    let values: [&(dyn ToSql + Sync); 2] = [&id, &owners];
+    let values: [&(dyn ToSql + Sync); 3] = [&id, &owners, &tells];
     // Sent together, in this order.
     let (given, flushed) =
         tokio::join!(biased; connection.execute(&give_back, &values), connection.batch_execute(seats::FLUSH));
     given?;
     flushed?;
     let status = connection.prepare_cached(STATUS).await?;
-    let row = connection.query_opt(&status, &values).await?;
+    let row = connection.query_opt(&status, &values[..2]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Ends up to `most` reservations that ran out, and gives their seats back. The answer is how many.
-pub async fn expire(connection: Connection, most: i64) -> Result<i64, DatabaseError> {
+/// Ends up to `most` reservations that ran out, and gives their seats back; `tells`: their buyers get a mail. The answer is how
+/// many.
+pub async fn expire(connection: Connection, most: i64, tells: bool) -> Result<i64, DatabaseError> {
     let expire = connection.prepare_cached(EXPIRE).await?;
-    Ok(connection.query_one(&expire, &[&most]).await?.try_get(0)?)
+    Ok(connection.query_one(&expire, &[&most, &tells]).await?.try_get(0)?)
 }

@@ -6,11 +6,12 @@ mod checks;
 pub mod cleanup;
 mod holds;
 mod limits;
-mod order;
+pub(crate) mod order;
 mod payments;
 mod pending;
 mod reservations;
 mod seats;
+mod tickets;
 mod waiting_room;
 
 use crate::answers::{not_found, problem};
@@ -34,7 +35,7 @@ use tokio_util::task::TaskTracker;
 
 /// Statements that are made for each order, or all the time.
 pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    seats::HOT.iter().chain(holds::HOT).copied()
+    seats::HOT.iter().chain(holds::HOT).chain(tickets::HOT).copied()
 }
 
 /// Name of the service, and of its Deployment unless told otherwise.
@@ -108,6 +109,7 @@ fn router(bookings: Arc<api::Bookings>, others: Router<Arc<api::Bookings>>) -> R
     api::routes()
         .merge(reservations::routes())
         .merge(others)
+        .merge(tickets::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         .with_state(bookings)
@@ -127,15 +129,17 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let payment_url = settings.payment_url.filter(|url| !url.is_empty());
     let payment = host::declared(&resilience, PAYMENT)?;
     let limit = Duration::from_secs(settings.pending_limit_seconds);
-    let payments = payment_url.map(|url| payments::Payments::new(&url, payment, &database, &resilience, limit));
+    let schema = Schema::default();
+    let new_payments =
+        |url: String| payments::Payments::new(&url, payment, &database, schema.clone(), &resilience, limit);
+    let payments = payment_url.map(new_payments);
     let pending = pending::Pending::new(&database, &resilience, payments.is_some() || settings.charge_nothing);
     let hold = Duration::from_secs(settings.hold_seconds);
-    let schema = Schema::default();
     let (payments_of, charge_nothing, limits) = (payments.clone(), settings.charge_nothing, settings.limits);
     let selling = api::Selling { payments: payments_of, charge_nothing, limits };
     let bookings = api::Bookings::new(Arc::clone(&resilience), Arc::clone(&database), schema.clone(), selling, hold);
     let expire_every = Duration::from_secs(settings.expire_every_seconds);
-    let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), expire_every);
+    let expiry = reservations::expire(Arc::clone(&database), Arc::clone(&resilience), schema.clone(), expire_every);
     let rooms = waiting_room::routes(&database, &resilience, &schema);
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let retention = retention::run(

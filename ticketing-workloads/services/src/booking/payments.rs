@@ -4,8 +4,10 @@
 //! next one asks with the same key, and nobody pays twice.
 
 use super::seats::{self, Due};
+use crate::cancel_reason::CancelReason;
 use crate::database::Database;
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
+use crate::schema::{self, Schema};
 use axum::http::{HeaderValue, StatusCode};
 use contract::FallbackSettings;
 use futures::StreamExt;
@@ -24,8 +26,6 @@ use uuid::Uuid;
 const CURRENCY: &str = "eur";
 /// Time between two looks for bookings to settle.
 const LOOK: Duration = Duration::from_millis(500);
-/// Why a booking is cancelled of which the payment did not come to an end.
-const TIMED_OUT: &str = "payment timed out";
 /// Bookings that are settled side by side, if the policy has no bulkhead for payment: as many as payment passes on to a
 /// provider at once.
 const AT_ONCE: usize = 20;
@@ -54,6 +54,7 @@ pub struct Payments {
     service: HttpService,
     dependency: &'static Dependency,
     database: Arc<Database>,
+    schema: Schema,
     settled: Family<SettledLabel, Counter>,
     /// After which time a booking that waits is given up, if nothing is charged.
     limit: Duration,
@@ -65,6 +66,7 @@ impl Payments {
         base: &str,
         dependency: &'static Dependency,
         database: &Arc<Database>,
+        schema: Schema,
         resilience: &Resilience,
         limit: Duration,
     ) -> Arc<Self> {
@@ -73,7 +75,7 @@ impl Payments {
             registry.register("bookings_settled", "Bookings that were settled later, by outcome", settled.clone());
         });
         let service = http_client::service(base, dependency);
-        Arc::new(Self { service, dependency, database: Arc::clone(database), settled, limit })
+        Arc::new(Self { service, dependency, database: Arc::clone(database), schema, settled, limit })
     }
 
     /// Whether a booking is taken although payment is away (ADR-007 §5): the policy's fallback `Queue`.
@@ -164,12 +166,13 @@ impl Payments {
                 })
             }
             Paid::Declined => {
-                let reason = if over { TIMED_OUT } else { "declined" };
-                let cancel = |connection| seats::cancel(connection, due.booking, reason, due.tries, true);
+                let reason = if over { CancelReason::PaymentTimedOut } else { CancelReason::Declined };
+                let cancel = |connection| seats::cancel(connection, due.booking, reason.name(), due.tries, true);
                 database.call(cancel).await.map(|_| if over { "given_up" } else { "declined" })
             }
             Paid::NotCharged | Paid::Unknown | Paid::NeedsBuyer => {
-                database.call(|connection| seats::settle_soon(connection, due.booking)).await.map(|_| "open")
+                let tells = self.schema.has(schema::TICKETS);
+                database.call(|connection| seats::settle_soon(connection, due.booking, tells)).await.map(|_| "open")
             }
         };
         match outcome {

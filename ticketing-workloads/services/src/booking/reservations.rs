@@ -5,6 +5,7 @@ use super::holds::{self, Purchase};
 use super::seats::Purpose;
 use crate::answers::problem;
 use crate::database::Database;
+use crate::schema::{self, Schema};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -53,10 +54,11 @@ async fn confirm(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>, 
     };
     let degraded = bookings.resilience.is_degraded();
     let asks_within = bookings.asks_within(degraded);
+    let tells = bookings.tells();
     let unanswered = AtomicBool::new(false);
     let limits = bookings.limits().map(|limits| limits.of_payment(&asker)).unwrap_or_default();
     let (sells_priced, has_owners) = (bookings.sells_priced, bookings.has_owners());
-    let purchase = Purchase { id, asker: &asker, asks_within, sells_priced, has_owners, limits };
+    let purchase = Purchase { id, asker: &asker, asks_within, sells_priced, has_owners, tells, limits };
     match bookings.database.call(|connection| holds::buy(connection, purchase, &unanswered)).await {
         Ok(Some(booked)) if booked.status == api::HELD => bookings.payments_not_set_up(),
         Ok(Some(booked)) => api::conclude(&bookings, booked, degraded).await,
@@ -76,7 +78,8 @@ async fn give_back(State(bookings): State<Arc<Bookings>>, Path(id): Path<String>
         Err(refusal) => return *refusal,
     };
     let Ok(id) = Uuid::parse_str(&id) else { return not_an_id() };
-    match bookings.database.call(|connection| holds::give_back(connection, id, &asker)).await {
+    let tells = bookings.tells();
+    match bookings.database.call(|connection| holds::give_back(connection, id, &asker, tells)).await {
         Ok(Some(status)) if status == "Cancelled" => {
             Json(json!({"success": true, "bookingId": id, "status": status})).into_response()
         }
@@ -98,7 +101,7 @@ fn not_found() -> Response {
 }
 
 /// Ends reservations that ran out, for as long as it is polled. Every pod does; what one has another passes over.
-pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every: Duration) {
+pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, schema: Schema, every: Duration) {
     let expired = Counter::<u64>::default();
     resilience.metrics().register(|registry| {
         registry.register(
@@ -108,7 +111,8 @@ pub async fn expire(database: Arc<Database>, resilience: Arc<Resilience>, every:
         );
     });
     loop {
-        match database.call(|connection| holds::expire(connection, AT_ONCE)).await {
+        let tells = schema.has(schema::TICKETS);
+        match database.call(|connection| holds::expire(connection, AT_ONCE, tells)).await {
             Ok(ended) => {
                 expired.inc_by(ended.unsigned_abs());
                 if ended > 0 {

@@ -24,6 +24,7 @@
 use super::asker::Asker;
 use super::limits::{Limited, Limits};
 use super::order::Order;
+use crate::cancel_reason::CancelReason;
 use crate::database::{Connection, DatabaseError, Sample};
 use resilience::{Failure, FailureKind};
 use serde::Serialize;
@@ -32,6 +33,10 @@ use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
+
+/// What a buyer has to do whose payment needs it.
+pub const CONFIRM_PAYMENT: &str =
+    "Please confirm the payment with your bank or provider; the seats are kept meanwhile.";
 
 /// Events that are listed at most.
 const MAX_EVENTS: i64 = 100;
@@ -86,7 +91,9 @@ const TAKE: &str = "
         FROM taken
         RETURNING id, status, amount_cents
     ), told AS (
-        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM booked WHERE status = 'Confirmed'
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, CASE status WHEN 'Confirmed' THEN 'BookingConfirmed' ELSE 'PaymentPending' END FROM booked
+        WHERE status = 'Confirmed' OR status = 'PaymentPending' AND $15 AND $6 IS NOT NULL
     )
     SELECT status, amount_cents, reached, seconds, set_config('synchronous_commit', 'off', true)
     FROM allowed LEFT JOIN booked ON true";
@@ -126,10 +133,16 @@ const DUE: &str = "
                  ORDER BY settle_at LIMIT $1 FOR UPDATE SKIP LOCKED)
     RETURNING id, amount_cents, settle_tries, extract(epoch FROM now() - COALESCE(pending_since, created_at))::float8";
 
-/// Asks payment again soon, not only when the claim of the process that asked it is over.
+/// Asks payment again soon, not only when the claim of the process that asked it is over. The buyer is told once that the payment
+/// is open: after an hour no more, when the message may have been deleted already.
 const SETTLE_SOON: &str = "
-    UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
-    WHERE id = $1 AND status = 'PaymentPending'";
+    WITH open AS (
+        UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
+        WHERE id = $1 AND status = 'PaymentPending' RETURNING id, email, COALESCE(pending_since, created_at) AS since
+    )
+    INSERT INTO outbox (booking_id, kind) SELECT id, 'PaymentPending' FROM open
+    WHERE $2 AND email IS NOT NULL AND since > now() - interval '1 hour'
+    ON CONFLICT DO NOTHING";
 
 /// Of a booking that is cancelled the money goes back: that is written down in the same transaction that finds it out.
 const CONFIRM: &str = "
@@ -145,16 +158,17 @@ const CONFIRM: &str = "
     )
     INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM confirmed";
 
-/// Gives the seats back, unless somebody else has asked payment since; who was told that the booking waits is told that it
-/// does no more. Where nobody has said no, the key may be used for another try. Its commit does not wait for the disk while
+/// Gives the seats back, unless somebody else has asked payment since; the buyer is told so by mail. Where nobody has said no, the key may be used for another try. Its commit does not wait for the disk while
 /// the event's row is locked; [`cancel`] does, before it answers.
 const CANCEL: &str = "
     WITH cancelled AS (
         UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = $2, idempotency_key =
             CASE WHEN $2 IN ('declined', 'payment timed out') THEN idempotency_key ELSE idempotency_key || ':' || id END
-        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING id, event_id, ticket_count
+        WHERE id = $1 AND status = 'PaymentPending' AND settle_tries = $3 RETURNING id, event_id, ticket_count, email
     ), told AS (
-        INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingCancelled' FROM cancelled WHERE $4
+        INSERT INTO outbox (booking_id, kind)
+        SELECT id, 'BookingCancelled' FROM cancelled WHERE $4 AND email IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
     UPDATE events e SET available = available + ticket_count, version = version + 1
     FROM cancelled WHERE e.id = event_id RETURNING set_config('synchronous_commit', 'off', true)";
@@ -262,6 +276,9 @@ pub struct Booking {
     /// What the buyer has to do: `ConfirmPayment`, with the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
+    /// How it stands, in words for the buyer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -312,13 +329,15 @@ pub struct Wish<'a> {
     pub sells_priced: bool,
     /// Whether the table says whose a booking is: from step 12 on.
     pub has_owners: bool,
+    /// Whether a payment that is asked for later is told to the buyer by mail.
+    pub tells: bool,
     /// What one buyer may take; nobody is counted if absent.
     pub limits: Option<&'a Limits>,
 }
 
 /// Makes one attempt to take seats. `unanswered` stays true once seats may have been taken without an answer.
 pub async fn take(connection: Connection, wish: Wish<'_>, unanswered: &AtomicBool) -> Result<Booked, BookingError> {
-    let Wish { order, asker, purpose, sells_priced, has_owners, limits } = wish;
+    let Wish { order, asker, purpose, sells_priced, has_owners, tells, limits } = wish;
     let (keys, owners) = (asker.stored_keys(&order.idempotency_key), asker.owners());
     let look = connection.prepare_cached(LOOK).await?;
     let values: [&(dyn ToSql + Sync); 5] = [&order.event_id, &order.idempotency_key, &order.email, &keys, &owners];
@@ -365,7 +384,8 @@ pub async fn take(connection: Connection, wish: Wish<'_>, unanswered: &AtomicBoo
         Purpose::Held { keep } => (false, 0.0, Some(keep.as_secs_f64())),
     };
     let (owner, network, of_buyer) = (asker.owner(), asker.network(), limits.as_slice());
-    let values: [&(dyn ToSql + Sync); 14] = [
+    let tells = tells && purpose == Purpose::Paid { asks_within: Duration::ZERO };
+    let values: [&(dyn ToSql + Sync); 15] = [
         ticket_count,
         event_id,
         booking_id,
@@ -380,6 +400,7 @@ pub async fn take(connection: Connection, wish: Wish<'_>, unanswered: &AtomicBoo
         &network,
         &keys,
         &of_buyer,
+        &tells,
     ];
     let values = if has_owners { values.as_slice() } else { &values[..9] };
     let before = unanswered.swap(true, Ordering::Relaxed);
@@ -454,10 +475,10 @@ pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, Database
     connection.query(&due, &[&most]).await?.iter().map(one).collect()
 }
 
-/// Makes a booking due soon.
-pub async fn settle_soon(connection: Connection, booking: Uuid) -> Result<u64, DatabaseError> {
+/// Makes a booking due soon; `tells`: the buyer gets a mail that the payment is open, once.
+pub async fn settle_soon(connection: Connection, booking: Uuid, tells: bool) -> Result<u64, DatabaseError> {
     let soon = connection.prepare_cached(SETTLE_SOON).await?;
-    Ok(connection.execute(&soon, &[&booking]).await?)
+    Ok(connection.execute(&soon, &[&booking, &tells]).await?)
 }
 
 /// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
@@ -472,7 +493,7 @@ pub async fn confirm(connection: Connection, booking: Uuid) -> Result<String, Da
 
 /// Cancels a booking that is not going to be paid, and gives its seats back; doing it again changes nothing. `tries` is how
 /// often payment was asked later, as far as the caller knows: if somebody has asked since, nothing is cancelled. `tell`: the
-/// buyer was told something else before. The answer is how it stands then, and stays so after a crash: the buyer is told that
+/// buyer gets a mail. The answer is how it stands then, and stays so after a crash: the buyer is told that
 /// nothing will be charged.
 pub async fn cancel(
     connection: Connection,
@@ -504,7 +525,7 @@ pub async fn find(connection: Connection, id: Uuid, asker: &Asker) -> Result<Opt
         // The request that made it so may be waiting for the disk still, and may yet be told otherwise.
         connection.batch_execute(FLUSH).await?;
     }
-    Ok(Some(Booking {
+    let mut booking = Booking {
         id: row.try_get(0)?,
         event_id: row.try_get(1)?,
         user_id: row.try_get(2)?,
@@ -513,7 +534,22 @@ pub async fn find(connection: Connection, id: Uuid, asker: &Asker) -> Result<Opt
         held_until: row.try_get(5)?,
         cancel_reason: row.try_get(6)?,
         action: row.try_get(7)?,
-    }))
+        message: None,
+    };
+    booking.message = message(&booking);
+    Ok(Some(booking))
+}
+
+/// What a buyer is to know of a booking that is not simply confirmed or held.
+fn message(booking: &Booking) -> Option<&'static str> {
+    match booking.status.as_str() {
+        "Cancelled" => Some(CancelReason::read(booking.cancel_reason.as_deref()).message()),
+        "PaymentPending" if booking.action.is_some() => Some(CONFIRM_PAYMENT),
+        "PaymentPending" => {
+            Some("The payment is being settled; the seats are kept meanwhile. There is no need to book again.")
+        }
+        _ => None,
+    }
 }
 
 /// Lists events, oldest first.

@@ -1,4 +1,4 @@
-//! Everything about bookings and reservations, passed on as it is.
+//! Everything about bookings, reservations and tickets, passed on as it is.
 
 use crate::answers::{body_unreadable, refused, shed, unavailable};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
@@ -22,7 +22,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub fn router(base: &str, dependency: &'static Dependency) -> Router {
     let service = http_client::service(base, dependency);
-    let paths = ["/api/bookings", "/api/bookings/{*rest}", "/api/reservations", "/api/reservations/{*rest}"];
+    let paths = [
+        "/api/bookings",
+        "/api/bookings/{*rest}",
+        "/api/reservations",
+        "/api/reservations/{*rest}",
+        "/api/tickets/{code}",
+    ];
     paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(pass_on))).with_state(service)
 }
 

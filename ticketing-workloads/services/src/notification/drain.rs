@@ -6,6 +6,7 @@ use super::mail::{MailError, Mailer, NotSent};
 use super::outbox::{self, Candidate, Kind, Message};
 use super::refusal::plain;
 use super::relay::{Attempt, LEFT_OVER_TRIES, Mail, RelayWatch, Verdict};
+use super::signer::Signer;
 use super::ticket;
 use crate::database::{Database, DatabaseError};
 use crate::mail_address::redacted_address;
@@ -54,6 +55,7 @@ pub struct Drain {
     resilience: Arc<Resilience>,
     database: Arc<Database>,
     schema: Schema,
+    signer: Arc<Signer>,
     mailer: Mailer,
     relay: Arc<RelayWatch>,
     domains: Arc<Domains>,
@@ -87,6 +89,8 @@ enum Outcome {
         ticket_follows: bool,
     },
     NoRecipient,
+    /// The booking has gone on: another message says how it stands.
+    Outdated,
     Later {
         unanswered: bool,
         why: String,
@@ -133,7 +137,7 @@ struct Chosen {
 /// Messages that are ours to send.
 struct Claimed {
     messages: Vec<(Message, Place)>,
-    /// Whether tickets may be made.
+    /// Whether tickets may be made, and there is a key to sign them with.
     tickets: bool,
     look: Look,
     /// No mail may be sent at all.
@@ -154,6 +158,7 @@ impl Drain {
         resilience: Arc<Resilience>,
         database: Arc<Database>,
         schema: Schema,
+        signer: Arc<Signer>,
         mailer: Mailer,
         relay: Arc<RelayWatch>,
         bounds: Bounds,
@@ -171,6 +176,7 @@ impl Drain {
             resilience,
             database,
             schema,
+            signer,
             mailer,
             relay,
             domains: Domains::new(bounds.per_domain),
@@ -318,9 +324,10 @@ impl Drain {
         if !flags.bool(MAILS, true) {
             return Ok(Claimed::nothing(Look::Empty, true));
         }
-        let tickets = flags.bool(TICKETS, true);
-        let mut kinds = vec![Kind::BookingConfirmed.name(), Kind::BookingCancelled.name()];
-        kinds.extend(tickets.then_some(Kind::Ticket.name()));
+        let may_make_tickets = flags.bool(TICKETS, true);
+        let tickets = may_make_tickets && self.signer.key(&self.database, &self.schema).await.is_some();
+        let is_wanted = |kind: &Kind| *kind != Kind::Ticket || tickets;
+        let kinds: Vec<_> = Kind::ALL.into_iter().filter(is_wanted).map(Kind::name).collect();
         self.settle_claim().await?;
         let (chosen, blocked) = self.choose(&kinds, most, limits, among).await?;
         if chosen.places.is_empty() {
@@ -344,7 +351,7 @@ impl Drain {
         *lock(&self.unsettled) = (calls.into_inner() > 1 && !doubtful.is_empty()).then_some((claim, doubtful));
         // A slow database may have taken so long that they were turned off meanwhile.
         let now = self.resilience.flags();
-        if !now.bool(MAILS, true) || now.bool(TICKETS, true) != tickets {
+        if !now.bool(MAILS, true) || now.bool(TICKETS, true) != may_make_tickets {
             *lock(&self.unsettled) = Some((claim, ids));
             self.settle_claim().await?;
             return Ok(Claimed::nothing(Look::Empty, !now.bool(MAILS, true)));
@@ -492,7 +499,9 @@ impl Drain {
             Outcome::Sent { ticket_follows } => {
                 database.call(|connection| outbox::done(connection, message, *ticket_follows)).await
             }
-            Outcome::NoRecipient => database.call(|connection| outbox::done(connection, message, false)).await,
+            Outcome::NoRecipient | Outcome::Outdated => {
+                database.call(|connection| outbox::done(connection, message, false)).await
+            }
             Outcome::Later { unanswered, why } => {
                 let wait = wait_after(message.tries);
                 database.call(|connection| outbox::later(connection, message, wait, *unanswered, why)).await
@@ -507,8 +516,17 @@ impl Drain {
 
     async fn send(&self, message: &Message, tickets: bool, is_probe: bool) -> Result<Outcome, DatabaseFailure> {
         let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
-        let has_ticket = message.kind != Kind::BookingCancelled;
-        let ticket = (tickets && has_ticket).then(|| ticket::pdf(message));
+        if message.is_outdated() {
+            return Ok(Outcome::Outdated);
+        }
+        let has_ticket = message.kind.has_tickets();
+        // As it is now: the one before may have been replaced because others have it.
+        let key = if tickets && has_ticket { self.signer.key(&self.database, &self.schema).await } else { None };
+        if key.is_none() && message.kind == Kind::Ticket {
+            return Ok(Outcome::Held { was_probe: is_probe, why: "there is no key to sign tickets with".to_owned() });
+        }
+        let ticket = key.map(|key| ticket::pdf(message, &key));
+        let ticket_follows = ticket.is_none() && has_ticket;
         let mail = match self.mailer.compose(message, address, ticket) {
             Ok(mail) => mail,
             Err(error) => return Ok(Outcome::Never { reason: plain(&error.to_string()) }),
@@ -529,7 +547,7 @@ impl Drain {
         Ok(match sent {
             Ok(()) => {
                 self.relay.settle(of, &Attempt::Taken);
-                Outcome::Sent { ticket_follows: !tickets && has_ticket }
+                Outcome::Sent { ticket_follows }
             }
             Err(not_sent) => {
                 let (error, to) = (&not_sent.error, redacted_address(address));
@@ -611,6 +629,7 @@ impl Outcome {
         match self {
             Self::Sent { .. } => "sent",
             Self::NoRecipient => "no_recipient",
+            Self::Outdated => "outdated",
             Self::Later { .. } => "later",
             Self::Held { .. } => "held",
             Self::NotOurs => "taken_over",

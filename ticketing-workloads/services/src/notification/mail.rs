@@ -1,9 +1,10 @@
 //! Mails: how they are put together, and how they get to the mail server.
 
 use super::Settings;
-use super::outbox::{Kind, Message};
+use super::outbox::Message;
 use super::refusal::{Fault, Phase, Reply, fault};
 use super::sessions::{self, Server, Session, Sessions, not_sent};
+use super::texts;
 use crate::host::StartError;
 use crate::mail_address::{AddressError, MailAddress};
 use contract::TimeoutSettings;
@@ -17,7 +18,6 @@ use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt};
 use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
 use resilience::clock::in_words;
 use resilience::{CallError, Dependency, Failure, FailureKind};
-use std::fmt::Write;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,39 +120,14 @@ impl Mailer {
         Ok(Self { sessions, dependency, from: sender(mail_from)? })
     }
 
-    /// Puts a mail together. Its Message-ID is that of the message, however often it is sent.
+    /// Puts a mail together.
     pub fn compose(
         &self,
         message: &Message,
         address: &str,
         ticket: Option<Vec<u8>>,
     ) -> Result<lettre::Message, ComposeError> {
-        let to = MailAddress::parse(address)?.address().clone();
-        // Or it would be read out of the header again, by a stricter eye.
-        let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.clone()])?;
-        let Message { booking, event, kind, .. } = message;
-        let subject = match kind {
-            Kind::BookingConfirmed => format!("Your booking for {event}"),
-            Kind::Ticket => format!("Your ticket for {event}"),
-            Kind::BookingCancelled => format!("Your booking for {event} is cancelled"),
-        };
-        let builder = lettre::Message::builder()
-            .envelope(envelope)
-            .from(self.from.clone())
-            .to(Mailbox::new(None, to))
-            .subject(one_line(&subject))
-            .message_id(Some(format!("<{booking}.{}@ticketwave>", kind.name())));
-        let text = text(message, ticket.is_some());
-        Ok(match ticket {
-            None => builder.header(ContentType::TEXT_PLAIN).body(text)?,
-            Some(ticket) => {
-                let attachment = Attachment::new(format!("ticket-{booking}.pdf"));
-                let pdf = ContentType::parse("application/pdf").unwrap_or(ContentType::TEXT_PLAIN);
-                builder.multipart(
-                    MultiPart::mixed().singlepart(SinglePart::plain(text)).singlepart(attachment.body(ticket, pdf)),
-                )?
-            }
-        })
+        compose(&self.from, message, address, ticket)
     }
 
     /// Sends a mail. What the server does with this one says nothing about the next one, so the circuit hears of it only if
@@ -354,41 +329,42 @@ async fn begin_mail(session: &mut Session, mail: &lettre::Message, text: &[u8]) 
     taken.map(drop).map_err(|error| not_sent(&error, Phase::Sender))
 }
 
-fn one_line(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
-}
-
-fn text(message: &Message, with_ticket: bool) -> String {
-    let Message { booking, user, seats, amount_cents, event, starts_at, .. } = message;
-    let is_cancelled = message.kind == Kind::BookingCancelled;
-    let stands = if is_cancelled {
-        "your booking is cancelled: the payment was declined or did not come to an end in time. You pay nothing; should something\n\
-         have been charged all the same, it is refunded"
-    } else {
-        "your booking is confirmed"
-    };
-    let mut text = format!("Hello {},\n\n{stands}.\n\n", one_line(user));
-    let _ = writeln!(text, "  Event    {}", one_line(event));
-    if let Some(starts_at) = starts_at {
-        let _ = writeln!(text, "  Starts   {starts_at}");
-    }
-    let _ = writeln!(text, "  Seats    {seats}");
-    let amount = if is_cancelled { "Not paid" } else { "Paid    " };
-    let _ = writeln!(text, "  {amount} {}.{:02} EUR", amount_cents / 100, amount_cents % 100);
-    let _ = writeln!(text, "  Booking  {booking}");
-    text.push_str(if is_cancelled {
-        "\nThe seats are free again.\n"
-    } else if with_ticket {
-        "\nYour ticket is attached. Show its code at the entrance.\n"
-    } else {
-        "\nYour ticket follows in another mail.\n"
-    });
-    text
+/// Puts a mail together. Its Message-ID is that of the message, however often it is sent.
+fn compose(
+    from: &Mailbox,
+    message: &Message,
+    address: &str,
+    ticket: Option<Vec<u8>>,
+) -> Result<lettre::Message, ComposeError> {
+    let to = MailAddress::parse(address)?.address().clone();
+    // Or it would be read out of the header again, by a stricter eye.
+    let envelope = Envelope::new(Some(from.email.clone()), vec![to.clone()])?;
+    let Message { booking, kind, .. } = message;
+    let builder = lettre::Message::builder()
+        .envelope(envelope)
+        .from(from.clone())
+        .to(Mailbox::new(None, to))
+        .subject(texts::subject(message))
+        .message_id(Some(format!("<{booking}.{}@ticketwave>", kind.name())));
+    let text = texts::body(message, ticket.is_some());
+    Ok(match ticket {
+        None => builder.header(ContentType::TEXT_PLAIN).body(text)?,
+        Some(ticket) => {
+            let attachment = Attachment::new(format!("ticket-{booking}.pdf"));
+            let pdf = ContentType::parse("application/pdf").unwrap_or(ContentType::TEXT_PLAIN);
+            builder.multipart(
+                MultiPart::mixed().singlepart(SinglePart::plain(text)).singlepart(attachment.body(ticket, pdf)),
+            )?
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::booking::order::Order;
+    use crate::notification::outbox::Kind;
+    use proptest::prelude::*;
 
     #[rstest::rstest]
     #[case("tickets@example.com", Some("tickets@example.com"))]
@@ -403,6 +379,36 @@ mod tests {
         assert_eq!(sender.as_ref().ok().map(|sender| sender.email.as_ref()), address);
         if let Err(error) = sender {
             assert!(error.to_string().starts_with("MAIL_FROM must be an address"), "{error}");
+        }
+    }
+
+    fn can_be_mailed(address: &str) -> bool {
+        let message = Message::example(Kind::BookingConfirmed, "Opening Night");
+        let sent = compose(&sender("tickets@example.com").unwrap(), &message, address, None);
+        sent.is_ok_and(|mail| mail.envelope().to().len() == 1)
+    }
+
+    fn is_taken(address: &str) -> bool {
+        let order =
+            serde_json::json!({"eventId": message_event(), "userId": "ann", "ticketCount": 1, "email": address});
+        Order::read(order.to_string().as_bytes(), None).is_ok()
+    }
+
+    fn message_event() -> String {
+        Message::example(Kind::Ticket, "x").event_id.to_string()
+    }
+
+    proptest! {
+        /// What is sold can be mailed, and what could be mailed is sold.
+        #[test]
+        fn an_address_is_taken_where_it_can_be_mailed(
+            name in "[a-zäउ東.+\"' ()<>@\\\\-]{0,12}",
+            domain in "[a-zü例.-]{0,12}(\\.[a-z]{2,6})?",
+            anything in ".{0,40}",
+        ) {
+            for address in [format!("{name}@{domain}"), format!("ann@{domain}"), format!("{name}@example.com"), anything] {
+                prop_assert_eq!(is_taken(&address), can_be_mailed(&address), "{}", address);
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The notification service: works off the outbox. It mails a confirmation with the ticket as a PDF, or that a booking which
-//! waited for its payment is cancelled.
+//! The notification service: works off the outbox. It mails how an order stands at each of its turns: that its payment is open,
+//! that it is confirmed, with a signed ticket for each seat as a PDF, or that it came to nothing, and why.
 //!
 //! Nothing is lost: a message stays in the outbox until the mail server has taken it, or until it is known that it can
 //! never be sent; then it goes to `dead_letters` with the reason, and back by [`requeue`]. While the mail server takes
@@ -15,6 +15,8 @@ mod refusal;
 mod relay;
 pub mod requeue;
 mod sessions;
+mod signer;
+mod texts;
 mod ticket;
 
 use crate::answers::not_found;
@@ -27,6 +29,7 @@ use axum::Router;
 use contract::{BulkheadSettings, DependencySettings, PolicySettings, RetryOn, RetrySettings, TimeoutSettings};
 use futures::FutureExt;
 use resilience::Resilience;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
@@ -34,7 +37,9 @@ use tokio_util::task::TaskTracker;
 pub use sessions::Encryption;
 
 /// Statements that are made for each mail, or all the time.
-pub(crate) use outbox::HOT;
+pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
+    outbox::HOT.iter().chain(signer::HOT).copied()
+}
 
 /// Name of the service, and of its Deployment unless told otherwise.
 const NAME: &str = "notification";
@@ -74,6 +79,10 @@ pub struct Settings {
     /// Whom the mails are from.
     #[arg(long, env = "MAIL_FROM", default_value = "TicketWave <tickets@ticketwave.example>")]
     pub mail_from: String,
+    /// File of the private key that tickets are signed with (Ed25519, PKCS#8 in PEM), read again and again. Without one, mails go
+    /// without tickets, which follow once there is a key.
+    #[arg(long, env = "TICKET_KEY_FILE")]
+    pub ticket_key_file: Option<PathBuf>,
     /// Days after which mails that were sent are deleted from the outbox; 0: never.
     #[arg(long, env = "KEEP_SENT_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=36_500))]
     pub keep_sent_days: u32,
@@ -140,9 +149,18 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         give_up_after: Duration::from_secs(3_600 * u64::from(settings.mail_give_up_hours)),
     };
     let check = relay.check(SMTP);
+    let signer = signer::Signer::new(settings.ticket_key_file);
+    let ticket_key = signer.check();
     let schema = Schema::default();
-    let drain =
-        drain::Drain::new(Arc::clone(&resilience), Arc::clone(&database), schema.clone(), mailer, relay, bounds);
+    let drain = drain::Drain::new(
+        Arc::clone(&resilience),
+        Arc::clone(&database),
+        schema.clone(),
+        signer,
+        mailer,
+        relay,
+        bounds,
+    );
     let retention = retention::run(
         Arc::clone(&database),
         Arc::clone(&resilience),
@@ -159,7 +177,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     };
     let migration = schema.clone().bring_up_to_date(migrator, dependency);
     let parts = Parts {
-        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory(), check],
+        checks: vec![database::check(&database, DATABASE), schema.check(DATABASE), checks::memory(), check, ticket_key],
         actions: database::actions(&resilience, database),
         api: Router::new().fallback(not_found),
         tasks: vec![migration.boxed(), retention.boxed(), sending.boxed()],

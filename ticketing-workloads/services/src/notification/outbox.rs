@@ -65,7 +65,9 @@ const CLAIM_SQL: &str = "
     )
     SELECT c.id, c.booking_id, c.kind, c.tries, c.sending, b.email, b.user_id, b.ticket_count, b.amount_cents, e.name,
            to_char(e.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"'), c.domain, c.possible_duplicates,
-           greatest(extract(epoch FROM now() - c.waiting_since), 0)::double precision
+           greatest(extract(epoch FROM now() - c.waiting_since), 0)::double precision, b.event_id, b.status, b.cancel_reason,
+           b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
+                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
     FROM claimed c JOIN bookings b ON b.id = c.booking_id JOIN events e ON e.id = b.event_id";
 
 const SENDING: &str = "
@@ -142,12 +144,14 @@ pub enum Kind {
     BookingConfirmed,
     /// The ticket, which could not be made then.
     Ticket,
-    /// That a booking that waited for its payment is cancelled.
+    /// That a booking or a reservation came to nothing, and why.
     BookingCancelled,
+    /// That the seats are kept and the payment is open.
+    PaymentPending,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled];
+    pub const ALL: [Self; 4] = [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled, Self::PaymentPending];
 
     /// Its name in the table.
     pub fn name(self) -> &'static str {
@@ -155,7 +159,22 @@ impl Kind {
             Self::BookingConfirmed => "BookingConfirmed",
             Self::Ticket => "Ticket",
             Self::BookingCancelled => "BookingCancelled",
+            Self::PaymentPending => "PaymentPending",
         }
+    }
+
+    /// How its booking stands for as long as the message is true.
+    fn status(self) -> &'static str {
+        match self {
+            Self::BookingConfirmed | Self::Ticket => "Confirmed",
+            Self::BookingCancelled => "Cancelled",
+            Self::PaymentPending => "PaymentPending",
+        }
+    }
+
+    /// Whether tickets come with it, if they may be made.
+    pub fn has_tickets(self) -> bool {
+        matches!(self, Self::BookingConfirmed | Self::Ticket)
     }
 }
 
@@ -164,7 +183,7 @@ impl Kind {
 pub struct Message {
     /// Its place in the outbox.
     pub id: i64,
-    claim: Uuid,
+    pub(super) claim: Uuid,
     pub kind: Kind,
     /// How often it was tried, this time included.
     pub tries: i32,
@@ -176,6 +195,7 @@ pub struct Message {
     pub user: String,
     pub seats: i32,
     pub amount_cents: i32,
+    pub event_id: Uuid,
     pub event: String,
     pub starts_at: Option<String>,
     /// The domain that it goes to, for the limit of one; empty without an address.
@@ -184,6 +204,12 @@ pub struct Message {
     pub unanswered: i32,
     /// For how long it has been tried.
     pub age: Duration,
+    /// How the booking stands by now.
+    pub status: String,
+    /// Why it is cancelled, if it is.
+    pub cancel_reason: Option<String>,
+    /// Whether the buyer has to confirm the payment with the provider.
+    pub needs_buyer: bool,
 }
 
 /// A message that may be claimed.
@@ -257,7 +283,16 @@ impl Message {
             domain: row.try_get(11)?,
             unanswered: row.try_get(12)?,
             age: Duration::try_from_secs_f64(row.try_get(13)?).unwrap_or_default(),
+            event_id: row.try_get(14)?,
+            status: row.try_get(15)?,
+            cancel_reason: row.try_get(16)?,
+            needs_buyer: row.try_get(17)?,
         })
+    }
+
+    /// Whether the booking has gone on since it was written: another message says how it stands now.
+    pub fn is_outdated(&self) -> bool {
+        self.status != self.kind.status()
     }
 }
 
@@ -330,11 +365,15 @@ impl Message {
             user: "ann".into(),
             seats: 2,
             amount_cents: 9_000,
+            event_id: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
             event: event.into(),
             starts_at: Some("2027-06-18 19:30 UTC".into()),
             domain: "example.com".into(),
             unanswered: 0,
             age: Duration::ZERO,
+            status: kind.status().into(),
+            cancel_reason: None,
+            needs_buyer: false,
         }
     }
 }

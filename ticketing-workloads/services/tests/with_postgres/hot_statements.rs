@@ -23,6 +23,7 @@ const FILL: &str = "
     INSERT INTO outbox (booking_id, kind, done_at)
     SELECT id, 'BookingConfirmed', CASE WHEN random() < 0.99 THEN created_at END
     FROM bookings WHERE status = 'Confirmed';
+    INSERT INTO ticket_keys (id, public_key) SELECT nth::text, decode(repeat('00', 32), 'hex') FROM generate_series(1, 5000) nth;
     INSERT INTO dead_letters SELECT id, 'refused' FROM outbox WHERE id % 500 = 0;
     INSERT INTO payments (key, amount_cents, currency, created_at)
     SELECT id::text, 100, 'eur', created_at FROM bookings WHERE status <> 'Held';

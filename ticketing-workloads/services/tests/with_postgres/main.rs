@@ -22,4 +22,5 @@ mod retention;
 mod schema;
 mod support;
 mod tls;
+mod turns;
 mod waiting_room;

@@ -261,14 +261,19 @@ async fn who_waited_and_is_declined_learns_why() {
     for provider in ["stripe", "paypal"] {
         stage.providers.behave(provider, json!({"refuse": true})).await;
     }
-    let (status, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 2)).await).await;
+    let mut wanted = order(OPENING_NIGHT, 2);
+    wanted["email"] = json!("ann@example.com");
+    let (status, id, _) = taken(stage.booking.post(&wanted).await).await;
     assert_eq!(status, 202);
+    let found: Value = stage.booking.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
+    assert!(found["message"].as_str().unwrap().starts_with("The payment is being settled"), "{found}");
     for provider in ["stripe", "paypal"] {
         stage.providers.behave(provider, json!({"decline": true})).await;
     }
     until_status(&stage.booking, &id, "Cancelled").await;
     let found: Value = stage.booking.get(&format!("/api/bookings/{id}")).await.json().await.unwrap();
     assert_eq!(found["cancelReason"], "declined");
+    assert!(found["message"].as_str().unwrap().starts_with("The payment was declined"), "{found}");
     assert_eq!(count(&stage.postgres, "SELECT count(*) FROM outbox WHERE kind = 'BookingCancelled'").await, 1);
     assert_eq!(free(&stage.postgres).await, 100_000);
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tempfile::TempDir;
 use ticketing_services::booking::{self, Settings};
 use ticketing_services::host::Service;
-use ticketing_services::{catalog, gateway, notification, payment};
+use ticketing_services::{catalog, gateway, notification, payment, tickets};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -255,7 +255,9 @@ impl App {
     /// The same, whatever the state of its database.
     pub async fn notification_before_its_schema(postgres: &Postgres, mails: &Mails) -> Self {
         let mounts = mounts();
+        std::fs::write(mounts.path().join("ticket-key"), tickets::generate().unwrap()).unwrap();
         let more = [
+            ("--ticket-key-file", mounts.path().join("ticket-key").display().to_string()),
             ("--database-url", postgres.url()),
             ("--smtp-host", mails.smtp.ip().to_string()),
             ("--smtp-port", mails.smtp.port().to_string()),
