@@ -271,7 +271,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = side_by_side(|| AT_ONCE, |room| claim(room), |one| pay(one)) => unreachable!(),
+            () = side_by_side(|| AT_ONCE, claim, pay) => unreachable!(),
             () = until_done => {}
         }
         (started.elapsed(), most.get())
