@@ -1,10 +1,11 @@
 //! Too many buyers, and too little memory.
 
-use crate::fixture::{Fixture, critical, degradation, policy};
-use contract::{CheckStatus, FlagsSettings};
+use crate::fixture::{Fixture, critical, degradation, order, policy};
+use contract::{BulkheadSettings, CheckStatus, FlagsSettings};
 use e2e::local_stack::Port;
 use futures::future::join_all;
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ async fn load_and_memory_are_too_high() {
     memory_over_the_limit(&mut fixture).await;
     load_over_80_percent(&mut fixture).await;
     the_smaller_limit_wins(&mut fixture).await;
+    who_confirms_goes_before_who_polls(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -124,4 +126,65 @@ async fn the_smaller_limit_wins(fixture: &mut Fixture) {
         begin.elapsed(),
         &format!("critical rejected {rejected}"),
     );
+}
+
+/// More buyers ask how their order stands than booking may ask its database at once, and than may wait: some of them are
+/// refused, and none of those who confirm.
+async fn who_confirms_goes_before_who_polls(fixture: &mut Fixture) {
+    let refused = |priority: &str| format!("bulkhead_shed_total{{bulkhead=\"critical\",priority=\"{priority}\"}}");
+    let (looks, finishes) = (refused("look"), refused("finish"));
+    let before = fixture.metric(Port::Booking, &finishes).await;
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        let reserved = fixture.post("/api/reservations", &order()).await;
+        assert_eq!(reserved.in_words(), "201 Held");
+        held.push(reserved.body["bookingId"].as_str().unwrap().to_owned());
+    }
+    let mut small = policy("booking");
+    // Of a busy machine, nobody is refused for the time alone.
+    let (name, critical) = critical(2, 4);
+    small.bulkheads.insert(name, BulkheadSettings { max_wait_ms: 10_000, ..critical });
+    fixture.configure("booking", small).await;
+    let polled = fixture.metric(Port::Booking, &looks).await;
+    let over = Cell::new(false);
+    let poll = async |id: &String| {
+        let mut seen = Vec::new();
+        while !over.get() {
+            let look = fixture.get(Port::Gateway, &format!("/api/bookings/{id}")).await;
+            if look.status != 200 {
+                // Less patient than it is asked to be.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            seen.push(look);
+        }
+        seen
+    };
+    let pollers = join_all((0..40).map(|index| poll(&held[index % held.len()])));
+    let confirm = async {
+        fixture.until("who polls is refused", async || fixture.metric(Port::Booking, &looks).await > polled + 20).await;
+        let mut slowest = Duration::ZERO;
+        for rush in held.chunks(4) {
+            let confirm = async |id| fixture.post(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+            for confirmed in join_all(rush.iter().map(confirm)).await {
+                assert_eq!(confirmed.in_words(), "201 Confirmed");
+                slowest = slowest.max(confirmed.took);
+            }
+        }
+        over.set(true);
+        slowest
+    };
+    let (seen, slowest) = tokio::join!(pollers, confirm);
+    let codes: BTreeMap<String, usize> =
+        seen.iter().flatten().filter(|look| look.status != 200).fold(BTreeMap::new(), |mut codes, look| {
+            *codes.entry(look.in_words()).or_default() += 1;
+            codes
+        });
+    let expected = ["503 TOO_MANY_REQUESTS_UNDER_WAY", "503 GAVE_WAY"];
+    assert!(codes.keys().all(|code| expected.contains(&code.as_str())), "{codes:?}");
+    assert_eq!(fixture.metric(Port::Booking, &finishes).await, before);
+    fixture.configure("booking", policy("booking")).await;
+    let well = fixture.until_well().await;
+    let shed = fixture.metric(Port::Booking, &looks).await - polled;
+    let sees = "12 x 201 Confirmed; who polls: 503";
+    fixture.record("40 buyers poll, 12 confirm", sees, slowest, well, &format!("shed of look +{shed}, of finish +0"));
 }
