@@ -1,6 +1,6 @@
 //! The first payment provider refuses, hangs or fails, with the patterns and without them.
 
-use super::{EVENTS, Measured};
+use super::{EVENTS, Measured, percent};
 use crate::bench::percentile;
 use crate::load_generator::{LoadGenerator, SEATS};
 use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports};
@@ -46,13 +46,16 @@ pub(super) async fn measure(time: Duration, progress: &Progress) -> Result<(), L
             let counts = [measured.confirmed, measured.pending, measured.failed];
             let [confirmed, pending, failed] = counts.map(|count| measured.per_second(count));
             println!("{name:<42}{confirmed:>11.1}{pending:>10.1}{failed:>10.1}{p50:>9}{p99:>9}");
-            goodput.push((measured.goodput(), p99));
+            let taken = measured.confirmed + measured.pending;
+            goodput.push((measured.goodput(), percent(taken, taken + measured.failed), p99));
         }
-        if let [(with, p99_with), (without, p99_without)] = goodput[..] {
+        if let [(with, share_with, p99_with), (without, share_without, p99_without)] = goodput[..] {
             let times = if without > 0.0 { format!("{:.2} times", with / without) } else { "all of".to_owned() };
-            ratios.push(format!("{name}: {times} the seats, p99 {p99_with} instead of {p99_without} ms"));
+            let taken = format!("{share_with:.0} instead of {share_without:.0} % of the orders taken");
+            ratios.push(format!("{name}: {times} the seats, {taken}, p99 {p99_with} instead of {p99_without} ms"));
         }
     }
+    // Buyers wait for their answer, so that what takes long sells less: a wait before a retry, too.
     println!("\nwith the patterns, when the first provider …");
     for ratio in ratios {
         println!("  {ratio}");
