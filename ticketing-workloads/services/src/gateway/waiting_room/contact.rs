@@ -184,7 +184,7 @@ impl WaitingRoom {
                 continue;
             };
             match self.report(&line.booking, &active, arrivals.len()).await {
-                Ok(view) => self.take_note(Arc::new(view), arrivals),
+                Ok(view) => self.take_note(&Arc::new(view), arrivals),
                 Err(error) => {
                     self.note_failure(&error);
                     for arrival in arrivals {
@@ -215,16 +215,16 @@ impl WaitingRoom {
         }
     }
 
-    fn take_note(&self, view: Arc<View>, arrivals: Vec<Arrival>) {
-        self.show(Some(&view));
-        let seen = Seen { last: Some((Instant::now(), Arc::clone(&view))), error: None };
+    fn take_note(&self, view: &Arc<View>, arrivals: Vec<Arrival>) {
+        self.show(Some(view.as_ref()));
+        let seen = Seen { last: Some((Instant::now(), Arc::clone(view))), error: None };
         let before = self.contact.seen.send_replace(seen);
         let was_open = before.last.is_some_and(|(_, view)| view.is_open);
         if was_open != view.is_open {
             tracing::warn!(is_open = view.is_open, waiting = view.waiting(), "the waiting room changed");
         }
         for (number, arrival) in (view.first..).zip(arrivals) {
-            let drawn = if view.first == 0 { Drawn::Closed } else { Drawn::Number(number, Arc::clone(&view)) };
+            let drawn = if view.first == 0 { Drawn::Closed } else { Drawn::Number(number, Arc::clone(view)) };
             let _ = arrival.send(drawn);
         }
     }

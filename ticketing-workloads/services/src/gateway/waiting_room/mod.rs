@@ -400,9 +400,9 @@ impl WaitingRoom {
                     Entry::Wait { place, view }
                 }
             }
-            Drawn::Closed => Entry::Pass { place: None, is_new: false },
             Drawn::Unreachable if matches!(self.contact.known(), Known::Open(_)) => Entry::Busy,
-            Drawn::Unreachable => Entry::Pass { place: None, is_new: false },
+            // Without numbers orders pass on as if there were no waiting room.
+            Drawn::Closed | Drawn::Unreachable => Entry::Pass { place: None, is_new: false },
         }
     }
 
