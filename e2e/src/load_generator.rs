@@ -1,6 +1,6 @@
 //! A load generator for a local stack: any number of concurrent buyers, and the outcome and latency of each order.
 
-use crate::local_stack::{LocalStack, LocalStackError, Port};
+use crate::local_stack::{Buyers, LocalStack, LocalStackError, Port};
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ pub const SEATS: i32 = 1_000_000;
 pub struct LoadGenerator {
     gateway: String,
     client: Client,
+    buyers: Buyers,
     events: Vec<String>,
     next: AtomicUsize,
 }
@@ -37,18 +38,23 @@ impl LoadGenerator {
         let rows = stack.connect().await?.query(insert, &[&events, &seats]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
-        Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0) })
+        let (gateway, buyers) = (stack.url(Port::Gateway), stack.buyers().clone());
+        Ok(Self { gateway, client, buyers, events, next: AtomicUsize::new(0) })
     }
 
-    fn order(&self) -> Value {
+    /// The next order, and the token of its buyer: each is somebody else's, as in a crowd.
+    fn order(&self) -> (Value, String) {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
         let event = self.events.get(nth % self.events.len().max(1)).cloned().unwrap_or_default();
-        json!({"eventId": event, "userId": format!("buyer-{nth}"), "ticketCount": 1, "email": "buyer@example.com"})
+        let buyer = format!("buyer-{nth}");
+        let token = self.buyers.token(&buyer);
+        (json!({"eventId": event, "userId": buyer, "ticketCount": 1, "email": "buyer@example.com"}), token)
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (Answer, Value) {
+    async fn post(&self, path: &str, body: &Value, token: &str) -> (Answer, Value) {
         let begin = Instant::now();
-        let answer = self.client.post(format!("{}{path}", self.gateway)).body(body.to_string()).send().await;
+        let request = self.client.post(format!("{}{path}", self.gateway)).bearer_auth(token);
+        let answer = request.body(body.to_string()).send().await;
         let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
         let body = match answer {
             Ok(answer) => answer.json().await.unwrap_or_default(),
@@ -59,15 +65,17 @@ impl LoadGenerator {
 
     /// Books one seat.
     pub async fn book(&self) -> Answer {
-        self.post("/api/bookings", &self.order()).await.0
+        let (order, token) = self.order();
+        self.post("/api/bookings", &order, &token).await.0
     }
 
     /// Reserves one seat, and buys it every second time.
     pub async fn reserve(&self) -> Answer {
-        let (answer, body) = self.post("/api/reservations", &self.order()).await;
+        let (order, token) = self.order();
+        let (answer, body) = self.post("/api/reservations", &order, &token).await;
         match body["bookingId"].as_str() {
             Some(id) if self.next.load(Ordering::Relaxed).is_multiple_of(2) => {
-                self.post(&format!("/api/reservations/{id}/confirm"), &json!({})).await.0
+                self.post(&format!("/api/reservations/{id}/confirm"), &json!({}), &token).await.0
             }
             _ => answer,
         }

@@ -2,12 +2,14 @@
 //! circuit and deadlines of its own here, so that a stuck catalog never keeps anybody from booking.
 
 mod bookings;
+pub mod buyers;
 mod events;
 mod webhooks;
 
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::{answers, checks};
-use axum::Router;
+use axum::{Router, middleware};
+use buyers::Buyers;
 use contract::{
     BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
 };
@@ -40,6 +42,8 @@ pub struct Settings {
     /// Address of payment, for the webhooks of its providers. Without one they are not passed on.
     #[arg(long, env = "PAYMENT_URL")]
     pub payment_url: Option<String>,
+    #[command(flatten)]
+    pub buyers: buyers::BuyerSettings,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -86,7 +90,7 @@ pub(crate) fn defaults() -> PolicySettings {
 
 /// Opens the ports. The services behind it may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, catalog_url, booking_url, payment_url } = settings;
+    let Settings { pod, catalog_url, booking_url, payment_url, buyers } = settings;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(CATALOG)
         .dependency(BOOKING)
@@ -101,11 +105,18 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
             .merge(webhooks::router(&url, "paypal", host::declared(&resilience, PAYPAL_EVENTS)?)),
         None => Router::new(),
     };
+    let buyers = Buyers::parts(&buyers, resilience.metrics())?;
+    let mut checks =
+        vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()];
+    checks.extend(buyers.checks);
+    // Providers are no buyers: their events have bulkheads of their own.
+    let for_buyers = Router::new().merge(events).merge(bookings);
+    let for_buyers = for_buyers.route_layer(middleware::from_fn_with_state(buyers.buyers, buyers::identify));
     let parts = Parts {
-        checks: vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()],
+        checks,
         actions: Actions::new(Arc::clone(resilience.metrics())),
-        api: Router::new().merge(events).merge(bookings).merge(webhooks).fallback(answers::not_found),
-        tasks: Vec::new(),
+        api: for_buyers.merge(webhooks).fallback(answers::not_found),
+        tasks: buyers.tasks,
         work: TaskTracker::new(),
         capacity: Some(host::CAPACITY),
         resilience,
