@@ -67,7 +67,7 @@ test: check test-services test-controllers e2e-tool ## Everything: check, servic
 test-services: e2e-tool ## The services against PostgreSQL, and all of them together on this machine
 	$(E2E) packages
 	# They wait more than they work, so more of them than there are cores at once.
-	cargo test --workspace --test admin --test with_postgres -- --test-threads=$$(( $$(nproc) * 2 ))
+	cargo test --workspace --test admin --test buyers --test with_postgres -- --test-threads=$$(( $$(nproc) * 2 ))
 	cargo build --workspace --bins
 	cargo test --workspace --test local_stack -- --nocapture
 

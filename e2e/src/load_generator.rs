@@ -57,7 +57,9 @@ impl LoadGenerator {
         let rows = stack.connect().await?.query(insert, &[&events, &seats]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
-        let identify = Box::new(|_| Buyer::default());
+        // Each is somebody else, as in a crowd.
+        let buyers = stack.buyers().clone();
+        let identify: Identify = Box::new(move |nth| Buyer { bearer: Some(buyers.token(&format!("buyer-{nth}"))) });
         Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0), identify })
     }
 

@@ -40,6 +40,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("storageClass", r#""fast""#),
     ("labels", r#"{"release": "prometheus"}"#),
     ("MAIL_HELO_NAME", r#""tickets.example.com""#),
+    ("jwksUrl", r#""https://id.example/keys""#),
+    ("issuer", r#""https://id.example""#),
+    ("audience", r#""tickets""#),
+    ("hmacSecret", r#""tokens""#),
+    ("trustedProxies", r#""10.0.0.0/8""#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
 
@@ -64,6 +69,10 @@ const TOGETHER: &[(&str, &[&str])] = &[
         &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
     ),
     ("alerts.labels={\"release\": \"prometheus\"}", &["alerts.enabled=true"]),
+    (
+        "gateway.tokens.jwksUrl=\"https://id.example/keys\"",
+        &["gateway.tokens.issuer=\"https://id.example\"", "gateway.tokens.audience=\"tickets\""],
+    ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
 
@@ -197,6 +206,8 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("resilience-operator", json!({ "admissionPolicy": { "cronJobs": ["A b"] } }), "cronJobs"),
         ("resilience-operator", json!({ "podTransport": "udp" }), "podTransport"),
         ("ticketing", json!({ "services": { "booking": { "databasePoolSize": 201 } } }), "databasePoolSize"),
+        ("ticketing", json!({ "gateway": { "limits": { "requestsPerUser": "many" } } }), "requestsPerUser"),
+        ("ticketing", json!({ "gateway": { "tokens": { "jwksUrl": "https://a", "issuer": "b" } } }), "audience"),
         ("ticketing", json!({ "database": { "parameters": "a=b c" } }), "parameters"),
         ("ticketing", json!({ "database": { "sslMode": "on" } }), "sslMode"),
         ("ticketing", json!({ "services": { "catalog": { "headless": false } } }), "headless"),

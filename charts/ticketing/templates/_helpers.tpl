@@ -200,3 +200,64 @@ tickets follow once it is there. */}}
     - key: {{ .Values.tickets.key | quote }}
       path: key.pem
 {{- end }}
+
+{{/* How the gateway knows buyers: its environment, the volumes with its secrets, and their mounts. */}}
+{{- define "ticketing.gatewayEnv" -}}
+{{- $gateway := .Values.gateway }}
+{{- $tokens := $gateway.tokens }}
+{{- if $tokens.jwksUrl }}
+{{- if not (and $tokens.issuer $tokens.audience) }}
+{{- fail "gateway.tokens.jwksUrl needs gateway.tokens.issuer and gateway.tokens.audience: tokens for others would be taken without them" }}
+{{- end }}
+- name: TOKEN_JWKS_URL
+  value: {{ $tokens.jwksUrl | quote }}
+- name: TOKEN_ISSUER
+  value: {{ $tokens.issuer | quote }}
+- name: TOKEN_AUDIENCE
+  value: {{ $tokens.audience | quote }}
+{{- end }}
+{{- if $tokens.hmacSecret }}
+- name: TOKEN_HMAC_FILE
+  value: /etc/ticketing/tokens/hmac-secrets
+{{- end }}
+- name: SESSION_KEY_FILE
+  value: /etc/ticketing/sessions/session-keys
+- name: SECURE_COOKIES
+  value: {{ $gateway.sessions.secureCookies | quote }}
+- name: TRUSTED_PROXIES
+  value: {{ $gateway.trustedProxies | quote }}
+- name: REQUESTS_PER_USER
+  value: {{ $gateway.limits.requestsPerUser | quote }}
+- name: REQUESTS_PER_SESSION
+  value: {{ $gateway.limits.requestsPerSession | quote }}
+- name: REQUESTS_PER_NETWORK
+  value: {{ $gateway.limits.requestsPerNetwork | quote }}
+- name: NEW_SESSIONS_PER_NETWORK
+  value: {{ $gateway.limits.newSessionsPerNetwork | quote }}
+- name: EVENT_REQUESTS_PER_NETWORK
+  value: {{ $gateway.limits.eventRequestsPerNetwork | quote }}
+{{- end }}
+
+{{- define "ticketing.gatewayVolume" -}}
+- name: sessions
+  secret:
+    secretName: {{ .Values.gateway.sessions.existingSecret | default "gateway-sessions" | quote }}
+    defaultMode: 0440
+{{- with .Values.gateway.tokens.hmacSecret }}
+- name: tokens
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.gatewayMount" -}}
+- name: sessions
+  mountPath: /etc/ticketing/sessions
+  readOnly: true
+{{- if .Values.gateway.tokens.hmacSecret }}
+- name: tokens
+  mountPath: /etc/ticketing/tokens
+  readOnly: true
+{{- end }}
+{{- end }}

@@ -1,11 +1,13 @@
 //! The local stack: all services and the simulators as processes of this machine, on a PostgreSQL of their own, without
 //! Kubernetes and without the operator.
 
+mod buyers;
 mod child;
 mod names;
 mod ports;
 mod postgres;
 
+pub use buyers::Buyers;
 pub use names::can_name;
 pub use ports::{Port, Ports};
 
@@ -166,6 +168,7 @@ pub struct LocalStack {
     running: Vec<Running>,
     postgres: Postgres,
     token: String,
+    buyers: Buyers,
     client: Client,
     directory: TempDir,
     show: bool,
@@ -202,11 +205,12 @@ impl LocalStack {
         std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(start)?;
         std::fs::write(tokens.join(TOKEN_KEYS[0]), &token).map_err(start)?;
         make_ticket_key(&program, &directory.path().join(TICKET_KEY)).await?;
+        let buyers = Buyers::new(&tokens).map_err(start)?;
         let home = directory.path().join("postgres");
         let postgres = Postgres::create(&home, ports.of(Port::Postgres), show).await?;
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap_or_default();
         let (services, running) = (Vec::new(), Vec::new());
-        let mut stack = Self { program, ports, services, running, postgres, token, client, directory, show };
+        let mut stack = Self { program, ports, services, running, postgres, token, buyers, client, directory, show };
         stack.start_services(environment)?;
         stack.until_ready().await?;
         Ok(stack)
@@ -215,6 +219,11 @@ impl LocalStack {
     /// Base URL of a service.
     pub fn url(&self, of: Port) -> String {
         self.ports.url(of)
+    }
+
+    /// Who makes tokens that the gateway takes.
+    pub fn buyers(&self) -> &Buyers {
+        &self.buyers
     }
 
     /// Address of the database.
@@ -258,11 +267,14 @@ impl LocalStack {
                 "gateway",
                 Port::Gateway,
                 Some(Port::GatewayAdmin),
-                vec![
+                [
                     ("CATALOG_URL", self.url(Port::Catalog)),
                     ("BOOKING_URL", self.url(Port::Booking)),
                     ("PAYMENT_URL", self.url(Port::Payment)),
-                ],
+                ]
+                .into_iter()
+                .chain(self.buyers.settings())
+                .collect(),
             ),
         ];
         let folder = |name: &str| self.directory.path().join(name).display().to_string();
@@ -480,12 +492,19 @@ impl LocalStack {
         let ports = [Port::Gateway, Port::Booking, Port::Providers, Port::Mails, Port::BookingAdmin];
         let [gateway, booking, providers, mails, booking_admin] = ports.map(|port| self.url(port));
         let token = &self.token;
+        let ticketing = self.program.display();
+        let secrets = self.buyers.secrets().display();
         format!(
             r#"Look at the events, book two seats, and see the mail with the ticket:
 
   curl {gateway}/api/events
   curl {gateway}/api/bookings -H 'Idempotency-Key: my-first' -d '{{"eventId":"11111111-1111-4111-8111-111111111111","userId":"ann","ticketCount":2,"email":"ann@example.com"}}'
   curl {mails}/mails
+
+The same as somebody who has logged in:
+
+  ann=$({ticketing} token --subject ann --hmac-file {secrets})
+  curl {gateway}/api/bookings -H "Authorization: Bearer $ann" -d '{{"eventId":"11111111-1111-4111-8111-111111111111","userId":"ann","ticketCount":1}}'
 
 Take the first payment provider away, book again, and see who has charged:
 

@@ -9,8 +9,10 @@ use e2e::progress::Progress;
 use hmac::Mac;
 use reqwest::Client;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub const OPENING_NIGHT: &str = "11111111-1111-4111-8111-111111111111";
@@ -55,6 +57,9 @@ pub struct Fixture {
     rows: Vec<String>,
     /// Read for each event.
     secret: tempfile::NamedTempFile,
+    /// Who has which booking.
+    buyers: Mutex<HashMap<String, String>>,
+    orders: AtomicUsize,
 }
 
 impl Fixture {
@@ -66,11 +71,13 @@ impl Fixture {
         let secret = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(secret.path(), WEBHOOK_SECRET).unwrap();
         let path = secret.path().display().to_string();
-        let own = [("EXPIRE_EVERY_SECONDS", "1"), ("STRIPE_WEBHOOK_SECRET_FILE", path.as_str())];
+        let own =
+            [("EXPIRE_EVERY_SECONDS", "1"), ("STRIPE_WEBHOOK_SECRET_FILE", path.as_str()), ("REQUESTS_PER_USER", "0")];
         let environment = [own.as_slice(), &NO_BUYER_LIMITS].concat();
         let stack = LocalStack::start(program, first_port, &environment, false, &Progress::quiet()).await.unwrap();
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        let fixture = Self { stack, client, rows: Vec::new(), secret };
+        let (rows, buyers, orders) = (Vec::new(), Mutex::default(), AtomicUsize::default());
+        let fixture = Self { stack, client, rows, secret, buyers, orders };
         for (service, ..) in SERVICES {
             fixture.configure(service, policy(service)).await;
         }
@@ -113,7 +120,19 @@ impl Fixture {
     }
 
     pub async fn get(&self, of: Port, path: &str) -> Seen {
-        self.seen(self.client.get(self.stack.url(of) + path)).await
+        let request = self.client.get(self.stack.url(of) + path);
+        let buyer = self.owner(path).filter(|_| of == Port::Gateway);
+        self.seen(match buyer {
+            Some(buyer) => request.bearer_auth(self.stack.buyers().token(&buyer)),
+            None => request,
+        })
+        .await
+    }
+
+    /// Who has the booking that a path names.
+    fn owner(&self, path: &str) -> Option<String> {
+        let buyers = self.buyers.lock().unwrap();
+        path.split('/').find_map(|part| buyers.get(part).cloned())
     }
 
     /// Whether it answers at all, and well.
@@ -149,8 +168,18 @@ impl Fixture {
         self.post_text(path, body.to_string()).await
     }
 
+    /// Each order is somebody else's, but for those with one key, and for what is done with a booking.
     pub async fn post_text(&self, path: &str, body: String) -> Seen {
-        self.seen(self.client.post(self.stack.url(Port::Gateway) + path).body(body)).await
+        let key = || Some(serde_json::from_str::<Value>(&body).ok()?["idempotencyKey"].as_str()?.to_owned());
+        let new = || format!("buyer-{}", self.orders.fetch_add(1, Ordering::Relaxed));
+        let buyer = self.owner(path).or_else(key).unwrap_or_else(new);
+        let request = self.client.post(self.stack.url(Port::Gateway) + path);
+        let request = request.bearer_auth(self.stack.buyers().token(&buyer)).body(body);
+        let seen = self.seen(request).await;
+        if let Some(id) = seen.body["bookingId"].as_str() {
+            self.buyers.lock().unwrap().insert(id.to_owned(), buyer);
+        }
+        seen
     }
 
     async fn behave(&self, of: Port, path: &str, behaviour: &Value) {
@@ -217,23 +246,29 @@ impl Fixture {
     }
 
     pub async fn health(&self, of: Port) -> HealthReport {
-        serde_json::from_value(self.get(of, "/health").await.body).unwrap()
+        let (of, path) = reports_of(of, "/health", "/report");
+        serde_json::from_value(self.get(of, path).await.body).unwrap()
     }
 
     pub async fn check(&self, of: Port, name: &str) -> CheckReport {
         self.health(of).await.checks.remove(name).unwrap()
     }
 
+    async fn metrics_text(&self, of: Port) -> String {
+        let (of, path) = reports_of(of, "/metrics", "/metrics");
+        self.client.get(self.stack.url(of) + path).send().await.unwrap().text().await.unwrap()
+    }
+
     /// A figure of a service, such as `circuit_breaker_opened_total{service="stripe"}`; 0 if it has none yet.
     pub async fn metric(&self, of: Port, name: &str) -> u64 {
-        let text = self.client.get(self.stack.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
+        let text = self.metrics_text(of).await;
         let figures = text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         figures.sum()
     }
 
     /// The same of all labels that go on as `start` does.
     pub async fn metrics(&self, of: Port, start: &str) -> u64 {
-        let text = self.client.get(self.stack.url(of) + "/metrics").send().await.unwrap().text().await.unwrap();
+        let text = self.metrics_text(of).await;
         let figures = text.lines().filter(|line| line.starts_with(start));
         figures.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
@@ -277,6 +312,11 @@ impl Fixture {
         })
         .await
     }
+}
+
+/// Where a service says how it is: the gateway to nobody outside.
+fn reports_of(of: Port, path: &'static str, at_the_edge: &'static str) -> (Port, &'static str) {
+    if of == Port::Gateway { (Port::GatewayAdmin, at_the_edge) } else { (of, path) }
 }
 
 /// One seat of the first event, for somebody with an address.

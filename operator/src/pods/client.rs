@@ -163,6 +163,20 @@ impl PodClient {
         self.call(access, Call { method, path, body, content, deadline, also_answers: &[503] }).await
     }
 
+    /// The same without a token, from the public port; from its admin port if the pod says nothing of itself to the public.
+    pub async fn public_health<'a>(
+        &self,
+        access: &mut Access<'a>,
+        at_admin: Option<&'a Endpoint>,
+    ) -> Result<HealthReport, PodError> {
+        let result = self.health(access).await;
+        let (Err(PodError::Status(404)), Some(to)) = (&result, at_admin) else { return result };
+        access.to = to;
+        let (method, path, deadline) = ("GET", admin::REPORT_PATH, POD_DEADLINE);
+        let (body, content) = (Bytes::new(), ContentHash::of(b""));
+        self.call(access, Call { method, path, body, content, deadline, also_answers: &[503] }).await
+    }
+
     /// Asks what the pod runs by and has built in.
     pub async fn effective(&self, access: &mut Access<'_>) -> Result<EffectiveReport, PodError> {
         let (method, path, deadline) = ("GET", admin::EFFECTIVE_PATH, POD_DEADLINE);
@@ -263,4 +277,49 @@ async fn proxied(
         .await
         .map_err(|error| PodError::InvalidResponse(error.to_string()))?;
     Ok(Response { status, headers, body: body.to_bytes().to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A port that has a report at `path` only, and what it is asked for with a signature it does not answer well.
+    async fn port(path: &'static str) -> Endpoint {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 2_048];
+                let length = stream.read(&mut head).await.unwrap();
+                let head = String::from_utf8_lossy(&head[..length]).to_ascii_lowercase();
+                let has_it = head.starts_with(&format!("get {path} ")) && !head.contains("x-resilience");
+                let (status, body) =
+                    if has_it { ("200 OK", r#"{"status":"Healthy","pod":"p"}"#) } else { ("404 Not Found", "{}") };
+                let answer =
+                    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Endpoint { namespace: "n".to_owned(), pod: "p".to_owned(), ip: address.ip(), port: address.port() }
+    }
+
+    /// The gateway says to nobody outside how it is, and a policy that only dry runs has no token.
+    #[tokio::test]
+    async fn without_a_token_a_pod_is_asked_where_it_says_how_it_is() {
+        let (open, shut) = (port(admin::HEALTH_PATH).await, port("/nothing").await);
+        let at_admin = port(admin::REPORT_PATH).await;
+        let client = PodClient::Direct(HttpClient::new(MAX_REPORT_BYTES));
+        let ask = async |to: &Endpoint, at_admin: Option<&Endpoint>| {
+            let mut access = Access { to, uid: "u", signs: true, token: None, auth: AdminAuth::default() };
+            client.public_health(&mut access, at_admin).await.map(|report| report.pod)
+        };
+        assert_eq!(ask(&open, None).await, Ok("p".to_owned()));
+        assert_eq!(ask(&shut, Some(&at_admin)).await, Ok("p".to_owned()));
+        assert_eq!(ask(&shut, None).await, Err(PodError::Status(404)));
+        assert_eq!(ask(&shut, Some(&shut)).await, Err(PodError::Status(404)));
+    }
 }

@@ -86,6 +86,8 @@ fn wait(uid: &str, every: Duration, misses: u32) -> Duration {
 struct Question {
     every: Duration,
     endpoint: Option<Endpoint>,
+    /// Where else the report may be without a token.
+    at_admin: Option<Endpoint>,
     with_token: bool,
     workload_uid: String,
     postponed: Option<Duration>,
@@ -103,6 +105,7 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
             Some(Question {
                 every: workload.probe_every?,
                 endpoint: if with_token { Endpoint::admin(&pod.facts) } else { Endpoint::public(&pod.facts) },
+                at_admin: if with_token { None } else { Endpoint::admin(&pod.facts) },
                 with_token,
                 workload_uid: workload.uid.clone(),
                 postponed: workload.may_get_token(Instant::now()).then_some(UNTIL_TOKEN),
@@ -116,7 +119,8 @@ fn question(ctx: &Context, key: &ProbeKey) -> Option<Question> {
 
 /// Asks one pod. The value says when to ask it again; none, if it is not to be asked any more.
 async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
-    let Question { every, endpoint, with_token, postponed, workload_uid, suspect, signs, auth } = question(ctx, key)?;
+    let Question { every, endpoint, at_admin, with_token, postponed, workload_uid, suspect, signs, auth } =
+        question(ctx, key)?;
     if !ctx.shared.fence.holds() {
         return Some(every);
     }
@@ -129,7 +133,14 @@ async fn probe(ctx: &Arc<Context>, key: &ProbeKey) -> Option<Duration> {
     let mut access = Access { to: &endpoint, uid: &key.uid, signs, token, auth };
     let (asked, result) = {
         let _slot = ctx.shared.pod_calls.slot(&key.workload, Class::Probe, suspect).await;
-        (Instant::now(), ctx.shared.pods.health(&mut access).await)
+        let asked = Instant::now();
+        let pods = &ctx.shared.pods;
+        let report = if with_token {
+            pods.health(&mut access).await
+        } else {
+            pods.public_health(&mut access, at_admin.as_ref()).await
+        };
+        (asked, report)
     };
     let now = now_in_milliseconds();
     let (label, speaks, unauthorized, news, behind, wait) = {

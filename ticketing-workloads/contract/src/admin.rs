@@ -26,6 +26,8 @@ pub const EFFECTIVE_PATH: &str = "/admin/v1/effective";
 pub const MEMORY_FAULT_PATH: &str = "/admin/v1/faults/memory";
 /// `GET`: a [`crate::HealthReport`].
 pub const HEALTH_PATH: &str = "/health";
+/// The same on the admin port, without a signature or a token: for those in the cluster, where the public port does not say it.
+pub const REPORT_PATH: &str = "/report";
 /// Keys of the token Secret: the token in force, and the one before it while pods still learn the new one.
 pub const TOKEN_KEYS: [&str; 2] = ["current", "previous"];
 

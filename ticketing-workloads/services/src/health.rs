@@ -1,7 +1,7 @@
 //! `ticketing health`: how the service in this container is, in words and as an exit code. The image has nothing else to
 //! ask with.
 
-use contract::{CheckStatus, HealthReport, admin::HEALTH_PATH};
+use contract::{CheckStatus, HealthReport, admin::REPORT_PATH};
 use http_body_util::{BodyExt, Limited};
 use std::{
     fmt::Write,
@@ -18,9 +18,9 @@ pub struct Settings {
     /// Address that the service listens on [default: that of this machine itself]
     #[arg(long, env = "BIND_ADDRESS")]
     pub bind_address: Option<IpAddr>,
-    /// Its port for everybody.
-    #[arg(long, env = "PORT", default_value_t = 8080)]
-    pub port: u16,
+    /// Its admin port.
+    #[arg(long, env = "ADMIN_PORT", default_value_t = contract::admin::DEFAULT_PORT)]
+    pub admin_port: u16,
     /// How long it may take to answer, in seconds.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub timeout: u64,
@@ -30,7 +30,7 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
     /// Nobody answers, or not in time.
-    #[error("the service does not answer at {url}: {why}. Is it running, and on this port (PORT)?")]
+    #[error("the service does not answer at {url}: {why}. Is it running, and on this port (ADMIN_PORT)?")]
     NoAnswer {
         /// Where it was asked.
         url: String,
@@ -52,8 +52,8 @@ pub enum HealthError {
 
 /// Asks the service, and prints what it says of itself. An error if it is unhealthy or says nothing.
 pub async fn run(settings: &Settings) -> Result<(), HealthError> {
-    let address = SocketAddr::new(reachable(settings.bind_address), settings.port);
-    let report = ask(&format!("http://{address}{HEALTH_PATH}"), Duration::from_secs(settings.timeout)).await?;
+    let address = SocketAddr::new(reachable(settings.bind_address), settings.admin_port);
+    let report = ask(&format!("http://{address}{REPORT_PATH}"), Duration::from_secs(settings.timeout)).await?;
     print!("{}", in_words(&report));
     evaluate(&report)
 }
@@ -170,20 +170,20 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_says_nothing_useful_is_not_taken_to_be_well() {
-        let text = |body: &'static str| Router::new().route(HEALTH_PATH, get(move || async move { body }));
-        let silent = Router::new().route(HEALTH_PATH, get(std::future::pending::<&str>));
-        let large = Router::new().route(HEALTH_PATH, get(|| async { "x".repeat(MAX_REPORT_BYTES + 1) }));
+        let text = |body: &'static str| Router::new().route(REPORT_PATH, get(move || async move { body }));
+        let silent = Router::new().route(REPORT_PATH, get(std::future::pending::<&str>));
+        let large = Router::new().route(REPORT_PATH, get(|| async { "x".repeat(MAX_REPORT_BYTES + 1) }));
         for (router, words) in [
             (text("hello"), "is no service of ours: expected value"),
             (Router::new(), "is no service of ours: status 404"),
             (large, "is no service of ours: length limit exceeded"),
             (silent, "does not answer"),
         ] {
-            let url = format!("http://{}{HEALTH_PATH}", serving(router).await);
+            let url = format!("http://{}{REPORT_PATH}", serving(router).await);
             let error = ask(&url, Duration::from_millis(500)).await.unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
-        let url = format!("http://{}{HEALTH_PATH}", serving(text(r#"{"status":"Degraded","pod":"p"}"#)).await);
+        let url = format!("http://{}{REPORT_PATH}", serving(text(r#"{"status":"Degraded","pod":"p"}"#)).await);
         assert_eq!(ask(&url, Duration::from_secs(5)).await.unwrap().status, CheckStatus::Degraded);
     }
 }

@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, middleware};
-use contract::admin::HEALTH_PATH;
+use contract::admin::{HEALTH_PATH, REPORT_PATH};
 use contract::workload_id::UnknownKind;
 use contract::{WorkloadId, WorkloadKind};
 use futures::future::BoxFuture;
@@ -210,10 +210,12 @@ impl Service {
         }
         let (stop_public, stop_private) = (CancellationToken::new(), CancellationToken::new());
         let probes = probes(&ready);
-        let app =
-            api.merge(probes.clone()).merge(reports(Arc::clone(&admin))).layer(middleware::from_fn(bound_request));
+        let app = api.merge(probes.clone());
+        // What is said of the inside is no business of strangers.
+        let app = if edge { app } else { app.merge(reports(HEALTH_PATH, Arc::clone(&admin))) };
+        let app = app.layer(middleware::from_fn(bound_request));
         let app = if edge { app.layer(middleware::from_fn(without_internal_headers)) } else { app };
-        let private_app = admin.router().merge(probes);
+        let private_app = admin.router().merge(probes).merge(reports(REPORT_PATH, Arc::clone(&admin)));
         let app = app.layer(middleware::from_fn_with_state(Arc::clone(&ready), close_when_stopping));
         let refused = Counter::default();
         admin.resilience.metrics().register(|registry| {
@@ -305,10 +307,10 @@ fn probes(ready: &Arc<AtomicBool>) -> Router {
     Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).with_state(Arc::clone(ready))
 }
 
-/// The deep report and the metrics.
-fn reports(admin: Arc<Admin>) -> Router {
+/// The deep report, at `path`, and the metrics.
+fn reports(path: &str, admin: Arc<Admin>) -> Router {
     Router::new()
-        .route(HEALTH_PATH, get(|State(admin): State<Arc<Admin>>| async move { Json(admin.report()) }))
+        .route(path, get(|State(admin): State<Arc<Admin>>| async move { Json(admin.report()) }))
         .route("/metrics", get(metrics_text))
         .with_state(admin)
 }

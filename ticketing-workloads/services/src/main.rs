@@ -50,6 +50,8 @@ enum Service {
     /// Makes the key that tickets are signed with, or prints its public half.
     #[command(subcommand)]
     TicketKey(tickets::command::TicketKey),
+    /// Makes a token that a gateway with the same TOKEN_HMAC_FILE takes, for the local stack, and prints it.
+    Token(gateway::buyers::local_token::Settings),
     /// Prints how the service in this container is, by its own checks; exit code 1 if it is unhealthy or does not answer.
     Health(health::Settings),
 }
@@ -115,6 +117,9 @@ async fn main() -> ExitCode {
             let requeued = notification::requeue::run(&settings, &mut |text| print!("{text}")).await;
             requeued.map(drop).map_err(|error| error.to_string())
         }
+        Service::Token(settings) => gateway::buyers::local_token::make(&settings)
+            .map(|token| println!("{token}"))
+            .map_err(|error| error.to_string()),
         Service::Reconcile(settings) => match payment::reconcile::run(&settings).await {
             Err(error) if !error.has_compared() => {
                 tracing::error!(%error, "failed to compare; run it again");

@@ -9,13 +9,13 @@ pub use body::{BodyError, ByteBudget, HeldBytes, read_body, read_body_within};
 use crate::sync::lock;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{ConnectInfo, Request};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-pub use peers::Clients;
+pub use peers::{Clients, network_of};
 use peers::{Connected, Places};
 use prometheus_client::metrics::counter::Counter;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -218,7 +218,7 @@ impl RareReport {
     }
 }
 
-/// Serves `app` until `stop`; then takes no more connections, lets requests under way end for up to `drain`, and
+/// Serves `app` until `stop`, each request with its peer's address ([`ConnectInfo`]); then takes no more connections, lets requests under way end for up to `drain`, and
 /// returns whether all of them did. Connections that it had no place for are counted in `refused`.
 pub async fn serve_and_count(
     listener: TcpListener,
@@ -263,7 +263,7 @@ pub async fn serve_and_count(
                 refuse(stream, &no_place, &lingering).await;
                 return;
             }
-            serve_connection(stream, app, limits, &connected, stop).await;
+            serve_connection(stream, address, app, limits, &connected, stop).await;
         };
         let abort = abort.clone();
         tracker.spawn(async move {
@@ -316,6 +316,7 @@ async fn refuse(mut stream: TcpStream, no_place: &[u8], lingering: &Semaphore) {
 
 async fn serve_connection(
     stream: TcpStream,
+    address: SocketAddr,
     app: Router,
     limits: Limits,
     connected: &Connected,
@@ -331,7 +332,9 @@ async fn serve_connection(
         hyper::service::service_fn(move |request: Request<Incoming>| {
             let (app, ends, under_way) = (app.clone(), ends.clone(), requests.begin());
             async move {
-                let Ok(mut response) = app.oneshot(request.map(Body::new)).await;
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(ConnectInfo(address));
+                let Ok(mut response) = app.oneshot(request).await;
                 drop(under_way);
                 if ends.iter().any(CancellationToken::is_cancelled) || ages_at.is_some_and(|at| at <= Instant::now()) {
                     close_after(&mut response);

@@ -58,6 +58,11 @@ impl Clients {
     }
 }
 
+/// The network that an address outside the cluster is counted for: with IPv6, 48 bits of it; with IPv4, the address itself.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    Clients::Outside.client(address).network
+}
+
 /// The places of a port, and who has them.
 pub(super) struct Places {
     clients: Clients,
@@ -306,6 +311,7 @@ mod tests {
         #[case] inside: &str,
     ) {
         assert_eq!(Clients::Outside.client(ip(address)), Client { peer: ip(peer), network: ip(network) });
+        assert_eq!(network_of(ip(address)), ip(network));
         assert_eq!(Clients::Inside.client(ip(address)), Client { peer: ip(inside), network: ip(inside) });
     }
 

@@ -1,6 +1,8 @@
 //! Everything about bookings, reservations and tickets, passed on as it is.
 
+use super::buyers::NewKey;
 use crate::answers::{body_unreadable, refused, shed, unavailable};
+use crate::buyer::{BUYER, BUYER_NETWORK, BUYER_SESSION};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -45,14 +47,15 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
     }
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let mut headers = HeaderMap::new();
-    for name in [header::ACCEPT, header::CONTENT_TYPE, IDEMPOTENCY_KEY] {
+    for name in [header::ACCEPT, header::CONTENT_TYPE, IDEMPOTENCY_KEY, BUYER, BUYER_SESSION, BUYER_NETWORK] {
         headers.extend(parts.headers.get_all(&name).iter().map(|value| (Some(name.clone()), value.clone())));
     }
     let changes = parts.method != Method::GET && parts.method != Method::HEAD;
     let mut key = headers.get(IDEMPOTENCY_KEY).cloned();
     let makes_one = ["/api/bookings", "/api/reservations"].contains(&parts.uri.path());
     if parts.method == Method::POST && makes_one && key.is_none() && needs_a_key(&body) {
-        key = HeaderValue::from_str(&Uuid::new_v4().to_string()).ok();
+        let new = parts.extensions.get().map_or_else(Uuid::new_v4, |NewKey(key)| *key);
+        key = HeaderValue::from_str(&new.to_string()).ok();
         headers.extend(key.clone().map(|key| (IDEMPOTENCY_KEY, key)));
     }
     let mut response = match http_client::ask(&service, HttpCall { method: parts.method, path, headers, body }).await {

@@ -2,13 +2,15 @@
 //! circuit and deadlines of its own here, so that a stuck catalog never keeps anybody from booking.
 
 mod bookings;
+pub mod buyers;
 mod events;
 mod waiting_room;
 mod webhooks;
 
 use crate::host::{self, Parts, PodSettings, Service, StartError};
 use crate::{answers, checks};
-use axum::Router;
+use axum::{Router, middleware};
+use buyers::Buyers;
 use contract::{
     BulkheadSettings, DependencySettings, FallbackSettings, PolicySettings, RetrySettings, TimeoutSettings,
 };
@@ -43,6 +45,8 @@ pub struct Settings {
     pub payment_url: Option<String>,
     #[command(flatten)]
     pub waiting_room: waiting_room::RoomSettings,
+    #[command(flatten)]
+    pub buyers: buyers::BuyerSettings,
 }
 
 /// What holds without a policy: the ADR's numbers.
@@ -89,7 +93,7 @@ pub(crate) fn defaults() -> PolicySettings {
 
 /// Opens the ports. The services behind it may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, catalog_url, booking_url, payment_url, waiting_room } = settings;
+    let Settings { pod, catalog_url, booking_url, payment_url, waiting_room, buyers } = settings;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(CATALOG)
         .dependency(BOOKING)
@@ -109,16 +113,21 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
             .merge(webhooks::router(&url, "paypal", host::declared(&resilience, PAYPAL_EVENTS)?)),
         None => Router::new(),
     };
+    let buyers = Buyers::parts(&buyers, resilience.metrics())?;
+    let mut checks =
+        vec![checks::service(CATALOG, &catalog_url), checks::service(BOOKING, &booking_url), checks::memory()];
+    checks.push(room.check());
+    checks.extend(buyers.checks);
+    let mut tasks = buyers.tasks;
+    tasks.push(keep_contact);
+    // Providers are no buyers: their events have bulkheads of their own.
+    let for_buyers = Router::new().merge(events).merge(bookings);
+    let for_buyers = for_buyers.route_layer(middleware::from_fn_with_state(buyers.buyers, buyers::identify));
     let parts = Parts {
-        checks: vec![
-            checks::service(CATALOG, &catalog_url),
-            checks::service(BOOKING, &booking_url),
-            checks::memory(),
-            room.check(),
-        ],
+        checks,
         actions: Actions::new(Arc::clone(resilience.metrics())),
-        api: Router::new().merge(events).merge(bookings).merge(webhooks).fallback(answers::not_found),
-        tasks: vec![keep_contact],
+        api: for_buyers.merge(webhooks).fallback(answers::not_found),
+        tasks,
         work: TaskTracker::new(),
         capacity: Some(host::CAPACITY),
         resilience,

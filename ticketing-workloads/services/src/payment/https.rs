@@ -86,7 +86,9 @@ impl Https {
         }
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(path) = ca_file {
-            let wrong = |why: String| StartError::Setting(format!("PROVIDER_CA_FILE {}: {why}", path.display()));
+            let wrong = |why: String| {
+                StartError::Setting(format!("{} (PROVIDER_CA_FILE, TOKEN_CA_FILE): {why}", path.display()))
+            };
             for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
                 let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
                 roots.add(certificate).map_err(|error| wrong(error.to_string()))?;

@@ -8,7 +8,7 @@
 
 mod api;
 mod decision;
-mod https;
+pub(crate) mod https;
 mod ledger;
 #[cfg(test)]
 mod model_tests;

@@ -49,7 +49,8 @@ pub struct Settings {
     pub grace_minutes: u64,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// Reads a time such as 24h.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration; write a number with m, h or d, such as 24h");
     let unit = match text.chars().last() {
         Some('m') => 60,

@@ -66,7 +66,7 @@ fn metric(text: &str, name: &str) -> u64 {
 }
 
 async fn metrics(app: &App) -> String {
-    app.get("/metrics").await.text().await.unwrap()
+    app.client.get(format!("http://{}/metrics", app.admin)).send().await.unwrap().text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

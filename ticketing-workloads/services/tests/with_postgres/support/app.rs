@@ -5,7 +5,7 @@ use super::mails::Mails;
 use super::postgres::Postgres;
 use super::providers::Providers;
 use clap::Parser;
-use contract::admin::{ACTIONS_PATH, CONFIG_PATH, TOKEN_HEADER};
+use contract::admin::{ACTIONS_PATH, CONFIG_PATH, REPORT_PATH, TOKEN_HEADER};
 use contract::{
     ActionAnswer, CheckReport, DependencySettings, FlagsSettings, HealthCheckSettings, HealthReport, PolicySettings,
     PushAnswer, RetryOn, RuntimeConfig, Section, WorkloadId,
@@ -14,8 +14,10 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 use ticketing_services::booking::{self, Settings};
+use ticketing_services::gateway::buyers::local_token;
 use ticketing_services::host::Service;
 use ticketing_services::{catalog, gateway, notification, payment, tickets};
 use tokio::sync::oneshot;
@@ -29,6 +31,17 @@ const TOKEN: &str = "0123456789abcdef";
 struct Cli<S: clap::Args> {
     #[command(flatten)]
     settings: S,
+}
+
+/// Signs the token of the buyer before a gateway.
+const SECRET: &str = "a secret of 32 bytes, or even more";
+
+/// What the buyer before a gateway asks with: it is always the same one.
+fn of_one_buyer() -> Client {
+    let now = Duration::from_millis(u64::try_from(now_ms()).unwrap());
+    let token = local_token::signed("ann", SECRET.as_bytes(), now, Duration::from_secs(3_600)).unwrap();
+    let headers = [(reqwest::header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())];
+    Client::builder().pool_max_idle_per_host(0).default_headers(headers.into_iter().collect()).build().unwrap()
 }
 
 /// What a pod has mounted; empty.
@@ -167,9 +180,18 @@ impl App {
     /// A gateway before these, with a token.
     pub async fn gateway(catalog: SocketAddr, booking: SocketAddr) -> Self {
         let mounts = mounts();
-        let urls = [("--catalog-url", format!("http://{catalog}")), ("--booking-url", format!("http://{booking}"))];
-        let settings = settings(&mounts, "gateway-1", &urls);
-        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        let secrets = mounts.path().join("secrets");
+        std::fs::write(&secrets, SECRET).unwrap();
+        let unlimited = ["--requests-per-user", "--requests-per-network", "--event-requests-per-network"];
+        let mut more = vec![
+            ("--catalog-url", format!("http://{catalog}")),
+            ("--booking-url", format!("http://{booking}")),
+            ("--token-hmac-file", secrets.display().to_string()),
+        ];
+        more.extend(unlimited.map(|name| (name, "0".to_owned())));
+        let settings = settings(&mounts, "gateway-1", &more);
+        let mut app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        app.client = of_one_buyer();
         app.mount_token().await;
         app
     }
@@ -350,7 +372,9 @@ impl App {
     }
 
     pub async fn health(&self) -> HealthReport {
-        self.get("/health").await.json().await.unwrap()
+        // On the admin port, where each service has it.
+        let report = self.client.get(format!("http://{}{REPORT_PATH}", self.admin)).send().await.unwrap();
+        report.json().await.unwrap()
     }
 
     pub async fn admin_health(&self) -> Option<HealthReport> {
