@@ -30,6 +30,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// The namespace that the services believe to be in.
 const NAMESPACE: &str = "default";
 
+/// File with the key of the waiting room, beside the token.
+const WAITING_ROOM_KEY: &str = "waiting-room-key";
+
 /// Why the local stack could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalStackError {
@@ -172,6 +175,8 @@ impl LocalStack {
         std::fs::create_dir(&tokens).map_err(start)?;
         std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(start)?;
         std::fs::write(tokens.join(TOKEN_KEYS[0]), &token).map_err(start)?;
+        // A policy with a waiting room needs no more.
+        std::fs::write(tokens.join(WAITING_ROOM_KEY), token::random().map_err(start)?).map_err(start)?;
         let home = directory.path().join("postgres");
         let postgres = Postgres::create(&home, ports.of(Port::Postgres), show).await?;
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap_or_default();
@@ -228,6 +233,10 @@ impl LocalStack {
                     ("CATALOG_URL", self.url(Port::Catalog)),
                     ("BOOKING_URL", self.url(Port::Booking)),
                     ("PAYMENT_URL", self.url(Port::Payment)),
+                    (
+                        "WAITING_ROOM_KEY_FILE",
+                        self.directory.path().join("token").join(WAITING_ROOM_KEY).display().to_string(),
+                    ),
                 ],
             ),
         ];

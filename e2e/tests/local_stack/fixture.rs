@@ -130,6 +130,18 @@ impl Fixture {
         self.post("/api/bookings", &order()).await
     }
 
+    /// The same on a place of the waiting room.
+    pub async fn book_on(&self, place: &str) -> Seen {
+        let request = self.client.post(self.stack.url(Port::Gateway) + "/api/bookings").header("x-place", place);
+        self.seen(request.body(order().to_string())).await
+    }
+
+    /// How the place stands.
+    pub async fn standing(&self, place: &str) -> Seen {
+        let request = self.client.get(self.stack.url(Port::Gateway) + "/api/waiting-room");
+        self.seen(request.header("x-place", place)).await
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Seen {
         self.post_text(path, body.to_string()).await
     }

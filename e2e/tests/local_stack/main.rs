@@ -9,3 +9,4 @@ mod hostile;
 mod load;
 mod providers;
 mod services;
+mod waiting_room;
