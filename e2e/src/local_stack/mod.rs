@@ -49,6 +49,9 @@ pub const NO_BUYER_LIMITS: [(&str, &str); 8] = [
     ("DECLINES_PER_NETWORK", "0"),
 ];
 
+/// File with the key of the waiting room, beside the token.
+const WAITING_ROOM_KEY: &str = "waiting-room-key";
+
 /// Why the local stack could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalStackError {
@@ -206,6 +209,8 @@ impl LocalStack {
         std::fs::write(tokens.join(TOKEN_KEYS[0]), &token).map_err(start)?;
         make_ticket_key(&program, &directory.path().join(TICKET_KEY)).await?;
         let buyers = Buyers::new(&tokens).map_err(start)?;
+        // A policy with a waiting room needs no more.
+        std::fs::write(tokens.join(WAITING_ROOM_KEY), token::random().map_err(start)?).map_err(start)?;
         let home = directory.path().join("postgres");
         let postgres = Postgres::create(&home, ports.of(Port::Postgres), show).await?;
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap_or_default();
@@ -271,6 +276,10 @@ impl LocalStack {
                     ("CATALOG_URL", self.url(Port::Catalog)),
                     ("BOOKING_URL", self.url(Port::Booking)),
                     ("PAYMENT_URL", self.url(Port::Payment)),
+                    (
+                        "WAITING_ROOM_KEY_FILE",
+                        self.directory.path().join("token").join(WAITING_ROOM_KEY).display().to_string(),
+                    ),
                 ]
                 .into_iter()
                 .chain(self.buyers.settings())

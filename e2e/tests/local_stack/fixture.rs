@@ -164,6 +164,23 @@ impl Fixture {
         self.seen(request.body(body.to_string())).await
     }
 
+    /// Books one seat as this buyer, on a place of the waiting room.
+    pub async fn book_on(&self, buyer: &str, place: Option<&str>) -> Seen {
+        let request = self.client.post(self.stack.url(Port::Gateway) + "/api/bookings");
+        let request = request.bearer_auth(self.stack.buyers().token(buyer)).body(order().to_string());
+        self.seen(match place {
+            Some(place) => request.header("x-place", place),
+            None => request,
+        })
+        .await
+    }
+
+    /// How the place of this buyer stands.
+    pub async fn standing(&self, buyer: &str, place: &str) -> Seen {
+        let request = self.client.get(self.stack.url(Port::Gateway) + "/api/waiting-room");
+        self.seen(request.bearer_auth(self.stack.buyers().token(buyer)).header("x-place", place)).await
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Seen {
         self.post_text(path, body.to_string()).await
     }

@@ -13,3 +13,4 @@ mod money;
 mod pods;
 mod providers;
 mod services;
+mod waiting_room;

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Codes of answers that say: too much at once.
-const REFUSALS: [&str; 2] = ["TOO_MANY_BOOKINGS", "TOO_MANY_REQUESTS_UNDER_WAY"];
+const REFUSALS: [&str; 3] = ["TOO_MANY_BOOKINGS", "TOO_MANY_REQUESTS_UNDER_WAY", "GAVE_WAY"];
 /// Codes of a 503 that is no sign of trouble.
 const ANSWERS: [&str; 1] = ["PAYMENTS_NOT_SET_UP"];
 
@@ -90,7 +90,7 @@ pub async fn outcome(response: Response) -> (Outcome, Response) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::{problem, refused, too_many, unavailable};
+    use crate::answers::{problem, refused, shed, too_many, unavailable};
     use axum::response::IntoResponse;
     use std::time::Duration;
 
@@ -104,6 +104,7 @@ mod tests {
             (refused("PAYMENTS_NOT_SET_UP", "", second), Outcome::Completed),
             (refused("TOO_MANY_BOOKINGS", "", second), Outcome::Refused),
             (refused("TOO_MANY_REQUESTS_UNDER_WAY", "", second), Outcome::Refused),
+            (shed(), Outcome::Refused),
             (unavailable("BOOKING_FAILED", "", second), Outcome::Failed),
             (problem(StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN", ""), Outcome::Failed),
             (StatusCode::SERVICE_UNAVAILABLE.into_response(), Outcome::Failed),
