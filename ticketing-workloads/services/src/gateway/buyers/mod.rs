@@ -6,8 +6,6 @@ mod client_address;
 mod cross_site;
 mod issuer;
 mod jwt;
-#[cfg(test)]
-mod jwt_tests;
 mod key_file;
 mod key_set;
 mod limits;
@@ -475,3 +473,6 @@ fn begins_an_order(path: &str) -> bool {
     let waits = || path.starts_with(BEGINNINGS[2]) && path.as_bytes().get(BEGINNINGS[2].len()) == Some(&b'/');
     BEGINNINGS.contains(&path) || waits()
 }
+
+#[cfg(test)]
+mod jwt_tests;
