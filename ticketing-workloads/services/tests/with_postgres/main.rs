@@ -19,6 +19,7 @@ mod pool;
 mod priority;
 mod recovery;
 mod retention;
+mod sale_night;
 mod schema;
 mod support;
 mod tls;
