@@ -65,10 +65,6 @@ fn metric(text: &str, name: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
 }
 
-async fn metrics(app: &App) -> String {
-    app.client.get(format!("http://{}/metrics", app.admin)).send().await.unwrap().text().await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn events_come_from_the_catalog_then_from_memory_then_from_nowhere() {
     let postgres = Postgres::start().await;
@@ -146,7 +142,7 @@ async fn after_five_failures_in_a_row_the_sixth_call_is_not_made() {
         assert_eq!(gateway.get("/api/events").await.status(), 503);
     }
     assert_eq!(gateway.get("/api/events").await.status(), 503);
-    let text = metrics(&gateway).await;
+    let text = gateway.metrics().await;
     assert_eq!(metric(&text, r#"circuit_breaker_opened_total{service="catalog"}"#), 1);
     let calls =
         |result: &str| metric(&text, &format!(r#"circuit_breaker_calls_total{{service="catalog",result="{result}"}}"#));
@@ -278,7 +274,7 @@ async fn a_deadline_from_outside_counts_for_nothing(#[case] status: Option<u16>)
         let answer = request.body(order(OPENING_NIGHT, 1).to_string()).send().await.unwrap();
         assert_eq!(answer.status(), status.unwrap_or(504));
     }
-    let text = metrics(&gateway).await;
+    let text = gateway.metrics().await;
     assert_eq!(metric(&text, r#"circuit_breaker_opened_total{service="booking"}"#), 1, "{text}");
     let answer = gateway.post(&order(OPENING_NIGHT, 1)).await;
     assert_eq!((answer.status().as_u16(), answer.headers().get("x-retried")), (503, None), "nor is it told any of it");
@@ -301,7 +297,7 @@ async fn a_rush_of_buyers_opens_no_circuit() {
     }
     booking.push(PolicySettings::default(), limit(100)).await;
     assert_eq!(gateway.book().await, 201);
-    assert_eq!(metric(&metrics(&gateway).await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
+    assert_eq!(metric(&gateway.metrics().await, r#"circuit_breaker_opened_total{service="booking"}"#), 0);
 }
 
 /// Nor may a caller with a short deadline shut the others out: while the event is locked, no booking ends within it.
@@ -344,7 +340,7 @@ async fn tiers_do_not_multiply_their_retries() {
     catalog.push(retries("database"), FlagsSettings::default()).await;
     gateway.push(retries("catalog"), FlagsSettings::default()).await;
     let attempts = async |app: &App, service: &str| {
-        let text = metrics(app).await;
+        let text = app.metrics().await;
         let failed = metric(&text, &format!(r#"circuit_breaker_calls_total{{service="{service}",result="failure"}}"#));
         let retries =
             text.lines().filter(|line| line.starts_with(&format!(r#"retry_attempts_total{{service="{service}""#)));

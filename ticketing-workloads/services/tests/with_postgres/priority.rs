@@ -52,7 +52,7 @@ impl SlowBooking {
 }
 
 async fn metric(app: &App, name: &str) -> u64 {
-    let text = app.get("/metrics").await.text().await.unwrap();
+    let text = app.metrics().await;
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
 }
 

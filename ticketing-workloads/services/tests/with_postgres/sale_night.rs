@@ -10,6 +10,7 @@ use contract::{
 };
 use futures::future::join_all;
 use hmac::{Hmac, Mac};
+use reqwest::Client;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,7 @@ fn gateway_policy() -> PolicySettings {
 }
 
 struct Night {
+    client: Client,
     gateways: [App; 2],
     booking: App,
     // They end with the night.
@@ -100,7 +102,8 @@ impl Night {
         std::fs::write(&file, SECRET).unwrap();
         let file = file.display().to_string();
         let gateways = [Self::gateway(&booking, &payment, &file).await, Self::gateway(&booking, &payment, &file).await];
-        Self { gateways, booking, _payment: payment, _keys: keys, providers, postgres }
+        let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        Self { client, gateways, booking, _payment: payment, _keys: keys, providers, postgres }
     }
 
     /// All buyers come from one network, whose limits would be met by any of them; those of users and sessions hold.
@@ -111,7 +114,7 @@ impl Night {
             ("--token-hmac-file", keys),
             ("--session-key-file", keys),
             ("--waiting-room-key-file", keys),
-            ("--requests-per-network", "0"),
+            ("--requests-per-user", "20:40"),
             ("--new-sessions-per-network", "0"),
         ];
         let gateway = App::gateway_with(booking.address, &settings).await;
@@ -126,6 +129,7 @@ impl Night {
 
 /// Somebody at one of the gateways, with a token or a session of his own.
 struct Buyer<'a> {
+    client: &'a Client,
     gateway: &'a App,
     number: usize,
     token: Option<String>,
@@ -145,7 +149,8 @@ impl<'a> Buyer<'a> {
         let token = local_token::signed(&name, SECRET.as_bytes(), now, Duration::from_secs(3_600));
         let token = token.filter(|_| !number.is_multiple_of(4));
         let (gateway, cookies) = (&night.gateways[number % 2], BTreeMap::new());
-        Self { gateway, number, token, cookies, place: None, waited: false }
+        let client = &night.client;
+        Self { client, gateway, number, token, cookies, place: None, waited: false }
     }
 
     async fn ask(&mut self, request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
@@ -171,7 +176,7 @@ impl<'a> Buyer<'a> {
     }
 
     async fn post(&mut self, path: &str, body: &Value) -> reqwest::Result<Answer> {
-        let request = self.gateway.client.post(format!("http://{}{path}", self.gateway.address));
+        let request = self.client.post(format!("http://{}{path}", self.gateway.address));
         let request = request.header("content-type", "application/json").body(body.to_string());
         self.ask(request).await
     }
@@ -225,7 +230,7 @@ async fn events_of_stripe(night: &Night, is_over: &AtomicBool) -> usize {
                 let mac = mac.chain_update(format!("{time}.{body}")).finalize().into_bytes();
                 let hex = mac.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
                 let url = format!("http://{}/api/webhooks/stripe", gateway.address);
-                let request = gateway.client.post(url).header("stripe-signature", format!("t={time},v1={hex}"));
+                let request = night.client.post(url).header("stripe-signature", format!("t={time},v1={hex}"));
                 let Ok(answer) = request.body(body).send().await else { continue };
                 let status = answer.status().as_u16();
                 // One that cannot be written down now is sent again.
@@ -341,7 +346,7 @@ async fn a_thousand_buyers_of_500_seats_in_a_night_with_everything_on() {
 async fn look(buyer: &Buyer<'_>, path: &str) -> Answer {
     let mut again = Buyer { cookies: buyer.cookies.clone(), token: buyer.token.clone(), place: None, ..*buyer };
     loop {
-        let request = buyer.gateway.client.get(format!("http://{}{path}", buyer.gateway.address));
+        let request = buyer.client.get(format!("http://{}{path}", buyer.gateway.address));
         let (status, body) = again.ask(request).await.unwrap();
         if status != 429 && status < 500 {
             return (status, body);

@@ -1,6 +1,6 @@
 //! The waiting room: gateways and booking over their real ports, numbers in a real database.
 
-use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
+use crate::support::app::{App, OPENING_NIGHT, order, quick_policy, token_of};
 use crate::support::postgres::Postgres;
 use crate::support::{eventually, nobody};
 use base64::Engine;
@@ -58,7 +58,7 @@ async fn report(booking: &App, room: &WaitingRoomSettings, load_percent: u32, ar
 async fn is_open(gateway: &App, open: bool) {
     let line = format!("waiting_room_open {}", i32::from(open));
     eventually(&line, async || {
-        let metrics = gateway.get("/metrics").await.text().await.unwrap();
+        let metrics = gateway.metrics().await;
         metrics.lines().any(|found| found == line).then_some(())
     })
     .await;
@@ -66,16 +66,34 @@ async fn is_open(gateway: &App, open: bool) {
 
 /// Orders one ticket, on this place.
 async fn buy(gateway: &App, event: &str, place: Option<&str>) -> Response {
+    buy_as("ann", gateway, event, place).await
+}
+
+async fn buy_as(buyer: &str, gateway: &App, event: &str, place: Option<&str>) -> Response {
     let url = format!("http://{}/api/bookings", gateway.address);
-    let request = gateway.client.post(url).body(order(event, 1).to_string());
+    let request = gateway.client.post(url).bearer_auth(token_of(buyer)).body(order(event, 1).to_string());
     let request = place.into_iter().fold(request, |request, place| request.header("x-place", place));
     request.send().await.unwrap()
 }
 
 async fn standing(gateway: &App, place: &str) -> Value {
+    standing_of("ann", gateway, place).await
+}
+
+async fn standing_of(buyer: &str, gateway: &App, place: &str) -> Value {
     let url = format!("http://{}/api/waiting-room", gateway.address);
     let cookie = format!("other=1; ticketwave-place={place}");
-    gateway.client.get(url).header("cookie", cookie).send().await.unwrap().json().await.unwrap()
+    gateway
+        .client
+        .get(url)
+        .bearer_auth(token_of(buyer))
+        .header("cookie", cookie)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap()
 }
 
 fn place(answer: &Response) -> String {
@@ -164,8 +182,11 @@ async fn nobody_gets_ahead_with_a_place_that_is_not_his_own() {
         assert!(number(&place(&answer)) > 1_000, "at the end of the queue");
         assert_eq!(standing(&gateway, bad).await["status"], "NoPlace");
     }
-    let metrics = gateway.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains(r#"waiting_room_orders_total{outcome="not_genuine"} 4"#), "{metrics}");
+    // Nor with one that somebody sold him.
+    let answer = buy_as("bob", &gateway, OPENING_NIGHT, Some(&first)).await;
+    assert_eq!((answer.status().as_u16(), number(&place(&answer)) > 1_000), (202, true));
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains(r#"waiting_room_orders_total{outcome="not_genuine"} 5"#), "{metrics}");
     // Who does not come has had his turn.
     eventually("it is over", async || (standing(&gateway, &first).await["status"] == "Lapsed").then_some(())).await;
     let late = buy(&gateway, OPENING_NIGHT, Some(&first)).await;
@@ -351,17 +372,18 @@ async fn five_hundred_buyers_come_to_a_hundred_seats_in_order() {
     let buyers = (0..BUYERS).map(|nth| {
         let (gateways, event) = (&gateways, &event);
         async move {
-            let answer = buy(&gateways[nth % 2], event, None).await;
+            let buyer = &format!("buyer-{nth}");
+            let answer = buy_as(buyer, &gateways[nth % 2], event, None).await;
             let place = place(&answer);
             let mut status = answer.status().as_u16();
             while status == 202 {
                 // Looks do not cost booking a call, so they may come often.
                 eventually("his turn", async || {
                     tokio::time::sleep(Duration::from_millis(200)).await;
-                    (standing(&gateways[nth % 2], &place).await["admitted"] == true).then_some(())
+                    (standing_of(buyer, &gateways[nth % 2], &place).await["admitted"] == true).then_some(())
                 })
                 .await;
-                status = buy(&gateways[(nth + 1) % 2], event, Some(&place)).await.status().as_u16();
+                status = buy_as(buyer, &gateways[(nth + 1) % 2], event, Some(&place)).await.status().as_u16();
             }
             (number(&place), status)
         }

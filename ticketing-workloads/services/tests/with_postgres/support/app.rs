@@ -36,11 +36,15 @@ struct Cli<S: clap::Args> {
 /// Signs the token of the buyer before a gateway.
 const SECRET: &str = "a secret of 32 bytes, or even more";
 
+/// What gateways of these tests take for a login.
+pub fn token_of(buyer: &str) -> String {
+    let now = Duration::from_millis(u64::try_from(now_ms()).unwrap());
+    local_token::signed(buyer, SECRET.as_bytes(), now, Duration::from_secs(3_600)).unwrap()
+}
+
 /// What the buyer before a gateway asks with: it is always the same one.
 fn of_one_buyer() -> Client {
-    let now = Duration::from_millis(u64::try_from(now_ms()).unwrap());
-    let token = local_token::signed("ann", SECRET.as_bytes(), now, Duration::from_secs(3_600)).unwrap();
-    let headers = [(reqwest::header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())];
+    let headers = [(reqwest::header::AUTHORIZATION, format!("Bearer {}", token_of("ann")).parse().unwrap())];
     Client::builder().pool_max_idle_per_host(0).default_headers(headers.into_iter().collect()).build().unwrap()
 }
 
@@ -196,14 +200,25 @@ impl App {
         app
     }
 
-    /// A gateway before this booking, with these settings besides and a token.
+    /// A gateway before this booking, with these settings besides. Its client is one buyer, who may ask as often as he likes.
     pub async fn gateway_with(booking: SocketAddr, more: &[(&'static str, &str)]) -> Self {
         let mounts = mounts();
-        let booking = format!("http://{booking}");
-        let mut all = vec![("--catalog-url", booking.clone()), ("--booking-url", booking)];
-        all.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let secrets = mounts.path().join("secrets");
+        std::fs::write(&secrets, SECRET).unwrap();
+        let (booking, secrets) = (format!("http://{booking}"), secrets.display().to_string());
+        let own = [
+            ("--catalog-url", booking.as_str()),
+            ("--booking-url", &booking),
+            ("--token-hmac-file", &secrets),
+            ("--requests-per-user", "0"),
+            ("--requests-per-network", "0"),
+        ];
+        let is_other = |(name, _): &&(&str, &str)| more.iter().all(|(other, _)| other != name);
+        let all: Vec<_> =
+            own.iter().filter(is_other).chain(more).map(|(name, value)| (*name, (*value).to_owned())).collect();
         let settings = settings(&mounts, "gateway-1", &all);
-        let app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        let mut app = Self::run("gateway", gateway::start(settings).unwrap(), mounts);
+        app.client = of_one_buyer();
         app.mount_token().await;
         app
     }
@@ -375,6 +390,11 @@ impl App {
         // On the admin port, where each service has it.
         let report = self.client.get(format!("http://{}{REPORT_PATH}", self.admin)).send().await.unwrap();
         report.json().await.unwrap()
+    }
+
+    /// The metrics, from the admin port, where each service has them.
+    pub async fn metrics(&self) -> String {
+        self.client.get(format!("http://{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap()
     }
 
     pub async fn admin_health(&self) -> Option<HealthReport> {
