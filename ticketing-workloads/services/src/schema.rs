@@ -119,6 +119,11 @@ impl Schema {
         self.0.is_done(version)
     }
 
+    /// Whether this step is known not to be done: a pod that has just started, or cannot ask, knows of none.
+    pub fn lacks(&self, version: i32) -> bool {
+        self.0.is_missing(version)
+    }
+
     /// Waits until this step is done, if ever. An index of a later one may wait for a report for hours.
     pub async fn reaches(&self, version: i32) {
         while !self.has(version) {

@@ -96,14 +96,15 @@ impl Bookings {
         Arc::new(Self { resilience, database, payments, sells_priced, hold, limits, schema, under_way, outcomes })
     }
 
-    /// Whether the table says whose a booking is.
+    /// Whether the table says whose a booking is, as far as is known: what is booked as nobody's stays so for ever, so an order
+    /// rather fails in the moment before the schema was read.
     pub(super) fn has_owners(&self) -> bool {
-        self.schema.has(schema::BUYERS)
+        !self.schema.lacks(schema::BUYERS)
     }
 
     /// What one buyer may take. Nobody is counted before the indexes are there: each order would read the whole table.
     pub(super) fn limits(&self) -> Option<&Limits> {
-        self.schema.has(schema::BUYER_INDEXES).then_some(&self.limits)
+        (!self.schema.lacks(schema::BUYER_INDEXES)).then_some(&self.limits)
     }
 
     /// Who asks, or why that is not taken.

@@ -12,15 +12,20 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Turns a reservation into a booking, as long as it lasts, unless too many payments of the buyer were declined. What was reserved
-/// before a login belongs to the login from then on, and counts for no network any more. `lower(status)`: it is looked up by its id,
+/// before a login belongs to the login from then on, within the login's own limit, and counts for no network any more. `lower(status)`: it is looked up by its id,
 /// and not in the index of all reservations.
 const BUY: &str = "
-    WITH costs AS MATERIALIZED (
-        SELECT id, event_id FROM bookings
-        WHERE id = $1 AND $2 AND amount_cents > 0 AND lower(status) = 'held' AND held_until > now()
-          AND ($5::text[] IS NULL OR owner IS NULL OR owner = ANY($5))
+    WITH held AS MATERIALIZED (
+        SELECT b.id, b.event_id, $2 AND b.amount_cents > 0 AS costs, b.owner = ANY($5) AND b.owner <> $6 AS moves,
+               COALESCE(e.seats_per_buyer, ($8::integer[])[1]) AS seats, ($8::integer[])[6:7] AS declines
+        FROM bookings b JOIN events e ON e.id = b.event_id
+        WHERE b.id = $1 AND lower(b.status) = 'held' AND b.held_until > now()
+          AND ($5::text[] IS NULL OR b.owner IS NULL OR b.owner = ANY($5))
     ), allowed AS MATERIALIZED (
-        SELECT reached, seconds FROM costs CROSS JOIN LATERAL buyer_limit($5, $7, event_id, id, NULL, 0, $8)
+        SELECT reached, seconds FROM held CROSS JOIN LATERAL buyer_limit($5, $7, event_id, id, NULL, 0, ARRAY[
+            CASE WHEN moves THEN seats END, NULL, NULL, NULL, NULL,
+            CASE WHEN costs THEN declines[1] END, CASE WHEN costs THEN declines[2] END])
+        WHERE (costs OR moves) AND cardinality(array_remove($8::integer[], NULL)) > 0
     ), bought AS (
         UPDATE bookings
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
@@ -46,6 +51,7 @@ const BUY_BEFORE_OWNERS: &str = "
         SET status = CASE WHEN $2 AND amount_cents > 0 THEN 'PaymentPending' ELSE 'Confirmed' END, held_until = NULL,
             settle_at = CASE WHEN $2 AND amount_cents > 0 THEN now() + $3 * interval '1 second' END, pending_since = now()
         WHERE id = $1 AND lower(status) = 'held' AND held_until > now() AND ($4 OR amount_cents = 0)
+          AND ($5::text[] IS NULL OR to_jsonb(bookings) ->> 'owner' IS NULL OR to_jsonb(bookings) ->> 'owner' = ANY($5))
         RETURNING id, status, amount_cents
     ), told AS (
         INSERT INTO outbox (booking_id, kind) SELECT id, 'BookingConfirmed' FROM bought WHERE status = 'Confirmed'
@@ -161,7 +167,7 @@ pub async fn buy(
     let (of_buyer, tells) = (limits.as_slice(), tells && asks_within == Some(Duration::ZERO));
     let values: [&(dyn ToSql + Sync); 9] =
         [&id, &is_paid_for, &seconds, &sells_priced, &owners, &owner, &network, &of_buyer, &tells];
-    let values = if has_owners { values.as_slice() } else { &values[..4] };
+    let values = if has_owners { values.as_slice() } else { &values[..5] };
     let row = seats::answered(unanswered, connection.query_one(&buy, values)).await?;
     if let Some(status) = row.try_get(0)? {
         let amount_cents = row.try_get(1)?;

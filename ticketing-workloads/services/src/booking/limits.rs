@@ -83,7 +83,9 @@ impl Limits {
             return Values::default();
         }
         let of_network = asker.network().and_then(|_| value(self.declines_per_network));
-        [None, None, None, None, None, value(self.declines_per_buyer), of_network]
+        // With a login, the seats of a session become his.
+        let seats = value(self.seats_per_buyer).filter(|_| asker.has_login());
+        [seats, None, None, None, None, value(self.declines_per_buyer), of_network]
     }
 }
 
@@ -270,7 +272,8 @@ mod tests {
         assert_eq!(of_session, [Some(3), Some(200), Some(20), Some(6), None, None, None]);
         let paid = limits.of_order(&session(), Purpose::Free, None, true);
         assert_eq!(paid, [Some(3), Some(200), None, None, None, Some(10), Some(50)]);
-        assert_eq!(limits.of_payment(&user()), [None, None, None, None, None, Some(10), None]);
+        assert_eq!(limits.of_payment(&user()), [Some(8), None, None, None, None, Some(10), None]);
+        assert_eq!(limits.of_payment(&session())[0], None);
     }
 
     #[rstest::rstest]

@@ -61,7 +61,7 @@ const LOOK: &str = "
         WHERE idempotency_key = ANY($4)
           AND ($5::text[] IS NULL OR belongs_to = ANY($5)
                OR (belongs_to IS NULL AND created_at > now() - interval '1 hour'))
-        ORDER BY belongs_to IS NULL LIMIT 1
+        ORDER BY belongs_to IS NULL, idempotency_key = $2 LIMIT 1
     ) b ON true";
 
 /// What every booking begins with, for no event and no booking.

@@ -15,8 +15,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use resilience::Resilience;
 use resilience::server::read_body;
+use resilience::{Priority, Resilience, priority};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -91,7 +91,9 @@ async fn take(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
         let message = "The schema has no waiting room yet";
         return unavailable("WAITING_ROOM_UNAVAILABLE", message, RETRY_AFTER);
     }
-    let view = tokio::time::timeout(TIME, rooms.take(&report)).await;
+    // Without numbers all would be told to order, when there is too much already.
+    let taking = priority::within(Priority::Finish, rooms.take(&report));
+    let view = tokio::time::timeout(TIME, taking).await;
     match view.unwrap_or(Err(RoomError::TimedOut)) {
         Ok(view) => Json(view).into_response(),
         Err(error) => {

@@ -165,6 +165,12 @@ impl Progress {
         self.done.load().contains(&version)
     }
 
+    /// Whether it is known that this step is not done. Before the server was asked nothing is.
+    pub fn is_missing(&self, version: i32) -> bool {
+        let done = self.done.load();
+        !done.is_empty() && !done.contains(&version)
+    }
+
     /// How many steps are known to be done.
     pub fn done(&self) -> usize {
         self.done.load().len()

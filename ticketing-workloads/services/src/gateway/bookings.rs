@@ -1,6 +1,6 @@
 //! Everything about bookings, reservations and tickets, passed on as it is.
 
-use super::buyers::NewKey;
+use super::buyers::{FirstOrder, NewKey};
 use crate::answers::{body_unreadable, refused, shed, unavailable};
 use crate::buyer::{BUYER, BUYER_NETWORK, BUYER_SESSION};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
@@ -16,9 +16,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// Largest body of a request, in bytes.
-const MAX_BODY_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Time to send a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When to come back after a failure of which nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -58,12 +58,28 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
         key = HeaderValue::from_str(&new.to_string()).ok();
         headers.extend(key.clone().map(|key| (IDEMPOTENCY_KEY, key)));
     }
+    // Sent again without the cookie that came with the answer, it is the same buyer's.
+    let mut cookie = None;
+    if key.is_none()
+        && let Some(first) = parts.extensions.get::<FirstOrder>()
+        && let Some((buyer, own)) = key_in(&body).and_then(|key| first.by(&key))
+    {
+        headers.insert(BUYER, buyer);
+        cookie = Some(own);
+    }
     let mut response = match http_client::ask(&service, HttpCall { method: parts.method, path, headers, body }).await {
         Ok(answer) => http_client::pass_on(answer),
         Err(error) => fail(error, changes, key.as_ref()),
     };
     response.headers_mut().extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
+    response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
     response
+}
+
+/// The key that an order has in its body.
+fn key_in(body: &[u8]) -> Option<String> {
+    let order: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(order["idempotencyKey"].as_str()?.to_owned())
 }
 
 /// Whether it is an order without a key: then it gets one here, so that its sender can ask for the outcome.

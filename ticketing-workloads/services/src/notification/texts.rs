@@ -94,7 +94,8 @@ pub fn body(message: &Message, with_tickets: bool) -> String {
             "This is not a ticket. We write again as soon as the payment is settled; please do not book a second time.",
         ),
         Kind::PaymentPending => (
-            "we keep your seats, and your payment is still open: we wait for the provider's answer. You need not do anything.",
+            "we keep your seats, and your payment is still open: we wait for the provider's answer. If your bank or provider asks you \
+             to confirm it, please do: otherwise the seats are given to others.",
             "To pay  ",
             "This is not a ticket. We write again as soon as the payment is settled; please do not book a second time.",
         ),
@@ -179,7 +180,8 @@ mod tests {
     #[case::pending(Kind::PaymentPending, None, false, &golden(
         "Your payment for Opening Night is open",
         "we keep your seats, and your payment is still open: we wait for the\n\
-         provider's answer. You need not do anything.",
+         provider's answer. If your bank or provider asks you to confirm it,\n\
+         please do: otherwise the seats are given to others.",
         "  To pay   90.00 EUR\n", PENDING_NEXT))]
     #[case::declined(Kind::BookingCancelled, Some("declined"), false, &golden(
         "Your payment for Opening Night was declined",

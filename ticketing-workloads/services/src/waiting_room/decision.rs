@@ -108,8 +108,9 @@ impl Room {
     /// gateway, `epoch` is passed through.
     pub fn take(&mut self, now: i64, report: &Report, own_load: u32, epoch: Uuid) -> View {
         let bounds = Bounds::of(&report.settings);
-        // A clock that was set back stands still.
-        let now = now.max(self.moved_at);
+        if now < self.moved_at {
+            self.set_back(now);
+        }
         if self.moved_at == 0 || now - self.moved_at > FORGOTTEN_MS {
             self.begin(now);
         }
@@ -134,6 +135,14 @@ impl Room {
         self.lapse(bounds, elapsed);
         let Self { is_open, drawn, admitted, lapsed, rate, .. } = *self;
         View { epoch, is_open, first, drawn, admitted, lapsed, rate }
+    }
+
+    /// The clock was set back, as by a failover to another server: what was to come counts from now on.
+    fn set_back(&mut self, now: i64) {
+        self.moved_at = now;
+        self.window.began_at = self.window.began_at.min(now);
+        self.hold_until = self.hold_until.min(now + HOLD_MS);
+        self.calm_since = self.calm_since.map(|since| since.min(now));
     }
 
     /// Whoever waited in a room before has gone. Numbers go on, so that none is there twice.

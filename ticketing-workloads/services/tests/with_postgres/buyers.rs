@@ -240,6 +240,13 @@ async fn who_logs_in_takes_along_what_the_session_reserved() {
     assert_eq!(find(&app, &Who::user("ann"), &id).await.status, 200, "in another browser");
     assert_eq!(find(&app, &before, &id).await.status, 404, "whoever comes to that machine next");
     assert_eq!(taken(&postgres, OPENING_NIGHT).await, 2);
+
+    // But no more than a login may have: one session after the other would get it any number of seats.
+    let other = Who::session(8);
+    let held = reserve(&app, &other, &order(OPENING_NIGHT, 2)).await.id();
+    confirm(&app, &Who::user("ann").before(8), &held).await.limited_by("TOO_MANY_SEATS", "SEATS_PER_BUYER");
+    assert_eq!(find(&app, &other, &held).await.body["status"], "Held", "the session may still buy it");
+    assert_eq!(confirm(&app, &other, &held).await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

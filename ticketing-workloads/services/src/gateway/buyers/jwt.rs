@@ -19,8 +19,6 @@ const TYPES: [&str; 2] = ["jwt", "at+jwt"];
 /// Why a token is not taken, in words for its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidToken {
-    #[error("no tokens are taken here; come without one")]
-    NoneTaken,
     #[error("the token has more than {MAX_TOKEN_BYTES} bytes")]
     TooLarge,
     #[error("this is no JSON Web Token")]

@@ -236,11 +236,10 @@ impl Buyers {
         })
     }
 
-    /// Says once that many buyers may be taken for one network.
-    fn warn_of_proxies(&self, refusal: &Response, headers: &HeaderMap) {
-        let may_be_many = refusal.status() == StatusCode::TOO_MANY_REQUESTS
-            && self.proxies == TrustedProxies::None
-            && headers.contains_key("x-forwarded-for");
+    /// Says once that many buyers may be taken for one network, by whichever limit they notice it.
+    fn warn_of_proxies(&self, answer: &Response, proxied: bool) {
+        let may_be_many =
+            answer.status() == StatusCode::TOO_MANY_REQUESTS && self.proxies == TrustedProxies::None && proxied;
         if may_be_many && !self.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "requests were refused for being too many, and came through a proxy that is not trusted: all buyers there are taken \
@@ -268,7 +267,6 @@ impl Buyers {
         let token = Unverified::read(token)?;
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let claims = match (token.algorithm, &self.secrets, &self.issuer) {
-            (_, None, None) => return Err(InvalidToken::NoneTaken.into()),
             (Algorithm::Hs256, Some(secrets), _) => local_token::verify(&token, &secrets.now(), seconds)?,
             (Algorithm::Hs256, None, _) | (_, _, None) => return Err(InvalidToken::Algorithm.into()),
             (_, _, Some(issuer)) => issuer.verify(&token, seconds).await?,
@@ -281,11 +279,26 @@ impl Buyers {
         let keys = self.session_keys.now();
         let network = network(keys.first(), asked.client);
         let session = session::of(asked.headers, &keys);
-        let Some(token) = bearer(asked.headers) else { return self.without_a_token(asked, session, network, &keys) };
+        // Where no tokens are taken, whatever a proxy or a client puts there means nothing.
+        let takes_tokens = self.issuer.is_some() || self.secrets.is_some();
+        let Some(token) = bearer(asked.headers).filter(|_| takes_tokens) else {
+            return self.without_a_token(asked, session, network, &keys);
+        };
         match self.user_of(token).await {
             Ok(buyer) => {
                 self.take(Kind::User, of_text(&buyer.to_string()))?;
-                Ok(Known { buyer, before: session.map(Buyer::Session), network: None, keep: None })
+                // He may have sent the same order before he logged in, and lost the answer with the cookie.
+                let first = || {
+                    let key = asked.key_of_the_head().filter(|_| asked.begins_an_order)?;
+                    Some(session::of_first_order(key, &keys))
+                };
+                Ok(Known {
+                    buyer,
+                    before: session.or_else(first).map(Buyer::Session),
+                    network: None,
+                    keep: None,
+                    is_new: false,
+                })
             }
             Err(error) => {
                 self.take(Kind::Network, network.who)?;
@@ -312,14 +325,15 @@ impl Buyers {
             self.sessions.inc();
         }
         let new = || match asked.idempotency_key().filter(|_| keeps) {
-            Some(key) => session::of_first_order(key, &network.text, keys),
+            Some(key) => session::of_first_order(key, keys),
             // Nobody's, unless it is kept.
             None => Uuid::new_v4(),
         };
         let id = session.unwrap_or_else(new);
         // Signed anew, for another 30 days and by the key that signs now.
         let keep = keeps.then(|| session::set_cookie(id, keys, asked.secure)).flatten();
-        Ok(Known { buyer: Buyer::Session(id), before: None, network: Some(network.text), keep })
+        let is_new = session.is_none() && keeps;
+        Ok(Known { buyer: Buyer::Session(id), before: None, network: Some(network.text), keep, is_new })
     }
 }
 
@@ -349,8 +363,32 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// A key that nobody can guess; without one in the head the one that the order gets if it has none at all.
     fn idempotency_key(&self) -> Option<Uuid> {
-        let Some(key) = self.headers.get(IDEMPOTENCY_KEY) else { return self.new_key };
-        Uuid::try_parse(key.to_str().ok()?.trim()).ok().filter(|key| key.get_version_num() == 4)
+        if self.headers.contains_key(IDEMPOTENCY_KEY) { self.key_of_the_head() } else { self.new_key }
+    }
+
+    /// The key in the head, if nobody can guess it.
+    fn key_of_the_head(&self) -> Option<Uuid> {
+        unguessable(self.headers.get(IDEMPOTENCY_KEY)?.to_str().ok()?)
+    }
+}
+
+/// A key with enough chance in it: a UUID of version 4 or 7.
+fn unguessable(key: &str) -> Option<Uuid> {
+    Uuid::try_parse(key.trim()).ok().filter(|key| matches!(key.get_version_num(), 4 | 7))
+}
+
+/// With an order of somebody who has no session yet: its key may be in its body, which is read later.
+#[derive(Clone)]
+pub struct FirstOrder {
+    keys: Arc<Keys>,
+    secure: bool,
+}
+
+impl FirstOrder {
+    /// Who orders with this key, and the cookie for him; `None`: the key can be guessed, and he is somebody new each time.
+    pub fn by(&self, key: &str) -> Option<(HeaderValue, HeaderValue)> {
+        let id = session::of_first_order(unguessable(key)?, &self.keys);
+        Some((Buyer::Session(id).to_header()?, session::set_cookie(id, &self.keys, self.secure)?))
     }
 }
 
@@ -363,6 +401,8 @@ struct Known {
     network: Option<String>,
     /// The cookie of the session.
     keep: Option<HeaderValue>,
+    /// Whether it is a session that begins.
+    is_new: bool,
 }
 
 impl Known {
@@ -444,7 +484,7 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     if path == FOR_EVERYBODY {
         let network = network(buyers.session_keys.now().first(), client);
         if let Err(refusal) = buyers.take(Kind::Events, network.who) {
-            buyers.warn_of_proxies(&refusal, headers);
+            buyers.warn_of_proxies(&refusal, headers.contains_key("x-forwarded-for"));
             return *refusal;
         }
         return next.run(request).await;
@@ -455,15 +495,23 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     let known = match buyers.who(&Asked { headers, new_key, client, begins_an_order, secure }).await {
         Ok(known) => known,
         Err(refusal) => {
-            buyers.warn_of_proxies(&refusal, headers);
+            buyers.warn_of_proxies(&refusal, headers.contains_key("x-forwarded-for"));
             return *refusal;
         }
     };
     known.tell(request.headers_mut());
     new_key.and_then(|key| request.extensions_mut().insert(NewKey(key)));
+    if known.is_new {
+        request.extensions_mut().insert(FirstOrder { keys: buyers.session_keys.now(), secure });
+    }
+    let proxied = request.headers().contains_key("x-forwarded-for") && known.network.is_some();
     let mut response = next.run(request).await;
+    buyers.warn_of_proxies(&response, proxied);
     let headers = response.headers_mut();
-    headers.extend(known.keep.map(|cookie| (header::SET_COOKIE, cookie)));
+    let is_ours = |cookie: &HeaderValue| cookie.as_bytes().starts_with(session::COOKIE.as_bytes());
+    if !headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
+        headers.extend(known.keep.map(|cookie| (header::SET_COOKIE, cookie)));
+    }
     // It is for this buyer only.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response

@@ -10,13 +10,14 @@ mod page;
 mod place;
 mod uses;
 
-use super::{BOOKING, defaults};
-use crate::answers::refused;
+use super::{BOOKING, bookings, defaults};
+use crate::answers::{body_unreadable, refused};
 use crate::buyer::{BUYER, BUYER_SESSION, Buyer};
 use crate::host::{CAPACITY, StartError};
 use crate::http_client;
 use crate::waiting_room::View;
 use arc_swap::ArcSwap;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -32,6 +33,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use resilience::server::read_body;
 use resilience::{Check, CheckOutcome, Resilience};
 use serde_json::json;
 use std::path::PathBuf;
@@ -454,6 +456,13 @@ async fn guard(State(room): State<Arc<WaitingRoom>>, request: Request, next: Nex
         return next.run(request).await;
     }
     let Some(active) = room.active() else { return next.run(request).await };
+    // Who is slow to send an order is no load, and takes no number.
+    let (parts, body) = request.into_parts();
+    let body = match read_body(body, bookings::MAX_BODY_BYTES, bookings::BODY_TIMEOUT).await {
+        Ok(body) => Body::from(body),
+        Err(error) => return body_unreadable(error),
+    };
+    let request = Request::from_parts(parts, body);
     let holder = holders(request.headers()).into_iter().next().unwrap_or_default();
     let is_https = request.headers().get("x-forwarded-proto").is_some_and(|value| value == "https");
     match room.enter(&active, request.headers()).await {
