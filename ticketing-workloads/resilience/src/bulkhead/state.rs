@@ -3,7 +3,7 @@
 //! Not a semaphore of tokio's: that cannot shrink below what is in use. Here a smaller limit simply holds newcomers
 //! back until enough calls have ended.
 //!
-//! One [word](super::word) holds how many calls are inside and whose turn it is, so that a call that finds room takes it
+//! One [word] holds how many calls are inside and whose turn it is, so that a call that finds room takes it
 //! without a lock, and one that leaves knows whether another one waits. Only calls that wait take the lock of the queue.
 //!
 //! Of those that wait the most important ones go first, and a full queue makes room for one by refusing the least important.
