@@ -275,7 +275,7 @@ async fn services_send_their_callers_elsewhere_for_long_enough_before_they_end()
     }
 }
 
-/// A key of the chart's own or one that is there; whoever else had it could sign.
+/// A key of the chart's own or one that is there; anybody else who has it could sign.
 #[tokio::test(flavor = "multi_thread")]
 async fn notification_alone_has_the_key_of_tickets() {
     let charts = Charts::new().await;

@@ -227,7 +227,7 @@ impl Fixture {
         self.stack.connect().await.unwrap().query_one(query, &[&key]).await.unwrap().get(0)
     }
 
-    /// Sends an event of Stripe about this object through the gateway, as whoever knows `secret`; `None`: the right one.
+    /// Sends an event of Stripe about this object through the gateway, as somebody who knows `secret`; `None`: the right one.
     pub async fn event_of_stripe(&self, object: &str, secret: Option<&str>) -> Seen {
         let event = format!("evt_{}", rand::random::<u64>());
         let body =

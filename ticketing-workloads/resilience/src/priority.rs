@@ -16,7 +16,7 @@ tokio::task_local! {
 /// What a call is for, from what can best be done without up to what must not be lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Somebody looks: at what there is, at how something stands. Whoever is refused asks again.
+    /// Somebody looks: at what there is, at how something stands. The caller, if it is refused, asks again.
     Look,
     /// Something is begun that takes from what there is, such as an order.
     Start,

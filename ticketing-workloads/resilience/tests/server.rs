@@ -79,7 +79,7 @@ async fn an_idle_connection_is_closed_without_a_window_in_which_a_request_is_swa
     let mut stream = server.connect().await;
     assert!(ask(&mut stream).await.is_some());
     end_of(&mut stream).await;
-    // Whoever reads this takes it; nobody does, and the kernel says so.
+    // A reader would take it; nobody does, and the kernel says so.
     let refused = async {
         loop {
             if stream.write_all(REQUEST).await.is_err() {

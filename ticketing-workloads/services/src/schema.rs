@@ -159,7 +159,7 @@ pub fn hot_statements() -> impl Iterator<Item = (&'static str, &'static str)> {
 mod tests {
     use super::*;
 
-    /// Whoever orders would wait for all the rows.
+    /// A buyer would wait for all the rows.
     #[test]
     fn no_step_goes_through_rows_of_tables_that_it_keeps_others_from() {
         // Those before are released.

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leaves_is_found_whoever_left_before() {
+    fn one_that_leaves_is_found_also_after_others_have_left() {
         let mut queue = Queue::default();
         let ids: Vec<u64> = (0..4)
             .map(|name| {

@@ -2,7 +2,7 @@
 //!
 //! A booking belongs to the buyer that made it. To everybody else it is as if it were not there. What somebody booked before
 //! its login is its own after it, for as long as the gateway names that session; a reservation that is bought then goes over to
-//! the login. Bookings that are nobody's, of version 0.1 or made inside the cluster, are found by whoever knows their id.
+//! the login. Bookings that are nobody's, of version 0.1 or made inside the cluster, are found by everybody who knows their id.
 //!
 //! A request without these headers comes from inside the cluster, and is allowed everything.
 

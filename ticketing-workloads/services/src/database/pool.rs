@@ -39,7 +39,7 @@ const CURE_INTERVAL: Duration = Duration::from_secs(30);
 /// than it takes to give one out.
 const CHANGE_SETTLED: Duration = Duration::from_secs(10);
 
-/// Longest wait for a place in the pool; whoever waits has a shorter time of its own.
+/// Longest wait for a place in the pool; a caller that waits has a shorter time of its own.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// Asks for a sign of life. A replica answers, too: so the answer has to say whether writes are taken.
@@ -54,7 +54,7 @@ pub struct Database {
 pub(super) struct Shared {
     pub(super) connector: Connector,
     size: usize,
-    /// As many as there may be connections. Whoever takes one from a pool has one first, so that the most important of those that
+    /// As many as there may be connections. A caller has one before it takes a connection from a pool, so that the most important of those that
     /// wait go first; a pool itself would let them in as they came. They outlast resets: what is under way on the old
     /// connections has its place until it ends.
     places: &'static Bulkhead,
@@ -538,7 +538,7 @@ impl StatementBound {
 }
 
 /// Has the server keep to another bound in this session, if there is one. It is sent and not waited for: the server does it
-/// before whatever is sent next, and whoever gets a connection that hangs is to find that out, and not the pool.
+/// before whatever is sent next, and the caller that gets a connection that hangs is to find that out, and not the pool.
 fn set_bound(client: &ClientWrapper, statement_ms: Option<u64>) -> HookResult<tokio_postgres::Error> {
     let Some(statement_ms) = statement_ms else { return Ok(()) };
     let change = format!("SET statement_timeout = {statement_ms}");

@@ -237,7 +237,7 @@ pub struct Refused {
     pub wait: Option<Duration>,
 }
 
-/// An endpoint that is being asked. If it is dropped before it is finished, whoever asked did not wait for the end.
+/// An endpoint that is being asked. If it is dropped before it is finished, its caller did not wait for the end.
 pub struct Asked {
     endpoints: Arc<Endpoints>,
     chosen: Chosen,

@@ -145,7 +145,7 @@ impl Room {
         self.calm_since = self.calm_since.map(|since| since.min(now));
     }
 
-    /// Whoever waited in a room before has gone. Numbers go on, so that none is there twice.
+    /// The buyers who waited in a room before have gone. Numbers go on, so that none is there twice.
     fn begin(&mut self, now: i64) {
         let drawn = self.drawn;
         *self = Self { drawn, admitted: drawn, lapsed: drawn, mark: drawn, moved_at: now, ..Self::default() };

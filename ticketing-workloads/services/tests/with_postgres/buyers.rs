@@ -238,7 +238,7 @@ async fn who_logs_in_takes_along_what_the_session_reserved() {
     let of_ann = Buyer::user("https://id.example", "ann").to_string();
     assert_eq!(owner(&postgres, &id).await, (Some(of_ann), None));
     assert_eq!(find(&app, &Who::user("ann"), &id).await.status, 200, "in another browser");
-    assert_eq!(find(&app, &before, &id).await.status, 404, "whoever comes to that machine next");
+    assert_eq!(find(&app, &before, &id).await.status, 404, "the next one at that machine");
     assert_eq!(taken(&postgres, OPENING_NIGHT).await, 2);
 
     // But no more than a login may have: one session after the other would get it any number of seats.
@@ -472,7 +472,7 @@ async fn what_a_buyer_reserves_of_all_events_is_limited() {
     assert_eq!(reserve(&app, &ann, &order(&two, 3)).await.status, 201);
 }
 
-/// The seats of an event were kept from others by whoever reserved them again and again.
+/// The seats of an event were kept from others by a buyer who reserved them again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn reservations_are_not_renewed_for_ever() {
     let postgres = Postgres::start().await;

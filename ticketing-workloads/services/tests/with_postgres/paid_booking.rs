@@ -333,7 +333,7 @@ async fn a_payment_that_never_ends_is_ended(#[case] before: Value, #[case] after
     assert_eq!(stage.providers.charges().await.len(), charges);
 }
 
-/// The money of a booking that is cancelled goes back, whoever finds out, also when the provider fails at first.
+/// The money of a booking that is cancelled goes back, by whatever way that is found out, also when the provider fails at first.
 #[rstest::rstest]
 #[case::at_once("stripe", json!({}), json!({}))]
 #[case::stored_failure("stripe", json!({"refundStoredFailure": true}), json!({}))]

@@ -337,7 +337,7 @@ async fn a_thousand_buyers_of_500_seats_in_a_night_with_everything_on() {
         assert_eq!(look(stranger, &path).await.0, 404);
     }
     let told: BTreeSet<_> = sold.iter().filter_map(|(_, booking)| booking.clone()).collect();
-    assert!(told.is_subset(&confirmed), "whoever got a yes has a seat");
+    assert!(told.is_subset(&confirmed), "every buyer with a yes has a seat");
 
     assert_eq!(reconcile::compare(&reconcile_settings(night)).await.unwrap(), Vec::<String>::new());
 }

@@ -200,7 +200,7 @@ fn what_was_changed_or_is_no_token_is_refused() {
     assert_eq!(verify(&large, &keys), Err(InvalidToken::TooLarge));
 }
 
-/// Whoever knows the public key would make tokens by it.
+/// Everybody who knows the public key would make tokens by it.
 #[test]
 fn a_public_key_is_no_secret() {
     let signer = Signer::new();

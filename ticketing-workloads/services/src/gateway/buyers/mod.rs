@@ -44,7 +44,7 @@ use uuid::Uuid;
 
 /// Where an order begins: who has no session gets one with it. A waiting room belongs here, too.
 const BEGINNINGS: [&str; 3] = ["/api/bookings", "/api/reservations", "/api/waiting-room"];
-/// What anybody may look at, whoever they are.
+/// What everybody may look at.
 const FOR_EVERYBODY: &str = "/api/events";
 /// When to come back with a token that could not be verified.
 const RETRY_AFTER: Duration = Duration::from_secs(5);

@@ -171,7 +171,7 @@ impl WaitingRoom {
             {
                 arrivals.push(next);
             }
-            // Whoever has gone meanwhile needs none.
+            // A caller that has gone meanwhile needs none.
             arrivals.retain(|arrival| !arrival.is_closed());
             (next, soonest) = (Instant::now() + TICK, Instant::now() + BATCH);
             self.refresh_keys();

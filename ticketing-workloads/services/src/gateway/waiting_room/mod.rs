@@ -201,7 +201,7 @@ enum Entry {
 }
 
 /// For whom a place holds, the first one when it is given: the buyer as the gateway knows him, and the session that he had before
-/// he logged in. Where the gateway knows nobody, a place is good for whoever has it.
+/// he logged in. Where the gateway knows nobody, a place is good for everybody who has it.
 fn holders(headers: &HeaderMap) -> Vec<String> {
     let known = [BUYER, BUYER_SESSION].into_iter().filter_map(|name| Buyer::of(headers, &name));
     let known: Vec<_> = known.map(|buyer| buyer.to_string()).collect();
