@@ -83,7 +83,7 @@ fn key_in(body: &[u8]) -> Option<String> {
 }
 
 /// Whether it is an order without a key: then it gets one here, so that its sender can ask for the outcome.
-fn needs_a_key(body: &[u8]) -> bool {
+pub(super) fn needs_a_key(body: &[u8]) -> bool {
     let order: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     order.is_object() && order["idempotencyKey"].is_null()
 }

@@ -135,6 +135,15 @@ async fn arrivals_at_all_gateways_have_one_order_that_outlives_them() {
         assert!(said["estimateSeconds"].as_u64().unwrap() > 300, "{said}");
     }
     assert_eq!(places.iter().map(|place| number(place)).collect::<Vec<_>>(), [501, 502, 503, 504, 505]);
+    // A program without a login and without cookies keeps its place by the key that it is given.
+    let bare = reqwest::Client::new();
+    let url = |gateway: &App| format!("http://{}/api/bookings", gateway.address);
+    let order_of_its_own = order(OPENING_NIGHT, 1).to_string();
+    let waits = bare.post(url(&one)).body(order_of_its_own.clone()).send().await.unwrap();
+    let (its_key, own) = (waits.headers()["idempotency-key"].clone(), place(&waits));
+    assert_eq!((waits.status().as_u16(), number(&own)), (202, 506));
+    let again = bare.post(url(&one)).header("idempotency-key", its_key).header("x-place", &own).body(order_of_its_own);
+    assert_eq!(place(&again.send().await.unwrap()), own);
     // Who comes again has the same place, at any of them, and is nearer.
     let again = buy(&other, OPENING_NIGHT, Some(&places[0])).await;
     assert_eq!((again.status().as_u16(), place(&again)), (202, places[0].clone()));
@@ -153,7 +162,7 @@ async fn arrivals_at_all_gateways_have_one_order_that_outlives_them() {
     assert!((300..501).contains(&ahead), "{standing}");
     eventually("it draws again", async || {
         let answer = buy(&other, OPENING_NIGHT, None).await;
-        (answer.status() == 202).then(|| assert_eq!(number(&place(&answer)), 506))
+        (answer.status() == 202).then(|| assert_eq!(number(&place(&answer)), 507))
     })
     .await;
 }

@@ -155,6 +155,10 @@ struct OutcomeLabel {
 #[derive(Clone, Copy)]
 pub struct NewKey(pub Uuid);
 
+/// Whether a browser is to send cookies over HTTPS only.
+#[derive(Clone, Copy)]
+pub struct OverHttps(pub bool);
+
 /// Knows buyers.
 pub struct Buyers {
     issuer: Option<Arc<Issuer>>,
@@ -500,6 +504,7 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
         }
     };
     known.tell(request.headers_mut());
+    request.extensions_mut().insert(OverHttps(secure));
     new_key.and_then(|key| request.extensions_mut().insert(NewKey(key)));
     if known.is_new {
         request.extensions_mut().insert(FirstOrder { keys: buyers.session_keys.now(), secure });

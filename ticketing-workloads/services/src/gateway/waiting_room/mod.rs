@@ -10,11 +10,12 @@ mod page;
 mod place;
 mod uses;
 
+use super::buyers::{NewKey, OverHttps};
 use super::{BOOKING, bookings, defaults};
 use crate::answers::{body_unreadable, refused};
 use crate::buyer::{BUYER, BUYER_SESSION, Buyer};
 use crate::host::{CAPACITY, StartError};
-use crate::http_client;
+use crate::http_client::{self, IDEMPOTENCY_KEY};
 use crate::waiting_room::View;
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -459,12 +460,15 @@ async fn guard(State(room): State<Arc<WaitingRoom>>, request: Request, next: Nex
     // Who is slow to send an order is no load, and takes no number.
     let (parts, body) = request.into_parts();
     let body = match read_body(body, bookings::MAX_BODY_BYTES, bookings::BODY_TIMEOUT).await {
-        Ok(body) => Body::from(body),
+        Ok(body) => body,
         Err(error) => return body_unreadable(error),
     };
-    let request = Request::from_parts(parts, body);
+    // Who has no cookies either is the same buyer with the key that his order would get.
+    let key = parts.extensions.get().map(|NewKey(key)| *key);
+    let key = key.filter(|_| !parts.headers.contains_key(IDEMPOTENCY_KEY) && bookings::needs_a_key(&body));
+    let request = Request::from_parts(parts, Body::from(body));
     let holder = holders(request.headers()).into_iter().next().unwrap_or_default();
-    let is_https = request.headers().get("x-forwarded-proto").is_some_and(|value| value == "https");
+    let is_https = request.extensions().get().is_some_and(|OverHttps(only)| *only);
     match room.enter(&active, request.headers()).await {
         Entry::Pass { place, is_new } => {
             if place.is_some() {
@@ -491,6 +495,8 @@ async fn guard(State(room): State<Arc<WaitingRoom>>, request: Request, next: Nex
             if let Some(text) = text {
                 hand_over(&mut response, &text, is_https);
             }
+            let key = key.and_then(|key| HeaderValue::from_str(&key.to_string()).ok());
+            response.headers_mut().extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
             response
         }
         Entry::Busy => {
