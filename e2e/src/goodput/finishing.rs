@@ -4,7 +4,7 @@
 use super::{EVENTS, sorted_ms};
 use crate::bench::percentile;
 use crate::load_generator::{Answer, LoadGenerator, Reservation, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Ports};
+use crate::local_stack::{LocalStack, LocalStackError, Ports};
 use crate::progress::Progress;
 use futures::future::join_all;
 use std::time::{Duration, Instant};
@@ -53,18 +53,24 @@ pub(super) async fn measure(time: Duration, progress: &Progress) -> Result<(), L
 
 async fn case(polling: usize, ordering: usize, time: Duration) -> Result<Finished, LocalStackError> {
     let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
-    let stack =
-        LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
-            .await?;
+    let stack = LocalStack::start(
+        LocalStack::release_program(),
+        first_port,
+        &[("REQUESTS_PER_USER", "0")],
+        false,
+        &Progress::quiet(),
+    )
+    .await?;
     let load = LoadGenerator::new(&stack, EVENTS, SEATS).await?;
     load.run(FINISHING, Duration::from_secs(2)).await;
     let count = usize::try_from(time.as_millis() / PAUSE.as_millis()).unwrap_or(usize::MAX);
     let kept = join_all((0..FINISHING).map(|_| keep(&load, count))).await;
-    let Some(known) = kept.first().and_then(|kept| kept.first()).cloned() else { return Ok(Finished::default()) };
+    // Each asks about a reservation of his own.
+    let polled = join_all((0..polling).map(|_| keep(&load, 1))).await.concat();
     let end = Instant::now() + time;
     let (finished, ..) = tokio::join!(
         join_all(kept.iter().map(|kept| finish(&load, kept, end))),
-        join_all((0..polling).map(|_| poll(&load, &known, end))),
+        join_all(polled.iter().map(|own| poll(&load, own, end))),
         async { if ordering > 0 { load.run(ordering, time).await } else { Vec::new() } },
     );
     stack.stop().await;
@@ -112,6 +118,8 @@ async fn finish(load: &LoadGenerator, kept: &[Reservation], end: Instant) -> Fin
 
 async fn poll(load: &LoadGenerator, known: &Reservation, end: Instant) {
     while Instant::now() < end {
-        load.ask_about(known).await;
+        if load.ask_about(known).await.status != 200 {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::{EVENTS, Measured};
 use crate::bench::percentile;
 use crate::load_generator::{LoadGenerator, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports};
+use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
 use crate::progress::Progress;
 use contract::{BulkheadSettings, FlagSettings, FlagState, FlagsSettings, PolicySettings};
 use serde_json::json;
@@ -28,8 +28,7 @@ pub(super) async fn measure(time: Duration, progress: &Progress) -> Result<Optio
         progress.say(format!("{CROWD} buyers of {name}"));
         let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
         let stack =
-            LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
-                .await?;
+            LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
         for (service, admin) in
             [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]
         {

@@ -5,7 +5,7 @@
 use super::{EVENTS, per_second, percent, sorted_ms};
 use crate::bench::percentile;
 use crate::load_generator::{Answer, LoadGenerator, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports, can_name};
+use crate::local_stack::{LocalStack, LocalStackError, Port, Ports, can_name};
 use crate::progress::Progress;
 use contract::{DependencySettings, FlagsSettings, PolicySettings};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -65,8 +65,7 @@ pub(super) async fn measure(time: Duration, progress: &Progress) -> Result<Optio
 async fn case(way: Way, time: Duration) -> Result<Vec<Answer>, LocalStackError> {
     let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
     let mut stack =
-        LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
-            .await?;
+        LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
     let load = LoadGenerator::new(&stack, EVENTS, SEATS).await?;
     let port = stack.port(Port::Catalog);
     stack.start_pod("catalog", "catalog-2", PODS[1], &[])?;

@@ -3,7 +3,7 @@
 use super::{EVENTS, Measured, percent};
 use crate::bench::percentile;
 use crate::load_generator::{LoadGenerator, SEATS};
-use crate::local_stack::{LocalStack, LocalStackError, NO_BUYER_LIMITS, Port, Ports};
+use crate::local_stack::{LocalStack, LocalStackError, Port, Ports};
 use crate::progress::Progress;
 use contract::{
     BulkheadSettings, CircuitBreakerSettings, DependencySettings, FlagsSettings, ManualState, PolicySettings,
@@ -66,9 +66,7 @@ pub(super) async fn measure(time: Duration, progress: &Progress) -> Result<(), L
 async fn case(behaviour: &Value, patterns: bool, time: Duration) -> Result<Measured, LocalStackError> {
     let first_port = Ports::any_free().ok_or(LocalStackError::NoPorts)?;
     // Each case has a local stack of its own: the circuits of the one before would still be open.
-    let stack =
-        LocalStack::start(LocalStack::release_program(), first_port, &NO_BUYER_LIMITS, false, &Progress::quiet())
-            .await?;
+    let stack = LocalStack::start(LocalStack::release_program(), first_port, &[], false, &Progress::quiet()).await?;
     if !patterns {
         for (service, admin) in
             [("gateway", Port::GatewayAdmin), ("booking", Port::BookingAdmin), ("payment", Port::PaymentAdmin)]
