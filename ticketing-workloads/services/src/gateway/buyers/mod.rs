@@ -240,14 +240,13 @@ impl Buyers {
         })
     }
 
-    /// Says once that many buyers may be taken for one network, by whichever limit they notice it.
-    fn warn_of_proxies(&self, answer: &Response, proxied: bool) {
-        let may_be_many =
-            answer.status() == StatusCode::TOO_MANY_REQUESTS && self.proxies == TrustedProxies::None && proxied;
+    /// Says once, and before a limit is reached, that many buyers may be taken for one network.
+    fn warn_of_proxies(&self, headers: &HeaderMap) {
+        let may_be_many = self.proxies == TrustedProxies::None && headers.contains_key("x-forwarded-for");
         if may_be_many && !self.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "requests were refused for being too many, and came through a proxy that is not trusted: all buyers there are taken \
-                 for one network. Set TRUSTED_PROXIES"
+                "a request came through a proxy that is not trusted: if all do, all buyers without a login are taken for one \
+                 network, with its limits. Set TRUSTED_PROXIES"
             );
         }
     }
@@ -477,6 +476,7 @@ fn token_refused(error: TokenError) -> Response {
 pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
+    buyers.warn_of_proxies(headers);
     // Without an address, which only a test does, all are one.
     let peer = peer.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
     let client = buyers.proxies.client(peer, headers);
@@ -488,7 +488,6 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     if path == FOR_EVERYBODY {
         let network = network(buyers.session_keys.now().first(), client);
         if let Err(refusal) = buyers.take(Kind::Events, network.who) {
-            buyers.warn_of_proxies(&refusal, headers.contains_key("x-forwarded-for"));
             return *refusal;
         }
         return next.run(request).await;
@@ -498,10 +497,7 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     let new_key = begins_an_order.then(Uuid::new_v4);
     let known = match buyers.who(&Asked { headers, new_key, client, begins_an_order, secure }).await {
         Ok(known) => known,
-        Err(refusal) => {
-            buyers.warn_of_proxies(&refusal, headers.contains_key("x-forwarded-for"));
-            return *refusal;
-        }
+        Err(refusal) => return *refusal,
     };
     known.tell(request.headers_mut());
     request.extensions_mut().insert(OverHttps(secure));
@@ -509,9 +505,7 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     if known.is_new {
         request.extensions_mut().insert(FirstOrder { keys: buyers.session_keys.now(), secure });
     }
-    let proxied = request.headers().contains_key("x-forwarded-for") && known.network.is_some();
     let mut response = next.run(request).await;
-    buyers.warn_of_proxies(&response, proxied);
     let headers = response.headers_mut();
     let is_ours = |cookie: &HeaderValue| cookie.as_bytes().starts_with(session::COOKIE.as_bytes());
     if !headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
