@@ -18,7 +18,7 @@ use ticketing_services::booking::cleanup;
 use ticketing_services::payment::reconcile;
 
 /// Booking asks payment once, and waits for two seconds.
-fn quick(fallback: &[FallbackSettings]) -> PolicySettings {
+pub fn quick(fallback: &[FallbackSettings]) -> PolicySettings {
     let mut policy = quick_policy();
     let mut payment = DependencySettings { fallback: fallback.to_vec(), ..Default::default() };
     payment.timeout.request_ms = 2_000;
@@ -30,7 +30,7 @@ fn quick(fallback: &[FallbackSettings]) -> PolicySettings {
 }
 
 /// Providers are given up after 300 ms.
-fn quick_providers() -> PolicySettings {
+pub fn quick_providers() -> PolicySettings {
     let mut policy = PolicySettings::default();
     for name in ["stripe", "paypal"] {
         let mut provider = DependencySettings::default();
@@ -44,6 +44,17 @@ fn quick_providers() -> PolicySettings {
     }
     let stripe = policy.dependencies.get_mut("stripe").unwrap();
     stripe.fallback = vec![FallbackSettings::Provider { provider: "paypal".into() }];
+    policy
+}
+
+/// The same for a crowd: as in the ADR, without a bulkhead a thousand buyers only get in each other's way.
+pub fn for_a_crowd() -> PolicySettings {
+    let mut policy = quick(&[FallbackSettings::Queue]);
+    let database = policy.dependencies.get_mut("database").unwrap();
+    database.retry.num_retries = 8;
+    database.bulkhead = Some("critical".to_owned());
+    let critical = BulkheadSettings { max_concurrent: 8, max_queued: 200, max_wait_ms: 2_000 };
+    policy.bulkheads.insert("critical".to_owned(), critical);
     policy
 }
 
@@ -505,7 +516,7 @@ async fn the_providers_are_compared_with_the_ledger() {
     let (_, by_paypal, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
     stage.providers.behave("stripe", json!({})).await;
     assert_eq!(stage.providers.charged(&by_paypal).await, ["paypal"]);
-    let settings = Reconcile::parse(&stage);
+    let settings = reconcile_settings(&stage.postgres, &stage.providers);
     // Some requests fail at one provider: those slices are asked for again.
     stage.providers.behave("paypal", json!({"failPercent": 2})).await;
     assert_eq!(reconcile::compare(&settings).await.unwrap(), Vec::<String>::new());
@@ -534,7 +545,7 @@ async fn refunds_are_compared_with_the_ledger() {
         stage.providers.behave("stripe", json!({"refuse": true})).await;
     }
     stage.providers.behave("stripe", json!({})).await;
-    let settings = Reconcile::parse(&stage);
+    let settings = reconcile_settings(&stage.postgres, &stage.providers);
     assert_eq!(reconcile::compare(&settings).await.unwrap(), Vec::<String>::new());
     for (provider, object) in &charges {
         refund_by_hand(&stage, provider, object, 1_000).await;
@@ -569,18 +580,17 @@ struct Reconcile {
     settings: reconcile::Settings,
 }
 
-impl Reconcile {
-    fn parse(stage: &Stage) -> reconcile::Settings {
-        let arguments = [
-            "reconcile".to_owned(),
-            "--database-url".to_owned(),
-            stage.postgres.url(),
-            format!("--stripe-url=http://{}", stage.providers.stripe),
-            format!("--paypal-url=http://{}", stage.providers.paypal),
-            "--grace-minutes=0".to_owned(),
-        ];
-        <Self as clap::Parser>::parse_from(arguments).settings
-    }
+/// For all that is written down and charged by now.
+pub fn reconcile_settings(postgres: &Postgres, providers: &Providers) -> reconcile::Settings {
+    let arguments = [
+        "reconcile".to_owned(),
+        "--database-url".to_owned(),
+        postgres.url(),
+        format!("--stripe-url=http://{}", providers.stripe),
+        format!("--paypal-url=http://{}", providers.paypal),
+        "--grace-minutes=0".to_owned(),
+    ];
+    <Reconcile as clap::Parser>::parse_from(arguments).settings
 }
 
 /// A thousand buyers of 500 seats, all at once, while connections are cut, rows are locked and providers change their ways.
@@ -591,14 +601,7 @@ async fn a_thousand_buyers_of_500_seats() {
     let insert = "INSERT INTO events (id, name, capacity, available, price_cents)
                   VALUES (gen_random_uuid(), 'Final', 500, 500, 100) RETURNING id::text";
     let event: String = client.query_one(insert, &[]).await.unwrap().get(0);
-    let mut policy = quick(&[FallbackSettings::Queue]);
-    let database = policy.dependencies.get_mut("database").unwrap();
-    database.retry.num_retries = 8;
-    // As in the ADR: without a bulkhead a thousand buyers only get in each other's way.
-    database.bulkhead = Some("critical".to_owned());
-    let critical = BulkheadSettings { max_concurrent: 8, max_queued: 200, max_wait_ms: 2_000 };
-    policy.bulkheads.insert("critical".to_owned(), critical);
-    stage.booking.push(policy, FlagsSettings::default()).await;
+    stage.booking.push(for_a_crowd(), FlagsSettings::default()).await;
 
     let until = Instant::now() + Duration::from_secs(120);
     // Each buyer comes back with the same key until somebody says yes or no.

@@ -1,13 +1,12 @@
 //! A whole night: a thousand buyers with and without a login, through two gateways with limits and a waiting room, for 500
 //! seats, while connections are cut, providers change their ways and events come twice and forged.
 
-use crate::support::app::{App, quick_policy};
+use crate::paid_booking::{for_a_crowd, quick_providers, reconcile_settings};
+use crate::support::app::App;
 use crate::support::postgres::Postgres;
 use crate::support::providers::Providers;
 use crate::support::within;
-use contract::{
-    BulkheadSettings, DependencySettings, FallbackSettings, FlagsSettings, PolicySettings, RetryOn, WaitingRoomSettings,
-};
+use contract::{BulkheadSettings, DependencySettings, FlagsSettings, PolicySettings, WaitingRoomSettings};
 use futures::future::join_all;
 use hmac::{Hmac, Mac};
 use reqwest::Client;
@@ -23,40 +22,6 @@ use ticketing_services::payment::reconcile;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const SEATS: i64 = 500;
 const BUYERS: usize = 1_000;
-
-/// Providers are given up after 300 ms.
-fn providers_policy() -> PolicySettings {
-    let mut policy = PolicySettings::default();
-    for name in ["stripe", "paypal"] {
-        let mut provider = DependencySettings::default();
-        provider.timeout.request_ms = 1_000;
-        provider.timeout.per_try_ms = 300;
-        provider.retry.num_retries = 1;
-        provider.retry.base_interval_ms = 10;
-        provider.retry.retry_on = [RetryOn::ServerError].into();
-        provider.circuit_breaker.break_ms = 300;
-        policy.dependencies.insert(name.to_owned(), provider);
-    }
-    let stripe = policy.dependencies.get_mut("stripe").unwrap();
-    stripe.fallback = vec![FallbackSettings::Provider { provider: "paypal".into() }];
-    policy
-}
-
-fn booking_policy() -> PolicySettings {
-    let mut policy = quick_policy();
-    let mut payment = DependencySettings { fallback: vec![FallbackSettings::Queue], ..Default::default() };
-    payment.timeout.request_ms = 2_000;
-    payment.timeout.per_try_ms = 2_000;
-    payment.retry.num_retries = 0;
-    payment.circuit_breaker.break_ms = 300;
-    policy.dependencies.insert("payment".to_owned(), payment);
-    let database = policy.dependencies.get_mut("database").unwrap();
-    database.retry.num_retries = 8;
-    database.bulkhead = Some("critical".to_owned());
-    let critical = BulkheadSettings { max_concurrent: 8, max_queued: 200, max_wait_ms: 2_000 };
-    policy.bulkheads.insert("critical".to_owned(), critical);
-    policy
-}
 
 /// The waiting room opens when a fifth of the places of a gateway is taken.
 fn gateway_policy() -> PolicySettings {
@@ -94,9 +59,9 @@ impl Night {
         let providers = Providers::start();
         let payment = App::payment(&postgres, &providers).await;
         payment.mount("stripe-webhooks", "whsec\n");
-        payment.push(providers_policy(), FlagsSettings::default()).await;
+        payment.push(quick_providers(), FlagsSettings::default()).await;
         let booking = App::paid_booking(&postgres, payment.address).await;
-        booking.push(booking_policy(), FlagsSettings::default()).await;
+        booking.push(for_a_crowd(), FlagsSettings::default()).await;
         let keys = tempfile::tempdir().unwrap();
         let file = keys.path().join("keys");
         std::fs::write(&file, SECRET).unwrap();
@@ -339,7 +304,10 @@ async fn a_thousand_buyers_of_500_seats_in_a_night_with_everything_on() {
     let told: BTreeSet<_> = sold.iter().filter_map(|(_, booking)| booking.clone()).collect();
     assert!(told.is_subset(&confirmed), "every buyer with a yes has a seat");
 
-    assert_eq!(reconcile::compare(&reconcile_settings(night)).await.unwrap(), Vec::<String>::new());
+    assert_eq!(
+        reconcile::compare(&reconcile_settings(&night.postgres, &night.providers)).await.unwrap(),
+        Vec::<String>::new()
+    );
 }
 
 /// As often as it is refused for coming too often.
@@ -353,22 +321,4 @@ async fn look(buyer: &Buyer<'_>, path: &str) -> Answer {
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-}
-
-#[derive(clap::Parser)]
-struct Reconcile {
-    #[command(flatten)]
-    settings: reconcile::Settings,
-}
-
-fn reconcile_settings(night: &Night) -> reconcile::Settings {
-    let arguments = [
-        "reconcile".to_owned(),
-        "--database-url".to_owned(),
-        night.postgres.url(),
-        format!("--stripe-url=http://{}", night.providers.stripe),
-        format!("--paypal-url=http://{}", night.providers.paypal),
-        "--grace-minutes=0".to_owned(),
-    ];
-    <Reconcile as clap::Parser>::parse_from(arguments).settings
 }
