@@ -227,7 +227,7 @@ async fn the_flag_keeps_room_for_what_is_to_be_finished() {
     (database.timeout.request_ms, database.timeout.per_try_ms) = (30_000, 30_000);
     app.push(policy.clone(), flag(1)).await;
     let holder = postgres.connect().await;
-    holder.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
     let begun = app.book_in_the_background(1);
     eventually("it is under way", async || (app.health().await.load.in_flight == 1).then_some(())).await;
     let more = error_code(app.post(&order(OPENING_NIGHT, 1)).await).await;
