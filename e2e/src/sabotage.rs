@@ -17,6 +17,7 @@ use crate::{
     testbed::{TICKETING, Testbed, TestbedError, until},
     traffic::{Forward, book},
 };
+use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use std::{
     sync::{
@@ -109,7 +110,9 @@ impl HungCalls {
     pub async fn of(testbed: &Testbed, pod: &str) -> Result<Self, TestbedError> {
         let places = pool_size(testbed, pod).await?;
         let forward = Forward::open(testbed, pod, 8080).await?;
-        let client = reqwest::Client::builder().no_proxy().build();
+        // Orders alone would leave the connections free that booking keeps for finishing sales.
+        let important = [(HeaderName::from_static("x-priority"), HeaderValue::from_static("finish"))];
+        let client = reqwest::Client::builder().no_proxy().default_headers(important.into_iter().collect()).build();
         let client = client.map_err(|error| TestbedError::unexpected("an HTTP client", &error.to_string()))?;
         let over = Arc::new(AtomicBool::new(false));
         let buyer = |_| {
