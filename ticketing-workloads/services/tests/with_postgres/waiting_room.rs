@@ -113,7 +113,8 @@ async fn code(answer: Response) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn arrivals_at_all_gateways_have_one_order_that_outlives_them() {
     let postgres = Postgres::start().await;
-    let booking = App::booking_with(&postgres, &[]).await;
+    let port = nobody().await.port().to_string();
+    let booking = App::booking_with(&postgres, &[("--port", &port)]).await;
     let key = key(KEY);
     let (one, other) = (gateway(&booking, &key, room()).await, gateway(&booking, &key, room()).await);
     // A crowd at a third one: it takes minutes until they are all let in.
@@ -148,7 +149,6 @@ async fn arrivals_at_all_gateways_have_one_order_that_outlives_them() {
     let again = buy(&other, OPENING_NIGHT, Some(&places[0])).await;
     assert_eq!((again.status().as_u16(), place(&again)), (202, places[0].clone()));
 
-    let port = booking.address.port().to_string();
     one.end().await;
     booking.end().await;
     let booking = App::booking_with(&postgres, &[("--port", &port)]).await;

@@ -36,7 +36,13 @@ where
     }
 }
 
-/// Nobody listens here.
+/// Nobody listens here. The port is none of those that the kernel gives to connections and listeners of other tests, so that it
+/// can be listened on later.
 pub async fn nobody() -> SocketAddr {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    loop {
+        let port = rand::random_range(10_000..30_000);
+        if let Ok(listener) = tokio::net::TcpListener::bind(("127.0.0.1", port)).await {
+            return listener.local_addr().unwrap();
+        }
+    }
 }
