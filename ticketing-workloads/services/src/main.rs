@@ -45,7 +45,7 @@ enum Service {
     /// Compares the providers' charges with the ledger, prints a line for each difference; exit code 1 if there is any.
     Reconcile(payment::reconcile::Settings),
     /// Says of each ticket's code whether it is genuine, without a network; exit code 1 if one is not, 2 if there are no keys to
-    /// tell by. It cannot know what became of the booking, nor who has shown the code before.
+    /// tell by. It cannot know whether the booking was cancelled, nor whether the code was shown before.
     Verify(tickets::command::Verify),
     /// Makes the key that tickets are signed with, or prints its public half.
     #[command(subcommand)]

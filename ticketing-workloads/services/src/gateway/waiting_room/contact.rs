@@ -25,7 +25,7 @@ const DRAW_TIME: Duration = Duration::from_secs(5);
 /// Buyers who wait for one at once. Each has a connection, of which there are fewer.
 const MAX_DRAWING: usize = 8_192;
 
-/// What became of the wish for a number.
+/// The outcome of a request for a number.
 #[derive(Clone, Debug)]
 pub enum Drawn {
     /// It is this one, and so the room stands.
