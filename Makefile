@@ -116,8 +116,9 @@ bench-layers: prerequisites ## What each layer costs per call, beside hand-writt
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
 
 .PHONY: bench-goodput
-bench-goodput: e2e-tool release-services ## What the patterns are worth to a sale: ONLY=providers,hot,pods,finishing CASE_SECONDS=20
-	$(E2E) goodput $(if $(ONLY),--only $(ONLY)) $(if $(CASE_SECONDS),--case-seconds $(CASE_SECONDS))
+bench-goodput: e2e-tool ## What the patterns are worth to a sale: ONLY=providers,hot,pods,finishing CASE_SECONDS=20
+	cargo build --release --package ticketing-services --bin ticketing --package e2e --bin ticketwave-e2e
+	$(or $(CARGO_TARGET_DIR),target)/release/ticketwave-e2e goodput $(if $(ONLY),--only $(ONLY)) $(if $(CASE_SECONDS),--case-seconds $(CASE_SECONDS))
 
 .PHONY: bench-scale
 bench-scale: prerequisites ## The operator with 1,000 and 10,000 fake pods: PEER='command' OPERATOR=path POLICIES=100,1000 QUICK=1

@@ -103,7 +103,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), LocalStac
         println!();
     }
     if wanted(Part::Finishing) {
-        finishing::measure(time, progress).await?;
+        missed.extend(finishing::measure(time, progress).await?);
         println!();
     }
     if missed.is_empty() { Ok(()) } else { Err(LocalStackError::TooLittle(missed.join("; "))) }

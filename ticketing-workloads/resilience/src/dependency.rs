@@ -69,7 +69,12 @@ impl Dependency {
         self.has_fallback.store(!settings.fallback.is_empty(), Ordering::Relaxed);
         let retries_rate_limited = settings.retry.retry_on.contains(&RetryOn::RateLimited);
         self.retries_rate_limited.store(retries_rate_limited, Ordering::Relaxed);
+        let before = self.bulkhead();
         self.bulkhead.store(bulkhead, Ordering::Relaxed);
+        if self.keeps_slots() && !before.zip(self.bulkhead()).is_some_and(|(before, now)| std::ptr::eq(before, now)) {
+            // Of the one that it had, others may be left.
+            before.inspect(|before| before.hold_back(None));
+        }
         if self.keeps_slots() {
             self.bulkhead().inspect(|bulkhead| bulkhead.keep_slots());
         }
@@ -101,6 +106,19 @@ impl Dependency {
     /// Whether it does.
     pub fn keeps_slots(&self) -> bool {
         self.keeps_slots.load(Ordering::Relaxed)
+    }
+
+    /// Lets at most so many calls of it through at once that are not of the highest priority ([`AdaptiveLimit`] knows how
+    /// many); `None`: as many as there are slots for.
+    ///
+    /// [`AdaptiveLimit`]: crate::bulkhead::AdaptiveLimit
+    pub fn hold_back(&self, most: Option<u32>) {
+        self.bulkhead().inspect(|bulkhead| bulkhead.hold_back(most));
+    }
+
+    /// Calls of it under way that are not of the highest priority.
+    pub fn less_important(&self) -> u32 {
+        self.bulkhead().map_or(0, Bulkhead::less_important)
     }
 
     /// Most calls of it at once, if it has a bulkhead.

@@ -317,6 +317,14 @@ impl Collector for Collected {
                 .map(|(bulkhead, priority, count)| ([bulkhead, ("priority", priority.name())], count))
         });
         counters(&mut encoder, "bulkhead_shed", "The same calls, by how important they were", shed)?;
+        let limits = bulkheads.iter().flat_map(|(name, usage)| {
+            let limit = |priority: Priority| (("bulkhead", name.as_str()), priority, usage.limits[priority as usize]);
+            Priority::ALL
+                .map(limit)
+                .map(|(bulkhead, priority, limit)| ([bulkhead, ("priority", priority.name())], limit))
+        });
+        let what = "Most calls of a priority and those below it that may be in a bulkhead now";
+        gauges(&mut encoder, "bulkhead_limit", what, limits)?;
         let in_use = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.in_use));
         gauges(&mut encoder, "bulkhead_in_use", "Calls in a bulkhead", in_use)?;
         let queued = bulkheads.iter().map(|(name, usage)| ([("bulkhead", name.as_str())], usage.queued));

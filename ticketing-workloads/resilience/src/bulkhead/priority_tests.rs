@@ -33,6 +33,7 @@ enum Step {
     /// One of those that wait gives up.
     Leave(usize),
     Resize(u32, u32),
+    HoldBack(Option<u32>),
 }
 
 fn priority() -> impl Strategy<Value = Priority> {
@@ -45,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<usize>().prop_map(Step::End),
         1 => any::<usize>().prop_map(Step::Leave),
         1 => (1_u32..9, 0_u32..6).prop_map(|(size, queue)| Step::Resize(size, queue)),
+        1 => prop::option::of(1_u32..9).prop_map(Step::HoldBack),
     ]
 }
 
@@ -54,6 +56,7 @@ struct Model {
     size: u32,
     queue: usize,
     kept: bool,
+    held_back: Option<u32>,
     inside: Vec<(usize, Priority)>,
     waiting: Vec<(usize, Priority)>,
     refused: [u64; 3],
@@ -61,7 +64,7 @@ struct Model {
 
 impl Model {
     fn has_room(&self, priority: Priority) -> bool {
-        let limits = limits(self.size, self.kept);
+        let limits = limits(self.size, self.kept, self.held_back);
         Priority::ALL.into_iter().filter(|level| *level >= priority).all(|level| {
             let count = self.inside.iter().filter(|(_, inside)| *inside <= level).count();
             count < limits[level as usize] as usize
@@ -138,6 +141,10 @@ impl Both {
                 (self.model.size, self.model.queue) = (size, queue as usize);
                 self.real.configure(&settings(size, queue, 60_000));
             }
+            Step::HoldBack(most) => {
+                self.model.held_back = most;
+                self.real.hold_back(most);
+            }
             Step::End(_) | Step::Leave(_) => {}
         }
         self.model.let_in();
@@ -177,6 +184,7 @@ proptest::proptest! {
                 size,
                 queue: queue as usize,
                 kept,
+                held_back: None,
                 inside: Vec::new(),
                 waiting: Vec::new(),
                 refused: [0; 3],

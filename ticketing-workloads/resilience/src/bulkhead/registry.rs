@@ -80,7 +80,11 @@ mod tests {
         assert_eq!(assign(&["b", "c"]), [Some(1), Some(2)], "a call of a is still under way");
         drop(held);
         assert_eq!(assign(&["c", "d"]), [Some(2), Some(0)]);
-        assert_eq!(bulkheads.usage()[1], ("d".to_owned(), Usage::default()), "nothing of a is left");
+        assert_eq!(
+            bulkheads.usage()[1],
+            ("d".to_owned(), Usage { limits: [1; 3], ..Usage::default() }),
+            "nothing of a is left"
+        );
         assert!(bulkheads.get(Bulkheads::NONE).is_none());
     }
 }

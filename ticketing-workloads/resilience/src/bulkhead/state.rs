@@ -31,6 +31,8 @@ pub struct Bulkhead {
     /// The limits on what is inside, by `max_concurrent` and `keeps_slots`. Written with the lock held.
     limits: AtomicU64,
     keeps_slots: AtomicBool,
+    /// Most calls below the highest priority that are let in; 0: as many as there are slots for.
+    held_back: AtomicU32,
     max_concurrent: AtomicU32,
     max_queued: AtomicU32,
     max_wait_ms: AtomicU64,
@@ -46,6 +48,8 @@ pub struct Bulkhead {
 pub struct Usage {
     /// Calls inside.
     pub in_use: u32,
+    /// Most calls of each [`Priority`] and those below it that may be inside now.
+    pub limits: [u32; 3],
     /// Calls waiting for a slot.
     pub queued: u32,
     /// Calls refused so far because the queue was full.
@@ -65,6 +69,7 @@ impl Bulkhead {
             word: AtomicU64::new(0),
             limits: AtomicU64::new(0),
             keeps_slots: AtomicBool::new(false),
+            held_back: AtomicU32::new(0),
             max_concurrent: AtomicU32::new(1),
             max_queued: AtomicU32::new(0),
             max_wait_ms: AtomicU64::new(0),
@@ -100,11 +105,31 @@ impl Bulkhead {
         self.set_limits();
     }
 
+    /// Where it keeps slots: lets at most so many calls in that are not of the highest priority, until it is told otherwise.
+    /// `None`: as many as it has slots for. Those that are inside stay.
+    pub fn hold_back(&'static self, most: Option<u32>) {
+        let most = most.map_or(0, |most| most.max(1));
+        if self.held_back.swap(most, Ordering::Relaxed) != most {
+            self.set_limits();
+            self.hand_out();
+        }
+    }
+
+    /// Calls inside that are not of the highest priority.
+    pub fn less_important(&self) -> u32 {
+        word::inside_up_to(self.word.load(Ordering::Relaxed), Priority::Start)
+    }
+
     fn set_limits(&self) {
         // What is read here is written before anybody else reads it.
         let _queue = lock(&self.queue);
-        let limits = shares::limits(self.max_concurrent(), self.keeps_slots.load(Ordering::Relaxed));
+        let limits = self.shares();
         self.limits.store(word::of_limits(limits), Ordering::Relaxed);
+    }
+
+    fn shares(&self) -> [u32; 3] {
+        let held_back = Some(self.held_back.load(Ordering::Relaxed)).filter(|most| *most > 0);
+        shares::limits(self.max_concurrent(), self.keeps_slots.load(Ordering::Relaxed), held_back)
     }
 
     /// Takes a slot, or a position in the queue until `deadline` at the latest; `None`: as long as the settings allow.
@@ -187,6 +212,7 @@ impl Bulkhead {
         let queued = lock(&self.queue).len();
         Usage {
             in_use: word::inside(self.word.load(Ordering::Acquire)),
+            limits: self.shares(),
             queued: u32::try_from(queued).unwrap_or(u32::MAX),
             full: self.full.load(Ordering::Relaxed),
             timed_out: self.timed_out.load(Ordering::Relaxed),
@@ -200,11 +226,12 @@ impl Bulkhead {
         self.word.load(Ordering::Acquire) == 0
     }
 
-    /// Starts counting refusals anew, and keeps no slots.
+    /// Starts counting refusals anew, keeps no slots, and holds nobody back.
     pub(super) fn begin_anew(&self) {
         let counts = [&self.full, &self.timed_out, &self.shed].into_iter().chain(&self.refused);
         counts.for_each(|count| count.store(0, Ordering::Relaxed));
         self.keeps_slots.store(false, Ordering::Relaxed);
+        self.held_back.store(0, Ordering::Relaxed);
         self.set_limits();
     }
 

@@ -68,7 +68,12 @@ pub fn with_turn(word: u64, highest: Option<Priority>) -> u64 {
 
 /// Calls inside.
 pub fn inside(word: u64) -> u32 {
-    u32::try_from(field(word, 2 * FIELD)).unwrap_or(u32::MAX)
+    inside_up_to(word, Priority::Finish)
+}
+
+/// Calls inside of this priority and those below it.
+pub fn inside_up_to(word: u64, priority: Priority) -> u32 {
+    u32::try_from(field(word, priority as u32 * FIELD)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Everything about bookings, reservations and tickets, passed on as it is.
 
 use super::buyers::{FirstOrder, NewKey};
+use super::holding_back::Traffic;
 use crate::answers::{body_unreadable, refused, shed, unavailable};
 use crate::buyer::{BUYER, BUYER_NETWORK, BUYER_SESSION};
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY, error_code};
@@ -10,8 +11,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use resilience::server::read_body;
-use resilience::{CallError, Dependency, Rejection};
+use resilience::{CallError, Dependency, Rejection, priority};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -22,8 +24,15 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When to come back after a failure of which nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-pub fn router(base: &str, dependency: &'static Dependency) -> Router {
-    let service = http_client::service(base, dependency);
+/// Booking, and a note of what is asked of it.
+#[derive(Clone)]
+struct Booking {
+    service: HttpService,
+    traffic: Arc<Traffic>,
+}
+
+pub fn router(base: &str, dependency: &'static Dependency, traffic: Arc<Traffic>) -> Router {
+    let booking = Booking { service: http_client::service(base, dependency), traffic };
     let paths = [
         "/api/bookings",
         "/api/bookings/{*rest}",
@@ -31,10 +40,11 @@ pub fn router(base: &str, dependency: &'static Dependency) -> Router {
         "/api/reservations/{*rest}",
         "/api/tickets/{code}",
     ];
-    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(pass_on))).with_state(service)
+    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(pass_on))).with_state(booking)
 }
 
-async fn pass_on(State(service): State<HttpService>, request: Request) -> Response {
+async fn pass_on(State(booking): State<Booking>, request: Request) -> Response {
+    booking.traffic.see(priority::current().unwrap_or_default());
     let (parts, body) = request.into_parts();
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => axum::body::Bytes::from(body),
@@ -67,10 +77,11 @@ async fn pass_on(State(service): State<HttpService>, request: Request) -> Respon
         headers.insert(BUYER, buyer);
         cookie = Some(own);
     }
-    let mut response = match http_client::ask(&service, HttpCall { method: parts.method, path, headers, body }).await {
-        Ok(answer) => http_client::pass_on(answer),
-        Err(error) => fail(error, changes, key.as_ref()),
-    };
+    let mut response =
+        match http_client::ask(&booking.service, HttpCall { method: parts.method, path, headers, body }).await {
+            Ok(answer) => http_client::pass_on(answer),
+            Err(error) => fail(error, changes, key.as_ref()),
+        };
     response.headers_mut().extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
     response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
     response

@@ -4,11 +4,12 @@
 mod bookings;
 pub mod buyers;
 mod events;
+mod holding_back;
 mod waiting_room;
 mod webhooks;
 
 use crate::host::{self, Parts, PodSettings, Service, StartError};
-use crate::{answers, checks};
+use crate::{answers, checks, http_client};
 use axum::{Router, middleware};
 use buyers::Buyers;
 use contract::{
@@ -43,6 +44,9 @@ pub struct Settings {
     /// Address of payment, for the webhooks of its providers. Without one they are not passed on.
     #[arg(long, env = "PAYMENT_URL")]
     pub payment_url: Option<String>,
+    /// Whether fewer orders and looks are let through while they slow those who finish a sale.
+    #[arg(long, env = "HOLD_BACK", default_value = "yes", value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub hold_back: bool,
     #[command(flatten)]
     pub waiting_room: waiting_room::RoomSettings,
     #[command(flatten)]
@@ -93,7 +97,7 @@ pub(crate) fn defaults() -> PolicySettings {
 
 /// Opens the ports. The services behind it may be away.
 pub fn start(settings: Settings) -> Result<Service, StartError> {
-    let Settings { pod, catalog_url, booking_url, payment_url, waiting_room, buyers } = settings;
+    let Settings { pod, catalog_url, booking_url, payment_url, hold_back, waiting_room, buyers } = settings;
     let resilience = Resilience::builder(pod.workload(NAME))
         .dependency(CATALOG)
         .dependency(BOOKING)
@@ -105,7 +109,9 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let booking = host::declared(&resilience, BOOKING)?;
     // Whatever a crowd looks at or orders, sales that are under way can be finished.
     booking.keep_slots();
-    let bookings = bookings::router(&booking_url, booking);
+    let traffic = Arc::new(holding_back::Traffic::default());
+    let keep_limit = holding_back::keep_limit(Arc::clone(&traffic), http_client::bare(&booking_url), booking);
+    let bookings = bookings::router(&booking_url, booking, traffic);
     let (room, keep_contact) = waiting_room::WaitingRoom::new(waiting_room, &booking_url, &resilience)?;
     let bookings = room.before(bookings);
     let webhooks = match payment_url.filter(|url| !url.is_empty()) {
@@ -120,6 +126,9 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     checks.extend(buyers.checks);
     let mut tasks = buyers.tasks;
     tasks.push(keep_contact);
+    if hold_back {
+        tasks.push(Box::pin(keep_limit));
+    }
     // Providers are no buyers: their events have bulkheads of their own.
     let for_buyers = Router::new().merge(events).merge(bookings);
     let for_buyers = for_buyers.route_layer(middleware::from_fn_with_state(buyers.buyers, buyers::identify));

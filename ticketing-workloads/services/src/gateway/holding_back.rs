@@ -1,0 +1,253 @@
+//! While sales are being finished, no more is begun and looked at than leaves them quick: a probe of booking shows whether it does,
+//! and the bulkhead for booking lets in as many as the [`AdaptiveLimit`] says.
+//!
+//! The probe is a request of the gateway's own, always the same. Nobody outside can make it slow or quick by what they ask for,
+//! and a provider of payments that is slow does not slow it. It asks for a booking that there is not: through booking, its
+//! connections and its database, as important as what it stands for.
+//!
+//! Where there is no answer nobody is held back: what is away is the circuit's business.
+
+use crate::http_client::{Bare, HttpCall};
+use axum::http::StatusCode;
+use resilience::bulkhead::AdaptiveLimit;
+use resilience::{Attempt, Dependency, Priority, priority};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tower::ServiceExt;
+use uuid::Uuid;
+
+/// Time between two probes.
+const TICK: Duration = Duration::from_millis(50);
+/// Time to answer one. One that takes longer counts as one that took so long.
+const TIME: Duration = Duration::from_secs(1);
+/// After a sale was finished, others are to be expected for so long.
+const FINISHING: Duration = Duration::from_secs(30);
+/// Without any request for so long, there is nothing to know.
+const QUIET: Duration = Duration::from_secs(30);
+/// Without an answer for so long, nobody is held back.
+const FORGOTTEN: Duration = Duration::from_secs(3);
+
+/// What is asked of booking, as far as it matters here.
+#[derive(Default)]
+pub struct Traffic {
+    /// Anything, since the last look.
+    any: Flag,
+    /// Something that finishes a sale.
+    finishing: Flag,
+    begun: Notify,
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Flag {
+    /// Whether it was not up yet.
+    fn raise(&self) -> bool {
+        // Mostly it is.
+        !self.0.load(Ordering::Relaxed) && !self.0.swap(true, Ordering::AcqRel)
+    }
+
+    fn lower(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Traffic {
+    /// A request of this priority has come.
+    pub fn see(&self, priority: Priority) {
+        if priority == Priority::Finish {
+            self.finishing.raise();
+        }
+        if self.any.raise() {
+            self.begun.notify_one();
+        }
+    }
+}
+
+/// Keeps the limit, for as long as it is polled. It is known at each time, and holds while sales are being finished.
+pub async fn keep_limit(traffic: Arc<Traffic>, booking: Bare, dependency: &'static Dependency) {
+    loop {
+        traffic.begun.notified().await;
+        let mut limit = AdaptiveLimit::new(Instant::now());
+        let (mut seen, mut answered, mut finishing) = (Instant::now(), Instant::now(), None::<Instant>);
+        while seen.elapsed() < QUIET {
+            sleep(TICK).await;
+            let now = Instant::now();
+            if traffic.any.lower() {
+                seen = now;
+            }
+            if traffic.finishing.lower() {
+                finishing = Some(now);
+            }
+            let most = dependency.max_concurrent().unwrap_or(u32::MAX);
+            match probe(&booking).await {
+                Some(took) => {
+                    answered = Instant::now();
+                    limit.take(answered, took, dependency.less_important(), most);
+                }
+                None if answered.elapsed() >= FORGOTTEN => limit = AdaptiveLimit::new(Instant::now()),
+                None => {}
+            }
+            let holds = finishing.is_some_and(|finishing| finishing.elapsed() < FINISHING);
+            dependency.hold_back(holds.then(|| limit.limit(most)));
+        }
+        dependency.hold_back(None);
+    }
+}
+
+/// How long booking takes for it; `None`: it does not do it.
+async fn probe(booking: &Bare) -> Option<Duration> {
+    let begin = Instant::now();
+    let call = HttpCall::get(format!("/api/bookings/{}", Uuid::nil()));
+    let asked = booking.clone().oneshot(Attempt::first(call, Some(begin + TIME)));
+    match timeout(TIME, priority::within(Priority::Finish, asked)).await {
+        Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => Some(begin.elapsed()),
+        Ok(_) => None,
+        Err(_) => Some(TIME),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_client;
+    use axum::Router;
+    use axum::http::HeaderMap;
+    use axum::routing::get;
+    use contract::{BulkheadSettings, DependencySettings, PolicySettings, TimeoutSettings, WorkloadId};
+    use resilience::Resilience;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+    const BOOKING: &str = "booking";
+    /// Instead of milliseconds: it fails.
+    const BROKEN: u64 = u64::MAX;
+    const ALL: u32 = 15;
+
+    /// Booking that takes so many milliseconds for a probe, and has no end of an order.
+    struct Booking {
+        millis: Arc<AtomicU64>,
+        probes: Arc<AtomicUsize>,
+        resilience: Arc<Resilience>,
+        dependency: &'static Dependency,
+        url: String,
+    }
+
+    impl Booking {
+        async fn start() -> Self {
+            let (millis, probes) = (Arc::<AtomicU64>::default(), Arc::<AtomicUsize>::default());
+            let (delay, count) = (Arc::clone(&millis), Arc::clone(&probes));
+            let router = Router::new()
+                .route(
+                    "/api/bookings/00000000-0000-0000-0000-000000000000",
+                    get(async move |headers: HeaderMap| {
+                        assert_eq!(headers["x-priority"], "finish");
+                        count.fetch_add(1, Ordering::Relaxed);
+                        match delay.load(Ordering::Relaxed) {
+                            BROKEN => StatusCode::INTERNAL_SERVER_ERROR,
+                            millis => {
+                                sleep(Duration::from_millis(millis)).await;
+                                StatusCode::NOT_FOUND
+                            }
+                        }
+                    }),
+                )
+                .route("/order", get(std::future::pending::<StatusCode>));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+            let room = BulkheadSettings { max_concurrent: 20, max_queued: 100, max_wait_ms: 60_000 };
+            let timeout = TimeoutSettings { request_ms: 60_000, per_try_ms: 60_000, connect_ms: None };
+            let settings =
+                DependencySettings { bulkhead: Some(BOOKING.to_owned()), timeout, ..DependencySettings::default() };
+            let defaults = PolicySettings {
+                dependencies: [(BOOKING.to_owned(), settings)].into(),
+                bulkheads: [(BOOKING.to_owned(), room)].into(),
+                ..Default::default()
+            };
+            let id = WorkloadId::deployment("ticketing", "gateway");
+            let resilience = Resilience::builder(id).dependency(BOOKING).defaults(defaults).build();
+            let dependency = resilience.dependency(BOOKING).unwrap();
+            dependency.keep_slots();
+            Self { millis, probes, resilience, dependency, url }
+        }
+
+        /// As many orders are under way as may be, and the limit is kept.
+        async fn crowd(&self) -> Arc<Traffic> {
+            let service = http_client::service(&self.url, self.dependency);
+            for _ in 0..30 {
+                let service = service.clone();
+                tokio::spawn(priority::within(Priority::Start, async move {
+                    http_client::ask(&service, HttpCall::get("/order")).await.is_ok()
+                }));
+            }
+            until("orders are under way", || self.dependency.less_important() == ALL).await;
+            let traffic = Arc::<Traffic>::default();
+            tokio::spawn(keep_limit(Arc::clone(&traffic), http_client::bare(&self.url), self.dependency));
+            traffic
+        }
+
+        /// Waits for so many probes, with requests of this priority all the time.
+        async fn probed(&self, times: usize, traffic: &Traffic, priority: Priority) {
+            let before = self.probes.load(Ordering::Relaxed);
+            until("it is probed", || {
+                traffic.see(priority);
+                self.probes.load(Ordering::Relaxed) >= before + times
+            })
+            .await;
+        }
+
+        /// Orders that may be under way.
+        fn limit(&self) -> u32 {
+            let page = self.resilience.metrics().encode();
+            let line = "bulkhead_limit{bulkhead=\"booking\",priority=\"start\"} ";
+            page.lines().find_map(|all| all.split_once(line)).unwrap().1.parse().unwrap()
+        }
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < end, "{what}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn orders_are_held_back_while_they_slow_those_who_finish() {
+        let booking = Booking::start().await;
+        let traffic = booking.crowd().await;
+        booking.probed(8, &traffic, Priority::Finish).await;
+        assert_eq!(booking.limit(), ALL, "quick enough");
+        booking.millis.store(60, Ordering::Relaxed);
+        until("it falls", || booking.limit() == 2).await;
+        booking.millis.store(0, Ordering::Relaxed);
+        until("it rises", || booking.limit() == ALL).await;
+    }
+
+    #[tokio::test]
+    async fn nobody_is_held_back_while_nobody_finishes_and_all_are_at_once_when_somebody_does() {
+        let booking = Booking::start().await;
+        let traffic = booking.crowd().await;
+        booking.probed(8, &traffic, Priority::Start).await;
+        booking.millis.store(60, Ordering::Relaxed);
+        booking.probed(16, &traffic, Priority::Start).await;
+        assert_eq!(booking.limit(), ALL);
+        booking.probed(2, &traffic, Priority::Finish).await;
+        assert_eq!(booking.limit(), 2);
+    }
+
+    /// What is wrong with it then is not that it has too much to do.
+    #[tokio::test]
+    async fn nobody_is_held_back_where_booking_fails() {
+        let booking = Booking::start().await;
+        let traffic = booking.crowd().await;
+        booking.probed(8, &traffic, Priority::Finish).await;
+        booking.millis.store(60, Ordering::Relaxed);
+        until("it falls", || booking.limit() == 2).await;
+        booking.millis.store(BROKEN, Ordering::Relaxed);
+        until("it is given up", || booking.limit() == ALL).await;
+    }
+}
