@@ -4,27 +4,29 @@
 //! gateways is asked of booking twice a second ([`contact`]). Without booking, orders pass on as if there were no waiting room.
 //! Finishing a sale never waits, and looking does not.
 
+mod carried;
 mod contact;
 mod orders;
 mod page;
 mod place;
+mod standing;
 mod uses;
 
 use super::buyers::{NewKey, OverHttps};
 use super::{BOOKING, bookings, defaults};
 use crate::answers::{body_unreadable, refused};
-use crate::buyer::{BUYER, BUYER_SESSION, Buyer};
 use crate::host::{CAPACITY, StartError};
 use crate::http_client::{self, IDEMPOTENCY_KEY};
 use crate::waiting_room::View;
 use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use carried::{COOKIE, PLACE, holders, places};
 use contact::{Contact, Drawn, Known};
 use contract::{CheckStatus, WaitingRoomSettings};
 use futures::future::BoxFuture;
@@ -37,6 +39,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use resilience::server::read_body;
 use resilience::{Check, CheckOutcome, Resilience};
 use serde_json::json;
+use standing::Standing;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,14 +47,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uses::Uses;
 
-/// Header with a place, in requests and answers.
-const PLACE: HeaderName = HeaderName::from_static("x-place");
-/// The same as a cookie.
-const COOKIE: &str = "ticketwave-place";
 /// What is waited with.
 const STARTS: [&str; 2] = ["/api/bookings", "/api/reservations"];
-/// Bounds of `Retry-After`, in seconds.
-const MAX_RETRY_AFTER: u64 = 30;
 /// Time between two looks at the file with the keys.
 const KEYS_EVERY: Duration = Duration::from_secs(10);
 
@@ -109,83 +106,6 @@ pub struct WaitingRoom {
     page: page::Page,
 }
 
-/// How a buyer stands.
-#[derive(Clone, Debug, PartialEq)]
-enum Standing {
-    /// Nobody waits.
-    NotNeeded,
-    /// He has no place here.
-    NoPlace,
-    /// His turn is over.
-    Lapsed,
-    Admitted,
-    Waiting {
-        ahead: u64,
-        seconds: u64,
-    },
-}
-
-impl Standing {
-    /// By what is known of his place.
-    fn of(place: Option<Place>, view: &View) -> Self {
-        match place.filter(|place| place.epoch == view.epoch).map(|place| place.number) {
-            None => Self::NoPlace,
-            Some(number) if number <= view.lapsed => Self::Lapsed,
-            Some(number) if number <= view.admitted => Self::Admitted,
-            Some(number) => Self::Waiting { ahead: view.ahead_of(number), seconds: view.seconds_until(number) },
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::NotNeeded => "NotNeeded",
-            Self::NoPlace => "NoPlace",
-            Self::Lapsed => "Lapsed",
-            Self::Admitted => "Admitted",
-            Self::Waiting { .. } => "Waiting",
-        }
-    }
-
-    fn message(&self) -> String {
-        match self {
-            Self::NotNeeded => "Nobody has to wait. You can order now.".to_owned(),
-            Self::NoPlace => "You have no place in the queue yet. You get one when you order.".to_owned(),
-            Self::Lapsed => "Your turn is over. You get a new place when you order.".to_owned(),
-            Self::Admitted => "It is your turn. You can order now.".to_owned(),
-            Self::Waiting { ahead: 0, .. } => "You are next.".to_owned(),
-            Self::Waiting { ahead: 1, .. } => "One buyer is ahead of you.".to_owned(),
-            Self::Waiting { ahead, .. } => format!("{ahead} buyers are ahead of you."),
-        }
-    }
-
-    /// When to look again. `chance`, from 0 to 1, spreads those who wait.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "at most 30 seconds"
-    )]
-    fn retry_after(&self, chance: f64) -> u64 {
-        let Self::Waiting { seconds, .. } = self else { return 1 };
-        // Four looks on the way: who is let in comes soon, and who is far back seldom asks.
-        let longest = seconds.div_ceil(4).clamp(1, MAX_RETRY_AFTER) as f64;
-        (longest * (1.0 - 0.2 * chance)).round().max(1.0) as u64
-    }
-
-    fn to_json(&self, retry_after: u64) -> serde_json::Value {
-        let mut answer = json!({
-            "status": self.name(), "message": self.message(), "admitted": matches!(self, Self::NotNeeded | Self::Admitted),
-        });
-        if let Self::Waiting { ahead, seconds } = self {
-            answer["position"] = json!(ahead + 1);
-            answer["ahead"] = json!(ahead);
-            answer["estimateSeconds"] = json!(seconds);
-            answer["retryAfterSeconds"] = json!(retry_after);
-        }
-        answer
-    }
-}
-
 /// What is to be done with an order.
 enum Entry {
     /// It is passed on, on this place if it is on one; `is_new`: its holder does not know it yet.
@@ -199,23 +119,6 @@ enum Entry {
     },
     /// There is no number to be had now.
     Busy,
-}
-
-/// For whom a place holds, the first one when it is given: the buyer as the gateway knows him, and the session that he had before
-/// he logged in. Where the gateway knows nobody, a place is good for everybody who has it.
-fn holders(headers: &HeaderMap) -> Vec<String> {
-    let known = [BUYER, BUYER_SESSION].into_iter().filter_map(|name| Buyer::of(headers, &name));
-    let known: Vec<_> = known.map(|buyer| buyer.to_string()).collect();
-    if known.is_empty() { vec![String::new()] } else { known }
-}
-
-/// Texts that may be the buyer's place.
-fn places(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let own = headers.get(PLACE).into_iter().filter_map(|value| value.to_str().ok());
-    let cookies = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let cookies = cookies.flat_map(|text| text.split(';')).filter_map(|one| one.trim().split_once('='));
-    // Whatever somebody sends: each of them costs a signature.
-    own.chain(cookies.filter(|(name, _)| *name == COOKIE).map(|(_, value)| value)).take(3)
 }
 
 /// Whether a request begins an order.
@@ -532,60 +435,6 @@ async fn show_page(State(room): State<Arc<WaitingRoom>>, headers: HeaderMap) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
-
-    fn view() -> View {
-        View { is_open: true, drawn: 200, admitted: 50, lapsed: 10, rate: 5.0, ..View::default() }
-    }
-
-    #[rstest::rstest]
-    #[case::lapsed(10, Standing::Lapsed)]
-    #[case::just_not_lapsed(11, Standing::Admitted)]
-    #[case::admitted(50, Standing::Admitted)]
-    #[case::next(51, Standing::Waiting { ahead: 0, seconds: 1 })]
-    #[case::last(200, Standing::Waiting { ahead: 149, seconds: 30 })]
-    // Drawn at another gateway since this one asked last.
-    #[case::not_heard_of_yet(210, Standing::Waiting { ahead: 159, seconds: 32 })]
-    fn a_place_is_let_in_between_two_numbers(#[case] number: u64, #[case] expected: Standing) {
-        let place = |epoch| Some(Place { epoch, number });
-        assert_eq!(Standing::of(place(Uuid::nil()), &view()), expected);
-        assert_eq!(Standing::of(place(Uuid::from_u128(1)), &view()), Standing::NoPlace, "of another database");
-    }
-
-    #[test]
-    fn who_is_near_looks_often_who_is_far_seldom_and_not_all_at_once() {
-        let after = |seconds, chance| Standing::Waiting { ahead: 0, seconds }.retry_after(chance);
-        assert_eq!([1, 4, 5, 40, 120, 100_000].map(|seconds| after(seconds, 0.0)), [1, 1, 2, 10, 30, 30]);
-        assert_eq!([1, 40, 100_000].map(|seconds| after(seconds, 1.0)), [1, 8, 24]);
-    }
-
-    #[test]
-    fn a_place_is_taken_from_the_header_or_the_cookie_and_few_are_looked_at() {
-        let headers = |pairs: &[(&str, &str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
-            }
-            headers
-        };
-        let found = |pairs: &[(&str, &str)]| places(&headers(pairs)).map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(found(&[("x-place", "a"), ("cookie", "x=1; ticketwave-place=b")]), ["a", "b"]);
-        assert_eq!(found(&[("cookie", "other=ticketwave-place; ticketwave-placed=c; =; ticketwave-place")]), [""; 0]);
-        assert_eq!(found(&[("cookie", &"ticketwave-place=b;".repeat(500))]).len(), 3);
-    }
-
-    #[test]
-    fn a_place_belongs_to_the_buyer_where_there_is_one() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(holders(&headers), [""]);
-        let session = Buyer::Session(Uuid::from_u128(7));
-        headers.insert(BUYER, session.to_header().unwrap());
-        assert_eq!(holders(&headers), [session.to_string()]);
-        let user = Buyer::user("https://id.example", "ann");
-        headers.insert(BUYER, user.to_header().unwrap());
-        headers.insert(BUYER_SESSION, session.to_header().unwrap());
-        assert_eq!(holders(&headers), [user.to_string(), session.to_string()]);
-    }
 
     #[rstest::rstest]
     #[case("/", true)]
