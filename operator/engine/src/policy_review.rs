@@ -108,6 +108,11 @@ pub fn warnings(policy: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<St
         let used = |bulkhead: &String| resolved.values().any(|one| one.settings.bulkhead.as_ref() == Some(bulkhead));
         let unused = policy.bulkheads.keys().filter(|name| !used(name));
         warnings.extend(unused.map(|name| format!("bulkhead {name}: no dependency passes through it")));
+        if policy.waiting_room.is_some() && !built_ins.waiting_room {
+            let message = "waitingRoom: the workload has none, so nobody waits; the gateway has one where it has a key \
+                           (WAITING_ROOM_KEY_FILE)";
+            warnings.push(message.to_owned());
+        }
     }
     warnings
 }

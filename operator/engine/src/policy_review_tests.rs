@@ -56,6 +56,7 @@ fn built_ins() -> BuiltIns {
         dependencies: [("payment".into(), Some(payment())), ("stripe".into(), Some(stripe)), ("bare".into(), None)]
             .into(),
         bulkheads: [("external-api".to_owned(), BulkheadSettings::default())].into(),
+        waiting_room: false,
     }
 }
 
@@ -110,6 +111,16 @@ fn before_a_pod_has_told_only_what_the_policy_says_is_judged() {
     let told = warnings(&policy, None);
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told.iter().all(|sentence| sentence.contains("no pod has told yet")), "{told:?}");
+}
+
+#[test]
+fn a_waiting_room_where_there_is_none_is_told() {
+    let policy = PolicySettings { waiting_room: Some(contract::WaitingRoomSettings::default()), ..Default::default() };
+    let told = warnings(&policy, Some(&built_ins()));
+    assert!(told.len() == 1 && told[0].starts_with("waitingRoom: the workload has none"), "{told:?}");
+    let gateway = BuiltIns { waiting_room: true, ..built_ins() };
+    assert_eq!(warnings(&policy, Some(&gateway)), [] as [&str; 0]);
+    assert_eq!(warnings(&policy, None), [] as [&str; 0], "no pod has told yet");
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct EffectiveReport {
     pub dependencies: BTreeMap<String, EffectiveDependency>,
     /// Every bulkhead, of the workload and of the policy.
     pub bulkheads: BTreeMap<String, Sourced<BulkheadSettings>>,
+    /// Whether the pod has a waiting room that the policy can open.
+    pub has_waiting_room: bool,
     /// When the pod calls itself degraded; absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degradation: Option<Sourced<DegradationSettings>>,
@@ -95,6 +97,7 @@ impl EffectiveReport {
             content_hash,
             dependencies: dependencies.collect(),
             bulkheads: names.filter_map(|name| Some((name.clone(), bulkhead(name)?))).collect(),
+            has_waiting_room: built_ins.waiting_room,
             degradation: Sourced::of(policy.degradation.as_ref(), built_in_degradation),
         }
     }
@@ -137,7 +140,11 @@ impl EffectiveReport {
     pub fn built_ins(&self) -> BuiltIns {
         let dependencies = self.dependencies.iter().map(|(name, one)| (name.clone(), one.built_in.clone()));
         let bulkheads = self.bulkheads.iter().filter_map(|(name, one)| Some((name.clone(), one.built_in.clone()?)));
-        BuiltIns { dependencies: dependencies.collect(), bulkheads: bulkheads.collect() }
+        BuiltIns {
+            dependencies: dependencies.collect(),
+            bulkheads: bulkheads.collect(),
+            waiting_room: self.has_waiting_room,
+        }
     }
 }
 
@@ -172,6 +179,7 @@ mod tests {
         let built_ins = BuiltIns {
             dependencies: [("stripe".to_owned(), Some(own)), ("paypal".to_owned(), None)].into(),
             bulkheads: [("external-api".to_owned(), BulkheadSettings::default())].into(),
+            waiting_room: true,
         };
         let mut policy = PolicySettings::default();
         policy.bulkheads.insert("own".into(), BulkheadSettings { max_concurrent: 3, ..Default::default() });
@@ -195,6 +203,7 @@ mod tests {
         let built_ins = read.built_ins();
         assert_eq!(built_ins.dependencies["paypal"], None);
         assert_eq!(built_ins.bulkheads.len(), 1, "one of the policy is not built in");
+        assert!(built_ins.waiting_room);
         assert!(bytes.len() < 8 * 1024, "{} bytes: bodies are cut", bytes.len());
     }
 

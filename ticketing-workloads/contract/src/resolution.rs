@@ -46,6 +46,8 @@ pub struct BuiltIns {
     pub dependencies: BTreeMap<String, Option<DependencySettings>>,
     /// Its bulkheads.
     pub bulkheads: BTreeMap<String, BulkheadSettings>,
+    /// Whether it has a waiting room that a policy can open.
+    pub waiting_room: bool,
 }
 
 impl BuiltIns {

@@ -182,6 +182,7 @@ fn built_ins() -> BuiltIns {
     BuiltIns {
         dependencies: [("payment".to_owned(), Some(payment())), ("catalog".to_owned(), None)].into(),
         bulkheads: [("external".to_owned(), BulkheadSettings::default())].into(),
+        waiting_room: false,
     }
 }
 

@@ -40,6 +40,7 @@ pub struct Builder {
     dependencies: BTreeMap<String, &'static Dependency>,
     bulkheads: &'static Bulkheads,
     defaults: PolicySettings,
+    waiting_room: bool,
 }
 
 impl Builder {
@@ -48,6 +49,13 @@ impl Builder {
     #[must_use]
     pub fn defaults(mut self, defaults: PolicySettings) -> Self {
         self.defaults = defaults;
+        self
+    }
+
+    /// Declares whether it has a waiting room that a policy can open.
+    #[must_use]
+    pub fn waiting_room(mut self, is_there: bool) -> Self {
+        self.waiting_room = is_there;
         self
     }
 
@@ -65,6 +73,7 @@ impl Builder {
         let built_ins = BuiltIns {
             dependencies: self.dependencies.keys().map(|name| (name.clone(), own.remove(name))).collect(),
             bulkheads: std::mem::take(&mut self.defaults.bulkheads),
+            waiting_room: self.waiting_room,
         };
         let resilience = Arc::new(Resilience {
             id: self.id,
@@ -91,7 +100,14 @@ impl Resilience {
         let metrics = Arc::new(Metrics::new(&id.name));
         let bulkheads = Bulkheads::new();
         metrics.watch_bulkheads(bulkheads);
-        Builder { id, metrics, dependencies: BTreeMap::new(), bulkheads, defaults: PolicySettings::default() }
+        Builder {
+            id,
+            metrics,
+            dependencies: BTreeMap::new(),
+            bulkheads,
+            defaults: PolicySettings::default(),
+            waiting_room: false,
+        }
     }
 
     /// The workload that this process belongs to.

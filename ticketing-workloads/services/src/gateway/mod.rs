@@ -104,6 +104,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
         .dependency(STRIPE_EVENTS)
         .dependency(PAYPAL_EVENTS)
         .defaults(defaults())
+        .waiting_room(waiting_room.has_key())
         .build();
     let events = events::router(&catalog_url, host::declared(&resilience, CATALOG)?, resilience.spare_memory());
     let booking = host::declared(&resilience, BOOKING)?;

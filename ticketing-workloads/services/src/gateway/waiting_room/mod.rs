@@ -64,6 +64,13 @@ pub struct RoomSettings {
     pub shop_url: String,
 }
 
+impl RoomSettings {
+    /// Whether places can be signed: without that, nobody waits.
+    pub fn has_key(&self) -> bool {
+        self.waiting_room_key_file.is_some()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
