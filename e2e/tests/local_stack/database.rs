@@ -5,7 +5,10 @@ use contract::PolicySettings;
 use e2e::local_stack::Port;
 use futures::future::join_all;
 use serde_json::json;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +26,7 @@ async fn the_database_fails() {
     deadlocks(&mut fixture).await;
     takes_no_writes(&mut fixture).await;
     takes_tls_only(&mut fixture).await;
+    pooler_restarted(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -54,6 +58,72 @@ async fn takes_no_writes(fixture: &mut Fixture) {
     assert_eq!(missing_seats(&client).await, 0);
     let metrics = format!("check database unhealthy (read-only) after {} ms", noticed.as_millis());
     fixture.record("database takes no writes (failover)", &format!("{sees}; events go on"), slowest, well, &metrics);
+}
+
+/// A PgBouncer in transaction mode before the database, which ends when it is dropped.
+struct PgBouncer(Child);
+
+impl PgBouncer {
+    /// In `folder`, which is the server's own.
+    fn start(folder: &Path) -> Self {
+        let mut command = Command::new("pgbouncer");
+        let owner = std::fs::metadata(folder).unwrap();
+        let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+        if is_root {
+            // It does not run as root.
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        command.current_dir(folder).arg("pgbouncer.ini").stdin(Stdio::null()).stdout(Stdio::null());
+        Self(command.stderr(Stdio::null()).spawn().expect("it is one of the packages of these tests"))
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Booking and payment share the sessions of a PgBouncer in transaction mode, and that is replaced.
+async fn pooler_restarted(fixture: &mut Fixture) {
+    let client = connect(fixture).await;
+    let folder: String = client.query_one("SELECT current_setting('data_directory')", &[]).await.unwrap().get(0);
+    let (direct, port) = (fixture.stack.database_url(), e2e::local_stack::Ports::any_free().unwrap());
+    let server = direct.rsplit_once(':').unwrap().1.split_once('/').unwrap().0;
+    let settings = format!(
+        "[databases]\n* = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+         unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 6\nmax_client_conn = 200\n"
+    );
+    write_as_server(&client, &format!("{folder}/pgbouncer.ini"), &settings).await;
+    let pooler = PgBouncer::start(Path::new(&folder));
+    let pooled = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    for service in ["booking", "payment"] {
+        let through_it = [("DATABASE_URL", Some(pooled.as_str())), ("DATABASE_POOLER", Some("transaction"))];
+        fixture.restart_with(service, &through_it).await;
+        fixture.configure(service, policy(service)).await;
+    }
+    fixture.until_well().await;
+    // Twice as many at once as there are sessions: each transaction may get another one.
+    for booked in join_all((0..12).map(|_| fixture.book())).await {
+        assert_eq!(booked.in_words(), "201 Confirmed");
+    }
+    // Those of the pooler have no name.
+    let query = "SELECT count(*) FROM pg_stat_activity
+                 WHERE application_name = '' AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let sessions: i64 = client.query_one(query, &[]).await.unwrap().get(0);
+    assert!((1..=6).contains(&sessions), "{sessions} sessions");
+    drop(pooler);
+    let refused = fixture.book().await;
+    assert_eq!(refused.in_words(), "503 BOOKING_FAILED");
+    let _pooler = PgBouncer::start(Path::new(&folder));
+    let well = fixture.until_well().await;
+    assert_eq!(missing_seats(&client).await, 0);
+    let metrics = format!("12 orders at once on {sessions} sessions");
+    fixture.record("PgBouncer (transaction mode) replaced", &refused.in_words(), refused.took, well, &metrics);
+    for service in ["booking", "payment"] {
+        fixture.restart_with(service, &[("DATABASE_URL", Some(&direct)), ("DATABASE_POOLER", None)]).await;
+    }
 }
 
 /// Writes a file where the server may read it, and nobody else.

@@ -241,7 +241,7 @@ impl Fixture {
         self.seen(request.header("stripe-signature", signature).body(body)).await
     }
 
-    /// Ends a service and starts it with another environment; it is configured again once it is ready.
+    /// Ends a service and starts it with another environment, and with its built-in settings.
     pub async fn restart_with(&mut self, name: &'static str, changes: &[(&'static str, Option<&str>)]) {
         self.stack.kill(name).await;
         self.stack.restart_with(name, changes).unwrap();

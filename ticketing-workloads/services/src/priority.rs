@@ -12,7 +12,8 @@ pub fn of_request(headers: &HeaderMap, method: &Method, path: &str) -> Priority 
 /// The priority of what is asked for.
 fn of(method: &Method, path: &str) -> Priority {
     if method.is_safe() {
-        return Priority::Look;
+        // Who shows a ticket stands at the entrance.
+        return if path.starts_with("/api/tickets/") { Priority::Start } else { Priority::Look };
     }
     let buys = || path.strip_prefix("/api/reservations/").is_some_and(|rest| rest.ends_with("/confirm"));
     // Payment is only ever asked for what has its seats, and told by providers of what was paid.
@@ -30,6 +31,7 @@ mod tests {
     #[rstest::rstest]
     #[case("GET", "/api/events", Look)]
     #[case("GET", "/api/bookings/1", Look)]
+    #[case("GET", "/api/tickets/1", Start)]
     #[case("HEAD", "/api/bookings/1", Look)]
     #[case("GET", "/api/reservations/1/confirm", Look)]
     #[case("POST", "/api/bookings", Start)]

@@ -31,6 +31,9 @@ pub const BUYERS: i32 = 12;
 /// The step that builds the indexes by which buyers are counted.
 pub const BUYER_INDEXES: i32 = 43;
 
+/// The step that builds the index of what was cancelled by hand.
+pub const REFUND_INDEX: i32 = 44;
+
 /// Time between two looks whether the schema is up to date.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -77,6 +80,11 @@ const MIGRATIONS: &[Migration] = &[
         version: BUYER_INDEXES,
         name: "buyers: indexes",
         sql: include_str!("../migrations/booking/0043_buyer_indexes.sql"),
+    },
+    Migration {
+        version: REFUND_INDEX,
+        name: "refunds: index",
+        sql: include_str!("../migrations/booking/0044_refund_index.sql"),
     },
 ];
 
@@ -188,9 +196,18 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names = [MAIL, BUYERS, TICKETS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES].map(name);
-        let expected =
-            ["mail", "buyers", "tickets", "waiting room", "money: indexes", "hot queries", "buyers: indexes"];
+        let names =
+            [MAIL, BUYERS, TICKETS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES, REFUND_INDEX].map(name);
+        let expected = [
+            "mail",
+            "buyers",
+            "tickets",
+            "waiting room",
+            "money: indexes",
+            "hot queries",
+            "buyers: indexes",
+            "refunds: index",
+        ];
         assert_eq!(names, expected.map(Some));
     }
 }

@@ -44,7 +44,7 @@ pub fn router(base: &str, dependency: &'static Dependency, traffic: Arc<Traffic>
 }
 
 async fn pass_on(State(booking): State<Booking>, request: Request) -> Response {
-    booking.traffic.see(priority::current().unwrap_or_default());
+    booking.traffic.see();
     let (parts, body) = request.into_parts();
     let body = match read_body(body, MAX_BODY_BYTES, BODY_TIMEOUT).await {
         Ok(body) => axum::body::Bytes::from(body),
@@ -82,6 +82,7 @@ async fn pass_on(State(booking): State<Booking>, request: Request) -> Response {
             Ok(answer) => http_client::pass_on(answer),
             Err(error) => fail(error, changes, key.as_ref()),
         };
+    booking.traffic.see_answer(priority::current().unwrap_or_default(), response.status());
     response.headers_mut().extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
     response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
     response

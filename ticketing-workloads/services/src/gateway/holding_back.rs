@@ -1,16 +1,16 @@
 //! While sales are being finished, no more is begun and looked at than leaves them quick: a probe of booking shows whether it does,
 //! and the bulkhead for booking lets in as many as the [`AdaptiveLimit`] says.
 //!
-//! The probe is a request of the gateway's own, always the same. Nobody outside can make it slow or quick by what they ask for,
-//! and a provider of payments that is slow does not slow it. It asks for a booking that there is not: through booking, its
-//! connections and its database, as important as what it stands for.
+//! The probe is a request of the gateway's own, always the same. Nobody outside can make it quick or slow by what they ask for, but
+//! by keeping booking busy; and a provider of payments that is slow does not slow it. It asks for a booking that there is not: through
+//! booking, its connections and its database, as important as what it stands for.
 //!
 //! Where there is no answer nobody is held back: what is away is the circuit's business.
 
-use crate::http_client::{Bare, HttpCall};
+use crate::http_client::{Bare, HttpCall, HttpError};
 use axum::http::StatusCode;
 use resilience::bulkhead::AdaptiveLimit;
-use resilience::{Attempt, Dependency, Priority, priority};
+use resilience::{Attempt, Dependency, Failure, FailureKind, Priority, priority};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,13 +19,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
 use uuid::Uuid;
 
-/// Time between two probes.
+/// Time between two probes, while anything is asked of booking.
 const TICK: Duration = Duration::from_millis(50);
-/// Time to answer one. One that takes longer counts as one that took so long.
-const TIME: Duration = Duration::from_secs(1);
+/// The same while nothing is: what it takes then is worth knowing.
+const QUIET_TICK: Duration = Duration::from_secs(1);
+/// Time to answer a probe. One that takes longer counts as one that took so long.
+const TIME: Duration = Duration::from_millis(250);
 /// After a sale was finished, others are to be expected for so long.
 const FINISHING: Duration = Duration::from_secs(30);
-/// Without any request for so long, there is nothing to know.
+/// Without any request for so long, it is quiet.
 const QUIET: Duration = Duration::from_secs(30);
 /// Without an answer for so long, nobody is held back.
 const FORGOTTEN: Duration = Duration::from_secs(3);
@@ -35,8 +37,8 @@ const FORGOTTEN: Duration = Duration::from_secs(3);
 pub struct Traffic {
     /// Anything, since the last look.
     any: Flag,
-    /// Something that finishes a sale.
-    finishing: Flag,
+    /// A sale was finished since then.
+    finished: Flag,
     begun: Notify,
 }
 
@@ -56,45 +58,51 @@ impl Flag {
 }
 
 impl Traffic {
-    /// A request of this priority has come.
-    pub fn see(&self, priority: Priority) {
-        if priority == Priority::Finish {
-            self.finishing.raise();
-        }
+    /// A request has come.
+    pub fn see(&self) {
         if self.any.raise() {
             self.begun.notify_one();
+        }
+    }
+
+    /// One of this priority was answered. Anybody can ask for the end of a sale; where there was none it does not count.
+    pub fn see_answer(&self, priority: Priority, status: StatusCode) {
+        if priority == Priority::Finish && status.is_success() {
+            self.finished.raise();
         }
     }
 }
 
 /// Keeps the limit, for as long as it is polled. It is known at each time, and holds while sales are being finished.
 pub async fn keep_limit(traffic: Arc<Traffic>, booking: Bare, dependency: &'static Dependency) {
+    let mut limit = AdaptiveLimit::new(Instant::now());
+    let (mut seen, mut answered, mut finished) = (None::<Instant>, Instant::now(), None::<Instant>);
+    let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
     loop {
-        traffic.begun.notified().await;
-        let mut limit = AdaptiveLimit::new(Instant::now());
-        let (mut seen, mut answered, mut finishing) = (Instant::now(), Instant::now(), None::<Instant>);
-        while seen.elapsed() < QUIET {
-            sleep(TICK).await;
-            let now = Instant::now();
-            if traffic.any.lower() {
-                seen = now;
-            }
-            if traffic.finishing.lower() {
-                finishing = Some(now);
-            }
-            let most = dependency.max_concurrent().unwrap_or(u32::MAX);
-            match probe(&booking).await {
-                Some(took) => {
-                    answered = Instant::now();
-                    limit.take(answered, took, dependency.less_important(), most);
-                }
-                None if answered.elapsed() >= FORGOTTEN => limit = AdaptiveLimit::new(Instant::now()),
-                None => {}
-            }
-            let holds = finishing.is_some_and(|finishing| finishing.elapsed() < FINISHING);
-            dependency.hold_back(holds.then(|| limit.limit(most)));
+        let tick = if within(seen, QUIET) { TICK } else { QUIET_TICK };
+        if tick == QUIET_TICK {
+            // Who comes first ends the quiet.
+            let _ = timeout(tick, traffic.begun.notified()).await;
+        } else {
+            sleep(tick).await;
         }
-        dependency.hold_back(None);
+        if traffic.any.lower() {
+            seen = Some(Instant::now());
+        }
+        if traffic.finished.lower() {
+            finished = Some(Instant::now());
+        }
+        let most = dependency.max_concurrent().unwrap_or(u32::MAX);
+        let holds = within(finished, FINISHING);
+        match probe(&booking).await {
+            Some(took) => {
+                answered = Instant::now();
+                limit.take(answered, took, dependency.less_important(), most, holds);
+            }
+            None if answered.elapsed() >= FORGOTTEN => limit.lift(),
+            None => {}
+        }
+        dependency.hold_back(holds.then(|| limit.limit(most)));
     }
 }
 
@@ -105,9 +113,15 @@ async fn probe(booking: &Bare) -> Option<Duration> {
     let asked = booking.clone().oneshot(Attempt::first(call, Some(begin + TIME)));
     match timeout(TIME, priority::within(Priority::Finish, asked)).await {
         Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => Some(begin.elapsed()),
+        Ok(Err(error)) if has_too_much(&error) => Some(TIME),
         Ok(_) => None,
         Err(_) => Some(TIME),
     }
+}
+
+/// Whether booking has refused it because there is too much to do.
+fn has_too_much(error: &HttpError) -> bool {
+    matches!(error.kind(), FailureKind::RateLimited | FailureKind::Overloaded(_))
 }
 
 #[cfg(test)]
@@ -116,14 +130,16 @@ mod tests {
     use crate::http_client;
     use axum::Router;
     use axum::http::HeaderMap;
+    use axum::response::IntoResponse;
     use axum::routing::get;
     use contract::{BulkheadSettings, DependencySettings, PolicySettings, TimeoutSettings, WorkloadId};
     use resilience::Resilience;
     use std::sync::atomic::{AtomicU64, AtomicUsize};
 
     const BOOKING: &str = "booking";
-    /// Instead of milliseconds: it fails.
+    /// Instead of milliseconds: it fails; it has too much to do.
     const BROKEN: u64 = u64::MAX;
+    const OVERLOADED: u64 = BROKEN - 1;
     const ALL: u32 = 15;
 
     /// Booking that takes so many milliseconds for a probe, and has no end of an order.
@@ -146,10 +162,11 @@ mod tests {
                         assert_eq!(headers["x-priority"], "finish");
                         count.fetch_add(1, Ordering::Relaxed);
                         match delay.load(Ordering::Relaxed) {
-                            BROKEN => StatusCode::INTERNAL_SERVER_ERROR,
+                            BROKEN => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                            OVERLOADED => crate::answers::refused("FULL", "full", Duration::from_secs(1)),
                             millis => {
                                 sleep(Duration::from_millis(millis)).await;
-                                StatusCode::NOT_FOUND
+                                StatusCode::NOT_FOUND.into_response()
                             }
                         }
                     }),
@@ -174,8 +191,11 @@ mod tests {
             Self { millis, probes, resilience, dependency, url }
         }
 
-        /// As many orders are under way as may be, and the limit is kept.
-        async fn crowd(&self) -> Arc<Traffic> {
+        /// The limit is kept, and known. Then as many orders are under way as may be.
+        async fn crowd(&self, priority: Priority) -> Arc<Traffic> {
+            let traffic = Arc::<Traffic>::default();
+            tokio::spawn(keep_limit(Arc::clone(&traffic), http_client::bare(&self.url), self.dependency));
+            self.probed(8, &traffic, priority).await;
             let service = http_client::service(&self.url, self.dependency);
             for _ in 0..30 {
                 let service = service.clone();
@@ -184,16 +204,27 @@ mod tests {
                 }));
             }
             until("orders are under way", || self.dependency.less_important() == ALL).await;
-            let traffic = Arc::<Traffic>::default();
-            tokio::spawn(keep_limit(Arc::clone(&traffic), http_client::bare(&self.url), self.dependency));
+            self.probed(8, &traffic, priority).await;
+            assert_eq!(self.limit(), ALL, "it is quick");
             traffic
+        }
+
+        /// It takes so long now, until the limit is this.
+        async fn takes(&self, millis: u64, traffic: &Traffic, limit: u32) {
+            self.millis.store(millis, Ordering::Relaxed);
+            until("the limit follows", || {
+                traffic.see();
+                self.limit() == limit
+            })
+            .await;
         }
 
         /// Waits for so many probes, with requests of this priority all the time.
         async fn probed(&self, times: usize, traffic: &Traffic, priority: Priority) {
             let before = self.probes.load(Ordering::Relaxed);
             until("it is probed", || {
-                traffic.see(priority);
+                traffic.see();
+                traffic.see_answer(priority, StatusCode::OK);
                 self.probes.load(Ordering::Relaxed) >= before + times
             })
             .await;
@@ -218,22 +249,21 @@ mod tests {
     #[tokio::test]
     async fn orders_are_held_back_while_they_slow_those_who_finish() {
         let booking = Booking::start().await;
-        let traffic = booking.crowd().await;
-        booking.probed(8, &traffic, Priority::Finish).await;
-        assert_eq!(booking.limit(), ALL, "quick enough");
-        booking.millis.store(60, Ordering::Relaxed);
-        until("it falls", || booking.limit() == 2).await;
-        booking.millis.store(0, Ordering::Relaxed);
-        until("it rises", || booking.limit() == ALL).await;
+        let traffic = booking.crowd(Priority::Finish).await;
+        booking.takes(60, &traffic, 2).await;
+        booking.takes(0, &traffic, ALL).await;
     }
 
     #[tokio::test]
     async fn nobody_is_held_back_while_nobody_finishes_and_all_are_at_once_when_somebody_does() {
         let booking = Booking::start().await;
-        let traffic = booking.crowd().await;
-        booking.probed(8, &traffic, Priority::Start).await;
+        let traffic = booking.crowd(Priority::Start).await;
         booking.millis.store(60, Ordering::Relaxed);
-        booking.probed(16, &traffic, Priority::Start).await;
+        booking.probed(20, &traffic, Priority::Start).await;
+        assert_eq!(booking.limit(), ALL);
+        // Whatever somebody asks for that is not his.
+        traffic.see_answer(Priority::Finish, StatusCode::NOT_FOUND);
+        booking.probed(2, &traffic, Priority::Start).await;
         assert_eq!(booking.limit(), ALL);
         booking.probed(2, &traffic, Priority::Finish).await;
         assert_eq!(booking.limit(), 2);
@@ -243,11 +273,18 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_held_back_where_booking_fails() {
         let booking = Booking::start().await;
-        let traffic = booking.crowd().await;
-        booking.probed(8, &traffic, Priority::Finish).await;
-        booking.millis.store(60, Ordering::Relaxed);
-        until("it falls", || booking.limit() == 2).await;
-        booking.millis.store(BROKEN, Ordering::Relaxed);
-        until("it is given up", || booking.limit() == ALL).await;
+        let traffic = booking.crowd(Priority::Finish).await;
+        booking.takes(60, &traffic, 2).await;
+        booking.takes(BROKEN, &traffic, ALL).await;
+    }
+
+    #[tokio::test]
+    async fn orders_are_held_back_where_booking_has_too_much_to_do() {
+        let booking = Booking::start().await;
+        let traffic = booking.crowd(Priority::Finish).await;
+        booking.takes(OVERLOADED, &traffic, 2).await;
+        // Longer than an answer may be away.
+        booking.probed(80, &traffic, Priority::Start).await;
+        assert_eq!(booking.limit(), 2);
     }
 }

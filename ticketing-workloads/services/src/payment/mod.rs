@@ -206,7 +206,7 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let (ready, events) = (schema.clone(), Arc::clone(&webhooks));
     let working_off = async move {
         // Without its indexes, each look would read whole tables.
-        ready.reaches(schema::MONEY_INDEXES).await;
+        ready.reaches(schema::REFUND_INDEX).await;
         tokio::join!(refunds.run(), events.run());
     };
     let own_checks =

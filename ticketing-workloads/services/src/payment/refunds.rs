@@ -25,7 +25,9 @@ const SWEEP: Duration = Duration::from_secs(30);
 const RECENT: Duration = Duration::from_secs(3_600);
 const LONG_AGO: Duration = Duration::from_secs(30 * 24 * 3_600);
 const LONG_AGO_EVERY: u32 = 120;
-/// Payments that one search ends at most, and statements with which it looks for them.
+/// Longer than anybody keeps a booking.
+const EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+/// Payments that one search ends at most; and statements with which it looks for them, or for what was cancelled by hand.
 const AT_ONCE: u32 = 20;
 const MAX_PAGES: u32 = 20;
 /// Longest text of an error that is kept, in characters.
@@ -34,13 +36,18 @@ const MAX_WORDS: usize = 300;
 const LATE: Duration = Duration::from_secs(900);
 const TOO_LATE: Duration = Duration::from_secs(24 * 3_600);
 
-/// Charges of the next bookings that are cancelled, from a place on, which `$3` seconds ago is the first one. Most of the rows
-/// are written when the charge is heard of; this is for what was not. The charges are looked up one by one, however many
-/// bookings the server expects, and no statement looks at more than some.
-const FIND: &str = "
+/// Charges of the next bookings that are cancelled for these reasons, from a place on, which `$3` seconds ago is the first one. Most
+/// of the rows are written when the charge is heard of; this is for what was not. The charges are looked up one by one,
+/// however many bookings the server expects, and no statement looks at more than some.
+macro_rules! find {
+    ($reasons:literal) => {
+        concat!(
+            "
     WITH page AS MATERIALIZED (
         SELECT created_at, id FROM bookings
-        WHERE status = 'Cancelled' AND cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+        WHERE status = 'Cancelled' AND ",
+            $reasons,
+            "
           AND (created_at, id) > (COALESCE($1::text::timestamptz, now() - $3 * interval '1 second'), $2)
         ORDER BY created_at, id LIMIT 500
     ), owed AS (
@@ -49,7 +56,19 @@ const FIND: &str = "
         WHERE key = ANY(ARRAY(SELECT id::text FROM page)) AND state = 'Charged'
         ON CONFLICT DO NOTHING RETURNING key
     )
-    SELECT created_at::text, id, (SELECT count(*) FROM owed) FROM page ORDER BY page.created_at DESC, page.id DESC LIMIT 1";
+    SELECT created_at::text, id, (SELECT count(*) FROM owed)
+    FROM page ORDER BY page.created_at DESC, page.id DESC LIMIT 1"
+        )
+    };
+}
+
+/// By a service, for a reason with which something may be charged.
+const FIND: &str = find!("cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')");
+
+/// By a person, who gives any other reason, or none.
+const FIND_BY_HAND: &str = find!(
+    "COALESCE(cancel_reason, '') NOT IN ('declined', 'payment timed out', 'payment unavailable', 'expired', 'given back')"
+);
 
 /// The next payments that may still be charged, from a key on, however old; and whether the booking of each is cancelled and
 /// nobody works on it.
@@ -60,8 +79,7 @@ const OPEN: &str = "
         ORDER BY key LIMIT 500
     )
     SELECT p.key, p.amount_cents, p.currency,
-           COALESCE((SELECT b.status = 'Cancelled'
-                            AND b.cancel_reason IN ('declined', 'payment timed out', 'payment unavailable')
+           COALESCE((SELECT b.status = 'Cancelled' AND COALESCE(b.cancel_reason, '') NOT IN ('expired', 'given back')
                      FROM bookings b
                      WHERE b.id = CASE WHEN p.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p.key::uuid END), false)
            AND (p.claimed_until IS NULL OR p.claimed_until < now())
@@ -93,6 +111,7 @@ const BACKLOG: &str = "
 /// Statements that are made for each refund, or all the time.
 pub const HOT: &[(&str, &str)] = &[
     ("charges of cancelled bookings", FIND),
+    ("charges of bookings that were cancelled by hand", FIND_BY_HAND),
     ("open payments of cancelled bookings", OPEN),
     ("old events", FORGET),
     ("claim a refund", CLAIM),
@@ -111,6 +130,13 @@ struct Refund {
     provider: String,
     charge: String,
     tries: i32,
+}
+
+/// The last booking that a search has looked at.
+#[derive(Default)]
+struct Place {
+    at: Option<String>,
+    booking: Uuid,
 }
 
 pub struct Refunds {
@@ -146,10 +172,14 @@ impl Refunds {
     async fn search(&self) {
         // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several places.
         let mut place = Uuid::new_v4().to_string();
+        let mut by_hand = Place::default();
         for nth in 0u32.. {
             let age = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
             if let Err(error) = self.find(age).await {
                 tracing::warn!(%error, "failed to look for charges of cancelled bookings");
+            }
+            if let Err(error) = self.find_by_hand(&mut by_hand).await {
+                tracing::warn!(%error, "failed to look for charges of bookings that were cancelled by hand");
             }
             if let Err(error) = self.forget().await {
                 tracing::warn!(%error, "failed to delete old events of providers");
@@ -182,22 +212,44 @@ impl Refunds {
 
     /// Finds what is charged for bookings of that age that are cancelled.
     async fn find(&self, age: Duration) -> Result<(), CallError<DatabaseError>> {
-        let mut place = (None::<String>, Uuid::nil());
-        loop {
-            let (since, booking, age) = (&place.0, &place.1, age.as_secs_f64());
-            let find = |connection: Connection| async move {
-                let find = connection.prepare_cached(FIND).await?;
-                let values: [&(dyn ToSql + Sync); 3] = [since, booking, &age];
-                let Some(row) = connection.query_opt(&find, &values).await? else { return Ok(None) };
-                Ok::<_, DatabaseError>(Some((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
-            };
-            let Some((at, id, found)) = self.database.call(find).await? else { return Ok(()) };
-            let found: i64 = found;
-            if found > 0 {
-                tracing::warn!(found, "found charges of cancelled bookings; they are refunded");
+        let mut place = Place::default();
+        while self.find_page(FIND, age, &mut place).await? {}
+        Ok(())
+    }
+
+    /// The same for some of those that were cancelled by hand, from `place` on: there may be all of a cancelled event, as old as its
+    /// first sale, and nothing says when they were cancelled.
+    async fn find_by_hand(&self, place: &mut Place) -> Result<(), CallError<DatabaseError>> {
+        for _ in 0..MAX_PAGES {
+            if !self.find_page(FIND_BY_HAND, EVER, place).await? {
+                *place = Place::default();
+                return Ok(());
             }
-            place = (Some(at), id);
         }
+        Ok(())
+    }
+
+    /// Finds what is charged for the bookings of the next page; `false`: there is none.
+    async fn find_page(
+        &self,
+        statement: &'static str,
+        age: Duration,
+        place: &mut Place,
+    ) -> Result<bool, CallError<DatabaseError>> {
+        let (since, booking, age) = (&place.at, &place.booking, age.as_secs_f64());
+        let find = |connection: Connection| async move {
+            let find = connection.prepare_cached(statement).await?;
+            let values: [&(dyn ToSql + Sync); 3] = [since, booking, &age];
+            let Some(row) = connection.query_opt(&find, &values).await? else { return Ok(None) };
+            Ok::<_, DatabaseError>(Some((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+        };
+        let Some((at, booking, found)) = self.database.call(find).await? else { return Ok(false) };
+        let found: i64 = found;
+        if found > 0 {
+            tracing::warn!(found, "found charges of cancelled bookings; they are refunded");
+        }
+        *place = Place { at: Some(at), booking };
+        Ok(true)
     }
 
     /// Ends some of what is open of cancelled bookings, from `place` on.

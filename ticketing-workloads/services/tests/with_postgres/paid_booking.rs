@@ -396,6 +396,29 @@ async fn a_charge_of_a_cancelled_booking_is_refunded(
     .await;
 }
 
+/// As when an event is called off: whatever reason was written down, if any, and however long ago the tickets were sold.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_by_hand_is_refunded_however_old_it_is() {
+    let stage = stage().await;
+    let client = stage.postgres.connect().await;
+    for reason in [Some("the event is called off"), None, Some("declined")] {
+        let (_, id, _) = taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+        let age = if reason == Some("declined") { "1 minute" } else { "200 days" };
+        let cancel =
+            "UPDATE bookings SET status = 'Cancelled', cancel_reason = $2, created_at = now() - $3::text::interval
+                      WHERE id::text = $1";
+        client.execute(cancel, &[&id, &reason, &age]).await.unwrap();
+    }
+    taken(stage.booking.post(&order(OPENING_NIGHT, 1)).await).await;
+    within(Duration::from_secs(90), "the money is given back", async || {
+        let charges = stage.providers.charges().await;
+        let refunded = charges.iter().filter(|charge| charge["refunded"] == true).count();
+        assert!(refunded < 4, "the last one is confirmed");
+        (refunded == 3).then_some(())
+    })
+    .await;
+}
+
 /// By a person, or by a request of which nobody knows.
 async fn refund_by_hand(stage: &Stage, provider: &str, object: &str, cents: u64) {
     let client = &stage.booking.client;
