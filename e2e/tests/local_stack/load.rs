@@ -18,6 +18,7 @@ async fn load_and_memory_are_too_high() {
     load_over_80_percent(&mut fixture).await;
     the_smaller_limit_wins(&mut fixture).await;
     who_confirms_goes_before_who_polls(&mut fixture).await;
+    who_orders_is_held_back(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -187,4 +188,51 @@ async fn who_confirms_goes_before_who_polls(fixture: &mut Fixture) {
     let shed = fixture.metric(Port::Booking, &looks).await - polled;
     let sees = "12 x 201 Confirmed; who polls: 503";
     fixture.record("40 buyers poll, 12 confirm", sees, slowest, well, &format!("shed of look +{shed}, of finish +0"));
+}
+
+/// More buyers order at once than the machine has room for: as soon as one has bought, the gateway lets fewer of them in, and those
+/// who buy what they have kept are not refused. Who orders still gets seats.
+async fn who_orders_is_held_back(fixture: &mut Fixture) {
+    let limit = r#"bulkhead_limit{bulkhead="booking",priority="start"}"#;
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        let reserved = fixture.post("/api/reservations", &order()).await;
+        assert_eq!(reserved.in_words(), "201 Held");
+        held.push(reserved.body["bookingId"].as_str().unwrap().to_owned());
+    }
+    let confirm = async |id: &String| {
+        let confirmed = fixture.post(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+        assert_eq!(confirmed.in_words(), "201 Confirmed");
+        confirmed.took
+    };
+    let over = Cell::new(false);
+    let crowd = join_all((0..60).map(|_| async {
+        let mut sold = 0;
+        while !over.get() {
+            let booked = fixture.book().await;
+            if booked.status < 300 {
+                sold += 1;
+            } else {
+                assert_eq!(booked.status, 503, "{}", booked.in_words());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        sold
+    }));
+    let finish = async {
+        let mut slowest = confirm(&held[0]).await;
+        fixture.until("who orders is held back", async || fixture.metric(Port::Gateway, limit).await <= 30).await;
+        for id in &held[1..] {
+            slowest = slowest.max(confirm(id).await);
+        }
+        let least = fixture.metric(Port::Gateway, limit).await;
+        over.set(true);
+        (slowest, least)
+    };
+    let (sold, (slowest, least)) = tokio::join!(crowd, finish);
+    let sold: usize = sold.into_iter().sum();
+    assert!(sold > 0, "the sale goes on");
+    let well = fixture.until_well().await;
+    let metrics = format!("bulkhead_limit of start {least} of 75, {sold} orders meanwhile");
+    fixture.record("60 buyers order, 12 confirm", "12 x 201 Confirmed; who orders waits", slowest, well, &metrics);
 }
