@@ -130,6 +130,8 @@ impl Gateway {
             ("--catalog-url", &url),
             ("--booking-url", &url),
             ("--payment-url", &url),
+            // All requests that the services get are of a test.
+            ("--hold-back", "no"),
         ];
         all.extend(more);
         let arguments = all.into_iter().flat_map(|(name, value)| [name, value]);
@@ -254,6 +256,26 @@ async fn while_the_issuer_is_away_from_the_start_only_those_with_a_token_wait() 
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(stub.buyer(), Buyer::user(ISSUER, "ann"));
+}
+
+/// Anybody can ask for the end of a sale, at any address, and would go before all who order.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_ordered_nothing_finishes_nothing_before_others() {
+    let (stub, issuer) = (Stub::default(), Issuer::new());
+    let gateway = Gateway::with_issuer(&stub, &issuer, &[]).await;
+    let cookie = new_session(&gateway).await;
+    let confirm = || gateway.post("/api/reservations/1/confirm");
+    for (request, expected) in [
+        (confirm(), "look"),
+        (confirm().header(header::COOKIE, "ticketwave-session=forged"), "look"),
+        (confirm().header("x-priority", "finish"), "look"),
+        (confirm().header(header::COOKIE, cookie), "finish"),
+        (confirm().bearer_auth(issuer.token("ann", "tickets")), "finish"),
+        (gateway.get("/api/tickets/1"), "start"),
+    ] {
+        request.send().await.unwrap();
+        assert_eq!(stub.last()["x-priority"], expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,7 +33,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::server::network_of;
-use resilience::{Check, Metrics};
+use resilience::{Check, Metrics, Priority, priority};
 use session::{Use, keyed_hash};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -301,6 +301,7 @@ impl Buyers {
                     network: None,
                     keep: None,
                     is_new: false,
+                    has_nothing: false,
                 })
             }
             Err(error) => {
@@ -336,7 +337,8 @@ impl Buyers {
         // Signed anew, for another 30 days and by the key that signs now.
         let keep = keeps.then(|| session::set_cookie(id, keys, asked.secure)).flatten();
         let is_new = session.is_none() && keeps;
-        Ok(Known { buyer: Buyer::Session(id), before: None, network: Some(network.text), keep, is_new })
+        let has_nothing = session.is_none() && !keeps;
+        Ok(Known { buyer: Buyer::Session(id), before: None, network: Some(network.text), keep, is_new, has_nothing })
     }
 }
 
@@ -406,6 +408,8 @@ struct Known {
     keep: Option<HeaderValue>,
     /// Whether it is a session that begins.
     is_new: bool,
+    /// Whether it is nobody who has ordered anything.
+    has_nothing: bool,
 }
 
 impl Known {
@@ -505,7 +509,13 @@ pub async fn identify(State(buyers): State<Arc<Buyers>>, mut request: Request, n
     if known.is_new {
         request.extensions_mut().insert(FirstOrder { keys: buyers.session_keys.now(), secure });
     }
-    let mut response = next.run(request).await;
+    let answer = next.run(request);
+    let mut response = if known.has_nothing && priority::current() == Some(Priority::Finish) {
+        // There is nothing that he could finish, so he does not go before those who can.
+        priority::within(Priority::Look, answer).await
+    } else {
+        answer.await
+    };
     let headers = response.headers_mut();
     let is_ours = |cookie: &HeaderValue| cookie.as_bytes().starts_with(session::COOKIE.as_bytes());
     if !headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
