@@ -385,7 +385,8 @@ async fn five_hundred_buyers_come_to_a_hundred_seats_in_order() {
             let answer = buy_as(buyer, &gateways[nth % 2], event, None).await;
             let place = place(&answer);
             let mut status = answer.status().as_u16();
-            while status == 202 {
+            // On a busy machine there may be no room for him when it is his turn: he keeps his place, and comes again.
+            while [202, 503].contains(&status) {
                 // Looks do not cost booking a call, so they may come often.
                 eventually("his turn", async || {
                     tokio::time::sleep(Duration::from_millis(200)).await;
