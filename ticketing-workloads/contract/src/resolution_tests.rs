@@ -23,7 +23,13 @@ fn payment() -> DependencySettings {
 fn database() -> DependencySettings {
     DependencySettings {
         timeout: TimeoutSettings { request_ms: 5_000, per_try_ms: 1_000, connect_ms: Some(500) },
-        retry: RetrySettings { base_interval_ms: 200, max_interval_ms: 2_000, ..RetrySettings::default() },
+        retry: RetrySettings {
+            base_interval_ms: 200,
+            max_interval_ms: 2_000,
+            jitter_percent: 50,
+            retry_on: [RetryOn::Timeout, RetryOn::ConnectFailure, RetryOn::Deadlock, RetryOn::VersionConflict].into(),
+            ..RetrySettings::default()
+        },
         ..DependencySettings::default()
     }
 }
@@ -51,6 +57,16 @@ fn a_policy_that_names_only_a_timeout_keeps_everything_else_that_is_built_in() {
     for path in ["timeout.perTry", "retry.numRetries", "fallback", "bulkheadRef"] {
         assert_eq!(origin(&resolved, path), Origin::BuiltIn, "{path}");
     }
+}
+
+/// Deadlocks, which are not in the ADR's list, were retried no more.
+#[test]
+fn a_policy_that_names_only_the_circuit_breaker_keeps_what_is_retried() {
+    let resolved = resolve(&said(json!({"circuitBreaker": {"consecutiveFailures": 7}})), Some(&database()));
+    let mut expected = database();
+    expected.circuit_breaker.trip = TripRule::ConsecutiveFailures { failures: 7 };
+    assert_eq!(resolved.settings, expected);
+    assert_eq!(origin(&resolved, "retry.retryOn"), Origin::BuiltIn);
 }
 
 #[test]

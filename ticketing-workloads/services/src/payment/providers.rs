@@ -609,6 +609,12 @@ mod tests {
         assert_eq!(cents(value), expected);
     }
 
+    /// Who goes on with an attempt, such as a pod of another version, has to ask with the keys that it was begun with.
+    #[test]
+    fn a_step_of_an_attempt_always_has_the_same_key() {
+        assert_eq!(step_key("order", 2, "confirm"), "order:2:confirm");
+    }
+
     /// A charge of another buyer is none of this one, and nor is what was cancelled.
     #[rstest::rstest]
     #[case::itself(200, r#"{"id": "pi_1"}"#, true)]

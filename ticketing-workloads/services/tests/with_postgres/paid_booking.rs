@@ -248,6 +248,25 @@ async fn without_a_payment_service_only_free_events_are_sold() {
     booking.check("payments-pending", "all is free", |check| check.status == CheckStatus::Healthy).await;
 }
 
+/// Case 5: nor is what was reserved before, such as at another pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_that_has_a_price_is_not_given_away_without_a_payment_service() {
+    let postgres = Postgres::start().await;
+    let booking = App::booking_with(&postgres, &[]).await;
+    let (status, id, _) = taken(booking.post_to("/api/reservations", &order(OPENING_NIGHT, 2)).await).await;
+    assert_eq!(status, 201);
+    let booking = App::booking_with(&postgres, &[("--charge-nothing", "no")]).await;
+    let answer = booking.post_to(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["errorCode"], "PAYMENTS_NOT_SET_UP");
+    assert_eq!(
+        count(&postgres, "SELECT count(*) FROM bookings WHERE status = 'Held'").await,
+        1,
+        "it can be bought yet"
+    );
+    assert_eq!(count(&postgres, "SELECT count(*) FROM outbox").await, 0, "nobody is told that it is bought");
+}
+
 /// A reservation waits for its payment only once it is bought.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_time_of_a_reservation_does_not_count_as_waiting_for_its_payment() {
@@ -415,6 +434,37 @@ async fn what_is_cancelled_by_hand_is_refunded_however_old_it_is() {
         let refunded = charges.iter().filter(|charge| charge["refunded"] == true).count();
         assert!(refunded < 4, "the last one is confirmed");
         (refunded == 3).then_some(())
+    })
+    .await;
+}
+
+/// A booking that somebody cancels while it is charged, for a reason that the search for such charges knows nothing of: who hears
+/// of the charge writes down that it goes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_booking_that_is_cancelled_while_it_is_charged_gets_its_money_back() {
+    let stage = stage().await;
+    let mut providers = quick_providers();
+    let stripe = providers.dependencies.get_mut("stripe").unwrap();
+    (stripe.timeout.request_ms, stripe.timeout.per_try_ms, stripe.retry.num_retries) = (4_000, 4_000, 0);
+    stage.payment.push(providers, FlagsSettings::default()).await;
+    let mut policy = quick(&[FallbackSettings::Queue]);
+    let payment = policy.dependencies.get_mut("payment").unwrap();
+    (payment.timeout.request_ms, payment.timeout.per_try_ms) = (60_000, 60_000);
+    stage.booking.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true})).await;
+    let cancelled = async {
+        eventually("it is charged", async || (stage.providers.charges().await.len() == 1).then_some(())).await;
+        let cancel = "UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = 'given back'
+                      WHERE status = 'PaymentPending'";
+        assert_eq!(stage.postgres.connect().await.execute(cancel, &[]).await.unwrap(), 1);
+    };
+    let wanted = order(OPENING_NIGHT, 2);
+    let (answer, ()) = tokio::join!(stage.booking.post(&wanted), cancelled);
+    assert_eq!(answer.status(), 503, "it is not booked");
+    let owed = "SELECT count(*) FROM refunds WHERE reason = 'the booking was cancelled'";
+    assert_eq!(count(&stage.postgres, owed).await, 1);
+    eventually("the money is given back", async || {
+        stage.providers.charges().await.iter().all(|charge| charge["refunded"] == true).then_some(())
     })
     .await;
 }

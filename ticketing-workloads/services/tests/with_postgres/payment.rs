@@ -163,6 +163,22 @@ async fn the_second_provider_is_asked_at_once_when_no_object_was_made(#[case] be
     assert_eq!(stage.providers.charged("a").await, ["paypal"]);
 }
 
+/// What is repeated because it had no answer goes with the key of the first time, so that it is done once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_without_an_answer_is_repeated_with_its_own_key() {
+    let stage = stage().await;
+    let mut policy = quick();
+    policy.dependencies.get_mut("stripe").unwrap().retry.retry_on = [RetryOn::Timeout].into();
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"createThenHang": true})).await;
+    let before = stage.providers.requests("stripe").await;
+    assert_eq!(stage.pay("a").await.1["provider"], "paypal");
+    assert!(stage.providers.requests("stripe").await >= before + 2, "it is repeated");
+    let url = format!("http://{}/v1/payment_intents?limit=100", stage.providers.stripe);
+    let list: Value = stage.payment.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(list["data"].as_array().unwrap().len(), 1, "{list}");
+}
+
 /// Case 1: a search that lags says nothing. Also of what version 0.1 has asked for in one step.
 #[rstest::rstest]
 #[case::two_steps(false)]
@@ -205,6 +221,36 @@ async fn a_stored_failure_is_followed_by_an_attempt_with_another_key() {
     stage.providers.behave("stripe", json!({"storedFailure": true})).await;
     assert_eq!(stage.pay_in_the_end("b").await.1["provider"], "paypal");
     assert_eq!((stage.providers.charged("a").await.len(), stage.providers.charged("b").await.len()), (1, 1));
+}
+
+/// Case 2: what may charge is written down before it leaves. A pod may die at any moment after that: the next one must not take
+/// the order for one that nobody was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirmation_is_written_down_before_it_leaves() {
+    let mut stage = stage().await;
+    let mut policy = quick();
+    let stripe = policy.dependencies.get_mut("stripe").unwrap();
+    (stripe.timeout.request_ms, stripe.timeout.per_try_ms) = (60_000, 60_000);
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"chargeThenHang": true})).await;
+    let is_charged = crate::support::eventually("it is charged", async || {
+        (stage.providers.charged("a").await == ["stripe"]).then_some(())
+    });
+    tokio::select! {
+        answer = stage.pay("a") => panic!("the provider has not answered: {answer:?}"),
+        () = is_charged => {}
+    }
+    assert_eq!(stage.state("stripe").await, "Confirming");
+
+    stage.execute("UPDATE payments SET claimed_until = now()").await;
+    let next = App::payment(&stage.postgres, &stage.providers).await;
+    next.push(quick(), FlagsSettings::default()).await;
+    drop(std::mem::replace(&mut stage.payment, next));
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    assert_eq!(stage.pay("a").await.0, 202, "nobody else is asked");
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay_in_the_end("a").await.1["provider"], "stripe");
+    assert_eq!(stage.providers.charged("a").await, ["stripe"]);
 }
 
 /// Case 2: its retries, with old keys and with new ones, shut the circuit for everybody.
@@ -395,6 +441,13 @@ async fn a_buyer_who_has_to_act_learns_so_and_has_some_time(
     #[case] acts: bool,
 ) {
     let stage = stage().await;
+    // A single failure would open it, and a busy machine makes none.
+    let mut policy = quick();
+    for dependency in policy.dependencies.values_mut() {
+        (dependency.timeout.request_ms, dependency.timeout.per_try_ms) = (10_000, 5_000);
+        dependency.circuit_breaker.trip = TripRule::ConsecutiveFailures { failures: 1 };
+    }
+    stage.payment.push(policy, FlagsSettings::default()).await;
     if provider == "paypal" {
         stage.providers.behave("stripe", json!({"decline": true})).await;
     }
@@ -405,7 +458,7 @@ async fn a_buyer_who_has_to_act_learns_so_and_has_some_time(
         assert_eq!((status, &waits["status"], &waits["provider"]), expected);
     }
     let circuits = stage.payment.health().await.circuits;
-    assert!(circuits.values().all(|circuit| circuit.state == CircuitState::Closed), "{circuits:?}");
+    assert!(circuits.values().all(|circuit| circuit.opened_total == 0), "{circuits:?}");
     stage.providers.behave(provider, json!({})).await;
     if acts {
         stage.providers.buyer_acts("a").await;
@@ -481,6 +534,21 @@ async fn a_revoked_key_is_said_by_a_check_and_the_other_provider_charges(#[case]
     assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "that is no fault of the provider");
     stage.providers.behave("stripe", json!({})).await;
     stage.payment.check(name, "the key is taken", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// Case 4: the key is revoked between two steps of an order. What comes with such a key does nothing, so the order is not
+/// left pending: the other provider charges it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_revoked_before_the_confirmation_leaves_nothing_in_doubt() {
+    let stage = stage().await;
+    stage.execute("INSERT INTO payments (key, amount_cents, currency) VALUES ('a', 4500, 'eur')").await;
+    let created = "INSERT INTO payment_attempts (key, provider, state, number, object_id)
+                   VALUES ('a', 'stripe', 'Created', 1, 'pi_1')";
+    stage.execute(created).await;
+    stage.providers.behave("stripe", json!({"unauthorized": true})).await;
+    let (status, paid) = stage.pay("a").await;
+    assert_eq!((status, &paid["provider"]), (200, &json!("paypal")), "{paid}");
+    assert_eq!(stage.providers.charged("a").await, ["paypal"]);
 }
 
 /// Events settle payments; repeated, forged and out of order they change nothing. They come through the gateway.

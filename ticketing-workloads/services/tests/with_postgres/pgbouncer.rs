@@ -72,14 +72,16 @@ async fn payments_and_events_go_through_pgbouncer_in_transaction_mode() {
     let providers = Providers::start();
     let payment = App::payment_over(&pooler.url(), &[TRANSACTION], &postgres, &providers).await;
     let catalog = App::catalog_over(&pooler.url(), &[TRANSACTION]).await;
-    for nth in 0..20 {
+    // At once: one after the other, they would all get the same session.
+    let asks = (0..20).map(async |nth| {
         let url = format!("http://{}/api/payments", payment.address);
         let request = payment.client.post(url).header("Idempotency-Key", format!("key-{nth}"));
         let answer = request.body(json!({"amountCents": 100, "currency": "eur"}).to_string()).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
         let events: Value = catalog.get("/api/events").await.json().await.unwrap();
         assert_eq!(events["total"], 1, "{events}");
-    }
+    });
+    join_all(asks).await;
     eventually("the check is healthy", async || {
         Some(payment.health().await.checks["database"].status).filter(|status| *status == CheckStatus::Healthy)
     })

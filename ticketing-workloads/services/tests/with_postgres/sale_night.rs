@@ -293,6 +293,11 @@ async fn a_thousand_buyers_of_500_seats_in_a_night_with_everything_on() {
     assert_eq!(charged.into_keys().collect::<BTreeSet<_>>(), confirmed, "who has a seat has paid, and nobody else");
     let refunds = night.count("SELECT count(*) FROM refunds").await;
     assert_eq!(refunds, 0, "nobody was charged for nothing");
+    let written = night.count("SELECT count(*) FROM webhook_events").await;
+    assert!(
+        (1..=i64::try_from(events).unwrap()).contains(&written),
+        "{written} of {events}: one that comes twice is one"
+    );
 
     // Each has what he was told, and nobody else sees it.
     let sold: Vec<_> = buyers.iter().filter(|(_, booking)| booking.is_some()).collect();
