@@ -477,6 +477,7 @@ pub(super) mod tests {
     use super::*;
     use crate::fleet::facts::Readiness;
     use contract::{CheckReport, CircuitReport, LoadReport};
+    use engine::fleet::CircuitView;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -654,8 +655,8 @@ pub(super) mod tests {
         HealthReport { circuits: circuits.collect(), ..report(true, "i") }
     }
 
-    fn circuits(workload: &WorkloadState) -> Vec<(String, usize, usize)> {
-        workload.tallies.circuits().map(|(name, view, _)| (name.to_owned(), view.open, view.total)).collect()
+    fn circuits(workload: &WorkloadState) -> Vec<(String, CircuitView)> {
+        workload.tallies.circuits().map(|(name, view, _)| (name.to_owned(), view)).collect()
     }
 
     #[test]
@@ -664,12 +665,12 @@ pub(super) mod tests {
         let open = with_circuits(&[("db", CircuitState::Open)]);
         workload.take("0", &open, Instant::now(), at(1));
         workload.take("1", &with_circuits(&[("db", CircuitState::Closed)]), Instant::now(), at(2));
-        assert_eq!(circuits(&workload), [("db".to_owned(), 1, 2)]);
+        assert_eq!(circuits(&workload), [("db".to_owned(), CircuitView { open: 1, tripped: 1, total: 2 })]);
         assert_eq!(workload.tallies.circuits().next().unwrap().2, Some(at(1)));
         workload.take("1", &with_circuits(&[("db", CircuitState::HalfOpen)]), Instant::now(), at(3));
-        assert_eq!(circuits(&workload), [("db".to_owned(), 2, 2)]);
+        assert_eq!(circuits(&workload), [("db".to_owned(), CircuitView { open: 2, tripped: 1, total: 2 })]);
         workload.miss("0", &PodError::Unauthorized, at(4));
-        assert_eq!(circuits(&workload), [("db".to_owned(), 1, 1)]);
+        assert_eq!(circuits(&workload), [("db".to_owned(), CircuitView { open: 1, tripped: 0, total: 1 })]);
         workload.take("1", &with_circuits(&[]), Instant::now(), at(5));
         assert!(circuits(&workload).is_empty());
         workload.take("0", &open, Instant::now(), at(6));

@@ -72,14 +72,8 @@ async fn end_of(stream: &mut TcpStream) {
     let _ = timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("the server keeps the connection");
 }
 
-/// Each request that came up to a second after the idle limit was read, and never answered.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_closed_without_a_window_in_which_a_request_is_swallowed() {
-    let server = start(Limits { idle_timeout: Duration::from_millis(100), ..Limits::default() }).await;
-    let mut stream = server.connect().await;
-    assert!(ask(&mut stream).await.is_some());
-    end_of(&mut stream).await;
-    // A reader would take it; nobody does, and the kernel says so.
+/// After the end, a reader would take a request; nobody does, and the kernel says so.
+async fn taken_no_more(stream: &mut TcpStream) {
     let refused = async {
         loop {
             if stream.write_all(REQUEST).await.is_err() {
@@ -91,6 +85,16 @@ async fn an_idle_connection_is_closed_without_a_window_in_which_a_request_is_swa
     timeout(Duration::from_millis(500), refused).await.expect("a request after the end was taken");
 }
 
+/// Each request that came up to a second after the idle limit was read, and never answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_without_a_window_in_which_a_request_is_swallowed() {
+    let server = start(Limits { idle_timeout: Duration::from_millis(100), ..Limits::default() }).await;
+    let mut stream = server.connect().await;
+    assert!(ask(&mut stream).await.is_some());
+    end_of(&mut stream).await;
+    taken_no_more(&mut stream).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_swallows_nothing_either() {
     let server = start(Limits::default()).await;
@@ -100,7 +104,8 @@ async fn a_stop_swallows_nothing_either() {
     busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     timeout(TIMEOUT, server.asked.notified()).await.unwrap();
     server.stop.cancel();
-    end_of(&mut idle).await;
+    timeout(Duration::from_millis(500), end_of(&mut idle)).await.expect("until its end, a request would be taken");
+    taken_no_more(&mut idle).await;
     server.answer.notify_one();
     let mut answer = String::new();
     timeout(TIMEOUT, busy.read_to_string(&mut answer)).await.unwrap().unwrap();

@@ -240,6 +240,39 @@ async fn a_request_that_meets_the_end_of_its_connection_is_sent_again(#[case] ca
     }
 }
 
+/// The end of the connection has arrived here, and nobody has looked yet: the request does not begin on it, so it is sent on
+/// another one, whatever it is.
+#[tokio::test]
+async fn a_request_that_never_began_is_sent_again() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (may_close, told) = std::sync::mpsc::channel::<()>();
+    let (closed, has_closed) = std::sync::mpsc::channel::<()>();
+    let server = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let answer_one = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let read = stream.read(&mut [0; 4_096]).unwrap();
+            assert!(read > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            stream
+        };
+        let first = answer_one();
+        told.recv().unwrap();
+        drop(first);
+        closed.send(()).unwrap();
+        answer_one();
+    });
+    let service = service_at(vec![address], dependency(settings(0, &[], &[])), KEEP);
+    ask(&service, post(None)).await.unwrap();
+    // The only thread of the runtime waits here, and then asks before what drives the connection has its turn.
+    may_close.send(()).unwrap();
+    has_closed.recv().unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(ask(&service, post(None)).await.unwrap().status, 200);
+    server.join().unwrap();
+}
+
 /// What may have arrived is never said not to have been sent: its sender would take it for not charged.
 #[tokio::test]
 async fn what_may_have_arrived_was_sent_though_no_new_connection_is_taken() {

@@ -166,6 +166,16 @@ async fn owner(postgres: &Postgres, id: &str) -> (Option<String>, Option<String>
     (row.get(0), row.get(1))
 }
 
+/// Until so many sessions wait for a lock.
+async fn until_waiting(watch: &tokio_postgres::Client, sessions: i64) {
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("several wait", async || {
+        (watch.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) >= sessions).then_some(())
+    })
+    .await;
+}
+
 /// Metrics whose names begin like this. Before there is a schema, a call may be made again, and a circuit open.
 async fn metrics(app: &App, name: &str) -> Vec<String> {
     let metrics = app.get("/metrics").await.text().await.unwrap();
@@ -365,12 +375,7 @@ async fn two_hundred_orders_of_one_buyer_at_once_get_no_more_than_one_buyer_may_
         async move { reserve(app, who, &order(event, 3)).await }
     }));
     let release = async {
-        let waiting =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually("several wait", async || {
-            (watch.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) >= 4).then_some(())
-        })
-        .await;
+        until_waiting(&watch, 4).await;
         client.execute("COMMIT", &[]).await.unwrap();
     };
     let (answers, ()) = tokio::join!(orders, release);
@@ -381,6 +386,52 @@ async fn two_hundred_orders_of_one_buyer_at_once_get_no_more_than_one_buyer_may_
     assert_eq!((held, taken(&postgres, &event).await), (3, bought + 9));
     assert_eq!(metrics(&pods[0], r#"bookings_total{outcome="too_many_seats"}"#).await.len(), 1);
     assert_eq!(metrics(&pods[0], "circuit_breaker_opened").await, before, "no circuit opens");
+}
+
+/// A client that does not wait sends its order twice: with all seats that a buyer may have, the second one is no order for more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_comes_twice_at_once_is_not_refused_for_its_own_seats() {
+    let postgres = Postgres::start().await;
+    let pods = [pod(&postgres, &[]).await, pod(&postgres, &[]).await];
+    let event = event(&postgres, 100).await;
+    let (holder, watch) = (postgres.connect().await, postgres.connect().await);
+    holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
+    let (ann, wanted) = (Who::user("ann"), with_key(&event, 10, "once"));
+    let orders = join_all(pods.iter().map(|pod| book(pod, &ann, &wanted)));
+    let release = async {
+        until_waiting(&watch, 2).await;
+        holder.batch_execute("COMMIT").await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(orders, release);
+    for answer in &answers {
+        assert_eq!((answer.status, answer.id()), (201, answers[0].id()), "{}", answer.body);
+    }
+    assert_eq!(taken(&postgres, &event).await, 10);
+}
+
+/// They wait for each other, and would take the places of all others in the queue for the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_has_few_orders_under_way_at_a_pod() {
+    let postgres = Postgres::start().await;
+    let app = pod(&postgres, &[]).await;
+    let event = event(&postgres, 100).await;
+    let (holder, watch) = (postgres.connect().await, postgres.connect().await);
+    holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
+    let (ann, bob, wanted) = (Who::user("ann"), Who::user("bob"), order(&event, 1));
+    let orders = join_all([&ann; 4].map(|who| book(&app, who, &wanted)).into_iter().chain([book(&app, &bob, &wanted)]));
+    let more = async {
+        until_waiting(&watch, 5).await;
+        let refused = book(&app, &ann, &wanted).await;
+        assert_eq!((refused.status, refused.code()), (429, "TOO_MANY_ORDERS"), "{}", refused.body);
+        assert_eq!(
+            (&refused.headers["retry-after"], &refused.headers["x-refused"]),
+            (&"1".parse().unwrap(), &"asker".parse().unwrap())
+        );
+        holder.batch_execute("COMMIT").await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(orders, more);
+    assert!(answers.iter().all(|answer| answer.status == 201));
+    assert_eq!(book(&app, &ann, &wanted).await.status, 201);
 }
 
 /// They are counted one after the other, and none of them has to begin again.
@@ -413,8 +464,8 @@ async fn buyers_of_one_network_and_one_event_do_not_disturb_each_other() {
 async fn sessions_of_one_network_cannot_empty_an_event() {
     let postgres = Postgres::start().await;
     let app = pod(&postgres, &[]).await;
-    let event = event(&postgres, 10_000).await;
-    let statuses: Vec<_> = stream::iter(0..1_000)
+    let event = event(&postgres, 50_000).await;
+    let statuses: Vec<_> = stream::iter(0..5_000)
         .map(|nth| {
             let (app, event) = (&app, &event);
             async move { reserve(app, &Who::session(nth).of_network("one"), &order(event, 10)).await.status }

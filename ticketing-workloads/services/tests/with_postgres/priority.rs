@@ -243,6 +243,30 @@ async fn the_flag_keeps_room_for_what_is_to_be_finished() {
     }
 }
 
+/// Nor may those who wait for seats have all that booking may ask its database at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rush_of_orders_leaves_slots_for_what_is_to_be_finished() {
+    let postgres = Postgres::start().await;
+    let app = Arc::new(App::start(&postgres, "booking-1").await);
+    let id = reserve(&app).await;
+    let mut policy = quick_policy();
+    let database = policy.dependencies.get_mut("database").unwrap();
+    (database.timeout.request_ms, database.timeout.per_try_ms) = (30_000, 30_000);
+    let critical = BulkheadSettings { max_concurrent: 8, max_queued: 50, max_wait_ms: 30_000 };
+    policy.bulkheads.insert("critical".to_owned(), critical);
+    app.push(policy, FlagsSettings::default()).await;
+    let holder = postgres.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM events FOR UPDATE").await.unwrap();
+    let begun = app.book_in_the_background(9);
+    until_full(&app, "critical", 6, 3).await;
+    let confirm = app.post_to(&format!("/api/reservations/{id}/confirm"), &json!({})).await;
+    assert_eq!(confirm.status(), 201, "while all of them wait");
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    for one in begun {
+        assert_eq!(one.await.unwrap(), 201);
+    }
+}
+
 /// A pool would hand its connections out as they were asked for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_is_used_up_serves_the_more_important_first() {

@@ -361,6 +361,25 @@ async fn booking_takes_no_report_that_makes_no_sense() {
     assert_eq!(first, (0..40).map(|nth| nth * 3 + 1).collect::<Vec<_>>());
 }
 
+/// Pods of booking write over each other's numbers only with the version that they have read.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_pods_of_booking_give_no_number_twice() {
+    let postgres = Postgres::start().await;
+    let pods = [App::booking_with(&postgres, &[]).await, App::booking_with(&postgres, &[]).await];
+    let room = room();
+    report(&pods[0], &room, 95, 0).await;
+    // The schema of the other one.
+    eventually("it gives numbers, too", async || {
+        let report = json!({"settings": room, "loadPercent": 95, "arrivals": 0});
+        (pods[1].post_to("/internal/waiting-room", &report).await.status() == 200).then_some(())
+    })
+    .await;
+    let all = join_all((0..80).map(|nth| report(&pods[nth % 2], &room, 95, 3))).await;
+    let mut first: Vec<_> = all.iter().map(|view| view["first"].as_u64().unwrap()).collect();
+    first.sort_unstable();
+    assert_eq!(first, (0..80).map(|nth| nth * 3 + 1).collect::<Vec<_>>());
+}
+
 /// A sold-out night: five times as many buyers as seats, at two gateways.
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_buyers_come_to_a_hundred_seats_in_order() {
