@@ -110,10 +110,9 @@ impl AdaptiveLimit {
         let part = if busiest == 0 { FOLLOW } else { FOLLOW_WITH_THE_LEAST };
         self.unloaded = Some(if typical > before {
             typical.min(before + before / part)
-        } else if self.trial > 0 {
-            before - (before - typical) / 2
         } else {
-            before - (before - typical) / part
+            let part = if self.trial > 0 { 2 } else { part };
+            before.saturating_sub(before.saturating_sub(typical) / part)
         });
         (self.measured_at, self.trial) = (now, 0);
     }
