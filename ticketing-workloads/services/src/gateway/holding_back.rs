@@ -195,7 +195,7 @@ mod tests {
         async fn crowd(&self, priority: Priority) -> Arc<Traffic> {
             let traffic = Arc::<Traffic>::default();
             tokio::spawn(keep_limit(Arc::clone(&traffic), http_client::bare(&self.url), self.dependency));
-            self.probed(8, &traffic, priority).await;
+            self.probed(30, &traffic, priority).await;
             let service = http_client::service(&self.url, self.dependency);
             for _ in 0..30 {
                 let service = service.clone();
@@ -258,7 +258,7 @@ mod tests {
         let booking = Booking::start().await;
         let traffic = booking.crowd(Priority::Start).await;
         booking.millis.store(60, Ordering::Relaxed);
-        booking.probed(20, &traffic, Priority::Start).await;
+        booking.probed(70, &traffic, Priority::Start).await;
         assert_eq!(booking.limit(), ALL);
         // Whatever somebody asks for that is not his.
         traffic.see_answer(Priority::Finish, StatusCode::NOT_FOUND);
@@ -283,7 +283,7 @@ mod tests {
         let traffic = booking.crowd(Priority::Finish).await;
         booking.takes(OVERLOADED, &traffic, 2).await;
         // Longer than an answer may be away.
-        booking.probed(80, &traffic, Priority::Start).await;
+        booking.probed(150, &traffic, Priority::Start).await;
         assert_eq!(booking.limit(), 2);
     }
 }
