@@ -28,6 +28,8 @@ const FOLLOW_WITH_THE_LEAST: u32 = 32;
 /// So many less important calls are let in whatever the probes say: there is no end to a sale that cannot begin. They are in nobody's
 /// way.
 pub const LEAST: u32 = 2;
+/// So often it has to be measured before it is known: at first, connections are opened and caches filled.
+const KNOWN_AFTER: u32 = 4;
 /// How long it is taken for granted what an unloaded probe takes while there is no quiet time to measure it. Then only the least are
 /// let in for a moment.
 const TRIAL_AFTER: Duration = Duration::from_secs(60);
@@ -41,6 +43,7 @@ pub struct AdaptiveLimit {
     /// What a probe takes that nobody is in the way of, when that is known.
     unloaded: Option<Duration>,
     measured_at: Instant,
+    measured: u32,
     /// Measurements that are left of a trial.
     trial: u32,
     /// The limit at which probes were slow last; up to there it rises with care.
@@ -56,6 +59,7 @@ impl AdaptiveLimit {
             limit: u32::MAX,
             unloaded: None,
             measured_at: now,
+            measured: 0,
             trial: 0,
             slow_from: u32::MAX,
             probes: Vec::with_capacity(PROBES),
@@ -67,6 +71,11 @@ impl AdaptiveLimit {
     pub fn limit(&self, most: u32) -> u32 {
         let limit = if self.trial > 0 { LEAST } else { self.limit.max(LEAST) };
         limit.min(most)
+    }
+
+    /// Whether it is known what an unloaded probe takes. Until then, probes should come fast.
+    pub fn is_known(&self) -> bool {
+        self.measured >= KNOWN_AFTER
     }
 
     /// No limit, until probes are slow again: what is known of them stays.
@@ -111,10 +120,10 @@ impl AdaptiveLimit {
         self.unloaded = Some(if typical > before {
             typical.min(before + before / part)
         } else {
-            let part = if self.trial > 0 { 2 } else { part };
+            let part = if self.trial > 0 || !self.is_known() { 2 } else { part };
             before.saturating_sub(before.saturating_sub(typical) / part)
         });
-        (self.measured_at, self.trial) = (now, 0);
+        (self.measured_at, self.measured, self.trial) = (now, self.measured.saturating_add(1), 0);
     }
 
     fn next(&mut self, typical: Duration, unloaded: Duration, busiest: u32, most: u32) -> u32 {

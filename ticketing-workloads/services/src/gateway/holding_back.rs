@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 /// Time between two probes, while anything is asked of booking.
 const TICK: Duration = Duration::from_millis(25);
-/// The same while nothing is: what it takes then is worth knowing.
+/// The same while nothing is, once it is known what it takes then.
 const QUIET_TICK: Duration = Duration::from_secs(1);
 /// Time to answer a probe. One that takes longer counts as one that took so long.
 const TIME: Duration = Duration::from_millis(250);
@@ -79,7 +79,7 @@ pub async fn keep_limit(traffic: Arc<Traffic>, booking: Bare, dependency: &'stat
     let (mut seen, mut answered, mut finished) = (None::<Instant>, Instant::now(), None::<Instant>);
     let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
     loop {
-        let tick = if within(seen, QUIET) { TICK } else { QUIET_TICK };
+        let tick = if within(seen, QUIET) || !limit.is_known() { TICK } else { QUIET_TICK };
         if tick == QUIET_TICK {
             // Who comes first ends the quiet.
             let _ = timeout(tick, traffic.begun.notified()).await;
