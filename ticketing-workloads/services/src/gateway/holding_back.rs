@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 /// Time between two probes, while anything is asked of booking.
 const TICK: Duration = Duration::from_millis(25);
-/// The same while nothing is, once it is known what it takes then.
+/// The same while nothing is, once it is known what it takes then; and while booking does not answer.
 const QUIET_TICK: Duration = Duration::from_secs(1);
 /// Time to answer a probe. One that takes longer counts as one that took so long.
 const TIME: Duration = Duration::from_millis(250);
@@ -77,14 +77,17 @@ impl Traffic {
 pub async fn keep_limit(traffic: Arc<Traffic>, booking: Bare, dependency: &'static Dependency) {
     let mut limit = AdaptiveLimit::new(Instant::now());
     let (mut seen, mut answered, mut finished) = (None::<Instant>, Instant::now(), None::<Instant>);
+    let mut is_away = false;
     let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
     loop {
-        let tick = if within(seen, QUIET) || !limit.is_known() { TICK } else { QUIET_TICK };
-        if tick == QUIET_TICK {
-            // Who comes first ends the quiet.
-            let _ = timeout(tick, traffic.begun.notified()).await;
+        if is_away {
+            // However much is asked of it: it has enough to do with coming back.
+            sleep(QUIET_TICK).await;
+        } else if within(seen, QUIET) || !limit.is_known() {
+            sleep(TICK).await;
         } else {
-            sleep(tick).await;
+            // Who comes first ends the quiet.
+            let _ = timeout(QUIET_TICK, traffic.begun.notified()).await;
         }
         if traffic.any.lower() {
             seen = Some(Instant::now());
@@ -94,7 +97,9 @@ pub async fn keep_limit(traffic: Arc<Traffic>, booking: Bare, dependency: &'stat
         }
         let most = dependency.max_concurrent().unwrap_or(u32::MAX);
         let holds = within(finished, FINISHING);
-        match probe(&booking).await {
+        let probed = probe(&booking).await;
+        is_away = probed.is_none();
+        match probed {
             Some(took) => {
                 answered = Instant::now();
                 limit.take(answered, took, dependency.less_important(), most, holds);
@@ -275,6 +280,9 @@ mod tests {
         let traffic = booking.crowd(Priority::Finish).await;
         booking.takes(60, &traffic, 2).await;
         booking.takes(BROKEN, &traffic, ALL).await;
+        let begin = Instant::now();
+        booking.probed(3, &traffic, Priority::Finish).await;
+        assert!(begin.elapsed() > QUIET_TICK, "it is not asked all the time");
     }
 
     #[tokio::test]
