@@ -2,13 +2,15 @@
 //! their sender gave up, processes that die between any two steps or go on after their claim ran out, searches that lag for a
 //! day, events of a provider at any time and in any order, buyers who act or do not, keys that are forgotten, orders that a
 //! provider removes, refusals that mean nothing, "no"s that a provider does not keep for the key, a fallback that is taken away,
-//! a booking that never hears of the answer, and a pod of version 0.1 that works on the same rows.
+//! a booking that never hears of the answer, one that a person cancels, and a pod of version 0.1 that works on the same rows;
+//! and providers that charge what they have said they would not, which an event of theirs tells.
 //!
 //! The steps, with what is written down before and after each, are those of `process.rs`: both follow `decision::Work`.
 //!
-//! Never two charges; never a charge of what was closed; and once the faults are over, a charge has a booking or a refund.
+//! Never two charges; never a charge of what was closed; and once the faults are over, each charge has a booking or a refund,
+//! and none has both.
 
-use super::decision::{Answer, Attempt, Next, PROVIDERS, Progress, Purpose, Rules, State, Unpaid, Work};
+use super::decision::{self, Answer, Attempt, Found, Next, PROVIDERS, Progress, Purpose, Rules, State, Unpaid, Work};
 use super::ledger;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::mem::{Discriminant, discriminant};
@@ -22,6 +24,8 @@ const NUMBERS: i32 = 3;
 const AGED: Duration = Duration::from_secs(24 * 3_600);
 /// Whether the answer to a key stays the same, also a "no".
 const KEEPS_ANSWERS: [bool; PROVIDERS] = CANCELS;
+/// The charge of the one-step protocol, among the numbers of objects.
+const ONE_STEP: i32 = 0;
 /// Worlds after which a payment that has not ended never will.
 const LONGEST: usize = 400;
 
@@ -105,7 +109,13 @@ struct World {
     providers: [Provider; PROVIDERS],
     late: BTreeSet<(usize, Late)>,
     booking: Booking,
-    refund: bool,
+    /// Charges that go back, by provider and object.
+    refunds: BTreeSet<(usize, i32)>,
+    /// The object that the last attempt with each provider was about.
+    last: [Option<i32>; PROVIDERS],
+    /// Whether a provider may still charge what it has said it would not, and whether one has.
+    may_lie: bool,
+    has_lied: bool,
     /// A request that must not charge has asked for money.
     asked_for_nothing: bool,
     /// Whether the second provider may be begun with.
@@ -141,6 +151,12 @@ enum Flaw {
     WritesWithoutClaim,
     /// Nobody looks for charges of cancelled bookings.
     NoRefunds,
+    /// Events of what was out of the question are left alone.
+    IgnoresEvents,
+    /// Every charge that an event tells is that of the payment.
+    BelievesEvents,
+    /// None is that of the payment, unless it is written down.
+    BelievesNoEvents,
 }
 
 fn object_id(number: i32) -> String {
@@ -288,7 +304,10 @@ impl World {
             providers: [Provider::default(), Provider::default()],
             late: BTreeSet::new(),
             booking: Booking::Pending,
-            refund: false,
+            refunds: BTreeSet::new(),
+            last: [None, None],
+            may_lie: false,
+            has_lied: false,
             asked_for_nothing: false,
             may_fall_back: true,
             pod_of_0_1: false,
@@ -315,14 +334,36 @@ impl World {
         self.providers.iter().map(Provider::charges).sum()
     }
 
+    /// What is charged, by provider and object.
+    fn charged(&self) -> BTreeSet<(usize, i32)> {
+        let of = |(index, provider): (usize, &Provider)| {
+            let objects = provider.objects.iter().filter(|(_, object)| *object == Object::Charged);
+            let objects: Vec<_> = objects.map(|(number, _)| (index, *number)).collect();
+            objects.into_iter().chain((provider.one_step_charges > 0).then_some((index, ONE_STEP)))
+        };
+        self.providers.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The charge of the payment.
+    fn written_down(&self) -> Option<(usize, i32)> {
+        self.attempts.iter().enumerate().find_map(|(index, one)| match &one.as_ref()?.state {
+            State::Charged { object } => Some((index, number_of(object))),
+            _ => None,
+        })
+    }
+
     fn check(&self) -> Result<(), String> {
-        if self.charges() > 1 {
+        // What a provider takes on its own is not for this side to prevent; to give it back is.
+        if self.charges() > 1 + usize::from(self.has_lied) {
             return Err("charged twice".into());
+        }
+        if self.booking == Booking::Confirmed && self.written_down().is_some_and(|one| self.refunds.contains(&one)) {
+            return Err("the charge of a booking goes back".into());
         }
         if self.asked_for_nothing {
             return Err("charged by a request that must not charge".into());
         }
-        if self.closed_for_good && self.charges() > 0 {
+        if self.closed_for_good && self.charges() > 0 && !self.has_lied {
             return Err("charged after it was closed".into());
         }
         if self.booking == Booking::Confirmed && self.charges() == 0 {
@@ -347,6 +388,12 @@ impl World {
         self.providers_act(&mut all);
         self.time_passes(&mut all);
         self.pod_of_0_1_acts(&mut all);
+        self.providers_lie(&mut all);
+        self.events_arrive(flaw, &mut all);
+        if self.faults > 0 && self.booking != Booking::Cancelled {
+            // By hand.
+            all.push(Self { booking: Booking::Cancelled, faults: self.faults - 1, ..self.clone() });
+        }
         if self.may_fall_back && self.faults > 0 {
             all.push(Self { may_fall_back: false, faults: self.faults - 1, ..self.clone() });
         }
@@ -381,9 +428,7 @@ impl World {
                 }
             }
         }
-        if flaw != Flaw::NoRefunds {
-            all.extend(self.sweep());
-        }
+        all.extend(self.sweep(flaw));
         all
     }
 
@@ -516,6 +561,56 @@ impl World {
         }
     }
 
+    /// Something that was not to be charged is.
+    fn providers_lie(&self, all: &mut Vec<Self>) {
+        if !self.may_lie {
+            return;
+        }
+        for (index, provider) in self.providers.iter().enumerate() {
+            for (place, (_, object)) in provider.objects.iter().enumerate() {
+                if matches!(object, Object::Unconfirmed | Object::Declined | Object::Cancelled | Object::Gone) {
+                    let mut world = Self { may_lie: false, has_lied: true, ..self.clone() };
+                    world.providers[index].objects[place].1 = Object::Charged;
+                    all.push(world);
+                }
+            }
+        }
+    }
+
+    /// An event, or a list of the provider's charges, tells of a charge; when it does not, it is told again.
+    fn events_arrive(&self, flaw: Flaw, all: &mut Vec<Self>) {
+        // Who looks at it takes the claim: of somebody who works on it, that is a fault.
+        let taken_over = self.claim.is_some();
+        if taken_over && self.faults == 0 || flaw == Flaw::IgnoresEvents {
+            return;
+        }
+        for (index, object) in self.charged() {
+            if self.refunds.contains(&(index, object)) {
+                continue;
+            }
+            let last = self.last[index].map(object_id);
+            let found = decision::found(&self.attempts, index, last.as_deref(), &object_id(object));
+            let found = match (flaw, found, &self.attempts[index]) {
+                (Flaw::BelievesEvents, Found::Surplus, Some(own)) => {
+                    Found::Ours(Attempt::now(own.number, State::Charged { object: object_id(object) }))
+                }
+                (Flaw::BelievesNoEvents, Found::Ours(_), _) => Found::Surplus,
+                (_, found, _) => found,
+            };
+            let mut world = Self { claim: None, faults: self.faults - u8::from(taken_over), ..self.clone() };
+            match found {
+                Found::Known => continue,
+                // If its booking is cancelled, the search finds it.
+                Found::Ours(attempt) => {
+                    world.last[index] = Some(object);
+                    world.attempts[index] = Some(attempt);
+                }
+                Found::Surplus => drop(world.refunds.insert((index, object))),
+            }
+            all.push(world);
+        }
+    }
+
     /// A process goes on. `faulty`: requests and answers may be lost.
     fn step(&self, slot: usize, process: &Process, flaw: Flaw, faulty: bool, all: &mut Vec<Self>) {
         match &process.at {
@@ -531,7 +626,7 @@ impl World {
                     if self.faults > 0 {
                         all.push(Self {
                             booking: self.booking,
-                            refund: self.refund,
+                            refunds: self.refunds.clone(),
                             faults: self.faults - 1,
                             ..decided.clone()
                         });
@@ -554,7 +649,7 @@ impl World {
             Next::Paid(_) => {
                 world.booking = match world.booking {
                     Booking::Cancelled => {
-                        world.refund |= flaw != Flaw::NoRefunds;
+                        world = world.sweep(flaw).unwrap_or(world);
                         Booking::Cancelled
                     }
                     _ => Booking::Confirmed,
@@ -594,6 +689,7 @@ impl World {
             world.processes[slot] = None;
             return world;
         }
+        world.last[index] = attempt.state.object().map(number_of).or(world.last[index]);
         world.attempts[index] = Some(attempt.clone());
         if let Some(mine) = world.processes[slot].as_mut() {
             mine.work.attempts[index] = Some(attempt);
@@ -724,9 +820,11 @@ impl World {
     }
 
     /// A charge of a cancelled booking gets its refund.
-    fn sweep(&self) -> Option<Self> {
-        let charged = self.attempts.iter().flatten().any(|one| matches!(one.state, State::Charged { .. }));
-        (charged && self.booking == Booking::Cancelled && !self.refund).then(|| Self { refund: true, ..self.clone() })
+    fn sweep(&self, flaw: Flaw) -> Option<Self> {
+        let charge = self.written_down().filter(|charge| !self.refunds.contains(charge))?;
+        let mut world = self.clone();
+        world.refunds.insert(charge);
+        (self.booking == Booking::Cancelled && flaw != Flaw::NoRefunds).then_some(world)
     }
 
     /// What can happen without faults, with as many requests to close it as there is need for.
@@ -738,8 +836,10 @@ impl World {
                 self.step(slot, process, flaw, false, &mut all);
             }
         }
-        if flaw != Flaw::NoRefunds {
-            all.extend(self.sweep());
+        all.extend(self.sweep(flaw));
+        if self.has_lied {
+            // Otherwise there is an end also without events.
+            self.events_arrive(flaw, &mut all);
         }
         if all.is_empty() && !self.is_over() {
             // After PENDING_LIMIT, and where the booking is cancelled, payment is asked to end it.
@@ -756,12 +856,16 @@ impl World {
 
     /// No more faults: whatever happens then, and in whichever order, nothing is wrong; and there is an end.
     fn settle(&self, flaw: Flaw, settled: &mut HashSet<Self>) -> Result<(), String> {
-        let begin = Self { faults: 0, requests: 0, pod_of_0_1: false, ..self.clone() };
+        let begin = Self { faults: 0, requests: 0, pod_of_0_1: false, may_lie: false, ..self.clone() };
         let mut open = vec![begin.clone()];
         while let Some(world) = open.pop() {
             if settled.insert(world.clone()) {
                 world.check()?;
-                open.extend(world.goes_on(flaw));
+                let next = world.goes_on(flaw);
+                if next.is_empty() {
+                    world.check_end()?;
+                }
+                open.extend(next);
             }
         }
         begin.ends(flaw)
@@ -788,13 +892,23 @@ impl World {
             let Some(first) = all.into_iter().next() else { break };
             self = first;
         }
-        match self.booking {
-            Booking::Pending => Err("it never ends".into()),
-            Booking::Cancelled if self.charges() > 0 && !self.refund => {
-                Err("charged without a booking or a refund".into())
-            }
-            Booking::Confirmed | Booking::Cancelled => Ok(()),
+        self.check_end()
+    }
+
+    /// Nothing goes on.
+    fn check_end(&self) -> Result<(), String> {
+        if self.booking == Booking::Pending {
+            return Err("it never ends".into());
         }
+        let mut kept: BTreeSet<_> = self.charged().difference(&self.refunds).copied().collect();
+        let paid = self.written_down().is_some_and(|charge| kept.remove(&charge));
+        if !kept.is_empty() || paid && self.booking == Booking::Cancelled {
+            return Err("charged without a booking or a refund".into());
+        }
+        if !paid && self.booking == Booking::Confirmed {
+            return Err("confirmed without a charge".into());
+        }
+        Ok(())
     }
 }
 
@@ -866,6 +980,7 @@ fn explore(begin: World, flaw: Flaw, gone_through: &mut Seen) -> Result<(), Stri
 fn all(flaw: Flaw, faults: u8, requests: u8) -> Result<Seen, String> {
     let mut seen = Seen::default();
     explore(World::new(faults, requests), flaw, &mut seen)?;
+    explore(World { may_lie: true, ..World::new(faults - 1, requests) }, flaw, &mut seen)?;
     for provider in 0..PROVIDERS {
         for fate in 0..6 {
             explore(World::legacy(provider, fate, faults - 1, requests), flaw, &mut seen)?;
@@ -928,6 +1043,9 @@ fn nobody_is_charged_twice_or_for_nothing() {
 #[case::closing(Flaw::ForgetsClosing, "charged after it was closed")]
 #[case::claim(Flaw::WritesWithoutClaim, "charged after it was closed")]
 #[case::refunds(Flaw::NoRefunds, "charged without a booking or a refund")]
+#[case::no_events(Flaw::IgnoresEvents, "charged without a booking or a refund")]
+#[case::events(Flaw::BelievesEvents, "charged without a booking or a refund")]
+#[case::surplus(Flaw::BelievesNoEvents, "the charge of a booking goes back")]
 fn the_model_finds_mistakes(#[case] flaw: Flaw, #[case] expected: &str) {
     let error = all(flaw, 2, 2).err().unwrap();
     assert!(error.lines().next().unwrap().contains(expected), "{error}");
