@@ -108,7 +108,7 @@ soak-recovery: e2e-tool ## Faults at random: each recovered as the policy says o
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) MINUTES=$(or $(MINUTES),30) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture faults_at_random
 
 .PHONY: bench
-bench: bench-layers bench-goodput bench-scale bench-recovery e2e-tool ## All figures: layers, goodput, scale, recovery, how long a change of a policy takes to reach 20 pods
+bench: bench-layers bench-goodput bench-mail bench-scale bench-recovery e2e-tool ## All figures: layers, goodput, mail, scale, recovery, how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
 
 .PHONY: bench-layers
@@ -134,7 +134,7 @@ bench-recovery: e2e-tool ## How long faults last with the operator and with a li
 bench-mail: e2e-tool ## How long two processes take for 20,000 mails, and that a minute of refusals loses none: MAILS=20000
 	$(E2E) packages
 	MAILS=$(or $(MAILS),20000) cargo test --package ticketing-services --test with_postgres -- --nocapture many_mails_are_sent
-	REFUSE_SECONDS=60 cargo test --package ticketing-services --test with_postgres -- --nocapture a_server_that_refuses_everything
+	MAILS=$(or $(MAILS),20000) REFUSE_SECONDS=60 cargo test --package ticketing-services --test with_postgres -- --nocapture many_mails_are_sent
 
 .PHONY: release-services
 release-services: prerequisites

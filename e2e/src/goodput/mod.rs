@@ -50,11 +50,12 @@ struct Measured {
 }
 
 impl Measured {
-    fn of(answers: &[Answer], time: Duration) -> Self {
-        let count = |wanted: &dyn Fn(u16) -> bool| answers.iter().filter(|answer| wanted(answer.status)).count();
-        let (confirmed, pending) = (count(&|status| status == 201), count(&|status| status == 202));
-        let failed = answers.len() - confirmed - pending;
-        let unavailable = count(&|status| status == 503);
+    /// The last order of each buyer is given up when the time is over: nobody has refused that.
+    fn of(answers: &[Answer], buyers: usize, time: Duration) -> Self {
+        let count = |wanted: u16| answers.iter().filter(|answer| answer.status == wanted).count();
+        let (confirmed, pending, unavailable) = (count(201), count(202), count(503));
+        let given_up = count(0).min(buyers);
+        let failed = answers.len() - confirmed - pending - given_up;
         Self { time, confirmed, pending, failed, unavailable, took_ms: sorted_ms(answers) }
     }
 
@@ -91,7 +92,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), LocalStac
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     let mut missed = Vec::new();
     if wanted(Part::Providers) {
-        providers::measure(time, progress).await?;
+        missed.extend(providers::measure(time, progress).await?);
         println!();
     }
     if wanted(Part::Hot) {
