@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
+mod wiring;
+
 use e2e::{
     binaries::{Binaries, Tool},
     checkout,
