@@ -159,6 +159,7 @@ const CASES: &[(&[&str], &[Row])] = &[
     (
         &[
             r#"providers={"existingSecret": "keys", "paypalWebhookId": "WH-1"}"#,
+            r#"providers.rootCertificates={"configMap": "proxy", "key": "proxy.pem"}"#,
             r#"services.payment.env={"STRIPE_URL": "https://stripe.example", "PAYPAL_URL": "https://paypal.example"}"#,
             r#"reconcile.since="36h""#,
         ],
@@ -170,12 +171,14 @@ const CASES: &[(&[&str], &[Row])] = &[
             (OF_PROVIDERS, "PAYPAL_CLIENT_SECRET_FILE", SecretFile("keys", "paypal-client-secret")),
             (PAYMENT, "STRIPE_WEBHOOK_SECRET_FILE", SecretFile("keys", "stripe-webhook-secret")),
             (PAYMENT, "PAYPAL_WEBHOOK_ID", Text("WH-1")),
+            (OF_PROVIDERS, "PROVIDER_CA_FILE", ConfigMapFile("proxy", "proxy.pem")),
             (&["payment-reconcile"], "RECONCILE_SINCE", Text("36h")),
         ],
     ),
     (
         &[
             r#"gateway.tokens={"jwksUrl": "https://id.example/keys", "issuer": "https://id.example", "audience": "us"}"#,
+            r#"gateway.tokens.rootCertificates.configMap="issuer-roots""#,
             r#"gateway.tokens.hmacSecret="tokens""#,
             r#"gateway.sessions={"existingSecret": "cookies", "secureCookies": true}"#,
             r#"gateway.trustedProxies="10.0.0.0/8,fd00::/8""#,
@@ -187,6 +190,7 @@ const CASES: &[(&[&str], &[Row])] = &[
             (GATEWAY, "TOKEN_JWKS_URL", Text("https://id.example/keys")),
             (GATEWAY, "TOKEN_ISSUER", Text("https://id.example")),
             (GATEWAY, "TOKEN_AUDIENCE", Text("us")),
+            (GATEWAY, "TOKEN_CA_FILE", ConfigMapFile("issuer-roots", "ca.crt")),
             (GATEWAY, "TOKEN_HMAC_FILE", SecretFile("tokens", "hmac-secrets")),
             (GATEWAY, "SESSION_KEY_FILE", SecretFile("cookies", "session-keys")),
             (GATEWAY, "SECURE_COOKIES", Text("true")),
@@ -460,4 +464,43 @@ async fn services_call_the_pods_of_each_other() {
     }
     let expected = [("booking", "payment"), ("gateway", "booking"), ("gateway", "catalog"), ("gateway", "payment")];
     assert_eq!(called, expected.map(|(caller, to)| (caller, to.to_owned())).into());
+}
+
+/// Whatever the role is called, it is who logs in, and to the host that was named.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_name_of_a_role_is_escaped_in_the_address() {
+    let charts = Charts::new().await;
+    let user = "sale@server/1?a=b&c #%:ü+d";
+    let user_set = format!("database.user={}", Value::from(user));
+    let set = [
+        "postgresql.enabled=false",
+        r#"database.existingSecret="db""#,
+        r#"database.host="db.example""#,
+        r#"database.parameters="connect_timeout=5""#,
+        user_set.as_str(),
+    ];
+    let rendered = objects(&charts.render("ticketing", &set).await.unwrap());
+    let pods = pods(&rendered);
+    let address = env(&pods["booking"])["DATABASE_URL"]["value"].as_str().unwrap();
+    let config: tokio_postgres::Config = address.parse().unwrap();
+    assert_eq!(config.get_user(), Some(user), "{address}");
+    assert_eq!(config.get_hosts(), [tokio_postgres::config::Host::Tcp("db.example".to_owned())], "{address}");
+    assert_eq!((config.get_dbname(), config.get_ports()), (Some("ticketing"), &[5432][..]), "{address}");
+}
+
+/// The last one of two would count, and nobody would see which.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_providers_are_not_named_twice() {
+    let charts = Charts::new().await;
+    let set =
+        [r#"providers.rootCertificates.configMap="roots""#, r#"services.payment.env.PROVIDER_CA_FILE="/etc/ca.pem""#];
+    let error = charts.render("ticketing", &set).await.unwrap_err();
+    assert!(error.contains("PROVIDER_CA_FILE would be set twice"), "{error}");
+    for set in set {
+        let rendered = objects(&charts.render("ticketing", &[set]).await.unwrap());
+        let pods = pods(&rendered);
+        for name in OF_PROVIDERS {
+            assert!(env(&pods[*name]).contains_key("PROVIDER_CA_FILE"), "{name} with {set}");
+        }
+    }
 }
