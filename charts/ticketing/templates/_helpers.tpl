@@ -207,6 +207,16 @@ mounts; nothing without a Secret or a ConfigMap. */}}
 {{- end }}
 {{- end }}
 
+{{/* The operator's pods, as a peer of a NetworkPolicy. */}}
+{{- define "ticketing.operatorPeer" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ .Values.networkPolicy.operator.namespace | quote }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .Values.networkPolicy.operator.name | quote }}
+{{- end }}
+
 {{/* The key that tickets are signed with: the Secret's name, as given or as made by this chart. */}}
 {{- define "ticketing.ticketSecret" -}}
 {{- .Values.tickets.existingSecret | default "ticket-key" -}}
