@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
+mod network;
+mod wiring;
+
 use e2e::{
     binaries::{Binaries, Tool},
     checkout,
@@ -45,6 +48,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("audience", r#""tickets""#),
     ("hmacSecret", r#""tokens""#),
     ("trustedProxies", r#""10.0.0.0/8""#),
+    ("from", r#"[{"podSelector": {"matchLabels": {"app": "box-office"}}}]"#),
+    ("adminFrom", r#"[{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]"#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
 
@@ -72,6 +77,14 @@ const TOGETHER: &[(&str, &[&str])] = &[
     (
         "gateway.tokens.jwksUrl=\"https://id.example/keys\"",
         &["gateway.tokens.issuer=\"https://id.example\"", "gateway.tokens.audience=\"tickets\""],
+    ),
+    (
+        "networkPolicy.from=[{\"podSelector\": {\"matchLabels\": {\"app\": \"box-office\"}}}]",
+        &["networkPolicy.enabled=true"],
+    ),
+    (
+        "networkPolicy.adminFrom=[{\"namespaceSelector\": {\"matchLabels\": {\"kubernetes.io/metadata.name\": \"monitoring\"}}}]",
+        &["networkPolicy.enabled=true"],
     ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
@@ -212,6 +225,8 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("ticketing", json!({ "database": { "sslMode": "on" } }), "sslMode"),
         ("ticketing", json!({ "services": { "catalog": { "headless": false } } }), "headless"),
         ("ticketing", json!({ "serviceDefaults": { "drainSeconds": 61 } }), "drainSeconds"),
+        // An empty peer is everybody.
+        ("ticketing", json!({ "networkPolicy": { "from": [{}] } }), "from"),
     ] {
         let set: Vec<_> = set.as_object().unwrap().iter().map(|(name, value)| format!("{name}={value}")).collect();
         let refused = charts.render(chart, &set.iter().map(String::as_str).collect::<Vec<_>>()).await;
