@@ -9,6 +9,7 @@
 mod api;
 mod decision;
 pub(crate) mod https;
+mod key;
 mod ledger;
 #[cfg(test)]
 mod model_tests;

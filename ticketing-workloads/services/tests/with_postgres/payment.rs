@@ -419,11 +419,58 @@ async fn a_key_with_which_nothing_can_be_created_is_said_by_a_check() {
     for key in ["b", "c", "d", "e"] {
         assert_eq!(stage.pay(key).await.1["provider"], "paypal");
     }
-    let report = stage.payment.check(name, "it is restricted", |report| report.status == CheckStatus::Degraded).await;
+    let report = stage.payment.check(name, "it is restricted", |report| report.status == CheckStatus::Unhealthy).await;
     assert!(report.message.contains("The key may not do this"), "{}", report.message);
     stage.providers.behave("stripe", json!({})).await;
     assert_eq!(stage.pay("good").await.1["provider"], "stripe");
     stage.payment.check(name, "it creates", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// A key may be good for everything but charging: each order makes an object before, which hid it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_which_nothing_can_be_confirmed_is_said_by_a_check() {
+    let stage = stage().await;
+    let name = "payment-provider-stripe";
+    stage.providers.behave("stripe", json!({"forbidCharges": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    assert_eq!(stage.payment.health().await.checks[name].status, CheckStatus::Healthy, "it may be about the orders");
+    assert_eq!(stage.pay("e").await.1["provider"], "paypal");
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "nothing can be charged", unhealthy).await;
+    assert!(report.message.contains("The key may not do this"), "{}", report.message);
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "that is no fault of the provider");
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay("good").await.1["provider"], "stripe");
+    stage.payment.check(name, "it charges", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// A Secret that is not mounted, or is empty, took Stripe out for everybody, and all was green.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_there_is_said_by_a_check_before_anybody_pays() {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("key");
+    let stripe = format!("https://{}", crate::support::nobody().await);
+    let more = [("--stripe-url", stripe.as_str()), ("--stripe-api-key-file", file.to_str().unwrap())];
+    let payment = App::payment_over(&postgres.url(), &more, &postgres, &providers).await;
+    payment.push(quick(), FlagsSettings::default()).await;
+    let stage = Stage { postgres, providers, payment };
+    let name = "payment-provider-stripe";
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "the key is missing", unhealthy).await;
+    assert!(report.message.contains("No such file"), "{}", report.message);
+    std::fs::write(&file, "\n").unwrap();
+    stage.payment.check(name, "it is empty", |report| unhealthy(report) && report.message.contains("empty")).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert_eq!(circuits["stripe"].opened_total, 0, "the provider was not asked");
+    std::fs::write(&file, "sk_live").unwrap();
+    stage.payment.check(name, "it is there", |report| report.status == CheckStatus::Healthy).await;
 }
 
 /// Case 3: the buyer has to act. That is no failure, and it ends.
