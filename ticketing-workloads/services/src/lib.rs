@@ -26,6 +26,7 @@ pub mod priority;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+mod side_by_side;
 pub mod tickets;
 pub mod waiting_room;
 

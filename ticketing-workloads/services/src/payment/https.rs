@@ -49,6 +49,25 @@ pub struct Token {
     basic: String,
 }
 
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nothing was sent: our key is not there, or is none.
+    #[error("{0}")]
+    NoKey(String),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+}
+
+impl From<AskError> for HttpError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::NoKey(why) => Self::NotSent(why),
+            AskError::Http(error) => error,
+        }
+    }
+}
+
 /// A provider over HTTPS; or over HTTP, without a key.
 pub struct Https {
     way: Way,
@@ -114,7 +133,7 @@ impl Https {
     }
 
     /// One request, with our key.
-    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
+    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, AskError> {
         let authorization = match &self.credentials {
             Credentials::None => None,
             Credentials::Bearer(path) => Some(format!("Bearer {}", secret(path).await?)),
@@ -141,9 +160,19 @@ impl Https {
             *token.lock().await = None;
         }
         if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(HttpError::Status(Box::new(answer)));
+            return Err(HttpError::Status(Box::new(answer)).into());
         }
         Ok(answer)
+    }
+
+    /// Whether our key is there, and can be sent.
+    pub async fn has_key(&self) -> Result<(), AskError> {
+        match &self.credentials {
+            Credentials::None => {}
+            Credentials::Bearer(path) => _ = secret(path).await?,
+            Credentials::Client { id, secret: path, .. } => _ = (secret(id).await?, secret(path).await?),
+        }
+        Ok(())
     }
 
     /// A new token; or the provider's answer, if it gives none. What failed here did not reach what was asked for.
@@ -208,13 +237,16 @@ impl Https {
     }
 }
 
-/// The content of a file with a secret.
-async fn secret(path: &Path) -> Result<String, HttpError> {
-    let text = tokio::fs::read_to_string(path).await;
-    let text = text.map_err(|error| HttpError::NotSent(format!("cannot read {}: {error}", path.display())))?;
+/// The content of a file with a secret, which can be sent in a header.
+async fn secret(path: &Path) -> Result<String, AskError> {
+    let no_key = |why: String| AskError::NoKey(format!("{}: {why}", path.display()));
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| no_key(error.to_string()))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err(HttpError::NotSent(format!("{} is empty: the API key belongs there", path.display())));
+        return Err(no_key("the file is empty".to_owned()));
+    }
+    if HeaderValue::from_str(text).is_err() {
+        return Err(no_key("it is no plain text on one line".to_owned()));
     }
     Ok(text.to_owned())
 }
@@ -290,9 +322,9 @@ mod tests {
         let bearer = || Credentials::Bearer(key.clone());
         let untrusted = Https::new(&base, None, bearer(), None).unwrap();
         let error = untrusted.ask(HttpCall::get("/")).await.unwrap_err();
-        assert!(matches!(&error, HttpError::NotSent(why) if why.contains("certificate")), "{error}");
+        assert!(matches!(&error, AskError::Http(HttpError::NotSent(why)) if why.contains("certificate")), "{error}");
         let other_name = Https::new(&format!("https://{address}"), Some(&ca), bearer(), None).unwrap();
-        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(_))));
+        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(AskError::Http(HttpError::NotSent(_)))));
 
         let https = Https::new(&base, Some(&ca), bearer(), None).unwrap();
         let said = async |path: &str| https.ask(HttpCall::get(path)).await.unwrap();
@@ -300,8 +332,13 @@ mod tests {
         std::fs::write(&key, "sk_second").unwrap();
         assert!(said("/").await.body.ends_with(b"Bearer sk_second"));
         assert_eq!(said("/moved").await.status, StatusCode::FOUND, "redirects are not followed");
-        std::fs::write(&key, "").unwrap();
-        assert!(matches!(https.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(why)) if why.contains("empty")));
+        for (text, expected) in [("", "empty"), (" \n", "empty"), ("two\nlines", "one line")] {
+            std::fs::write(&key, text).unwrap();
+            for result in [https.has_key().await, https.ask(HttpCall::get("/")).await.map(drop)] {
+                let error = result.unwrap_err();
+                assert!(matches!(&error, AskError::NoKey(why) if why.contains(expected)), "{error}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -2,17 +2,17 @@
 
 use super::decision::Answer;
 use super::https::Https;
+use super::key::KeyTrouble;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, about, forbidden, header_value,
-    invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, about, header_value,
+    invalid_response, json_of, no, owed, path_part, refunded, step_key, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
 use axum::http::{HeaderValue, StatusCode, header};
 use resilience::Dependency;
 use serde_json::Value;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Objects on a page of a list.
@@ -62,7 +62,7 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
         StatusCode::OK => of_intent(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
         StatusCode::PAYMENT_REQUIRED if kind_of_error(answer).is_some() => Err(ProviderError::Declined),
         // Also "unexpected state" and "key in use": how the intent stands is for a read to say.
-        _ => Err(unclear(answer, kind_of_error(answer).is_some())),
+        _ => Err(no(answer, kind_of_error(answer).is_some())),
     }
 }
 
@@ -79,7 +79,7 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             (StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY, Some(_)) => {
                 Err(ProviderError::Refused(words(answer)))
             }
-            (_, kind) => Err(forbidden(answer, kind.is_some()).unwrap_or_else(|| unclear(answer, kind.is_some()))),
+            (_, kind) => Err(no(answer, kind.is_some())),
         },
     }
 }
@@ -215,12 +215,8 @@ impl ProviderClient for Stripe {
         self.0.try_key(HttpCall::get("/v1/payment_intents?limit=1")).await;
     }
 
-    fn refused_key(&self) -> Option<Arc<String>> {
-        self.0.refused_key()
-    }
-
-    fn restricted_key(&self) -> Option<String> {
-        self.0.restricted_key()
+    fn key_trouble(&self) -> Option<KeyTrouble> {
+        self.0.key_trouble()
     }
 }
 
@@ -254,7 +250,7 @@ mod tests {
     #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined", "declined")]
     #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no", "no")]
     #[case::missing(404, INVALID, "no", "no")]
-    #[case::forbidden(403, INVALID, "it forbids this: no", "no")]
+    #[case::forbidden(403, INVALID, "it forbids this: no", "it forbids this: no")]
     #[case::proxy(400, "<html>", PROXY_400, PROXY_400)]
     #[case::proxy_forbids(403, "<html>", PROXY_403, PROXY_403)]
     #[case::proxy_has_no_such_path(404, "<html>", PROXY_404, PROXY_404)]

@@ -55,6 +55,8 @@ pub struct Behaviour {
     pub proxy_status: u16,
     /// The key is not allowed to do what orders with these keys need: 403; `*`: any order.
     pub forbidden_keys: Vec<String>,
+    /// The API key is not allowed to charge what it may create: 403.
+    pub forbid_charges: bool,
     /// The API key is not taken: 401.
     pub unauthorized: bool,
     /// The API key is allowed nothing: 403.
@@ -271,6 +273,9 @@ impl Provider {
         };
         if let Some(proxy) = proxy(&behaviour) {
             return proxy;
+        }
+        if behaviour.forbid_charges {
+            return Outcome::Forbidden;
         }
         let outcome = self.books().confirm(request, id);
         self.answer(&behaviour, outcome).await

@@ -163,8 +163,11 @@ impl App {
     ) -> Self {
         let mounts = mounts();
         let mut all = with_url(url, more);
-        all.push(("--stripe-url", format!("http://{}", providers.stripe)));
-        all.push(("--paypal-url", format!("http://{}", providers.paypal)));
+        for (name, address) in [("--stripe-url", providers.stripe), ("--paypal-url", providers.paypal)] {
+            if more.iter().all(|(other, _)| *other != name) {
+                all.push((name, format!("http://{address}")));
+            }
+        }
         let settings = settings(&mounts, "payment-1", &all);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
