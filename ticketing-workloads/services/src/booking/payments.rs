@@ -3,7 +3,7 @@
 //! A booking is written down before payment is asked, with its own id as the idempotency key. So whichever process dies, and when, the
 //! next one asks with the same key, and nobody pays twice.
 
-use super::seats::{self, Due};
+use super::seats::{self, Due, Told};
 use crate::cancel_reason::CancelReason;
 use crate::database::Database;
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
@@ -171,8 +171,8 @@ impl Payments {
                 database.call(cancel).await.map(|_| if over { "given_up" } else { "declined" })
             }
             Paid::NotCharged | Paid::Unknown | Paid::NeedsBuyer => {
-                let tells = self.schema.has(schema::TICKETS);
-                database.call(|connection| seats::settle_soon(connection, due.booking, tells)).await.map(|_| "open")
+                let told = told(&self.schema, paid);
+                database.call(|connection| seats::settle_soon(connection, due.booking, told)).await.map(|_| "open")
             }
         };
         match outcome {
@@ -218,6 +218,17 @@ async fn beside<T>(under_way: &mut FuturesUnordered<impl Future<Output = ()>>, o
             done = &mut other => return done,
             Some(()) = under_way.next() => {}
         }
+    }
+}
+
+/// What the buyer is told of a payment that is open, as far as the schema has it.
+pub(super) fn told(schema: &Schema, paid: Paid) -> Told {
+    if paid == Paid::NeedsBuyer && schema.has(schema::CONFIRM_PAYMENT) {
+        Told::ToConfirm
+    } else if schema.has(schema::TICKETS) {
+        Told::Open
+    } else {
+        Told::Nothing
     }
 }
 

@@ -144,6 +144,19 @@ const SETTLE_SOON: &str = "
     WHERE $2 AND email IS NOT NULL AND since > now() - interval '1 hour'
     ON CONFLICT DO NOTHING";
 
+/// The same of a payment that waits for the buyer, who is asked once to confirm it: no message is deleted within a day, and after a
+/// day nobody is asked any more. From step 15 on.
+const WAIT_FOR_BUYER: &str = "
+    WITH open AS (
+        UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
+        WHERE id = $1 AND status = 'PaymentPending' RETURNING id, email
+    )
+    INSERT INTO outbox (booking_id, kind) SELECT id, 'ConfirmPayment' FROM open
+    WHERE email IS NOT NULL
+      AND EXISTS (SELECT FROM payment_attempts a
+                  WHERE a.key = open.id::text AND a.state = 'NeedsBuyer' AND a.waits_since > now() - interval '1 day')
+    ON CONFLICT DO NOTHING";
+
 /// Of a booking that is cancelled the money goes back: that is written down in the same transaction that finds it out.
 const CONFIRM: &str = "
     WITH confirmed AS (
@@ -475,10 +488,24 @@ pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, Database
     connection.query(&due, &[&most]).await?.iter().map(one).collect()
 }
 
-/// Makes a booking due soon; `tells`: the buyer gets a mail that the payment is open, once.
-pub async fn settle_soon(connection: Connection, booking: Uuid, tells: bool) -> Result<u64, DatabaseError> {
+/// What the buyer is told, by mail, of a payment that is open: each once, however often it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    /// That it is open.
+    Open,
+    /// To confirm it.
+    ToConfirm,
+}
+
+/// Makes a booking due soon, and writes down what the buyer is told.
+pub async fn settle_soon(connection: Connection, booking: Uuid, told: Told) -> Result<u64, DatabaseError> {
+    if told == Told::ToConfirm {
+        let wait = connection.prepare_cached(WAIT_FOR_BUYER).await?;
+        return Ok(connection.execute(&wait, &[&booking]).await?);
+    }
     let soon = connection.prepare_cached(SETTLE_SOON).await?;
-    Ok(connection.execute(&soon, &[&booking, &tells]).await?)
+    Ok(connection.execute(&soon, &[&booking, &(told == Told::Open)]).await?)
 }
 
 /// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
@@ -650,6 +677,7 @@ pub const HOT: &[(&str, &str)] = &[
     ("take before owners", TAKE_BEFORE_OWNERS),
     ("due", DUE),
     ("settle soon", SETTLE_SOON),
+    ("wait for buyer", WAIT_FOR_BUYER),
     ("confirm", CONFIRM),
     ("cancel", CANCEL),
     ("status", STATUS),

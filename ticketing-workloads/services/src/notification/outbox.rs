@@ -66,8 +66,8 @@ const CLAIM_SQL: &str = "
     SELECT c.id, c.booking_id, c.kind, c.tries, c.sending, b.email, b.user_id, b.ticket_count, b.amount_cents, e.name,
            to_char(e.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"'), c.domain, c.possible_duplicates,
            greatest(extract(epoch FROM now() - c.waiting_since), 0)::double precision, b.event_id, b.status, b.cancel_reason,
-           b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
-                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
+           c.kind = 'PaymentPending' AND EXISTS (SELECT FROM outbox o
+                                                 WHERE o.booking_id = c.booking_id AND o.kind = 'ConfirmPayment')
     FROM claimed c JOIN bookings b ON b.id = c.booking_id JOIN events e ON e.id = b.event_id";
 
 const SENDING: &str = "
@@ -148,10 +148,13 @@ pub enum Kind {
     BookingCancelled,
     /// That the seats are kept and the payment is open.
     PaymentPending,
+    /// That the buyer has to confirm the payment with the provider.
+    ConfirmPayment,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled, Self::PaymentPending];
+    pub const ALL: [Self; 5] =
+        [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled, Self::PaymentPending, Self::ConfirmPayment];
 
     /// Its name in the table.
     pub fn name(self) -> &'static str {
@@ -160,6 +163,7 @@ impl Kind {
             Self::Ticket => "Ticket",
             Self::BookingCancelled => "BookingCancelled",
             Self::PaymentPending => "PaymentPending",
+            Self::ConfirmPayment => "ConfirmPayment",
         }
     }
 
@@ -168,7 +172,7 @@ impl Kind {
         match self {
             Self::BookingConfirmed | Self::Ticket => "Confirmed",
             Self::BookingCancelled => "Cancelled",
-            Self::PaymentPending => "PaymentPending",
+            Self::PaymentPending | Self::ConfirmPayment => "PaymentPending",
         }
     }
 
@@ -208,8 +212,8 @@ pub struct Message {
     pub status: String,
     /// Why it is cancelled, if it is.
     pub cancel_reason: Option<String>,
-    /// Whether the buyer has to confirm the payment with the provider.
-    pub needs_buyer: bool,
+    /// Whether another message asks the buyer to confirm the payment that this one says is open.
+    pub asks_to_confirm: bool,
 }
 
 /// A message that may be claimed.
@@ -286,13 +290,13 @@ impl Message {
             event_id: row.try_get(14)?,
             status: row.try_get(15)?,
             cancel_reason: row.try_get(16)?,
-            needs_buyer: row.try_get(17)?,
+            asks_to_confirm: row.try_get(17)?,
         })
     }
 
-    /// Whether the booking has gone on since it was written: another message says how it stands now.
+    /// Whether the booking has gone on since it was written, or the buyer has to act: another message says how it stands now.
     pub fn is_outdated(&self) -> bool {
-        self.status != self.kind.status()
+        self.status != self.kind.status() || self.asks_to_confirm
     }
 }
 
@@ -373,7 +377,7 @@ impl Message {
             age: Duration::ZERO,
             status: kind.status().into(),
             cancel_reason: None,
-            needs_buyer: false,
+            asks_to_confirm: false,
         }
     }
 }
