@@ -189,9 +189,15 @@ const CANCEL: &str = "
 /// How a booking stands.
 pub(super) const STATUS: &str = "SELECT status FROM bookings WHERE id = $1";
 
+/// How many wait, how many of them for their buyers, and for how long the oldest does. The `$1` seconds that a buyer has to act do
+/// not count, also once the buyer has acted and the payment is being confirmed.
 const PENDING: &str = "
-    SELECT count(*), COALESCE(extract(epoch FROM now() - min(COALESCE(pending_since, created_at))), 0)::float8
-    FROM bookings WHERE status = 'PaymentPending'";
+    SELECT (SELECT count(*) FROM bookings WHERE status = 'PaymentPending'),
+           count(*) FILTER (WHERE a.state = 'NeedsBuyer'),
+           greatest(COALESCE(extract(epoch FROM now() - min(greatest(
+               COALESCE(b.pending_since, b.created_at), a.waits_since + $1 * interval '1 second'))), 0), 0)::float8
+    FROM bookings b LEFT JOIN payment_attempts a ON a.key = b.id::text AND a.waits_since IS NOT NULL
+    WHERE b.status = 'PaymentPending'";
 
 /// Asked for only where nobody can charge.
 const PRICED: &str = "SELECT EXISTS (SELECT FROM events WHERE price_cents > 0)";
@@ -589,11 +595,22 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
     rows.iter().map(event).collect()
 }
 
-/// How many bookings wait for their payment, and for how long the oldest does.
-pub async fn pending(connection: Connection) -> Result<(i64, Duration), DatabaseError> {
+/// Bookings that wait for their payment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    pub count: i64,
+    /// Those of them that wait for their buyers to act.
+    pub for_buyers: i64,
+    /// For how long the oldest has waited, without the time that its buyer had to act.
+    pub age: Duration,
+}
+
+/// The bookings that wait for their payment, where a buyer has `buyer_limit` to act.
+pub async fn pending(connection: Connection, buyer_limit: Duration) -> Result<Waiting, DatabaseError> {
     let pending = connection.prepare_cached(PENDING).await?;
-    let row = connection.query_one(&pending, &[]).await?;
-    Ok((row.try_get(0)?, Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default()))
+    let row = connection.query_one(&pending, &[&buyer_limit.as_secs_f64()]).await?;
+    let age = Duration::try_from_secs_f64(row.try_get(2)?).unwrap_or_default();
+    Ok(Waiting { count: row.try_get(0)?, for_buyers: row.try_get(1)?, age })
 }
 
 /// Whether an event has a price.
