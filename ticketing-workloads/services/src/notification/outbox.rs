@@ -88,10 +88,10 @@ const LATER: &str = "
                       possible_duplicates = possible_duplicates + $5::integer, last_error = $6
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
-/// Back as if it had not been claimed; a probe goes behind those that are due: the next one is another mail.
+/// Back as if it had not been claimed, at its place or after a while.
 const HOLD: &str = "
     UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $3, tries = greatest(tries - 1, 0), last_error = $4,
-                      next_at = CASE WHEN $5 THEN now() ELSE next_at END
+                      next_at = COALESCE(now() + $5::float8 * interval '1 second', next_at)
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
 /// Back as if they had not been claimed, at their place.
@@ -329,10 +329,16 @@ pub async fn later(
     Ok(connection.execute(&sql, &values).await?)
 }
 
-/// The message waits for the mail server, and this try does not count. A probe goes behind the others.
-pub async fn hold(connection: Connection, message: &Message, was_probe: bool, why: &str) -> Result<u64, DatabaseError> {
+/// The message waits for the mail server, and this try does not count. It is tried again after `wait`, or at its place.
+pub async fn hold(
+    connection: Connection,
+    message: &Message,
+    wait: Option<Duration>,
+    why: &str,
+) -> Result<u64, DatabaseError> {
     let sql = connection.prepare_cached(HOLD).await?;
-    let values: [&(dyn ToSql + Sync); 5] = [&message.id, &message.claim, &message.may_be_sent, &why, &was_probe];
+    let seconds = wait.map(|wait| wait.as_secs_f64());
+    let values: [&(dyn ToSql + Sync); 5] = [&message.id, &message.claim, &message.may_be_sent, &why, &seconds];
     Ok(connection.execute(&sql, &values).await?)
 }
 
