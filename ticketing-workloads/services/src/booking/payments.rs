@@ -3,7 +3,7 @@
 //! A booking is written down before payment is asked, with its own id as the idempotency key. So whichever process dies, and when, the
 //! next one asks with the same key, and nobody pays twice.
 
-use super::seats::{self, Due};
+use super::seats::{self, Due, Told};
 use crate::cancel_reason::CancelReason;
 use crate::database::Database;
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
@@ -169,8 +169,8 @@ impl Payments {
                 database.call(cancel).await.map(|_| if over { "given_up" } else { "declined" })
             }
             Paid::NotCharged | Paid::Unknown | Paid::NeedsBuyer => {
-                let tells = self.schema.has(schema::TICKETS);
-                database.call(|connection| seats::settle_soon(connection, due.booking, tells)).await.map(|_| "open")
+                let told = told(&self.schema, paid);
+                database.call(|connection| seats::settle_soon(connection, due.booking, told)).await.map(|_| "open")
             }
         };
         match outcome {
@@ -182,6 +182,17 @@ impl Payments {
                 tracing::warn!(booking = %due.booking, %error, "failed to settle a booking; it stays due");
             }
         }
+    }
+}
+
+/// What the buyer is told of a payment that is open, as far as the schema has it.
+pub(super) fn told(schema: &Schema, paid: Paid) -> Told {
+    if paid == Paid::NeedsBuyer && schema.has(schema::CONFIRM_PAYMENT) {
+        Told::ToConfirm
+    } else if schema.has(schema::TICKETS) {
+        Told::Open
+    } else {
+        Told::Nothing
     }
 }
 

@@ -902,6 +902,64 @@ async fn a_refusal_of_the_service_is_published_and_loses_nothing(#[case] at: &st
     assert_eq!(metric(&stage.notification, "notification_paused").await, 0);
 }
 
+/// Where all buyers have their address at one provider, no other domain shows that it is the relay: nothing is lost either, however
+/// long it lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_refuses_the_only_domain_for_days_loses_nothing() {
+    let stage = stage().await;
+    stage.notification.push(watched(), flags(false, true)).await;
+    let reply = json!({"at": "rcpt", "reply": "554 5.7.1 Relay access denied"});
+    stage.mails.behave(json!({"replies": [reply]})).await;
+    seed(&stage.postgres, 3, &["one.example"]).await;
+    // Each of these would be given up if one more try counted.
+    let old = "UPDATE outbox SET waiting_since = now() - interval '6 days', tries = 8";
+    let client = stage.postgres.connect().await;
+    client.execute(old, &[]).await.unwrap();
+    seed(&stage.postgres, 3, &["one.example"]).await;
+    stage.notification.push(watched(), flags(true, true)).await;
+    let check = stage.notification.check("mail", "the check says it", |check| check.status == CheckStatus::Unhealthy);
+    let message = check.await.message;
+    assert!(message.contains("no mail is lost") && message.contains("554 5.7.1 Relay access denied"), "{message}");
+    eventually("it is set aside", async || {
+        (metric(&stage.notification, "notification_domains_set_aside").await == 1).then_some(())
+    })
+    .await;
+    eventually("it is tried again and again", async || {
+        (metric(&stage.notification, r#"notifications_total{outcome="held"}"#).await >= 5).then_some(())
+    })
+    .await;
+    let tries = "SELECT array_agg(DISTINCT tries ORDER BY tries) FROM outbox WHERE claim IS NULL";
+    let tries: Vec<i32> = client.query_one(tries, &[]).await.unwrap().get(0);
+    assert_eq!((tries, dead_letters(&stage.postgres).await), (vec![0, 8], 0));
+    stage.mails.behave(json!({})).await;
+    until_empty_within(Duration::from_secs(90), &stage.postgres).await;
+    assert_eq!((stage.mails.all().await.len(), dead_letters(&stage.postgres).await), (6, 0));
+    assert_eq!(metric(&stage.notification, "notification_domains_set_aside").await, 0);
+}
+
+/// That is about the recipient: nobody else waits for it, and in the end a person decides.
+#[rstest::rstest]
+#[case("552 5.2.2 Mailbox full")]
+#[case("452 4.2.2 Over quota")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_mailbox_holds_up_no_other(#[case] reply: &str) {
+    let stage = stage().await;
+    stage.mails.behave(json!({"replies": [{"at": "rcpt", "to": "full@", "reply": reply}]})).await;
+    for _ in 0..3 {
+        book(&stage.booking, Some("full@one.example")).await;
+    }
+    seed(&stage.postgres, 10, &["one.example", "two.example"]).await;
+    eventually("the others get theirs", async || (stage.mails.all().await.len() == 10).then_some(())).await;
+    let old = "UPDATE outbox SET waiting_since = now() - interval '6 days', tries = 9, next_at = now()
+               WHERE done_at IS NULL AND claim IS NULL";
+    let client = stage.postgres.connect().await;
+    within(Duration::from_secs(90), "it is given up", async || {
+        client.execute(old, &[]).await.unwrap();
+        (dead_letters(&stage.postgres).await == 3).then_some(())
+    })
+    .await;
+}
+
 /// Each odd address is refused where the order is taken, or gets its mail (case 22).
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_is_sold_to_gets_its_mail() {
