@@ -13,7 +13,7 @@ use ticketing_services::{
 enum Source {
     /// The text itself.
     Text(&'static str),
-    /// What `services.<workload>.env` of values.yaml says.
+    /// What `services.<workload>.env` of values.yaml says, which is what the process itself takes without it.
     Values,
     /// A field of the pod.
     Field(&'static str),
@@ -84,6 +84,10 @@ const DEFAULT: &[Row] = &[
     (BOOKING, "HOLDS_PER_NETWORK", Values),
     (BOOKING, "DECLINES_PER_BUYER", Values),
     (BOOKING, "DECLINES_PER_NETWORK", Values),
+    (BOOKING, "KEEP_CANCELLED_DAYS", Values),
+    (NOTIFICATION, "KEEP_SENT_DAYS", Values),
+    // The process alone keeps them for ever.
+    (PAYMENT, "KEEP_PAYMENTS_DAYS", Text("4018")),
     (OF_PROVIDERS, "STRIPE_URL", Text("http://provider-simulator:8081")),
     (OF_PROVIDERS, "PAYPAL_URL", Text("http://provider-simulator:8082")),
     (&["payment-reconcile"], "RECONCILE_SINCE", Text("24h")),
@@ -428,6 +432,22 @@ async fn the_binary_knows_each_setting_and_takes_its_value() {
             }
             let taken = command.try_get_matches_from(&line);
             taken.unwrap_or_else(|error| panic!("{name} with {set:?} does not start: {error}"));
+        }
+    }
+}
+
+/// A default that stands twice is the same twice.
+#[test]
+fn values_that_repeat_a_default_of_the_binary_agree_with_it() {
+    let values = read(&Charts::path("ticketing").join("values.yaml"));
+    let rows: Vec<_> = DEFAULT.iter().filter(|(_, _, source)| matches!(source, Values)).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for (of, name, _) in rows {
+        for service in *of {
+            let command = command(service);
+            let argument = command.get_arguments().find(|argument| argument.get_env() == Some(name.as_ref())).unwrap();
+            let said = values["services"][*service]["env"][*name].as_str().unwrap();
+            assert_eq!(argument.get_default_values(), [said], "{name} of {service}");
         }
     }
 }
