@@ -111,7 +111,8 @@ fn every_runbook_is_listed_and_named_for_its_reason() {
 }
 
 /// Pages of `docs/runbooks` that are not about the reason of a condition.
-const OTHER_PAGES: [&str; 4] = ["no-leader", "reconcile-timed-out", "recovery-refused", "unreachable-pods"];
+const OTHER_PAGES: [&str; 5] =
+    ["no-leader", "payments-differ", "reconcile-timed-out", "recovery-refused", "unreachable-pods"];
 
 #[test]
 fn every_reason_has_a_page_and_no_page_is_without_a_reason() {
@@ -131,6 +132,20 @@ fn every_reason_has_a_page_and_no_page_is_without_a_reason() {
     let reasons = crds::Reason::ALL.iter().map(|reason| reason.runbook());
     let expected: BTreeSet<_> = reasons.chain(OTHER_PAGES.map(str::to_owned)).collect();
     assert_eq!(pages, expected);
+}
+
+/// The person who is woken up by the comparison of payments looks for the first word of each line.
+#[test]
+fn every_difference_between_payments_and_charges_has_a_row() {
+    let source = read("ticketing-workloads/services/src/payment/reconcile.rs");
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let words = source.split(" key={key}").filter_map(|part| part.rsplit('"').next());
+    let words: BTreeSet<_> =
+        words.filter(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')).collect();
+    let page = read("docs/runbooks/payments-differ.md");
+    let rows = page.lines().filter_map(|line| line.trim_start().strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.collect::<BTreeSet<_>>(), words, "the table of docs/runbooks/payments-differ.md");
+    assert_eq!(words.len(), 8);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What each pod of the chart `ticketing` gets: its settings and their files, where they come from, and that no other pod has them.
 
 use crate::{Charts, objects, read};
-use clap::{Args, Command};
+use clap::{Args, Command, CommandFactory};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use ticketing_services::{
@@ -10,10 +10,10 @@ use ticketing_services::{
 
 /// Where a setting comes from. `{pod}` is the name of the workload.
 #[derive(Clone, Copy, Debug)]
-enum Source {
+pub enum Source {
     /// The text itself.
     Text(&'static str),
-    /// What `services.<workload>.env` of values.yaml says.
+    /// What `services.<workload>.env` of values.yaml says, which is what the process itself takes without it.
     Values,
     /// A field of the pod.
     Field(&'static str),
@@ -32,7 +32,7 @@ enum Source {
 use Source::{ConfigMapFile, ConfigMapFolder, Field, Key, SecretFile, SecretFolder, Text, Values};
 
 /// The pods that have a setting, its name, and where it comes from. No other pod has it.
-type Row = (&'static [&'static str], &'static str, Source);
+pub type Row = (&'static [&'static str], &'static str, Source);
 
 const SERVICES: &[&str] = &["booking", "catalog", "gateway", "notification", "payment"];
 const WITH_DATABASE: &[&str] =
@@ -84,6 +84,10 @@ const DEFAULT: &[Row] = &[
     (BOOKING, "HOLDS_PER_NETWORK", Values),
     (BOOKING, "DECLINES_PER_BUYER", Values),
     (BOOKING, "DECLINES_PER_NETWORK", Values),
+    (BOOKING, "KEEP_CANCELLED_DAYS", Values),
+    (NOTIFICATION, "KEEP_SENT_DAYS", Values),
+    // The process alone keeps them for ever.
+    (PAYMENT, "KEEP_PAYMENTS_DAYS", Text("4018")),
     (OF_PROVIDERS, "STRIPE_URL", Text("http://provider-simulator:8081")),
     (OF_PROVIDERS, "PAYPAL_URL", Text("http://provider-simulator:8082")),
     (&["payment-reconcile"], "RECONCILE_SINCE", Text("24h")),
@@ -97,7 +101,7 @@ const DEFAULT: &[Row] = &[
 ];
 
 /// Values, and all that they change in what pods get.
-const CASES: &[(&[&str], &[Row])] = &[
+pub const CASES: &[(&[&str], &[Row])] = &[
     (
         &["postgresql.enabled=false", r#"database.existingSecret="db""#],
         &[
@@ -417,17 +421,56 @@ async fn the_binary_knows_each_setting_and_takes_its_value() {
         for (name, pod) in pods(&rendered).into_iter().filter(|(name, _)| name != "postgres") {
             let arguments = list(&container(&pod)["args"]);
             let [service] = arguments else { panic!("{name} runs {arguments:?}") };
-            let command = command(service.as_str().unwrap());
-            let mut line = vec!["ticketing".to_owned()];
-            for (setting, one) in env(&pod) {
-                let argument = command.get_arguments().find(|argument| argument.get_env() == Some(setting.as_ref()));
-                let argument = argument.unwrap_or_else(|| panic!("{name} knows no setting {setting}"));
-                // What comes from a Secret or from the pod itself may be any text.
-                let value = one["value"].as_str().unwrap_or("any");
-                line.push(format!("--{}={value}", argument.get_long().unwrap()));
-            }
-            let taken = command.try_get_matches_from(&line);
-            taken.unwrap_or_else(|error| panic!("{name} with {set:?} does not start: {error}"));
+            start(&format!("{name} with {set:?}"), command(service.as_str().unwrap()), &pod);
+        }
+    }
+}
+
+/// Each setting of the pod is one of the command, which takes all values.
+fn start(what: &str, command: Command, pod: &Value) {
+    let mut line = vec!["program".to_owned()];
+    for (setting, one) in env(pod) {
+        let argument = command.get_arguments().find(|argument| argument.get_env() == Some(setting.as_ref()));
+        let argument = argument.unwrap_or_else(|| panic!("{what} knows no setting {setting}"));
+        // What comes from a Secret or from the pod itself may be any text.
+        let value = one["value"].as_str().unwrap_or("any");
+        line.push(format!("--{}={value}", argument.get_long().unwrap()));
+    }
+    command.try_get_matches_from(&line).unwrap_or_else(|error| panic!("{what} does not start: {error}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_knows_each_setting_and_takes_its_value() {
+    let charts = Charts::new().await;
+    let other = [
+        r#"watchNamespaces=["tickets", "shop"]"#,
+        r#"podTransport="apiserver-proxy""#,
+        "dryRun=true",
+        "jobLogs=false",
+        r#"logFormat="json""#,
+        r#"storm={"actions": 0, "interval": "1m30s", "cooldown": "1h"}"#,
+    ];
+    for set in [&[][..], &other] {
+        let rendered = objects(&charts.render("resilience-operator", set).await.unwrap());
+        let pods = pods(&rendered);
+        let [pod] = pods.values().collect::<Vec<_>>()[..] else { panic!("{pods:?}") };
+        assert!(env(pod).len() > 10);
+        start(&format!("the operator with {set:?}"), operator::args::Args::command(), pod);
+    }
+}
+
+/// A default that stands twice is the same twice.
+#[test]
+fn values_that_repeat_a_default_of_the_binary_agree_with_it() {
+    let values = read(&Charts::path("ticketing").join("values.yaml"));
+    let rows: Vec<_> = DEFAULT.iter().filter(|(_, _, source)| matches!(source, Values)).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for (of, name, _) in rows {
+        for service in *of {
+            let command = command(service);
+            let argument = command.get_arguments().find(|argument| argument.get_env() == Some(name.as_ref())).unwrap();
+            let said = values["services"][*service]["env"][*name].as_str().unwrap();
+            assert_eq!(argument.get_default_values(), [said], "{name} of {service}");
         }
     }
 }
