@@ -66,6 +66,24 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     }
 }
 
+/// What Stripe says of an intent that is not one to confirm, such as one that is charged or cancelled already. It says nothing of the
+/// order.
+const WRONG_STATE: &str = "payment_intent_unexpected_state";
+
+/// The answer to a confirmation: it is refused where Stripe says that what is asked for is not valid, as of a creation. The intent
+/// stays as it was, and is cancelled.
+fn of_confirmation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    let is_invalid = || {
+        matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
+            && kind_of_error(answer).as_deref() == Some("invalid_request_error")
+            && json_of(answer)["error"]["code"] != WRONG_STATE
+    };
+    match of_answer(answer) {
+        Err(ProviderError::Unclear(words)) if is_invalid() => Err(ProviderError::Refused(words)),
+        known => known,
+    }
+}
+
 fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     match answer.status {
         StatusCode::OK => match json_of(answer)["id"].as_str() {
@@ -124,7 +142,7 @@ impl ProviderClient for Stripe {
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
         let call = form(path, Some(&step_key(&order.key, number, "confirm")), &[]);
-        self.0.ask(call, &order.key, about(object, of_answer)).await
+        self.0.ask(call, &order.key, about(object, of_confirmation)).await
     }
 
     async fn read(&self, object: &str) -> Reply {
@@ -244,7 +262,23 @@ mod tests {
 
     const INVALID: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
 
-    /// And none refuses a confirmation.
+    const WRONG: &str =
+        r#"{"error":{"type":"invalid_request_error","code":"payment_intent_unexpected_state","message":"no"}}"#;
+
+    /// How an intent stands that is already confirmed, or cancelled, is for a read to say.
+    #[rstest::rstest]
+    #[case::invalid(400, INVALID, "it refuses this order: no")]
+    #[case::wrong_state(400, WRONG, "no")]
+    #[case::missing(404, INVALID, "no")]
+    #[case::forbidden(403, INVALID, "it forbids this: no")]
+    #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no")]
+    #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined")]
+    #[case::proxy(400, "<html>", PROXY_400)]
+    fn only_what_is_not_valid_refuses_a_confirmation(#[case] status: u16, #[case] body: &str, #[case] expected: &str) {
+        assert_eq!(of_confirmation(&answer(status, body)).unwrap_err().to_string(), expected);
+    }
+
+    /// And none refuses a read or a cancellation.
     #[rstest::rstest]
     #[case::invalid(400, INVALID, "it refuses this order: no", "no")]
     #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined", "declined")]
