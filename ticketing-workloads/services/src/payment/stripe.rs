@@ -209,7 +209,7 @@ impl ProviderClient for Stripe {
                 query.extend_pairs(after.iter().map(|after| ("starting_after", after)));
                 query.finish()
             };
-            let page = self.0.json(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
+            let page = self.0.page(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
             let data = page["data"].as_array().ok_or("invalid list of payment intents")?;
             for intent in data.iter().filter(|intent| intent["status"] == "succeeded") {
                 all.charges.push(Listed {
@@ -253,6 +253,23 @@ mod tests {
     #[case("requires_capture", None)]
     fn statuses(#[case] status: &str, #[case] expected: Option<Answer>) {
         assert_eq!(of_intent(&json!({"id": "pi", "status": status})), expected);
+    }
+
+    /// Nothing was sent: the other provider may be asked at once.
+    #[tokio::test]
+    async fn a_confirmation_without_a_connection_is_not_in_doubt() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut defaults = super::super::defaults(1);
+        let timeout = &mut defaults.dependencies.get_mut("stripe").unwrap().timeout;
+        (timeout.request_ms, timeout.per_try_ms) = (2_000, 500);
+        let id = contract::WorkloadId::deployment("default", "payment");
+        let resilience = resilience::Resilience::builder(id).dependency("stripe").defaults(defaults).build();
+        let dependency = resilience.dependency("stripe").unwrap();
+        let base = format!("https://{}", listener.local_addr().unwrap());
+        let https = Https::new(&base, None, super::super::https::Credentials::None, Some(dependency)).unwrap();
+        let order = Order { key: "a".to_owned(), amount_cents: 100, currency: "eur".to_owned() };
+        let reply = Stripe::new(https, dependency).confirm(&order, "pi_1", 1).await;
+        assert_eq!(reply.answer, Answer::NotReached, "{:?}", reply.reason);
     }
 
     fn answer(status: u16, body: &str) -> HttpAnswer {
