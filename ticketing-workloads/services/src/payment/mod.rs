@@ -8,6 +8,7 @@
 
 mod api;
 mod decision;
+mod encrypted;
 pub(crate) mod https;
 mod key;
 mod ledger;

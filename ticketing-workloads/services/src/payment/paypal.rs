@@ -250,7 +250,7 @@ impl ProviderClient for Paypal {
                 .append_pair("page", &number.to_string())
                 .append_pair("page_size", &PAGE.to_string())
                 .finish();
-            let page = self.0.json(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
+            let page = self.0.page(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
             let details = page["transaction_details"].as_array().ok_or("invalid list of transactions")?;
             for info in details.iter().map(|detail| &detail["transaction_info"]) {
                 let amount = &info["transaction_amount"];

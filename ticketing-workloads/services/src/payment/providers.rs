@@ -307,7 +307,12 @@ impl Client {
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
-        let answer = match self.service.ask(call).await {
+        self.known(self.service.ask(call).await)
+    }
+
+    /// An answer, with what it says of our key noted.
+    fn known(&self, answer: Result<HttpAnswer, AskError>) -> Result<HttpAnswer, ProviderError> {
+        let answer = match answer {
             Ok(answer) => answer,
             Err(AskError::NoKey(why)) => {
                 self.key.is_unusable(&why);
@@ -459,18 +464,30 @@ impl Client {
 
     /// The answer to one request, past the circuit, within the time of an attempt.
     pub async fn raw(&self, call: HttpCall) -> Result<HttpAnswer, String> {
+        self.in_time(self.service.ask(call)).await
+    }
+
+    async fn in_time(&self, asked: impl Future<Output = Result<HttpAnswer, AskError>>) -> Result<HttpAnswer, String> {
         let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
-        match tokio::time::timeout(time, self.once(call)).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
+        match tokio::time::timeout(time, asked).await {
+            Ok(answer) => self.known(answer).map_err(|error| error.to_string()),
             Err(_) => Err(format!("timed out after {} ms", time.as_millis())),
         }
     }
 
     /// The body of a successful answer.
     pub async fn json(&self, call: HttpCall) -> Result<Value, String> {
-        let answer = self.raw(call).await?;
+        Self::body_of(&self.raw(call).await?)
+    }
+
+    /// The same of a page of a list, which may be large.
+    pub async fn page(&self, call: HttpCall) -> Result<Value, String> {
+        Self::body_of(&self.in_time(self.service.ask_for_list(call)).await?)
+    }
+
+    fn body_of(answer: &HttpAnswer) -> Result<Value, String> {
         if !answer.status.is_success() {
-            return Err(format!("status {}: {}", answer.status, words(&answer)));
+            return Err(format!("status {}: {}", answer.status, words(answer)));
         }
         serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }

@@ -51,6 +51,8 @@ pub struct Behaviour {
     pub processing: bool,
     /// Orders with these keys are refused as invalid, with 400.
     pub invalid_keys: Vec<String>,
+    /// A charge is refused as invalid, with 400, and its object stays as it is.
+    pub invalid_charges: bool,
     /// Creations and confirmations are answered by something before the provider, with this status and no JSON; 0: none is.
     pub proxy_status: u16,
     /// The key is not allowed to do what orders with these keys need: 403; `*`: any order.
@@ -276,6 +278,9 @@ impl Provider {
         }
         if behaviour.forbid_charges {
             return Outcome::Forbidden;
+        }
+        if behaviour.invalid_charges {
+            return Outcome::Invalid;
         }
         let outcome = self.books().confirm(request, id);
         self.answer(&behaviour, outcome).await

@@ -563,6 +563,36 @@ async fn orders_that_are_not_valid_open_no_circuit() {
     assert_eq!(stage.pay("good").await.1["provider"], "stripe");
 }
 
+/// Case 4: the same when it is confirmed. A new object was made and refused each minute, for a day.
+#[rstest::rstest]
+#[case::the_other_one_charges(true, 200)]
+#[case::there_is_no_other_one(false, 402)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirmation_that_is_not_valid_is_the_last_word(#[case] falls_back: bool, #[case] expected: u16) {
+    let stage = stage().await;
+    let mut policy = quick();
+    if !falls_back {
+        policy.dependencies.get_mut("stripe").unwrap().fallback = Vec::new();
+    }
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"invalidCharges": true})).await;
+    for key in ["b", "c", "d", "a"] {
+        assert_eq!(stage.pay(key).await.0, expected);
+    }
+    let query = "SELECT state, reason, object_id FROM payment_attempts WHERE provider = 'stripe' AND key = 'a'";
+    let row = stage.postgres.connect().await.query_one(query, &[]).await.unwrap();
+    let (state, reason, object): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(state, "Refused");
+    assert!(reason.contains("Amount must be at least 50 cents"), "{reason}");
+    let url = format!("http://{}/v1/payment_intents/{object}", stage.providers.stripe);
+    let intent: Value = stage.payment.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(intent["status"], "canceled", "nobody confirms it later");
+    let before = stage.providers.requests("stripe").await;
+    assert_eq!(stage.pay("a").await.0, expected);
+    assert_eq!(stage.providers.requests("stripe").await, before, "it is not asked again");
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "it says nothing of the others");
+}
+
 /// Case 4: a key that is not taken, or is good for nothing, is said by a check, with the provider's words.
 #[rstest::rstest]
 #[case::revoked("unauthorized", "Expired API Key provided")]
