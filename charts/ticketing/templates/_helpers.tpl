@@ -180,6 +180,66 @@ mounts; nothing without a Secret or a ConfigMap. */}}
 {{- end }}
 {{- end }}
 
+{{/* The login at the mail server, and whom it is trusted by: settings, volumes and their mounts; nothing without them. */}}
+{{- define "ticketing.mailEnv" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+{{- if not .user }}
+{{- fail "mail.existingSecret: set mail.user, too, the user to log in as" }}
+{{- end }}
+{{- $env := (include "ticketing.services" $ | fromJson).notification.env }}
+{{- if not (has (get $env "SMTP_ENCRYPTION" | toString) (list "starttls" "tls")) }}
+{{- fail "mail.existingSecret: the password is sent encrypted only; set services.notification.env.SMTP_ENCRYPTION to starttls or tls" }}
+{{- end }}
+- name: SMTP_USER
+  value: {{ .user | quote }}
+- name: SMTP_PASSWORD_FILE
+  value: /etc/ticketing/mail/password
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: SMTP_CA_FILE
+  value: /etc/ticketing/mail-ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.mailVolume" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+- name: mail
+  secret:
+    secretName: {{ .existingSecret | quote }}
+    defaultMode: 0440
+    items:
+    - key: {{ .passwordKey | quote }}
+      path: password
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: mail-ca
+  configMap:
+    name: {{ .rootCertificates.configMap | quote }}
+    items:
+    - key: {{ .rootCertificates.key | quote }}
+      path: ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.mailMount" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+- name: mail
+  mountPath: /etc/ticketing/mail
+  readOnly: true
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: mail-ca
+  mountPath: /etc/ticketing/mail-ca
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The waiting room of the gateway: where its page goes on to, and its key; the volume with it, and its mount. */}}
 {{- define "ticketing.waitingRoomEnv" -}}
 - name: SHOP_URL

@@ -35,6 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("nameOverride", r#""other""#),
     ("fullnameOverride", r#""other""#),
     ("existingSecret", r#""database""#),
+    ("user", r#""tickets@example.com""#),
     ("paypalWebhookId", r#""WH-1""#),
     ("host", r#""db.example""#),
     ("parameters", r#""connect_timeout=5""#),
@@ -73,6 +74,14 @@ const TOGETHER: &[(&str, &[&str])] = &[
     (
         "providers.existingSecret=\"database\"",
         &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
+    ),
+    (
+        "mail.existingSecret=\"database\"",
+        &["mail.user=\"tickets\"", "services.notification.env.SMTP_ENCRYPTION=\"tls\""],
+    ),
+    (
+        "mail.user=\"tickets@example.com\"",
+        &["mail.existingSecret=\"login\"", "services.notification.env.SMTP_ENCRYPTION=\"starttls\""],
     ),
     ("alerts.labels={\"release\": \"prometheus\"}", &["alerts.enabled=true"]),
     (

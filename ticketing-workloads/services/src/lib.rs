@@ -21,6 +21,7 @@ pub mod logging;
 pub mod mail_address;
 pub mod mail_sink;
 pub mod notification;
+mod password_file;
 pub mod payment;
 pub mod priority;
 pub mod provider_simulator;

@@ -11,6 +11,7 @@ mod failover;
 mod gateway;
 mod hot_event;
 mod hot_statements;
+mod mail_login;
 mod notification;
 mod paid_booking;
 mod password;

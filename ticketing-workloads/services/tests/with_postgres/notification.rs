@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ticketing_services::notification::requeue::{self, Choice};
 
 /// Only the check of the mails runs more often.
-fn watched() -> PolicySettings {
+pub fn watched() -> PolicySettings {
     let check = HealthCheckSettings { interval_ms: 100, timeout_ms: 500, ..Default::default() };
     PolicySettings { health_checks: [("mail".to_owned(), check)].into(), ..Default::default() }
 }
@@ -27,7 +27,7 @@ fn quick() -> PolicySettings {
     PolicySettings { dependencies: [("smtp".to_owned(), smtp)].into(), ..watched() }
 }
 
-fn flags(mails: bool, tickets: bool) -> FlagsSettings {
+pub fn flags(mails: bool, tickets: bool) -> FlagsSettings {
     let flag = |on: bool| {
         let variant = if on { "on" } else { "off" };
         json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": variant})
@@ -62,7 +62,7 @@ async fn book(booking: &App, email: Option<&str>) -> String {
 }
 
 /// Puts `count` mails into the outbox, to buyers at as many domains as there are in `domains`, in turns.
-async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
+pub async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
     let sql = "WITH sold AS (
             INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, email)
             SELECT gen_random_uuid(), $1::text::uuid, 'ann', 1, 'Confirmed', gen_random_uuid()::text,
@@ -73,7 +73,7 @@ async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
 }
 
 /// How many mails are in the dead letters.
-async fn dead_letters(postgres: &Postgres) -> i64 {
+pub async fn dead_letters(postgres: &Postgres) -> i64 {
     postgres.connect().await.query_one("SELECT count(*) FROM dead_letters", &[]).await.unwrap().get(0)
 }
 
@@ -97,7 +97,7 @@ async fn a_booking_that_is_cancelled_after_it_waited_is_mailed() {
 }
 
 /// Waits until nothing is left in the outbox.
-async fn until_empty(postgres: &Postgres) {
+pub async fn until_empty(postgres: &Postgres) {
     until_empty_within(Duration::from_secs(30), postgres).await;
 }
 
