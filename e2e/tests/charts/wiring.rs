@@ -76,6 +76,7 @@ const DEFAULT: &[Row] = &[
     (GATEWAY, "NEW_SESSIONS_PER_NETWORK", Text("20:100")),
     (GATEWAY, "EVENT_REQUESTS_PER_NETWORK", Text("200:400")),
     (GATEWAY, "SHOP_URL", Text("/")),
+    (&["booking", "payment"], "BUYER_LIMIT_SECONDS", Values),
     (BOOKING, "SEATS_PER_BUYER", Values),
     (BOOKING, "SEATS_PER_SESSION", Values),
     (BOOKING, "SEATS_PER_NETWORK", Values),
