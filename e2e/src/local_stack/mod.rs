@@ -120,6 +120,13 @@ pub enum LocalStackError {
     /// No range of free ports was found.
     #[error("there are no {} free ports in a row", ports::COUNT)]
     NoPorts,
+    /// This machine gives no process names of its own; the reason.
+    #[error(
+        "several pods have one name here only if a process can have an /etc/hosts of its own, and `unshare --mount` with `mount --bind` \
+         failed ({0}): run it as root, in a container with CAP_SYS_ADMIN, or allow user namespaces (sysctl \
+         kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0)"
+    )]
+    NoNames(String),
     /// A service was named that is not running.
     #[error("{0} is not running")]
     NotRunning(&'static str),
