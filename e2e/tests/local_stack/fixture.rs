@@ -50,6 +50,16 @@ impl Seen {
     }
 }
 
+/// Who somebody says to be.
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
+    /// With a token.
+    User(&'a str),
+    /// With the cookie of a session.
+    Session(&'a str),
+    Nobody,
+}
+
 /// A local stack whose services have the ADR's policies with shorter times.
 pub struct Fixture {
     pub stack: LocalStack,
@@ -158,10 +168,15 @@ impl Fixture {
         self.post("/api/bookings", &order()).await
     }
 
-    /// Asks booking itself, as the gateway does for this buyer.
-    pub async fn ask_as(&self, buyer: &str, method: reqwest::Method, path: &str, body: &Value) -> Seen {
-        let request = self.client.request(method, self.stack.url(Port::Booking) + path).header("x-buyer", buyer);
-        self.seen(request.body(body.to_string())).await
+    /// Asks the gateway as somebody.
+    pub async fn ask_as(&self, who: Who<'_>, method: reqwest::Method, path: &str, body: &Value) -> Seen {
+        let request = self.client.request(method, self.stack.url(Port::Gateway) + path).body(body.to_string());
+        self.seen(match who {
+            Who::User(name) => request.bearer_auth(self.stack.buyers().token(name)),
+            Who::Session(cookie) => request.header("cookie", cookie),
+            Who::Nobody => request,
+        })
+        .await
     }
 
     /// Books one seat as this buyer, on a place of the waiting room.
@@ -409,7 +424,13 @@ pub fn policy(service: &str) -> PolicySettings {
     }
     let check = contract::HealthCheckSettings { interval_ms: 200, timeout_ms: 500, ..Default::default() };
     let checks = ["database", "schema", "memory", "booking-consistency", "catalog-service", "booking-service", "mail"];
-    let checks = checks.into_iter().chain(["payment-provider-stripe", "refunds", "payments-pending", "buyer-limits"]);
+    let checks = checks.into_iter().chain([
+        "payment-provider-stripe",
+        "refunds",
+        "payments-pending",
+        "buyer-limits",
+        "ticket-key",
+    ]);
     policy.health_checks = checks.map(|name| (name.to_owned(), check.clone())).collect();
     policy
 }
