@@ -26,6 +26,7 @@ async fn nobody_takes_it_all_or_sees_what_is_not_theirs() {
     two_hundred_requests_of_one_user(&mut fixture).await;
     two_hundred_requests_of_one_session(&mut fixture).await;
     a_stranger_asks_for_a_booking(&mut fixture).await;
+    forged(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -138,4 +139,32 @@ async fn a_stranger_asks_for_a_booking(fixture: &mut Fixture) {
     assert_eq!(fixture.ask_as(eve, Method::POST, &path, &json!({})).await.in_words(), "201 Confirmed");
     let well = fixture.until_well().await;
     fixture.record("a stranger asks for a booking", "404, as if there were none", slowest, well, "nothing opened");
+}
+
+/// The last character but one is another one.
+fn changed(text: &str) -> String {
+    let (rest, last) = text.split_at(text.len() - 2);
+    let other = if last.starts_with('A') { 'B' } else { 'A' };
+    format!("{rest}{other}{}", &last[1..])
+}
+
+/// A token or a cookie that nobody of ours has signed: nothing of anybody else's is there.
+async fn forged(fixture: &mut Fixture) {
+    let token = changed(&fixture.stack.buyers().token("eve"));
+    let refused = fixture.ask_as(Who::Token(&token), Method::POST, "/api/bookings", &order()).await;
+    assert_eq!(refused.in_words(), "401 INVALID_TOKEN");
+    assert!(refused.body["message"].as_str().unwrap().contains("signature"), "{}", refused.body);
+    let well = fixture.until_well().await;
+    fixture.record("token forged", "401 INVALID_TOKEN, with the reason", refused.took, well, "nothing opened");
+
+    let own = fixture.ask_as(Who::Nobody, Method::POST, "/api/bookings", &order()).await;
+    assert_eq!(own.in_words(), "201 Confirmed");
+    let cookie = own.header("set-cookie").unwrap().split(';').next().unwrap();
+    let path = format!("/api/bookings/{}", own.body["bookingId"].as_str().unwrap());
+    assert_eq!(fixture.ask_as(Who::Session(cookie), Method::GET, &path, &Value::Null).await.status, 200);
+    let forged = fixture.ask_as(Who::Session(&changed(cookie)), Method::GET, &path, &Value::Null).await;
+    assert_eq!(forged.status, 404);
+    let well = fixture.until_well().await;
+    let sees = "404: as without one";
+    fixture.record("cookie forged", sees, forged.took, well, "nothing opened");
 }

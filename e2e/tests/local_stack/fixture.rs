@@ -53,8 +53,10 @@ impl Seen {
 /// Who somebody says to be.
 #[derive(Clone, Copy)]
 pub enum Who<'a> {
-    /// With a token.
+    /// With a token of this name.
     User(&'a str),
+    /// With this as a token.
+    Token(&'a str),
     /// With the cookie of a session.
     Session(&'a str),
     Nobody,
@@ -173,6 +175,7 @@ impl Fixture {
         let request = self.client.request(method, self.stack.url(Port::Gateway) + path).body(body.to_string());
         self.seen(match who {
             Who::User(name) => request.bearer_auth(self.stack.buyers().token(name)),
+            Who::Token(token) => request.bearer_auth(token),
             Who::Session(cookie) => request.header("cookie", cookie),
             Who::Nobody => request,
         })

@@ -67,14 +67,14 @@ async fn asks_to_come_back(fixture: &mut Fixture) {
     );
 }
 
-/// Sends an order with this key, and whatever a caller inside could say of it.
+/// Sends an order with this key, and whatever a caller inside could say of it: less time than the gateway has.
 async fn from_a_phone(fixture: &Fixture, client: &Client, key: &str) -> (String, Duration) {
     let mut wanted = order();
     wanted["idempotencyKey"] = json!(key);
     let request = client.post(fixture.stack.url(Port::Gateway) + "/api/bookings").body(wanted.to_string());
     let request = ["x-deadline-ms", "x-retried", "x-refused", "x-deadline-passed"]
         .into_iter()
-        .fold(request.bearer_auth(fixture.stack.buyers().token(key)), |request, name| request.header(name, "10000"));
+        .fold(request.bearer_auth(fixture.stack.buyers().token(key)), |request, name| request.header(name, "300"));
     let begin = Instant::now();
     let answer = request.send().await.unwrap();
     let status = answer.status().as_u16();
@@ -103,6 +103,7 @@ async fn booking_frozen(fixture: &mut Fixture) {
         let key = format!("frozen-{}", keys.len());
         let (answer, took) = from_a_phone(fixture, &client, &key).await;
         assert_eq!(answer, UNKNOWN);
+        assert!(took > Duration::from_millis(450), "what a phone says of time is believed: {took:?}");
         slowest = slowest.max(took);
         keys.push(key);
     }
@@ -163,13 +164,13 @@ async fn large_bodies(fixture: &mut Fixture) {
         slowest = slowest.max(booked.took);
     }
     let used = used().await;
-    println!("gateway: {before} MiB, then {used} MiB");
-    assert!(used < 150, "{used} MiB");
+    // Beside the bodies, a connection has its buffers.
+    assert!(used < before + 150, "{before} MiB before, then {used} MiB");
     drop(arriving);
     let well = fixture.until_well().await;
     let what = format!("{} bodies of 64 KiB at once", u16::from(BODIES) * u16::from(NETWORKS));
     let sees = format!("201 Confirmed; large ones: {refused}");
-    fixture.record(&what, &sees, slowest, well, &format!("the gateway has {used} MiB"));
+    fixture.record(&what, &sees, slowest, well, &format!("the gateway has {} MiB more", used.saturating_sub(before)));
 }
 
 /// Each order comes as its connection has been idle for as long as the gateway keeps it, give or take a moment. One that meets
