@@ -215,6 +215,21 @@ fn every_error_code_that_a_buyer_can_get_is_documented() {
     assert!(missing.is_empty(), "not in ticketing-workloads/README.md: {missing:?}");
 }
 
+/// A row that a test prints and nobody can read is none, nor is one that no test measures any more.
+#[test]
+fn the_failure_table_has_a_row_for_each_that_the_local_stack_prints() {
+    let mut sources = vec![];
+    files(&root().join("e2e/tests/local_stack"), ".rs", &mut sources);
+    let printed: usize =
+        sources.iter().map(|file| std::fs::read_to_string(file).unwrap().matches("fixture.record(").count()).sum();
+    let text = read("ticketing-workloads/README.md");
+    let (_, table) = text.split_once("| What fails | What the buyer sees | Answer |").unwrap();
+    // Below the line that its heads end with.
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
+    assert!(printed > 50, "{printed}");
+    assert_eq!(rows, printed, "rows in ticketing-workloads/README.md, and rows that tests/local_stack prints");
+}
+
 /// The value of a constant, as it is written.
 fn constant(file: &str, name: &str) -> String {
     let source = read(file);
