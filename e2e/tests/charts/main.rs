@@ -333,6 +333,33 @@ async fn notification_alone_has_the_key_of_tickets() {
     }
 }
 
+/// The same of the password for the mail server, and only with a way that is encrypted.
+#[tokio::test(flavor = "multi_thread")]
+async fn notification_alone_has_the_password_for_mails() {
+    let charts = Charts::new().await;
+    let set = [
+        r#"mail.existingSecret="smtp""#,
+        r#"mail.user="tickets""#,
+        r#"mail.rootCertificates.configMap="roots""#,
+        r#"services.notification.env.SMTP_ENCRYPTION="starttls""#,
+    ];
+    let objects = objects(&charts.render("ticketing", &set).await.unwrap());
+    for (kind, name) in [("secret", "secretName"), ("configMap", "name")] {
+        let source = if kind == "secret" { "smtp" } else { "roots" };
+        let has_it = |object: &&Value| {
+            let volumes = object["spec"]["template"]["spec"]["volumes"].as_array();
+            volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume[kind][name] == source))
+        };
+        let names: Vec<_> = objects.iter().filter(has_it).map(|object| &object["metadata"]["name"]).collect();
+        assert_eq!(names, [&json!("notification")]);
+    }
+    for (missing, says) in [(1, "mail.user"), (3, "SMTP_ENCRYPTION")] {
+        let some: Vec<_> = set.iter().enumerate().filter(|(nth, _)| *nth != missing).map(|(_, set)| *set).collect();
+        let error = charts.render("ticketing", &some).await.unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
 /// One could switch a Service off by whose name the others call.
 #[tokio::test(flavor = "multi_thread")]
 async fn services_call_each_other_by_names_that_there_are() {

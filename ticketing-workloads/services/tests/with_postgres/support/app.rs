@@ -34,7 +34,7 @@ struct Cli<S: clap::Args> {
 }
 
 /// Signs the token of the buyer before a gateway.
-const SECRET: &str = "a secret of 32 bytes, or even more";
+pub const SECRET: &str = "a secret of 32 bytes, or even more";
 
 /// What gateways of these tests take for a login.
 pub fn token_of(buyer: &str) -> String {
