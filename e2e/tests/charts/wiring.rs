@@ -219,6 +219,20 @@ pub const CASES: &[(&[&str], &[Row])] = &[
         &[(NOTIFICATION, "TICKET_KEY_FILE", SecretFile("mine", "ed25519.pem"))],
     ),
     (
+        &[
+            r#"mail={"existingSecret": "relay", "passwordKey": "word", "user": "tickets"}"#,
+            r#"mail.rootCertificates={"configMap": "relay-roots", "key": "roots.pem"}"#,
+            r#"services.notification.env={"SMTP_HOST": "relay.example", "SMTP_ENCRYPTION": "starttls"}"#,
+        ],
+        &[
+            (NOTIFICATION, "SMTP_HOST", Text("relay.example")),
+            (NOTIFICATION, "SMTP_ENCRYPTION", Text("starttls")),
+            (NOTIFICATION, "SMTP_USER", Text("tickets")),
+            (NOTIFICATION, "SMTP_PASSWORD_FILE", SecretFile("relay", "word")),
+            (NOTIFICATION, "SMTP_CA_FILE", ConfigMapFile("relay-roots", "roots.pem")),
+        ],
+    ),
+    (
         &["serviceDefaults.drainSeconds=11", "serviceDefaults.connectionsPerPeer=1024"],
         &[(SERVICES, "SHUTDOWN_DELAY_SECONDS", Text("11")), (SERVICES, "CONNECTIONS_PER_PEER", Text("1024"))],
     ),
