@@ -803,8 +803,8 @@ impl World {
             {
                 Some(State::Expired)
             }
-            (Flaw::BelievesRefusal, Next::ConfirmAgain(_), Answer::Refused) => Some(State::Refused),
-            (Flaw::BelievesRefusalAtOnce, Next::Confirm(..), Answer::Refused) => Some(State::Refused),
+            (Flaw::BelievesRefusal, Next::ConfirmAgain(_), Answer::Refused)
+            | (Flaw::BelievesRefusalAtOnce, Next::Confirm(..), Answer::Refused) => Some(State::Refused),
             (Flaw::BelievesDecline, Next::ConfirmAgain(_), Answer::Declined) => Some(State::Declined),
             (Flaw::BelievesBuyer, Next::ConfirmAgain(_), Answer::NeedsBuyer { object }) => {
                 Some(State::NeedsBuyer { object: object.clone() })
