@@ -1054,8 +1054,8 @@ impl Stage {
     }
 }
 
-/// A buyer who had confirmed a payment waited until all events before were looked up one after the other, also at the other
-/// provider, for as long as that one hung.
+/// A buyer who had confirmed a payment waited until all events before were looked up one after the other, also at the
+/// other provider, for as long as that one hung.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     let stage = charged_by_paypal_and_stripe_hangs("a").await;
@@ -1127,8 +1127,8 @@ async fn an_event_about_a_charge_that_is_written_down_asks_nobody() {
     assert!(!stage.is_due().await, "it says nothing new");
 }
 
-/// A cancelled event has thousands of refunds: one after the other they took hours, and where one provider hung, so long for
-/// those of the other one.
+/// A cancelled event has thousands of refunds: one after the other they took hours, and where one provider hung, so
+/// long for those of the other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn refunds_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     let stage = charged_by_paypal_and_stripe_hangs("a").await;
@@ -1154,7 +1154,8 @@ async fn refunds_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     assert_eq!(stage.count("SELECT count(*) FROM refunds WHERE done_at IS NULL AND provider = 'stripe'").await, 30);
 }
 
-/// The search for charges of cancelled bookings waited for payments that are closed, each as long as its provider hangs.
+/// The search for charges of cancelled bookings waited for payments that are closed, each as long as its provider
+/// hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_hangs_hides_no_charge_of_a_cancelled_booking() {
     let stage = charged_by_paypal_and_stripe_hangs(BOOKING).await;
