@@ -5,9 +5,9 @@ use futures::stream::FuturesUnordered;
 use std::pin::pin;
 use std::time::Duration;
 
-/// Does all that `claim` brings, up to `at_once` side by side, for as long as it is polled. What there is to do is claimed only
-/// when there is room for it: others may come to it sooner. `look`: time until the next claim, after one that has brought less than
-/// there was room for.
+/// Does all that `claim` brings, up to `at_once` side by side, for as long as it is polled. What there is to do is
+/// claimed only when there is room for it: others may come to it sooner. `look`: time until the next claim, after one
+/// that has brought less than there was room for.
 pub async fn side_by_side<T, C, W>(
     at_once: impl Fn() -> usize,
     look: Duration,

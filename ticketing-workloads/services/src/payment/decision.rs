@@ -104,8 +104,8 @@ pub enum Progress {
     Unconfirmed,
     /// It has declined, and its object is cancelled before that is written down: somebody could still confirm it.
     Declined,
-    /// It has refused to confirm its object, which is cancelled before that is written down: it may not have been the provider that
-    /// answered, and then the request may still arrive.
+    /// It has refused to confirm its object, which is cancelled before that is written down: it may not have been the
+    /// provider that answered, and then the request may still arrive.
     Refused,
     /// It gave no definite answer: this request asks it no more.
     Open,
@@ -545,7 +545,8 @@ mod tests {
         assert_eq!(written.map(|attempt| attempt.state), expected);
     }
 
-    /// Where nothing can be cancelled, only what is final counts as refused; and after another confirmation in doubt, nothing.
+    /// Where nothing can be cancelled, only what is final counts as refused; and after another confirmation in doubt,
+    /// nothing.
     #[test]
     fn a_refusal_elsewhere_is_as_before() {
         let work = |index: usize, again| {

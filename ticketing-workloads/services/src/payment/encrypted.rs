@@ -1,5 +1,5 @@
-//! The way to a provider over TLS: certificates are verified, redirects are not followed, a connection is there within a bound or
-//! nothing was sent, and none is used for long: what DNS says of a provider's name changes.
+//! The way to a provider over TLS: certificates are verified, redirects are not followed, a connection is there within
+//! a bound or nothing was sent, and none is used for long: what DNS says of a provider's name changes.
 
 use crate::http_client::{self, HttpAnswer, HttpCall, HttpError};
 use axum::body::Bytes;
@@ -20,7 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::{Service, ServiceExt};
 
-/// Time to open a connection, TCP and TLS, if the policy names none. A packet that was lost is sent again after a second.
+/// Time to open a connection, TCP and TLS, if the policy names none. A packet that was lost is sent again after a
+/// second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may wait for its next request; providers close theirs later.
 const IDLE: Duration = Duration::from_secs(20);
@@ -49,7 +50,8 @@ struct Connector {
     dependency: Option<&'static Dependency>,
 }
 
-/// How long it may take to open a connection: less than an attempt, at the end of which nobody could say that nothing was sent.
+/// How long it may take to open a connection: less than an attempt, at the end of which nobody could say that nothing
+/// was sent.
 fn connect_bound(timeouts: Option<&TimeoutSettings>) -> Duration {
     let Some(timeouts) = timeouts else { return CONNECT_TIMEOUT };
     let wanted = timeouts.connect_ms.map_or(CONNECT_TIMEOUT, Duration::from_millis);

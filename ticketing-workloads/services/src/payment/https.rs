@@ -77,8 +77,8 @@ enum Way {
 }
 
 impl Https {
-    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM. `dependency`: whose policy says how
-    /// long a connection may take; and what else it says holds for the way without encryption.
+    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM. `dependency`: whose
+    /// policy says how long a connection may take; and what else it says holds for the way without encryption.
     pub fn new(
         base: &str,
         ca_file: Option<&Path>,

@@ -1,5 +1,5 @@
-//! What is known of our API key at a provider: whether it can be read here, whether it is taken there, and whether it may be used
-//! for what it is there for.
+//! What is known of our API key at a provider: whether it can be read here, whether it is taken there, and whether it
+//! may be used for what it is there for.
 
 use arc_swap::ArcSwapOption;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +65,8 @@ impl Forbidden {
 pub struct Key {
     /// Since it was last taken.
     trouble: ArcSwapOption<KeyTrouble>,
-    /// Whether the provider has forbidden something since the key was last tried: one order, or all that the key is for.
+    /// Whether the provider has forbidden something since the key was last tried: one order, or all that the key is
+    /// for.
     forbade: AtomicBool,
     creations: Mutex<Forbidden>,
     charges: Mutex<Forbidden>,
@@ -129,7 +130,8 @@ impl Key {
         self.forbidden(usage).note(order, words);
     }
 
-    /// What is wrong with it. A key with which something can be read is taken all the same, and all orders go elsewhere.
+    /// What is wrong with it. A key with which something can be read is taken all the same, and all orders go
+    /// elsewhere.
     pub fn trouble(&self) -> Option<KeyTrouble> {
         let known = self.trouble.load_full().map(|trouble| KeyTrouble::clone(&trouble));
         known

@@ -49,8 +49,8 @@ pub(crate) fn hot_statements() -> impl Iterator<Item = (&'static str, &'static s
     ledger::HOT.iter().chain(refunds::HOT).chain(webhooks::HOT).copied()
 }
 
-/// Events, and refunds, of one provider that a pod works off side by side: about 60 requests a second to a provider that takes 130 ms
-/// for one, of the 100 a second that Stripe allows an account.
+/// Events, and refunds, of one provider that a pod works off side by side: about 60 requests a second to a provider
+/// that takes 130 ms for one, of the 100 a second that Stripe allows an account.
 const AT_ONCE: usize = 8;
 
 /// The same with so many connections to the database: of those, at most half are for one provider's.

@@ -137,7 +137,8 @@ enum Flaw {
     BelievesSilence,
     /// A refusal of a repeated confirmation is the answer to the first one.
     BelievesRefusal,
-    /// A refusal of the first one is its end, although its object is not cancelled: something on the way may have made it.
+    /// A refusal of the first one is its end, although its object is not cancelled: something on the way may have made
+    /// it.
     BelievesRefusalAtOnce,
     /// So is a decline.
     BelievesDecline,

@@ -180,7 +180,8 @@ pub trait ProviderClient: Send + Sync {
         Err(VerifyError::Failed("its events are verified here".to_owned()))
     }
 
-    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to doubt ours.
+    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to
+    /// doubt ours.
     async fn try_key(&self);
 
     /// Why our key is good for nothing, if it is.
@@ -332,8 +333,8 @@ impl Client {
         Ok(answer)
     }
 
-    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to doubt ours,
-    /// and keeps what it says.
+    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to
+    /// doubt ours, and keeps what it says.
     pub async fn try_key(&self, call: HttpCall) {
         if let Err(why) = self.service.has_key().await {
             self.key.is_unusable(&why.to_string());
@@ -518,8 +519,8 @@ fn reply(result: Result<Answer, CallError<ProviderError>>, in_doubt: bool, keeps
     }
 }
 
-/// `payment-provider-<name>`: whether our key is there, and taken. The provider is asked only after it refused the key or forbade
-/// something, or the key was not there.
+/// `payment-provider-<name>`: whether our key is there, and taken. The provider is asked only after it refused the key
+/// or forbade something, or the key was not there.
 pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
     let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
     Check::new(&format!("payment-provider-{name}"), &["service", &name], move |_| {
@@ -550,8 +551,8 @@ pub fn words(answer: &HttpAnswer) -> String {
     if text.is_empty() { format!("status {}", answer.status) } else { text }
 }
 
-/// What a "no" means of which it is not certain that nothing else happens: it is about our key, or about the request. Without an
-/// error body of the provider it comes from something before it, which is in trouble.
+/// What a "no" means of which it is not certain that nothing else happens: it is about our key, or about the request.
+/// Without an error body of the provider it comes from something before it, which is in trouble.
 pub fn no(answer: &HttpAnswer, is_its_own: bool) -> ProviderError {
     match answer.status {
         StatusCode::FORBIDDEN if is_its_own => ProviderError::Forbidden(words(answer)),

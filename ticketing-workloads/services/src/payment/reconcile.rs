@@ -258,8 +258,8 @@ async fn read(
     Ok(all)
 }
 
-/// What is not the same. `settled`: what was charged or refunded here before that time, in seconds since 1970, must be listed by
-/// now, and what was under way then must have ended.
+/// What is not the same. `settled`: what was charged or refunded here before that time, in seconds since 1970, must be
+/// listed by now, and what was under way then must have ended.
 fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: f64) -> Vec<String> {
     let mut lines = Vec::new();
     let mut by_key: BTreeMap<&str, Vec<&Charge>> = BTreeMap::new();
@@ -294,7 +294,8 @@ fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: 
                 Some("Cancelled") if refund == WrittenRefund::None => {
                     lines.push(format!("NO_REFUND key={key} {provider} {object}: the booking is cancelled"));
                 }
-                // A booking is written down before it is paid; one that is cancelled is deleted in time, and what it cost has gone back.
+                // A booking is written down before it is paid; one that is cancelled is deleted in time, and what it
+                // cost has gone back.
                 None if refund == WrittenRefund::None => {
                     lines.push(format!(
                         "NO_BOOKING key={key} {provider} {object}: there is none that it was charged for"

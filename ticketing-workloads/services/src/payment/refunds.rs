@@ -1,5 +1,5 @@
-//! Money to give back: rows of `refunds`, those of each provider worked off apart, several at once; and the search for what belongs
-//! there.
+//! Money to give back: rows of `refunds`, those of each provider worked off apart, several at once; and the search for
+//! what belongs there.
 
 use super::decision::{PROVIDERS, Purpose};
 use super::ledger::Order;
@@ -175,17 +175,15 @@ impl Refunds {
         Arc::new(Self { database, payments, providers, at_once, outcomes, age })
     }
 
-    /// Works off refunds, for as long as it is polled. They do not wait for the search, which asks providers; and buyers who pay get
-    /// their connections to the database first.
+    /// Works off refunds, and searches for more, for as long as it is polled. Neither waits for the payments that are
+    /// closed beside, which asks providers; and buyers who pay get their connections to the database before refunds.
     pub async fn run(self: Arc<Self>) {
         let working_off = join_all((0..PROVIDERS).map(|index| self.work_off(index)));
-        tokio::join!(self.search(), priority::within(Priority::Look, working_off));
+        tokio::join!(self.search(), self.close(), priority::within(Priority::Look, working_off));
     }
 
     /// One failure holds up nothing else.
     async fn search(&self) {
-        // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several places.
-        let mut place = Uuid::new_v4().to_string();
         let mut by_hand = Place::default();
         for nth in 0u32.. {
             let age = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
@@ -207,6 +205,16 @@ impl Refunds {
                 }
                 Err(error) => tracing::warn!(%error, "failed to read how old the oldest refund is"),
             }
+            tokio::time::sleep(SWEEP).await;
+        }
+    }
+
+    /// Closes what is open of cancelled bookings.
+    async fn close(&self) {
+        // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several
+        // places.
+        let mut place = Uuid::new_v4().to_string();
+        loop {
             if let Err(error) = self.end_open(&mut place).await {
                 tracing::warn!(%error, "failed to look for open payments of cancelled bookings");
             }

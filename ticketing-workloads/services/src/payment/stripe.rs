@@ -66,12 +66,12 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     }
 }
 
-/// What Stripe says of an intent that is not one to confirm, such as one that is charged or cancelled already. It says nothing of the
-/// order.
+/// What Stripe says of an intent that is not one to confirm, such as one that is charged or cancelled already. It says
+/// nothing of the order.
 const WRONG_STATE: &str = "payment_intent_unexpected_state";
 
-/// The answer to a confirmation: it is refused where Stripe says that what is asked for is not valid, as of a creation. The intent
-/// stays as it was, and is cancelled.
+/// The answer to a confirmation: it is refused where Stripe says that what is asked for is not valid, as of a creation.
+/// The intent stays as it was, and is cancelled.
 fn of_confirmation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
     let is_invalid = || {
         matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)

@@ -1,6 +1,7 @@
 //! Events that providers send. An event only makes payment read the object by its id: its body is not believed, so
-//! order and repetition of events mean nothing. Those of each provider are worked off apart, several at once: one that hangs, or that
-//! has sent thousands, holds up none of the other's, and a buyer who has confirmed a payment with it does not wait for all those before.
+//! order and repetition of events mean nothing. Those of each provider are worked off apart, several at once: one that
+//! hangs, or that has sent thousands, holds up none of the other's, and a buyer who has confirmed a payment with it
+//! does not wait for all those before.
 
 use super::decision::{Answer, PROVIDERS};
 use super::ledger::{LedgerError, Order};
@@ -260,8 +261,8 @@ impl Webhooks {
         self.database.call(looked_at).await.map(drop)
     }
 
-    /// Reads the object of an event, unless it is written down as the charge: what is charged there needs a booking or a refund, also
-    /// if that was out of the question, or if the object is not the one that its payment was about last.
+    /// Reads the object of an event, unless it is written down as the charge: what is charged there needs a booking or
+    /// a refund, also if that was out of the question, or if the object is not the one that its payment was about last.
     async fn look(&self, index: usize, object: &str, order: Option<Order>) -> Result<Meaning, LookError> {
         let seen = self.providers[index].inspect(object).await.map_err(LookError::Provider)?;
         let order = match (order, &seen.key) {

@@ -1054,8 +1054,8 @@ impl Stage {
     }
 }
 
-/// A buyer who had confirmed a payment waited until all events before were looked up one after the other, also at the other
-/// provider, for as long as that one hung.
+/// A buyer who had confirmed a payment waited until all events before were looked up one after the other, also at the
+/// other provider, for as long as that one hung.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     let stage = charged_by_paypal_and_stripe_hangs("a").await;
@@ -1127,8 +1127,8 @@ async fn an_event_about_a_charge_that_is_written_down_asks_nobody() {
     assert!(!stage.is_due().await, "it says nothing new");
 }
 
-/// A cancelled event has thousands of refunds: one after the other they took hours, and where one provider hung, so long for
-/// those of the other one.
+/// A cancelled event has thousands of refunds: one after the other they took hours, and where one provider hung, so
+/// long for those of the other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn refunds_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     let stage = charged_by_paypal_and_stripe_hangs("a").await;
@@ -1152,6 +1152,38 @@ async fn refunds_of_a_provider_that_hangs_hold_up_none_of_the_other() {
     .await;
     assert!(stage.providers.charges().await.iter().all(|charge| charge["refunded"] == json!(true)));
     assert_eq!(stage.count("SELECT count(*) FROM refunds WHERE done_at IS NULL AND provider = 'stripe'").await, 30);
+}
+
+/// The search for charges of cancelled bookings waited for payments that are closed, each as long as its provider
+/// hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_hangs_hides_no_charge_of_a_cancelled_booking() {
+    let stage = charged_by_paypal_and_stripe_hangs(BOOKING).await;
+    let before = stage.providers.requests("stripe").await;
+    stage
+        .execute(
+            "WITH cancelled AS (
+                 INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, amount_cents, cancel_reason)
+                 SELECT gen_random_uuid(), id, 'ann', 1, 'Cancelled', nth::text, 4500, 'declined'
+                 FROM (SELECT id FROM events LIMIT 1) one, generate_series(1, 5) nth RETURNING id::text AS key
+             ), open AS (
+                 INSERT INTO payments (key, amount_cents, currency) SELECT key, 4500, 'eur' FROM cancelled RETURNING key
+             )
+             INSERT INTO payment_attempts (key, provider, state, number, object_id)
+             SELECT key, 'stripe', 'Confirming', 1, 'pi_' || key FROM open",
+        )
+        .await;
+    crate::support::within(Duration::from_secs(60), "the first of them is to be closed", async || {
+        (stage.providers.requests("stripe").await > before).then_some(())
+    })
+    .await;
+    stage.booking(BOOKING).await;
+    let cancel = "UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = 'declined' WHERE id = ";
+    stage.execute(&format!("{cancel} '{BOOKING}'")).await;
+    crate::support::within(Duration::from_secs(50), "its charge is found", async || {
+        (stage.count("SELECT count(*) FROM refunds").await == 1).then_some(())
+    })
+    .await;
 }
 
 /// Nobody makes it, and somebody must see why.
