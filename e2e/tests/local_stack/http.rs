@@ -203,13 +203,17 @@ async fn connections_close(fixture: &mut Fixture) {
             let status = loop {
                 let request = client.post(&url).bearer_auth(fixture.stack.buyers().token(&key));
                 tries += 1;
+                let sent = Instant::now();
                 match request.body(wanted.to_string()).send().await {
                     Ok(answer) => {
                         let status = answer.status().as_u16();
                         answer.bytes().await.unwrap();
                         break status;
                     }
-                    Err(error) => assert!(tries < 3, "{error:?}"),
+                    Err(error) => {
+                        let told = sent.elapsed();
+                        assert!(tries < 3 && told < Duration::from_millis(500), "after {told:?}: {error:?}");
+                    }
                 }
             };
             assert_eq!(status, 201);
