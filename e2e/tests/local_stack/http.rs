@@ -131,7 +131,7 @@ async fn booking_frozen(fixture: &mut Fixture) {
 
 /// More of large bodies arrives than the process has room for: who is small is served.
 async fn large_bodies(fixture: &mut Fixture) {
-    const BODIES: u8 = 200;
+    const BODIES: u16 = 290;
     const NETWORKS: u8 = 3;
     let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, fixture.stack.port(Port::Gateway)));
     let head = "POST /api/bookings HTTP/1.1\r\nhost: x\r\ncontent-length: 65536\r\n\r\n";
@@ -154,9 +154,16 @@ async fn large_bodies(fixture: &mut Fixture) {
     let mut large = order();
     large["userId"] = json!("x".repeat(60_000));
     let refused = "503 TOO_MANY_REQUESTS_UNDER_WAY";
-    fixture.until("there is no room", async || fixture.post("/api/bookings", &large).await.in_words() == refused).await;
-    let last = fixture.post("/api/bookings", &large).await;
-    assert_eq!((last.in_words().as_str(), last.header("retry-after")), (refused, Some("1")));
+    let told = Cell::new(None);
+    fixture
+        .until("there is no room", async || {
+            let seen = fixture.post("/api/bookings", &large).await;
+            let is_refused = seen.in_words() == refused;
+            told.set(seen.header("retry-after").map(str::to_owned));
+            is_refused
+        })
+        .await;
+    assert_eq!(told.take().as_deref(), Some("1"), "when to come back");
     let mut slowest = Duration::ZERO;
     for _ in 0..5 {
         let booked = fixture.book().await;
@@ -164,11 +171,11 @@ async fn large_bodies(fixture: &mut Fixture) {
         slowest = slowest.max(booked.took);
     }
     let used = used().await;
-    // Beside the bodies, a connection has its buffers.
-    assert!(used < before + 150, "{before} MiB before, then {used} MiB");
+    // The chart gives it 128 MiB, of which it has 12 before.
+    assert!(used < before + 110, "{before} MiB before, then {used} MiB");
     drop(arriving);
     let well = fixture.until_well().await;
-    let what = format!("{} bodies of 64 KiB at once", u16::from(BODIES) * u16::from(NETWORKS));
+    let what = format!("{} bodies of 64 KiB at once", BODIES * u16::from(NETWORKS));
     let sees = format!("201 Confirmed; large ones: {refused}");
     fixture.record(&what, &sees, slowest, well, &format!("the gateway has {} MiB more", used.saturating_sub(before)));
 }
@@ -196,13 +203,17 @@ async fn connections_close(fixture: &mut Fixture) {
             let status = loop {
                 let request = client.post(&url).bearer_auth(fixture.stack.buyers().token(&key));
                 tries += 1;
+                let sent = Instant::now();
                 match request.body(wanted.to_string()).send().await {
                     Ok(answer) => {
                         let status = answer.status().as_u16();
                         answer.bytes().await.unwrap();
                         break status;
                     }
-                    Err(error) => assert!(tries < 3, "{error:?}"),
+                    Err(error) => {
+                        let told = sent.elapsed();
+                        assert!(tries < 3 && told < Duration::from_millis(500), "after {told:?}: {error:?}");
+                    }
                 }
             };
             assert_eq!(status, 201);
