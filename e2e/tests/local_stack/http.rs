@@ -193,7 +193,7 @@ async fn connections_close(fixture: &mut Fixture) {
     let url = fixture.stack.url(Port::Gateway) + "/api/bookings";
     let again = Cell::new(0);
     let buy = async |nth: u32| {
-        let client = Client::builder().pool_idle_timeout(None).build().unwrap();
+        let client = Client::builder().pool_idle_timeout(None).timeout(Duration::from_secs(5)).build().unwrap();
         let mut slowest = Duration::ZERO;
         for round in 0..ROUNDS {
             let mut wanted = order();
