@@ -367,9 +367,10 @@ async fn a_claim_without_an_answer_holds_up_no_mail() {
     stage.notification.push(quick(), flags(false, true)).await;
     seed(&stage.postgres, 30, &["a.example", "b.example", "c.example"]).await;
     let client = stage.postgres.connect().await;
+    // Its caller gives up after 1 s, and has it cancelled 600 ms later.
     let slow = "CREATE TABLE slow (yes boolean);
         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN IF EXISTS (SELECT FROM slow) THEN PERFORM pg_sleep(1.5); END IF; RETURN NULL; END $$;
+        BEGIN IF EXISTS (SELECT FROM slow) THEN PERFORM pg_sleep(1.3); END IF; RETURN NULL; END $$;
         CREATE TRIGGER slow BEFORE UPDATE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION slow();
         INSERT INTO slow VALUES (true);";
     client.batch_execute(slow).await.unwrap();
