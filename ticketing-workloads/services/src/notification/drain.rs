@@ -2,6 +2,7 @@
 //! that is killed in the wrong moment sends one mail twice at most for each that was on its way.
 
 use super::domains::{Domains, Limits, Place};
+use super::doubtful::Doubtful;
 use super::mail::{MailError, Mailer, NotSent};
 use super::outbox::{self, Candidate, Kind, Message};
 use super::refusal::plain;
@@ -67,8 +68,8 @@ pub struct Drain {
     over: Notify,
     /// The domain that the last look from one to the next ended with, by kind.
     seen: Mutex<BTreeMap<&'static str, String>>,
-    /// Messages of a claim whose outcome is not known: they may have to be given back.
-    unsettled: Mutex<Option<(Uuid, Vec<i64>)>>,
+    /// Claims whose outcome is not known.
+    doubtful: Mutex<Doubtful>,
     outcomes: Family<OutcomeLabel, Counter>,
     duplicates: Counter,
     oldest: Gauge,
@@ -186,7 +187,7 @@ impl Drain {
             places: Arc::new(Semaphore::new(bounds.at_once)),
             over: Notify::new(),
             seen: Mutex::default(),
-            unsettled: Mutex::default(),
+            doubtful: Mutex::default(),
             outcomes,
             duplicates,
             oldest,
@@ -330,7 +331,7 @@ impl Drain {
         let tickets = may_make_tickets && self.signer.key(&self.database, &self.schema).await.is_some();
         let is_wanted = |kind: &Kind| *kind != Kind::Ticket || tickets;
         let kinds: Vec<_> = Kind::ALL.into_iter().filter(is_wanted).map(Kind::name).collect();
-        self.settle_claim().await?;
+        self.give_back_doubtful().await?;
         let (chosen, blocked) = self.choose(&kinds, most, limits, among).await?;
         if chosen.places.is_empty() {
             return Ok(Claimed::nothing(if blocked { Look::Blocked } else { Look::Empty }, false));
@@ -338,7 +339,7 @@ impl Drain {
         let mut places = chosen.places;
         let ids: Vec<_> = places.keys().copied().collect();
         let claim = Uuid::new_v4();
-        *lock(&self.unsettled) = Some((claim, ids.clone()));
+        lock(&self.doubtful).begin(claim, ids.clone(), Instant::now());
         let (calls, wanted) = (AtomicU32::new(0), &ids);
         let messages = self
             .database
@@ -350,12 +351,13 @@ impl Drain {
         let is_ours = |id: &i64| messages.iter().any(|message| message.id == *id);
         let doubtful: Vec<_> = ids.iter().filter(|id| !is_ours(id)).copied().collect();
         // Only an attempt without an answer can have claimed what this answer does not have.
-        *lock(&self.unsettled) = (calls.into_inner() > 1 && !doubtful.is_empty()).then_some((claim, doubtful));
+        let left = if calls.into_inner() > 1 { doubtful } else { Vec::new() };
+        lock(&self.doubtful).settle(claim, left);
         // A slow database may have taken so long that they were turned off meanwhile.
         let now = self.resilience.flags();
         if !now.bool(MAILS, true) || now.bool(TICKETS, true) != may_make_tickets {
-            *lock(&self.unsettled) = Some((claim, ids));
-            self.settle_claim().await?;
+            lock(&self.doubtful).begin(claim, ids, Instant::now());
+            self.give_back_doubtful().await?;
             return Ok(Claimed::nothing(Look::Empty, !now.bool(MAILS, true)));
         }
         let look = match messages.len() {
@@ -369,12 +371,13 @@ impl Drain {
         Ok(Claimed { messages: messages.into_iter().filter_map(with_place).collect(), tickets, look, is_off: false })
     }
 
-    /// Gives back the messages of a claim whose outcome was not known.
-    async fn settle_claim(&self) -> Result<(), DatabaseFailure> {
-        let unsettled = lock(&self.unsettled).clone();
-        if let Some((claim, ids)) = &unsettled {
-            self.database.call(|connection| outbox::give_back(connection, *claim, ids)).await?;
-            *lock(&self.unsettled) = None;
+    /// Gives back the messages of claims whose outcome was not known.
+    async fn give_back_doubtful(&self) -> Result<(), DatabaseFailure> {
+        let all = lock(&self.doubtful).all();
+        for doubt in &all {
+            let now = Instant::now();
+            self.database.call(|connection| outbox::give_back(connection, doubt.claim, &doubt.messages)).await?;
+            lock(&self.doubtful).given_back(doubt.claim, now);
         }
         Ok(())
     }

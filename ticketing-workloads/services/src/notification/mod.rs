@@ -9,6 +9,7 @@
 
 mod access;
 mod domains;
+mod doubtful;
 mod drain;
 mod mail;
 mod outbox;
