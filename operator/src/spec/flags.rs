@@ -6,7 +6,7 @@ use crds::{
     FeatureFlagSpec,
     feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
 };
-use flags::targeting::{Rule, RuleError};
+use flags::targeting::{Evaluators, Rule, RuleError};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,15 +21,16 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
     for (name, rule) in &evaluators {
         validate_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
     }
-    for name in evaluators.keys() {
-        Rule::validate_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
+    let compiled = Evaluators::compile(&evaluators);
+    if let Some((_, error)) = compiled.errors().next() {
+        return Err(bad_rule(error, "spec.flagSpec"));
     }
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {
         let path = format!("spec.flagSpec.flags.{key}");
         validate_flag(definition, &path)?;
         let flag = flag(definition);
-        validate_targeting(&flag, &evaluators, &path)?;
+        validate_targeting(&flag, &compiled, &path)?;
         flags.insert(key.clone(), flag);
     }
     for (index, over) in spec.overrides.iter().enumerate() {
@@ -90,7 +91,7 @@ fn validate_flag(definition: &FlagDefinition, path: &str) -> Result<(), Invalid>
 }
 
 /// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
-fn validate_targeting(flag: &FlagSettings, evaluators: &BTreeMap<String, Value>, path: &str) -> Result<(), Invalid> {
+fn validate_targeting(flag: &FlagSettings, evaluators: &Evaluators, path: &str) -> Result<(), Invalid> {
     let Some(rule) = &flag.targeting else { return Ok(()) };
     let Some(rule) = Rule::compile(rule, evaluators).map_err(|error| bad_rule(&error, path))? else { return Ok(()) };
     if let Some(name) = rule.named_variants().into_iter().find(|name| !flag.variants.contains_key(*name)) {

@@ -4,9 +4,10 @@ use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order
 use super::{MAX_DEPTH, MAX_NODES, Rule};
 use crate::fractional::MAX_WEIGHT_SUM;
 use crate::semver::{Comparison, Version};
+use crate::targeting::evaluators::{Evaluators, Shared, Standing};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 /// The operators, for those who mistyped one.
 const OPERATORS: &str = "var, missing, missing_some, if, ?:, ==, ===, !=, !==, !, !!, and, or, <, <=, >, >=, max, min, \
@@ -55,39 +56,37 @@ pub enum Mistake {
     #[error("is nested deeper than {MAX_DEPTH} levels, references included; make the rule flatter")]
     TooDeep,
     /// Larger than what is evaluated in time.
-    #[error("has more than {MAX_NODES} parts, references included; split the rule")]
+    #[error("has more than {MAX_NODES} parts; split the rule")]
     TooLarge,
     /// Anything else, in words.
     #[error("{0}")]
     Malformed(&'static str),
 }
 
-/// Compiles `rule` and the shared rules that it refers to. `inside`: what it is used for is not known, so `var` may look
-/// into an item of a list.
-pub(super) fn compile(
-    rule: &Value,
-    evaluators: &BTreeMap<String, Value>,
-    path: &str,
-    inside: bool,
-) -> Result<Rule, RuleError> {
-    let mut compiler = Compiler {
-        evaluators,
-        path: path.to_owned(),
-        parts: 0,
-        references: Vec::new(),
-        items: usize::from(inside),
-        uses_time: false,
-    };
+/// Compiles the rule of a flag.
+pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Rule, RuleError> {
+    let mut compiler = Compiler::new(evaluators, "targeting".to_owned(), false);
     let root = compiler.node(rule, 0)?;
     Ok(Rule { root, uses_time: compiler.uses_time })
 }
 
-struct Compiler<'r> {
-    evaluators: &'r BTreeMap<String, Value>,
+/// Compiles the shared rule `name`, after those that it refers to.
+pub(super) fn compile_shared(name: &str, rule: &Value, evaluators: &Evaluators) -> Result<Shared, RuleError> {
+    let mut compiler = Compiler::new(evaluators, format!("$evaluators.{}", shortened(name)), true);
+    let node = Arc::new(compiler.node(rule, 0)?);
+    let Compiler { deepest, uses_time, only_inside, .. } = compiler;
+    Ok(Shared { node, height: deepest, uses_time, only_inside })
+}
+
+struct Compiler<'c> {
+    evaluators: &'c Evaluators,
     path: String,
     parts: usize,
-    /// Names of the shared rules that are being compiled.
-    references: Vec<&'r str>,
+    deepest: usize,
+    /// It is a shared rule, and where it will stand is not known.
+    is_shared: bool,
+    /// Why a shared rule cannot stand outside of operators over lists.
+    only_inside: Option<RuleError>,
     /// How many operators over lists are around this place: inside of them, `var` looks into the item at hand.
     items: usize,
     uses_time: bool,
@@ -95,7 +94,11 @@ struct Compiler<'r> {
 
 type Compiled<T = Node> = Result<T, RuleError>;
 
-impl<'r> Compiler<'r> {
+impl<'c> Compiler<'c> {
+    fn new(evaluators: &'c Evaluators, path: String, is_shared: bool) -> Self {
+        Self { evaluators, path, parts: 0, deepest: 0, is_shared, only_inside: None, items: 0, uses_time: false }
+    }
+
     fn error<T>(&self, mistake: Mistake) -> Compiled<T> {
         Err(RuleError { path: self.path.clone(), mistake })
     }
@@ -114,10 +117,28 @@ impl<'r> Compiler<'r> {
         result
     }
 
-    fn node(&mut self, value: &'r Value, depth: usize) -> Compiled {
+    /// What is only right inside of operators over lists is wrong here, or perhaps wrong where a shared rule will stand.
+    fn outside(&mut self, message: &'static str) -> Compiled<()> {
+        let mistake = Mistake::Malformed(message);
+        self.only_inside(RuleError { path: self.path.clone(), mistake })
+    }
+
+    fn only_inside(&mut self, error: RuleError) -> Compiled<()> {
+        match (self.items, self.is_shared) {
+            (0, false) => Err(error),
+            (0, true) => {
+                self.only_inside.get_or_insert(error);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn node(&mut self, value: &Value, depth: usize) -> Compiled {
         if depth > MAX_DEPTH {
             return self.error(Mistake::TooDeep);
         }
+        self.deepest = self.deepest.max(depth);
         self.parts += 1;
         if self.parts > MAX_NODES {
             return self.error(Mistake::TooLarge);
@@ -141,7 +162,7 @@ impl<'r> Compiler<'r> {
                 if name == "$ref" {
                     return self.reference(argument, depth);
                 }
-                self.at(format_args!(".{name}"), |this| {
+                self.at(format_args!(".{}", shortened(name)), |this| {
                     let arguments = Arguments {
                         values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
                         listed: argument.is_array(),
@@ -152,7 +173,7 @@ impl<'r> Compiler<'r> {
         })
     }
 
-    fn nodes(&mut self, items: &'r [Value], depth: usize) -> Compiled<Box<[Node]>> {
+    fn nodes(&mut self, items: &[Value], depth: usize) -> Compiled<Box<[Node]>> {
         items
             .iter()
             .enumerate()
@@ -160,27 +181,32 @@ impl<'r> Compiler<'r> {
             .collect()
     }
 
-    fn reference(&mut self, name: &'r Value, depth: usize) -> Compiled {
+    fn reference(&mut self, name: &Value, depth: usize) -> Compiled {
         let evaluators = self.evaluators;
-        let known = || evaluators.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let Some((name, rule)) = name.as_str().and_then(|name| evaluators.get_key_value(name)) else {
-            let name = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
-            let mistake = Mistake::UnknownEvaluator { name, known: known() };
-            return self.at(".$ref", |this| this.error(mistake));
+        let mistake = match name.as_str().and_then(|name| evaluators.find(name)) {
+            Some(Standing::Compiled(Ok(shared))) => {
+                let deepest = depth + 1 + shared.height;
+                if deepest <= MAX_DEPTH {
+                    self.deepest = self.deepest.max(deepest);
+                    self.uses_time |= shared.uses_time;
+                    if let Some(error) = &shared.only_inside {
+                        self.only_inside(error.clone())?;
+                    }
+                    return Ok(Node::Shared(Arc::clone(&shared.node)));
+                }
+                Mistake::TooDeep
+            }
+            Some(Standing::Compiled(Err(error))) => return Err(error.clone()),
+            Some(Standing::Open) => Mistake::Cycle(evaluators.round(name.as_str().unwrap_or_default())),
+            None => Mistake::UnknownEvaluator {
+                name: shortened(&name.as_str().map_or_else(|| name.to_string(), str::to_owned)),
+                known: evaluators.some_names(),
+            },
         };
-        if let Some(first) = self.references.iter().position(|open| open == name) {
-            let round: Vec<_> = self.references[first..].iter().copied().chain([name.as_str()]).collect();
-            return self.at(".$ref", |this| this.error(Mistake::Cycle(round.join(" -> "))));
-        }
-        self.references.push(name);
-        let outside = std::mem::replace(&mut self.path, format!("$evaluators.{name}"));
-        let node = self.node(rule, depth + 1)?;
-        self.path = outside;
-        self.references.pop();
-        Ok(node)
+        self.at(".$ref", |this| this.error(mistake))
     }
 
-    fn operation(&mut self, name: &str, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn operation(&mut self, name: &str, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         Ok(match name {
             "var" => self.var(arguments, depth)?,
             "if" | "?:" => Node::If(self.many(arguments, depth)?),
@@ -221,12 +247,12 @@ impl<'r> Compiler<'r> {
             "ends_with" => Node::Affix(Affix::End, self.two(arguments, depth)?),
             "sem_ver" => self.sem_ver(arguments, depth)?,
             "fractional" => self.fractional(arguments, depth)?,
-            _ => return self.error(Mistake::UnknownOperator(name.to_owned())),
+            _ => return self.error(Mistake::UnknownOperator(shortened(name))),
         })
     }
 
     /// The argument at `index`.
-    fn argument(&mut self, arguments: &Arguments<'r>, index: usize, depth: usize) -> Compiled {
+    fn argument(&mut self, arguments: &Arguments<'_>, index: usize, depth: usize) -> Compiled {
         let value = &arguments.values[index];
         if arguments.listed {
             self.at(format_args!("[{index}]"), |this| this.node(value, depth))
@@ -237,7 +263,7 @@ impl<'r> Compiler<'r> {
 
     fn exactly<const N: usize>(
         &mut self,
-        arguments: &Arguments<'r>,
+        arguments: &Arguments<'_>,
         depth: usize,
         wanted: &'static str,
     ) -> Compiled<Box<[Node; N]>> {
@@ -248,7 +274,7 @@ impl<'r> Compiler<'r> {
 
     fn between(
         &mut self,
-        arguments: &Arguments<'r>,
+        arguments: &Arguments<'_>,
         depth: usize,
         least: usize,
         most: usize,
@@ -261,31 +287,31 @@ impl<'r> Compiler<'r> {
         (0..found).map(|index| self.argument(arguments, index, depth)).collect()
     }
 
-    fn many(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn many(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 1, usize::MAX, "one value or more")
     }
 
-    fn one(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn one(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let [node] = *self.exactly::<1>(arguments, depth, "one value")?;
         Ok(node)
     }
 
-    fn two(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 2]>> {
+    fn two(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 2]>> {
         self.exactly(arguments, depth, "two values")
     }
 
-    fn two_or_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn two_or_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 2, 3, "two or three values")
     }
 
     /// Two values or three; a third that is not there is null.
-    fn up_to_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 3]>> {
+    fn up_to_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 3]>> {
         let mut nodes = self.two_or_three(arguments, depth)?.into_vec();
         nodes.resize(3, Node::Null);
         nodes.into_boxed_slice().try_into().or_else(|_| self.error(Mistake::TooLarge))
     }
 
-    fn var(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn var(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let nodes = self.between(arguments, depth, 0, 2, "a path and perhaps a default")?;
         let mut nodes = nodes.into_iter();
         let path = match nodes.next().unwrap_or(Node::Null) {
@@ -299,39 +325,36 @@ impl<'r> Compiler<'r> {
             computed => Path::Computed(computed),
         };
         match &path {
-            Path::Known(names) if self.items == 0 => match names.first().map(|name| &**name) {
-                None => {
-                    return self.malformed("names no attribute; outside of map, filter and the like it needs a name");
-                }
+            Path::Known(names) => match names.first().map(|name| &**name) {
+                None => self.outside("names no attribute; outside of map, filter and the like it needs a name")?,
                 Some("$flagd") => match names.get(1).map(|name| &**name) {
                     Some("timestamp") if names.len() == 2 => self.uses_time = true,
                     Some("flagKey") if names.len() == 2 => {}
-                    _ => return self.malformed("only $flagd.flagKey and $flagd.timestamp exist"),
+                    _ => self.outside("only $flagd.flagKey and $flagd.timestamp exist")?,
                 },
                 Some(_) => {}
             },
-            Path::Known(_) => {}
             // It may turn out to be the timestamp.
             Path::Computed(_) => self.uses_time = true,
         }
         Ok(Node::Var(Box::new(Var { path, default: nodes.next().unwrap_or(Node::Null) })))
     }
 
-    fn missing(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn missing(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         // Any name may be asked for, the timestamp too.
         self.uses_time = true;
         Ok(Node::Missing(self.between(arguments, depth, 0, usize::MAX, "names")?))
     }
 
     /// What is done with each item, in which `var` looks into the item.
-    fn per_item(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn per_item(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         self.items += 1;
         let node = self.argument(arguments, 1, depth)?;
         self.items -= 1;
         Ok(node)
     }
 
-    fn each(&mut self, each: Each, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn each(&mut self, each: Each, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if found != 2 {
             return self.error(Mistake::Arity { wanted: "a list, and what is asked of each item", found });
@@ -340,7 +363,7 @@ impl<'r> Compiler<'r> {
         Ok(Node::Each(each, Box::new([list, self.per_item(arguments, depth)?])))
     }
 
-    fn reduce(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn reduce(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if !(2..=3).contains(&found) {
             let wanted = "a list, what is done with each item, and perhaps a value to begin with";
@@ -352,7 +375,7 @@ impl<'r> Compiler<'r> {
         Ok(Node::Reduce(Box::new([list, step, first])))
     }
 
-    fn sem_ver(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn sem_ver(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
         let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
         let Some(comparison) = comparison else {
@@ -368,7 +391,7 @@ impl<'r> Compiler<'r> {
         Ok(Node::SemVer(comparison, Box::new([left, right])))
     }
 
-    fn fractional(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn fractional(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let (bucket_by, first) = match arguments.values.first() {
             Some(Value::Array(_)) | None => (None, 0),
             Some(_) => (Some(self.argument(arguments, 0, depth)?), 1),
@@ -393,7 +416,7 @@ impl<'r> Compiler<'r> {
         Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
     }
 
-    fn bucket(&mut self, bucket: &'r Value, depth: usize) -> Compiled<Bucket> {
+    fn bucket(&mut self, bucket: &Value, depth: usize) -> Compiled<Bucket> {
         let Some(parts @ ([_] | [_, _])) = bucket.as_array().map(Vec::as_slice) else {
             return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
         };
@@ -427,6 +450,12 @@ impl<'r> Compiler<'r> {
 struct Arguments<'r> {
     values: &'r [Value],
     listed: bool,
+}
+
+/// A name of any length, as a message holds it.
+pub(super) fn shortened(name: &str) -> String {
+    const MOST: usize = 64;
+    if name.chars().nth(MOST).is_none() { name.to_owned() } else { name.chars().take(MOST).chain(['…']).collect() }
 }
 
 const fn is_literal(node: &Node) -> bool {
