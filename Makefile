@@ -47,7 +47,7 @@ check: prerequisites ## The inner loop: format, lints, unit and property tests, 
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path ticketing-workloads/bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo test --workspace --lib --bins --examples --test generated --test bounds --test protocol_model --test charts --test docs
+	cargo test --workspace --lib --bins --examples --test generated --test bounds --test protocol_model --test charts --test docs --test makefile
 	cargo test --workspace --doc
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo check --locked --manifest-path ticketing-workloads/bench/Cargo.toml
@@ -67,7 +67,7 @@ test: check test-services test-controllers e2e-tool ## Everything: check, servic
 test-services: e2e-tool ## The services against PostgreSQL, and all of them together on this machine
 	$(E2E) packages
 	# They wait more than they work, so more of them than there are cores at once.
-	cargo test --workspace --test admin --test buyers --test with_postgres -- --test-threads=$$(( $$(nproc) * 2 ))
+	cargo test --workspace --test admin --test buyers --test server --test with_postgres -- --test-threads=$$(( $$(nproc) * 2 ))
 	cargo build --workspace --bins
 	cargo test --workspace --test local_stack -- --nocapture
 

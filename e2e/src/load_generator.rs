@@ -3,6 +3,7 @@
 use crate::local_stack::{LocalStack, LocalStackError, Port};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ pub struct Buyer {
 }
 
 /// Names the buyer with this number.
-pub type Identify = Box<dyn Fn(usize) -> Buyer + Send + Sync>;
+pub type Identify = Arc<dyn Fn(usize) -> Buyer + Send + Sync>;
 
 /// Sends orders for the seats of its own events to the gateway.
 pub struct LoadGenerator {
@@ -48,6 +49,10 @@ pub struct Answer {
     pub took: Duration,
 }
 
+fn client() -> Client {
+    Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default()
+}
+
 impl LoadGenerator {
     /// Adds `events` new events with `seats` each to the database; with more of them, fewer buyers contend for one row.
     pub async fn new(stack: &LocalStack, events: i32, seats: i32) -> Result<Self, LocalStackError> {
@@ -56,10 +61,10 @@ impl LoadGenerator {
                       RETURNING id::text";
         let rows = stack.connect().await?.query(insert, &[&events, &seats]).await?;
         let events = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let client = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().unwrap_or_default();
+        let client = client();
         // Each is somebody else, as in a crowd.
         let buyers = stack.buyers().clone();
-        let identify: Identify = Box::new(move |nth| Buyer { bearer: Some(buyers.token(&format!("buyer-{nth}"))) });
+        let identify: Identify = Arc::new(move |nth| Buyer { bearer: Some(buyers.token(&format!("buyer-{nth}"))) });
         Ok(Self { gateway: stack.url(Port::Gateway), client, events, next: AtomicUsize::new(0), identify })
     }
 
@@ -67,6 +72,18 @@ impl LoadGenerator {
     #[must_use]
     pub fn with_buyers(self, identify: Identify) -> Self {
         Self { identify, ..self }
+    }
+
+    /// The same with connections of its own, for another runtime.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self {
+            gateway: self.gateway.clone(),
+            client: client(),
+            events: self.events.clone(),
+            next: AtomicUsize::new(0),
+            identify: Arc::clone(&self.identify),
+        }
     }
 
     /// The next buyer, and what they want.

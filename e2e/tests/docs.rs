@@ -111,7 +111,8 @@ fn every_runbook_is_listed_and_named_for_its_reason() {
 }
 
 /// Pages of `docs/runbooks` that are not about the reason of a condition.
-const OTHER_PAGES: [&str; 4] = ["no-leader", "reconcile-timed-out", "recovery-refused", "unreachable-pods"];
+const OTHER_PAGES: [&str; 5] =
+    ["no-leader", "payments-differ", "reconcile-timed-out", "recovery-refused", "unreachable-pods"];
 
 #[test]
 fn every_reason_has_a_page_and_no_page_is_without_a_reason() {
@@ -131,6 +132,20 @@ fn every_reason_has_a_page_and_no_page_is_without_a_reason() {
     let reasons = crds::Reason::ALL.iter().map(|reason| reason.runbook());
     let expected: BTreeSet<_> = reasons.chain(OTHER_PAGES.map(str::to_owned)).collect();
     assert_eq!(pages, expected);
+}
+
+/// The person who is woken up by the comparison of payments looks for the first word of each line.
+#[test]
+fn every_difference_between_payments_and_charges_has_a_row() {
+    let source = read("ticketing-workloads/services/src/payment/reconcile.rs");
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let words = source.split(" key={key}").filter_map(|part| part.rsplit('"').next());
+    let words: BTreeSet<_> =
+        words.filter(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')).collect();
+    let page = read("docs/runbooks/payments-differ.md");
+    let rows = page.lines().filter_map(|line| line.trim_start().strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.collect::<BTreeSet<_>>(), words, "the table of docs/runbooks/payments-differ.md");
+    assert_eq!(words.len(), 9);
 }
 
 #[test]
@@ -198,6 +213,21 @@ fn every_error_code_that_a_buyer_can_get_is_documented() {
     assert!(all.len() > 10 && all.contains("TOO_MANY_REQUESTS_UNDER_WAY"), "{all:?}");
     let missing: Vec<_> = all.iter().filter(|code| !text.contains(&format!("`{code}`"))).collect();
     assert!(missing.is_empty(), "not in ticketing-workloads/README.md: {missing:?}");
+}
+
+/// A row that a test prints and nobody can read is none, nor is one that no test measures any more.
+#[test]
+fn the_failure_table_has_a_row_for_each_that_the_local_stack_prints() {
+    let mut sources = vec![];
+    files(&root().join("e2e/tests/local_stack"), ".rs", &mut sources);
+    let printed: usize =
+        sources.iter().map(|file| std::fs::read_to_string(file).unwrap().matches("fixture.record(").count()).sum();
+    let text = read("ticketing-workloads/README.md");
+    let (_, table) = text.split_once("| What fails | What the buyer sees | Answer |").unwrap();
+    // Below the line that its heads end with.
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
+    assert!(printed > 50, "{printed}");
+    assert_eq!(rows, printed, "rows in ticketing-workloads/README.md, and rows that tests/local_stack prints");
 }
 
 /// The value of a constant, as it is written.

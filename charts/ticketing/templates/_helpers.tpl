@@ -36,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- fail "no database: with postgresql.enabled=false set database.existingSecret (a Secret with the connection URL under the key `url`), or switch off the services that need one" }}
 {{- else if $db.host -}}
 - name: DATABASE_URL
-  value: {{ printf "postgres://%s@%s:%d/%s%s" $db.user $db.host (int $db.port) $db.name (empty $db.parameters | ternary "" (printf "?%s" $db.parameters)) | quote }}
+  value: {{ printf "postgres://%s@%s:%d/%s%s" ($db.user | urlquery | replace "+" "%20") $db.host (int $db.port) $db.name (empty $db.parameters | ternary "" (printf "?%s" $db.parameters)) | quote }}
 {{- else -}}
 - name: DATABASE_URL
   valueFrom:
@@ -95,12 +95,17 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- if include "ticketing.databaseRoots" . }}
 - name: database-ca
-  configMap:
-    name: {{ .Values.database.rootCertificates.configMap | quote }}
-    items:
-    - key: {{ .Values.database.rootCertificates.key | quote }}
-      path: root.crt
+  {{- include "ticketing.rootsOf" .Values.database.rootCertificates | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* Certificates as the source of a volume; call with (dict "configMap" <name> "key" <key>). */}}
+{{- define "ticketing.rootsOf" -}}
+configMap:
+  name: {{ .configMap | quote }}
+  items:
+  - key: {{ .key | quote }}
+    path: root.crt
 {{- end }}
 
 {{/* Whether root certificates are mounted. */}}
@@ -121,10 +126,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
-{{/* The keys of the payment providers: where their files are, the volume, and its mount; nothing without a Secret. */}}
+{{/* The keys of the payment providers, and certificates that are trusted for them: where their files are, the volumes, and their
+mounts; nothing without a Secret or a ConfigMap. */}}
 {{- define "ticketing.providerEnv" -}}
-{{- if .Values.providers.existingSecret }}
 {{- $env := (include "ticketing.services" . | fromJson).payment.env }}
+{{- if .Values.providers.existingSecret }}
 {{- range $name := list "STRIPE_URL" "PAYPAL_URL" }}
 {{- if not (hasPrefix "https://" (get $env $name | toString)) }}
 {{- fail (printf "providers.existingSecret: keys are sent over https only; set services.payment.env.%s to the provider's own https address, not to the simulator's" $name) }}
@@ -137,6 +143,13 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: PAYPAL_CLIENT_SECRET_FILE
   value: /etc/ticketing/providers/paypal-client-secret
 {{- end }}
+{{- if .Values.providers.rootCertificates.configMap }}
+{{- if hasKey $env "PROVIDER_CA_FILE" }}
+{{- fail "PROVIDER_CA_FILE would be set twice: use providers.rootCertificates, or services.payment.env.PROVIDER_CA_FILE with a file of your image" }}
+{{- end }}
+- name: PROVIDER_CA_FILE
+  value: /etc/ticketing/provider-ca/root.crt
+{{- end }}
 {{- end }}
 
 {{- define "ticketing.providerVolume" -}}
@@ -146,6 +159,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
     secretName: {{ .Values.providers.existingSecret | quote }}
     defaultMode: 0440
 {{- end }}
+{{- with .Values.providers.rootCertificates }}
+{{- if .configMap }}
+- name: provider-ca
+  {{- include "ticketing.rootsOf" . | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "ticketing.providerMount" -}}
@@ -153,6 +172,71 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: providers
   mountPath: /etc/ticketing/providers
   readOnly: true
+{{- end }}
+{{- if .Values.providers.rootCertificates.configMap }}
+- name: provider-ca
+  mountPath: /etc/ticketing/provider-ca
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* The login at the mail server, and whom it is trusted by: settings, volumes and their mounts; nothing without them. */}}
+{{- define "ticketing.mailEnv" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+{{- if not .user }}
+{{- fail "mail.existingSecret: set mail.user, too, the user to log in as" }}
+{{- end }}
+{{- $env := (include "ticketing.services" $ | fromJson).notification.env }}
+{{- if not (has (get $env "SMTP_ENCRYPTION" | toString) (list "starttls" "tls")) }}
+{{- fail "mail.existingSecret: the password is sent encrypted only; set services.notification.env.SMTP_ENCRYPTION to starttls or tls" }}
+{{- end }}
+- name: SMTP_USER
+  value: {{ .user | quote }}
+- name: SMTP_PASSWORD_FILE
+  value: /etc/ticketing/mail/password
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: SMTP_CA_FILE
+  value: /etc/ticketing/mail-ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.mailVolume" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+- name: mail
+  secret:
+    secretName: {{ .existingSecret | quote }}
+    defaultMode: 0440
+    items:
+    - key: {{ .passwordKey | quote }}
+      path: password
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: mail-ca
+  configMap:
+    name: {{ .rootCertificates.configMap | quote }}
+    items:
+    - key: {{ .rootCertificates.key | quote }}
+      path: ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ticketing.mailMount" -}}
+{{- with .Values.mail }}
+{{- if .existingSecret }}
+- name: mail
+  mountPath: /etc/ticketing/mail
+  readOnly: true
+{{- end }}
+{{- if .rootCertificates.configMap }}
+- name: mail-ca
+  mountPath: /etc/ticketing/mail-ca
+  readOnly: true
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -181,6 +265,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   mountPath: /etc/ticketing/waiting-room
   readOnly: true
 {{- end }}
+{{- end }}
+
+{{/* The operator's pods, as a peer of a NetworkPolicy. */}}
+{{- define "ticketing.operatorPeer" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ .Values.networkPolicy.operator.namespace | quote }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .Values.networkPolicy.operator.name | quote }}
 {{- end }}
 
 {{/* The key that tickets are signed with: the Secret's name, as given or as made by this chart. */}}
@@ -215,6 +309,10 @@ tickets follow once it is there. */}}
   value: {{ $tokens.issuer | quote }}
 - name: TOKEN_AUDIENCE
   value: {{ $tokens.audience | quote }}
+{{- if $tokens.rootCertificates.configMap }}
+- name: TOKEN_CA_FILE
+  value: /etc/ticketing/token-ca/root.crt
+{{- end }}
 {{- end }}
 {{- if $tokens.hmacSecret }}
 - name: TOKEN_HMAC_FILE
@@ -249,6 +347,12 @@ tickets follow once it is there. */}}
     secretName: {{ . | quote }}
     defaultMode: 0440
 {{- end }}
+{{- with .Values.gateway.tokens }}
+{{- if and .jwksUrl .rootCertificates.configMap }}
+- name: token-ca
+  {{- include "ticketing.rootsOf" .rootCertificates | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "ticketing.gatewayMount" -}}
@@ -258,6 +362,11 @@ tickets follow once it is there. */}}
 {{- if .Values.gateway.tokens.hmacSecret }}
 - name: tokens
   mountPath: /etc/ticketing/tokens
+  readOnly: true
+{{- end }}
+{{- if and .Values.gateway.tokens.jwksUrl .Values.gateway.tokens.rootCertificates.configMap }}
+- name: token-ca
+  mountPath: /etc/ticketing/token-ca
   readOnly: true
 {{- end }}
 {{- end }}

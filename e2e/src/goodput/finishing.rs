@@ -126,15 +126,23 @@ async fn case(polling: usize, ordering: usize, hold_back: &str, time: Duration) 
     let polled = join_all((0..polling).map(|_| keep(&load, 1))).await.concat();
     let begin = Instant::now() + BEFORE;
     let end = begin + time;
+    // On a thread of its own: a request that waits for those of the crowd before it has even been sent is none that a service keeps
+    // waiting.
+    let own = load.apart();
+    let finishing = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(join_all(kept.iter().map(|kept| finish(&own, kept, begin, end)))))
+    });
     let (finished, looks, orders) = tokio::join!(
-        join_all(kept.iter().map(|kept| finish(&load, kept, begin, end))),
+        finishing,
         join_all(polled.iter().map(|own| crowd(begin, end, || async { load.ask_about(own).await.status == 200 }))),
         join_all((0..ordering).map(|_| crowd(begin, end, || async { matches!(load.book().await.status, 201 | 202) }))),
     );
     stack.stop().await;
     let sum = |shown: Vec<Shown>| shown.into_iter().fold(Shown::default(), Shown::and);
     let mut all = Finished { looks: sum(looks), orders: sum(orders), ..Finished::default() };
-    for one in finished {
+    let start = |source| LocalStackError::Start { what: "a thread for those who finish".to_owned(), source };
+    for one in finished.map_err(std::io::Error::other).flatten().map_err(start)? {
         all.answers.extend(one.answers);
         all.refused += one.refused;
     }

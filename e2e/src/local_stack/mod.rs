@@ -120,6 +120,13 @@ pub enum LocalStackError {
     /// No range of free ports was found.
     #[error("there are no {} free ports in a row", ports::COUNT)]
     NoPorts,
+    /// This machine gives no process names of its own; the reason.
+    #[error(
+        "several pods have one name here only if a process can have an /etc/hosts of its own, and `unshare --mount` with `mount --bind` \
+         failed ({0}): run it as root, in a container with CAP_SYS_ADMIN, or allow user namespaces (sysctl \
+         kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0)"
+    )]
+    NoNames(String),
     /// A service was named that is not running.
     #[error("{0} is not running")]
     NotRunning(&'static str),
@@ -357,6 +364,18 @@ impl LocalStack {
         policy: PolicySettings,
         flags: FlagsSettings,
     ) -> Result<(), LocalStackError> {
+        self.push_pod(service, admin, Ipv4Addr::LOCALHOST, policy, flags).await
+    }
+
+    /// The same for the process of the service at this address.
+    pub async fn push_pod(
+        &self,
+        service: &'static str,
+        admin: Port,
+        address: Ipv4Addr,
+        policy: PolicySettings,
+        flags: FlagsSettings,
+    ) -> Result<(), LocalStackError> {
         let failed = |why: String| LocalStackError::Push { service, why };
         let id = WorkloadId::deployment(NAMESPACE, service);
         let policy = Section { sources: Vec::new(), settings: policy };
@@ -365,7 +384,8 @@ impl LocalStack {
         tokio::time::sleep(Duration::from_millis(2)).await;
         let revision = jiff::Timestamp::now().as_millisecond();
         let document = RuntimeConfig::new(id, revision, policy, flags).to_bytes().map_err(|e| failed(e.to_string()))?;
-        let request = self.client.put(self.url(admin) + CONFIG_PATH).header(TOKEN_HEADER, &self.token).body(document);
+        let url = format!("http://{address}:{}{CONFIG_PATH}", self.port(admin));
+        let request = self.client.put(url).header(TOKEN_HEADER, &self.token).body(document);
         let answer = request.send().await.map_err(|error| failed(error.to_string()))?;
         let answer: PushAnswer = answer.json().await.map_err(|error| failed(error.to_string()))?;
         match answer.outcome {

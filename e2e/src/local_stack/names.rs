@@ -1,5 +1,6 @@
 //! Names for a process alone: what a headless Service's DNS is in a cluster, a file is here.
 
+use super::LocalStackError;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::process::Command;
@@ -14,16 +15,23 @@ fn unshare() -> Command {
     command
 }
 
-/// Whether this machine lets a process have names of its own: root may, and others where the kernel gives them user namespaces.
-pub async fn can_name() -> bool {
-    let tried = unshare().arg("true").stdout(Stdio::null()).stderr(Stdio::null()).status().await;
-    tried.is_ok_and(|status| status.success())
+/// What a process with names of its own runs first: its names in place of the machine's.
+const BIND: &str = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+
+/// Fails where this machine lets no process have names of its own: root may, and others where the kernel gives them user
+/// namespaces.
+pub async fn can_name() -> Result<(), LocalStackError> {
+    let tried = naming(Path::new("/etc/hosts"), Path::new("true")).stdin(Stdio::null()).output().await;
+    match tried {
+        Ok(tried) if tried.status.success() => Ok(()),
+        Ok(tried) => Err(LocalStackError::NoNames(String::from_utf8_lossy(&tried.stderr).trim().to_owned())),
+        Err(error) => Err(LocalStackError::NoNames(error.to_string())),
+    }
 }
 
 /// A command that runs `program` with `hosts` in place of `/etc/hosts`. What is written to that file later holds, too.
 pub(super) fn naming(hosts: &Path, program: &Path) -> Command {
     let mut command = unshare();
-    let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
-    command.args(["sh", "-c", script, "sh"]).arg(hosts).arg(program);
+    command.args(["sh", "-c", BIND, "sh"]).arg(hosts).arg(program);
     command
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 const OPENED: &str = r#"circuit_breaker_opened_total{service="database"}"#;
-const RETRIES: &str = r#"retry_attempts_total{service="database""#;
+pub const RETRIES: &str = r#"retry_attempts_total{service="database""#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_fails() {
@@ -133,7 +133,7 @@ async fn pooler_restarted(fixture: &mut Fixture) {
 }
 
 /// Writes a file where the server may read it, and nobody else.
-async fn write_as_server(client: &Client, path: &str, text: &str) {
+pub async fn write_as_server(client: &Client, path: &str, text: &str) {
     let lines =
         format!("COPY (SELECT unnest(string_to_array($${text}$$, E'\\n'))) TO PROGRAM 'umask 077; cat > {path}'");
     client.batch_execute(&lines).await.unwrap();

@@ -5,6 +5,7 @@ use contract::CheckStatus;
 use e2e::local_stack::Port;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_servers_have_their_ways() {
@@ -12,6 +13,8 @@ async fn mail_servers_have_their_ways() {
     wants_a_name(&mut fixture).await;
     refuses_everything(&mut fixture).await;
     a_domain_hangs(&mut fixture).await;
+    put_off(&mut fixture).await;
+    requeued(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -120,4 +123,56 @@ async fn a_domain_hangs(fixture: &mut Fixture) {
     let metrics = format!("the others' mails within {} ms, nothing paused", others.as_millis());
     let sees = "201 Confirmed, its mails come later";
     fixture.record("a mail domain hangs", sees, slowest, begin.elapsed(), &metrics);
+}
+
+/// Greylisting, and a mailbox that is full: it is about these mails alone.
+async fn put_off(fixture: &mut Fixture) {
+    fixture.until("nothing is left to send", async || fixture.open_mails().await == 0).await;
+    let pauses = fixture.metric(Port::Notification, "notification_pauses_total").await;
+    let full = json!({"at": "rcpt", "reply": "452 4.2.2 The mailbox is over its quota", "to": "@full.example"});
+    fixture.mail_server(json!({"greylist": "@grey.example", "replies": [full]})).await;
+    let before = fixture.mails().await;
+    let mut slowest = book_for(fixture, "bob@grey.example").await;
+    slowest = slowest.max(book_for(fixture, "bob@full.example").await);
+    let client = fixture.stack.connect().await.unwrap();
+    let tried = "SELECT count(*) FROM outbox WHERE done_at IS NULL AND tries >= 2";
+    fixture
+        .until("both were tried twice", async || client.query_one(tried, &[]).await.unwrap().get::<_, i64>(0) == 2)
+        .await;
+    slowest = slowest.max(book_for(fixture, "ann@example.com").await);
+    fixture.until("others get theirs", async || fixture.mails().await == before + 1).await;
+    fixture.mail_server(json!({})).await;
+    let begin = Instant::now();
+    fixture.until("both are there", async || fixture.mails().await == before + 3).await;
+    let well = begin.elapsed();
+    fixture.until_well().await;
+    let paused = fixture.metric(Port::Notification, "notification_pauses_total").await - pauses;
+    assert_eq!((paused, dead_letters(fixture).await), (0, 0));
+    let sees = "201 Confirmed, these mails come later";
+    fixture.record("greylisting, and a full mailbox", sees, slowest, well, "nothing paused, 0 dead letters");
+}
+
+/// A list has an address on it by mistake, and is put right: `ticketing requeue-mail` sends what was given up.
+async fn requeued(fixture: &mut Fixture) {
+    const LISTED: &str = "550 5.1.1 Not on our list";
+    fixture.until("nothing is left to send", async || fixture.open_mails().await == 0).await;
+    let before = fixture.mails().await;
+    fixture.mail_server(json!({"replies": [{"at": "rcpt", "reply": LISTED, "to": "bob@listed.example"}]})).await;
+    let took = book_for(fixture, "bob@listed.example").await;
+    fixture.until("it is given up", async || dead_letters(fixture).await == 1).await;
+    assert_eq!(fixture.mails().await, before);
+    fixture.mail_server(json!({})).await;
+    let mut command = Command::new(fixture.stack.program());
+    command.args(["requeue-mail", "--reason", "not on our list", "--since", "1h"]);
+    let output = command.env("DATABASE_URL", fixture.stack.database_url()).output().await.unwrap();
+    let begin = Instant::now();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("Not on our list"), "{output:?}");
+    assert!(!text.contains("bob@"), "no address in full: {text}");
+    fixture.until("the mail is there", async || fixture.mails().await == before + 1).await;
+    let well = begin.elapsed();
+    assert_eq!((fixture.open_mails().await, dead_letters(fixture).await), (0, 0));
+    fixture.until_well().await;
+    let sees = "201 Confirmed, the mail after requeue-mail";
+    fixture.record("recipient refused by mistake", sees, took, well, "1 dead letter, then 0");
 }

@@ -19,6 +19,7 @@ async fn money_goes_odd_ways() {
     money_goes_back(&mut fixture, &cancelled, since).await;
     books_differ(&mut fixture).await;
     no_payment_service(&mut fixture).await;
+    payments_do_not_end(&mut fixture).await;
     fixture.finish().await;
 }
 
@@ -218,4 +219,54 @@ async fn no_payment_service(fixture: &mut Fixture) {
     let well = fixture.until_well().await;
     let sees = "503 PAYMENTS_NOT_SET_UP; free events 201";
     fixture.record("booking without PAYMENT_URL", sees, refused.took, well, "check payments-pending says it");
+}
+
+/// After `PENDING_LIMIT_SECONDS` a payment of which nothing was charged is over, and one in doubt is not, until it is certain.
+async fn payments_do_not_end(fixture: &mut Fixture) {
+    let settled = |outcome: &str| format!("bookings_settled_total{{outcome=\"{outcome}\"}}");
+    fixture.restart_with("booking", &[("PENDING_LIMIT_SECONDS", Some("2"))]).await;
+    fixture.configure("booking", policy("booking")).await;
+    fixture.until_well().await;
+    fixture.provider("stripe", json!({"chargeThenHang": true, "hide": true})).await;
+    let in_doubt = fixture.book().await;
+    for provider in ["stripe", "paypal"] {
+        fixture.provider(provider, json!({"refuse": true, "hide": true})).await;
+    }
+    let free = "SELECT available FROM events WHERE id = (SELECT event_id FROM bookings WHERE id::text = $1)";
+    let id = |seen: &Seen| seen.body["bookingId"].as_str().unwrap().to_owned();
+    let client = fixture.stack.connect().await.unwrap();
+    let seats = async |of: &Seen| client.query_one(free, &[&id(of)]).await.unwrap().get::<_, i32>(0);
+    let free = seats(&in_doubt).await;
+    let never_charged = fixture.book().await;
+    for booked in [&in_doubt, &never_charged] {
+        assert_eq!(booked.in_words(), "202 PaymentPending");
+    }
+    let read = async |of: &Seen| fixture.get(Port::Gateway, &format!("/api/bookings/{}", id(of))).await.body;
+    let is_over = async || read(&never_charged).await["cancelReason"] == "payment timed out";
+    let ended = fixture.until("it is given up", is_over).await;
+    let message = format!("<{}.BookingCancelled@ticketwave>", id(&never_charged));
+    fixture
+        .until("the mail says so", async || {
+            let mails = fixture.get(Port::Mails, "/mails").await.body;
+            mails["mails"].as_array().unwrap().iter().any(|mail| mail["messageId"] == message.as_str())
+        })
+        .await;
+    assert_eq!(seats(&in_doubt).await, free, "the seat is free again");
+    assert_eq!(fixture.metric(Port::Booking, &settled("given_up")).await, 1);
+    let old = "SELECT pending_since < now() - interval '4 seconds' FROM bookings WHERE id::text = $1";
+    let is_old = async || client.query_one(old, &[&id(&in_doubt)]).await.unwrap().get::<_, bool>(0);
+    fixture.until("the one in doubt is over the limit, too", is_old).await;
+    assert_eq!(read(&in_doubt).await["status"], "PaymentPending", "it may be charged");
+    for provider in ["stripe", "paypal"] {
+        fixture.provider(provider, json!({})).await;
+    }
+    let settled = fixture.until_confirmed(&in_doubt).await;
+    assert_eq!(fixture.charged(&in_doubt).await, ["stripe"], "once, and by nobody else");
+    assert!(fixture.charged(&never_charged).await.is_empty());
+    fixture.until_well().await;
+    let sees = "202, then Cancelled: payment timed out, a mail";
+    let metrics = format!("given_up 1, {} ms after the answer", ended.as_millis());
+    fixture.record("PENDING_LIMIT over, nothing charged", sees, never_charged.took, Duration::ZERO, &metrics);
+    let sees = "202, Confirmed once that can be read";
+    fixture.record("... and charged, but it cannot be read", sees, in_doubt.took, settled, "given_up +0, charged once");
 }

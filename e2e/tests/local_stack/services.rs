@@ -16,6 +16,7 @@ async fn services_fail() {
     payment_down(&mut fixture).await;
     mail_server_down(&mut fixture).await;
     ticket_forged(&mut fixture).await;
+    crate::tickets::key_missing_and_replaced(&mut fixture).await;
     fixture.finish().await;
 }
 

@@ -21,11 +21,13 @@ pub mod logging;
 pub mod mail_address;
 pub mod mail_sink;
 pub mod notification;
+mod password_file;
 pub mod payment;
 pub mod priority;
 pub mod provider_simulator;
 pub mod retention;
 pub mod schema;
+mod side_by_side;
 pub mod tickets;
 pub mod waiting_room;
 

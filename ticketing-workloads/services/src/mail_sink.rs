@@ -12,6 +12,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use resilience::server::{Limits, listen, serve};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -83,8 +85,32 @@ pub struct Behaviour {
     pub needs_dotted_helo: bool,
     /// SMTPUTF8 is not offered.
     pub no_smtp_utf8: bool,
+    /// Mails are taken from this user only.
+    pub login: Option<Login>,
     /// What is answered instead of a yes; the first that fits.
     pub replies: Vec<Reply>,
+}
+
+/// Who may send mails.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    /// Whether this is what `AUTH PLAIN` says.
+    fn is(&self, plain: &str) -> bool {
+        let said = BASE64_STANDARD.decode(plain).unwrap_or_default();
+        said == format!("\0{}\0{}", self.user, self.password).as_bytes()
+    }
 }
 
 /// An answer of the test's own, such as that of a real server.
@@ -307,7 +333,7 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
             "DATA" if behaviour.reply(Phase::Data, &mail.to.join(" ")).is_none() && !mail.to.is_empty() => {
                 write.write_all(b"354 end with a dot on a line of its own\r\n").await?;
                 let Some(text) = text(&mut read).await? else { return Ok(()) };
-                let to = std::mem::take(&mut mail).to;
+                let to = mail.end();
                 let recipients = to.join(" ");
                 let refused = behaviour.reply(Phase::End, &recipients);
                 if refused.is_none() {
@@ -333,11 +359,20 @@ async fn converse(stream: TcpStream, kept: &Kept) -> std::io::Result<()> {
     }
 }
 
-/// The mail under way.
+/// The mail under way, and whether its sender is known.
 #[derive(Default)]
 struct Envelope {
+    is_known: bool,
     begun: bool,
     to: Vec<String>,
+}
+
+impl Envelope {
+    /// Whom it was for; the next one begins anew.
+    fn end(&mut self) -> Vec<String> {
+        self.begun = false;
+        std::mem::take(&mut self.to)
+    }
 }
 
 /// The answer to a command that needs nothing more.
@@ -358,9 +393,19 @@ fn answer(behaviour: &Behaviour, verb: &str, line: &str, mail: &mut Envelope) ->
         "EHLO" | "HELO" if behaviour.needs_dotted_helo && !line.contains('.') && !line.contains("[IPv6:") => {
             "504 5.5.2 Helo command rejected: need fully-qualified hostname"
         }
+        "EHLO" if behaviour.login.is_some() => "250-mail-sink\r\n250-AUTH PLAIN\r\n250-8BITMIME\r\n250 SMTPUTF8",
         "EHLO" if behaviour.no_smtp_utf8 => "250-mail-sink\r\n250 8BITMIME",
         "EHLO" => "250-mail-sink\r\n250-8BITMIME\r\n250 SMTPUTF8",
         "HELO" => "250 mail-sink",
+        "AUTH" => match &behaviour.login {
+            Some(login) if login.is(line.get("AUTH PLAIN ".len()..).unwrap_or_default()) => {
+                mail.is_known = true;
+                "235 2.7.0 welcome"
+            }
+            Some(_) => "535 5.7.8 who are you?",
+            None => "502 5.5.1 not understood",
+        },
+        "MAIL" if behaviour.login.is_some() && !mail.is_known => "530 5.7.0 log in first",
         "MAIL" if behaviour.refuse_sender => "550 5.7.1 who are you?",
         "MAIL" if behaviour.try_later => "451 4.3.0 try again later",
         // As RFC 5321 has it: one mail after the other.
@@ -370,7 +415,7 @@ fn answer(behaviour: &Behaviour, verb: &str, line: &str, mail: &mut Envelope) ->
             "250 2.1.0 ok"
         }
         "RSET" => {
-            *mail = Envelope::default();
+            mail.end();
             "250 2.0.0 ok"
         }
         "NOOP" => "250 2.0.0 ok",

@@ -19,6 +19,9 @@ pub const TICKETS: i32 = 13;
 /// The step after which numbers of the waiting room can be drawn.
 pub const WAITING_ROOM: i32 = 14;
 
+/// The step after which a buyer is asked by a mail of its own to confirm the payment.
+pub const CONFIRM_PAYMENT: i32 = 15;
+
 /// The step that builds the indexes for looks past many mails.
 pub const MAIL_INDEXES: i32 = 42;
 
@@ -63,6 +66,11 @@ const MIGRATIONS: &[Migration] = &[
         version: WAITING_ROOM,
         name: "waiting room",
         sql: include_str!("../migrations/booking/0014_waiting_room.sql"),
+    },
+    Migration {
+        version: CONFIRM_PAYMENT,
+        name: "confirm payment",
+        sql: include_str!("../migrations/booking/0015_confirm_payment.sql"),
     },
     // From here on a step may wait for hours, for a report or a vacuum: no service needs one of them in order to serve.
     Migration { version: 40, name: "money: checks", sql: include_str!("../migrations/booking/0040_money_checks.sql") },
@@ -196,13 +204,24 @@ mod tests {
     #[test]
     fn steps_that_others_wait_for_are_there() {
         let name = |version| MIGRATIONS.iter().find(|step| step.version == version).map(|step| step.name);
-        let names =
-            [MAIL, BUYERS, TICKETS, WAITING_ROOM, MONEY_INDEXES, MAIL_INDEXES, BUYER_INDEXES, REFUND_INDEX].map(name);
+        let names = [
+            MAIL,
+            BUYERS,
+            TICKETS,
+            WAITING_ROOM,
+            CONFIRM_PAYMENT,
+            MONEY_INDEXES,
+            MAIL_INDEXES,
+            BUYER_INDEXES,
+            REFUND_INDEX,
+        ]
+        .map(name);
         let expected = [
             "mail",
             "buyers",
             "tickets",
             "waiting room",
+            "confirm payment",
             "money: indexes",
             "hot queries",
             "buyers: indexes",

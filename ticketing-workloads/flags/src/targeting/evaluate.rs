@@ -61,6 +61,14 @@ enum Scope<'a> {
     Reduce { current: Val<'a>, accumulator: Val<'a> },
 }
 
+/// The variant of a bucket that is hit.
+enum Hit<'a> {
+    /// Of one that stands in the rule.
+    Bucket(&'a Node),
+    /// Of one that was computed.
+    Listed(Val<'a>),
+}
+
 struct Run<'a> {
     request: Request<'a>,
     /// What it costs to look for an attribute.
@@ -147,8 +155,8 @@ impl<'a> Run<'a> {
             },
             Node::Shared(node) => self.answer(node, scope),
             Node::Fractional(split) => match self.bucket(split, scope)? {
-                Some(Node::Text(text)) => Ok(Some(Cow::Borrowed(text))),
-                Some(variant) => name(self.variant(variant, scope)?),
+                Some(Hit::Bucket(Node::Text(text))) => Ok(Some(Cow::Borrowed(text))),
+                Some(hit) => name(self.variant(hit, scope)?),
                 None => Ok(None),
             },
             _ => name(self.value(node, scope)?),
@@ -171,7 +179,7 @@ impl<'a> Run<'a> {
             },
             Node::Affix(affix, sides) => self.affix(*affix, sides, scope)?.map_or(Val::Null, Val::Bool),
             Node::Fractional(split) => match self.bucket(split, scope)? {
-                Some(variant) => return self.variant(variant, scope),
+                Some(hit) => return self.variant(hit, scope),
                 None => Val::Null,
             },
             Node::Equal { .. } | Node::Order(..) | Node::In(_) | Node::Not(_) | Node::IsTrue(_) => {
@@ -402,20 +410,8 @@ impl<'a> Run<'a> {
                 (None, _) => next,
                 (Some(sum), Fold::Sum) => sum.combine(next, i64::checked_add, |left, right| left + right),
                 (Some(product), Fold::Product) => product.combine(next, i64::checked_mul, |left, right| left * right),
-                (Some(least), Fold::Smallest) => {
-                    if least.float() <= next.float() {
-                        least
-                    } else {
-                        next
-                    }
-                }
-                (Some(most), Fold::Largest) => {
-                    if most.float() >= next.float() {
-                        most
-                    } else {
-                        next
-                    }
-                }
+                (Some(least), Fold::Smallest) => least.or_no_number(next, |next| next.float() < least.float()),
+                (Some(most), Fold::Largest) => most.or_no_number(next, |next| next.float() > most.float()),
             });
         }
         Ok(result.map_or(Val::Null, Num::val))
@@ -623,15 +619,10 @@ impl<'a> Run<'a> {
     }
 
     /// The variant of the bucket that is hit, if any.
-    fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<&'a Node>, EvaluationError> {
+    fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<Hit<'a>>, EvaluationError> {
+        let mut first = None;
         let hash = match &split.bucket_by {
-            None => match self.request.context.targeting_key() {
-                None | Some("") => None,
-                Some(key) => {
-                    self.read(key.len())?;
-                    Some(fractional::hash_pair(self.request.flag_key, key))
-                }
-            },
+            None => self.hash_of_key()?,
             Some(node) => {
                 if let Some(text) = self.text(node, scope) {
                     self.charge(self.look + text.len() / BYTES_PER_STEP)?;
@@ -639,20 +630,35 @@ impl<'a> Run<'a> {
                 } else {
                     let value = self.value(node, scope)?;
                     self.weigh(&value)?;
-                    hash(&value)
+                    if value.items().is_some() {
+                        // A list in the first place is a bucket, also if it is computed.
+                        let Some(bucket) = listed(&value) else { return Ok(None) };
+                        first = Some(bucket);
+                        self.hash_of_key()?
+                    } else {
+                        hash(&value)
+                    }
                 }
             }
         };
         let Some(hash) = hash else { return Ok(None) };
-        let total = match split.total {
+        let others = match split.total {
             Some(total) => total,
             None => match self.total(split, scope)? {
                 Some(total) => total,
                 None => return Ok(None),
             },
         };
+        let total = others.checked_add(first.as_ref().map_or(0, |(_, weight)| *weight));
+        let Some(total) = total.filter(|total| (1..=MAX_WEIGHT_SUM).contains(total)) else { return Ok(None) };
         self.charge(split.buckets.len())?;
         let mut place = fractional::place(hash, total);
+        if let Some((variant, weight)) = first {
+            if place < weight {
+                return Ok(Some(Hit::Listed(variant)));
+            }
+            place -= weight;
+        }
         for bucket in &split.buckets {
             let weight = match &bucket.weight {
                 Weight::Known(weight) => *weight,
@@ -662,21 +668,34 @@ impl<'a> Run<'a> {
                 },
             };
             if place < weight {
-                return Ok(Some(&bucket.variant));
+                return Ok(Some(Hit::Bucket(&bucket.variant)));
             }
             place -= weight;
         }
         Ok(None)
     }
 
-    /// The variant of a bucket; a list or an object is none.
-    fn variant(&self, variant: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
-        let variant = self.value(variant, scope)?;
-        Ok(if matches!(variant, Val::Json(_) | Val::List(_)) { Val::Null } else { variant })
+    /// Hash of flag key and targeting key; `None`: there is no targeting key.
+    fn hash_of_key(&self) -> Result<Option<u32>, EvaluationError> {
+        match self.request.context.targeting_key() {
+            None | Some("") => Ok(None),
+            Some(key) => {
+                self.read(key.len())?;
+                Ok(Some(fractional::hash_pair(self.request.flag_key, key)))
+            }
+        }
     }
 
-    /// The sum of weights of which some are computed; `None`: one is no weight, or they are nothing together, or too
-    /// much.
+    /// The variant of a bucket; a list or an object is none.
+    fn variant(&self, hit: Hit<'a>, scope: &Scope<'a>) -> Evaluated<'a> {
+        let variant = match hit {
+            Hit::Bucket(node) => self.value(node, scope)?,
+            Hit::Listed(value) => value,
+        };
+        Ok(if variant.is_nested() { Val::Null } else { variant })
+    }
+
+    /// The sum of weights of which some are computed; `None`: one is no weight, or they are too much together.
     fn total(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<u32>, EvaluationError> {
         let mut total = 0_u32;
         for bucket in &split.buckets {
@@ -689,14 +708,13 @@ impl<'a> Run<'a> {
                 _ => return Ok(None),
             }
         }
-        Ok((total > 0).then_some(total))
+        Ok(Some(total))
     }
 }
 
 /// Hash of a bucketing value; `None`: it is none.
 fn hash(value: &Val<'_>) -> Option<u32> {
     match value {
-        // A list in the first place would be a bucket.
         Val::Null | Val::List(_) => None,
         Val::Bool(value) => Some(fractional::hash_bool(*value)),
         Val::Int(value) => Some(fractional::hash_integer(*value)),
@@ -705,6 +723,16 @@ fn hash(value: &Val<'_>) -> Option<u32> {
         Val::Text(text) => Some(fractional::hash_text(text)),
         Val::Json(value) => value.is_object().then(|| fractional::hash_json(value)).flatten(),
     }
+}
+
+/// The variant and the weight of a bucket that was computed; `None`: the list is none.
+fn listed<'a>(bucket: &Val<'a>) -> Option<(Val<'a>, u32)> {
+    let share = match bucket.items()? {
+        1 => 1,
+        2 => weight(&bucket.item(1))?,
+        _ => return None,
+    };
+    Some((bucket.item(0), share))
 }
 
 /// A computed weight: a whole number; below 0 is 0.

@@ -122,7 +122,7 @@ impl<'a> Val<'a> {
     pub(super) fn member(&self, name: &str) -> Self {
         match self {
             Self::Json(Value::Object(members)) => members.get(name).map_or(Self::Null, Self::from_json),
-            Self::Json(_) | Self::List(_) => name.parse().map_or(Self::Null, |index| self.item(index)),
+            Self::Json(_) | Self::List(_) => index_of(name).map_or(Self::Null, |index| self.item(index)),
             _ => Self::Null,
         }
     }
@@ -234,6 +234,12 @@ impl<'a> Val<'a> {
     }
 }
 
+/// The index that a name is: digits as one writes them, without a sign or zeros before them.
+fn index_of(name: &str) -> Option<usize> {
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_digit()) && (name == "0" || !name.starts_with('0'));
+    is_plain.then(|| name.parse().ok()).flatten()
+}
+
 /// Spells a number as JavaScript does: no more digits than tell it from its neighbours, and an exponent where it is very large or very
 /// small.
 fn spell_float(value: f64, out: &mut String) -> std::fmt::Result {
@@ -284,6 +290,16 @@ impl Num {
         match self {
             Self::Int(value) => value as f64,
             Self::Float(value) => value,
+        }
+    }
+
+    /// `next` if it is to be taken, and no number if one of both is none, in whichever order they come.
+    pub(super) fn or_no_number(self, next: Self, is_taken: impl Fn(Self) -> bool) -> Self {
+        match (self.float().is_nan(), next.float().is_nan()) {
+            (true, _) => self,
+            (_, true) => next,
+            _ if is_taken(next) => next,
+            _ => self,
         }
     }
 

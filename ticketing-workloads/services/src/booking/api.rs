@@ -4,7 +4,7 @@ use super::PAYMENT;
 use super::asker::Asker;
 use super::limits::{Limits, Place, UnderWay};
 use super::order::{IDEMPOTENCY_HEADER, Order, OrderError};
-use super::payments::{Paid, Payments};
+use super::payments::{self, Paid, Payments};
 use super::seats::{self, Booked, BookingError, Purpose, Wish};
 use crate::answers::{self, body_unreadable, problem, refused, shed, unavailable};
 use crate::cancel_reason::CancelReason;
@@ -302,8 +302,8 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
         let unpaid = if paid == Paid::Declined { CancelReason::Declined } else { CancelReason::PaymentUnavailable };
         let unpaid = unpaid.name();
         // Where nothing was booked, the answer says so, and the same key may book yet: no mail.
-        let tells = bookings.tells();
-        let tells_end = tells && paid == Paid::Declined;
+        let tells_end = bookings.tells() && paid == Paid::Declined;
+        let told = payments::told(&bookings.schema, paid);
         let write = || async {
             match paid {
                 Paid::Yes => database.call(|connection| seats::confirm(connection, id)).await,
@@ -311,7 +311,7 @@ pub(super) async fn conclude(bookings: &Bookings, booked: Booked, payment_waits:
                     database.call(|connection| seats::cancel(connection, id, unpaid, 0, tells_end)).await
                 }
                 _ => database
-                    .call(|connection| seats::settle_soon(connection, id, tells))
+                    .call(|connection| seats::settle_soon(connection, id, told))
                     .await
                     .map(|_| PENDING.to_owned()),
             }

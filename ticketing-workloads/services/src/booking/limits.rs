@@ -20,8 +20,8 @@ pub struct Limits {
     /// says (`events.seats_per_buyer`) stands above it.
     #[arg(long, env = "SEATS_PER_BUYER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub seats_per_buyer: u32,
-    /// The same for a session without a login, which never gets more than somebody with one.
-    #[arg(long, env = "SEATS_PER_SESSION", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    /// The same for a session without a login, which never gets more than somebody with one. Sessions cost nothing, so it is less.
+    #[arg(long, env = "SEATS_PER_SESSION", default_value_t = 4, value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub seats_per_session: u32,
     /// Seats of one event that all sessions of one network may have together; 0: any number.
     #[arg(long, env = "SEATS_PER_NETWORK", default_value_t = 200, value_parser = clap::value_parser!(u32).range(..=10_000))]
@@ -274,6 +274,14 @@ mod tests {
         assert_eq!(paid, [Some(3), Some(200), None, None, None, Some(10), Some(50)]);
         assert_eq!(limits.of_payment(&user()), [Some(8), None, None, None, None, Some(10), None]);
         assert_eq!(limits.of_payment(&session())[0], None);
+    }
+
+    /// Anybody may have any number of sessions.
+    #[test]
+    fn without_a_login_there_are_fewer_seats() {
+        let limits = limits(&[]);
+        let seats = |asker| limits.of_order(&asker, Purpose::Free, None, false)[0];
+        assert_eq!((seats(user()), seats(session())), (Some(10), Some(4)));
     }
 
     #[rstest::rstest]

@@ -64,6 +64,9 @@ pub struct Settings {
     /// that is certain the booking is cancelled.
     #[arg(long, env = "PENDING_LIMIT_SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
     pub pending_limit_seconds: u64,
+    /// Seconds that a buyer has to act (3-D Secure), as payment has them: for so long nothing is wrong with a booking that waits.
+    #[arg(long, env = "BUYER_LIMIT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub buyer_limit_seconds: u64,
     /// Seconds for which a reservation keeps its seats.
     #[arg(long, env = "HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub hold_seconds: u64,
@@ -133,7 +136,9 @@ pub fn start(settings: Settings) -> Result<Service, StartError> {
     let new_payments =
         |url: String| payments::Payments::new(&url, payment, &database, schema.clone(), &resilience, limit);
     let payments = payment_url.map(new_payments);
-    let pending = pending::Pending::new(&database, &resilience, payments.is_some() || settings.charge_nothing);
+    let charges = payments.is_some() || settings.charge_nothing;
+    let buyer_limit = Duration::from_secs(settings.buyer_limit_seconds);
+    let pending = pending::Pending::new(&database, &resilience, charges, buyer_limit);
     let hold = Duration::from_secs(settings.hold_seconds);
     let (payments_of, charge_nothing, limits) = (payments.clone(), settings.charge_nothing, settings.limits);
     let selling = api::Selling { payments: payments_of, charge_nothing, limits };

@@ -3,21 +3,19 @@
 //! A booking is written down before payment is asked, with its own id as the idempotency key. So whichever process dies, and when, the
 //! next one asks with the same key, and nobody pays twice.
 
-use super::seats::{self, Due};
+use super::seats::{self, Due, Told};
 use crate::cancel_reason::CancelReason;
 use crate::database::Database;
 use crate::http_client::{self, HttpCall, HttpError, HttpService, IDEMPOTENCY_KEY};
 use crate::schema::{self, Schema};
+use crate::side_by_side::side_by_side;
 use axum::http::{HeaderValue, StatusCode};
 use contract::FallbackSettings;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use resilience::{CallError, Dependency, Priority, Resilience, priority};
 use serde_json::{Value, json};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -137,7 +135,7 @@ impl Payments {
         };
         let at_once =
             || own.dependency.max_concurrent().map_or(AT_ONCE, |most| usize::try_from(most).unwrap_or(AT_ONCE));
-        let settling = side_by_side(at_once, claim, |due: Due| async move { own.settle_one(&due).await });
+        let settling = side_by_side(at_once, LOOK, claim, |due: Due| async move { own.settle_one(&due).await });
         priority::within(Priority::Finish, settling).await;
     }
 
@@ -171,8 +169,8 @@ impl Payments {
                 database.call(cancel).await.map(|_| if over { "given_up" } else { "declined" })
             }
             Paid::NotCharged | Paid::Unknown | Paid::NeedsBuyer => {
-                let tells = self.schema.has(schema::TICKETS);
-                database.call(|connection| seats::settle_soon(connection, due.booking, tells)).await.map(|_| "open")
+                let told = told(&self.schema, paid);
+                database.call(|connection| seats::settle_soon(connection, due.booking, told)).await.map(|_| "open")
             }
         };
         match outcome {
@@ -187,37 +185,14 @@ impl Payments {
     }
 }
 
-/// Does all that `claim` brings, up to `at_once` side by side, for as long as it is polled. What there is to do is claimed only
-/// when there is room for it: others may come to it sooner.
-async fn side_by_side<T, C, W>(at_once: impl Fn() -> usize, claim: impl Fn(usize) -> C, work: impl Fn(T) -> W)
-where
-    C: Future<Output = Vec<T>>,
-    W: Future<Output = ()>,
-{
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        let room = at_once().max(1).saturating_sub(under_way.len());
-        if room == 0 {
-            under_way.next().await;
-            continue;
-        }
-        let claimed = beside(&mut under_way, claim(room)).await;
-        let is_all = claimed.len() < room;
-        under_way.extend(claimed.into_iter().map(&work));
-        if is_all {
-            beside(&mut under_way, tokio::time::sleep(LOOK)).await;
-        }
-    }
-}
-
-/// Goes on with what is under way until `other` is done.
-async fn beside<T>(under_way: &mut FuturesUnordered<impl Future<Output = ()>>, other: impl Future<Output = T>) -> T {
-    let mut other = pin!(other);
-    loop {
-        tokio::select! {
-            done = &mut other => return done,
-            Some(()) = under_way.next() => {}
-        }
+/// What the buyer is told of a payment that is open, as far as the schema has it.
+pub(super) fn told(schema: &Schema, paid: Paid) -> Told {
+    if paid == Paid::NeedsBuyer && schema.has(schema::CONFIRM_PAYMENT) {
+        Told::ToConfirm
+    } else if schema.has(schema::TICKETS) {
+        Told::Open
+    } else {
+        Told::Nothing
     }
 }
 
@@ -274,7 +249,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = side_by_side(|| AT_ONCE, claim, pay) => unreachable!(),
+            () = side_by_side(|| AT_ONCE, LOOK, claim, pay) => unreachable!(),
             () = until_done => {}
         }
         (started.elapsed(), most.get())

@@ -1,6 +1,7 @@
-//! Bookings that wait for their payment: how many, and for how long.
+//! Bookings that wait for their payment: how many, and for how long. A buyer has time to act (3-D Secure, an approval), and many
+//! never do: what waits for its buyer within that time is counted apart, and nothing is wrong with it.
 
-use super::seats;
+use super::seats::{self, Waiting};
 use crate::database::Database;
 use contract::CheckStatus;
 use prometheus_client::metrics::gauge::Gauge;
@@ -19,19 +20,24 @@ pub struct Pending {
     database: Arc<Database>,
     /// Whether orders that have a price are taken.
     payments: bool,
+    /// How long a buyer has to act.
+    buyer_limit: Duration,
     count: Gauge,
+    for_buyers: Gauge,
     age: Gauge,
 }
 
 impl Pending {
-    pub fn new(database: &Arc<Database>, resilience: &Resilience, payments: bool) -> Arc<Self> {
-        let (count, age) = (Gauge::default(), Gauge::default());
+    pub fn new(database: &Arc<Database>, resilience: &Resilience, payments: bool, buyer_limit: Duration) -> Arc<Self> {
+        let (count, for_buyers, age) = (Gauge::default(), Gauge::default(), Gauge::default());
         resilience.metrics().register(|registry| {
             registry.register("bookings_payment_pending", "Bookings that wait for their payment", count.clone());
-            let help = "Time that the oldest of them has been waiting";
+            let help = "Those of them that wait for their buyers to act";
+            registry.register("bookings_payment_pending_buyers", help, for_buyers.clone());
+            let help = "Time that the oldest of them has been waiting, without the time that its buyer had to act";
             registry.register("bookings_payment_pending_age_seconds", help, age.clone());
         });
-        Arc::new(Self { database: Arc::clone(database), payments, count, age })
+        Arc::new(Self { database: Arc::clone(database), payments, buyer_limit, count, for_buyers, age })
     }
 
     /// Keeps the figures up to date, for as long as it is polled.
@@ -39,16 +45,18 @@ impl Pending {
         let own = Arc::clone(self);
         async move {
             loop {
-                if let Ok((count, age)) = own.database.attempt(seats::pending).await {
-                    own.note(count, age);
+                let limit = own.buyer_limit;
+                if let Ok(waiting) = own.database.attempt(|connection| seats::pending(connection, limit)).await {
+                    own.note(waiting);
                 }
                 tokio::time::sleep(EVERY).await;
             }
         }
     }
 
-    fn note(&self, count: i64, age: Duration) {
+    fn note(&self, Waiting { count, for_buyers, age }: Waiting) {
         self.count.set(count);
+        self.for_buyers.set(for_buyers);
         self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
     }
 
@@ -63,34 +71,65 @@ impl Pending {
     }
 
     async fn look(&self) -> CheckOutcome {
-        if !self.payments {
+        let unknown = |what: &str, why: &dyn std::fmt::Display| {
+            CheckOutcome::new(CheckStatus::Unknown, format!("failed to read {what}: {why}"))
+        };
+        let is_refusing = if self.payments {
+            false
+        } else {
             match self.database.attempt(seats::has_priced_events).await {
-                Ok(true) => {
-                    let message = "PAYMENT_URL is not set: orders that have a price are refused";
-                    return CheckOutcome::new(CheckStatus::Degraded, message);
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    return CheckOutcome::new(CheckStatus::Unknown, format!("failed to read events: {error}"));
-                }
+                Ok(any) => any,
+                Err(error) => return unknown("events", &error),
             }
+        };
+        match self.database.attempt(|connection| seats::pending(connection, self.buyer_limit)).await {
+            Ok(waiting) => {
+                self.note(waiting);
+                outcome(waiting, is_refusing)
+            }
+            Err(error) => unknown("bookings that wait", &error),
         }
-        match self.database.attempt(seats::pending).await {
-            Ok((count, age)) => {
-                self.note(count, age);
-                let status = match age {
-                    age if age >= TOO_LATE => CheckStatus::Unhealthy,
-                    age if age >= LATE => CheckStatus::Degraded,
-                    _ => CheckStatus::Healthy,
-                };
-                let message = format!("{count} bookings wait for their payment, the oldest for {} s", age.as_secs());
-                CheckOutcome::new(status, message)
-                    .with("pending", json!(count))
-                    .with("oldestSeconds", json!(age.as_secs()))
-            }
-            Err(error) => {
-                CheckOutcome::new(CheckStatus::Unknown, format!("failed to read bookings that wait: {error}"))
-            }
-        }
+    }
+}
+
+/// What is wrong, if anything. `is_refusing`: there are prices, and nobody can charge. That hides nothing of what waits.
+fn outcome(waiting: Waiting, is_refusing: bool) -> CheckOutcome {
+    let Waiting { count, for_buyers, age } = waiting;
+    let of_age = match age {
+        age if age >= TOO_LATE => CheckStatus::Unhealthy,
+        age if age >= LATE => CheckStatus::Degraded,
+        _ => CheckStatus::Healthy,
+    };
+    let at_least = if is_refusing { CheckStatus::Degraded } else { CheckStatus::Healthy };
+    let refuses = if is_refusing { "PAYMENT_URL is not set: orders that have a price are refused; " } else { "" };
+    let message = format!(
+        "{refuses}{count} bookings wait for their payment, {for_buyers} of them for their buyers, the oldest for {} s without the \
+         time that a buyer has to act",
+        age.as_secs()
+    );
+    CheckOutcome::new(of_age.max(at_least), message)
+        .with("pending", json!(count))
+        .with("waitingForBuyers", json!(for_buyers))
+        .with("oldestSeconds", json!(age.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case(599, false, CheckStatus::Healthy)]
+    #[case(600, false, CheckStatus::Degraded)]
+    #[case(3_599, false, CheckStatus::Degraded)]
+    #[case(3_600, false, CheckStatus::Unhealthy)]
+    #[case::nobody_can_charge(0, true, CheckStatus::Degraded)]
+    #[case::and_somebody_waits(3_600, true, CheckStatus::Unhealthy)]
+    fn the_worse_of_both_is_said(#[case] seconds: u64, #[case] is_refusing: bool, #[case] expected: CheckStatus) {
+        let waiting = Waiting { count: 3, for_buyers: 2, age: Duration::from_secs(seconds) };
+        let outcome = outcome(waiting, is_refusing);
+        assert_eq!(outcome.status(), expected);
+        assert_eq!(outcome.message().contains("PAYMENT_URL"), is_refusing);
+        let says = format!("3 bookings wait for their payment, 2 of them for their buyers, the oldest for {seconds} s");
+        assert!(outcome.message().contains(&says), "{outcome:?}");
     }
 }

@@ -144,6 +144,19 @@ const SETTLE_SOON: &str = "
     WHERE $2 AND email IS NOT NULL AND since > now() - interval '1 hour'
     ON CONFLICT DO NOTHING";
 
+/// The same of a payment that waits for the buyer, who is asked once to confirm it: no message is deleted within a day, and after a
+/// day nobody is asked any more. From step 15 on.
+const WAIT_FOR_BUYER: &str = "
+    WITH open AS (
+        UPDATE bookings SET settle_at = now() + least(2 ^ least(settle_tries, 6), 60) * interval '1 second'
+        WHERE id = $1 AND status = 'PaymentPending' RETURNING id, email
+    )
+    INSERT INTO outbox (booking_id, kind) SELECT id, 'ConfirmPayment' FROM open
+    WHERE email IS NOT NULL
+      AND EXISTS (SELECT FROM payment_attempts a
+                  WHERE a.key = open.id::text AND a.state = 'NeedsBuyer' AND a.waits_since > now() - interval '1 day')
+    ON CONFLICT DO NOTHING";
+
 /// Of a booking that is cancelled the money goes back: that is written down in the same transaction that finds it out.
 const CONFIRM: &str = "
     WITH confirmed AS (
@@ -176,9 +189,15 @@ const CANCEL: &str = "
 /// How a booking stands.
 pub(super) const STATUS: &str = "SELECT status FROM bookings WHERE id = $1";
 
+/// How many wait, how many of them for their buyers, and for how long the oldest does. The `$1` seconds that a buyer has to act do
+/// not count, also once the buyer has acted and the payment is being confirmed.
 const PENDING: &str = "
-    SELECT count(*), COALESCE(extract(epoch FROM now() - min(COALESCE(pending_since, created_at))), 0)::float8
-    FROM bookings WHERE status = 'PaymentPending'";
+    SELECT (SELECT count(*) FROM bookings WHERE status = 'PaymentPending'),
+           count(*) FILTER (WHERE a.state = 'NeedsBuyer'),
+           greatest(COALESCE(extract(epoch FROM now() - min(greatest(
+               COALESCE(b.pending_since, b.created_at), a.waits_since + $1 * interval '1 second'))), 0), 0)::float8
+    FROM bookings b LEFT JOIN payment_attempts a ON a.key = b.id::text AND a.waits_since IS NOT NULL
+    WHERE b.status = 'PaymentPending'";
 
 /// Asked for only where nobody can charge.
 const PRICED: &str = "SELECT EXISTS (SELECT FROM events WHERE price_cents > 0)";
@@ -475,10 +494,24 @@ pub async fn due(connection: Connection, most: i64) -> Result<Vec<Due>, Database
     connection.query(&due, &[&most]).await?.iter().map(one).collect()
 }
 
-/// Makes a booking due soon; `tells`: the buyer gets a mail that the payment is open, once.
-pub async fn settle_soon(connection: Connection, booking: Uuid, tells: bool) -> Result<u64, DatabaseError> {
+/// What the buyer is told, by mail, of a payment that is open: each once, however often it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    /// That it is open.
+    Open,
+    /// To confirm it.
+    ToConfirm,
+}
+
+/// Makes a booking due soon, and writes down what the buyer is told.
+pub async fn settle_soon(connection: Connection, booking: Uuid, told: Told) -> Result<u64, DatabaseError> {
+    if told == Told::ToConfirm {
+        let wait = connection.prepare_cached(WAIT_FOR_BUYER).await?;
+        return Ok(connection.execute(&wait, &[&booking]).await?);
+    }
     let soon = connection.prepare_cached(SETTLE_SOON).await?;
-    Ok(connection.execute(&soon, &[&booking, &tells]).await?)
+    Ok(connection.execute(&soon, &[&booking, &(told == Told::Open)]).await?)
 }
 
 /// Confirms a booking that is paid; doing it again changes nothing. The answer is how it stands then.
@@ -562,11 +595,22 @@ pub async fn events(connection: Connection) -> Result<Vec<Event>, DatabaseError>
     rows.iter().map(event).collect()
 }
 
-/// How many bookings wait for their payment, and for how long the oldest does.
-pub async fn pending(connection: Connection) -> Result<(i64, Duration), DatabaseError> {
+/// Bookings that wait for their payment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    pub count: i64,
+    /// Those of them that wait for their buyers to act.
+    pub for_buyers: i64,
+    /// For how long the oldest has waited, without the time that its buyer had to act.
+    pub age: Duration,
+}
+
+/// The bookings that wait for their payment, where a buyer has `buyer_limit` to act.
+pub async fn pending(connection: Connection, buyer_limit: Duration) -> Result<Waiting, DatabaseError> {
     let pending = connection.prepare_cached(PENDING).await?;
-    let row = connection.query_one(&pending, &[]).await?;
-    Ok((row.try_get(0)?, Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default()))
+    let row = connection.query_one(&pending, &[&buyer_limit.as_secs_f64()]).await?;
+    let age = Duration::try_from_secs_f64(row.try_get(2)?).unwrap_or_default();
+    Ok(Waiting { count: row.try_get(0)?, for_buyers: row.try_get(1)?, age })
 }
 
 /// Whether an event has a price.
@@ -650,6 +694,7 @@ pub const HOT: &[(&str, &str)] = &[
     ("take before owners", TAKE_BEFORE_OWNERS),
     ("due", DUE),
     ("settle soon", SETTLE_SOON),
+    ("wait for buyer", WAIT_FOR_BUYER),
     ("confirm", CONFIRM),
     ("cancel", CANCEL),
     ("status", STATUS),

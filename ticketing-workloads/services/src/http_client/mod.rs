@@ -118,15 +118,15 @@ pub enum HttpError {
     #[error("status {}", .0.status)]
     Status(Box<HttpAnswer>),
     /// The answer is too large.
-    #[error("the answer has more than {MAX_ANSWER_BYTES} bytes")]
-    TooLarge,
+    #[error("the answer has more than {most} bytes")]
+    TooLarge { most: usize },
     /// This process has no memory for it.
     #[error("too many answers arrive at once")]
     NoMemory,
 }
 
 impl HttpError {
-    fn broken(why: String) -> Self {
+    pub fn broken(why: String) -> Self {
         Self::Broken { why, from_ejected: false }
     }
 
@@ -136,7 +136,7 @@ impl HttpError {
             Self::Status(answer) => answer.from_ejected,
             Self::Broken { from_ejected, .. } => *from_ejected,
             Self::NoAnswer => true,
-            Self::NotSent(_) | Self::TooLarge | Self::NoMemory => false,
+            Self::NotSent(_) | Self::TooLarge { .. } | Self::NoMemory => false,
         }
     }
 
@@ -152,7 +152,7 @@ impl Failure for HttpError {
             Self::NotSent(_) => FailureKind::NotSent,
             Self::Broken { .. } => FailureKind::ConnectFailure,
             Self::NoAnswer => FailureKind::Timeout,
-            Self::TooLarge => FailureKind::Other,
+            Self::TooLarge { .. } => FailureKind::Other,
             Self::NoMemory => FailureKind::GivenUp,
             Self::Status(_) if self.header(REFUSED) == Some("true") => FailureKind::RateLimited,
             Self::Status(_) if self.header(REFUSED) == Some(OF_ASKER) => FailureKind::Business,
@@ -349,7 +349,7 @@ impl Peer {
         answer: Response<Incoming>,
     ) -> Result<HttpAnswer, HttpError> {
         let (parts, body) = answer.into_parts();
-        let body = collect(&ANSWERS, body).await?;
+        let body = collect(body, MAX_ANSWER_BYTES).await?;
         let answer = HttpAnswer { status: parts.status, headers: parts.headers, body, from_ejected: false };
         let is_retried = |dependency| is_retried(answer.status, dependency);
         let result = if is_failure(answer.status) || self.dependency.is_some_and(is_retried) {
@@ -395,14 +395,15 @@ fn refused_by(result: &Result<HttpAnswer, HttpError>, short: bool) -> Option<Ref
     refused.then(|| Refused { wait: error.retry_after() })
 }
 
-async fn collect(budget: &ByteBudget, mut body: Incoming) -> Result<Bytes, HttpError> {
-    let mut held = budget.hold();
+/// All of an answer, of `most` bytes. While it arrives, it counts for all that the process holds.
+pub async fn collect(mut body: Incoming, most: usize) -> Result<Bytes, HttpError> {
+    let mut held = ANSWERS.hold();
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| HttpError::broken(in_full(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.len() > MAX_ANSWER_BYTES - bytes.len() {
-            return Err(HttpError::TooLarge);
+        if data.len() > most - bytes.len() {
+            return Err(HttpError::TooLarge { most });
         }
         if !held.add(data.len()) {
             return Err(HttpError::NoMemory);

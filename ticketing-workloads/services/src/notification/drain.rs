@@ -95,8 +95,10 @@ enum Outcome {
         unanswered: bool,
         why: String,
     },
+    /// The try does not count.
     Held {
-        was_probe: bool,
+        /// When it is tried again; its place stays as it was without it.
+        wait: Option<Duration>,
         why: String,
     },
     /// Another process has it by now.
@@ -506,8 +508,8 @@ impl Drain {
                 let wait = wait_after(message.tries);
                 database.call(|connection| outbox::later(connection, message, wait, *unanswered, why)).await
             }
-            Outcome::Held { was_probe, why } => {
-                database.call(|connection| outbox::hold(connection, message, *was_probe, why)).await
+            Outcome::Held { wait, why } => {
+                database.call(|connection| outbox::hold(connection, message, *wait, why)).await
             }
             Outcome::NotOurs => Ok(0),
             Outcome::Never { reason } => database.call(|connection| outbox::never(connection, message, reason)).await,
@@ -516,6 +518,8 @@ impl Drain {
 
     async fn send(&self, message: &Message, tickets: bool, is_probe: bool) -> Result<Outcome, DatabaseFailure> {
         let Some(address) = &message.email else { return Ok(Outcome::NoRecipient) };
+        // A probe goes behind those that are due: the next one is another mail.
+        let behind_others = is_probe.then_some(Duration::ZERO);
         if message.is_outdated() {
             return Ok(Outcome::Outdated);
         }
@@ -523,7 +527,7 @@ impl Drain {
         // As it is now: the one before may have been replaced because others have it.
         let key = if tickets && has_ticket { self.signer.key(&self.database, &self.schema).await } else { None };
         if key.is_none() && message.kind == Kind::Ticket {
-            return Ok(Outcome::Held { was_probe: is_probe, why: "there is no key to sign tickets with".to_owned() });
+            return Ok(Outcome::Held { wait: behind_others, why: "there is no key to sign tickets with".to_owned() });
         }
         let ticket = key.map(|key| ticket::pdf(message, &key));
         let ticket_follows = ticket.is_none() && has_ticket;
@@ -555,9 +559,14 @@ impl Drain {
                 let (why, unanswered) = (words(error), not_sent.may_be_sent);
                 match self.relay.settle(of, &attempt(&not_sent, &why)) {
                     Verdict::DeadLetter => Outcome::Never { reason: why },
-                    Verdict::Held if !unanswered => Outcome::Held { was_probe: is_probe, why },
+                    Verdict::Held if !unanswered => Outcome::Held { wait: behind_others, why },
+                    Verdict::HeldByPolicy { times } if !unanswered => {
+                        Outcome::Held { wait: Some(wait_after(times)), why }
+                    }
                     // A mail that may have been taken is not sent again at once.
-                    Verdict::Held | Verdict::Later | Verdict::Sent => Outcome::Later { unanswered, why },
+                    Verdict::Held | Verdict::HeldByPolicy { .. } | Verdict::Later | Verdict::Sent => {
+                        Outcome::Later { unanswered, why }
+                    }
                 }
             }
         })
@@ -670,7 +679,7 @@ mod tests {
         assert_eq!(after(later(true), DAY, 4, 3), later(true));
         let unknown = never("given up after 5 times without an answer, and may have arrived: 451 no");
         assert_eq!(after(later(true), DAY, 5, 4), unknown);
-        let held = || Outcome::Held { was_probe: true, why: String::new() };
+        let held = || Outcome::Held { wait: Some(Duration::ZERO), why: String::new() };
         assert_eq!(after(held(), DAY * 9, 9, 9), held(), "a pause loses no mail");
     }
 

@@ -1,6 +1,7 @@
 //! Mails: how they are put together, and how they get to the mail server.
 
 use super::Settings;
+use super::access::{self, Login};
 use super::outbox::Message;
 use super::refusal::{Fault, Phase, Reply, fault};
 use super::sessions::{self, Server, Session, Sessions, not_sent};
@@ -12,8 +13,6 @@ use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::Error as SmtpError;
-use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::TlsParameters;
 use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt};
 use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
 use resilience::clock::in_words;
@@ -111,10 +110,9 @@ impl Mailer {
     /// Sends by the server of the settings, through the layers of `dependency`.
     pub fn new(settings: &Settings, dependency: &'static Dependency) -> Result<Self, StartError> {
         let Settings { smtp_host: host, mail_from, .. } = settings;
-        let wrong_host = |error| StartError::Setting(format!("SMTP_HOST {host}: {error}"));
-        let tls = TlsParameters::new(host.clone()).map_err(wrong_host)?;
+        let tls = access::tls(host, settings.smtp_ca_file.as_deref())?;
         let mut server = Server::new(host.clone(), settings.smtp_port, settings.smtp_encryption, tls);
-        server.login = settings.smtp_user.clone().zip(settings.smtp_password.clone()).map(Credentials::from);
+        server.login = Login::new(settings)?;
         server.hello = sessions::hello(&settings.mail_helo_name).map_err(StartError::Setting)?;
         let sessions = Sessions::new(server, usize::from(settings.mail_sessions));
         Ok(Self { sessions, dependency, from: sender(mail_from)? })

@@ -7,6 +7,7 @@
 //! connection breaks at the wrong moment, so a process that dies while it sends may send one mail twice: with the same
 //! Message-ID, and counted.
 
+mod access;
 mod domains;
 mod drain;
 mod mail;
@@ -73,9 +74,16 @@ pub struct Settings {
     /// User to log in as; nobody logs in without one.
     #[arg(long, env = "SMTP_USER")]
     pub smtp_user: Option<String>,
-    /// Its password.
+    /// Its password, if it is not in a file.
     #[arg(long, env = "SMTP_PASSWORD", hide_env_values = true)]
     pub smtp_password: Option<String>,
+    /// File with its password, which stands above SMTP_PASSWORD. It is read again for each session, so one that is rotated needs no
+    /// restart.
+    #[arg(long, env = "SMTP_PASSWORD_FILE")]
+    pub smtp_password_file: Option<PathBuf>,
+    /// Certificates that are trusted besides the well-known authorities, in PEM.
+    #[arg(long, env = "SMTP_CA_FILE")]
+    pub smtp_ca_file: Option<PathBuf>,
     /// Whom the mails are from.
     #[arg(long, env = "MAIL_FROM", default_value = "TicketWave <tickets@ticketwave.example>")]
     pub mail_from: String,

@@ -66,8 +66,8 @@ const CLAIM_SQL: &str = "
     SELECT c.id, c.booking_id, c.kind, c.tries, c.sending, b.email, b.user_id, b.ticket_count, b.amount_cents, e.name,
            to_char(e.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"'), c.domain, c.possible_duplicates,
            greatest(extract(epoch FROM now() - c.waiting_since), 0)::double precision, b.event_id, b.status, b.cancel_reason,
-           b.status = 'PaymentPending' AND EXISTS (SELECT FROM payment_attempts a
-                                                   WHERE a.key = b.id::text AND a.state = 'NeedsBuyer')
+           c.kind = 'PaymentPending' AND EXISTS (SELECT FROM outbox o
+                                                 WHERE o.booking_id = c.booking_id AND o.kind = 'ConfirmPayment')
     FROM claimed c JOIN bookings b ON b.id = c.booking_id JOIN events e ON e.id = b.event_id";
 
 const SENDING: &str = "
@@ -88,10 +88,10 @@ const LATER: &str = "
                       possible_duplicates = possible_duplicates + $5::integer, last_error = $6
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
-/// Back as if it had not been claimed; a probe goes behind those that are due: the next one is another mail.
+/// Back as if it had not been claimed, at its place or after a while.
 const HOLD: &str = "
     UPDATE outbox SET claim = NULL, claimed_until = NULL, sending = $3, tries = greatest(tries - 1, 0), last_error = $4,
-                      next_at = CASE WHEN $5 THEN now() ELSE next_at END
+                      next_at = COALESCE(now() + $5::float8 * interval '1 second', next_at)
     WHERE id = $1 AND claim = $2 AND done_at IS NULL";
 
 /// Back as if they had not been claimed, at their place.
@@ -148,10 +148,13 @@ pub enum Kind {
     BookingCancelled,
     /// That the seats are kept and the payment is open.
     PaymentPending,
+    /// That the buyer has to confirm the payment with the provider.
+    ConfirmPayment,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled, Self::PaymentPending];
+    pub const ALL: [Self; 5] =
+        [Self::BookingConfirmed, Self::Ticket, Self::BookingCancelled, Self::PaymentPending, Self::ConfirmPayment];
 
     /// Its name in the table.
     pub fn name(self) -> &'static str {
@@ -160,6 +163,7 @@ impl Kind {
             Self::Ticket => "Ticket",
             Self::BookingCancelled => "BookingCancelled",
             Self::PaymentPending => "PaymentPending",
+            Self::ConfirmPayment => "ConfirmPayment",
         }
     }
 
@@ -168,7 +172,7 @@ impl Kind {
         match self {
             Self::BookingConfirmed | Self::Ticket => "Confirmed",
             Self::BookingCancelled => "Cancelled",
-            Self::PaymentPending => "PaymentPending",
+            Self::PaymentPending | Self::ConfirmPayment => "PaymentPending",
         }
     }
 
@@ -208,8 +212,8 @@ pub struct Message {
     pub status: String,
     /// Why it is cancelled, if it is.
     pub cancel_reason: Option<String>,
-    /// Whether the buyer has to confirm the payment with the provider.
-    pub needs_buyer: bool,
+    /// Whether another message asks the buyer to confirm the payment that this one says is open.
+    pub asks_to_confirm: bool,
 }
 
 /// A message that may be claimed.
@@ -286,13 +290,13 @@ impl Message {
             event_id: row.try_get(14)?,
             status: row.try_get(15)?,
             cancel_reason: row.try_get(16)?,
-            needs_buyer: row.try_get(17)?,
+            asks_to_confirm: row.try_get(17)?,
         })
     }
 
-    /// Whether the booking has gone on since it was written: another message says how it stands now.
+    /// Whether the booking has gone on since it was written, or the buyer has to act: another message says how it stands now.
     pub fn is_outdated(&self) -> bool {
-        self.status != self.kind.status()
+        self.status != self.kind.status() || self.asks_to_confirm
     }
 }
 
@@ -325,10 +329,16 @@ pub async fn later(
     Ok(connection.execute(&sql, &values).await?)
 }
 
-/// The message waits for the mail server, and this try does not count. A probe goes behind the others.
-pub async fn hold(connection: Connection, message: &Message, was_probe: bool, why: &str) -> Result<u64, DatabaseError> {
+/// The message waits for the mail server, and this try does not count. It is tried again after `wait`, or at its place.
+pub async fn hold(
+    connection: Connection,
+    message: &Message,
+    wait: Option<Duration>,
+    why: &str,
+) -> Result<u64, DatabaseError> {
     let sql = connection.prepare_cached(HOLD).await?;
-    let values: [&(dyn ToSql + Sync); 5] = [&message.id, &message.claim, &message.may_be_sent, &why, &was_probe];
+    let seconds = wait.map(|wait| wait.as_secs_f64());
+    let values: [&(dyn ToSql + Sync); 5] = [&message.id, &message.claim, &message.may_be_sent, &why, &seconds];
     Ok(connection.execute(&sql, &values).await?)
 }
 
@@ -373,7 +383,7 @@ impl Message {
             age: Duration::ZERO,
             status: kind.status().into(),
             cancel_reason: None,
-            needs_buyer: false,
+            asks_to_confirm: false,
         }
     }
 }

@@ -144,6 +144,9 @@ const ABOUT_POLICY: [&str; 27] = [
     "quota",
 ];
 const ABOUT_POLICY_WORDS: [&str; 5] = ["spf", "rbl", "sender", "limit", "limits"];
+/// Words about the recipient, for codes that mean something else with other servers.
+const ABOUT_RECIPIENT: [&str; 6] =
+    ["recipient address", "mailbox", "no such", "unknown user", "user unknown", "does not exist"];
 /// Words of a server in trouble of its own. The trouble may be with one domain only.
 const ABOUT_TROUBLE: [&str; 5] = ["server error", "local problem", "local error", "internal error", "system problem"];
 /// How greylisting calls itself.
@@ -177,9 +180,11 @@ pub fn fault(reply: &Reply) -> Fault {
         // And a mailbox that is disabled (5.2.1), may take no such mail (3), or is a list that cannot be expanded (4). Details above
         // that are Exchange's own, about the sender's rights among others.
         Some((5, 1, 1..=4 | 6 | 10) | (5, 2, 1 | 3 | 4)) if reply.code >= 500 => Fault::Recipient,
-        // Exchange Online of a recipient that is not in its directory, Outlook.com of a mailbox that it does not have.
-        Some((5, 4, 1)) if is_bare_no => Fault::PerhapsRecipient,
-        Some((5, 5, 0)) if is_bare_no && !is_policy => Fault::PerhapsRecipient,
+        // Exchange Online of a recipient that is not in its directory, Outlook.com of a mailbox that it does not have: as little
+        // as a 550 without a code, and only where the words are about the recipient. By RFC 3463 these say that the next server
+        // does not answer, and that a command was wrong.
+        Some((5, 4, 1)) if is_bare_no && says(&text, &ABOUT_RECIPIENT, &[]) => Fault::PerhapsRecipient,
+        Some((5, 5, 0)) if is_bare_no && !is_policy && says(&text, &ABOUT_RECIPIENT, &[]) => Fault::PerhapsRecipient,
         Some((4, ..)) if says(&text, &ABOUT_TROUBLE, &[]) => Fault::Unclear,
         // Greylisting has 4.7.1 as well; Exchange has its own limits from 4.7.500 on.
         Some((4, 7, detail)) if detail < 500 && !is_policy && matches!(reply.code, 450 | 451) => Fault::Mail,
@@ -297,6 +302,8 @@ mod tests {
     #[case::exchange_edge(Rcpt, "550 5.4.1 Recipient address rejected: Access denied", Fault::PerhapsRecipient)]
     #[case::exchange_edge_later(End, "550 5.4.1 Recipient address rejected: Access denied", Fault::Relay)]
     #[case::outlook_nobody(Rcpt, "550 5.5.0 Requested action not taken: mailbox unavailable", Fault::PerhapsRecipient)]
+    #[case::no_answer_from_host(Rcpt, "550 5.4.1 No answer from host", Fault::Unclear)]
+    #[case::wrong_command(Rcpt, "550 5.5.0 Requested action not taken", Fault::Relay)]
     #[case::outlook_policy(Rcpt, "550 5.5.0 Requested action not taken: blocked by policy", Fault::Relay)]
     #[case::exchange_spam_quota(
         End,
@@ -397,9 +404,7 @@ mod tests {
                             && code >= 500
                             && matches!((subject, detail), (1, 1 | 2 | 3 | 4 | 6 | 10) | (2, 1 | 3 | 4));
                         assert_eq!(found == Fault::Recipient, is_theirs, "{phase} {code} {class}.{subject}.{detail}");
-                        let is_perhaps_theirs =
-                            class == 5 && phase == Rcpt && code == 550 && matches!((subject, detail), (4, 1) | (5, 0));
-                        assert_eq!(found == Fault::PerhapsRecipient, is_perhaps_theirs);
+                        assert_ne!(found, Fault::PerhapsRecipient, "only the words could tell");
                     }
                 }
                 let bare = fault(&Reply::new(phase, code, "no"));

@@ -3,7 +3,8 @@
 //!
 //! A pause begins with an answer that is about this service, such as a refused name or login, or with no answer at all. What
 //! may as well be about one mail or one domain is counted by domain: one domain is set aside on its own, and gets one mail at
-//! a time until it takes one; several in a row begin a pause. A pause lasts a second, then one mail is sent as a probe, to a
+//! a time until it takes one; several in a row begin a pause. What is refused by
+//! policy (relaying, block list, quota) costs its mail no try in either case. A pause lasts a second, then one mail is sent as a probe, to a
 //! domain that took one before, or at least is not suspected, if there is one. Each probe that fails doubles the time, up to a limit that depends on why
 //! it is paused. The pause is over when the server takes a mail, or says of one that its recipient does not exist, or greets
 //! and lets this service in while there is nothing to send.
@@ -56,6 +57,8 @@ const FIRST_ASIDE: Duration = Duration::from_secs(5);
 const LONGEST_ASIDE: Duration = Duration::from_secs(60);
 /// Domains that are set aside at once; those that were refused longest ago go.
 const MAX_ASIDE: usize = 64;
+/// Mails that were refused by policy and whose refusals are remembered; those that were refused longest ago go.
+const MAX_BY_POLICY: usize = 256;
 /// Domains that are remembered for having taken a mail, the latest ones.
 const MAX_TAKEN: usize = 32;
 
@@ -99,6 +102,10 @@ pub enum Verdict {
     Later,
     /// It waits for the server; this try does not count.
     Held,
+    /// Tried again later, and this try does not count: the server refused it by policy, for the so many-th time.
+    HeldByPolicy {
+        times: i32,
+    },
 }
 
 /// Why sending is paused.
@@ -168,6 +175,13 @@ struct Aside {
     new_at: Option<Instant>,
 }
 
+/// Refusals by policy of one mail.
+#[derive(Debug)]
+struct ByPolicy {
+    times: i32,
+    at: Instant,
+}
+
 #[derive(Debug)]
 struct Deferred {
     since: Instant,
@@ -186,6 +200,8 @@ pub struct Relay {
     /// Since when and of which domains mails were put off, since the last one that was taken.
     deferred: Option<Deferred>,
     aside: BTreeMap<String, Aside>,
+    /// Mails that were refused by policy: their tries do not count in the outbox.
+    by_policy: BTreeMap<i64, ByPolicy>,
     taken_at: Option<Instant>,
     /// Domains that took a mail, the latest one last.
     taken: VecDeque<String>,
@@ -245,9 +261,13 @@ impl Relay {
             self.note_taken(mail.domain);
         }
         let mail = Mail { domain: site(mail.domain), ..mail };
+        if matches!(attempt, Attempt::Taken) {
+            self.by_policy.remove(&mail.id);
+        }
         self.refused.retain(|_, refused| now.duration_since(refused.at) < SUSPICION);
         self.unknown.retain(|_, unknown| now.duration_since(unknown.at) < SUSPICION);
         self.aside.retain(|_, aside| now.duration_since(aside.at) < LATELY);
+        self.by_policy.retain(|_, refused| now.duration_since(refused.at) < LATELY);
         match attempt {
             Attempt::Taken => {
                 if self.pause.as_ref().is_some_and(|pause| pause.cause.is_about_mails()) {
@@ -319,10 +339,13 @@ impl Relay {
             }
             // From here on the answer is about this service; only whether others get through is not known.
             Fault::Relay if reply.is_about_a_mail() => {
-                if self.suspect(mail, &words, Cause::Refusals, now) {
+                let times = self.note_policy(mail.id, now);
+                // So many tries as if they had counted.
+                let tries = mail.tries.saturating_add(times - 1);
+                if self.suspect(Mail { tries, ..mail }, &words, Cause::Refusals, now) {
                     Verdict::Held
                 } else {
-                    Verdict::Later
+                    Verdict::HeldByPolicy { times }
                 }
             }
             Fault::Relay => {
@@ -330,6 +353,19 @@ impl Relay {
                 Verdict::Held
             }
         }
+    }
+
+    /// Notes that a mail was refused by policy; the answer is how often it was.
+    fn note_policy(&mut self, id: i64, now: Instant) -> i32 {
+        let refused = self.by_policy.entry(id).or_insert(ByPolicy { times: 0, at: now });
+        refused.times = refused.times.saturating_add(1);
+        refused.at = now;
+        let times = refused.times;
+        if self.by_policy.len() > MAX_BY_POLICY {
+            let oldest = self.by_policy.iter().min_by_key(|(_, refused)| refused.at).map(|(id, _)| *id);
+            oldest.map(|id| self.by_policy.remove(&id));
+        }
+        times
     }
 
     /// Notes that a mail was put off.
@@ -458,18 +494,21 @@ pub struct RelayWatch {
     relay: Mutex<Relay>,
     paused: Gauge,
     pauses: Counter,
+    domains_aside: Gauge,
     changed: Notify,
 }
 
 impl RelayWatch {
     pub fn new(metrics: &Metrics) -> Arc<Self> {
-        let (paused, pauses) = (Gauge::default(), Counter::default());
+        let (paused, pauses, domains_aside) = (Gauge::default(), Counter::default(), Gauge::default());
         metrics.register(|registry| {
             let help = "1 while sending is paused because the mail server takes nothing from this service";
             registry.register("notification_paused", help, paused.clone());
             registry.register("notification_pauses", "Pauses that have begun", pauses.clone());
+            let help = "Domains whose mails wait because they are refused or not answered, while others are sent";
+            registry.register("notification_domains_set_aside", help, domains_aside.clone());
         });
-        Arc::new(Self { relay: Mutex::default(), paused, pauses, changed: Notify::new() })
+        Arc::new(Self { relay: Mutex::default(), paused, pauses, domains_aside, changed: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Relay> {
@@ -483,7 +522,11 @@ impl RelayWatch {
 
     /// [`Relay::limits`], as of now.
     pub fn limits(&self) -> Limits {
-        self.lock().limits(Instant::now())
+        let limits = self.lock().limits(Instant::now());
+        // Asked for all the time: also when nothing is tried any more, what is set aside is forgotten.
+        let aside = limits.closed.len() + limits.single.len();
+        self.domains_aside.set(i64::try_from(aside).unwrap_or(i64::MAX));
+        limits
     }
 
     /// [`Relay::suspects`].
@@ -635,6 +678,7 @@ mod tests {
     }
 
     const RELAY_DENIED: &str = "554 5.7.1 Relay access denied";
+    const FIRST_REFUSAL: Verdict = Verdict::HeldByPolicy { times: 1 };
     const SLOW: Attempt<'_> = Attempt::Silent { words: "timed out", not_before: None, about_a_mail: true };
     const GONE: Attempt<'_> = Attempt::Silent { words: "connection refused", not_before: None, about_a_mail: false };
 
@@ -680,11 +724,11 @@ mod tests {
     fn one_domain_that_is_refused_holds_up_no_other() {
         let mut scene = Scene::sending();
         for message in 0..50 {
-            assert_eq!(scene.refused_at("a.example", message, 1, Phase::Recipient, RELAY_DENIED), Verdict::Later);
+            assert_eq!(scene.refused_at("a.example", message, 1, Phase::Recipient, RELAY_DENIED), FIRST_REFUSAL);
             assert_eq!(scene.relay.pause(), None);
         }
         assert!(scene.is_closed("a.example") && !scene.is_closed("b.example"));
-        assert_eq!(scene.refused_at("b.example", 51, 1, Phase::End, RELAY_DENIED), Verdict::Later);
+        assert_eq!(scene.refused_at("b.example", 51, 1, Phase::End, RELAY_DENIED), FIRST_REFUSAL);
         assert_eq!(
             scene.refused_at("c.example", 52, 1, Phase::Recipient, RELAY_DENIED),
             Verdict::Held,
@@ -695,13 +739,52 @@ mod tests {
         assert!(!scene.is_closed("a.example"), "it was the server's fault");
     }
 
+    /// All buyers have their address at one provider: no other domain shows that it is the relay.
+    #[rstest::rstest]
+    #[case(Phase::Recipient, RELAY_DENIED)]
+    #[case(Phase::Recipient, "550 5.7.1 blocked using list.example")]
+    #[case(Phase::End, "550 5.7.1 Our policy forbids this mail")]
+    #[case(Phase::End, "550 5.4.5 Daily sending quota exceeded")]
+    fn what_is_refused_by_policy_costs_no_try_at_one_domain_either(#[case] phase: Phase, #[case] text: &str) {
+        let mut scene = Scene::new();
+        for round in 1..=1_000 {
+            for message in 1..=3 {
+                let verdict = scene.refused_at("a.example", message, 1, phase, text);
+                assert_eq!(verdict, Verdict::HeldByPolicy { times: round });
+            }
+            scene.pass(Duration::from_secs(300));
+        }
+        assert_eq!(scene.relay.pause(), None);
+        assert_eq!(scene.relay.limits(scene.now).single.len(), 1);
+        // What is left over is told, and is no outage; the next mails that are refused are one.
+        assert_eq!(outcome(&scene.relay, scene.now).status(), CheckStatus::Degraded);
+        scene.refused_at("a.example", 4, 1, phase, text);
+        let outcome = outcome(&scene.relay, scene.now);
+        assert_eq!(outcome.status(), CheckStatus::Unhealthy);
+        assert!(outcome.message().contains("mails to 1 domain(s) wait, no mail is lost"), "{outcome:?}");
+        scene.settle(1, "a.example", 1, &Attempt::Taken);
+        assert_eq!(scene.refused_at("a.example", 1, 1, phase, text), FIRST_REFUSAL, "it begins anew");
+    }
+
+    #[test]
+    fn refusals_by_policy_are_remembered_of_some_mails_only() {
+        let mut scene = Scene::sending();
+        for message in 0..5_000 {
+            scene.refused_at("a.example", message, 1, Phase::Recipient, RELAY_DENIED);
+        }
+        assert_eq!(scene.relay.by_policy.len(), MAX_BY_POLICY);
+        scene.pass(LATELY);
+        scene.taken("b.example");
+        assert!(scene.relay.by_policy.is_empty());
+    }
+
     /// Three orders of one stranger paused all mails, again and again.
     #[test]
     fn names_below_one_domain_are_one_domain() {
         let mut scene = Scene::sending();
         for message in 0..50 {
             let domain = format!("name{message}.stranger.example");
-            assert_eq!(scene.refused_at(&domain, message, 1, Phase::Recipient, RELAY_DENIED), Verdict::Later);
+            assert_eq!(scene.refused_at(&domain, message, 1, Phase::Recipient, RELAY_DENIED), FIRST_REFUSAL);
             assert_eq!(scene.relay.pause(), None);
         }
         assert!(scene.is_closed("stranger.example"));

@@ -1,10 +1,11 @@
 //! Conversations with the mail server: how one is begun, and that it is kept for the mails that follow.
 
+use super::access::Login;
 use super::mail::MailError;
 use super::refusal::{Phase, Reply, plain};
 use crate::mail_address::{ascii_domain, redacted};
 use lettre::transport::smtp::Error as SmtpError;
-use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::authentication::DEFAULT_MECHANISMS;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::Rset;
 use lettre::transport::smtp::extension::ClientId;
@@ -41,7 +42,7 @@ pub struct Server {
     pub port: u16,
     pub encryption: Encryption,
     pub tls: TlsParameters,
-    pub login: Option<Credentials>,
+    pub login: Option<Login>,
     /// What this service calls itself; `None`: the address that it has towards the server.
     pub hello: Option<ClientId>,
     /// The address to begin with, of those that the host has.
@@ -83,7 +84,7 @@ impl Server {
             secured.map_err(|error| not_sent(&error, Phase::StartTls))?;
         }
         if let Some(login) = &self.login {
-            let known = session.auth(DEFAULT_MECHANISMS, login).await;
+            let known = session.auth(DEFAULT_MECHANISMS, &login.credentials().await?).await;
             known.map_err(|error| not_sent(&error, Phase::Login))?;
         }
         Ok(session)

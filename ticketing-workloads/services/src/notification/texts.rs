@@ -66,6 +66,7 @@ pub fn subject(message: &Message) -> String {
         Kind::Ticket if message.seats == 1 => "Your ticket for {event}",
         Kind::Ticket => "Your tickets for {event}",
         Kind::PaymentPending => "Your payment for {event} is open",
+        Kind::ConfirmPayment => "Please confirm your payment for {event}",
         Kind::BookingCancelled => of(message).subject,
     };
     subject.replace("{event}", &one_line(&message.event))
@@ -87,7 +88,7 @@ pub fn body(message: &Message, with_tickets: bool) -> String {
             };
             ("your booking is confirmed.", "Paid    ", next)
         }
-        Kind::PaymentPending if message.needs_buyer => (
+        Kind::ConfirmPayment => (
             "we keep your seats, and your payment waits for you: please confirm it with your bank or provider. Otherwise the seats \
              are given to others.",
             "To pay  ",
@@ -219,9 +220,9 @@ mod tests {
 
     #[test]
     fn a_buyer_who_has_to_act_is_told_to() {
-        let message = Message { needs_buyer: true, ..message(Kind::PaymentPending, None) };
+        let message = message(Kind::ConfirmPayment, None);
         let expected = golden(
-            "Your payment for Opening Night is open",
+            "Please confirm your payment for Opening Night",
             "we keep your seats, and your payment waits for you: please confirm it\n\
          with your bank or provider. Otherwise the seats are given to others.",
             "  To pay   90.00 EUR\n",

@@ -104,6 +104,9 @@ pub enum Progress {
     Unconfirmed,
     /// It has declined, and its object is cancelled before that is written down: somebody could still confirm it.
     Declined,
+    /// It has refused to confirm its object, which is cancelled before that is written down: it may not have been the
+    /// provider that answered, and then the request may still arrive.
+    Refused,
     /// It gave no definite answer: this request asks it no more.
     Open,
     /// It was asked by this request and has not charged.
@@ -295,7 +298,9 @@ impl Work {
             Progress::Nothing if two_steps => Next::Read(index),
             Progress::Nothing => Next::Search(index),
             _ if self.purpose == Purpose::Look => Next::Wait,
-            Progress::Unconfirmed | Progress::Declined if two_steps && rules.cancels[index] => Next::Cancel(index),
+            Progress::Unconfirmed | Progress::Declined | Progress::Refused if two_steps && rules.cancels[index] => {
+                Next::Cancel(index)
+            }
             Progress::Unconfirmed if !two_steps && self.purpose == Purpose::Close && attempt.idle >= FOUND_AFTER => {
                 Next::Expire(index)
             }
@@ -388,6 +393,7 @@ fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: 
         (Next::Cancel(_), Answer::Cancelled) if before == Progress::Declined => {
             (Some(State::Declined), Progress::Spent)
         }
+        (Next::Cancel(_), Answer::Cancelled) if before == Progress::Refused => (Some(State::Refused), Progress::Spent),
         (Next::Read(_) | Next::Cancel(_), Answer::Cancelled) => over(state),
         // A cancellation that was refused, whatever the object is now: this request does not ask for it again, and not even
         // the buyer's time being over helps now.
@@ -402,6 +408,7 @@ fn learn(step: Next, attempt: &Attempt, answer: &Answer, cancels: bool, before: 
         // Without an id nobody can have confirmed it, and what never arrived did nothing.
         (Next::Create(..), _) | (Next::Confirm(..), Answer::NotReached) => not_charged,
         // Of a repeated request a refusal says nothing: the one before may still arrive.
+        (Next::Confirm(..), Answer::Refused) if cancels => (None, Progress::Refused),
         (Next::Confirm(..), Answer::Refused) => (Some(State::Refused), Progress::Spent),
         (_, Answer::Declined | Answer::NeedsBuyer { .. }) if repeated => open,
         (Next::ChargeAgain(_), Answer::Declined) => (Some(State::Declined), Progress::Spent),
@@ -517,6 +524,40 @@ mod tests {
         for purpose in [Purpose::Close, Purpose::Look] {
             assert_eq!(work(purpose, attempts(), 1).next(&rules), Next::Wait);
         }
+    }
+
+    /// Its object is cancelled before: a new one was made, and refused, each minute for a day.
+    #[rstest::rstest]
+    #[case::refused(confirming(), Answer::Cancelled, Some(State::Refused))]
+    #[case::it_was_charged_all_the_same(confirming(), Answer::Charged { object: "o".into() }, Some(charged("o")))]
+    #[case::it_cannot_be_cancelled_now(confirming(), Answer::Unanswered, None)]
+    fn a_refused_confirmation_ends_the_attempt_once_its_object_is_cancelled(
+        #[case] state: State,
+        #[case] cancelled: Answer,
+        #[case] expected: Option<State>,
+    ) {
+        let mut work = Work::new(Purpose::Pay, [Some(attempt(state, Duration::ZERO)), None]);
+        let (written, progress) = work.after(Next::Confirm(0, 1), &Answer::Refused, &rules());
+        assert_eq!((written, progress), (None, Progress::Refused));
+        work.progress[0] = progress;
+        assert_eq!(work.next(&rules()), Next::Cancel(0));
+        let (written, _) = work.after(Next::Cancel(0), &cancelled, &rules());
+        assert_eq!(written.map(|attempt| attempt.state), expected);
+    }
+
+    /// Where nothing can be cancelled, only what is final counts as refused; and after another confirmation in doubt,
+    /// nothing.
+    #[test]
+    fn a_refusal_elsewhere_is_as_before() {
+        let work = |index: usize, again| {
+            let mut attempts = [None, None];
+            attempts[index] = Some(attempt(State::Confirming { object: "o".into(), again }, Duration::ZERO));
+            Work::new(Purpose::Pay, attempts)
+        };
+        let after = |index: usize, again| work(index, again).after(Next::Confirm(index, 1), &Answer::Refused, &rules());
+        assert_eq!(after(1, false), (Some(Attempt::now(1, State::Refused)), Progress::Spent));
+        assert_eq!(after(0, true), (None, Progress::Open));
+        assert_eq!(after(1, true), (None, Progress::Open));
     }
 
     #[test]

@@ -1,17 +1,13 @@
 //! The way to a provider: HTTPS with verified certificates, our API key, and nothing of ours besides. To a simulator, or a proxy
 //! of ours that adds both, it is that to our own services.
 
+use super::encrypted::Encrypted;
 use crate::host::StartError;
 use crate::http_client::{self, Bare, HttpAnswer, HttpCall, HttpError};
 use axum::body::Bytes;
-use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use resilience::{Attempt, Dependency, deadline};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -23,12 +19,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tower::ServiceExt;
 
-/// Longest time until a connection is there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may wait for its next request; providers close theirs later.
-const IDLE: Duration = Duration::from_secs(20);
-/// Largest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// Largest answer that is read, in bytes; and largest page of a list of a hundred objects.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
+/// Time to get a token, if no policy says how long an attempt may take.
+const TOKEN_TIME: Duration = Duration::from_secs(5);
 /// A token is replaced so long before it ends.
 const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 
@@ -49,24 +44,41 @@ pub struct Token {
     basic: String,
 }
 
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nothing was sent: our key is not there, or is none.
+    #[error("{0}")]
+    NoKey(String),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+}
+
+impl From<AskError> for HttpError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::NoKey(why) => Self::NotSent(why),
+            AskError::Http(error) => error,
+        }
+    }
+}
+
 /// A provider over HTTPS; or over HTTP, without a key.
 pub struct Https {
     way: Way,
     credentials: Credentials,
+    dependency: Option<&'static Dependency>,
 }
 
 enum Way {
     /// As to a service of ours, by the policy: with known endpoints of which one that fails is left out.
     Plain(Bare),
-    Encrypted {
-        client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-        base: String,
-    },
+    Encrypted(Encrypted),
 }
 
 impl Https {
-    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM. `dependency`: whose policy holds
-    /// for the way without encryption.
+    /// The provider at `base`. `ca_file`: trusted besides the well-known authorities, in PEM. `dependency`: whose
+    /// policy says how long a connection may take; and what else it says holds for the way without encryption.
     pub fn new(
         base: &str,
         ca_file: Option<&Path>,
@@ -82,7 +94,7 @@ impl Https {
             }
             let bare = dependency
                 .map_or_else(|| http_client::bare(base), |dependency| http_client::of_dependency(base, dependency));
-            return Ok(Self { way: Way::Plain(bare), credentials });
+            return Ok(Self { way: Way::Plain(bare), credentials, dependency });
         }
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(path) = ca_file {
@@ -99,41 +111,46 @@ impl Https {
             .map_err(|error| StartError::Setting(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector);
-        let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { way: Way::Encrypted { client, base }, credentials })
+        Ok(Self { way: Way::Encrypted(Encrypted::new(base, config, dependency)), credentials, dependency })
     }
 
     /// One request, with our key.
-    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, HttpError> {
+    pub async fn ask(&self, call: HttpCall) -> Result<HttpAnswer, AskError> {
+        self.ask_for(call, MAX_ANSWER_BYTES).await
+    }
+
+    /// The same for a page of a list.
+    pub async fn ask_for_list(&self, call: HttpCall) -> Result<HttpAnswer, AskError> {
+        self.ask_for(call, MAX_LIST_BYTES).await
+    }
+
+    async fn ask_for(&self, call: HttpCall, most: usize) -> Result<HttpAnswer, AskError> {
         let authorization = match &self.credentials {
             Credentials::None => None,
             Credentials::Bearer(path) => Some(format!("Bearer {}", secret(path).await?)),
             Credentials::Client { id, secret: path, token } => {
                 let basic = BASE64_STANDARD.encode(format!("{}:{}", secret(id).await?, secret(path).await?));
-                // Held while a new one is asked for: the others wait for that one.
-                let mut token = token.lock().await;
-                let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
-                let value = match token.as_ref().filter(good) {
-                    Some(kept) => kept.value.clone(),
-                    None => match self.token(&basic).await? {
-                        Ok(new) => token.insert(new).value.clone(),
-                        Err(refusal) => return Ok(refusal),
-                    },
+                let known = async {
+                    // Held while a new one is asked for: the others wait for that one.
+                    let mut token = token.lock().await;
+                    let good = |one: &&Token| one.basic == basic && one.until > Instant::now();
+                    if let Some(kept) = token.as_ref().filter(good) {
+                        return Ok(Ok(kept.value.clone()));
+                    }
+                    let new = self.token(&basic).await?;
+                    Ok::<_, HttpError>(new.map(|new| token.insert(new).value.clone()))
                 };
-                Some(format!("Bearer {value}"))
+                // Not as long as an attempt: at its end nobody could say that what it is for was not sent.
+                let time =
+                    self.dependency.map_or(TOKEN_TIME, |one| Duration::from_millis(one.timeouts().per_try_ms) / 2);
+                let late = |_| HttpError::NotSent(format!("no token within {} ms", time.as_millis()));
+                match tokio::time::timeout(time, known).await.map_err(late)?? {
+                    Ok(value) => Some(format!("Bearer {value}")),
+                    Err(refusal) => return Ok(refusal),
+                }
             }
         };
-        let answer = self.send(call, authorization).await?;
+        let answer = self.send(call, authorization, most).await?;
         if let Credentials::Client { token, .. } = &self.credentials
             && answer.status == StatusCode::UNAUTHORIZED
         {
@@ -141,9 +158,19 @@ impl Https {
             *token.lock().await = None;
         }
         if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(HttpError::Status(Box::new(answer)));
+            return Err(HttpError::Status(Box::new(answer)).into());
         }
         Ok(answer)
+    }
+
+    /// Whether our key is there, and can be sent.
+    pub async fn has_key(&self) -> Result<(), AskError> {
+        match &self.credentials {
+            Credentials::None => {}
+            Credentials::Bearer(path) => _ = secret(path).await?,
+            Credentials::Client { id, secret: path, .. } => _ = (secret(id).await?, secret(path).await?),
+        }
+        Ok(())
     }
 
     /// A new token; or the provider's answer, if it gives none. What failed here did not reach what was asked for.
@@ -152,7 +179,7 @@ impl Https {
         call.body = Bytes::from_static(b"grant_type=client_credentials");
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
         call.headers.insert(header::CONTENT_TYPE, form);
-        let answer = self.send(call, Some(format!("Basic {basic}"))).await;
+        let answer = self.send(call, Some(format!("Basic {basic}")), MAX_ANSWER_BYTES).await;
         let answer = answer.map_err(|error| HttpError::NotSent(format!("no token: {error}")))?;
         if answer.status.is_client_error() && answer.status != StatusCode::TOO_MANY_REQUESTS {
             return Ok(Err(HttpAnswer { status: StatusCode::UNAUTHORIZED, ..answer }));
@@ -166,8 +193,9 @@ impl Https {
         Ok(Ok(Token { value: value.to_owned(), until, basic: basic.to_owned() }))
     }
 
-    async fn send(&self, call: HttpCall, authorization: Option<String>) -> Result<HttpAnswer, HttpError> {
-        let (client, base) = match &self.way {
+    /// Over TLS, the answer has at most `most` bytes; elsewhere what the client between services of ours allows.
+    async fn send(&self, call: HttpCall, authorization: Option<String>, most: usize) -> Result<HttpAnswer, HttpError> {
+        let encrypted = match &self.way {
             Way::Plain(bare) => {
                 // What settles a payment is asked for although nobody waits for it any more.
                 let until = deadline::current().filter(|until| *until > tokio::time::Instant::now());
@@ -177,44 +205,22 @@ impl Https {
                     result => result,
                 };
             }
-            Way::Encrypted { client, base } => (client, base),
+            Way::Encrypted(encrypted) => encrypted,
         };
-        let HttpCall { method, path, headers, body } = call;
-        let not_sent = |why: String| HttpError::NotSent(why);
-        let uri: Uri = format!("{base}{path}").parse().map_err(|error| not_sent(format!("{error}")))?;
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        if request.method() == Method::GET {
-            request.headers_mut().remove(header::CONTENT_TYPE);
-        }
-        if let Some(text) = authorization {
-            let value = HeaderValue::from_str(&text);
-            let mut value = value.map_err(|_| not_sent("the API key is no plain text".to_owned()))?;
-            value.set_sensitive(true);
-            request.headers_mut().insert(header::AUTHORIZATION, value);
-        }
-        let broken = |why: String| HttpError::Broken { why, from_ejected: false };
-        let answer = client.request(request).await.map_err(|error| {
-            let words = http_client::in_full(&error);
-            if error.is_connect() { HttpError::NotSent(words) } else { broken(words) }
-        })?;
-        let (parts, body) = answer.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() { HttpError::TooLarge } else { broken(error.to_string()) }
-        })?;
-        Ok(HttpAnswer { status: parts.status, headers: parts.headers, body: body.to_bytes(), from_ejected: false })
+        encrypted.send(call, authorization, most).await
     }
 }
 
-/// The content of a file with a secret.
-async fn secret(path: &Path) -> Result<String, HttpError> {
-    let text = tokio::fs::read_to_string(path).await;
-    let text = text.map_err(|error| HttpError::NotSent(format!("cannot read {}: {error}", path.display())))?;
+/// The content of a file with a secret, which can be sent in a header.
+async fn secret(path: &Path) -> Result<String, AskError> {
+    let no_key = |why: String| AskError::NoKey(format!("{}: {why}", path.display()));
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| no_key(error.to_string()))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err(HttpError::NotSent(format!("{} is empty: the API key belongs there", path.display())));
+        return Err(no_key("the file is empty".to_owned()));
+    }
+    if HeaderValue::from_str(text).is_err() {
+        return Err(no_key("it is no plain text on one line".to_owned()));
     }
     Ok(text.to_owned())
 }
@@ -290,9 +296,9 @@ mod tests {
         let bearer = || Credentials::Bearer(key.clone());
         let untrusted = Https::new(&base, None, bearer(), None).unwrap();
         let error = untrusted.ask(HttpCall::get("/")).await.unwrap_err();
-        assert!(matches!(&error, HttpError::NotSent(why) if why.contains("certificate")), "{error}");
+        assert!(matches!(&error, AskError::Http(HttpError::NotSent(why)) if why.contains("certificate")), "{error}");
         let other_name = Https::new(&format!("https://{address}"), Some(&ca), bearer(), None).unwrap();
-        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(_))));
+        assert!(matches!(other_name.ask(HttpCall::get("/")).await, Err(AskError::Http(HttpError::NotSent(_)))));
 
         let https = Https::new(&base, Some(&ca), bearer(), None).unwrap();
         let said = async |path: &str| https.ask(HttpCall::get(path)).await.unwrap();
@@ -300,8 +306,44 @@ mod tests {
         std::fs::write(&key, "sk_second").unwrap();
         assert!(said("/").await.body.ends_with(b"Bearer sk_second"));
         assert_eq!(said("/moved").await.status, StatusCode::FOUND, "redirects are not followed");
-        std::fs::write(&key, "").unwrap();
-        assert!(matches!(https.ask(HttpCall::get("/")).await, Err(HttpError::NotSent(why)) if why.contains("empty")));
+        for (text, expected) in [("", "empty"), (" \n", "empty"), ("two\nlines", "one line")] {
+            std::fs::write(&key, text).unwrap();
+            for result in [https.has_key().await, https.ask(HttpCall::get("/")).await.map(drop)] {
+                let error = result.unwrap_err();
+                assert!(matches!(&error, AskError::NoKey(why) if why.contains(expected)), "{error}");
+            }
+        }
+    }
+
+    /// What the token is for was not sent then; and who comes next waits no longer than that, either.
+    #[tokio::test]
+    async fn a_token_that_does_not_come_leaves_nothing_in_doubt() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let [id, secret] = ["id", "secret"].map(|name| directory.path().join(name));
+        for path in [&id, &secret] {
+            std::fs::write(path, "any").unwrap();
+        }
+        let credentials = Credentials::Client { id, secret, token: Mutex::default() };
+        let paypal = dependency(600);
+        let https = Https::new(&format!("https://{}", listener.local_addr().unwrap()), None, credentials, Some(paypal));
+        let https = https.unwrap();
+        let asked = futures::future::join_all((0..2).map(|_| https.ask(HttpCall::get("/"))));
+        let answers = tokio::time::timeout(Duration::from_secs(20), asked).await.expect("it is given up");
+        for answer in answers {
+            let error = answer.unwrap_err();
+            let words = "no token within 300 ms";
+            assert!(matches!(&error, AskError::Http(HttpError::NotSent(why)) if why == words), "{error}");
+        }
+    }
+
+    /// One with so much time for an attempt.
+    fn dependency(per_try_ms: u64) -> &'static Dependency {
+        let mut defaults = super::super::defaults(1);
+        defaults.dependencies.get_mut("paypal").unwrap().timeout.per_try_ms = per_try_ms;
+        let id = contract::WorkloadId::deployment("default", "payment");
+        let resilience = resilience::Resilience::builder(id).dependency("paypal").defaults(defaults).build();
+        resilience.dependency("paypal").unwrap()
     }
 
     #[tokio::test]

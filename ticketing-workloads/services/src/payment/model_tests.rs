@@ -137,6 +137,9 @@ enum Flaw {
     BelievesSilence,
     /// A refusal of a repeated confirmation is the answer to the first one.
     BelievesRefusal,
+    /// A refusal of the first one is its end, although its object is not cancelled: something on the way may have made
+    /// it.
+    BelievesRefusalAtOnce,
     /// So is a decline.
     BelievesDecline,
     /// So is that the buyer has to act first.
@@ -724,6 +727,10 @@ impl World {
             // It arrives later, or never.
             all.push(answered(self.providers[index].clone(), Answer::Unanswered, true, late));
         }
+        if faulty && matches!(step, Next::Confirm(..)) && CANCELS[index] {
+            // Something on the way refuses it in the provider's words, and it arrives all the same.
+            all.push(answered(self.providers[index].clone(), Answer::Refused, true, late));
+        }
         let is_new = process.work.attempts[index].as_ref().is_some_and(|one| one.age == Duration::ZERO);
         if faulty && matches!(step, Next::Read(_)) && !CANCELS[index] && is_new {
             // The key of another account does not find it.
@@ -797,7 +804,8 @@ impl World {
             {
                 Some(State::Expired)
             }
-            (Flaw::BelievesRefusal, Next::ConfirmAgain(_), Answer::Refused) => Some(State::Refused),
+            (Flaw::BelievesRefusal, Next::ConfirmAgain(_), Answer::Refused)
+            | (Flaw::BelievesRefusalAtOnce, Next::Confirm(..), Answer::Refused) => Some(State::Refused),
             (Flaw::BelievesDecline, Next::ConfirmAgain(_), Answer::Declined) => Some(State::Declined),
             (Flaw::BelievesBuyer, Next::ConfirmAgain(_), Answer::NeedsBuyer { object }) => {
                 Some(State::NeedsBuyer { object: object.clone() })
@@ -1035,6 +1043,7 @@ fn nobody_is_charged_twice_or_for_nothing() {
 #[rstest::rstest]
 #[case::search(Flaw::BelievesSearch, "charged after it was closed")]
 #[case::refusal(Flaw::BelievesRefusal, "charged without a booking or a refund")]
+#[case::refusal_at_once(Flaw::BelievesRefusalAtOnce, "charged after it was closed")]
 #[case::decline(Flaw::BelievesDecline, "charged without a booking or a refund")]
 #[case::buyer(Flaw::BelievesBuyer, "charged after it was closed")]
 #[case::time(Flaw::BelievesTime, "charged after it was closed")]

@@ -3,17 +3,17 @@
 
 use super::decision::Answer;
 use super::https::Https;
+use super::key::KeyTrouble;
 use super::ledger::Order;
 use super::providers::{
     Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, VerifyError, about, cents,
-    forbidden, header_value, invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
+    header_value, invalid_response, json_of, no, owed, path_part, refunded, step_key, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall};
 use async_trait::async_trait;
 use axum::http::{HeaderName, StatusCode};
 use resilience::Dependency;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("paypal-request-id");
@@ -109,9 +109,9 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             }
             issue if FINAL.contains(&issue) => Err(ProviderError::Refused(words(answer))),
             // Also of an order that was captured already: how it stands is for a read to say.
-            _ => Err(unclear(answer, is_its_own(answer))),
+            _ => Err(no(answer, is_its_own(answer))),
         },
-        _ => Err(unclear(answer, is_its_own(answer))),
+        _ => Err(no(answer, is_its_own(answer))),
     }
 }
 
@@ -146,10 +146,7 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
                 _ => Err(ProviderError::Refused(words(answer))),
             }
         }
-        _ => {
-            let is_its_own = is_its_own(answer);
-            Err(forbidden(answer, is_its_own).unwrap_or_else(|| unclear(answer, is_its_own)))
-        }
+        _ => Err(no(answer, is_its_own(answer))),
     }
 }
 
@@ -253,7 +250,7 @@ impl ProviderClient for Paypal {
                 .append_pair("page", &number.to_string())
                 .append_pair("page_size", &PAGE.to_string())
                 .finish();
-            let page = self.0.json(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
+            let page = self.0.page(HttpCall::get(format!("/v1/reporting/transactions?{query}"))).await?;
             let details = page["transaction_details"].as_array().ok_or("invalid list of transactions")?;
             for info in details.iter().map(|detail| &detail["transaction_info"]) {
                 let amount = &info["transaction_amount"];
@@ -303,12 +300,8 @@ impl ProviderClient for Paypal {
         self.0.try_key(HttpCall::get("/v2/checkout/orders/NONE")).await;
     }
 
-    fn refused_key(&self) -> Option<Arc<String>> {
-        self.0.refused_key()
-    }
-
-    fn restricted_key(&self) -> Option<String> {
-        self.0.restricted_key()
+    fn key_trouble(&self) -> Option<KeyTrouble> {
+        self.0.key_trouble()
     }
 }
 

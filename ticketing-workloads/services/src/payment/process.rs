@@ -73,6 +73,8 @@ struct Request<'a> {
     rules: Rules,
     work: Work,
     reasons: [Option<&'static str>; PROVIDERS],
+    /// What each said that has refused to confirm an object: the attempt ends once that is cancelled.
+    refusals: [Option<String>; PROVIDERS],
     /// Whether something new is written down.
     noted: bool,
 }
@@ -188,8 +190,8 @@ impl Payments {
         until: Option<Instant>,
     ) -> Result<Looked, LedgerError> {
         let work = Work::new(purpose, self.ledger.attempts(&order.key, self.names()).await?);
-        let (rules, reasons) = (self.rules(order), Default::default());
-        let mut request = Request { claim, order, until, rules, work, reasons, noted: false };
+        let (rules, reasons, refusals) = (self.rules(order), Default::default(), Default::default());
+        let mut request = Request { claim, order, until, rules, work, reasons, refusals, noted: false };
         for _ in 0..MAX_STEPS {
             let step = request.work.next(&request.rules);
             tracing::debug!(key = %order.key, ?step, "next step of a payment");
@@ -268,14 +270,18 @@ impl Payments {
             let word = if reply.unavailable { "PROVIDER_UNAVAILABLE" } else { "PROCESSING_ERROR" };
             request.reasons[index] = Some(word);
         }
+        if reply.answer == Answer::Refused {
+            request.refusals[index].clone_from(&reply.reason);
+        }
         let (attempt, progress) = request.work.after(step, &reply.answer, &request.rules);
         if let Some(attempt) = attempt {
             let reason = match (&attempt.state, &reply.answer) {
-                (State::Expired, _) => Some(BUYER_TOO_LATE),
-                (_, Answer::Refused | Answer::NotReached | Answer::Unanswered) => reply.reason.as_deref(),
+                (State::Expired, _) => Some(BUYER_TOO_LATE.to_owned()),
+                (State::Refused, _) => request.refusals[index].take(),
+                (_, Answer::NotReached | Answer::Unanswered) => reply.reason.clone(),
                 _ => None,
             };
-            self.note(request, index, attempt, reason).await?;
+            self.note(request, index, attempt, reason.as_deref()).await?;
         }
         request.work.progress[index] = progress;
         Ok(())

@@ -1,11 +1,11 @@
 //! How the providers are spoken to: what every one of them has to offer, and what their answers mean.
 
 use super::decision::Answer;
-use super::https::Https;
+use super::https::{AskError, Https};
+use super::key::{Key, KeyTrouble, Use};
 use super::ledger::Order;
 use super::repeated::{FailedOrders, Repetition};
 use crate::http_client::{self, HttpAnswer, HttpCall, HttpError};
-use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use axum::http::{HeaderValue, StatusCode};
 use contract::CheckStatus;
@@ -180,14 +180,12 @@ pub trait ProviderClient: Send + Sync {
         Err(VerifyError::Failed("its events are verified here".to_owned()))
     }
 
-    /// Asks for something that every valid key gets, if there is a reason to doubt ours.
+    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to
+    /// doubt ours.
     async fn try_key(&self);
 
-    /// Its words, if it does not take our key.
-    fn refused_key(&self) -> Option<Arc<String>>;
-
-    /// Its words, if our key may not be used to create anything.
-    fn restricted_key(&self) -> Option<String>;
+    /// Why our key is good for nothing, if it is.
+    fn key_trouble(&self) -> Option<KeyTrouble>;
 }
 
 /// Why a provider did not do what it was asked for.
@@ -200,6 +198,9 @@ pub enum ProviderError {
     Refused(String),
     #[error("it does not take the API key: {0}; check the Secret that holds it")]
     Unauthorized(String),
+    /// Nothing was sent: there is no key.
+    #[error("the API key cannot be sent: {0}; see to the Secret that holds it")]
+    NoKey(String),
     /// It takes the key, but not for this.
     #[error("it forbids this: {0}")]
     Forbidden(String),
@@ -222,7 +223,9 @@ pub enum ProviderError {
 impl Failure for ProviderError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Declined | Self::Refused(_) | Self::Forbidden(_) | Self::Unclear(_) => FailureKind::Business,
+            Self::Declined | Self::Refused(_) | Self::Forbidden(_) | Self::Unclear(_) | Self::NoKey(_) => {
+                FailureKind::Business
+            }
             Self::Unauthorized(_) => FailureKind::Status(401),
             Self::InvalidResponse(_) | Self::Repeated { for_ever: true, .. } => FailureKind::Other,
             Self::Repeated { answer, .. } | Self::Http(HttpError::Status(answer)) => http_client::kind_of(answer),
@@ -232,7 +235,8 @@ impl Failure for ProviderError {
 
     fn verdict(&self) -> Verdict {
         match self {
-            Self::Repeated { .. } => Verdict::Neutral,
+            // Of a provider that was not asked, a key that is not there says nothing.
+            Self::Repeated { .. } | Self::NoKey(_) => Verdict::Neutral,
             Self::Http(error) if error.is_isolated() => Verdict::Neutral,
             // Retried or not, it comes from something before the provider.
             Self::Http(HttpError::Status(answer)) if is_no_answer_of_its_own(answer.status) => Verdict::Failure,
@@ -250,7 +254,11 @@ impl ProviderError {
     /// come from something before the provider, which works on.
     fn in_doubt(&self) -> bool {
         match self {
-            Self::Declined | Self::Refused(_) | Self::Unauthorized(_) | Self::Http(HttpError::NotSent(_)) => false,
+            Self::Declined
+            | Self::Refused(_)
+            | Self::Unauthorized(_)
+            | Self::NoKey(_)
+            | Self::Http(HttpError::NotSent(_)) => false,
             // Refused before anything else happens.
             Self::Http(HttpError::Status(answer)) => answer.status != StatusCode::TOO_MANY_REQUESTS,
             Self::Forbidden(_)
@@ -283,84 +291,80 @@ pub fn about(object: &str, read: impl Reader) -> impl Reader {
     }
 }
 
-/// Orders in a row for which a provider forbids to create anything, after which that is about our key, not about them.
-const FORBIDDEN_ORDERS: u32 = 5;
-
-/// Orders in a row for which nothing may be created.
-#[derive(Default)]
-struct Forbidden {
-    orders: u32,
-    /// The last of them.
-    order: String,
-    /// What the provider said then.
-    words: String,
-}
-
-impl Forbidden {
-    fn note(&mut self, order: &str, words: &str) {
-        if self.orders == 0 || self.order != order {
-            self.orders = self.orders.saturating_add(1);
-            order.clone_into(&mut self.order);
-        }
-        words.clone_into(&mut self.words);
-    }
-}
-
 /// One provider over HTTP.
 pub struct Client {
     service: Https,
     pub dependency: &'static Dependency,
     /// Whether the answer to a key is the same for ever, also a "no".
     keeps_answers: bool,
-    forbidden: Mutex<Forbidden>,
     failed_orders: Mutex<FailedOrders>,
-    /// Its words, since it last refused our key.
-    refused_key: ArcSwapOption<String>,
-    /// Whether it has forbidden something since the key was last tried: one order, or all that the key is for.
-    forbade: AtomicBool,
+    key: Key,
 }
 
 impl Client {
     pub fn new(service: Https, dependency: &'static Dependency, keeps_answers: bool) -> Self {
-        let (refused_key, forbade) = (ArcSwapOption::empty(), AtomicBool::new(false));
-        let (forbidden, failed_orders) = Default::default();
-        Self { service, dependency, keeps_answers, forbidden, failed_orders, refused_key, forbade }
+        let (failed_orders, key) = Default::default();
+        Self { service, dependency, keeps_answers, failed_orders, key }
     }
 
     async fn once(&self, call: HttpCall) -> Result<HttpAnswer, ProviderError> {
-        let answer = self.service.ask(call).await?;
+        self.known(self.service.ask(call).await)
+    }
+
+    /// An answer, with what it says of our key noted.
+    fn known(&self, answer: Result<HttpAnswer, AskError>) -> Result<HttpAnswer, ProviderError> {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(AskError::NoKey(why)) => {
+                self.key.is_unusable(&why);
+                return Err(ProviderError::NoKey(why));
+            }
+            Err(AskError::Http(error)) => return Err(error.into()),
+        };
         match answer.status {
             StatusCode::UNAUTHORIZED => {
                 let words = words(&answer);
-                self.refused_key.store(Some(Arc::new(words.clone())));
+                self.key.is_refused(&words);
                 return Err(ProviderError::Unauthorized(words));
             }
-            StatusCode::FORBIDDEN => self.forbade.store(true, Ordering::Relaxed),
-            _ => self.refused_key.store(None),
+            StatusCode::FORBIDDEN => self.key.has_forbidden(),
+            _ => self.key.is_taken(),
         }
         Ok(answer)
     }
 
-    /// Asks for something that every valid key gets, if there is a reason to doubt ours; and keeps what it says.
+    /// Looks whether our key can be sent; and asks for something that every valid key gets, if there is a reason to
+    /// doubt ours, and keeps what it says.
     pub async fn try_key(&self, call: HttpCall) {
-        if !self.forbade.load(Ordering::Relaxed) && self.refused_key().is_none() {
+        if let Err(why) = self.service.has_key().await {
+            self.key.is_unusable(&why.to_string());
+            return;
+        }
+        self.key.is_usable();
+        if !self.key.is_in_doubt() {
             return;
         }
         let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
         let Ok(Ok(answer)) = tokio::time::timeout(time, self.service.ask(call)).await else { return };
         let is_refused = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        self.refused_key.store(is_refused.then(|| Arc::new(words(&answer))));
-        self.forbade.store(is_refused, Ordering::Relaxed);
+        self.key.was_tried(is_refused.then(|| words(&answer)));
     }
 
-    pub fn refused_key(&self) -> Option<Arc<String>> {
-        self.refused_key.load_full()
+    pub fn key_trouble(&self) -> Option<KeyTrouble> {
+        self.key.trouble()
     }
 
-    /// What it says, if it lets us create nothing. A key that may read is taken all the same, and all orders go elsewhere.
-    pub fn restricted_key(&self) -> Option<String> {
-        let forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
-        (forbidden.orders >= FORBIDDEN_ORDERS).then(|| forbidden.words.clone())
+    /// Notes what an answer says of the use that our key is for. That nothing could be asked says nothing.
+    fn note_use(&self, usage: Use, order: &str, result: &Result<Answer, CallError<ProviderError>>) {
+        match result {
+            Ok(_) | Err(CallError::Failed { source: ProviderError::Declined | ProviderError::Refused(_), .. }) => {
+                self.key.may(usage);
+            }
+            Err(CallError::Failed { source: ProviderError::Forbidden(words), .. }) => {
+                self.key.may_not(usage, order, words);
+            }
+            Err(_) => {}
+        }
     }
 
     /// Whether the policy retries it by its number.
@@ -371,20 +375,14 @@ impl Client {
     /// Asks through all layers for an object for `order`.
     pub async fn create(&self, call: HttpCall, order: &str, read: impl Reader) -> Reply {
         let (result, in_doubt) = self.attempt(call, order, read).await;
-        {
-            let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
-            match &result {
-                Ok(_) => *forbidden = Forbidden::default(),
-                Err(CallError::Failed { source: ProviderError::Forbidden(words), .. }) => forbidden.note(order, words),
-                Err(_) => {}
-            }
-        }
+        self.note_use(Use::Create, order, &result);
         reply(result, in_doubt, self.keeps_answers)
     }
 
     /// Asks through all layers for something that charges `order`.
     pub async fn ask(&self, call: HttpCall, order: &str, read: impl Reader) -> Reply {
         let (result, in_doubt) = self.attempt(call, order, read).await;
+        self.note_use(Use::Charge, order, &result);
         // That an object is created says nothing of charges.
         if matches!(&result, Ok(_) | Err(CallError::Failed { source: ProviderError::Declined, .. })) {
             self.failed_orders().answered(order);
@@ -467,18 +465,30 @@ impl Client {
 
     /// The answer to one request, past the circuit, within the time of an attempt.
     pub async fn raw(&self, call: HttpCall) -> Result<HttpAnswer, String> {
+        self.in_time(self.service.ask(call)).await
+    }
+
+    async fn in_time(&self, asked: impl Future<Output = Result<HttpAnswer, AskError>>) -> Result<HttpAnswer, String> {
         let time = Duration::from_millis(self.dependency.timeouts().per_try_ms);
-        match tokio::time::timeout(time, self.once(call)).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
+        match tokio::time::timeout(time, asked).await {
+            Ok(answer) => self.known(answer).map_err(|error| error.to_string()),
             Err(_) => Err(format!("timed out after {} ms", time.as_millis())),
         }
     }
 
     /// The body of a successful answer.
     pub async fn json(&self, call: HttpCall) -> Result<Value, String> {
-        let answer = self.raw(call).await?;
+        Self::body_of(&self.raw(call).await?)
+    }
+
+    /// The same of a page of a list, which may be large.
+    pub async fn page(&self, call: HttpCall) -> Result<Value, String> {
+        Self::body_of(&self.in_time(self.service.ask_for_list(call)).await?)
+    }
+
+    fn body_of(answer: &HttpAnswer) -> Result<Value, String> {
         if !answer.status.is_success() {
-            return Err(format!("status {}: {}", answer.status, words(&answer)));
+            return Err(format!("status {}: {}", answer.status, words(answer)));
         }
         serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }
@@ -509,25 +519,17 @@ fn reply(result: Result<Answer, CallError<ProviderError>>, in_doubt: bool, keeps
     }
 }
 
-/// `payment-provider-<name>`: whether it takes our key. It is asked only after it refused the key or forbade something.
+/// `payment-provider-<name>`: whether our key is there, and taken. The provider is asked only after it refused the key
+/// or forbade something, or the key was not there.
 pub fn key_check(provider: &Arc<dyn ProviderClient>) -> Check {
     let (name, provider) = (provider.name().to_owned(), Arc::clone(provider));
     Check::new(&format!("payment-provider-{name}"), &["service", &name], move |_| {
         let provider = Arc::clone(&provider);
         async move {
             provider.try_key().await;
-            match (provider.refused_key(), provider.restricted_key()) {
-                (Some(words), _) => {
-                    let message = format!("it does not take the API key: {words}; check the Secret that holds it");
-                    CheckOutcome::new(CheckStatus::Unhealthy, message)
-                }
-                (None, Some(words)) => {
-                    let message = format!(
-                        "it forbade the last {FORBIDDEN_ORDERS} orders or more: {words}; check what the API key may do"
-                    );
-                    CheckOutcome::new(CheckStatus::Degraded, message)
-                }
-                (None, None) => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
+            match provider.key_trouble() {
+                Some(trouble) => CheckOutcome::new(CheckStatus::Unhealthy, trouble.to_string()),
+                None => CheckOutcome::new(CheckStatus::Healthy, "no request was refused for its API key"),
             }
         }
     })
@@ -549,18 +551,13 @@ pub fn words(answer: &HttpAnswer) -> String {
     if text.is_empty() { format!("status {}", answer.status) } else { text }
 }
 
-/// What the "no" to a creation means that is about our key; `None`: it is about something else.
-pub fn forbidden(answer: &HttpAnswer, is_its_own: bool) -> Option<ProviderError> {
-    (is_its_own && answer.status == StatusCode::FORBIDDEN).then(|| ProviderError::Forbidden(words(answer)))
-}
-
-/// What a "no" means of which it is not certain that nothing else happens. Without an error body of the provider it comes from
-/// something before it, which is in trouble.
-pub fn unclear(answer: &HttpAnswer, is_its_own: bool) -> ProviderError {
-    if is_its_own && answer.status.is_client_error() {
-        ProviderError::Unclear(words(answer))
-    } else {
-        invalid_response(answer)
+/// What a "no" means of which it is not certain that nothing else happens: it is about our key, or about the request.
+/// Without an error body of the provider it comes from something before it, which is in trouble.
+pub fn no(answer: &HttpAnswer, is_its_own: bool) -> ProviderError {
+    match answer.status {
+        StatusCode::FORBIDDEN if is_its_own => ProviderError::Forbidden(words(answer)),
+        status if is_its_own && status.is_client_error() => ProviderError::Unclear(words(answer)),
+        _ => invalid_response(answer),
     }
 }
 
@@ -693,16 +690,6 @@ mod tests {
     #[test]
     fn a_refund_of_which_nobody_knows_how_much_it_is_counts_for_nothing() {
         assert!(owed(100, [(Some(made()), None)]).is_err());
-    }
-
-    /// One order may be forbidden, however often it is tried; many are not.
-    #[test]
-    fn forbidden_orders_are_counted_each_once() {
-        let mut forbidden = Forbidden::default();
-        for order in ["a", "a", "b", "b", "b"] {
-            forbidden.note(order, "no");
-        }
-        assert_eq!(forbidden.orders, 2);
     }
 
     /// One of several addresses of a provider that fails alone opened the circuit to all of them.

@@ -30,7 +30,8 @@ const ROWS: &str = "
     LEFT JOIN bookings b ON b.id = CASE WHEN p.key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p.key::uuid END
     WHERE p.key = ANY($1)";
 /// What goes back or has, also of charges that are not those of their payments.
-const REFUNDS: &str = "SELECT key, provider, charge_id, done_at IS NOT NULL FROM refunds WHERE key = ANY($1)";
+const REFUNDS: &str =
+    "SELECT key, provider, charge_id, extract(epoch FROM done_at)::float8 FROM refunds WHERE key = ANY($1)";
 /// What was charged here since then.
 const CHARGED: &str = "SELECT key FROM payment_attempts WHERE state = 'Charged' AND began_at >= to_timestamp($1)";
 
@@ -114,11 +115,14 @@ struct WrittenAttempt {
     at: f64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 enum WrittenRefund {
     None,
     Open,
-    Made,
+    Made {
+        /// In seconds since 1970.
+        at: f64,
+    },
 }
 
 /// A charge at a provider.
@@ -128,7 +132,7 @@ struct Charge {
 }
 
 impl Charge {
-    /// Whether all of the money went back; `None`: unknown.
+    /// Whether all of the money went back; `None`: no list says that any did.
     fn is_refunded(&self) -> Option<bool> {
         self.listed.refunded_cents.map(|cents| cents >= self.listed.amount_cents)
     }
@@ -246,15 +250,16 @@ async fn read(
         }
         for row in query(client, sessions, REFUNDS, &[&keys]).await? {
             let Some(written) = all.get_mut(row.try_get::<_, &str>(0)?) else { continue };
-            let refund = if row.try_get(3)? { WrittenRefund::Made } else { WrittenRefund::Open };
+            let made = row.try_get::<_, Option<f64>>(3)?;
+            let refund = made.map_or(WrittenRefund::Open, |at| WrittenRefund::Made { at });
             written.refunds.insert((row.try_get(1)?, row.try_get(2)?), refund);
         }
     }
     Ok(all)
 }
 
-/// What is not the same. `settled`: what was charged here before that time, in seconds since 1970, must be listed by now, and
-/// what was under way then must have ended.
+/// What is not the same. `settled`: what was charged or refunded here before that time, in seconds since 1970, must be
+/// listed by now, and what was under way then must have ended.
 fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: f64) -> Vec<String> {
     let mut lines = Vec::new();
     let mut by_key: BTreeMap<&str, Vec<&Charge>> = BTreeMap::new();
@@ -285,8 +290,18 @@ fn differences(charges: &[Charge], ledger: &BTreeMap<String, Written>, settled: 
                 lines.push(format!("NOT_CHARGED_THERE key={key} {provider} {object}: the ledger says Charged"));
             }
             let refund = written.refund(provider, object);
-            if written.booking.as_deref() == Some("Cancelled") && refund == WrittenRefund::None {
-                lines.push(format!("NO_REFUND key={key} {provider} {object}: the booking is cancelled"));
+            match written.booking.as_deref() {
+                Some("Cancelled") if refund == WrittenRefund::None => {
+                    lines.push(format!("NO_REFUND key={key} {provider} {object}: the booking is cancelled"));
+                }
+                // A booking is written down before it is paid; one that is cancelled is deleted in time, and what it
+                // cost has gone back.
+                None if refund == WrittenRefund::None => {
+                    lines.push(format!(
+                        "NO_BOOKING key={key} {provider} {object}: there is none that it was charged for"
+                    ));
+                }
+                _ => {}
             }
         }
     }
@@ -317,7 +332,9 @@ fn compare_charge(key: &str, charge: &Charge, written: &Written, settled: f64, l
         }
         None => lines.push(format!("NOT_CHARGED_HERE key={key} {provider} {object}: it was never asked")),
     }
-    if refund == WrittenRefund::Made && charge.is_refunded() == Some(false) {
+    // A list that says nothing of a refund has none: it goes from before the charge until now.
+    let is_settled = matches!(refund, WrittenRefund::Made { at } if at <= settled);
+    if is_settled && charge.is_refunded() != Some(true) {
         lines.push(format!("NOT_REFUNDED_THERE key={key} {provider} {object}: the ledger says refunded"));
     }
     if (listed.amount_cents, &listed.currency) != (written.amount_cents, &written.currency) {
@@ -359,7 +376,7 @@ mod tests {
     }
 
     fn written(state: &str, object: &str, booking: &str, refund: bool) -> Written {
-        let refunds = refund.then(|| (("stripe".to_owned(), object.to_owned()), WrittenRefund::Made));
+        let refunds = refund.then(|| (("stripe".to_owned(), object.to_owned()), WrittenRefund::Made { at: 10.0 }));
         let attempt = WrittenAttempt { state: state.to_owned(), object: Some(object.to_owned()), at: 10.0 };
         let attempts = [("stripe".to_owned(), attempt)];
         Written {
@@ -381,7 +398,15 @@ mod tests {
             ("gone".to_owned(), written("Charged", "f", "Confirmed", false)),
             ("owed".to_owned(), written("Charged", "g", "Cancelled", false)),
             ("given-back".to_owned(), written("Charged", "h", "Cancelled", true)),
+            ("deleted".to_owned(), Written { booking: None, ..written("Charged", "j", "", false) }),
+            ("given-back-and-deleted".to_owned(), Written { booking: None, ..written("Charged", "k", "", true) }),
+            ("in-doubt".to_owned(), Written { booking: None, ..written("Confirming", "l", "", false) }),
         ]);
+        let given_back = |key: &str, object: &str| {
+            let mut charge = charge("stripe", key, object, 100);
+            charge.listed.refunded_cents = Some(100);
+            charge
+        };
         let charges = [
             charge("stripe", "same", "a", 100),
             charge("stripe", "twice", "b", 100),
@@ -389,8 +414,10 @@ mod tests {
             charge("stripe", "open", "d", 100),
             charge("stripe", "amount", "e", 101),
             charge("stripe", "owed", "g", 100),
-            charge("stripe", "given-back", "h", 100),
+            given_back("given-back", "h"),
             charge("paypal", "unknown", "i", 100),
+            charge("stripe", "deleted", "j", 100),
+            given_back("given-back-and-deleted", "k"),
         ];
         let mut found = differences(&charges, &ledger, 20.0);
         found.sort();
@@ -403,6 +430,7 @@ mod tests {
                 "NOT_CHARGED_HERE key=open stripe d: the ledger says Confirming",
                 "NOT_CHARGED_HERE key=twice paypal c: it was never asked",
                 "NOT_CHARGED_THERE key=gone stripe f: the ledger says Charged",
+                "NO_BOOKING key=deleted stripe j: there is none that it was charged for",
                 "NO_REFUND key=owed stripe g: the booking is cancelled",
                 "UNKNOWN_HERE key=unknown",
             ]
@@ -421,13 +449,14 @@ mod tests {
             charge
         };
         let mut surplus = written("Charged", "g", "Confirmed", false);
-        surplus.refunds.insert(("stripe".to_owned(), "h".to_owned()), WrittenRefund::Made);
+        surplus.refunds.insert(("stripe".to_owned(), "h".to_owned()), WrittenRefund::Made { at: 10.0 });
         let ledger = BTreeMap::from([
             ("both".to_owned(), written("Charged", "a", "Cancelled", true)),
             ("here".to_owned(), written("Charged", "b", "Cancelled", true)),
             ("there".to_owned(), written("Charged", "c", "Confirmed", false)),
             ("twice".to_owned(), written("Charged", "d", "Confirmed", false)),
             ("in-part".to_owned(), written("Charged", "f", "Cancelled", true)),
+            ("not-listed".to_owned(), written("Charged", "i", "Cancelled", true)),
             ("surplus".to_owned(), surplus),
         ]);
         let charges = [
@@ -437,6 +466,8 @@ mod tests {
             refunded("twice", "d", 0),
             refunded("twice", "e", 100),
             refunded("in-part", "f", 99),
+            // As PayPal lists one of which nothing went back.
+            charge("stripe", "not-listed", "i", 100),
             refunded("surplus", "g", 0),
             refunded("surplus", "h", 100),
         ];
@@ -447,11 +478,14 @@ mod tests {
             [
                 "NOT_REFUNDED_THERE key=here stripe b",
                 "NOT_REFUNDED_THERE key=in-part stripe f",
+                "NOT_REFUNDED_THERE key=not-listed stripe i",
                 "REFUNDED_THERE key=there stripe c",
                 "NOT_CHARGED_HERE key=twice stripe e",
             ],
             "the second charge has gone back"
         );
+        let younger = differences(&charges, &ledger, 5.0);
+        assert!(!younger.iter().any(|line| line.starts_with("NOT_REFUNDED_THERE")), "it may not be listed yet");
     }
 
     /// A refund is listed when it is made, long after its charge.

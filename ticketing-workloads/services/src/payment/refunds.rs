@@ -1,16 +1,19 @@
-//! Money to give back: rows of `refunds`, worked off one after the other; and the search for what belongs there.
+//! Money to give back: rows of `refunds`, those of each provider worked off apart, several at once; and the search for
+//! what belongs there.
 
 use super::decision::{PROVIDERS, Purpose};
 use super::ledger::Order;
 use super::process::Payments;
 use super::providers::{self, ProviderClient};
 use crate::database::{Connection, Database, DatabaseError};
+use crate::side_by_side::side_by_side;
 use contract::CheckStatus;
+use futures::future::join_all;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use resilience::{CallError, Check, CheckOutcome, Resilience};
+use resilience::{CallError, Check, CheckOutcome, Priority, Resilience, priority};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,9 +99,15 @@ const FORGET: &str = "
 const CLAIM: &str = "
     UPDATE refunds SET tries = tries + 1,
                        next_at = now() + greatest(30, least(2 ^ least(tries, 12), 3600)) * interval '1 second'
-    WHERE (provider, charge_id) IN (SELECT provider, charge_id FROM refunds WHERE done_at IS NULL AND next_at <= now()
-                                    ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING key, provider, charge_id, tries";
+    WHERE provider = $1 AND charge_id = ANY(ARRAY(
+        SELECT charge_id FROM refunds WHERE provider = $1 AND done_at IS NULL AND next_at <= now()
+        ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING key, charge_id, tries";
+
+/// Of a provider that nobody knows here, nothing is claimed; the check `refunds` has this to say.
+const ORPHANED: &str = "
+    UPDATE refunds SET last_error = 'there is no provider ' || provider || ' any more'
+    WHERE done_at IS NULL AND provider <> ALL($1) AND last_error IS NULL";
 
 const DONE: &str = "UPDATE refunds SET done_at = now(), refund_id = $3, last_error = NULL
                     WHERE provider = $1 AND charge_id = $2 AND done_at IS NULL";
@@ -114,7 +123,8 @@ pub const HOT: &[(&str, &str)] = &[
     ("charges of bookings that were cancelled by hand", FIND_BY_HAND),
     ("open payments of cancelled bookings", OPEN),
     ("old events", FORGET),
-    ("claim a refund", CLAIM),
+    ("claim refunds", CLAIM),
+    ("refunds of no provider", ORPHANED),
     ("a refund is made", DONE),
     ("a refund failed", FAILED),
     ("open refunds", BACKLOG),
@@ -127,7 +137,6 @@ struct OutcomeLabel {
 
 struct Refund {
     key: String,
-    provider: String,
     charge: String,
     tries: i32,
 }
@@ -143,6 +152,8 @@ pub struct Refunds {
     database: Arc<Database>,
     payments: Arc<Payments>,
     providers: [Arc<dyn ProviderClient>; PROVIDERS],
+    /// Refunds of one provider that are made side by side.
+    at_once: usize,
     outcomes: Family<OutcomeLabel, Counter>,
     age: Gauge,
 }
@@ -152,6 +163,7 @@ impl Refunds {
         database: &Arc<Database>,
         payments: &Arc<Payments>,
         providers: [Arc<dyn ProviderClient>; PROVIDERS],
+        at_once: usize,
         resilience: &Resilience,
     ) -> Arc<Self> {
         let (outcomes, age) = (Family::<OutcomeLabel, Counter>::default(), Gauge::default());
@@ -160,18 +172,18 @@ impl Refunds {
             registry.register("refunds_oldest_seconds", "Age of the oldest refund that is not made yet", age.clone());
         });
         let (database, payments) = (Arc::clone(database), Arc::clone(payments));
-        Arc::new(Self { database, payments, providers, outcomes, age })
+        Arc::new(Self { database, payments, providers, at_once, outcomes, age })
     }
 
-    /// Works off refunds, for as long as it is polled. They do not wait for the search, which asks providers.
+    /// Works off refunds, and searches for more, for as long as it is polled. Neither waits for the payments that are
+    /// closed beside, which asks providers; and buyers who pay get their connections to the database before refunds.
     pub async fn run(self: Arc<Self>) {
-        tokio::join!(self.search(), self.work_off());
+        let working_off = join_all((0..PROVIDERS).map(|index| self.work_off(index)));
+        tokio::join!(self.search(), self.close(), priority::within(Priority::Look, working_off));
     }
 
     /// One failure holds up nothing else.
     async fn search(&self) {
-        // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several places.
-        let mut place = Uuid::new_v4().to_string();
         let mut by_hand = Place::default();
         for nth in 0u32.. {
             let age = if nth.is_multiple_of(LONG_AGO_EVERY) { LONG_AGO } else { RECENT };
@@ -184,12 +196,25 @@ impl Refunds {
             if let Err(error) = self.forget().await {
                 tracing::warn!(%error, "failed to delete old events of providers");
             }
+            if let Err(error) = self.mark_orphaned().await {
+                tracing::warn!(%error, "failed to look for refunds of providers that are gone");
+            }
             match self.database.call(backlog).await {
                 Ok((_, age, _)) => {
                     self.age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
                 }
                 Err(error) => tracing::warn!(%error, "failed to read how old the oldest refund is"),
             }
+            tokio::time::sleep(SWEEP).await;
+        }
+    }
+
+    /// Closes what is open of cancelled bookings.
+    async fn close(&self) {
+        // Where the last search for what is open has ended, so that each has its turn. Several pods begin in several
+        // places.
+        let mut place = Uuid::new_v4().to_string();
+        loop {
             if let Err(error) = self.end_open(&mut place).await {
                 tracing::warn!(%error, "failed to look for open payments of cancelled bookings");
             }
@@ -197,17 +222,24 @@ impl Refunds {
         }
     }
 
-    async fn work_off(&self) {
-        loop {
-            match self.next().await {
-                Ok(true) => {}
-                Ok(false) => tokio::time::sleep(LOOK).await,
+    /// Works off those of one provider.
+    async fn work_off(&self, index: usize) {
+        let claim = |most: usize| async move {
+            match self.claim(index, most).await {
+                Ok(refunds) => refunds,
                 Err(error) => {
-                    tracing::debug!(%error, "failed to read or write refunds");
-                    tokio::time::sleep(LOOK * 2).await;
+                    tracing::debug!(%error, "failed to read refunds");
+                    tokio::time::sleep(LOOK).await;
+                    Vec::new()
                 }
             }
-        }
+        };
+        let make = |refund: Refund| async move {
+            if let Err(error) = self.make(index, &refund).await {
+                tracing::debug!(%error, "failed to write down how a refund went");
+            }
+        };
+        side_by_side(|| self.at_once, LOOK, claim, make).await;
     }
 
     /// Finds what is charged for bookings of that age that are cancelled.
@@ -302,22 +334,36 @@ impl Refunds {
         self.database.call(forget).await.map(drop)
     }
 
-    /// Makes one refund; `false`: none is due.
-    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+    async fn mark_orphaned(&self) -> Result<(), CallError<DatabaseError>> {
+        let names = &self.providers.each_ref().map(|provider| provider.name());
+        let mark = |connection: Connection| async move {
+            let mark = connection.prepare_cached(ORPHANED).await?;
+            connection.execute(&mark, &[&names.as_slice()]).await.map_err(DatabaseError::from)
+        };
+        self.database.call(mark).await.map(drop)
+    }
+
+    /// Claims refunds of a provider that are due, `most` of them at most: those that have waited longest.
+    async fn claim(&self, index: usize, most: usize) -> Result<Vec<Refund>, CallError<DatabaseError>> {
+        let (provider, most) = (self.providers[index].name(), i64::try_from(most).unwrap_or(i64::MAX));
         let claim = |connection: Connection| async move {
             let claim = connection.prepare_cached(CLAIM).await?;
-            let Some(row) = connection.query_opt(&claim, &[]).await? else { return Ok(None) };
-            let (key, provider, charge, tries) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-            Ok::<_, DatabaseError>(Some(Refund { key, provider, charge, tries }))
+            let one = |row: &tokio_postgres::Row| {
+                Ok(Refund { key: row.try_get(0)?, charge: row.try_get(1)?, tries: row.try_get(2)? })
+            };
+            let claimed = connection.query(&claim, &[&provider, &most]).await?;
+            claimed.iter().map(one).collect::<Result<Vec<_>, DatabaseError>>()
         };
-        let Some(refund) = self.database.call(claim).await? else { return Ok(false) };
-        let Refund { key, provider, charge, tries } = &refund;
-        let made = match self.providers.iter().find(|one| one.name() == provider) {
-            // A failure may be stored for a key, so each try has its own; the refunds of the charge are read before, and a
-            // provider gives back no more than was charged.
-            Some(client) => client.refund(&format!("{key}:refund:{charge}:{tries}"), charge).await,
-            None => Err(format!("there is no provider {provider} any more")),
-        };
+        self.database.call(claim).await
+    }
+
+    /// Makes one refund.
+    async fn make(&self, index: usize, refund: &Refund) -> Result<(), CallError<DatabaseError>> {
+        let Refund { key, charge, tries } = refund;
+        let provider = self.providers[index].name();
+        // A failure may be stored for a key, so each try has its own; the refunds of the charge are read before, and a
+        // provider gives back no more than was charged.
+        let made = self.providers[index].refund(&format!("{key}:refund:{charge}:{tries}"), charge).await;
         let (sql, text, outcome) = match made {
             Ok(providers::Refund::Pending) => {
                 tracing::debug!(%key, %provider, %charge, "a refund is under way");
@@ -334,17 +380,16 @@ impl Refunds {
         };
         let write = |connection: Connection| {
             let text = text.clone();
-            let refund = &refund;
             async move {
                 let sql = connection.prepare_cached(sql).await?;
-                let values: [&(dyn ToSql + Sync); 3] = [&refund.provider, &refund.charge, &text];
+                let values: [&(dyn ToSql + Sync); 3] = [&provider, charge, &text];
                 connection.execute(&sql, &values).await.map_err(DatabaseError::from)
             }
         };
         // If that fails, the next try finds the refund at the provider.
         self.database.call(write).await?;
         self.outcomes.get_or_create(&OutcomeLabel { outcome }).inc();
-        Ok(true)
+        Ok(())
     }
 }
 

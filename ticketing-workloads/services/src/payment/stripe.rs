@@ -2,17 +2,17 @@
 
 use super::decision::Answer;
 use super::https::Https;
+use super::key::KeyTrouble;
 use super::ledger::Order;
 use super::providers::{
-    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, about, forbidden, header_value,
-    invalid_response, json_of, owed, path_part, refunded, step_key, unclear, words,
+    Client, Listed, Listing, Owed, ProviderClient, ProviderError, Refund, Reply, Seen, about, header_value,
+    invalid_response, json_of, no, owed, path_part, refunded, step_key, words,
 };
 use crate::http_client::{HttpAnswer, HttpCall, IDEMPOTENCY_KEY};
 use async_trait::async_trait;
 use axum::http::{HeaderValue, StatusCode, header};
 use resilience::Dependency;
 use serde_json::Value;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Objects on a page of a list.
@@ -62,7 +62,25 @@ fn of_answer(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
         StatusCode::OK => of_intent(&json_of(answer)).ok_or_else(|| invalid_response(answer)),
         StatusCode::PAYMENT_REQUIRED if kind_of_error(answer).is_some() => Err(ProviderError::Declined),
         // Also "unexpected state" and "key in use": how the intent stands is for a read to say.
-        _ => Err(unclear(answer, kind_of_error(answer).is_some())),
+        _ => Err(no(answer, kind_of_error(answer).is_some())),
+    }
+}
+
+/// What Stripe says of an intent that is not one to confirm, such as one that is charged or cancelled already. It says
+/// nothing of the order.
+const WRONG_STATE: &str = "payment_intent_unexpected_state";
+
+/// The answer to a confirmation: it is refused where Stripe says that what is asked for is not valid, as of a creation.
+/// The intent stays as it was, and is cancelled.
+fn of_confirmation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
+    let is_invalid = || {
+        matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
+            && kind_of_error(answer).as_deref() == Some("invalid_request_error")
+            && json_of(answer)["error"]["code"] != WRONG_STATE
+    };
+    match of_answer(answer) {
+        Err(ProviderError::Unclear(words)) if is_invalid() => Err(ProviderError::Refused(words)),
+        known => known,
     }
 }
 
@@ -79,7 +97,7 @@ fn of_creation(answer: &HttpAnswer) -> Result<Answer, ProviderError> {
             (StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY, Some(_)) => {
                 Err(ProviderError::Refused(words(answer)))
             }
-            (_, kind) => Err(forbidden(answer, kind.is_some()).unwrap_or_else(|| unclear(answer, kind.is_some()))),
+            (_, kind) => Err(no(answer, kind.is_some())),
         },
     }
 }
@@ -124,7 +142,7 @@ impl ProviderClient for Stripe {
     async fn confirm(&self, order: &Order, object: &str, number: i32) -> Reply {
         let path = format!("/v1/payment_intents/{}/confirm", path_part(object));
         let call = form(path, Some(&step_key(&order.key, number, "confirm")), &[]);
-        self.0.ask(call, &order.key, about(object, of_answer)).await
+        self.0.ask(call, &order.key, about(object, of_confirmation)).await
     }
 
     async fn read(&self, object: &str) -> Reply {
@@ -191,7 +209,7 @@ impl ProviderClient for Stripe {
                 query.extend_pairs(after.iter().map(|after| ("starting_after", after)));
                 query.finish()
             };
-            let page = self.0.json(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
+            let page = self.0.page(HttpCall::get(format!("/v1/payment_intents?{query}"))).await?;
             let data = page["data"].as_array().ok_or("invalid list of payment intents")?;
             for intent in data.iter().filter(|intent| intent["status"] == "succeeded") {
                 all.charges.push(Listed {
@@ -215,12 +233,8 @@ impl ProviderClient for Stripe {
         self.0.try_key(HttpCall::get("/v1/payment_intents?limit=1")).await;
     }
 
-    fn refused_key(&self) -> Option<Arc<String>> {
-        self.0.refused_key()
-    }
-
-    fn restricted_key(&self) -> Option<String> {
-        self.0.restricted_key()
+    fn key_trouble(&self) -> Option<KeyTrouble> {
+        self.0.key_trouble()
     }
 }
 
@@ -241,6 +255,23 @@ mod tests {
         assert_eq!(of_intent(&json!({"id": "pi", "status": status})), expected);
     }
 
+    /// Nothing was sent: the other provider may be asked at once.
+    #[tokio::test]
+    async fn a_confirmation_without_a_connection_is_not_in_doubt() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut defaults = super::super::defaults(1);
+        let timeout = &mut defaults.dependencies.get_mut("stripe").unwrap().timeout;
+        (timeout.request_ms, timeout.per_try_ms) = (2_000, 500);
+        let id = contract::WorkloadId::deployment("default", "payment");
+        let resilience = resilience::Resilience::builder(id).dependency("stripe").defaults(defaults).build();
+        let dependency = resilience.dependency("stripe").unwrap();
+        let base = format!("https://{}", listener.local_addr().unwrap());
+        let https = Https::new(&base, None, super::super::https::Credentials::None, Some(dependency)).unwrap();
+        let order = Order { key: "a".to_owned(), amount_cents: 100, currency: "eur".to_owned() };
+        let reply = Stripe::new(https, dependency).confirm(&order, "pi_1", 1).await;
+        assert_eq!(reply.answer, Answer::NotReached, "{:?}", reply.reason);
+    }
+
     fn answer(status: u16, body: &str) -> HttpAnswer {
         let (status, headers) = (StatusCode::from_u16(status).unwrap(), axum::http::HeaderMap::new());
         HttpAnswer { status, headers, body: body.to_owned().into(), from_ejected: false }
@@ -248,13 +279,29 @@ mod tests {
 
     const INVALID: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
 
-    /// And none refuses a confirmation.
+    const WRONG: &str =
+        r#"{"error":{"type":"invalid_request_error","code":"payment_intent_unexpected_state","message":"no"}}"#;
+
+    /// How an intent stands that is already confirmed, or cancelled, is for a read to say.
+    #[rstest::rstest]
+    #[case::invalid(400, INVALID, "it refuses this order: no")]
+    #[case::wrong_state(400, WRONG, "no")]
+    #[case::missing(404, INVALID, "no")]
+    #[case::forbidden(403, INVALID, "it forbids this: no")]
+    #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no")]
+    #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined")]
+    #[case::proxy(400, "<html>", PROXY_400)]
+    fn only_what_is_not_valid_refuses_a_confirmation(#[case] status: u16, #[case] body: &str, #[case] expected: &str) {
+        assert_eq!(of_confirmation(&answer(status, body)).unwrap_err().to_string(), expected);
+    }
+
+    /// And none refuses a read or a cancellation.
     #[rstest::rstest]
     #[case::invalid(400, INVALID, "it refuses this order: no", "no")]
     #[case::declined(402, r#"{"error":{"type":"card_error"}}"#, "declined", "declined")]
     #[case::key_reused(400, r#"{"error":{"type":"idempotency_error","message":"no"}}"#, "no", "no")]
     #[case::missing(404, INVALID, "no", "no")]
-    #[case::forbidden(403, INVALID, "it forbids this: no", "no")]
+    #[case::forbidden(403, INVALID, "it forbids this: no", "it forbids this: no")]
     #[case::proxy(400, "<html>", PROXY_400, PROXY_400)]
     #[case::proxy_forbids(403, "<html>", PROXY_403, PROXY_403)]
     #[case::proxy_has_no_such_path(404, "<html>", PROXY_404, PROXY_404)]

@@ -1,5 +1,7 @@
 //! Events that providers send. An event only makes payment read the object by its id: its body is not believed, so
-//! order and repetition of events mean nothing.
+//! order and repetition of events mean nothing. Those of each provider are worked off apart, several at once: one that
+//! hangs, or that has sent thousands, holds up none of the other's, and a buyer who has confirmed a payment with it
+//! does not wait for all those before.
 
 use super::decision::{Answer, PROVIDERS};
 use super::ledger::{LedgerError, Order};
@@ -8,12 +10,14 @@ use super::providers::{ProviderClient, VerifyError};
 use super::{PAYPAL, STRIPE};
 use crate::answers::{body_unreadable, not_found, problem, too_many, unavailable};
 use crate::database::{Connection, Database, DatabaseError};
+use crate::side_by_side::side_by_side;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use futures::future::join_all;
 use hmac::{Hmac, Mac};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -58,11 +62,14 @@ const INSERT: &str =
 /// The time until the next try is longer than the requests to the provider may take.
 const CLAIM: &str = "
     UPDATE webhook_events SET tries = tries + 1, next_at = now() + interval '60 seconds'
-    WHERE (provider, event_id) IN (SELECT provider, event_id FROM webhook_events WHERE done_at IS NULL AND next_at <= now()
-                                   ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING provider, event_id, object_id, tries";
+    WHERE provider = $1 AND event_id = ANY(ARRAY(
+        SELECT event_id FROM webhook_events WHERE provider = $1 AND done_at IS NULL AND next_at <= now()
+        ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING event_id, object_id, tries";
+/// And whether that object is its charge: no event says more of it than that.
 const ORDER: &str = "
-    SELECT p.key, p.amount_cents, p.currency FROM payment_attempts a JOIN payments p ON p.key = a.key
+    SELECT p.key, p.amount_cents, p.currency, a.state = 'Charged' AND COALESCE(a.object_id, a.charge_id) = $2
+    FROM payment_attempts a JOIN payments p ON p.key = a.key
     WHERE a.provider = $1 AND (a.object_id = $2 OR a.charge_id = $2) LIMIT 1";
 const ORDER_OF_KEY: &str = "SELECT key, amount_cents, currency FROM payments WHERE key = $1";
 /// And if something has changed (`$5`), booking asks now, not only when it is due.
@@ -78,7 +85,7 @@ const LOOKED_AT: &str = "
 /// Statements that are made for each event, or all the time.
 pub const HOT: &[(&str, &str)] = &[
     ("write an event down", INSERT),
-    ("claim an event", CLAIM),
+    ("claim events", CLAIM),
     ("the payment of an event", ORDER),
     ("the payment of a key", ORDER_OF_KEY),
     ("an event is looked at", LOOKED_AT),
@@ -107,8 +114,21 @@ pub struct Webhooks {
     database: Arc<Database>,
     payments: Arc<Payments>,
     providers: [Arc<dyn ProviderClient>; PROVIDERS],
+    /// Events of one provider that are worked off side by side.
+    at_once: usize,
     events: Family<EventLabels, Counter>,
     verifying: Semaphore,
+}
+
+/// An event to work off.
+struct Event {
+    id: String,
+    object: String,
+    tries: i32,
+    /// The payment that its object is written down for.
+    order: Option<Order>,
+    /// Whether the object is written down as the charge of that payment.
+    is_known: bool,
 }
 
 /// What PayPal is asked about an event, whose bytes are what is signed.
@@ -154,6 +174,7 @@ impl Webhooks {
         database: &Arc<Database>,
         payments: &Arc<Payments>,
         providers: [Arc<dyn ProviderClient>; PROVIDERS],
+        at_once: usize,
         resilience: &Resilience,
     ) -> Arc<Self> {
         let events = Family::<EventLabels, Counter>::default();
@@ -162,7 +183,7 @@ impl Webhooks {
         });
         let (database, payments) = (Arc::clone(database), Arc::clone(payments));
         let verifying = Semaphore::new(VERIFIED_AT_ONCE);
-        Arc::new(Self { settings, database, payments, providers, events, verifying })
+        Arc::new(Self { settings, database, payments, providers, at_once, events, verifying })
     }
 
     pub fn router(self: &Arc<Self>) -> Router {
@@ -175,56 +196,74 @@ impl Webhooks {
 
     /// Works off events, for as long as it is polled.
     pub async fn run(self: Arc<Self>) {
-        loop {
-            match self.next().await {
-                Ok(true) => {}
-                Ok(false) => tokio::time::sleep(LOOK).await,
-                Err(error) => {
-                    tracing::debug!(%error, "failed to read or write events of providers");
-                    tokio::time::sleep(LOOK * 4).await;
-                }
-            }
-        }
+        join_all((0..PROVIDERS).map(|index| self.work_off(index))).await;
     }
 
-    /// Works off one event; `false`: none is due.
-    async fn next(&self) -> Result<bool, CallError<DatabaseError>> {
+    /// Works off those of one provider.
+    async fn work_off(&self, index: usize) {
+        let claim = |most: usize| async move {
+            match self.claim(index, most).await {
+                Ok(events) => events,
+                Err(error) => {
+                    tracing::debug!(%error, "failed to read events of providers");
+                    tokio::time::sleep(LOOK * 3).await;
+                    Vec::new()
+                }
+            }
+        };
+        let work = |event: Event| async move {
+            if let Err(error) = self.work_off_one(index, event).await {
+                tracing::debug!(%error, "failed to write down that an event was looked at");
+            }
+        };
+        side_by_side(|| self.at_once, LOOK, claim, work).await;
+    }
+
+    /// Claims events of a provider that are due, `most` of them at most: those that have waited longest.
+    async fn claim(&self, index: usize, most: usize) -> Result<Vec<Event>, CallError<DatabaseError>> {
+        let (provider, most) = (self.providers[index].name(), i64::try_from(most).unwrap_or(i64::MAX));
         let claim = |connection: Connection| async move {
             let claim = connection.prepare_cached(CLAIM).await?;
-            let Some(event) = connection.query_opt(&claim, &[]).await? else { return Ok(None) };
-            let (provider, object): (&str, &str) = (event.try_get(0)?, event.try_get(2)?);
-            let order = connection.prepare_cached(ORDER).await?;
-            let order = connection.query_opt(&order, &[&provider, &object]).await?;
-            let (provider, id, object): (String, String, String) =
-                (event.try_get(0)?, event.try_get(1)?, event.try_get(2)?);
-            let order = order.as_ref().map(read_order).transpose()?;
-            Ok::<_, DatabaseError>(Some((provider, id, object, event.try_get::<_, i32>(3)?, order)))
+            let find = connection.prepare_cached(ORDER).await?;
+            let mut events = Vec::new();
+            for row in connection.query(&claim, &[&provider, &most]).await? {
+                let object: String = row.try_get(1)?;
+                let found = connection.query_opt(&find, &[&provider, &object]).await?;
+                let order = found.as_ref().map(read_order).transpose()?;
+                let is_known = found.map(|found| found.try_get::<_, Option<bool>>(3)).transpose()?.flatten();
+                let is_known = is_known.unwrap_or_default();
+                events.push(Event { id: row.try_get(0)?, object, tries: row.try_get(2)?, order, is_known });
+            }
+            Ok::<_, DatabaseError>(events)
         };
-        let Some((provider, id, object, tries, order)) = self.database.call(claim).await? else { return Ok(false) };
-        let meaning = match self.look(&provider, &object, order).await {
-            Ok(meaning) => meaning,
-            Err(error) => {
+        self.database.call(claim).await
+    }
+
+    async fn work_off_one(&self, index: usize, event: Event) -> Result<(), CallError<DatabaseError>> {
+        let Event { id, object, tries, order, is_known } = event;
+        let provider = self.providers[index].name();
+        let meaning = if is_known {
+            Meaning { is_definite: true, is_new: false, order }
+        } else {
+            self.look(index, &object, order).await.unwrap_or_else(|error| {
                 tracing::debug!(provider, event = id, %error, "failed to look at the object of an event");
                 Meaning::default()
-            }
+            })
         };
         let is_done = meaning.is_definite || tries >= MAX_TRIES;
         let booking = meaning.order.and_then(|order| Uuid::parse_str(&order.key).ok());
-        let (provider, id, is_new) = (&provider, &id, meaning.is_new);
+        let (id, is_new) = (&id, meaning.is_new);
         let looked_at = |connection: Connection| async move {
             let looked_at = connection.prepare_cached(LOOKED_AT).await?;
-            let values: [&(dyn ToSql + Sync); 5] = [provider, id, &booking, &is_done, &is_new];
+            let values: [&(dyn ToSql + Sync); 5] = [&provider, id, &booking, &is_done, &is_new];
             connection.execute(&looked_at, &values).await.map_err(DatabaseError::from)
         };
-        self.database.call(looked_at).await.map(|_| true)
+        self.database.call(looked_at).await.map(drop)
     }
 
-    /// Reads the object of an event, whatever is written down of it: what is charged there needs a booking or a refund, also if
-    /// that was out of the question, or if the object is not the one that its payment was about last.
-    async fn look(&self, provider: &str, object: &str, order: Option<Order>) -> Result<Meaning, LookError> {
-        let Some(index) = self.providers.iter().position(|one| one.name() == provider) else {
-            return Ok(Meaning::default());
-        };
+    /// Reads the object of an event, unless it is written down as the charge: what is charged there needs a booking or
+    /// a refund, also if that was out of the question, or if the object is not the one that its payment was about last.
+    async fn look(&self, index: usize, object: &str, order: Option<Order>) -> Result<Meaning, LookError> {
         let seen = self.providers[index].inspect(object).await.map_err(LookError::Provider)?;
         let order = match (order, &seen.key) {
             (Some(order), _) => order,

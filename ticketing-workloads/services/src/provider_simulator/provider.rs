@@ -51,10 +51,14 @@ pub struct Behaviour {
     pub processing: bool,
     /// Orders with these keys are refused as invalid, with 400.
     pub invalid_keys: Vec<String>,
+    /// A charge is refused as invalid, with 400, and its object stays as it is.
+    pub invalid_charges: bool,
     /// Creations and confirmations are answered by something before the provider, with this status and no JSON; 0: none is.
     pub proxy_status: u16,
     /// The key is not allowed to do what orders with these keys need: 403; `*`: any order.
     pub forbidden_keys: Vec<String>,
+    /// The API key is not allowed to charge what it may create: 403.
+    pub forbid_charges: bool,
     /// The API key is not taken: 401.
     pub unauthorized: bool,
     /// The API key is allowed nothing: 403.
@@ -271,6 +275,12 @@ impl Provider {
         };
         if let Some(proxy) = proxy(&behaviour) {
             return proxy;
+        }
+        if behaviour.forbid_charges {
+            return Outcome::Forbidden;
+        }
+        if behaviour.invalid_charges {
+            return Outcome::Invalid;
         }
         let outcome = self.books().confirm(request, id);
         self.answer(&behaviour, outcome).await

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod abandoned;
+mod ages;
 mod booking;
 mod buyers;
 mod catalog;
@@ -10,6 +11,7 @@ mod failover;
 mod gateway;
 mod hot_event;
 mod hot_statements;
+mod mail_login;
 mod notification;
 mod paid_booking;
 mod password;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ticketing_services::notification::requeue::{self, Choice};
 
 /// Only the check of the mails runs more often.
-fn watched() -> PolicySettings {
+pub fn watched() -> PolicySettings {
     let check = HealthCheckSettings { interval_ms: 100, timeout_ms: 500, ..Default::default() };
     PolicySettings { health_checks: [("mail".to_owned(), check)].into(), ..Default::default() }
 }
@@ -27,7 +27,7 @@ fn quick() -> PolicySettings {
     PolicySettings { dependencies: [("smtp".to_owned(), smtp)].into(), ..watched() }
 }
 
-fn flags(mails: bool, tickets: bool) -> FlagsSettings {
+pub fn flags(mails: bool, tickets: bool) -> FlagsSettings {
     let flag = |on: bool| {
         let variant = if on { "on" } else { "off" };
         json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": variant})
@@ -62,7 +62,7 @@ async fn book(booking: &App, email: Option<&str>) -> String {
 }
 
 /// Puts `count` mails into the outbox, to buyers at as many domains as there are in `domains`, in turns.
-async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
+pub async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
     let sql = "WITH sold AS (
             INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, email)
             SELECT gen_random_uuid(), $1::text::uuid, 'ann', 1, 'Confirmed', gen_random_uuid()::text,
@@ -73,7 +73,7 @@ async fn seed(postgres: &Postgres, count: i32, domains: &[&str]) {
 }
 
 /// How many mails are in the dead letters.
-async fn dead_letters(postgres: &Postgres) -> i64 {
+pub async fn dead_letters(postgres: &Postgres) -> i64 {
     postgres.connect().await.query_one("SELECT count(*) FROM dead_letters", &[]).await.unwrap().get(0)
 }
 
@@ -97,7 +97,7 @@ async fn a_booking_that_is_cancelled_after_it_waited_is_mailed() {
 }
 
 /// Waits until nothing is left in the outbox.
-async fn until_empty(postgres: &Postgres) {
+pub async fn until_empty(postgres: &Postgres) {
     until_empty_within(Duration::from_secs(30), postgres).await;
 }
 
@@ -900,6 +900,64 @@ async fn a_refusal_of_the_service_is_published_and_loses_nothing(#[case] at: &st
     assert_eq!((stage.mails.all().await.len(), dead_letters(&stage.postgres).await), (MAILS, 0));
     stage.notification.check("mail", "all is well again", |check| check.status == CheckStatus::Healthy).await;
     assert_eq!(metric(&stage.notification, "notification_paused").await, 0);
+}
+
+/// Where all buyers have their address at one provider, no other domain shows that it is the relay: nothing is lost either, however
+/// long it lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_refuses_the_only_domain_for_days_loses_nothing() {
+    let stage = stage().await;
+    stage.notification.push(watched(), flags(false, true)).await;
+    let reply = json!({"at": "rcpt", "reply": "554 5.7.1 Relay access denied"});
+    stage.mails.behave(json!({"replies": [reply]})).await;
+    seed(&stage.postgres, 3, &["one.example"]).await;
+    // Each of these would be given up if one more try counted.
+    let old = "UPDATE outbox SET waiting_since = now() - interval '6 days', tries = 8";
+    let client = stage.postgres.connect().await;
+    client.execute(old, &[]).await.unwrap();
+    seed(&stage.postgres, 3, &["one.example"]).await;
+    stage.notification.push(watched(), flags(true, true)).await;
+    let check = stage.notification.check("mail", "the check says it", |check| check.status == CheckStatus::Unhealthy);
+    let message = check.await.message;
+    assert!(message.contains("no mail is lost") && message.contains("554 5.7.1 Relay access denied"), "{message}");
+    eventually("it is set aside", async || {
+        (metric(&stage.notification, "notification_domains_set_aside").await == 1).then_some(())
+    })
+    .await;
+    eventually("it is tried again and again", async || {
+        (metric(&stage.notification, r#"notifications_total{outcome="held"}"#).await >= 5).then_some(())
+    })
+    .await;
+    let tries = "SELECT array_agg(DISTINCT tries ORDER BY tries) FROM outbox WHERE claim IS NULL";
+    let tries: Vec<i32> = client.query_one(tries, &[]).await.unwrap().get(0);
+    assert_eq!((tries, dead_letters(&stage.postgres).await), (vec![0, 8], 0));
+    stage.mails.behave(json!({})).await;
+    until_empty_within(Duration::from_secs(90), &stage.postgres).await;
+    assert_eq!((stage.mails.all().await.len(), dead_letters(&stage.postgres).await), (6, 0));
+    assert_eq!(metric(&stage.notification, "notification_domains_set_aside").await, 0);
+}
+
+/// That is about the recipient: nobody else waits for it, and in the end a person decides.
+#[rstest::rstest]
+#[case("552 5.2.2 Mailbox full")]
+#[case("452 4.2.2 Over quota")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_mailbox_holds_up_no_other(#[case] reply: &str) {
+    let stage = stage().await;
+    stage.mails.behave(json!({"replies": [{"at": "rcpt", "to": "full@", "reply": reply}]})).await;
+    for _ in 0..3 {
+        book(&stage.booking, Some("full@one.example")).await;
+    }
+    seed(&stage.postgres, 10, &["one.example", "two.example"]).await;
+    eventually("the others get theirs", async || (stage.mails.all().await.len() == 10).then_some(())).await;
+    let old = "UPDATE outbox SET waiting_since = now() - interval '6 days', tries = 9, next_at = now()
+               WHERE done_at IS NULL AND claim IS NULL";
+    let client = stage.postgres.connect().await;
+    within(Duration::from_secs(90), "it is given up", async || {
+        client.execute(old, &[]).await.unwrap();
+        (dead_letters(&stage.postgres).await == 3).then_some(())
+    })
+    .await;
 }
 
 /// Each odd address is refused where the order is taken, or gets its mail (case 22).

@@ -620,9 +620,6 @@ async fn refunds_are_compared_with_the_ledger() {
     stage.providers.behave("stripe", json!({})).await;
     let settings = reconcile_settings(&stage.postgres, &stage.providers);
     assert_eq!(reconcile::compare(&settings).await.unwrap(), Vec::<String>::new());
-    for (provider, object) in &charges {
-        refund_by_hand(&stage, provider, object, 1_000).await;
-    }
     let expected = |rest: &str, cents: u64| {
         let line = |(provider, object): &(&str, String)| match rest {
             "REFUNDED_THERE" => format!("{provider} {object}: {cents} of 9000; no refund is written down"),
@@ -640,9 +637,15 @@ async fn refunds_are_compared_with_the_ledger() {
         rest.sort();
         rest
     };
-    assert_eq!(found("REFUNDED_THERE").await, expected("REFUNDED_THERE", 1_000));
     let insert = "INSERT INTO refunds (key, provider, charge_id, reason, done_at)
                   SELECT key, provider, charge_id, 'by hand', now() FROM payment_attempts WHERE state = 'Charged'";
+    client.execute(insert, &[]).await.unwrap();
+    assert_eq!(found("NOT_REFUNDED_THERE").await, expected("NOT_REFUNDED_THERE", 0), "nothing went back there");
+    client.execute("DELETE FROM refunds", &[]).await.unwrap();
+    for (provider, object) in &charges {
+        refund_by_hand(&stage, provider, object, 1_000).await;
+    }
+    assert_eq!(found("REFUNDED_THERE").await, expected("REFUNDED_THERE", 1_000));
     client.execute(insert, &[]).await.unwrap();
     assert_eq!(found("NOT_REFUNDED_THERE").await, expected("NOT_REFUNDED_THERE", 0));
 }

@@ -419,11 +419,58 @@ async fn a_key_with_which_nothing_can_be_created_is_said_by_a_check() {
     for key in ["b", "c", "d", "e"] {
         assert_eq!(stage.pay(key).await.1["provider"], "paypal");
     }
-    let report = stage.payment.check(name, "it is restricted", |report| report.status == CheckStatus::Degraded).await;
+    let report = stage.payment.check(name, "it is restricted", |report| report.status == CheckStatus::Unhealthy).await;
     assert!(report.message.contains("The key may not do this"), "{}", report.message);
     stage.providers.behave("stripe", json!({})).await;
     assert_eq!(stage.pay("good").await.1["provider"], "stripe");
     stage.payment.check(name, "it creates", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// A key may be good for everything but charging: each order makes an object before, which hid it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_which_nothing_can_be_confirmed_is_said_by_a_check() {
+    let stage = stage().await;
+    let name = "payment-provider-stripe";
+    stage.providers.behave("stripe", json!({"forbidCharges": true})).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    assert_eq!(stage.payment.health().await.checks[name].status, CheckStatus::Healthy, "it may be about the orders");
+    assert_eq!(stage.pay("e").await.1["provider"], "paypal");
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "nothing can be charged", unhealthy).await;
+    assert!(report.message.contains("The key may not do this"), "{}", report.message);
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "that is no fault of the provider");
+    stage.providers.behave("stripe", json!({})).await;
+    assert_eq!(stage.pay("good").await.1["provider"], "stripe");
+    stage.payment.check(name, "it charges", |report| report.status == CheckStatus::Healthy).await;
+}
+
+/// A Secret that is not mounted, or is empty, took Stripe out for everybody, and all was green.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_there_is_said_by_a_check_before_anybody_pays() {
+    let postgres = Postgres::start().await;
+    let providers = Providers::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("key");
+    let stripe = format!("https://{}", crate::support::nobody().await);
+    let more = [("--stripe-url", stripe.as_str()), ("--stripe-api-key-file", file.to_str().unwrap())];
+    let payment = App::payment_over(&postgres.url(), &more, &postgres, &providers).await;
+    payment.push(quick(), FlagsSettings::default()).await;
+    let stage = Stage { postgres, providers, payment };
+    let name = "payment-provider-stripe";
+    let unhealthy = |report: &CheckReport| report.status == CheckStatus::Unhealthy;
+    let report = stage.payment.check(name, "the key is missing", unhealthy).await;
+    assert!(report.message.contains("No such file"), "{}", report.message);
+    std::fs::write(&file, "\n").unwrap();
+    stage.payment.check(name, "it is empty", |report| unhealthy(report) && report.message.contains("empty")).await;
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    }
+    let circuits = stage.payment.health().await.circuits;
+    assert_eq!(circuits["stripe"].opened_total, 0, "the provider was not asked");
+    std::fs::write(&file, "sk_live").unwrap();
+    stage.payment.check(name, "it is there", |report| report.status == CheckStatus::Healthy).await;
 }
 
 /// Case 3: the buyer has to act. That is no failure, and it ends.
@@ -514,6 +561,36 @@ async fn orders_that_are_not_valid_open_no_circuit() {
         assert_eq!((status, &refused["errorCode"]), (402, &json!("PAYMENT_DECLINED")));
     }
     assert_eq!(stage.pay("good").await.1["provider"], "stripe");
+}
+
+/// Case 4: the same when it is confirmed. A new object was made and refused each minute, for a day.
+#[rstest::rstest]
+#[case::the_other_one_charges(true, 200)]
+#[case::there_is_no_other_one(false, 402)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirmation_that_is_not_valid_is_the_last_word(#[case] falls_back: bool, #[case] expected: u16) {
+    let stage = stage().await;
+    let mut policy = quick();
+    if !falls_back {
+        policy.dependencies.get_mut("stripe").unwrap().fallback = Vec::new();
+    }
+    stage.payment.push(policy, FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"invalidCharges": true})).await;
+    for key in ["b", "c", "d", "a"] {
+        assert_eq!(stage.pay(key).await.0, expected);
+    }
+    let query = "SELECT state, reason, object_id FROM payment_attempts WHERE provider = 'stripe' AND key = 'a'";
+    let row = stage.postgres.connect().await.query_one(query, &[]).await.unwrap();
+    let (state, reason, object): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(state, "Refused");
+    assert!(reason.contains("Amount must be at least 50 cents"), "{reason}");
+    let url = format!("http://{}/v1/payment_intents/{object}", stage.providers.stripe);
+    let intent: Value = stage.payment.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(intent["status"], "canceled", "nobody confirms it later");
+    let before = stage.providers.requests("stripe").await;
+    assert_eq!(stage.pay("a").await.0, expected);
+    assert_eq!(stage.providers.requests("stripe").await, before, "it is not asked again");
+    assert_eq!(stage.payment.health().await.circuits["stripe"].opened_total, 0, "it says nothing of the others");
 }
 
 /// Case 4: a key that is not taken, or is good for nothing, is said by a check, with the provider's words.
@@ -939,4 +1016,185 @@ async fn nobody_is_charged_twice_whatever_the_providers_do() {
         *charges.entry(charge["key"].as_str().unwrap().to_owned()).or_insert(0) += 1;
     }
     assert_eq!(charges, keys.into_iter().map(|key| (key, 1)).collect());
+}
+
+/// The policy with so much time for a provider that nothing times out.
+fn patient() -> PolicySettings {
+    let mut policy = quick();
+    for dependency in policy.dependencies.values_mut() {
+        (dependency.timeout.request_ms, dependency.timeout.per_try_ms) = (60_000, 60_000);
+    }
+    policy
+}
+
+/// As many as a pod works off side by side of one provider, with ten connections to the database.
+const AT_ONCE: u64 = 5;
+
+/// A payment that PayPal has charged with this key; and then Stripe takes requests and answers none.
+async fn charged_by_paypal_and_stripe_hangs(key: &str) -> Stage {
+    let stage = stage().await;
+    stage.payment.push(patient(), FlagsSettings::default()).await;
+    stage.providers.behave("stripe", json!({"refuse": true})).await;
+    assert_eq!(stage.pay(key).await.1["provider"], "paypal");
+    stage.providers.behave("stripe", json!({"latencyMs": 3_600_000})).await;
+    stage
+}
+
+impl Stage {
+    /// Stripe has got so many requests more than before, and answered none.
+    async fn stripe_is_asked(&self, before: u64) {
+        crate::support::eventually("as many are asked for as may be at once", async || {
+            (self.providers.requests("stripe").await == before + AT_ONCE).then_some(())
+        })
+        .await;
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        self.postgres.connect().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+/// A buyer who had confirmed a payment waited until all events before were looked up one after the other, also at the
+/// other provider, for as long as that one hung.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_provider_that_hangs_hold_up_none_of_the_other() {
+    let stage = charged_by_paypal_and_stripe_hangs("a").await;
+    let before = stage.providers.requests("stripe").await;
+    stage
+        .execute(
+            "INSERT INTO webhook_events (provider, event_id, object_id)
+             SELECT 'stripe', 'evt-' || nth, 'pi_' || nth FROM generate_series(1, 30) nth",
+        )
+        .await;
+    stage.stripe_is_asked(before).await;
+    stage.execute("UPDATE payment_attempts SET state = 'Uncharged', charge_id = NULL WHERE provider = 'paypal'").await;
+    stage
+        .execute(
+            "INSERT INTO webhook_events (provider, event_id, object_id)
+             SELECT provider, 'evt', object_id FROM payment_attempts WHERE provider = 'paypal'",
+        )
+        .await;
+    crate::support::eventually("the event of PayPal settles its payment", async || {
+        (stage.state("paypal").await == "Charged").then_some(())
+    })
+    .await;
+    assert_eq!(
+        stage.count("SELECT count(*) FROM webhook_events WHERE done_at IS NULL AND provider = 'stripe'").await,
+        30
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_events_take_seconds() {
+    let stage = &stage().await;
+    stage.payment.push(patient(), FlagsSettings::default()).await;
+    let keys: Vec<String> = (0..200).map(|key| format!("payment-{key}")).collect();
+    for keys in keys.chunks(20) {
+        let paid = join_all(keys.iter().map(|key| stage.pay(key))).await;
+        assert!(paid.iter().all(|(status, _)| *status == 200));
+    }
+    stage.execute("UPDATE payment_attempts SET state = 'Uncharged', charge_id = NULL").await;
+    stage.providers.behave("stripe", json!({"latencyMs": 200})).await;
+    stage
+        .execute(
+            "INSERT INTO webhook_events (provider, event_id, object_id)
+             SELECT provider, 'evt ' || key, object_id FROM payment_attempts",
+        )
+        .await;
+    // One after the other, they would take 40 s.
+    crate::support::within(Duration::from_secs(25), "all events are worked off", async || {
+        (stage.count("SELECT count(*) FROM webhook_events WHERE done_at IS NULL").await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(stage.count("SELECT count(*) FROM payment_attempts WHERE state = 'Charged'").await, 200);
+}
+
+/// Most events are about charges that their own requests have told of. They cost the provider nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_about_a_charge_that_is_written_down_asks_nobody() {
+    let stage = stage().await;
+    stage.payment.mount("stripe-webhooks", "whsec\n");
+    assert_eq!(stage.pay(BOOKING).await.0, 200);
+    stage.booking(BOOKING).await;
+    let object = stage.object().await;
+    let before = stage.providers.requests("stripe").await;
+    stage.event_of_stripe("evt", &object).await;
+    crate::support::eventually("it is done", async || {
+        (stage.count("SELECT count(*) FROM webhook_events WHERE done_at IS NOT NULL").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(stage.providers.requests("stripe").await, before);
+    assert!(!stage.is_due().await, "it says nothing new");
+}
+
+/// A cancelled event has thousands of refunds: one after the other they took hours, and where one provider hung, so
+/// long for those of the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn refunds_of_a_provider_that_hangs_hold_up_none_of_the_other() {
+    let stage = charged_by_paypal_and_stripe_hangs("a").await;
+    let before = stage.providers.requests("stripe").await;
+    stage
+        .execute(
+            "INSERT INTO refunds (key, provider, charge_id, reason)
+             SELECT 'k-' || nth, 'stripe', 'pi_' || nth, 'cancelled' FROM generate_series(1, 30) nth",
+        )
+        .await;
+    stage.stripe_is_asked(before).await;
+    stage
+        .execute(
+            "INSERT INTO refunds (key, provider, charge_id, reason)
+             SELECT key, provider, charge_id, 'cancelled' FROM payment_attempts WHERE provider = 'paypal'",
+        )
+        .await;
+    crate::support::eventually("PayPal gives the money back", async || {
+        (stage.count("SELECT count(*) FROM refunds WHERE done_at IS NOT NULL").await == 1).then_some(())
+    })
+    .await;
+    assert!(stage.providers.charges().await.iter().all(|charge| charge["refunded"] == json!(true)));
+    assert_eq!(stage.count("SELECT count(*) FROM refunds WHERE done_at IS NULL AND provider = 'stripe'").await, 30);
+}
+
+/// The search for charges of cancelled bookings waited for payments that are closed, each as long as its provider
+/// hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_hangs_hides_no_charge_of_a_cancelled_booking() {
+    let stage = charged_by_paypal_and_stripe_hangs(BOOKING).await;
+    let before = stage.providers.requests("stripe").await;
+    stage
+        .execute(
+            "WITH cancelled AS (
+                 INSERT INTO bookings (id, event_id, user_id, ticket_count, status, idempotency_key, amount_cents, cancel_reason)
+                 SELECT gen_random_uuid(), id, 'ann', 1, 'Cancelled', nth::text, 4500, 'declined'
+                 FROM (SELECT id FROM events LIMIT 1) one, generate_series(1, 5) nth RETURNING id::text AS key
+             ), open AS (
+                 INSERT INTO payments (key, amount_cents, currency) SELECT key, 4500, 'eur' FROM cancelled RETURNING key
+             )
+             INSERT INTO payment_attempts (key, provider, state, number, object_id)
+             SELECT key, 'stripe', 'Confirming', 1, 'pi_' || key FROM open",
+        )
+        .await;
+    crate::support::within(Duration::from_secs(60), "the first of them is to be closed", async || {
+        (stage.providers.requests("stripe").await > before).then_some(())
+    })
+    .await;
+    stage.booking(BOOKING).await;
+    let cancel = "UPDATE bookings SET status = 'Cancelled', settle_at = NULL, cancel_reason = 'declined' WHERE id = ";
+    stage.execute(&format!("{cancel} '{BOOKING}'")).await;
+    crate::support::within(Duration::from_secs(50), "its charge is found", async || {
+        (stage.count("SELECT count(*) FROM refunds").await == 1).then_some(())
+    })
+    .await;
+}
+
+/// Nobody makes it, and somebody must see why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_at_a_provider_that_is_gone_says_so() {
+    let stage = stage().await;
+    stage
+        .execute("INSERT INTO refunds (key, provider, charge_id, reason) VALUES ('k', 'adyen', 'c', 'cancelled')")
+        .await;
+    // It looks for such when it starts.
+    let _next = App::payment(&stage.postgres, &stage.providers).await;
+    let gone = "SELECT count(*) FROM refunds WHERE last_error = 'there is no provider adyen any more'";
+    crate::support::eventually("it is said", async || (stage.count(gone).await == 1).then_some(())).await;
 }

@@ -1,7 +1,7 @@
 //! Each turn of an order is mailed once, with a reason and what to do next; and tickets that are signed are let in, for as long
 //! as their booking stands.
 
-use crate::support::app::{App, OPENING_NIGHT, order, quick_policy};
+use crate::support::app::{App, OPENING_NIGHT, SECRET, order, quick_policy, token_of};
 use crate::support::eventually;
 use crate::support::mails::Mails;
 use crate::support::postgres::Postgres;
@@ -71,7 +71,7 @@ struct Stage {
     postgres: Postgres,
     providers: Providers,
     // Ends with the stage.
-    _payment: App,
+    payment: App,
     booking: App,
 }
 
@@ -81,7 +81,7 @@ async fn stage() -> Stage {
     let payment = App::payment_over(&postgres.url(), &[], &postgres, &providers).await;
     let booking = App::paid_booking(&postgres, payment.address).await;
     booking.push(paid(&[FallbackSettings::Queue]), FlagsSettings::default()).await;
-    Stage { postgres, providers, _payment: payment, booking }
+    Stage { postgres, providers, payment, booking }
 }
 
 impl Stage {
@@ -89,6 +89,35 @@ impl Stage {
         for provider in ["stripe", "paypal"] {
             self.providers.behave(provider, behaviour.clone()).await;
         }
+    }
+
+    /// From now on payment is asked later.
+    async fn degrade(&self) {
+        let mut policy = paid(&[FallbackSettings::Queue]);
+        policy.degradation = Some(DegradationSettings {
+            enter_load_percent: 0,
+            enter_for_ms: 0,
+            exit_load_percent: 0,
+            exit_for_ms: 60_000,
+            flag_overrides: BTreeMap::new(),
+        });
+        self.booking.push(policy, FlagsSettings::default()).await;
+        eventually("it is degraded", async || self.booking.health().await.degraded.then_some(())).await;
+    }
+
+    /// Until the payment of this booking was asked for so many times more, by the worker.
+    async fn settled_again(&self, id: &str, times: i32) {
+        let client = self.postgres.connect().await;
+        let tries = async || {
+            let tries = "SELECT settle_tries FROM bookings WHERE id::text = $1";
+            client.query_one(tries, &[&id]).await.unwrap().get::<_, i32>(0)
+        };
+        let first = tries().await;
+        eventually("it is settled again and again", async || {
+            client.execute("UPDATE bookings SET settle_at = now() WHERE id::text = $1", &[&id]).await.unwrap();
+            (tries().await > first + times).then_some(())
+        })
+        .await;
     }
 }
 
@@ -145,16 +174,7 @@ async fn a_mail_that_is_overtaken_is_not_sent() {
 async fn an_order_that_is_paid_for_later_is_mailed_at_once() {
     let stage = stage().await;
     stage.providers_behave(&json!({"refuse": true})).await;
-    let mut policy = paid(&[FallbackSettings::Queue]);
-    policy.degradation = Some(DegradationSettings {
-        enter_load_percent: 0,
-        enter_for_ms: 0,
-        exit_load_percent: 0,
-        exit_for_ms: 60_000,
-        flag_overrides: BTreeMap::new(),
-    });
-    stage.booking.push(policy, FlagsSettings::default()).await;
-    eventually("it is degraded", async || stage.booking.health().await.degraded.then_some(())).await;
+    stage.degrade().await;
     let (status, id) = taken(stage.booking.post(&to_ann(OPENING_NIGHT, 1)).await).await;
     assert_eq!((status, kinds(&stage.postgres, &id).await), (202, vec!["PaymentPending".to_owned()]));
     let (status, reserved) = taken(stage.booking.post_to("/api/reservations", &to_ann(OPENING_NIGHT, 1)).await).await;
@@ -171,7 +191,7 @@ async fn an_order_that_is_paid_for_later_is_mailed_at_once() {
 #[rstest::rstest]
 #[case::declined(json!({"decline": true}), true, 402, &["BookingCancelled"])]
 #[case::the_answer_says_that_nothing_was_booked(json!({"refuse": true}), false, 503, &[])]
-#[case::the_buyer_has_to_act(json!({"requiresAction": true}), true, 202, &["PaymentPending"])]
+#[case::the_buyer_has_to_act(json!({"requiresAction": true}), true, 202, &["ConfirmPayment"])]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_answer_says_is_mailed(
     #[case] behaviour: Value,
@@ -199,6 +219,64 @@ async fn what_the_answer_says_is_mailed(
         })
         .await;
     }
+}
+
+/// Nobody sees an answer that says so: the seats would be given to others while the buyer waits.
+#[rstest::rstest]
+#[case::payment_is_asked_later(true)]
+#[case::the_answer_was_lost(false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_has_to_act_after_the_answer_is_asked_by_mail_once(#[case] is_degraded: bool) {
+    let stage = stage().await;
+    stage.payment.push(crate::paid_booking::quick_providers(), FlagsSettings::default()).await;
+    if is_degraded {
+        stage.degrade().await;
+        stage.providers_behave(&json!({"requiresAction": true})).await;
+    } else {
+        stage.providers_behave(&json!({"createThenHang": true})).await;
+    }
+    let (mails, answer) = (Mails::start(), stage.booking.post(&to_ann(OPENING_NIGHT, 2)).await);
+    let (status, id) = taken(answer).await;
+    assert_eq!((status, kinds(&stage.postgres, &id).await[0].as_str()), (202, "PaymentPending"));
+    let mut expected = vec!["Please confirm your payment for Opening Night"];
+    let mut notification = None;
+    if !is_degraded {
+        notification = Some(App::notification(&stage.postgres, &mails).await);
+        until_empty(&stage.postgres).await;
+        expected.insert(0, "Your payment for Opening Night is open");
+        stage.providers_behave(&json!({"requiresAction": true})).await;
+    }
+    eventually("the worker learns of it", async || {
+        (kinds(&stage.postgres, &id).await == ["PaymentPending", "ConfirmPayment"]).then_some(())
+    })
+    .await;
+    // What is overtaken is not sent any more.
+    let _notification = match notification {
+        Some(notification) => notification,
+        None => App::notification(&stage.postgres, &mails).await,
+    };
+    until_empty(&stage.postgres).await;
+    stage.settled_again(&id, 3).await;
+    until_empty(&stage.postgres).await;
+    assert_eq!(kinds(&stage.postgres, &id).await.len(), 2);
+    let mails = mails.all().await;
+    let subjects: Vec<_> = mails.iter().map(|mail| mail["subject"].as_str().unwrap()).collect();
+    assert_eq!(subjects, expected);
+    let last = mails.last().unwrap();
+    assert!(last["text"].as_str().unwrap().contains("your payment waits for you"), "{last}");
+    assert_eq!(last["messageId"], format!("<{id}.ConfirmPayment@ticketwave>"));
+    stage.providers.buyer_acts(&id).await;
+    eventually("it is confirmed", async || {
+        stage
+            .postgres
+            .connect()
+            .await
+            .execute("UPDATE bookings SET settle_at = now() WHERE settle_at IS NOT NULL", &[])
+            .await
+            .unwrap();
+        (found(&stage.booking, &id).await["status"] == "Confirmed").then_some(())
+    })
+    .await;
 }
 
 /// Reservations that come to nothing are mailed once, whichever way they end.
@@ -279,7 +357,7 @@ async fn before_its_step_orders_go_on_without_the_new_mails() {
     // As if a report kept the table from being changed.
     client
         .batch_execute(
-            "DELETE FROM schema_migrations WHERE version = 13;
+            "DELETE FROM schema_migrations WHERE version IN (13, 15);
              DROP TABLE ticket_keys;
              ALTER TABLE outbox DROP CONSTRAINT outbox_kind_check,
                  ADD CONSTRAINT outbox_kind_check CHECK (kind IN ('BookingConfirmed', 'Ticket', 'BookingCancelled'))",
@@ -513,11 +591,13 @@ async fn a_leaked_key_is_replaced_and_tickets_are_sent_anew() {
 fn process(name: &str, more: &[String], log: &std::fs::File) -> tokio::process::Child {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ticketing"));
     command.args([name, "--bind-address", "127.0.0.1", "--admin-port", "0"]).args(more);
-    command.env("RUST_LOG", "ticketing_services=trace,resilience=trace").stdout(log.try_clone().unwrap());
+    // All of everything, and the driver of the database by name.
+    command.env("RUST_LOG", "trace,tokio_postgres=trace,tokio_postgres::query=trace").stdout(log.try_clone().unwrap());
     command.stderr(log.try_clone().unwrap()).kill_on_drop(true).spawn().unwrap()
 }
 
-/// Neither where an order is taken, nor where its mail is sent, nor in what a mail server says of it.
+/// Neither where an order is taken, nor where its mail is sent, nor in what a mail server says of it, whatever `RUST_LOG` asks for: no
+/// address of a buyer, and nothing that somebody else could be a buyer with, or this service.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_has_an_address_in_full() {
     let postgres = Postgres::start().await;
@@ -526,7 +606,14 @@ async fn no_log_has_an_address_in_full() {
     let refusal =
         json!({"at": "rcpt", "to": "secret.one@", "reply": "550 5.1.1 <secret.one@example.com>: no such user"});
     let later = json!({"at": "rcpt", "to": "secret.two@", "reply": "451 4.3.0 secret.two@example.com has to wait"});
-    mails.behave(json!({"replies": [refusal, later]})).await;
+    let login = json!({"user": "tickets", "password": "secret.password"});
+    mails.behave(json!({"replies": [refusal, later], "login": login})).await;
+    let secrets = tempfile::tempdir().unwrap();
+    let in_file = |name: &str, content: &str| {
+        let path = secrets.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
     let path = tempfile::NamedTempFile::new().unwrap();
     let log = path.reopen().unwrap();
     let (url, address) = (postgres.url(), crate::support::nobody().await);
@@ -535,8 +622,15 @@ async fn no_log_has_an_address_in_full() {
     let charge_nothing = of(&["--database-url", &url, "--port", &port, "--charge-nothing", "yes"]);
     let booking = process("booking", &charge_nothing, &log);
     let smtp_port = mails.smtp.port().to_string();
-    let to_sink = of(&["--database-url", &url, "--port", "0", "--smtp-host", "127.0.0.1", "--smtp-port", &smtp_port]);
+    let mut to_sink =
+        of(&["--database-url", &url, "--port", "0", "--smtp-host", "127.0.0.1", "--smtp-port", &smtp_port]);
+    to_sink.extend(of(&["--smtp-user", "tickets", "--smtp-password-file", &in_file("smtp", "secret.password")]));
     let notification = process("notification", &to_sink, &log);
+    let edge = crate::support::nobody().await;
+    let (edge_port, base) = (edge.port().to_string(), format!("http://{address}"));
+    let mut at_edge = of(&["--catalog-url", &base, "--booking-url", &base, "--port", &edge_port]);
+    at_edge.extend(of(&["--token-hmac-file", &in_file("tokens", SECRET)]));
+    let gateway = process("gateway", &at_edge, &log);
     let client = reqwest::Client::new();
     eventually("booking is there", async || client.get(format!("http://{address}/readyz")).send().await.ok()).await;
     let order_to = async |path: &str, email: &str| {
@@ -551,14 +645,33 @@ async fn no_log_has_an_address_in_full() {
     assert_eq!(order_to("/api/bookings", "secret.two@example.com").await, 201);
     assert_eq!(order_to("/api/reservations", "secret.three@example.com").await, 201);
     assert_eq!(order_to("/api/bookings", "secret.four@example").await, 422);
+    // Through the gateway, once with a login and once with a session.
+    let token = token_of("ann");
+    let mut wanted = order(OPENING_NIGHT, 1);
+    wanted["email"] = json!("secret.five@example.com");
+    let order = || client.post(format!("http://{edge}/api/bookings")).body(wanted.to_string());
+    let answer = eventually("the gateway is there", async || {
+        order().bearer_auth(&token).send().await.ok().filter(|answer| answer.status() == 201)
+    })
+    .await;
+    assert!(answer.headers().get("set-cookie").is_none());
+    let answer = order().send().await.unwrap();
+    assert_eq!(answer.status(), 201);
+    let cookie = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
+    let (_, session) = cookie.split(';').next().unwrap().split_once('=').unwrap();
+    assert_eq!(order().header("cookie", cookie.split(';').next().unwrap()).send().await.unwrap().status(), 201);
     let said = async |words: &str| {
         eventually(words, async || Some(std::fs::read_to_string(path.path()).ok()?).filter(|log| log.contains(words)))
             .await
     };
     said("s…@example.com has to wait").await;
     said("undeliverable; moved to dead_letters").await;
-    drop((booking, notification));
+    drop((booking, notification, gateway));
     let log = std::fs::read_to_string(path.path()).unwrap();
-    let leaks: Vec<_> = log.lines().filter(|line| line.contains("secret.")).collect();
+    // A span of an attempt, which is not there at `info`.
+    assert!(log.contains("attempt{"), "all is asked for");
+    let login = base64::prelude::BASE64_STANDARD.encode("\0tickets\0secret.password");
+    let must_not = ["secret.", &token, session, SECRET, &login];
+    let leaks: Vec<_> = log.lines().filter(|line| must_not.iter().any(|secret| line.contains(secret))).collect();
     assert_eq!(leaks, Vec::<&str>::new());
 }

@@ -239,7 +239,7 @@ impl Issuer {
 }
 
 async fn document(https: Arc<Https>, call: HttpCall) -> Result<Bytes, FetchError> {
-    let answer = https.ask(call).await?;
+    let answer = https.ask(call).await.map_err(HttpError::from)?;
     if answer.status != StatusCode::OK {
         return Err(FetchError::Status(answer.status));
     }

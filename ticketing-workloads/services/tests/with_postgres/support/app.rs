@@ -34,7 +34,7 @@ struct Cli<S: clap::Args> {
 }
 
 /// Signs the token of the buyer before a gateway.
-const SECRET: &str = "a secret of 32 bytes, or even more";
+pub const SECRET: &str = "a secret of 32 bytes, or even more";
 
 /// What gateways of these tests take for a login.
 pub fn token_of(buyer: &str) -> String {
@@ -163,8 +163,11 @@ impl App {
     ) -> Self {
         let mounts = mounts();
         let mut all = with_url(url, more);
-        all.push(("--stripe-url", format!("http://{}", providers.stripe)));
-        all.push(("--paypal-url", format!("http://{}", providers.paypal)));
+        for (name, address) in [("--stripe-url", providers.stripe), ("--paypal-url", providers.paypal)] {
+            if more.iter().all(|(other, _)| *other != name) {
+                all.push((name, format!("http://{address}")));
+            }
+        }
         let settings = settings(&mounts, "payment-1", &all);
         let app = Self::run("payment", payment::start(settings).unwrap(), mounts);
         app.mount_token().await;
@@ -291,15 +294,22 @@ impl App {
 
     /// The same, whatever the state of its database.
     pub async fn notification_before_its_schema(postgres: &Postgres, mails: &Mails) -> Self {
+        Self::notification_with(postgres, mails, &[]).await
+    }
+
+    /// The same with these settings besides.
+    pub async fn notification_with(postgres: &Postgres, mails: &Mails, more: &[(&'static str, &str)]) -> Self {
         let mounts = mounts();
         std::fs::write(mounts.path().join("ticket-key"), tickets::generate().unwrap()).unwrap();
-        let more = [
+        let own = [
             ("--ticket-key-file", mounts.path().join("ticket-key").display().to_string()),
             ("--database-url", postgres.url()),
             ("--smtp-host", mails.smtp.ip().to_string()),
             ("--smtp-port", mails.smtp.port().to_string()),
         ];
-        let settings = settings(&mounts, "notification-1", &more);
+        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let all: Vec<_> = own.into_iter().chain(more).collect();
+        let settings = settings(&mounts, "notification-1", &all);
         let app = Self::run("notification", notification::start(settings).unwrap(), mounts);
         app.mount_token().await;
         app

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
+mod network;
+mod types;
+mod wiring;
+
 use e2e::{
     binaries::{Binaries, Tool},
     checkout,
@@ -31,6 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("nameOverride", r#""other""#),
     ("fullnameOverride", r#""other""#),
     ("existingSecret", r#""database""#),
+    ("user", r#""tickets@example.com""#),
     ("paypalWebhookId", r#""WH-1""#),
     ("host", r#""db.example""#),
     ("parameters", r#""connect_timeout=5""#),
@@ -45,6 +50,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("audience", r#""tickets""#),
     ("hmacSecret", r#""tokens""#),
     ("trustedProxies", r#""10.0.0.0/8""#),
+    ("from", r#"[{"podSelector": {"matchLabels": {"app": "box-office"}}}]"#),
+    ("adminFrom", r#"[{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]"#),
     ("gateway", r#"{"replicas": 3, "env": {"A": "b"}}"#),
 ];
 
@@ -68,10 +75,26 @@ const TOGETHER: &[(&str, &[&str])] = &[
         "providers.existingSecret=\"database\"",
         &["services.payment.env.STRIPE_URL=\"https://a\"", "services.payment.env.PAYPAL_URL=\"https://b\""],
     ),
+    (
+        "mail.existingSecret=\"database\"",
+        &["mail.user=\"tickets\"", "services.notification.env.SMTP_ENCRYPTION=\"tls\""],
+    ),
+    (
+        "mail.user=\"tickets@example.com\"",
+        &["mail.existingSecret=\"login\"", "services.notification.env.SMTP_ENCRYPTION=\"starttls\""],
+    ),
     ("alerts.labels={\"release\": \"prometheus\"}", &["alerts.enabled=true"]),
     (
         "gateway.tokens.jwksUrl=\"https://id.example/keys\"",
         &["gateway.tokens.issuer=\"https://id.example\"", "gateway.tokens.audience=\"tickets\""],
+    ),
+    (
+        "networkPolicy.from=[{\"podSelector\": {\"matchLabels\": {\"app\": \"box-office\"}}}]",
+        &["networkPolicy.enabled=true"],
+    ),
+    (
+        "networkPolicy.adminFrom=[{\"namespaceSelector\": {\"matchLabels\": {\"kubernetes.io/metadata.name\": \"monitoring\"}}}]",
+        &["networkPolicy.enabled=true"],
     ),
     ("postgresql.persistence.storageClass=\"fast\"", &["postgresql.persistence.enabled=true"]),
 ];
@@ -212,6 +235,8 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("ticketing", json!({ "database": { "sslMode": "on" } }), "sslMode"),
         ("ticketing", json!({ "services": { "catalog": { "headless": false } } }), "headless"),
         ("ticketing", json!({ "serviceDefaults": { "drainSeconds": 61 } }), "drainSeconds"),
+        // An empty peer is everybody.
+        ("ticketing", json!({ "networkPolicy": { "from": [{}] } }), "from"),
     ] {
         let set: Vec<_> = set.as_object().unwrap().iter().map(|(name, value)| format!("{name}={value}")).collect();
         let refused = charts.render(chart, &set.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -239,14 +264,30 @@ async fn alerts_are_about_metrics_and_runbooks_that_there_are() {
         let expression = rule["expr"].as_str().unwrap();
         let (before, _) = expression.split_once('{').unwrap();
         let name = before.rsplit('(').next().unwrap();
+        let (_, page) = rule["annotations"]["runbook_url"].as_str().unwrap().split_once("/blob/main/").unwrap();
+        assert!(checkout::root().join(page).exists(), "{page}");
+        assert!(expression.contains("namespace=\"home\""), "{expression}");
+        // Of Kubernetes' objects kube-state-metrics says how they are.
+        if name.starts_with("kube_job_") {
+            let (_, jobs) = expression.split_once("job_name=~\"").unwrap();
+            let (cron_job, _) = jobs.split_once("-[0-9]+\"}").unwrap();
+            let is_it = |one: &Value| one["kind"] == "CronJob" && one["metadata"]["name"] == cron_job;
+            assert!(rendered.iter().any(is_it), "there is no CronJob {cron_job}");
+            assert!(metrics.contains(&format!("`{name}`")) && name == "kube_job_status_failed", "{name}");
+            continue;
+        }
         let (name, kind) = name.strip_suffix("_total").map_or((name, "gauge"), |counter| (counter, "counter"));
         let row = metrics.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
         assert!(row.is_some_and(|row| row.contains(&format!("| {kind} |"))), "{name} is no {kind} of docs/metrics.md");
-        assert!(expression.contains("namespace=\"home\""), "{expression}");
-        let (_, page) = rule["annotations"]["runbook_url"].as_str().unwrap().split_once("/blob/main/").unwrap();
-        assert!(checkout::root().join(page).exists(), "{page}");
     }
-    assert!(rules.len() >= 6);
+    assert!(rules.len() >= 7);
+    let names: BTreeSet<_> = rules.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
+    assert!(names.len() == rules.len() && names.contains("TicketPaymentsDiffer"), "{names:?}");
+    let listed = |name: &&&str| metrics.contains(&format!("`{name}`"));
+    assert_eq!(names.iter().filter(listed).count(), names.len(), "not all of {names:?} are in docs/metrics.md");
+    // Without the Job there is nothing to wait for.
+    let without = charts.render("ticketing", &["alerts.enabled=true", "reconcile.enabled=false"]).await.unwrap();
+    assert!(!without.contains("TicketPaymentsDiffer") && without.contains("TicketRefundsWait"));
 }
 
 /// Callers take 3 s to ask DNS again, which has kept its answer for 5 s; then requests under way have 22 s.
@@ -289,6 +330,33 @@ async fn notification_alone_has_the_key_of_tickets() {
         };
         let names: Vec<_> = objects.iter().filter(has_it).map(|object| &object["metadata"]["name"]).collect();
         assert_eq!(names, [&json!("notification")]);
+    }
+}
+
+/// The same of the password for the mail server, and only with a way that is encrypted.
+#[tokio::test(flavor = "multi_thread")]
+async fn notification_alone_has_the_password_for_mails() {
+    let charts = Charts::new().await;
+    let set = [
+        r#"mail.existingSecret="smtp""#,
+        r#"mail.user="tickets""#,
+        r#"mail.rootCertificates.configMap="roots""#,
+        r#"services.notification.env.SMTP_ENCRYPTION="starttls""#,
+    ];
+    let objects = objects(&charts.render("ticketing", &set).await.unwrap());
+    for (kind, name) in [("secret", "secretName"), ("configMap", "name")] {
+        let source = if kind == "secret" { "smtp" } else { "roots" };
+        let has_it = |object: &&Value| {
+            let volumes = object["spec"]["template"]["spec"]["volumes"].as_array();
+            volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume[kind][name] == source))
+        };
+        let names: Vec<_> = objects.iter().filter(has_it).map(|object| &object["metadata"]["name"]).collect();
+        assert_eq!(names, [&json!("notification")]);
+    }
+    for (missing, says) in [(1, "mail.user"), (3, "SMTP_ENCRYPTION")] {
+        let some: Vec<_> = set.iter().enumerate().filter(|(nth, _)| *nth != missing).map(|(_, set)| *set).collect();
+        let error = charts.render("ticketing", &some).await.unwrap_err();
+        assert!(error.contains(says), "{error}");
     }
 }
 
