@@ -9,7 +9,6 @@ use datalogic_rs::bumpalo::Bump;
 use datalogic_rs::{Engine, ParsedData};
 use resilience::{ConfigStore, Flags, Resilience};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 

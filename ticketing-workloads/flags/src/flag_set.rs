@@ -17,7 +17,7 @@ impl FlagSet {
     /// variant applies ([`Flag::rule_error`]).
     pub fn compile(settings: FlagsSettings) -> Self {
         let FlagsSettings { flags, evaluators } = settings;
-        let evaluators = Evaluators::compile(&evaluators);
+        let evaluators = Evaluators::compile_leniently(&evaluators);
         let mut flags: Box<[_]> = flags
             .into_iter()
             .map(|(key, settings)| (key.into_boxed_str(), Flag::compile(settings, &evaluators)))

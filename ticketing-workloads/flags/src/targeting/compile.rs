@@ -107,6 +107,11 @@ impl<'c> Compiler<'c> {
         self.error(Mistake::Malformed(message))
     }
 
+    /// A literal that its operation can do nothing with.
+    fn no_use(&self, message: &'static str) -> Compiled {
+        if self.evaluators.lenient { Ok(Node::Null) } else { self.malformed(message) }
+    }
+
     /// Does `work` one step further inside.
     fn at<T>(&mut self, step: impl std::fmt::Display, work: impl FnOnce(&mut Self) -> Compiled<T>) -> Compiled<T> {
         let length = self.path.len();
@@ -379,13 +384,13 @@ impl<'c> Compiler<'c> {
         let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
         let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
         let Some(comparison) = comparison else {
-            return self.at("[1]", |this| this.malformed("must be one of =, !=, <, <=, >, >=, ^ and ~"));
+            return self.at("[1]", |this| this.no_use("must be one of =, !=, <, <=, >, >=, ^ and ~"));
         };
         for (index, side) in [(0, &left), (2, &right)] {
             if let Node::Text(text) = side
                 && Version::parse(text).is_none()
             {
-                return self.at(format_args!("[{index}]"), |this| this.malformed("must be a version such as 1.2.3"));
+                return self.at(format_args!("[{index}]"), |this| this.no_use("must be a version such as 1.2.3"));
             }
         }
         Ok(Node::SemVer(comparison, Box::new([left, right])))
@@ -397,34 +402,40 @@ impl<'c> Compiler<'c> {
             Some(_) => (Some(self.argument(arguments, 0, depth)?), 1),
         };
         let lists = arguments.values.iter().enumerate().skip(first);
-        let buckets: Box<[_]> = lists
+        let buckets: Option<Box<[_]>> = lists
             .map(|(index, bucket)| self.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth)))
-            .collect::<Compiled<_>>()?;
+            .collect::<Compiled<Option<_>>>()?;
+        let Some(buckets) = buckets else { return Ok(Node::Null) };
         if buckets.is_empty() || !arguments.listed {
-            return self.malformed("needs buckets, such as [\"on\", 10], [\"off\", 90]");
+            return self.no_use("needs buckets, such as [\"on\", 10], [\"off\", 90]");
         }
         let known =
             |bucket: &Bucket| if let Weight::Known(weight) = bucket.weight { Some(u64::from(weight)) } else { None };
         let total = match buckets.iter().map(known).sum::<Option<u64>>() {
-            Some(0) => return self.malformed("needs a weight above 0"),
+            Some(0) => return self.no_use("needs a weight above 0"),
             Some(total) => match u32::try_from(total) {
                 Ok(total) if total <= MAX_WEIGHT_SUM => Some(total),
-                _ => return self.malformed("the weights must not add up to more than 2147483647; make them smaller"),
+                _ => return self.no_use("the weights must not add up to more than 2147483647; make them smaller"),
             },
             None => None,
         };
         Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
     }
 
-    fn bucket(&mut self, bucket: &Value, depth: usize) -> Compiled<Bucket> {
+    /// A bucket; `None`: it is none, and so the split is null.
+    fn bucket(&mut self, bucket: &Value, depth: usize) -> Compiled<Option<Bucket>> {
+        let lenient = self.evaluators.lenient;
         let Some(parts @ ([_] | [_, _])) = bucket.as_array().map(Vec::as_slice) else {
+            if lenient {
+                return Ok(None);
+            }
             return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
         };
         let variant = self.at("[0]", |this| this.node(&parts[0], depth + 1))?;
-        if matches!(variant, Node::Json(_) | Node::List(_)) {
+        if !lenient && matches!(variant, Node::Json(_) | Node::List(_)) {
             return self.at("[0]", |this| this.malformed("must be the name of a variant"));
         }
-        let Some(weight) = parts.get(1) else { return Ok(Bucket { variant, weight: Weight::Known(1) }) };
+        let Some(weight) = parts.get(1) else { return Ok(Some(Bucket { variant, weight: Weight::Known(1) })) };
         let weight = self.at("[1]", |this| match this.node(weight, depth + 1)? {
             // Rollouts are computed, and may come out below 0: that is nobody.
             Node::Int(weight) if weight <= i64::from(MAX_WEIGHT_SUM) => {
@@ -439,10 +450,12 @@ impl<'c> Compiler<'c> {
                 )]
                 Ok(Weight::Known(weight.max(0.0) as u32))
             }
-            literal if is_literal(&literal) => this.malformed("must be a whole number of at most 2147483647"),
+            literal if !lenient && is_literal(&literal) => {
+                this.malformed("must be a whole number of at most 2147483647")
+            }
             computed => Ok(Weight::Computed(computed)),
         })?;
-        Ok(Bucket { variant, weight })
+        Ok(Some(Bucket { variant, weight }))
     }
 }
 

@@ -14,6 +14,8 @@ const NAMES: usize = 10;
 #[derive(Debug, Default)]
 pub struct Evaluators {
     standing: BTreeMap<String, Standing>,
+    /// Whether an operation with a literal that it can do nothing with is null, as in flagd, and not a mistake.
+    pub(super) lenient: bool,
     /// Those that are being compiled, each because the one before refers to it.
     open: Vec<String>,
 }
@@ -48,8 +50,19 @@ struct Visit<'r> {
 impl Evaluators {
     /// Compiles all of `rules`, in an order in which each comes after those that it refers to. Its cost follows from the
     /// size of the document, however often they refer to each other.
+    /// Rules are refused for what a person must have mistaken.
     pub fn compile(rules: &BTreeMap<String, Value>) -> Self {
-        let mut all = Self::default();
+        Self { lenient: false, ..Self::default() }.and(rules)
+    }
+
+    /// The same for who has to make do with what there is, such as a pod: a version that is none, or weights that are none, make only
+    /// their own operation null, as evaluators of flagd have it, and the rule around it goes on.
+    pub fn compile_leniently(rules: &BTreeMap<String, Value>) -> Self {
+        Self { lenient: true, ..Self::default() }.and(rules)
+    }
+
+    fn and(self, rules: &BTreeMap<String, Value>) -> Self {
+        let mut all = self;
         for (name, rule) in rules {
             let mut way = Vec::new();
             all.visit(name, rule, &mut way);

@@ -240,6 +240,31 @@ fn a_shared_rule_for_items_stands_inside_only(#[case] logic: Value, #[case] expe
     assert!(error.unwrap_or_default().starts_with(expected.unwrap_or_default()));
 }
 
+/// What a person is told of at once makes only its own operation null in a pod that has to make do with it.
+#[rstest::rstest]
+#[case::version(json!({"sem_ver": [{"var": "v"}, "=", "one"]}))]
+#[case::comparison(json!({"sem_ver": [{"var": "v"}, "==", "1.0.0"]}))]
+#[case::no_buckets(json!({"fractional": [{"var": "v"}]}))]
+#[case::nothing(json!({"fractional": []}))]
+#[case::no_list(json!({"fractional": [{"var": "v"}, "a", 10]}))]
+#[case::part_of_a_weight(json!({"fractional": [["a", 0.5]]}))]
+#[case::text_as_a_weight(json!({"fractional": [["a", "1"]]}))]
+#[case::no_weight(json!({"fractional": [["a", 0]]}))]
+#[case::too_much_weight(json!({"fractional": [["a", 2_147_483_647], ["b"]]}))]
+#[case::list_as_a_variant(json!({"fractional": [[["a"], 1]]}))]
+fn an_operation_without_use_is_refused_or_null(#[case] logic: Value) {
+    let rule = json!({"if": [logic, "red", "green"]});
+    assert!(Rule::compile(&rule, &Evaluators::default()).is_err());
+    let lenient = Evaluators::compile_leniently(&BTreeMap::from([("it".to_owned(), logic)]));
+    assert!(lenient.errors().next().is_none());
+    let context = [("v", Attribute::Text("1.0.0"))];
+    let request = Request { flag_key: "f", now_ms: 0, context: Context::new(&context).with_key("k") };
+    for rule in [rule, json!({"if": [{"$ref": "it"}, "red", "green"]})] {
+        let rule = rule_with(&rule, &lenient);
+        assert_eq!(rule.evaluate(&request).unwrap().as_deref(), Some("green"));
+    }
+}
+
 /// An error inside of a shared rule is one of that rule, whatever its name, and the places after it are right.
 #[test]
 fn a_mistake_in_a_shared_rule_leaves_the_place_as_it_was() {
