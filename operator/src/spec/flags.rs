@@ -3,10 +3,11 @@
 use super::{Invalid, invalid};
 use contract::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use crds::{
-    FeatureFlagSpec,
+    FeatureFlagSpec, Moment,
     feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
 };
 use flags::targeting::{Evaluators, Rule, RuleError};
+use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,9 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
     if size > MAX_FLAG_SPEC_BYTES {
         let message = format!("has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set");
         return Err(invalid("spec.flagSpec", message));
+    }
+    if let Some(Err(error)) = spec.expires_at.as_ref().map(Moment::at) {
+        return Err(invalid("spec.expiresAt", error.to_string()));
     }
     let evaluators = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
     for (name, rule) in &evaluators {
@@ -45,9 +49,11 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
                 format!("{} has no variant {} (it has {})", over.key, over.variant, known.join(", ")),
             ));
         }
+        let until = over.until.as_ref().map(Moment::at).transpose();
+        let until = until.map_err(|error| invalid(format!("{path}.until"), error.to_string()))?;
         flag.kill_switch = Some(FlagOverride {
             variant: over.variant.clone(),
-            until_ms: over.until.as_ref().map(|until| until.0.as_millisecond()),
+            until_ms: until.map(Timestamp::as_millisecond),
             reason: over.reason.clone().unwrap_or_default(),
         });
     }
@@ -194,6 +200,14 @@ mod tests {
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {'!': {$ref: vip}}}}",
         "spec.flagSpec.$evaluators.vip.!.$ref: refers to itself: vip -> vip"
     )]
+    #[case::no_moment(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: a, variant: x, until: '2026-02-30T00:00:00Z'}]}",
+        "spec.overrides[0].until: \"2026-02-30T00:00:00Z\" is no moment"
+    )]
+    #[case::no_end(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, expiresAt: never}",
+        "spec.expiresAt: \"never\" is no moment"
+    )]
     fn bad_flags_are_refused_with_their_path(#[case] body: &str, #[case] expected: &str) {
         let error = flags(&flag_spec(body)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
@@ -223,6 +237,16 @@ mod tests {
         let definition = spec.flag_spec.flags.get_mut("a").unwrap();
         definition.variants.insert("x".into(), deep);
         assert!(flags(&spec).unwrap_err().to_string().contains("nested deeper"));
+    }
+
+    /// The end of the last year is an override without an end.
+    #[test]
+    fn an_override_may_last_for_ever() {
+        let body = "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, \
+                    overrides: [{key: a, variant: x, until: '9999-12-31T23:59:59Z'}]}";
+        let settings = flags(&flag_spec(body)).unwrap();
+        let over = settings.flags["a"].kill_switch.as_ref().unwrap();
+        assert_eq!(over.until_ms, Some(Timestamp::MAX.as_millisecond()));
     }
 
     #[test]
