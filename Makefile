@@ -47,7 +47,7 @@ check: prerequisites ## The inner loop: format, lints, unit and property tests, 
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path ticketing-workloads/bench/Cargo.toml
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo test --workspace --lib --bins --examples --test generated --test protocol_model --test charts --test docs --test makefile
+	cargo test --workspace --lib --bins --examples --test generated --test bounds --test protocol_model --test charts --test docs --test makefile
 	cargo test --workspace --doc
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo check --locked --manifest-path ticketing-workloads/bench/Cargo.toml

@@ -2,11 +2,10 @@
 //! themselves.
 
 use crate::{
-    Condition,
+    Condition, Moment,
     resilience_policy::TargetRef,
     schema::{FLAG_KEY_PATTERN, any_object, moment},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,7 +63,7 @@ pub struct FeatureFlagSpec {
     /// When this set should be gone. It only warns: condition Expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "moment")]
-    pub expires_at: Option<Time>,
+    pub expires_at: Option<Moment>,
 }
 
 /// A flagd flag-definition document.
@@ -128,7 +127,7 @@ pub struct Override {
     /// When the override ends by itself, also while the operator is down. Default: when a person takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "moment")]
-    pub until: Option<Time>,
+    pub until: Option<Moment>,
     /// Why, at most 512 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]

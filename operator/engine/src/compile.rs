@@ -1,5 +1,6 @@
 //! Policy and flag sets of one workload, compiled into what its pods run by.
 
+use crate::shared_rules::{self, Rules};
 use contract::{
     ConfigError, FlagSettings, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
 };
@@ -148,30 +149,22 @@ fn merge_flags(mut sets: Vec<FlagSetInput>, live: Option<&Section<FlagsSettings>
     sets.sort_by(|a, b| (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name)));
     let mut merged = Section::<FlagsSettings>::default();
     for set in sets {
-        let (flags, evaluators) = match set.settings {
+        let (mut flags, evaluators) = match set.settings {
             Input::Valid(settings) => (settings.flags, settings.evaluators),
             Input::KeepLive => live_part(live, &set.source),
         };
-        let mut keys = Vec::new();
-        for (key, flag) in flags {
-            merged.settings.flags.entry(key.clone()).or_insert_with(|| {
-                keys.push(key);
-                flag
-            });
-        }
-        for (name, rule) in evaluators {
-            merged.settings.evaluators.entry(name).or_insert(rule);
-        }
+        flags.retain(|key, _| !merged.settings.flags.contains_key(key));
+        shared_rules::publish(&set.source.name, &mut flags, &evaluators, &mut merged.settings.evaluators);
+        let keys = flags.keys().cloned().collect();
+        merged.settings.flags.extend(flags);
         merged.sources.push(Source { keys, ..set.source });
     }
     merged
 }
 
-type FlagsAndEvaluators = (BTreeMap<String, FlagSettings>, BTreeMap<String, serde_json::Value>);
-
-/// What is live from one set.
-fn live_part(live: Option<&Section<FlagsSettings>>, source: &Source) -> FlagsAndEvaluators {
-    let Some(live) = live else { return FlagsAndEvaluators::default() };
+/// What is live from one set: its flags, and the rules that they need are among those.
+fn live_part(live: Option<&Section<FlagsSettings>>, source: &Source) -> (BTreeMap<String, FlagSettings>, Rules) {
+    let Some(live) = live else { return (BTreeMap::new(), Rules::new()) };
     let keys = live.sources.iter().find(|old| old.uid == source.uid).map(|old| old.keys.as_slice()).unwrap_or_default();
     let flags =
         keys.iter().filter_map(|key| live.settings.flags.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone()));
@@ -262,6 +255,43 @@ mod tests {
             let compiled = compile(None, &sets, None).unwrap();
             assert_eq!(compiled.flags.settings.flags["a"], flag(expected));
         }
+    }
+
+    /// A set with one flag by a rule that is shared, `vip`.
+    fn by_vip(name: &str, created: i64, key: &str, vip: &serde_json::Value) -> FlagSetInput {
+        let flag = FlagSettings { targeting: Some(json!({"if": [{"$ref": "vip"}, "v"]})), ..flag(true) };
+        let flags = BTreeMap::from([(key.to_owned(), flag)]);
+        let evaluators = BTreeMap::from([("vip".to_owned(), vip.clone())]);
+        FlagSetInput { settings: Input::Valid(FlagsSettings { flags, evaluators }), ..set(name, 0, created, &[]) }
+    }
+
+    /// A set that is kept holds back no edit of another one, and keeps its own rule.
+    #[test]
+    fn a_set_that_is_kept_freezes_no_other_ones_rules() {
+        let [old, before, after] = [json!("old"), json!(["gbp"]), json!(["gbp", "eur"])];
+        let first = compile(None, &[by_vip("a", 1, "one", &old), by_vip("b", 2, "two", &before)], None).unwrap();
+        let kept = || FlagSetInput { settings: Input::KeepLive, ..set("a", 0, 1, &[]) };
+        let mut document = live(&first);
+        for rule in [&after, &before] {
+            let next = compile(None, &[kept(), by_vip("b", 2, "two", rule)], Some(&document)).unwrap();
+            assert_eq!(json!(next.flags.settings.evaluators), json!({"vip": old, "b/vip": rule}));
+            assert_eq!(next.flags.settings.flags["one"], first.flags.settings.flags["one"]);
+            document = live(&next);
+        }
+        // The other way round: b is kept, with the name that its rule has.
+        let kept = FlagSetInput { settings: Input::KeepLive, ..set("b", 0, 2, &[]) };
+        let next = compile(None, &[by_vip("a", 1, "one", &after), kept], Some(&document)).unwrap();
+        assert_eq!(json!(next.flags.settings.evaluators), json!({"vip": after, "b/vip": before}));
+    }
+
+    #[test]
+    fn a_set_without_rules_of_its_own_has_none_of_others() {
+        let before =
+            live(&compile(None, &[by_vip("a", 1, "one", &json!(1)), set("b", 0, 2, &[("two", true)])], None).unwrap());
+        let kept = FlagSetInput { settings: Input::KeepLive, ..set("b", 0, 2, &[]) };
+        let after = compile(None, &[kept], Some(&before)).unwrap();
+        assert_eq!(after.flags.settings.evaluators, BTreeMap::new());
+        assert_eq!(after.flags.settings.flags.len(), 1);
     }
 
     fn big(name: &str, created: i64, bytes: usize) -> FlagSetInput {

@@ -13,4 +13,5 @@ pub mod policy_review;
 pub mod publish;
 pub mod recovery;
 pub mod report_validation;
+pub mod shared_rules;
 pub mod signals;

@@ -112,12 +112,13 @@ pub fn status(
             some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
         ),
     });
-    if let Some(expires) = &set.spec.expires_at {
-        let over = expires.0 <= now;
+    let expires = set.spec.expires_at.as_ref().and_then(|expires| expires.at().ok());
+    if let Some(expires) = expires {
+        let over = expires <= now;
         let message = format!(
             "the set {} {}",
             if over { "should have been removed by" } else { "should be removed by" },
-            expires.0
+            expires
         );
         verdicts.push(Verdict::new(
             ConditionType::Expired,
@@ -129,7 +130,7 @@ pub fn status(
     let ends =
         settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms).filter(|until| *until > now_ms);
     let ends = ends.filter_map(|until| Timestamp::from_millisecond(until).ok());
-    let expiry = set.spec.expires_at.as_ref().map(|expires| expires.0).filter(|at| *at > now);
+    let expiry = expires.filter(|at| *at > now);
     let status = FeatureFlagStatus {
         observed_generation: generation,
         conditions: conditions::settle(&old.conditions, verdicts, generation, now),

@@ -3,10 +3,11 @@
 use super::{Invalid, invalid};
 use contract::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use crds::{
-    FeatureFlagSpec,
+    FeatureFlagSpec, Moment,
     feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
 };
-use flags::targeting::{Rule, RuleError};
+use flags::targeting::{Evaluators, Rule, RuleError};
+use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +18,23 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
         let message = format!("has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set");
         return Err(invalid("spec.flagSpec", message));
     }
+    if let Some(Err(error)) = spec.expires_at.as_ref().map(Moment::at) {
+        return Err(invalid("spec.expiresAt", error.to_string()));
+    }
     let evaluators = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
     for (name, rule) in &evaluators {
         validate_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
     }
-    for name in evaluators.keys() {
-        Rule::validate_evaluator(name, &evaluators).map_err(|error| bad_rule(&error, "spec.flagSpec"))?;
+    let compiled = Evaluators::compile(&evaluators);
+    if let Some((_, error)) = compiled.errors().next() {
+        return Err(bad_rule(error, "spec.flagSpec"));
     }
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {
         let path = format!("spec.flagSpec.flags.{key}");
         validate_flag(definition, &path)?;
         let flag = flag(definition);
-        validate_targeting(&flag, &evaluators, &path)?;
+        validate_targeting(&flag, &compiled, &path)?;
         flags.insert(key.clone(), flag);
     }
     for (index, over) in spec.overrides.iter().enumerate() {
@@ -44,9 +49,11 @@ pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
                 format!("{} has no variant {} (it has {})", over.key, over.variant, known.join(", ")),
             ));
         }
+        let until = over.until.as_ref().map(Moment::at).transpose();
+        let until = until.map_err(|error| invalid(format!("{path}.until"), error.to_string()))?;
         flag.kill_switch = Some(FlagOverride {
             variant: over.variant.clone(),
-            until_ms: over.until.as_ref().map(|until| until.0.as_millisecond()),
+            until_ms: until.map(Timestamp::as_millisecond),
             reason: over.reason.clone().unwrap_or_default(),
         });
     }
@@ -90,7 +97,7 @@ fn validate_flag(definition: &FlagDefinition, path: &str) -> Result<(), Invalid>
 }
 
 /// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
-fn validate_targeting(flag: &FlagSettings, evaluators: &BTreeMap<String, Value>, path: &str) -> Result<(), Invalid> {
+fn validate_targeting(flag: &FlagSettings, evaluators: &Evaluators, path: &str) -> Result<(), Invalid> {
     let Some(rule) = &flag.targeting else { return Ok(()) };
     let Some(rule) = Rule::compile(rule, evaluators).map_err(|error| bad_rule(&error, path))? else { return Ok(()) };
     if let Some(name) = rule.named_variants().into_iter().find(|name| !flag.variants.contains_key(*name)) {
@@ -193,6 +200,14 @@ mod tests {
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {'!': {$ref: vip}}}}",
         "spec.flagSpec.$evaluators.vip.!.$ref: refers to itself: vip -> vip"
     )]
+    #[case::no_moment(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: a, variant: x, until: '2026-02-30T00:00:00Z'}]}",
+        "spec.overrides[0].until: \"2026-02-30T00:00:00Z\" is no moment"
+    )]
+    #[case::no_end(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, expiresAt: never}",
+        "spec.expiresAt: \"never\" is no moment"
+    )]
     fn bad_flags_are_refused_with_their_path(#[case] body: &str, #[case] expected: &str) {
         let error = flags(&flag_spec(body)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
@@ -222,6 +237,16 @@ mod tests {
         let definition = spec.flag_spec.flags.get_mut("a").unwrap();
         definition.variants.insert("x".into(), deep);
         assert!(flags(&spec).unwrap_err().to_string().contains("nested deeper"));
+    }
+
+    /// The end of the last year is an override without an end.
+    #[test]
+    fn an_override_may_last_for_ever() {
+        let body = "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, \
+                    overrides: [{key: a, variant: x, until: '9999-12-31T23:59:59Z'}]}";
+        let settings = flags(&flag_spec(body)).unwrap();
+        let over = settings.flags["a"].kill_switch.as_ref().unwrap();
+        assert_eq!(over.until_ms, Some(Timestamp::MAX.as_millisecond()));
     }
 
     #[test]

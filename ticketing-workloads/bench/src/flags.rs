@@ -2,14 +2,13 @@
 //! parsed, as a caller that asks for many flags would keep it.
 
 use crate::{Case, case};
-use ::flags::targeting::{Request, Rule};
+use ::flags::targeting::{Evaluators, Request, Rule};
 use ::flags::{Attribute, Context};
 use contract::{AppliedFrom, RuntimeConfig, Section, WorkloadId};
 use datalogic_rs::bumpalo::Bump;
 use datalogic_rs::{Engine, ParsedData};
 use resilience::{ConfigStore, Flags, Resilience};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -85,7 +84,7 @@ pub fn cases() -> Vec<Case> {
         ["rule alone: ends_with, then fractional", "peer: datalogic-rs, ends_with, then fractional"],
     ];
     for ([mine, peer], (_, logic)) in names.into_iter().zip(rules()) {
-        let rule = Rule::compile(&logic, &BTreeMap::new()).expect("it compiles").expect("it is one");
+        let rule = Rule::compile(&logic, &Evaluators::default()).expect("it compiles").expect("it is one");
         cases.push(case(mine, move |count| {
             for _ in 0..count {
                 with_context(|context| {

@@ -32,6 +32,11 @@ impl<'a> Context<'a> {
         Self { targeting_key: Some(key), ..self }
     }
 
+    /// How many attributes there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.attributes.len()
+    }
+
     /// The targeting key, if there is one.
     pub const fn targeting_key(&self) -> Option<&'a str> {
         self.targeting_key

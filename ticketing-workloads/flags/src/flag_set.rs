@@ -1,10 +1,9 @@
 //! The flags of a workload, compiled once and evaluated for each request.
 
 use crate::Context;
-use crate::targeting::{self, Request, Rule, RuleError};
+use crate::targeting::{self, Evaluators, Request, Rule, RuleError};
 use contract::{FlagSettings, FlagState, FlagsSettings};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// All flags of a configuration, ready to be evaluated.
 #[derive(Debug, Default)]
@@ -18,6 +17,7 @@ impl FlagSet {
     /// variant applies ([`Flag::rule_error`]).
     pub fn compile(settings: FlagsSettings) -> Self {
         let FlagsSettings { flags, evaluators } = settings;
+        let evaluators = Evaluators::compile_leniently(&evaluators);
         let mut flags: Box<[_]> = flags
             .into_iter()
             .map(|(key, settings)| (key.into_boxed_str(), Flag::compile(settings, &evaluators)))
@@ -76,8 +76,9 @@ pub enum EvaluationError {
 }
 
 impl Flag {
-    fn compile(settings: FlagSettings, evaluators: &BTreeMap<String, Value>) -> Self {
-        let rule = settings.targeting.as_ref().map_or(Ok(None), |rule| Rule::compile(rule, evaluators));
+    fn compile(mut settings: FlagSettings, evaluators: &Evaluators) -> Self {
+        // It is not kept beside what is made of it.
+        let rule = settings.targeting.take().map_or(Ok(None), |rule| Rule::compile(&rule, evaluators));
         let (rule, rule_error) = rule.map_or_else(|error| (None, Some(error)), |rule| (rule, None));
         let default = settings.default_variant.as_ref().and_then(|variant| settings.variants.get(variant)).cloned();
         Self { settings, default, rule, rule_error }

@@ -4,9 +4,10 @@ use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order
 use super::{MAX_DEPTH, MAX_NODES, Rule};
 use crate::fractional::MAX_WEIGHT_SUM;
 use crate::semver::{Comparison, Version};
+use crate::targeting::evaluators::{Evaluators, Shared, Standing};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 /// The operators, for those who mistyped one.
 const OPERATORS: &str = "var, missing, missing_some, if, ?:, ==, ===, !=, !==, !, !!, and, or, <, <=, >, >=, max, min, \
@@ -55,39 +56,37 @@ pub enum Mistake {
     #[error("is nested deeper than {MAX_DEPTH} levels, references included; make the rule flatter")]
     TooDeep,
     /// Larger than what is evaluated in time.
-    #[error("has more than {MAX_NODES} parts, references included; split the rule")]
+    #[error("has more than {MAX_NODES} parts; split the rule")]
     TooLarge,
     /// Anything else, in words.
     #[error("{0}")]
     Malformed(&'static str),
 }
 
-/// Compiles `rule` and the shared rules that it refers to. `inside`: what it is used for is not known, so `var` may look
-/// into an item of a list.
-pub(super) fn compile(
-    rule: &Value,
-    evaluators: &BTreeMap<String, Value>,
-    path: &str,
-    inside: bool,
-) -> Result<Rule, RuleError> {
-    let mut compiler = Compiler {
-        evaluators,
-        path: path.to_owned(),
-        parts: 0,
-        references: Vec::new(),
-        items: usize::from(inside),
-        uses_time: false,
-    };
+/// Compiles the rule of a flag.
+pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Rule, RuleError> {
+    let mut compiler = Compiler::new(evaluators, "targeting".to_owned(), false);
     let root = compiler.node(rule, 0)?;
     Ok(Rule { root, uses_time: compiler.uses_time })
 }
 
-struct Compiler<'r> {
-    evaluators: &'r BTreeMap<String, Value>,
+/// Compiles the shared rule `name`, after those that it refers to.
+pub(super) fn compile_shared(name: &str, rule: &Value, evaluators: &Evaluators) -> Result<Shared, RuleError> {
+    let mut compiler = Compiler::new(evaluators, format!("$evaluators.{}", shortened(name)), true);
+    let node = Arc::new(compiler.node(rule, 0)?);
+    let Compiler { deepest, uses_time, only_inside, .. } = compiler;
+    Ok(Shared { node, height: deepest, uses_time, only_inside })
+}
+
+struct Compiler<'c> {
+    evaluators: &'c Evaluators,
     path: String,
     parts: usize,
-    /// Names of the shared rules that are being compiled.
-    references: Vec<&'r str>,
+    deepest: usize,
+    /// It is a shared rule, and where it will stand is not known.
+    is_shared: bool,
+    /// Why a shared rule cannot stand outside of operators over lists.
+    only_inside: Option<RuleError>,
     /// How many operators over lists are around this place: inside of them, `var` looks into the item at hand.
     items: usize,
     uses_time: bool,
@@ -95,13 +94,22 @@ struct Compiler<'r> {
 
 type Compiled<T = Node> = Result<T, RuleError>;
 
-impl<'r> Compiler<'r> {
+impl<'c> Compiler<'c> {
+    fn new(evaluators: &'c Evaluators, path: String, is_shared: bool) -> Self {
+        Self { evaluators, path, parts: 0, deepest: 0, is_shared, only_inside: None, items: 0, uses_time: false }
+    }
+
     fn error<T>(&self, mistake: Mistake) -> Compiled<T> {
         Err(RuleError { path: self.path.clone(), mistake })
     }
 
     fn malformed<T>(&self, message: &'static str) -> Compiled<T> {
         self.error(Mistake::Malformed(message))
+    }
+
+    /// A literal that its operation can do nothing with.
+    fn no_use(&self, message: &'static str) -> Compiled {
+        if self.evaluators.lenient { Ok(Node::Null) } else { self.malformed(message) }
     }
 
     /// Does `work` one step further inside.
@@ -114,10 +122,28 @@ impl<'r> Compiler<'r> {
         result
     }
 
-    fn node(&mut self, value: &'r Value, depth: usize) -> Compiled {
+    /// What is only right inside of operators over lists is wrong here, or perhaps wrong where a shared rule will stand.
+    fn outside(&mut self, message: &'static str) -> Compiled<()> {
+        let mistake = Mistake::Malformed(message);
+        self.only_inside(RuleError { path: self.path.clone(), mistake })
+    }
+
+    fn only_inside(&mut self, error: RuleError) -> Compiled<()> {
+        match (self.items, self.is_shared) {
+            (0, false) => Err(error),
+            (0, true) => {
+                self.only_inside.get_or_insert(error);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn node(&mut self, value: &Value, depth: usize) -> Compiled {
         if depth > MAX_DEPTH {
             return self.error(Mistake::TooDeep);
         }
+        self.deepest = self.deepest.max(depth);
         self.parts += 1;
         if self.parts > MAX_NODES {
             return self.error(Mistake::TooLarge);
@@ -141,7 +167,7 @@ impl<'r> Compiler<'r> {
                 if name == "$ref" {
                     return self.reference(argument, depth);
                 }
-                self.at(format_args!(".{name}"), |this| {
+                self.at(format_args!(".{}", shortened(name)), |this| {
                     let arguments = Arguments {
                         values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
                         listed: argument.is_array(),
@@ -152,7 +178,7 @@ impl<'r> Compiler<'r> {
         })
     }
 
-    fn nodes(&mut self, items: &'r [Value], depth: usize) -> Compiled<Box<[Node]>> {
+    fn nodes(&mut self, items: &[Value], depth: usize) -> Compiled<Box<[Node]>> {
         items
             .iter()
             .enumerate()
@@ -160,27 +186,32 @@ impl<'r> Compiler<'r> {
             .collect()
     }
 
-    fn reference(&mut self, name: &'r Value, depth: usize) -> Compiled {
+    fn reference(&mut self, name: &Value, depth: usize) -> Compiled {
         let evaluators = self.evaluators;
-        let known = || evaluators.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let Some((name, rule)) = name.as_str().and_then(|name| evaluators.get_key_value(name)) else {
-            let name = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
-            let mistake = Mistake::UnknownEvaluator { name, known: known() };
-            return self.at(".$ref", |this| this.error(mistake));
+        let mistake = match name.as_str().and_then(|name| evaluators.find(name)) {
+            Some(Standing::Compiled(Ok(shared))) => {
+                let deepest = depth + 1 + shared.height;
+                if deepest <= MAX_DEPTH {
+                    self.deepest = self.deepest.max(deepest);
+                    self.uses_time |= shared.uses_time;
+                    if let Some(error) = &shared.only_inside {
+                        self.only_inside(error.clone())?;
+                    }
+                    return Ok(Node::Shared(Arc::clone(&shared.node)));
+                }
+                Mistake::TooDeep
+            }
+            Some(Standing::Compiled(Err(error))) => return Err(error.clone()),
+            Some(Standing::Open) => Mistake::Cycle(evaluators.round(name.as_str().unwrap_or_default())),
+            None => Mistake::UnknownEvaluator {
+                name: shortened(&name.as_str().map_or_else(|| name.to_string(), str::to_owned)),
+                known: evaluators.some_names(),
+            },
         };
-        if let Some(first) = self.references.iter().position(|open| open == name) {
-            let round: Vec<_> = self.references[first..].iter().copied().chain([name.as_str()]).collect();
-            return self.at(".$ref", |this| this.error(Mistake::Cycle(round.join(" -> "))));
-        }
-        self.references.push(name);
-        let outside = std::mem::replace(&mut self.path, format!("$evaluators.{name}"));
-        let node = self.node(rule, depth + 1)?;
-        self.path = outside;
-        self.references.pop();
-        Ok(node)
+        self.at(".$ref", |this| this.error(mistake))
     }
 
-    fn operation(&mut self, name: &str, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn operation(&mut self, name: &str, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         Ok(match name {
             "var" => self.var(arguments, depth)?,
             "if" | "?:" => Node::If(self.many(arguments, depth)?),
@@ -221,12 +252,12 @@ impl<'r> Compiler<'r> {
             "ends_with" => Node::Affix(Affix::End, self.two(arguments, depth)?),
             "sem_ver" => self.sem_ver(arguments, depth)?,
             "fractional" => self.fractional(arguments, depth)?,
-            _ => return self.error(Mistake::UnknownOperator(name.to_owned())),
+            _ => return self.error(Mistake::UnknownOperator(shortened(name))),
         })
     }
 
     /// The argument at `index`.
-    fn argument(&mut self, arguments: &Arguments<'r>, index: usize, depth: usize) -> Compiled {
+    fn argument(&mut self, arguments: &Arguments<'_>, index: usize, depth: usize) -> Compiled {
         let value = &arguments.values[index];
         if arguments.listed {
             self.at(format_args!("[{index}]"), |this| this.node(value, depth))
@@ -237,7 +268,7 @@ impl<'r> Compiler<'r> {
 
     fn exactly<const N: usize>(
         &mut self,
-        arguments: &Arguments<'r>,
+        arguments: &Arguments<'_>,
         depth: usize,
         wanted: &'static str,
     ) -> Compiled<Box<[Node; N]>> {
@@ -248,7 +279,7 @@ impl<'r> Compiler<'r> {
 
     fn between(
         &mut self,
-        arguments: &Arguments<'r>,
+        arguments: &Arguments<'_>,
         depth: usize,
         least: usize,
         most: usize,
@@ -261,31 +292,31 @@ impl<'r> Compiler<'r> {
         (0..found).map(|index| self.argument(arguments, index, depth)).collect()
     }
 
-    fn many(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn many(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 1, usize::MAX, "one value or more")
     }
 
-    fn one(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn one(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let [node] = *self.exactly::<1>(arguments, depth, "one value")?;
         Ok(node)
     }
 
-    fn two(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 2]>> {
+    fn two(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 2]>> {
         self.exactly(arguments, depth, "two values")
     }
 
-    fn two_or_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn two_or_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 2, 3, "two or three values")
     }
 
     /// Two values or three; a third that is not there is null.
-    fn up_to_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 3]>> {
+    fn up_to_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 3]>> {
         let mut nodes = self.two_or_three(arguments, depth)?.into_vec();
         nodes.resize(3, Node::Null);
         nodes.into_boxed_slice().try_into().or_else(|_| self.error(Mistake::TooLarge))
     }
 
-    fn var(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn var(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let nodes = self.between(arguments, depth, 0, 2, "a path and perhaps a default")?;
         let mut nodes = nodes.into_iter();
         let path = match nodes.next().unwrap_or(Node::Null) {
@@ -299,39 +330,36 @@ impl<'r> Compiler<'r> {
             computed => Path::Computed(computed),
         };
         match &path {
-            Path::Known(names) if self.items == 0 => match names.first().map(|name| &**name) {
-                None => {
-                    return self.malformed("names no attribute; outside of map, filter and the like it needs a name");
-                }
+            Path::Known(names) => match names.first().map(|name| &**name) {
+                None => self.outside("names no attribute; outside of map, filter and the like it needs a name")?,
                 Some("$flagd") => match names.get(1).map(|name| &**name) {
                     Some("timestamp") if names.len() == 2 => self.uses_time = true,
                     Some("flagKey") if names.len() == 2 => {}
-                    _ => return self.malformed("only $flagd.flagKey and $flagd.timestamp exist"),
+                    _ => self.outside("only $flagd.flagKey and $flagd.timestamp exist")?,
                 },
                 Some(_) => {}
             },
-            Path::Known(_) => {}
             // It may turn out to be the timestamp.
             Path::Computed(_) => self.uses_time = true,
         }
         Ok(Node::Var(Box::new(Var { path, default: nodes.next().unwrap_or(Node::Null) })))
     }
 
-    fn missing(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn missing(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         // Any name may be asked for, the timestamp too.
         self.uses_time = true;
         Ok(Node::Missing(self.between(arguments, depth, 0, usize::MAX, "names")?))
     }
 
     /// What is done with each item, in which `var` looks into the item.
-    fn per_item(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn per_item(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         self.items += 1;
         let node = self.argument(arguments, 1, depth)?;
         self.items -= 1;
         Ok(node)
     }
 
-    fn each(&mut self, each: Each, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn each(&mut self, each: Each, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if found != 2 {
             return self.error(Mistake::Arity { wanted: "a list, and what is asked of each item", found });
@@ -340,7 +368,7 @@ impl<'r> Compiler<'r> {
         Ok(Node::Each(each, Box::new([list, self.per_item(arguments, depth)?])))
     }
 
-    fn reduce(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn reduce(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if !(2..=3).contains(&found) {
             let wanted = "a list, what is done with each item, and perhaps a value to begin with";
@@ -352,56 +380,62 @@ impl<'r> Compiler<'r> {
         Ok(Node::Reduce(Box::new([list, step, first])))
     }
 
-    fn sem_ver(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn sem_ver(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
         let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
         let Some(comparison) = comparison else {
-            return self.at("[1]", |this| this.malformed("must be one of =, !=, <, <=, >, >=, ^ and ~"));
+            return self.at("[1]", |this| this.no_use("must be one of =, !=, <, <=, >, >=, ^ and ~"));
         };
         for (index, side) in [(0, &left), (2, &right)] {
             if let Node::Text(text) = side
                 && Version::parse(text).is_none()
             {
-                return self.at(format_args!("[{index}]"), |this| this.malformed("must be a version such as 1.2.3"));
+                return self.at(format_args!("[{index}]"), |this| this.no_use("must be a version such as 1.2.3"));
             }
         }
         Ok(Node::SemVer(comparison, Box::new([left, right])))
     }
 
-    fn fractional(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn fractional(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let (bucket_by, first) = match arguments.values.first() {
             Some(Value::Array(_)) | None => (None, 0),
             Some(_) => (Some(self.argument(arguments, 0, depth)?), 1),
         };
         let lists = arguments.values.iter().enumerate().skip(first);
-        let buckets: Box<[_]> = lists
+        let buckets: Option<Box<[_]>> = lists
             .map(|(index, bucket)| self.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth)))
-            .collect::<Compiled<_>>()?;
+            .collect::<Compiled<Option<_>>>()?;
+        let Some(buckets) = buckets else { return Ok(Node::Null) };
         if buckets.is_empty() || !arguments.listed {
-            return self.malformed("needs buckets, such as [\"on\", 10], [\"off\", 90]");
+            return self.no_use("needs buckets, such as [\"on\", 10], [\"off\", 90]");
         }
         let known =
             |bucket: &Bucket| if let Weight::Known(weight) = bucket.weight { Some(u64::from(weight)) } else { None };
         let total = match buckets.iter().map(known).sum::<Option<u64>>() {
-            Some(0) => return self.malformed("needs a weight above 0"),
+            Some(0) => return self.no_use("needs a weight above 0"),
             Some(total) => match u32::try_from(total) {
                 Ok(total) if total <= MAX_WEIGHT_SUM => Some(total),
-                _ => return self.malformed("the weights must not add up to more than 2147483647; make them smaller"),
+                _ => return self.no_use("the weights must not add up to more than 2147483647; make them smaller"),
             },
             None => None,
         };
         Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
     }
 
-    fn bucket(&mut self, bucket: &'r Value, depth: usize) -> Compiled<Bucket> {
+    /// A bucket; `None`: it is none, and so the split is null.
+    fn bucket(&mut self, bucket: &Value, depth: usize) -> Compiled<Option<Bucket>> {
+        let lenient = self.evaluators.lenient;
         let Some(parts @ ([_] | [_, _])) = bucket.as_array().map(Vec::as_slice) else {
+            if lenient {
+                return Ok(None);
+            }
             return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
         };
         let variant = self.at("[0]", |this| this.node(&parts[0], depth + 1))?;
-        if matches!(variant, Node::Json(_) | Node::List(_)) {
+        if !lenient && matches!(variant, Node::Json(_) | Node::List(_)) {
             return self.at("[0]", |this| this.malformed("must be the name of a variant"));
         }
-        let Some(weight) = parts.get(1) else { return Ok(Bucket { variant, weight: Weight::Known(1) }) };
+        let Some(weight) = parts.get(1) else { return Ok(Some(Bucket { variant, weight: Weight::Known(1) })) };
         let weight = self.at("[1]", |this| match this.node(weight, depth + 1)? {
             // Rollouts are computed, and may come out below 0: that is nobody.
             Node::Int(weight) if weight <= i64::from(MAX_WEIGHT_SUM) => {
@@ -416,10 +450,12 @@ impl<'r> Compiler<'r> {
                 )]
                 Ok(Weight::Known(weight.max(0.0) as u32))
             }
-            literal if is_literal(&literal) => this.malformed("must be a whole number of at most 2147483647"),
+            literal if !lenient && is_literal(&literal) => {
+                this.malformed("must be a whole number of at most 2147483647")
+            }
             computed => Ok(Weight::Computed(computed)),
         })?;
-        Ok(Bucket { variant, weight })
+        Ok(Some(Bucket { variant, weight }))
     }
 }
 
@@ -427,6 +463,12 @@ impl<'r> Compiler<'r> {
 struct Arguments<'r> {
     values: &'r [Value],
     listed: bool,
+}
+
+/// A name of any length, as a message holds it.
+pub(super) fn shortened(name: &str) -> String {
+    const MOST: usize = 64;
+    if name.chars().nth(MOST).is_none() { name.to_owned() } else { name.chars().take(MOST).chain(['…']).collect() }
 }
 
 const fn is_literal(node: &Node) -> bool {

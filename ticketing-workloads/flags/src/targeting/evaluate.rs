@@ -1,8 +1,8 @@
 //! From a [`Rule`](super::Rule) and a request to the name of a variant.
 
 use super::node::{Affix, Arithmetic, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
-use super::value::{Num, Val};
-use super::{MAX_STEPS, Request};
+use super::value::{LONGEST_NUMBER, Num, OBJECT, Val};
+use super::{MAX_BYTES, MAX_STEPS, Request};
 use crate::context::Attribute;
 use crate::fractional::{self, MAX_WEIGHT_SUM};
 use crate::semver::Version;
@@ -16,19 +16,30 @@ pub enum EvaluationError {
     /// Lists or texts that are too long to go through.
     #[error("the evaluation took more than {MAX_STEPS} steps: the lists of the rule or of the context are too long")]
     TooMuchWork,
-    /// The rule put lists into lists without end.
-    #[error("the rule builds lists that are nested too deep")]
+    /// Texts or lists that it makes are too long.
+    #[error("the evaluation made more than {MAX_BYTES} bytes of texts and lists")]
+    TooMuchMade,
+    /// The rule put lists into lists without end, or the caller did.
+    #[error("there are lists or objects that are nested too deep")]
     TooDeep,
     /// A number, a list or an object: no name of a variant.
     #[error("the rule answers with a {0}, which names no variant; it must be a text, true, false or null")]
     NoName(&'static str),
 }
 
-/// Text bytes that cost one step.
-const BYTES_PER_STEP: usize = 64;
+/// Bytes of a text that cost one step to go through; and to read a number from.
+const BYTES_PER_STEP: usize = 32;
+const DIGITS_PER_STEP: usize = 8;
+/// Attributes of a context that cost one step to look at.
+const ATTRIBUTES_PER_STEP: usize = 8;
+/// What an item of a list that is made takes.
+const ITEM_BYTES: usize = size_of::<Val<'_>>();
+/// Lists and objects of the caller are nested at most so deep; `serde_json` reads nothing deeper.
+const MAX_JSON_DEPTH: usize = 128;
 
 pub(super) fn evaluate<'a>(root: &'a Node, request: &Request<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
-    Run { request: *request, steps: Cell::new(0) }.answer(root, &Scope::Request)
+    let look = 1 + request.context.len() / ATTRIBUTES_PER_STEP;
+    Run { request: *request, look, steps: Cell::new(0), made: Cell::new(0) }.answer(root, &Scope::Request)
 }
 
 /// The name of a variant that `value` is; `None`: the default variant.
@@ -50,9 +61,20 @@ enum Scope<'a> {
     Reduce { current: Val<'a>, accumulator: Val<'a> },
 }
 
+/// The variant of a bucket that is hit.
+enum Hit<'a> {
+    /// Of one that stands in the rule.
+    Bucket(&'a Node),
+    /// Of one that was computed.
+    Listed(Val<'a>),
+}
+
 struct Run<'a> {
     request: Request<'a>,
+    /// What it costs to look for an attribute.
+    look: usize,
     steps: Cell<usize>,
+    made: Cell<usize>,
 }
 
 type Evaluated<'a> = Result<Val<'a>, EvaluationError>;
@@ -65,6 +87,63 @@ impl<'a> Run<'a> {
         if steps > MAX_STEPS { Err(EvaluationError::TooMuchWork) } else { Ok(()) }
     }
 
+    /// Charges for reading so many bytes of a text.
+    #[inline]
+    fn read(&self, bytes: usize) -> Result<(), EvaluationError> {
+        self.charge(bytes / BYTES_PER_STEP)
+    }
+
+    /// Charges for making so many bytes, before they are made.
+    fn make(&self, bytes: usize) -> Result<(), EvaluationError> {
+        let made = self.made.get().saturating_add(bytes);
+        self.made.set(made);
+        if made > MAX_BYTES { Err(EvaluationError::TooMuchMade) } else { self.read(bytes) }
+    }
+
+    /// Charges for going through all of `value`; the answer is how many bytes its spelling has at most.
+    fn weigh(&self, value: &Val<'a>) -> Result<usize, EvaluationError> {
+        self.charge(1)?;
+        match value {
+            Val::Null | Val::Bool(_) | Val::Int(_) | Val::Float(_) => Ok(LONGEST_NUMBER),
+            Val::Str(text) => self.read(text.len()).map(|()| text.len()),
+            Val::Text(text) => self.read(text.len()).map(|()| text.len()),
+            Val::Json(json) => self.weigh_json(json, 0),
+            // Not deeper than a list may be.
+            Val::List(list) => list
+                .items()
+                .iter()
+                .try_fold(0_usize, |bytes, item| Ok(bytes.saturating_add(self.weigh(item)?).saturating_add(1))),
+        }
+    }
+
+    fn weigh_json(&self, json: &Value, depth: usize) -> Result<usize, EvaluationError> {
+        if depth > MAX_JSON_DEPTH {
+            return Err(EvaluationError::TooDeep);
+        }
+        self.charge(1)?;
+        match json {
+            Value::Null | Value::Bool(_) | Value::Number(_) => Ok(LONGEST_NUMBER),
+            Value::String(text) => self.read(text.len()).map(|()| text.len()),
+            Value::Array(items) => items.iter().try_fold(0_usize, |bytes, item| {
+                Ok(bytes.saturating_add(self.weigh_json(item, depth + 1)?).saturating_add(1))
+            }),
+            Value::Object(members) => {
+                for (name, member) in members {
+                    // They may have to be sorted.
+                    self.charge(2 + name.len() / DIGITS_PER_STEP)?;
+                    self.weigh_json(member, depth + 1)?;
+                }
+                Ok(OBJECT.len())
+            }
+        }
+    }
+
+    /// The number that `value` is.
+    fn number(&self, value: &Val<'a>) -> Result<Num, EvaluationError> {
+        self.charge(value.digits() / DIGITS_PER_STEP)?;
+        Ok(value.number())
+    }
+
     /// The answer of a rule, without making a value of it on the ways that most rules take.
     fn answer(&self, node: &'a Node, scope: &Scope<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
         self.charge(1)?;
@@ -74,9 +153,10 @@ impl<'a> Run<'a> {
                 Some(node) => self.answer(node, scope),
                 None => Ok(None),
             },
+            Node::Shared(node) => self.answer(node, scope),
             Node::Fractional(split) => match self.bucket(split, scope)? {
-                Some(Node::Text(text)) => Ok(Some(Cow::Borrowed(text))),
-                Some(variant) => name(self.variant(variant, scope)?),
+                Some(Hit::Bucket(Node::Text(text))) => Ok(Some(Cow::Borrowed(text))),
+                Some(hit) => name(self.variant(hit, scope)?),
                 None => Ok(None),
             },
             _ => name(self.value(node, scope)?),
@@ -99,12 +179,13 @@ impl<'a> Run<'a> {
             },
             Node::Affix(affix, sides) => self.affix(*affix, sides, scope)?.map_or(Val::Null, Val::Bool),
             Node::Fractional(split) => match self.bucket(split, scope)? {
-                Some(variant) => return self.variant(variant, scope),
+                Some(hit) => return self.variant(hit, scope),
                 None => Val::Null,
             },
             Node::Equal { .. } | Node::Order(..) | Node::In(_) | Node::Not(_) | Node::IsTrue(_) => {
                 Val::Bool(self.is_true(node, scope)?)
             }
+            Node::Shared(node) => return self.value(node, scope),
             _ => return self.rare(node, scope),
         })
     }
@@ -121,6 +202,10 @@ impl<'a> Run<'a> {
                 Ok(!self.is_true(node, scope)?)
             }
             Node::IsTrue(node) => {
+                self.charge(1)?;
+                self.is_true(node, scope)
+            }
+            Node::Shared(node) => {
                 self.charge(1)?;
                 self.is_true(node, scope)
             }
@@ -161,62 +246,73 @@ impl<'a> Run<'a> {
             Affix::End => text.ends_with(part),
         };
         if let Some((text, part)) = self.texts(sides, scope) {
-            self.charge(3)?;
+            self.charge(2 * self.look + part.len() / BYTES_PER_STEP)?;
             return Ok(Some(holds(text, part)));
         }
         let [text, part] = self.both(sides, scope)?;
-        Ok(text.as_str().zip(part.as_str()).map(|(text, part)| holds(text, part)))
+        let Some((text, part)) = text.as_str().zip(part.as_str()) else { return Ok(None) };
+        self.read(part.len())?;
+        Ok(Some(holds(text, part)))
     }
 
     fn is_equal(&self, strict: bool, sides: &'a [Node; 2], scope: &Scope<'a>) -> Result<bool, EvaluationError> {
         if let Some((left, right)) = self.texts(sides, scope) {
-            self.charge(3)?;
+            self.charge(2 * self.look + left.len().min(right.len()) / BYTES_PER_STEP)?;
             return Ok(left == right);
         }
         let [left, right] = self.both(sides, scope)?;
-        self.charge(left.size().saturating_add(right.size()))?;
-        Ok(if strict { left.is_same(&right) } else { left.is_equal(&right) })
+        let bytes = self.weigh(&left)?.saturating_add(self.weigh(&right)?);
+        if strict {
+            return Ok(left.is_same(&right));
+        }
+        // A list may be spelled, and a text be read as a number.
+        if left.is_nested() != right.is_nested() {
+            self.make(bytes)?;
+        }
+        self.charge((left.digits() + right.digits()) / DIGITS_PER_STEP)?;
+        Ok(left.is_equal(&right))
     }
 
     /// What [`Run::value`] does not do itself. Apart from it, so that the ordinary operators need little of the stack.
     #[inline(never)]
     fn rare(&self, node: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
         Ok(match node {
-            Node::List(nodes) => list(self.values(nodes, scope)?)?,
+            Node::List(nodes) => self.list(self.values(nodes, scope)?)?,
             Node::And(nodes) => return self.until(nodes, false, scope),
             Node::Or(nodes) => return self.until(nodes, true, scope),
             Node::Fold(fold, nodes) => self.fold(*fold, nodes, scope)?,
             Node::Negate(node) => {
-                let number = self.value(node, scope)?.number();
+                let number = self.number(&self.value(node, scope)?)?;
                 Num::Int(0).combine(number, i64::checked_sub, |zero, value| zero - value).val()
             }
             Node::Arithmetic(operation, sides) => {
                 let [left, right] = self.both(sides, scope)?;
-                arithmetic(*operation, left.number(), right.number())
+                arithmetic(*operation, self.number(&left)?, self.number(&right)?)
             }
             Node::Cat(nodes) => self.cat(nodes, scope)?,
             Node::Substr(parts) => self.substr(parts, scope)?,
             Node::Missing(nodes) => {
                 let names = self.values(nodes, scope)?;
-                match names.as_slice() {
-                    [names] if names.items().is_some() => list(self.missing(names, scope)?)?,
-                    _ => list(self.missing(&list(names)?, scope)?)?,
-                }
+                let missing = match names.as_slice() {
+                    [names] if names.items().is_some() => self.missing(names, scope)?,
+                    _ => self.missing(&self.list(names)?, scope)?,
+                };
+                self.list(missing)?
             }
             Node::MissingSome(sides) => {
                 let [wanted, names] = self.both(sides, scope)?;
                 let missing = self.missing(&names, scope)?;
                 let present = names.items().unwrap_or(0).saturating_sub(missing.len());
-                let enough = wanted.number().float() <= num(present).float();
-                list(if enough { Vec::new() } else { missing })?
+                let enough = self.number(&wanted)?.float() <= num(present).float();
+                self.list(if enough { Vec::new() } else { missing })?
             }
             Node::Merge(nodes) => self.merge(nodes, scope)?,
             Node::Each(each, parts) => self.each(*each, parts, scope)?,
             Node::Reduce(parts) => self.reduce(parts, scope)?,
             Node::SemVer(comparison, sides) => {
                 let [left, right] = self.both(sides, scope)?;
-                self.charge(left.size().saturating_add(right.size()))?;
-                let (left, right) = (version_text(&left), version_text(&right));
+                let (left, right) = (self.text_of(&left)?, self.text_of(&right)?);
+                self.charge((left.len() + right.len()) / DIGITS_PER_STEP)?;
                 match (Version::parse(&left), Version::parse(&right)) {
                     (Some(left), Some(right)) => Val::Bool(comparison.holds(&left, &right)),
                     _ => Val::Null,
@@ -233,7 +329,25 @@ impl<'a> Run<'a> {
     }
 
     fn values(&self, nodes: &'a [Node], scope: &Scope<'a>) -> Result<Vec<Val<'a>>, EvaluationError> {
+        self.make(nodes.len() * ITEM_BYTES)?;
         nodes.iter().map(|node| self.value(node, scope)).collect()
+    }
+
+    /// A list of items that are charged for.
+    fn list(&self, items: Vec<Val<'a>>) -> Evaluated<'a> {
+        self.charge(items.len())?;
+        Val::list(items).ok_or(EvaluationError::TooDeep)
+    }
+
+    /// What it is as a text.
+    fn text_of<'v>(&self, value: &'v Val<'a>) -> Result<Cow<'v, str>, EvaluationError> {
+        match value.as_str() {
+            Some(text) => {
+                self.read(text.len())?;
+                Ok(Cow::Borrowed(text))
+            }
+            None => Ok(Cow::Owned(self.spelling(value)?)),
+        }
     }
 
     /// The branch that is taken, if any.
@@ -269,6 +383,11 @@ impl<'a> Run<'a> {
         let mut left = self.value(first, scope)?;
         for node in rest {
             let right = self.value(node, scope)?;
+            // As texts or as numbers.
+            self.charge(1 + left.digits().min(right.digits()) / BYTES_PER_STEP)?;
+            if left.as_str().is_none() || right.as_str().is_none() {
+                self.charge((left.digits() + right.digits()) / DIGITS_PER_STEP)?;
+            }
             let holds = left.order(&right).is_some_and(|found| match order {
                 Order::Less => found.is_lt(),
                 Order::LessOrEqual => found.is_le(),
@@ -286,25 +405,13 @@ impl<'a> Run<'a> {
     fn fold(&self, fold: Fold, nodes: &'a [Node], scope: &Scope<'a>) -> Evaluated<'a> {
         let mut result: Option<Num> = None;
         for node in nodes {
-            let next = self.value(node, scope)?.number();
+            let next = self.number(&self.value(node, scope)?)?;
             result = Some(match (result, fold) {
                 (None, _) => next,
                 (Some(sum), Fold::Sum) => sum.combine(next, i64::checked_add, |left, right| left + right),
                 (Some(product), Fold::Product) => product.combine(next, i64::checked_mul, |left, right| left * right),
-                (Some(least), Fold::Smallest) => {
-                    if least.float() <= next.float() {
-                        least
-                    } else {
-                        next
-                    }
-                }
-                (Some(most), Fold::Largest) => {
-                    if most.float() >= next.float() {
-                        most
-                    } else {
-                        next
-                    }
-                }
+                (Some(least), Fold::Smallest) => least.or_no_number(next, |next| next.float() < least.float()),
+                (Some(most), Fold::Largest) => most.or_no_number(next, |next| next.float() > most.float()),
             });
         }
         Ok(result.map_or(Val::Null, Num::val))
@@ -312,43 +419,45 @@ impl<'a> Run<'a> {
 
     fn is_in(&self, sides: &'a [Node; 2], scope: &Scope<'a>) -> Result<bool, EvaluationError> {
         if let (Some(wanted), Node::Json(Value::Array(items))) = (self.text(&sides[0], scope), &sides[1]) {
-            self.charge(items.len())?;
-            return Ok(items.iter().any(|item| item.as_str() == Some(wanted)));
+            self.charge(self.look + items.len())?;
+            for item in items.iter().filter_map(Value::as_str).filter(|item| item.len() == wanted.len()) {
+                self.read(item.len())?;
+                if item == wanted {
+                    return Ok(true);
+                }
+            }
+            return Ok(false);
         }
         let [wanted, place] = self.both(sides, scope)?;
         if let Some(items) = place.items() {
-            self.charge(place.size())?;
+            self.weigh(&place)?;
+            self.weigh(&wanted)?;
             return Ok((0..items).any(|index| place.item(index).is_same(&wanted)));
         }
         let Some(place) = place.as_str() else { return Ok(false) };
-        self.charge(place.len() / BYTES_PER_STEP)?;
-        if let Some(wanted) = wanted.as_str() {
-            return Ok(place.contains(wanted));
-        }
         // What is not there is in nothing, though its spelling is empty.
-        Ok(!wanted.is_null() && self.spelling(&wanted)?.is_some_and(|wanted| place.contains(wanted.as_str())))
+        if wanted.is_null() {
+            return Ok(false);
+        }
+        self.read(place.len())?;
+        Ok(place.contains(&*self.text_of(&wanted)?))
     }
 
     /// The spelling of something that may be long.
-    fn spelling(&self, value: &Val<'a>) -> Result<Option<String>, EvaluationError> {
-        self.charge(value.size())?;
-        let text = value.spelling();
-        self.charge(text.as_ref().map_or(0, String::len) / BYTES_PER_STEP)?;
-        Ok(text)
+    fn spelling(&self, value: &Val<'a>) -> Result<String, EvaluationError> {
+        let bytes = self.weigh(value)?;
+        self.make(bytes)?;
+        value.spelling().ok_or(EvaluationError::TooDeep)
     }
 
     fn cat(&self, nodes: &'a [Node], scope: &Scope<'a>) -> Evaluated<'a> {
         let mut text = String::new();
         for node in nodes {
             let value = self.value(node, scope)?;
-            // Charged before it is written, so that nothing grows beyond what is allowed.
-            self.charge(value.size().saturating_add(value.as_str().map_or(0, str::len) / BYTES_PER_STEP))?;
-            let before = text.len();
+            let bytes = self.weigh(&value)?;
+            self.make(bytes)?;
             if value.spell(&mut text, 0).is_none() {
                 return Err(EvaluationError::TooDeep);
-            }
-            if value.as_str().is_none() {
-                self.charge((text.len() - before) / BYTES_PER_STEP)?;
             }
         }
         Ok(Val::Text(text.into()))
@@ -356,22 +465,17 @@ impl<'a> Run<'a> {
 
     fn substr(&self, [text, start, length]: &'a [Node; 3], scope: &Scope<'a>) -> Evaluated<'a> {
         let text = self.value(text, scope)?;
-        let start = self.value(start, scope)?.number().float();
+        let start = self.number(&self.value(start, scope)?)?.float();
         let length = self.value(length, scope)?;
-        let owned;
-        let chars = if let Some(text) = text.as_str() {
-            text
-        } else {
-            owned = self.spelling(&text)?.unwrap_or_default();
-            &owned
-        };
-        self.charge(chars.len() / BYTES_PER_STEP)?;
+        let chars = self.text_of(&text)?;
+        // What is taken of it is not known yet.
+        self.make(chars.len())?;
         let count = chars.chars().count();
         // From the end if negative; beyond the text, its end.
         let from = offset(start, count);
         let to = match &length {
             Val::Null => count,
-            length => match length.number().float() {
+            length => match self.number(length)?.float() {
                 length if length < 0.0 => offset(length, count).max(from),
                 length => from.saturating_add(offset(length, count)).min(count),
             },
@@ -383,32 +487,38 @@ impl<'a> Run<'a> {
     /// Those of `names` under which there is nothing.
     fn missing(&self, names: &Val<'a>, scope: &Scope<'a>) -> Result<Vec<Val<'a>>, EvaluationError> {
         let items = names.items().unwrap_or(0);
-        self.charge(names.size())?;
-        let is_missing = |name: &Val<'a>| {
-            let found = name.spelling().map_or(Val::Null, |name| self.find(&name, scope));
-            found.is_null() || found.as_str() == Some("")
-        };
-        Ok((0..items).map(|index| names.item(index)).filter(is_missing).collect())
+        self.make(items.saturating_mul(ITEM_BYTES))?;
+        let mut missing = Vec::new();
+        for name in (0..items).map(|index| names.item(index)) {
+            let found = self.find(&self.text_of(&name)?, scope)?;
+            if found.is_null() || found.as_str() == Some("") {
+                missing.push(name);
+            }
+        }
+        Ok(missing)
     }
 
     fn merge(&self, nodes: &'a [Node], scope: &Scope<'a>) -> Evaluated<'a> {
         let mut all = Vec::new();
         for node in nodes {
             let value = self.value(node, scope)?;
-            match value.items() {
-                Some(items) => {
-                    self.charge(items)?;
-                    all.extend((0..items).map(|index| value.item(index)));
-                }
-                None => all.push(value),
+            if let Some(items) = value.items() {
+                self.make(items.saturating_mul(ITEM_BYTES))?;
+                all.extend((0..items).map(|index| value.item(index)));
+            } else {
+                self.make(ITEM_BYTES)?;
+                all.push(value);
             }
         }
-        list(all)
+        self.list(all)
     }
 
     fn each(&self, each: Each, [items, question]: &'a [Node; 2], scope: &Scope<'a>) -> Evaluated<'a> {
         let items = self.value(items, scope)?;
         let count = items.items().unwrap_or(0);
+        if matches!(each, Each::Map | Each::Filter) {
+            self.make(count.saturating_mul(ITEM_BYTES))?;
+        }
         let mut kept = Vec::new();
         for index in 0..count {
             let item = items.item(index);
@@ -425,7 +535,7 @@ impl<'a> Run<'a> {
             }
         }
         match each {
-            Each::Map | Each::Filter => list(kept),
+            Each::Map | Each::Filter => self.list(kept),
             // JsonLogic's: nothing is not all of it.
             Each::All => Ok(Val::Bool(count > 0)),
             Each::Some => Ok(Val::Bool(false)),
@@ -446,8 +556,8 @@ impl<'a> Run<'a> {
         let found = match &var.path {
             Path::Known(names) => match &**names {
                 [] => whole(scope),
-                [name] => self.named(name, scope),
-                [name, rest @ ..] => self.nested(name, rest.iter().map(|name| &**name), scope),
+                [name] => self.named(name, scope)?,
+                [name, rest @ ..] => self.nested(name, rest.iter().map(|name| &**name), scope)?,
             },
             Path::Computed(node) => self.computed(node, scope)?,
         };
@@ -457,23 +567,20 @@ impl<'a> Run<'a> {
     #[inline(never)]
     fn computed(&self, path: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
         let path = self.value(path, scope)?;
-        Ok(match path.as_str() {
-            Some(path) => self.find(path, scope),
-            None => self.spelling(&path)?.map_or(Val::Null, |path| self.find(&path, scope)),
-        })
+        self.find(&self.text_of(&path)?, scope)
     }
 
     /// What is at a dotted path.
-    fn find(&self, path: &str, scope: &Scope<'a>) -> Val<'a> {
+    fn find(&self, path: &str, scope: &Scope<'a>) -> Evaluated<'a> {
         if path.is_empty() {
-            return whole(scope);
+            return Ok(whole(scope));
         }
         let mut names = path.split('.');
         let name = names.next().unwrap_or_default();
         self.nested(name, names, scope)
     }
 
-    fn nested<'n>(&self, name: &str, rest: impl Iterator<Item = &'n str>, scope: &Scope<'a>) -> Val<'a> {
+    fn nested<'n>(&self, name: &str, rest: impl Iterator<Item = &'n str>, scope: &Scope<'a>) -> Evaluated<'a> {
         let mut rest = rest;
         if name == "$flagd" && matches!(scope, Scope::Request) {
             let value = match rest.next() {
@@ -481,14 +588,25 @@ impl<'a> Run<'a> {
                 Some("timestamp") => Val::Int(self.request.now_ms.div_euclid(1_000)),
                 _ => Val::Null,
             };
-            return if rest.next().is_none() { value } else { Val::Null };
+            return Ok(if rest.next().is_none() { value } else { Val::Null });
         }
-        rest.fold(self.named(name, scope), |value, name| value.member(name))
+        let mut found = self.named(name, scope)?;
+        for name in rest {
+            found = self.member(&found, name)?;
+        }
+        Ok(found)
+    }
+
+    fn member(&self, value: &Val<'a>, name: &str) -> Evaluated<'a> {
+        // It is compared with some names, or read as an index.
+        self.charge(2 + name.len() / DIGITS_PER_STEP)?;
+        Ok(value.member(name))
     }
 
     #[inline]
-    fn named(&self, name: &str, scope: &Scope<'a>) -> Val<'a> {
-        match scope {
+    fn named(&self, name: &str, scope: &Scope<'a>) -> Evaluated<'a> {
+        self.charge(self.look + name.len() / DIGITS_PER_STEP)?;
+        Ok(match scope {
             Scope::Request if name == "targetingKey" => {
                 self.request.context.targeting_key().map_or(Val::Null, Val::Str)
             }
@@ -497,31 +615,50 @@ impl<'a> Run<'a> {
             Scope::Reduce { current, .. } if name == "current" => current.clone(),
             Scope::Reduce { accumulator, .. } if name == "accumulator" => accumulator.clone(),
             Scope::Reduce { .. } => Val::Null,
-        }
+        })
     }
 
     /// The variant of the bucket that is hit, if any.
-    fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<&'a Node>, EvaluationError> {
+    fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<Hit<'a>>, EvaluationError> {
+        let mut first = None;
         let hash = match &split.bucket_by {
-            None => match self.request.context.targeting_key() {
-                None | Some("") => None,
-                Some(key) => Some(fractional::hash_pair(self.request.flag_key, key)),
-            },
-            Some(node) => match self.text(node, scope) {
-                Some(text) => Some(fractional::hash_text(text)),
-                None => hash(&self.value(node, scope)?),
-            },
+            None => self.hash_of_key()?,
+            Some(node) => {
+                if let Some(text) = self.text(node, scope) {
+                    self.charge(self.look + text.len() / BYTES_PER_STEP)?;
+                    Some(fractional::hash_text(text))
+                } else {
+                    let value = self.value(node, scope)?;
+                    self.weigh(&value)?;
+                    if value.items().is_some() {
+                        // A list in the first place is a bucket, also if it is computed.
+                        let Some(bucket) = listed(&value) else { return Ok(None) };
+                        first = Some(bucket);
+                        self.hash_of_key()?
+                    } else {
+                        hash(&value)
+                    }
+                }
+            }
         };
         let Some(hash) = hash else { return Ok(None) };
-        let total = match split.total {
+        let others = match split.total {
             Some(total) => total,
             None => match self.total(split, scope)? {
                 Some(total) => total,
                 None => return Ok(None),
             },
         };
+        let total = others.checked_add(first.as_ref().map_or(0, |(_, weight)| *weight));
+        let Some(total) = total.filter(|total| (1..=MAX_WEIGHT_SUM).contains(total)) else { return Ok(None) };
         self.charge(split.buckets.len())?;
         let mut place = fractional::place(hash, total);
+        if let Some((variant, weight)) = first {
+            if place < weight {
+                return Ok(Some(Hit::Listed(variant)));
+            }
+            place -= weight;
+        }
         for bucket in &split.buckets {
             let weight = match &bucket.weight {
                 Weight::Known(weight) => *weight,
@@ -531,21 +668,34 @@ impl<'a> Run<'a> {
                 },
             };
             if place < weight {
-                return Ok(Some(&bucket.variant));
+                return Ok(Some(Hit::Bucket(&bucket.variant)));
             }
             place -= weight;
         }
         Ok(None)
     }
 
-    /// The variant of a bucket; a list or an object is none.
-    fn variant(&self, variant: &'a Node, scope: &Scope<'a>) -> Evaluated<'a> {
-        let variant = self.value(variant, scope)?;
-        Ok(if matches!(variant, Val::Json(_) | Val::List(_)) { Val::Null } else { variant })
+    /// Hash of flag key and targeting key; `None`: there is no targeting key.
+    fn hash_of_key(&self) -> Result<Option<u32>, EvaluationError> {
+        match self.request.context.targeting_key() {
+            None | Some("") => Ok(None),
+            Some(key) => {
+                self.read(key.len())?;
+                Ok(Some(fractional::hash_pair(self.request.flag_key, key)))
+            }
+        }
     }
 
-    /// The sum of weights of which some are computed; `None`: one is no weight, or they are nothing together, or too
-    /// much.
+    /// The variant of a bucket; a list or an object is none.
+    fn variant(&self, hit: Hit<'a>, scope: &Scope<'a>) -> Evaluated<'a> {
+        let variant = match hit {
+            Hit::Bucket(node) => self.value(node, scope)?,
+            Hit::Listed(value) => value,
+        };
+        Ok(if variant.is_nested() { Val::Null } else { variant })
+    }
+
+    /// The sum of weights of which some are computed; `None`: one is no weight, or they are too much together.
     fn total(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<u32>, EvaluationError> {
         let mut total = 0_u32;
         for bucket in &split.buckets {
@@ -558,14 +708,13 @@ impl<'a> Run<'a> {
                 _ => return Ok(None),
             }
         }
-        Ok((total > 0).then_some(total))
+        Ok(Some(total))
     }
 }
 
 /// Hash of a bucketing value; `None`: it is none.
 fn hash(value: &Val<'_>) -> Option<u32> {
     match value {
-        // A list in the first place would be a bucket.
         Val::Null | Val::List(_) => None,
         Val::Bool(value) => Some(fractional::hash_bool(*value)),
         Val::Int(value) => Some(fractional::hash_integer(*value)),
@@ -574,6 +723,16 @@ fn hash(value: &Val<'_>) -> Option<u32> {
         Val::Text(text) => Some(fractional::hash_text(text)),
         Val::Json(value) => value.is_object().then(|| fractional::hash_json(value)).flatten(),
     }
+}
+
+/// The variant and the weight of a bucket that was computed; `None`: the list is none.
+fn listed<'a>(bucket: &Val<'a>) -> Option<(Val<'a>, u32)> {
+    let share = match bucket.items()? {
+        1 => 1,
+        2 => weight(&bucket.item(1))?,
+        _ => return None,
+    };
+    Some((bucket.item(0), share))
 }
 
 /// A computed weight: a whole number; below 0 is 0.
@@ -597,17 +756,9 @@ fn arithmetic<'a>(operation: Arithmetic, left: Num, right: Num) -> Val<'a> {
     .val()
 }
 
-fn list(items: Vec<Val<'_>>) -> Evaluated<'_> {
-    Val::list(items).ok_or(EvaluationError::TooDeep)
-}
-
 /// What `var` without a name gives: the item at hand.
 fn whole<'a>(scope: &Scope<'a>) -> Val<'a> {
     if let Scope::Item(item) = scope { item.clone() } else { Val::Null }
-}
-
-fn version_text<'v>(value: &'v Val<'_>) -> Cow<'v, str> {
-    value.as_str().map_or_else(|| Cow::Owned(value.spelling().unwrap_or_default()), Cow::Borrowed)
 }
 
 fn num(count: usize) -> Num {

@@ -9,6 +9,7 @@
 
 mod compile;
 mod evaluate;
+mod evaluators;
 mod node;
 #[cfg(test)]
 mod tests;
@@ -16,21 +17,28 @@ mod value;
 
 pub use compile::{Mistake, RuleError};
 pub use evaluate::EvaluationError;
+pub use evaluators::Evaluators;
 
 use crate::context::Context;
 use node::Node;
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 /// Deepest nesting of a rule, shared rules included.
 pub const MAX_DEPTH: usize = 64;
 
-/// Most parts of a rule, shared rules counted wherever they are referred to.
+/// Most parts of a rule, without those of the shared rules that it refers to.
 pub const MAX_NODES: usize = 10_000;
 
-/// Most steps of one evaluation; a step is a part of the rule, an item of a list, or 64 bytes of a text that it makes.
+/// Most steps of one evaluation: a step is a part of the rule, an item of a list, or 32 bytes of a text, and is charged before it
+/// is made.
 pub const MAX_STEPS: usize = 100_000;
+
+/// Most bytes of texts and lists that one evaluation makes, also if it needs none of them any more. What holds them may be
+/// twice as large, and a text is copied once.
+pub const MAX_BYTES: usize = 256 * 1024;
 
 /// A rule, ready to be evaluated.
 #[derive(Clone, Debug)]
@@ -51,18 +59,12 @@ pub struct Request<'a> {
 }
 
 impl Rule {
-    /// Compiles `rule`, with the shared rules in `evaluators` that it refers to. `None`: `{}` and null are no rule.
-    pub fn compile(rule: &Value, evaluators: &BTreeMap<String, Value>) -> Result<Option<Self>, RuleError> {
+    /// Compiles `rule`, which may refer to `evaluators`. `None`: `{}` and null are no rule.
+    pub fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Option<Self>, RuleError> {
         if rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty) {
             return Ok(None);
         }
-        compile::compile(rule, evaluators, "targeting", false).map(Some)
-    }
-
-    /// Compiles the shared rule `name` alone, to see whether it could be referred to.
-    pub fn validate_evaluator(name: &str, evaluators: &BTreeMap<String, Value>) -> Result<(), RuleError> {
-        let reference = serde_json::json!({ "$ref": name });
-        compile::compile(&reference, evaluators, "$evaluators", true).map(|_| ())
+        compile::compile(rule, evaluators).map(Some)
     }
 
     /// Whether the time makes a difference. If not, any [`Request::now_ms`] will do.
@@ -78,7 +80,7 @@ impl Rule {
 
     /// The names that stand in the rule where its answer comes from. Others may be computed.
     pub fn named_variants(&self) -> BTreeSet<&str> {
-        let mut names = BTreeSet::new();
+        let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
         let mut open = vec![&self.root];
         while let Some(node) = open.pop() {
             match node {
@@ -97,6 +99,7 @@ impl Rule {
                         .map(|(_, node)| node),
                 ),
                 Node::Fractional(split) => open.extend(split.buckets.iter().map(|bucket| &bucket.variant)),
+                Node::Shared(node) if seen.insert(Arc::as_ptr(node)) => open.push(node),
                 _ => {}
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::semver::Comparison;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A part of a rule that has a value.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub(super) enum Node {
     Affix(Affix, Box<[Node; 2]>),
     SemVer(Comparison, Box<[Node; 2]>),
     Fractional(Box<Fractional>),
+    /// A rule that others refer to as well.
+    Shared(Arc<Node>),
 }
 
 /// A look into the context, or into the item at hand.

@@ -2,12 +2,13 @@ use super::*;
 use crate::Attribute;
 use proptest::prelude::*;
 use serde_json::{Map, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 const NOW_MS: i64 = 1_700_000_000_999;
 
 fn rule(rule: &Value) -> Rule {
-    Rule::compile(rule, &BTreeMap::new()).unwrap().unwrap()
+    Rule::compile(rule, &Evaluators::default()).unwrap().unwrap()
 }
 
 /// What `logic` is, spelled as JSON: through `===` with the expected value, as only names come out of a rule.
@@ -23,6 +24,9 @@ fn is(logic: &Value, expected: &Value, data: &Value) -> bool {
 #[case::var_in_a_list(json!({"var": ["text"]}), json!("hello"))]
 #[case::var_nested(json!({"var": "user.address.city"}), json!("Graz"))]
 #[case::var_index(json!({"var": "list.1"}), json!(2))]
+#[case::var_index_with_a_zero(json!({"var": "list.01"}), json!(null))]
+#[case::var_index_with_a_sign(json!({"var": "list.+1"}), json!(null))]
+#[case::var_no_index(json!({"var": "list.x"}), json!(null))]
 #[case::var_absent(json!({"var": "user.none.city"}), json!(null))]
 #[case::var_default(json!({"var": ["none", 7]}), json!(7))]
 #[case::var_default_unused(json!({"var": ["text", 7]}), json!("hello"))]
@@ -73,6 +77,10 @@ fn is(logic: &Value, expected: &Value, data: &Value) -> bool {
 #[case::greater_or_equal(json!({">=": [1, 1.0]}), json!(true))]
 #[case::max(json!({"max": [1, "3", 2]}), json!(3))]
 #[case::min(json!({"min": [1, -3.5, 2]}), json!(-3.5))]
+#[case::max_of_no_number(json!({"<": [{"max": ["x", 1]}, 2]}), json!(false))]
+#[case::max_of_no_number_last(json!({"<": [{"max": [1, "x"]}, 2]}), json!(false))]
+#[case::min_of_no_number(json!({"<": [{"min": ["x", 1]}, 2]}), json!(false))]
+#[case::min_of_no_number_last(json!({"<": [{"min": [1, "x"]}, 2]}), json!(false))]
 #[case::plus(json!({"+": [1, "2", 3.5]}), json!(6.5))]
 #[case::plus_alone(json!({"+": "3.5"}), json!(3.5))]
 #[case::minus(json!({"-": [5, 7]}), json!(-2))]
@@ -93,6 +101,8 @@ fn is(logic: &Value, expected: &Value, data: &Value) -> bool {
 #[case::nothing_in(json!({"in": [{"var": "none"}, "null"]}), json!(false))]
 #[case::number_in_text(json!({"in": [2, "123"]}), json!(true))]
 #[case::cat(json!({"cat": ["a", 1, 2.5, true, null, [1, [2]]]}), json!("a12.5true1,2"))]
+#[case::cat_large_and_small(json!({"cat": [1e21, " ", 1.5e21, " ", 1e20, " ", 1e-7, " ", 0.000_001, " ", -2.5e-9]}), json!("1e+21 1.5e+21 100000000000000000000 1e-7 0.000001 -2.5e-9"))]
+#[case::cat_minus_zero(json!({"cat": [{"*": [-1, 0.0]}]}), json!("0"))]
 #[case::substr(json!({"substr": ["jsonlogic", 4]}), json!("logic"))]
 #[case::substr_from_end(json!({"substr": ["jsonlogic", -5]}), json!("logic"))]
 #[case::substr_length(json!({"substr": ["jsonlogic", 1, 3]}), json!("son"))]
@@ -126,6 +136,10 @@ fn is(logic: &Value, expected: &Value, data: &Value) -> bool {
 #[case::fraction_computed_to_nothing(json!({"fractional": [["a", {"-": 1}]]}), json!(null))]
 #[case::fraction_computed_too_large(json!({"fractional": [["a", {"+": [2_147_483_647, 1]}]]}), json!(null))]
 #[case::fraction_without_variant(json!({"fractional": [[null, 1]]}), json!(null))]
+#[case::fraction_with_a_computed_bucket(json!({"fractional": [{"merge": ["a", 1]}, ["a", 1]]}), json!("a"))]
+#[case::fraction_with_a_computed_bucket_of_nothing(json!({"fractional": [{"merge": ["a", 0]}, ["b", 1]]}), json!("b"))]
+#[case::fraction_with_a_computed_bucket_without_a_weight(json!({"fractional": [{"merge": ["a"]}, ["a", 1]]}), json!("a"))]
+#[case::fraction_with_a_computed_bucket_too_large(json!({"fractional": [{"merge": ["a", 2_147_483_647]}, ["b", 1]]}), json!(null))]
 #[case::fraction_by_a_list(json!({"fractional": [{"var": "list"}, ["a", 1]]}), json!(null))]
 fn operators(#[case] logic: Value, #[case] expected: Value) {
     let data = json!({
@@ -179,7 +193,7 @@ fn mistakes_are_named_with_their_place(#[case] logic: Value, #[case] expected: &
     assert!(error.starts_with(expected), "{error}");
 }
 
-fn evaluators() -> BTreeMap<String, Value> {
+fn evaluators() -> Evaluators {
     let all = json!({
         "vip": {"ends_with": [{"var": "email"}, "@vip.example"]},
         "ping": {"or": [{"$ref": "vip"}, {"$ref": "pong"}]},
@@ -187,7 +201,11 @@ fn evaluators() -> BTreeMap<String, Value> {
         "bad": {"in": ["x"]},
         "positive": {">": [{"var": ""}, 0]},
     });
-    serde_json::from_value(all).unwrap()
+    shared(all)
+}
+
+fn shared(rules: Value) -> Evaluators {
+    Evaluators::compile(&serde_json::from_value(rules).unwrap())
 }
 
 #[test]
@@ -199,17 +217,115 @@ fn shared_rules_are_resolved_when_compiled() {
         rule.evaluate(&request).unwrap().map(Cow::into_owned)
     };
     assert_eq!((answer("a@vip.example").as_deref(), answer("a@example").as_deref()), (Some("red"), None));
-    assert!(Rule::validate_evaluator("vip", &evaluators()).is_ok());
-    assert!(Rule::validate_evaluator("positive", &evaluators()).is_ok(), "it is for the items of a list");
-    let error = Rule::validate_evaluator("bad", &evaluators()).unwrap_err();
-    assert_eq!(error.path, "$evaluators.bad.in");
+    // `positive` is for the items of a list.
+    let errors: Vec<_> = evaluators().errors().map(|(name, error)| (name.to_owned(), error.path.clone())).collect();
+    let expected =
+        [("bad", "$evaluators.bad.in"), ("ping", "$evaluators.pong.!.$ref"), ("pong", "$evaluators.pong.!.$ref")];
+    assert_eq!(errors, expected.map(|(name, path)| (name.to_owned(), path.to_owned())));
+}
+
+#[rstest::rstest]
+#[case::outside(json!({"!": {"$ref": "positive"}}), Some("$evaluators.positive.>[0].var: names no attribute"))]
+#[case::inside(json!({"all": [{"var": "l"}, {"$ref": "positive"}]}), None)]
+#[case::through_another_one(json!({"$ref": "negative"}), Some("$evaluators.positive.>[0].var: names no attribute"))]
+#[case::inside_of_another_one(json!({"$ref": "each"}), None)]
+fn a_shared_rule_for_items_stands_inside_only(#[case] logic: Value, #[case] expected: Option<&str>) {
+    let evaluators = shared(json!({
+        "positive": {">": [{"var": ""}, 0]},
+        "negative": {"!": {"$ref": "positive"}},
+        "each": {"all": [{"var": "l"}, {"$ref": "negative"}]},
+    }));
+    let error = Rule::compile(&logic, &evaluators).err().map(|error| error.to_string());
+    assert_eq!(error.is_some(), expected.is_some(), "{error:?}");
+    assert!(error.unwrap_or_default().starts_with(expected.unwrap_or_default()));
+}
+
+/// What a person is told of at once makes only its own operation null in a pod that has to make do with it.
+#[rstest::rstest]
+#[case::version(json!({"sem_ver": [{"var": "v"}, "=", "one"]}))]
+#[case::comparison(json!({"sem_ver": [{"var": "v"}, "==", "1.0.0"]}))]
+#[case::no_buckets(json!({"fractional": [{"var": "v"}]}))]
+#[case::nothing(json!({"fractional": []}))]
+#[case::no_list(json!({"fractional": [{"var": "v"}, "a", 10]}))]
+#[case::part_of_a_weight(json!({"fractional": [["a", 0.5]]}))]
+#[case::text_as_a_weight(json!({"fractional": [["a", "1"]]}))]
+#[case::no_weight(json!({"fractional": [["a", 0]]}))]
+#[case::too_much_weight(json!({"fractional": [["a", 2_147_483_647], ["b"]]}))]
+#[case::list_as_a_variant(json!({"fractional": [[["a"], 1]]}))]
+fn an_operation_without_use_is_refused_or_null(#[case] logic: Value) {
+    let rule = json!({"if": [logic, "red", "green"]});
+    assert!(Rule::compile(&rule, &Evaluators::default()).is_err());
+    let lenient = Evaluators::compile_leniently(&BTreeMap::from([("it".to_owned(), logic)]));
+    assert!(lenient.errors().next().is_none());
+    let context = [("v", Attribute::Text("1.0.0"))];
+    let request = Request { flag_key: "f", now_ms: 0, context: Context::new(&context).with_key("k") };
+    for rule in [rule, json!({"if": [{"$ref": "it"}, "red", "green"]})] {
+        let rule = rule_with(&rule, &lenient);
+        assert_eq!(rule.evaluate(&request).unwrap().as_deref(), Some("green"));
+    }
+}
+
+/// An error inside of a shared rule is one of that rule, whatever its name, and the places after it are right.
+#[test]
+fn a_mistake_in_a_shared_rule_leaves_the_place_as_it_was() {
+    let evaluators = shared(json!({"a": {"!": {"$ref": "ü"}}, "ü": {"in": ["x"]}, "é": {"$ref": "none"}}));
+    for logic in [json!({"$ref": "ü"}), json!({"if": [{"$ref": "a"}, "x"]})] {
+        let error = Rule::compile(&logic, &evaluators).unwrap_err();
+        assert_eq!(error.to_string(), "$evaluators.ü.in: takes two values, found 1");
+    }
+    let error = Rule::compile(&json!({"or": [true, {"$ref": "é"}]}), &evaluators).unwrap_err();
+    assert_eq!(error.path, "$evaluators.é.$ref");
+}
+
+/// However often they refer to each other, and in however long a chain.
+#[test]
+fn shared_rules_are_compiled_once() {
+    let doubling = |nth: u32| {
+        let before = json!({ "$ref": format!("r{:04}", nth - 1) });
+        json!({"and": [before, before]})
+    };
+    let mut rules = BTreeMap::from([("r0000".to_owned(), json!("x".repeat(60_000)))]);
+    rules.extend((1..5_500).map(|nth| (format!("r{nth:04}"), doubling(nth))));
+    let evaluators = Evaluators::compile(&rules);
+    // Only the depth of an evaluation is bounded.
+    let deepest = MAX_DEPTH / 2;
+    assert_eq!(evaluators.errors().next().unwrap().0, format!("r{:04}", deepest + 1));
+    assert_eq!(evaluators.errors().next().unwrap().1.mistake, Mistake::TooDeep);
+    let first = rule_with(&json!({"$ref": "r0005"}), &evaluators);
+    let second = rule_with(&json!({"$ref": "r0005"}), &evaluators);
+    let (Node::Shared(first), Node::Shared(second)) = (&first.root, &second.root) else { panic!("they are shared") };
+    assert!(Arc::ptr_eq(first, second));
+    let request = Request { flag_key: "f", now_ms: 0, context: Context::EMPTY };
+    let deep = rule_with(&json!({"if": [{"$ref": format!("r{:04}", deepest - 1)}, "red"]}), &evaluators);
+    assert_eq!(deep.evaluate(&request), Err(EvaluationError::TooMuchWork));
+    assert_eq!(deep.named_variants(), BTreeSet::from(["red"]));
+}
+
+fn rule_with(rule: &Value, evaluators: &Evaluators) -> Rule {
+    Rule::compile(rule, evaluators).unwrap().unwrap()
+}
+
+/// A rule may name thousands of shared ones that are not there, and so may each of hundreds of flags.
+#[test]
+fn a_message_does_not_grow_with_the_document() {
+    let rules: BTreeMap<_, _> = (0..5_000).map(|nth| (format!("r{nth:04}"), json!(true))).collect();
+    let evaluators = Evaluators::compile(&rules);
+    let long = "ü".repeat(10_000);
+    for logic in [json!({"$ref": long}), json!({"$ref": 10}), json!({long: [1]})] {
+        let error = Rule::compile(&logic, &evaluators).unwrap_err().to_string();
+        assert!(error.len() < 1_000, "{} bytes", error.len());
+    }
+    let chain: BTreeMap<_, _> =
+        (0..3_000).map(|nth| (format!("r{nth:04}"), json!({"$ref": format!("r{:04}", (nth + 1) % 3_000)}))).collect();
+    let error = Evaluators::compile(&chain).errors().next().unwrap().1.to_string();
+    assert!(error.contains("refers to itself") && error.len() < 1_000, "{error}");
 }
 
 #[rstest::rstest]
 #[case(json!(null))]
 #[case(json!({}))]
 fn nothing_is_no_rule(#[case] rule: Value) {
-    assert!(Rule::compile(&rule, &BTreeMap::new()).unwrap().is_none());
+    assert!(Rule::compile(&rule, &Evaluators::default()).unwrap().is_none());
 }
 
 #[rstest::rstest]
@@ -233,32 +349,30 @@ fn the_variants_that_a_rule_names_are_known() {
 #[test]
 fn depth_and_size_of_a_rule_are_bounded() {
     let nested = |depth| (0..depth).fold(json!("x"), |inner, _| json!({"!": inner}));
-    let compile = |rule: &Value, evaluators: &BTreeMap<_, _>| {
+    let compile = |rule: &Value, evaluators: &Evaluators| {
         Rule::compile(rule, evaluators).map(|_| ()).map_err(|error| error.mistake)
     };
-    assert_eq!(compile(&nested(MAX_DEPTH), &BTreeMap::new()), Ok(()));
-    assert_eq!(compile(&nested(MAX_DEPTH + 1), &BTreeMap::new()), Err(Mistake::TooDeep));
-    // Each of twenty shared rules doubles the one before it.
-    let mut doubling = BTreeMap::from([("r0".to_owned(), json!(true))]);
-    for nth in 1..=20 {
-        let before = json!({ "$ref": format!("r{}", nth - 1) });
-        doubling.insert(format!("r{nth}"), json!({"and": [before, before]}));
-    }
-    assert_eq!(compile(&json!({"$ref": "r20"}), &doubling), Err(Mistake::TooLarge));
+    assert_eq!(compile(&nested(MAX_DEPTH), &Evaluators::default()), Ok(()));
+    assert_eq!(compile(&nested(MAX_DEPTH + 1), &Evaluators::default()), Err(Mistake::TooDeep));
+    let half = shared(json!({"half": nested(MAX_DEPTH / 2)}));
+    let on_top = |depth| (0..depth).fold(json!({"$ref": "half"}), |inner, _| json!({"!": inner}));
+    assert_eq!(compile(&on_top(MAX_DEPTH / 2 - 1), &half), Ok(()));
+    assert_eq!(compile(&on_top(MAX_DEPTH / 2), &half), Err(Mistake::TooDeep));
+    assert_eq!(compile(&json!({"in": ["x", vec!["y"; MAX_NODES]]}), &half), Err(Mistake::TooLarge));
 }
 
 #[rstest::rstest]
 #[case::lists_in_lists(
-    json!({"map": [{"var": "l"}, {"map": [{"merge": [[1, 2, 3, 4, 5, 6, 7, 8]]}, {"cat": ["a", "b"]}]}]}),
+    json!({"all": [{"var": "l"}, {"all": [[1, 2, 3, 4, 5, 6, 7, 8], {">": [{"var": ""}, 0]}]}]}),
     EvaluationError::TooMuchWork
 )]
 #[case::doubling_text(
     json!({"reduce": [{"var": "l"}, {"cat": [{"var": "accumulator"}, {"var": "accumulator"}]}, "text"]}),
-    EvaluationError::TooMuchWork
+    EvaluationError::TooMuchMade
 )]
 #[case::doubling_list(
     json!({"reduce": [{"var": "l"}, {"merge": [{"var": "accumulator"}, {"var": "accumulator"}]}, [1, 2]]}),
-    EvaluationError::TooMuchWork
+    EvaluationError::TooMuchMade
 )]
 #[case::doubling_nesting(
     json!({"reduce": [{"var": "l"}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]}),

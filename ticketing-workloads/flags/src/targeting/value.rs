@@ -8,6 +8,11 @@ use std::rc::Rc;
 /// Lists that a rule builds are nested at most this deep, and what is nested deeper has no spelling.
 pub(super) const MAX_DEPTH: usize = 64;
 
+/// Longest spelling of a number, a Boolean or nothing, in bytes.
+pub(super) const LONGEST_NUMBER: usize = 32;
+/// How an object is spelled.
+pub(super) const OBJECT: &str = "[object Object]";
+
 /// A value. Everything that comes from the rule or from the context is borrowed.
 #[derive(Clone, Debug)]
 pub(super) enum Val<'a> {
@@ -29,8 +34,12 @@ pub(super) enum Val<'a> {
 pub(super) struct List<'a> {
     items: Vec<Val<'a>>,
     depth: usize,
-    /// Items at all depths, one that is there twice counted twice.
-    size: usize,
+}
+
+impl<'a> List<'a> {
+    pub(super) fn items(&self) -> &[Val<'a>] {
+        &self.items
+    }
 }
 
 impl<'a> Val<'a> {
@@ -59,13 +68,20 @@ impl<'a> Val<'a> {
     /// A list of `items`; `None`: it would be nested too deep.
     pub(super) fn list(items: Vec<Self>) -> Option<Self> {
         let depth = 1 + items.iter().map(Self::depth).max().unwrap_or(0);
-        let size = items.iter().fold(items.len(), |size, item| size.saturating_add(item.size()));
-        (depth <= MAX_DEPTH).then(|| Self::List(Rc::new(List { items, depth, size })))
+        (depth <= MAX_DEPTH).then(|| Self::List(Rc::new(List { items, depth })))
     }
 
-    /// What it costs to go through it: items at all depths if a rule made the list, else the outer ones.
-    pub(super) fn size(&self) -> usize {
-        if let Self::List(list) = self { list.size } else { self.items().unwrap_or(0) }
+    /// Bytes that are read to see which number it is.
+    pub(super) fn digits(&self) -> usize {
+        match self {
+            Self::Json(_) | Self::List(_) if self.items() == Some(1) => self.item(0).as_str().map_or(0, str::len),
+            _ => self.as_str().map_or(0, str::len),
+        }
+    }
+
+    /// Whether it is a list or an object.
+    pub(super) const fn is_nested(&self) -> bool {
+        matches!(self, Self::Json(_) | Self::List(_))
     }
 
     fn depth(&self) -> usize {
@@ -106,7 +122,7 @@ impl<'a> Val<'a> {
     pub(super) fn member(&self, name: &str) -> Self {
         match self {
             Self::Json(Value::Object(members)) => members.get(name).map_or(Self::Null, Self::from_json),
-            Self::Json(_) | Self::List(_) => name.parse().map_or(Self::Null, |index| self.item(index)),
+            Self::Json(_) | Self::List(_) => index_of(name).map_or(Self::Null, |index| self.item(index)),
             _ => Self::Null,
         }
     }
@@ -162,15 +178,14 @@ impl<'a> Val<'a> {
 
     /// `==`: as in JavaScript, where kinds differ. Null equals nothing but null.
     pub(super) fn is_equal(&self, other: &Self) -> bool {
-        let is_nested = |value: &Self| matches!(value, Self::Json(_) | Self::List(_));
         if self.is_null() || other.is_null() {
             return self.is_null() && other.is_null();
         }
         match (self.as_str(), other.as_str()) {
             (Some(left), Some(right)) => left == right,
-            (Some(text), _) if is_nested(other) => other.spelling().as_deref() == Some(text),
-            (_, Some(text)) if is_nested(self) => self.spelling().as_deref() == Some(text),
-            _ if is_nested(self) && is_nested(other) => self.is_same(other),
+            (Some(text), _) if other.is_nested() => other.spelling().as_deref() == Some(text),
+            (_, Some(text)) if self.is_nested() => self.spelling().as_deref() == Some(text),
+            _ if self.is_nested() && other.is_nested() => self.is_same(other),
             _ => self.number().order(other.number()).is_some_and(std::cmp::Ordering::is_eq),
         }
     }
@@ -201,10 +216,10 @@ impl<'a> Val<'a> {
             Self::Null => Ok(()),
             Self::Bool(value) => write!(out, "{value}"),
             Self::Int(value) => write!(out, "{value}"),
-            Self::Float(value) => write!(out, "{value}"),
+            Self::Float(value) => spell_float(*value, out),
             Self::Str(text) => out.write_str(text),
             Self::Text(text) => out.write_str(text),
-            Self::Json(Value::Object(_)) => out.write_str("[object Object]"),
+            Self::Json(Value::Object(_)) => out.write_str(OBJECT),
             Self::Json(_) | Self::List(_) => {
                 for index in 0..self.items().unwrap_or(0) {
                     if index > 0 {
@@ -216,6 +231,35 @@ impl<'a> Val<'a> {
             }
         };
         Some(())
+    }
+}
+
+/// The index that a name is: digits as one writes them, without a sign or zeros before them.
+fn index_of(name: &str) -> Option<usize> {
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_digit()) && (name == "0" || !name.starts_with('0'));
+    is_plain.then(|| name.parse().ok()).flatten()
+}
+
+/// Spells a number as JavaScript does: no more digits than tell it from its neighbours, and an exponent where it is very large or very
+/// small.
+fn spell_float(value: f64, out: &mut String) -> std::fmt::Result {
+    if !value.is_finite() {
+        return out.write_str(if value.is_nan() {
+            "NaN"
+        } else if value > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        });
+    }
+    if value == 0.0 || (1e-6..1e21).contains(&value.abs()) {
+        // Without the sign of -0.
+        return write!(out, "{}", value + 0.0);
+    }
+    let text = format!("{value:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) if !exponent.starts_with('-') => write!(out, "{digits}e+{exponent}"),
+        _ => out.write_str(&text),
     }
 }
 
@@ -246,6 +290,16 @@ impl Num {
         match self {
             Self::Int(value) => value as f64,
             Self::Float(value) => value,
+        }
+    }
+
+    /// `next` if it is to be taken, and no number if one of both is none, in whichever order they come.
+    pub(super) fn or_no_number(self, next: Self, is_taken: impl Fn(Self) -> bool) -> Self {
+        match (self.float().is_nan(), next.float().is_nan()) {
+            (true, _) => self,
+            (_, true) => next,
+            _ if is_taken(next) => next,
+            _ => self,
         }
     }
 

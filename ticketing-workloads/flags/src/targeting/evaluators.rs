@@ -1,0 +1,141 @@
+//! The rules that the flags of a set share by `$ref`: each is compiled once, and every rule that refers to it holds the same.
+
+use super::RuleError;
+use super::compile::{compile_shared, shortened};
+use super::node::Node;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Names that a message lists.
+const NAMES: usize = 10;
+
+/// The shared rules of a set, compiled: those that can be, and why the others cannot.
+#[derive(Debug, Default)]
+pub struct Evaluators {
+    standing: BTreeMap<String, Standing>,
+    /// Whether an operation with a literal that it can do nothing with is null, as in flagd, and not a mistake.
+    pub(super) lenient: bool,
+    /// Those that are being compiled, each because the one before refers to it.
+    open: Vec<String>,
+}
+
+/// How far a shared rule is.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// It waits for what it refers to.
+    Open,
+    Compiled(Result<Shared, RuleError>),
+}
+
+/// A shared rule.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub node: Arc<Node>,
+    /// Levels below its root.
+    pub height: usize,
+    pub uses_time: bool,
+    /// Why it cannot stand outside of operators over lists; `None`: it can.
+    pub only_inside: Option<RuleError>,
+}
+
+/// A shared rule on the way down to what it refers to.
+struct Visit<'r> {
+    name: &'r str,
+    rule: &'r Value,
+    /// Names in it that are not looked at yet.
+    references: Vec<&'r str>,
+}
+
+impl Evaluators {
+    /// Compiles all of `rules`, in an order in which each comes after those that it refers to. Its cost follows from the
+    /// size of the document, however often they refer to each other.
+    /// Rules are refused for what a person must have mistaken.
+    pub fn compile(rules: &BTreeMap<String, Value>) -> Self {
+        Self { lenient: false, ..Self::default() }.and(rules)
+    }
+
+    /// The same for who has to make do with what there is, such as a pod: a version that is none, or weights that are none, make only
+    /// their own operation null, as evaluators of flagd have it, and the rule around it goes on.
+    pub fn compile_leniently(rules: &BTreeMap<String, Value>) -> Self {
+        Self { lenient: true, ..Self::default() }.and(rules)
+    }
+
+    fn and(self, rules: &BTreeMap<String, Value>) -> Self {
+        let mut all = self;
+        for (name, rule) in rules {
+            let mut way = Vec::new();
+            all.visit(name, rule, &mut way);
+            // Without recursion: they may refer to each other in a chain of any length.
+            while let Some(last) = way.last_mut() {
+                if let Some(reference) = last.references.pop() {
+                    if let Some((name, rule)) = rules.get_key_value(reference) {
+                        all.visit(name, rule, &mut way);
+                    }
+                    continue;
+                }
+                let compiled = compile_shared(last.name, last.rule, &all);
+                all.standing.insert(last.name.to_owned(), Standing::Compiled(compiled));
+                all.open.pop();
+                way.pop();
+            }
+        }
+        all
+    }
+
+    fn visit<'r>(&mut self, name: &'r str, rule: &'r Value, way: &mut Vec<Visit<'r>>) {
+        if self.standing.contains_key(name) {
+            return;
+        }
+        self.standing.insert(name.to_owned(), Standing::Open);
+        self.open.push(name.to_owned());
+        way.push(Visit { name, rule, references: references(rule) });
+    }
+
+    /// Those that cannot be compiled, with the reason of each.
+    pub fn errors(&self) -> impl Iterator<Item = (&str, &RuleError)> {
+        self.standing.iter().filter_map(|(name, standing)| match standing {
+            Standing::Compiled(Err(error)) => Some((name.as_str(), error)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&Standing> {
+        self.standing.get(name)
+    }
+
+    /// The way from a rule that is being compiled back to itself.
+    pub(super) fn round(&self, name: &str) -> String {
+        let first = self.open.iter().position(|open| open == name).unwrap_or_default();
+        let mut round: Vec<_> = self.open[first..].iter().map(|name| shortened(name)).collect();
+        let between = round.len().saturating_sub(NAMES);
+        if between > 0 {
+            round.splice(NAMES / 2..NAMES / 2 + between, ["…".to_owned()]);
+        }
+        round.push(shortened(name));
+        round.join(" -> ")
+    }
+
+    /// Names that there are, for who mistyped one.
+    pub(super) fn some_names(&self) -> String {
+        let names: Vec<_> = self.standing.keys().take(NAMES).map(|name| shortened(name)).collect();
+        let more = if self.standing.len() > NAMES { ", …" } else { "" };
+        names.join(", ") + more
+    }
+}
+
+/// What a rule refers to.
+fn references(rule: &Value) -> Vec<&str> {
+    let (mut found, mut open) = (Vec::new(), vec![rule]);
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Array(items) => open.extend(items),
+            Value::Object(members) => match members.get("$ref") {
+                Some(Value::String(name)) => found.push(name.as_str()),
+                _ => open.extend(members.values()),
+            },
+            _ => {}
+        }
+    }
+    found
+}
