@@ -1,10 +1,10 @@
 //! From a JSON rule to a [`Rule`], once per configuration.
 
+use super::evaluators::{Evaluators, Shared, Standing};
 use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
 use super::{MAX_DEPTH, MAX_NODES, Rule};
 use crate::fractional::MAX_WEIGHT_SUM;
 use crate::semver::{Comparison, Version};
-use crate::targeting::evaluators::{Evaluators, Shared, Standing};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::sync::Arc;
