@@ -33,3 +33,5 @@ pub mod waiting_room;
 
 #[cfg(test)]
 mod adr_numbers;
+#[cfg(test)]
+mod test_certificate;

@@ -83,9 +83,8 @@ pub fn tls(host: &str, ca_file: Option<&Path>) -> Result<TlsParameters, StartErr
 mod tests {
     use super::super::sessions::{Server, Sessions};
     use super::*;
+    use crate::test_certificate::server_config;
     use clap::Parser;
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
     use std::net::SocketAddr;
     use std::sync::Arc;
     use std::time::Duration;
@@ -133,14 +132,7 @@ mod tests {
 
     /// A mail server that speaks TLS from the first byte on; and the certificate of its authority.
     async fn server() -> (SocketAddr, String) {
-        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(signed.signing_key.serialize_pem().as_bytes()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![signed.cert.der().clone()], key)
-            .unwrap();
+        let (config, certificate) = server_config("localhost");
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -159,7 +151,7 @@ mod tests {
                 });
             }
         });
-        (address, signed.cert.pem())
+        (address, certificate)
     }
 
     #[tokio::test]

@@ -142,9 +142,9 @@ impl Encrypted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_certificate::server_config;
     use rustls::RootCertStore;
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -212,14 +212,7 @@ mod tests {
 
     /// A server that keeps its connections, and counts them; and what trusts it. Each answer has `size` bytes.
     async fn server(size: usize) -> (String, ClientConfig, Arc<AtomicUsize>) {
-        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(signed.signing_key.serialize_pem().as_bytes()).unwrap();
-        let served = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![signed.cert.der().clone()], key)
-            .unwrap();
+        let (served, certificate) = server_config("localhost");
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(served));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -242,7 +235,7 @@ mod tests {
             }
         });
         let mut roots = RootCertStore::empty();
-        roots.add(signed.cert.der().clone()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
         (base, config(roots), connections)
     }
 

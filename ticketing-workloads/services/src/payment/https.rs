@@ -228,21 +228,13 @@ async fn secret(path: &Path) -> Result<String, AskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
+    use crate::test_certificate::server_config;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     /// A server that answers with the credentials that it was sent; and the certificate of its authority.
     async fn server(name: &str) -> (std::net::SocketAddr, String) {
-        let signed = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(signed.signing_key.serialize_pem().as_bytes()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![signed.cert.der().clone()], key)
-            .unwrap();
+        let (config, certificate) = server_config(name);
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -272,7 +264,7 @@ mod tests {
                 let _ = stream.shutdown().await;
             }
         });
-        (address, signed.cert.pem())
+        (address, certificate)
     }
 
     #[rstest::rstest]
