@@ -184,6 +184,15 @@ pub struct LocalStack {
     show: bool,
 }
 
+/// A test that fails says what the services had to say.
+impl Drop for LocalStack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.tails());
+        }
+    }
+}
+
 impl LocalStack {
     /// The `ticketing` that was built without debug information and with optimisation, as images have it.
     pub fn release_program() -> PathBuf {

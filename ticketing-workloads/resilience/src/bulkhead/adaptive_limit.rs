@@ -11,16 +11,22 @@
 //!
 //! A function of what was measured, and of the time.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Probes of which the eighth fastest is the typical one: where one pod of three is slow, it is not of that pod.
 const PROBES: usize = 12;
 const TYPICAL: usize = 7;
-/// Probes are slow from this multiple of an unloaded one on,
-const SLOW: f64 = 1.6;
+/// Probes are slow that take so many times more than an unloaded one as unloaded ones differ on average (as in RFC 6298, for round
+/// trips),
+const DEVIATIONS: u32 = 4;
+/// but at least this share of an unloaded one, and at most this,
+const SLOW: RangeInclusive<f64> = 0.3..=0.6;
 /// and this much more: below, it is chance.
 const CHANCE: Duration = Duration::from_micros(100);
+/// What unloaded probes differ by follows each measurement by so small a part.
+const FOLLOW_DEVIATION: u32 = 4;
 /// What an unloaded probe takes follows each measurement by so small a part, and by so small a one while the least are inside: they
 /// may be in its way a little.
 const FOLLOW: u32 = 8;
@@ -29,19 +35,52 @@ const FOLLOW_WITH_THE_LEAST: u32 = 32;
 /// way.
 pub const LEAST: u32 = 2;
 /// So often it has to be measured before it is known: at first, connections are opened and caches filled.
-const KNOWN_AFTER: u32 = 4;
+const KNOWN_AFTER: u32 = 8;
 /// How long it is taken for granted what an unloaded probe takes while there is no quiet time to measure it. Then only the least are
 /// let in for a moment.
 const TRIAL_AFTER: Duration = Duration::from_secs(60);
 /// A trial ends after so many measurements, also if other calls are inside still.
 const TRIAL: u32 = 5;
 
+/// What is known of probes that nobody is in the way of.
+#[derive(Clone, Copy, Debug)]
+struct Unloaded {
+    typical: Duration,
+    /// How far a measurement is from that, on average. Taken for much until there are several.
+    deviation: Duration,
+}
+
+impl Unloaded {
+    fn new(typical: Duration) -> Self {
+        Self { typical, deviation: typical / 2 }
+    }
+
+    /// A probe of typical measure that takes longer is slow.
+    fn quick(self) -> Duration {
+        let share = |share: &f64| self.typical.mul_f64(*share);
+        let more = self.deviation.saturating_mul(DEVIATIONS).clamp(share(SLOW.start()), share(SLOW.end()));
+        self.typical.saturating_add(more).saturating_add(CHANCE)
+    }
+
+    /// One more measurement: it is followed by one part in `rise` if it is higher, by one in `fall` if it is lower. One that is far
+    /// off counts as twice what is known.
+    fn follow(&mut self, measured: Duration, rise: u32, fall: u32) {
+        let off = measured.abs_diff(self.typical).min(self.typical / 2);
+        self.deviation = self.deviation - self.deviation / FOLLOW_DEVIATION + off / FOLLOW_DEVIATION;
+        self.typical = if measured > self.typical {
+            measured.min(self.typical + self.typical / rise)
+        } else {
+            self.typical - (self.typical - measured) / fall
+        };
+    }
+}
+
 /// The limit, and what it follows.
 #[derive(Clone, Debug)]
 pub struct AdaptiveLimit {
     limit: u32,
     /// What a probe takes that nobody is in the way of, when that is known.
-    unloaded: Option<Duration>,
+    unloaded: Option<Unloaded>,
     measured_at: Instant,
     measured: u32,
     /// Measurements that are left of a trial.
@@ -101,7 +140,7 @@ impl AdaptiveLimit {
             self.trial -= 1;
             if self.trial == 0 {
                 // As good as it gets.
-                (self.unloaded, self.measured_at) = (self.unloaded.or(Some(typical)), now);
+                (self.unloaded, self.measured_at) = (self.unloaded.or(Some(Unloaded::new(typical))), now);
             }
         } else if holds && (self.unloaded.is_none() || now.duration_since(self.measured_at) >= TRIAL_AFTER) {
             self.trial = TRIAL;
@@ -109,26 +148,20 @@ impl AdaptiveLimit {
         if self.trial == 0
             && let Some(unloaded) = self.unloaded
         {
-            self.limit = self.next(typical, unloaded, busiest, most);
+            self.limit = self.next(typical, unloaded.quick(), busiest, most);
         }
     }
 
     /// What a trial finds below is believed at once: that is what it is for.
     fn learn(&mut self, now: Instant, typical: Duration, busiest: u32) {
-        let before = self.unloaded.unwrap_or(typical);
-        let part = if busiest == 0 { FOLLOW } else { FOLLOW_WITH_THE_LEAST };
-        self.unloaded = Some(if typical > before {
-            typical.min(before + before / part)
-        } else {
-            let part = if self.trial > 0 || !self.is_known() { 2 } else { part };
-            before.saturating_sub(before.saturating_sub(typical) / part)
-        });
+        let follow = if busiest == 0 { FOLLOW } else { FOLLOW_WITH_THE_LEAST };
+        let fall = if self.trial > 0 || !self.is_known() { 2 } else { follow };
+        self.unloaded.get_or_insert(Unloaded::new(typical)).follow(typical, follow, fall);
         (self.measured_at, self.measured, self.trial) = (now, self.measured.saturating_add(1), 0);
     }
 
-    fn next(&mut self, typical: Duration, unloaded: Duration, busiest: u32, most: u32) -> u32 {
+    fn next(&mut self, typical: Duration, quick: Duration, busiest: u32, most: u32) -> u32 {
         let limit = self.limit.clamp(LEAST.min(most), most);
-        let quick = unloaded.mul_f64(SLOW).saturating_add(CHANCE);
         if typical > quick {
             if busiest <= LEAST {
                 return limit;
@@ -161,7 +194,6 @@ mod tests {
     use super::*;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
-    use std::ops::RangeInclusive;
 
     const MOST: u32 = 75;
     const TICK: Duration = Duration::from_millis(25);
@@ -256,6 +288,20 @@ mod tests {
             let limits = model.run(200, A_MINUTE);
             assert!(mean(&limits) >= MOST * 8 / 10, "minute {minute}: {}, {:?}", mean(&limits), model.limit);
         }
+    }
+
+    /// With one bound for all, either a purchase was twice as slow or half of a healthy sale stood outside.
+    #[test]
+    fn the_steadier_probes_are_the_less_slower_they_may_become() {
+        let found = |varies| {
+            let mut model = Model::new(20, millis(4));
+            model.varies = varies;
+            model.run(1, A_MINUTE);
+            model.run(200, A_MINUTE);
+            mean(&model.run(200, A_MINUTE))
+        };
+        let (steady, noisy) = (found(1.05), found(3.0));
+        assert!((20..=27).contains(&steady) && (28..=40).contains(&noisy), "{steady} {noisy}");
     }
 
     #[test]
