@@ -28,6 +28,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// All are there for so long before it is measured.
 const BEFORE: Duration = Duration::from_secs(3);
 
+/// The services have been up for so long when the first buyer comes, as before a sale: the gateway knows by then what booking is like
+/// when it is quiet.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// What buyers found who bought a seat that was kept.
 #[derive(Default)]
 struct Finished {
@@ -138,6 +142,7 @@ async fn case(polling: usize, ordering: usize, hold_back: &str, time: Duration) 
     )
     .await?;
     let load = LoadGenerator::new(&stack, EVENTS, SEATS).await?;
+    tokio::time::sleep(QUIET).await;
     let count = usize::try_from((BEFORE + time).as_millis() / PAUSE.as_millis()).unwrap_or(usize::MAX);
     let kept = join_all((0..FINISHING).map(|_| keep(&load, count))).await;
     // Each asks about a reservation of his own.

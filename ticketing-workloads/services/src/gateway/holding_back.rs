@@ -146,6 +146,7 @@ mod tests {
     const BROKEN: u64 = u64::MAX;
     const OVERLOADED: u64 = BROKEN - 1;
     const ALL: u32 = 15;
+    const LEAST: u32 = 1;
 
     /// Booking that takes so many milliseconds for a probe, and has no end of an order.
     struct Booking {
@@ -254,7 +255,7 @@ mod tests {
     async fn orders_are_held_back_while_they_slow_those_who_finish() {
         let booking = Booking::start().await;
         let traffic = booking.crowd(Priority::Finish).await;
-        booking.takes(60, &traffic, 2).await;
+        booking.takes(60, &traffic, LEAST).await;
         booking.takes(0, &traffic, ALL).await;
     }
 
@@ -270,7 +271,7 @@ mod tests {
         booking.probed(2, &traffic, Priority::Start).await;
         assert_eq!(booking.limit(), ALL);
         booking.probed(2, &traffic, Priority::Finish).await;
-        assert_eq!(booking.limit(), 2);
+        assert_eq!(booking.limit(), LEAST);
     }
 
     /// What is wrong with it then is not that it has too much to do.
@@ -278,7 +279,7 @@ mod tests {
     async fn nobody_is_held_back_where_booking_fails() {
         let booking = Booking::start().await;
         let traffic = booking.crowd(Priority::Finish).await;
-        booking.takes(60, &traffic, 2).await;
+        booking.takes(60, &traffic, LEAST).await;
         booking.takes(BROKEN, &traffic, ALL).await;
         let begin = Instant::now();
         booking.probed(3, &traffic, Priority::Finish).await;
@@ -289,9 +290,9 @@ mod tests {
     async fn orders_are_held_back_where_booking_has_too_much_to_do() {
         let booking = Booking::start().await;
         let traffic = booking.crowd(Priority::Finish).await;
-        booking.takes(OVERLOADED, &traffic, 2).await;
+        booking.takes(OVERLOADED, &traffic, LEAST).await;
         // Longer than an answer may be away.
         booking.probed(150, &traffic, Priority::Start).await;
-        assert_eq!(booking.limit(), 2);
+        assert_eq!(booking.limit(), LEAST);
     }
 }
