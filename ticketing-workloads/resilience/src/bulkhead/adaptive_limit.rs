@@ -64,14 +64,14 @@ impl Unloaded {
     }
 
     /// One more measurement: it is followed by one part in `rise` if it is higher, by one in `fall` if it is lower. One that is far
-    /// off counts as twice what is known.
+    /// off counts for the deviation as one that is off by half.
     fn follow(&mut self, measured: Duration, rise: u32, fall: u32) {
-        let off = measured.abs_diff(self.typical).min(self.typical / 2);
-        self.deviation = self.deviation - self.deviation / FOLLOW_DEVIATION + off / FOLLOW_DEVIATION;
+        let off = measured.abs_diff(self.typical);
+        self.deviation = (self.deviation * (FOLLOW_DEVIATION - 1) + off.min(self.typical / 2)) / FOLLOW_DEVIATION;
         self.typical = if measured > self.typical {
             measured.min(self.typical + self.typical / rise)
         } else {
-            self.typical - (self.typical - measured) / fall
+            self.typical.saturating_sub(off / fall)
         };
     }
 }
