@@ -47,10 +47,10 @@ fn order(left: &str, right: &str) -> std::cmp::Ordering {
 /// A flag, ready to be evaluated.
 #[derive(Debug)]
 pub struct Flag {
-    settings: FlagSettings,
+    pub(crate) settings: FlagSettings,
     /// The value of the default variant.
     default: Option<Value>,
-    rule: Option<Rule>,
+    pub(crate) rule: Option<Rule>,
     rule_error: Option<RuleError>,
 }
 
