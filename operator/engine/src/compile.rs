@@ -145,7 +145,10 @@ impl Compiled {
 }
 
 /// Merges flag sets key by key: the higher priority wins, then the older set, then the name.
-fn merge_flags(mut sets: Vec<FlagSetInput>, live: Option<&Section<FlagsSettings>>) -> Section<FlagsSettings> {
+pub(crate) fn merge_flags(
+    mut sets: Vec<FlagSetInput>,
+    live: Option<&Section<FlagsSettings>>,
+) -> Section<FlagsSettings> {
     sets.sort_by(|a, b| (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name)));
     let mut merged = Section::<FlagsSettings>::default();
     for set in sets {
