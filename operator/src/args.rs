@@ -1,6 +1,9 @@
 //! Command line and environment.
 
-use crate::crash_point::{CrashPoint, Fault};
+use crate::{
+    crash_point::{CrashPoint, Fault},
+    ofrep::args::OfrepArgs,
+};
 use clap::{Parser, ValueEnum};
 use engine::recovery::Storm;
 use std::{net::SocketAddr, time::Duration};
@@ -49,6 +52,10 @@ pub struct Args {
     /// Address of /livez, /readyz and /metrics
     #[arg(long, env = "LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
+
+    /// Flags for every OpenFeature SDK
+    #[command(flatten)]
+    pub ofrep: OfrepArgs,
 
     /// How long a leader that is not heard of keeps the lead; a standby takes over that long after its last sign of life
     #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = parse_lease)]

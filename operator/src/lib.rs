@@ -10,6 +10,7 @@ pub mod error;
 pub mod feature_flag;
 pub mod fleet;
 pub mod kubernetes;
+pub mod ofrep;
 pub mod pods;
 pub mod policy;
 pub mod recovery;
@@ -77,6 +78,9 @@ pub enum RunError {
     /// The address is taken.
     #[error(transparent)]
     Listen(#[from] server::ListenError),
+    /// The address of OFREP is taken.
+    #[error(transparent)]
+    Ofrep(#[from] ofrep::server::ListenError),
     /// Another replica may lead now.
     #[error(transparent)]
     Lost(#[from] LostLead),
@@ -94,6 +98,11 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let status = server::Status::default();
     let mut serving = tokio::spawn(server::serve(args.listen, status.clone(), shutdown.clone()));
+
+    let ofrep = match args.ofrep.ofrep_listen {
+        Some(address) => Some(ofrep::server::bind(address).await?),
+        None => None,
+    };
 
     let first = args.namespaces().into_iter().next().flatten();
     let starting = async {
@@ -134,6 +143,10 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
         ledgers.push(start_ledger(&ctx, namespace.as_deref(), &mut supervisor));
         contexts.push(ctx);
         fillings.push(filling);
+    }
+    if let Some(listener) = ofrep {
+        let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();
+        ofrep::start(&args.ofrep, listener, clients.act.clone(), watched, &status, &mut supervisor);
     }
     let filled = futures::future::try_join_all(fillings.iter().map(Filling::done));
     let outcome = tokio::select! {

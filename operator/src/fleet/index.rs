@@ -96,11 +96,21 @@ struct Attached<K> {
     objects: BTreeMap<ObjectKey, Arc<K>>,
     seen: HashMap<ObjectKey, Edit>,
     of_target: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
+    /// How many changes there were.
+    changes: u64,
+    /// Of each namespace with such resources the number of its last change.
+    versions: HashMap<String, u64>,
 }
 
 impl<K> Default for Attached<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), seen: HashMap::new(), of_target: HashMap::new() }
+        Self {
+            objects: BTreeMap::new(),
+            seen: HashMap::new(),
+            of_target: HashMap::new(),
+            changes: 0,
+            versions: HashMap::new(),
+        }
     }
 }
 
@@ -150,6 +160,7 @@ impl<K: Resource> Attached<K> {
             for target in &before {
                 remove_from(&mut self.of_target, target, &key);
             }
+            self.note_change(key.namespace);
             return before;
         }
         self.objects.insert(key.clone(), Arc::clone(object));
@@ -157,6 +168,7 @@ impl<K: Resource> Attached<K> {
             // Only its status changed.
             return BTreeSet::new();
         }
+        self.note_change(key.namespace.clone());
         let edit = Edit { uid, generation, at: Instant::now(), targets: targets.clone() };
         let before = self.seen.insert(key.clone(), edit).map(|edit| edit.targets).unwrap_or_default();
         for target in before.difference(&targets) {
@@ -166,6 +178,22 @@ impl<K: Resource> Attached<K> {
             self.of_target.entry(target.clone()).or_default().insert(key.clone());
         }
         targets.into_iter().chain(before).collect()
+    }
+
+    /// A namespace without such resources is not remembered; no two changes have one number, so none is taken for another.
+    fn note_change(&mut self, namespace: String) {
+        self.changes += 1;
+        if self.in_namespace(&namespace).next().is_some() {
+            self.versions.insert(namespace, self.changes);
+        } else {
+            self.versions.remove(&namespace);
+        }
+    }
+
+    fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
+        let first = ObjectKey { namespace: namespace.to_owned(), name: String::new() };
+        let namespace = first.namespace.clone();
+        self.objects.range(first..).take_while(move |(key, _)| key.namespace == namespace).map(|(_, object)| object)
     }
 
     fn of(&self, target: &WorkloadId) -> Vec<Arc<K>> {
@@ -551,6 +579,16 @@ impl FleetIndex {
         self.lock().flag_sets.objects.get(key).cloned()
     }
 
+    /// The flag sets of a namespace, by name.
+    pub fn flag_sets_in(&self, namespace: &str) -> Vec<Arc<FlagSet>> {
+        self.lock().flag_sets.in_namespace(namespace).cloned().collect()
+    }
+
+    /// A number that differs after each change of a flag set's spec in a namespace; none without flag sets there.
+    pub fn flag_sets_version(&self, namespace: &str) -> Option<u64> {
+        self.lock().flag_sets.versions.get(namespace).copied()
+    }
+
     /// The flag sets that name a workload.
     pub fn flag_sets_of(&self, id: &WorkloadId) -> Vec<Arc<FlagSet>> {
         self.lock().flag_sets.of(id)
@@ -731,6 +769,34 @@ mod tests {
         };
         let told = [Readiness::Never, Readiness::Ready, Readiness::Never].map(shown);
         assert_eq!(told, [Readiness::Never, Readiness::Ready, Readiness::NotNow]);
+    }
+
+    fn flag_set(namespace: &str, name: &str, generation: i64) -> FlagSet {
+        let spec = serde_json::json!({
+            "metadata": {"namespace": namespace, "name": name, "uid": name, "generation": generation},
+            "spec": {"flagSpec": {"flags": {}}},
+        });
+        serde_json::from_str(&spec.to_string()).unwrap()
+    }
+
+    #[test]
+    fn a_namespace_has_a_version_of_its_flag_sets_that_changes_with_every_edit() {
+        let index = FleetIndex::default();
+        let version = || index.flag_sets_version("n");
+        assert_eq!(version(), None);
+        index.put_flag_set(flag_set("n", "a", 1));
+        let first = version();
+        index.put_flag_set(flag_set("n", "a", 1));
+        index.put_flag_set(flag_set("na", "b", 1));
+        assert_eq!(version(), first, "its status, or another namespace");
+        index.put_flag_set(flag_set("n", "a", 2));
+        let second = version();
+        assert!(first < second);
+        assert_eq!(index.flag_sets_in("n").len(), 1);
+        index.remove_flag_set(&ObjectKey { namespace: "n".into(), name: "a".into() });
+        assert_eq!((version(), index.flag_sets_in("n").len()), (None, 0));
+        index.put_flag_set(flag_set("n", "a", 2));
+        assert!(second < version());
     }
 
     #[test]

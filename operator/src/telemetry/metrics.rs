@@ -61,6 +61,8 @@ metric_names! {
     AcknowledgeDurationSeconds = "acknowledge_duration_seconds": "From publishing to a pod's acknowledgement",
     RecoveryActions = "recovery_actions": "Recovery actions, by outcome",
     RecoveryWithheld = "recovery_withheld": "Recovery steps that a gate holds back, by reason",
+    OfrepRequests = "ofrep_requests": "OFREP requests, by call and result",
+    OfrepRequestDurationSeconds = "ofrep_request_duration_seconds": "Time to answer an OFREP request",
     Leader = "leader": "1 while this replica leads",
 }
 
@@ -153,6 +155,22 @@ pub struct CheckAskLabels {
     pub result: &'static str,
 }
 
+/// An OFREP request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepLabels {
+    /// `single`, `bulk` or `other`.
+    pub call: &'static str,
+    /// `ok`, `not_modified`, `invalid`, `not_found`, `unauthorized`, `forbidden`, `limited`, `unavailable` or `error`.
+    pub result: &'static str,
+}
+
+/// Which kind of OFREP request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepCallLabels {
+    /// `single`, `bulk` or `other`.
+    pub call: &'static str,
+}
+
 /// All metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -187,6 +205,10 @@ pub struct Metrics {
     pub recovery_actions: Family<RecoveryLabels, Counter>,
     /// Recovery steps that are held back.
     pub recovery_withheld: Family<WithheldLabels, Gauge>,
+    /// OFREP requests.
+    pub ofrep_requests: Family<OfrepLabels, Counter>,
+    /// Time to answer an OFREP request, in seconds.
+    pub ofrep_request_seconds: Family<OfrepCallLabels, Histogram, fn() -> Histogram>,
     /// 1 while this replica leads.
     pub leader: Gauge,
 }
@@ -220,6 +242,8 @@ impl Default for Metrics {
             acknowledge_seconds: Histogram::new(bounds()),
             recovery_actions: Family::default(),
             recovery_withheld: Family::default(),
+            ofrep_requests: Family::default(),
+            ofrep_request_seconds: Family::new_with_constructor(histogram),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,6 +275,10 @@ impl Metrics {
             MetricName::AcknowledgeDurationSeconds => registry.register(name, help, self.acknowledge_seconds.clone()),
             MetricName::RecoveryActions => registry.register(name, help, self.recovery_actions.clone()),
             MetricName::RecoveryWithheld => registry.register(name, help, self.recovery_withheld.clone()),
+            MetricName::OfrepRequests => registry.register(name, help, self.ofrep_requests.clone()),
+            MetricName::OfrepRequestDurationSeconds => {
+                registry.register(name, help, self.ofrep_request_seconds.clone());
+            }
             MetricName::Leader => registry.register(name, help, self.leader.clone()),
         }
     }
@@ -347,6 +375,8 @@ mod tests {
         metrics.set_circuits(&id, [("database", 1)].into_iter());
         metrics.pod_calls.get_or_create(&PodCallLabels { call: "push", result: "ok" }).inc();
         metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
+        metrics.ofrep_requests.get_or_create(&OfrepLabels { call: "bulk", result: "ok" }).inc();
+        metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call: "bulk" }).observe(0.1);
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
         metrics.recovery_actions.get_or_create(&action).inc();
         let policy = ObjectKey { namespace: "n".into(), name: "p".into() };

@@ -88,7 +88,7 @@ pub struct ListenError {
 }
 
 /// Listens. Where the kernel has no IPv6, `[::]` means every IPv4 address.
-async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
     match TcpListener::bind(address).await {
         Err(error) if error.raw_os_error() == Some(EAFNOSUPPORT) && address.ip() == Ipv6Addr::UNSPECIFIED => {

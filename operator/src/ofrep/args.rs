@@ -1,0 +1,24 @@
+//! The part of the command line that is about OFREP.
+
+use clap::Args;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// How flags are served over OFREP.
+#[derive(Args, Clone, Debug)]
+pub struct OfrepArgs {
+    /// Address of OFREP, such as [::]:8016, where any OpenFeature SDK reads flags; absent: flags are not served
+    #[arg(long, env = "OFREP_LISTEN", value_name = "ADDRESS")]
+    pub ofrep_listen: Option<SocketAddr>,
+
+    /// File with static tokens for callers without an account in the cluster, such as browsers: lines of `name token namespace[,namespace...]`; it is read again when it changes
+    #[arg(long, env = "OFREP_TOKENS", value_name = "FILE")]
+    pub ofrep_tokens: Option<PathBuf>,
+
+    /// Origins of web pages that may call OFREP, such as https://shop.example, separated by commas, or *; empty: none
+    #[arg(long, env = "OFREP_CORS_ORIGINS", value_delimiter = ',', value_name = "ORIGINS")]
+    pub ofrep_cors_origins: Vec<String>,
+
+    /// OFREP calls that each client (one token) may make in a second
+    #[arg(long, env = "OFREP_RATE", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub ofrep_rate: u32,
+}

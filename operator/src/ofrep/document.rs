@@ -1,0 +1,181 @@
+//! The flags of a scope, compiled: what answers are made from.
+
+use crate::{fleet::index::FlagSet, kubernetes::meta::created_at, spec};
+use contract::{FlagsSettings, Section, Source};
+use crds::{FeatureFlag, feature_flag::FlagSpec};
+use engine::{
+    compile::{CompileError, FlagSetInput, Input},
+    flag_scope::{self, FlagScope},
+};
+use kube::{Resource, ResourceExt};
+use serde_json::{Map, Value};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+use tracing::warn;
+
+/// Most bytes of all flag sets of a namespace together.
+pub const MAX_NAMESPACE_BYTES: usize = 4 * 1024 * 1024;
+
+/// The flags of a scope.
+#[derive(Debug, Default)]
+pub struct Document {
+    /// What they are made from, which stays of a set that becomes invalid.
+    pub section: Section<FlagsSettings>,
+    /// Ready to be evaluated.
+    pub flags: flags::FlagSet,
+    /// About how many bytes they have.
+    pub bytes: usize,
+    metadata: Metadata,
+}
+
+/// The set of each flag, and its metadata.
+type Metadata = HashMap<String, Arc<SetMetadata>>;
+
+/// Metadata of one set and its flags.
+#[derive(Debug, Default)]
+struct SetMetadata {
+    /// Namespace and name of the set.
+    id: String,
+    all: Map<String, Value>,
+    by_flag: BTreeMap<String, Map<String, Value>>,
+}
+
+impl Document {
+    /// The flags of all sets of a namespace. `before` is the last document of the same scope.
+    pub fn of_namespace(sets: &[Arc<FlagSet>], before: Option<&Self>) -> Self {
+        let live = before.map(|before| &before.section);
+        Self::new(flag_scope::of_namespace(inputs(sets, live), live, MAX_NAMESPACE_BYTES), sets, before)
+    }
+
+    /// The flags of the sets that target one workload. `before` is the last document of the same scope; without one, `published`
+    /// is what the workload's pods have.
+    pub fn of_workload(
+        sets: &[Arc<FlagSet>],
+        before: Option<&Self>,
+        published: Option<&Section<FlagsSettings>>,
+    ) -> Result<Self, CompileError> {
+        let live = before.map(|before| &before.section).or(published);
+        Ok(Self::new(flag_scope::of_workload(&inputs(sets, live), live)?, sets, before))
+    }
+
+    fn new(FlagScope { flags: section, left_out }: FlagScope, sets: &[Arc<FlagSet>], before: Option<&Self>) -> Self {
+        if !left_out.is_empty() {
+            warn!(sets = %left_out.join(", "), "too many flags for one scope: the youngest sets are not served over OFREP");
+        }
+        let mut metadata = Metadata::new();
+        for source in &section.sources {
+            let set = sets.iter().filter_map(|set| set.0.as_ref().ok()).find(|set| set.name_any() == source.name);
+            let own = set.map(|set| Arc::new(SetMetadata::of(set)));
+            for key in &source.keys {
+                // Of a set that cannot be read any more.
+                let known = own.as_ref().or_else(|| before?.metadata.get(key));
+                if let Some(known) = known {
+                    metadata.insert(key.clone(), Arc::clone(known));
+                }
+            }
+        }
+        let bytes = serde_json::to_vec(&section).map_or(0, |bytes| bytes.len());
+        let flags = flags::FlagSet::compile(section.settings.clone());
+        Self { section, flags, bytes, metadata }
+    }
+
+    /// The metadata of a flag: its own above those of its set, and which set it is from.
+    pub fn metadata(&self, key: &str) -> Map<String, Value> {
+        let Some(set) = self.metadata.get(key) else { return Map::new() };
+        let mut all = Map::from_iter([("flagSetId".to_owned(), Value::from(set.id.as_str()))]);
+        let own = set.by_flag.get(key).into_iter().flatten();
+        all.extend(set.all.iter().chain(own).map(|(name, value)| (name.clone(), value.clone())));
+        all
+    }
+}
+
+impl SetMetadata {
+    fn of(set: &FeatureFlag) -> Self {
+        let FlagSpec { flags, metadata, .. } = &set.spec.flag_spec;
+        let own = flags.iter().map(|(key, flag)| (key.clone(), plain(flag.metadata.as_ref())));
+        Self {
+            id: format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any()),
+            all: plain(metadata.as_ref()),
+            by_flag: own.filter(|(_, metadata)| !metadata.is_empty()).collect(),
+        }
+    }
+}
+
+/// Metadata may only be texts, numbers and Booleans.
+fn plain(metadata: Option<&Map<String, Value>>) -> Map<String, Value> {
+    let members =
+        metadata.into_iter().flatten().filter(|(_, value)| !(value.is_null() || value.is_array() || value.is_object()));
+    members.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// What each set contributes. As for a workload: one that cannot be read keeps the keys that it had.
+fn inputs(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> Vec<FlagSetInput> {
+    let held = |uid: &str| live.is_some_and(|live| live.sources.iter().any(|source| source.uid == uid));
+    let input = |set: &Arc<FlagSet>| {
+        let meta = set.meta();
+        let source = Source {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            keys: Vec::new(),
+        };
+        let created_at = created_at(set.as_ref());
+        match &set.0 {
+            Ok(set) => {
+                let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
+                Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings })
+            }
+            // Its priority cannot be read.
+            Err(_) if held(&source.uid) => {
+                Some(FlagSetInput { source, priority: i32::MAX, created_at, settings: Input::KeepLive })
+            }
+            Err(_) => None,
+        }
+    };
+    sets.iter().filter_map(input).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn set(name: &str, default: &str, unreadable: bool) -> Arc<FlagSet> {
+        let flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": default});
+        let mut set = json!({
+            "metadata": {"namespace": "n", "name": name, "uid": name, "generation": 1},
+            "spec": {"flagSpec": {"metadata": {"of": name}, "flags": {name: flag}}},
+        });
+        if unreadable {
+            set["spec"]["priority"] = json!("high");
+        }
+        Arc::new(serde_json::from_str(&set.to_string()).unwrap())
+    }
+
+    fn value(document: &Document, key: &str) -> Option<bool> {
+        document.section.settings.flags.get(key)?.value(0)?.as_bool()
+    }
+
+    #[rstest::rstest]
+    #[case::invalid("no-such-variant", false)]
+    #[case::unreadable("off", true)]
+    fn a_set_that_breaks_keeps_its_flags_and_hides_nothing(#[case] default: &str, #[case] unreadable: bool) {
+        let first = [set("a", "on", false), set("b", "on", false)];
+        let second = [set("a", default, unreadable), set("b", "off", false)];
+        let make: [fn(&[Arc<FlagSet>], Option<&Document>) -> Document; 2] =
+            [Document::of_namespace, |sets, before| Document::of_workload(sets, before, None).unwrap()];
+        for make in make {
+            let before = make(&first, None);
+            let after = make(&second, Some(&before));
+            assert_eq!((value(&after, "a"), value(&after, "b")), (Some(true), Some(false)));
+            assert_eq!(after.metadata("a")["of"], "a", "its metadata, too");
+            let anew = make(&second, None);
+            assert_eq!((value(&anew, "a"), value(&anew, "b")), (None, Some(false)));
+        }
+        let published = make[1](&first, None).section;
+        let anew = Document::of_workload(&second, None, Some(&published)).unwrap();
+        assert_eq!((value(&anew, "a"), value(&anew, "b")), (Some(true), Some(false)), "as the pods have them");
+    }
+}

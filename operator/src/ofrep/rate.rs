@@ -1,0 +1,88 @@
+//! How often a client may call: a bucket each, which holds a second's worth.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Buckets by client.
+pub struct Rates<K> {
+    per_second: f64,
+    most: usize,
+    buckets: Mutex<Buckets<K>>,
+}
+
+struct Buckets<K> {
+    by_client: HashMap<K, Bucket>,
+    swept_at: Option<Instant>,
+}
+
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+/// A bucket is full again after this time, and need not be remembered.
+const FULL_AFTER: Duration = Duration::from_secs(1);
+
+impl<K: Hash + Eq> Rates<K> {
+    /// So many calls a second for each client, and at most so many clients that are remembered.
+    pub fn new(per_second: u32, most: usize) -> Self {
+        let buckets = Buckets { by_client: HashMap::new(), swept_at: None };
+        Self { per_second: f64::from(per_second), most, buckets: Mutex::new(buckets) }
+    }
+
+    /// Takes a call out of a client's bucket; if it is empty, the error says when the next call may come. While more clients
+    /// call than can be remembered, the newest wait.
+    pub fn take(&self, client: K, now: Instant) -> Result<(), Duration> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.by_client.len() >= self.most && !buckets.by_client.contains_key(&client) {
+            // It goes through all of them, so not for every call.
+            if buckets.swept_at.is_none_or(|at| now.saturating_duration_since(at) >= FULL_AFTER) {
+                buckets.swept_at = Some(now);
+                buckets.by_client.retain(|_, bucket| now.saturating_duration_since(bucket.at) < FULL_AFTER);
+            }
+            if buckets.by_client.len() >= self.most {
+                return Err(FULL_AFTER);
+            }
+        }
+        let bucket = buckets.by_client.entry(client).or_insert(Bucket { left: self.per_second, at: now });
+        let more = now.saturating_duration_since(bucket.at).as_secs_f64() * self.per_second;
+        bucket.left = (bucket.left + more).min(self.per_second);
+        bucket.at = now;
+        if bucket.left >= 1.0 {
+            bucket.left -= 1.0;
+            Ok(())
+        } else {
+            Err(Duration::from_secs_f64((1.0 - bucket.left) / self.per_second))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_its_rate_and_takes_nothing_from_others() {
+        let (rates, start) = (Rates::new(10, 8), Instant::now());
+        let granted = |client, at| (0..30).filter(|_| rates.take(client, at).is_ok()).count();
+        assert_eq!(granted("a", start), 10);
+        assert_eq!(rates.take("a", start), Err(Duration::from_millis(100)));
+        assert_eq!(granted("b", start), 10);
+        assert_eq!(granted("a", start + Duration::from_millis(500)), 5);
+        assert_eq!(granted("a", start + Duration::from_secs(60)), 10, "no more than a second's worth is saved");
+    }
+
+    #[test]
+    fn no_more_clients_are_remembered_than_are_allowed() {
+        let (rates, start) = (Rates::new(10, 3), Instant::now());
+        let take = |client: u32, at| rates.take(client, at).is_ok();
+        assert_eq!([1, 2, 3, 4].map(|client| take(client, start)), [true, true, true, false]);
+        assert!(take(1, start), "who is known goes on");
+        assert!(take(4, start + FULL_AFTER), "whose bucket is full again makes room");
+    }
+}
