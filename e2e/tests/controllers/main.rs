@@ -27,6 +27,7 @@ mod leadership;
 mod least_privilege;
 mod ledger;
 mod observation;
+mod ofrep;
 mod older_and_newer;
 mod operator_checks;
 mod pods;

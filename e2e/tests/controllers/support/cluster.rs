@@ -132,6 +132,16 @@ impl Cluster {
         assert!(policies > 0 && policies == count("ValidatingAdmissionPolicyBinding"), "{policies}");
         rights
     }
+
+    /// What the chart lets an operator that lives in `home` do besides, if it serves OFREP.
+    pub async fn ofrep_rights(&self, home: &str) -> Vec<Value> {
+        let chart = checkout::root().join("charts/resilience-operator");
+        let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
+        let run = run.args(["--namespace", home, "--set", &format!("fullnameOverride={home},ofrep.enabled=true")]);
+        let text = run.words("--show-only templates/ofrep.yaml").output().await.unwrap();
+        let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
+        documents.filter(|document| document["kind"].as_str().unwrap_or_default().starts_with("ClusterRole")).collect()
+    }
 }
 
 /// The API of whatever `manifest` is.
