@@ -158,15 +158,20 @@ mod tests {
         document.section.settings.flags.get(key)?.value(0)?.as_bool()
     }
 
+    type Make = fn(&[Arc<FlagSet>], Option<&Document>) -> Document;
+    const MAKERS: [Make; 2] = [Document::of_namespace, of_workload];
+
+    fn of_workload(sets: &[Arc<FlagSet>], before: Option<&Document>) -> Document {
+        Document::of_workload(sets, before, None).unwrap()
+    }
+
     #[rstest::rstest]
     #[case::invalid("no-such-variant", false)]
     #[case::unreadable("off", true)]
     fn a_set_that_breaks_keeps_its_flags_and_hides_nothing(#[case] default: &str, #[case] unreadable: bool) {
         let first = [set("a", "on", false), set("b", "on", false)];
         let second = [set("a", default, unreadable), set("b", "off", false)];
-        let make: [fn(&[Arc<FlagSet>], Option<&Document>) -> Document; 2] =
-            [Document::of_namespace, |sets, before| Document::of_workload(sets, before, None).unwrap()];
-        for make in make {
+        for make in MAKERS {
             let before = make(&first, None);
             let after = make(&second, Some(&before));
             assert_eq!((value(&after, "a"), value(&after, "b")), (Some(true), Some(false)));
@@ -174,7 +179,7 @@ mod tests {
             let anew = make(&second, None);
             assert_eq!((value(&anew, "a"), value(&anew, "b")), (None, Some(false)));
         }
-        let published = make[1](&first, None).section;
+        let published = of_workload(&first, None).section;
         let anew = Document::of_workload(&second, None, Some(&published)).unwrap();
         assert_eq!((value(&anew, "a"), value(&anew, "b")), (Some(true), Some(false)), "as the pods have them");
     }

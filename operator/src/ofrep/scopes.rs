@@ -116,7 +116,7 @@ mod tests {
         Scope::Namespace(format!("n{number}"))
     }
 
-    #[expect(clippy::field_reassign_with_default, reason = "the other fields are private")]
+    #[expect(clippy::unnecessary_wraps, reason = "what makes a document may fail")]
     fn document(bytes: usize) -> Result<Document, Infallible> {
         let mut document = Document::default();
         document.bytes = bytes;

@@ -80,13 +80,12 @@ impl Access {
         if !may_be_reviewed {
             return Err(Refused::InvalidToken);
         }
-        let verdict = match self.reviews.known(&digest, namespace, Instant::now()) {
-            Some(known) => known,
-            None => {
-                // A token is free to invent, an address is not.
-                self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
-                self.reviews.ask(token, &digest, namespace).await?
-            }
+        let verdict = if let Some(known) = self.reviews.known(&digest, namespace, Instant::now()) {
+            known
+        } else {
+            // A token is free to invent, an address is not.
+            self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
+            self.reviews.ask(token, &digest, namespace).await?
         };
         match verdict {
             Verdict::Allowed => Ok(digest),
@@ -124,7 +123,7 @@ impl<'a> Credential<'a> {
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        four => four,
+        four @ IpAddr::V4(_) => four,
     }
 }
 

@@ -132,6 +132,12 @@ mod tests {
         assert!(!format!("{tokens:?}").contains(ONE), "the token itself is not kept");
     }
 
+    /// One more than are allowed.
+    fn many() -> Vec<u8> {
+        let lines: Vec<_> = (0..=MAX_TOKENS).map(|number| format!("n {number:016} a")).collect();
+        lines.join("\n").into_bytes()
+    }
+
     #[rstest::rstest]
     #[case(b"web 0123456789abcdef".to_vec(), InvalidTokens::Shape(1))]
     #[case(b"\nweb 0123456789abcdef a b".to_vec(), InvalidTokens::Shape(2))]
@@ -140,7 +146,7 @@ mod tests {
     #[case(b"web 0123456789abcdef a\nkiosk 0123456789abcdef b".to_vec(), InvalidTokens::Twice(2))]
     #[case(vec![0xFF], InvalidTokens::NoText)]
     #[case(vec![b'#'; MAX_FILE_BYTES + 1], InvalidTokens::TooLarge)]
-    #[case((0..=MAX_TOKENS).map(|n| format!("n {n:016} a\n")).collect::<String>().into_bytes(), InvalidTokens::TooMany)]
+    #[case(many(), InvalidTokens::TooMany)]
     fn a_wrong_file_is_refused_with_its_line(#[case] file: Vec<u8>, #[case] expected: InvalidTokens) {
         assert_eq!(StaticTokens::parse(&file).unwrap_err(), expected);
         assert!(!expected.to_string().contains("0123456789"));
