@@ -82,7 +82,7 @@ fn address() -> String {
 }
 
 async fn read(request: RequestBuilder) -> (StatusCode, Value) {
-    let answer = request.send().await.map_err(|error| error.without_url());
+    let answer = request.send().await.map_err(reqwest::Error::without_url);
     let Ok(answer) = answer else { return (StatusCode::BAD_GATEWAY, json!(answer.unwrap_err().to_string())) };
     let status = answer.status();
     let text = answer.text().await.unwrap();

@@ -1,10 +1,14 @@
 //! From a document and a context to an answer. Pure but for the serializer.
 
-use super::{document::Document, request::EvaluationContext};
+use super::{
+    document::{Document, FlagMetadata},
+    request::EvaluationContext,
+};
 use crate::kubernetes::meta::cut;
 use flags::{Attribute, EvaluationError, Flag, Inputs};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
+use std::io::{self, Write};
 
 /// Longest key that an error repeats, in bytes.
 const MAX_SHOWN_KEY: usize = 256;
@@ -28,8 +32,8 @@ pub struct Success<'a> {
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'a str>,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    metadata: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<FlagMetadata<'a>>,
 }
 
 /// A call, or a flag, that has no answer.
@@ -66,6 +70,39 @@ pub struct Bulk<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the evaluation of all flags took too long: ask for single flags, or for those of a workload")]
 pub struct OutOfTime;
+
+/// Largest answer, in bytes.
+pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// The answer is too large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the answer has more than {MAX_ANSWER_BYTES} bytes: ask for single flags, or for those of a workload")]
+pub struct LargeAnswer;
+
+/// The JSON of an answer, if it is not too large.
+pub fn spell(answer: &impl Serialize) -> Result<Vec<u8>, LargeAnswer> {
+    let mut bounded = Bounded(Vec::new());
+    // There is nothing in an answer that has no spelling.
+    serde_json::to_writer(&mut bounded, answer).map_err(|_| LargeAnswer)?;
+    Ok(bounded.0)
+}
+
+/// Takes no more than an answer may have.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        if self.0.len() + part.len() > MAX_ANSWER_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Evaluates one flag; `None`: there is no such flag.
 pub fn single<'a>(
@@ -247,6 +284,13 @@ mod tests {
             left < 0
         };
         assert_eq!(bulk(&document(), &context(&json!({})), 0, &mut out_of_time).unwrap_err(), OutOfTime);
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_none() {
+        let text = |bytes: usize| json!("x".repeat(bytes - 2));
+        assert_eq!(spell(&text(MAX_ANSWER_BYTES)).map(|answer| answer.len()), Ok(MAX_ANSWER_BYTES));
+        assert_eq!(spell(&text(MAX_ANSWER_BYTES + 1)), Err(LargeAnswer));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use engine::{
     flag_scope::{self, FlagScope},
 };
 use kube::{Resource, ResourceExt};
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -82,12 +83,34 @@ impl Document {
     }
 
     /// The metadata of a flag: its own above those of its set, and which set it is from.
-    pub fn metadata(&self, key: &str) -> Map<String, Value> {
-        let Some(set) = self.metadata.get(key) else { return Map::new() };
-        let mut all = Map::from_iter([("flagSetId".to_owned(), Value::from(set.id.as_str()))]);
-        let own = set.by_flag.get(key).into_iter().flatten();
-        all.extend(set.all.iter().chain(own).map(|(name, value)| (name.clone(), value.clone())));
-        all
+    pub fn metadata(&self, key: &str) -> Option<FlagMetadata<'_>> {
+        let set = self.metadata.get(key)?;
+        Some(FlagMetadata { set, own: set.by_flag.get(key) })
+    }
+}
+
+/// Metadata of one flag. They are borrowed: those of a set belong to each of its flags.
+#[derive(Debug)]
+pub struct FlagMetadata<'a> {
+    set: &'a SetMetadata,
+    own: Option<&'a Map<String, Value>>,
+}
+
+/// Which set a flag is from, unless its metadata say so themselves.
+const SET_ID: &str = "flagSetId";
+
+impl Serialize for FlagMetadata<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let is_own = |name: &str| self.own.is_some_and(|own| own.contains_key(name));
+        let mut map = serializer.serialize_map(None)?;
+        if !is_own(SET_ID) && !self.set.all.contains_key(SET_ID) {
+            map.serialize_entry(SET_ID, &self.set.id)?;
+        }
+        for (name, value) in self.set.all.iter().filter(|(name, _)| !is_own(name)).chain(self.own.into_iter().flatten())
+        {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
     }
 }
 
@@ -175,7 +198,7 @@ mod tests {
             let before = make(&first, None);
             let after = make(&second, Some(&before));
             assert_eq!((value(&after, "a"), value(&after, "b")), (Some(true), Some(false)));
-            assert_eq!(after.metadata("a")["of"], "a", "its metadata, too");
+            assert_eq!(json!(after.metadata("a"))["of"], "a", "its metadata, too");
             let anew = make(&second, None);
             assert_eq!((value(&anew, "a"), value(&anew, "b")), (None, Some(false)));
         }

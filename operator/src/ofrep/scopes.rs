@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// Most documents that are kept.
 const MAX_SCOPES: usize = 256;
 /// Most bytes of all documents that are kept; the one that is asked for now is kept in any case.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// A document that nobody has asked for so long is given up.
 const MAX_IDLE: Duration = Duration::from_secs(600);
 

@@ -2,7 +2,7 @@
 
 use super::{
     access::{Access, Digest, Refused},
-    answer::{self, Failure, OutOfTime},
+    answer::{self, Failure, LargeAnswer, OutOfTime},
     cors::Cors,
     document::Document,
     etag,
@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     time::Instant,
 };
 
@@ -46,6 +46,9 @@ const MAX_AT_ONCE: usize = 256;
 const MAX_LONG_AT_ONCE: usize = 2;
 /// Longest wait for a place among those.
 const LONG_PATIENCE: Duration = Duration::from_secs(3);
+/// Most bytes of answers with all flags that wait for their readers, and the unit that they are counted in.
+const MAX_UNREAD_BYTES: usize = 16 * 1024 * 1024;
+const ROOM_UNIT: usize = 1024;
 /// Longest time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for the evaluation of all flags.
@@ -72,6 +75,20 @@ pub struct Service {
     cors: Cors,
     places: Semaphore,
     long_places: Semaphore,
+    /// For answers that nobody has read yet, in units.
+    room: Arc<Semaphore>,
+}
+
+/// An answer that takes room until it is sent, so that callers who do not read fill no memory.
+struct Unread {
+    body: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 /// A context, and the namespace that it watches; none: all.
@@ -102,6 +119,8 @@ enum Failed {
     Compile(#[from] CompileError),
     #[error(transparent)]
     OutOfTime(#[from] OutOfTime),
+    #[error(transparent)]
+    LargeAnswer(#[from] LargeAnswer),
     #[error("the evaluation failed inside the operator")]
     Internal,
 }
@@ -118,7 +137,7 @@ impl Failed {
             Self::NotWatched(_) | Self::NoWorkload { .. } => StatusCode::NOT_FOUND,
             Self::LargeBody => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Self::Compile(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Compile(_) | Self::LargeAnswer(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -170,6 +189,7 @@ impl Service {
             cors,
             places: Semaphore::new(MAX_AT_ONCE),
             long_places: Semaphore::new(MAX_LONG_AT_ONCE),
+            room: Arc::new(Semaphore::new(MAX_UNREAD_BYTES / ROOM_UNIT)),
         }
     }
 
@@ -296,7 +316,7 @@ impl Service {
         let evaluated = tokio::task::spawn_blocking(move || {
             let (now_ms, end) = (Timestamp::now().as_millisecond(), Instant::now() + BULK_TIMEOUT);
             let bulk = answer::bulk(&document, &context, now_ms, || Instant::now() >= end)?;
-            let body = serde_json::to_vec(&bulk).map_err(|_| Failed::Internal)?;
+            let body = answer::spell(&bulk)?;
             let tag = etag::of(&body);
             Ok::<_, Failed>((body, tag))
         });
@@ -305,7 +325,9 @@ impl Service {
         let mut answer = if known.is_some_and(|known| etag::is_named(&tag, known)) {
             empty(StatusCode::NOT_MODIFIED)
         } else {
-            with_body(StatusCode::OK, body)
+            let size = u32::try_from(body.len().div_ceil(ROOM_UNIT)).map_err(|_| Failed::Busy)?;
+            let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| Failed::Busy)?;
+            with_body(StatusCode::OK, Bytes::from_owner(Unread { body, _room: room }))
         };
         if let Ok(tag) = HeaderValue::from_str(&tag) {
             answer.headers_mut().insert(ETAG, tag);
@@ -362,8 +384,8 @@ fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     }
 }
 
-fn with_body(status: StatusCode, body: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::from(body));
+fn with_body(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
