@@ -5,7 +5,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 use std::{
     sync::atomic::{AtomicU16, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// An operator that serves OFREP, and callers of it.
@@ -196,15 +196,17 @@ async fn an_edit_is_live_in_a_replica_that_does_not_lead() {
     let mut set = flags();
     served.world.apply(&set).await;
     served.until("EnablePdf", &json!(true)).await;
-    let mut slowest = std::time::Duration::ZERO;
+    let mut times = Vec::new();
     for (variant, value) in [("off", false), ("on", true), ("off", false)] {
         set["spec"]["overrides"] = json!([{ "key": "EnablePdf", "variant": variant }]);
         served.world.apply(&set).await;
         let begun = Instant::now();
         served.until("EnablePdf", &json!(value)).await;
-        slowest = slowest.max(begun.elapsed());
+        times.push(begun.elapsed());
     }
-    println!("the slowest edit was live after {slowest:?}");
+    // The median: a machine that is busy for a moment proves nothing.
+    times.sort();
+    assert!(times[1] < Duration::from_secs(1), "{times:?}");
     assert_eq!(served.operator.metric("resilience_operator_leader").await, 0);
     // One that becomes invalid keeps its flags, and hides nothing of another one.
     let mut other = flag_set("other", "booking");
