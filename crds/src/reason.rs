@@ -89,6 +89,8 @@ crate::words! {
         NoOverride,
         /// Some flag is overridden by a person.
         Overridden,
+        /// A flag is overridden in a set that no workload has it from.
+        OverrideNotInForce,
         /// The flag set is past its end.
         Expired,
         /// The flag set is not past its end.

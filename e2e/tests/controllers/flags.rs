@@ -216,3 +216,47 @@ async fn of_two_sets_with_one_flag_the_higher_priority_wins() {
     let programmed = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     assert!(condition(&programmed, "Accepted").message.starts_with("valid"));
 }
+
+/// A flag set that has lost a flag to another one, and what it says of an override of that flag.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_that_switches_nothing_says_so() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let mut platform = flag_set("platform", "booking");
+    platform["spec"]["priority"] = json!(10);
+    world.apply(&platform).await;
+    world.apply(&switched_off(flag_set("shop", "booking"))).await;
+    let lost = world.until_flags_say("shop", "Overridden", "False", "OverrideNotInForce").await;
+    let status = lost.status.unwrap();
+    let overridden = status.conditions.iter().find(|condition| condition.type_ == "Overridden").unwrap();
+    assert_eq!(overridden.message, "not in force: EnablePdf, as booking runs by the set platform");
+    assert_eq!(status.overridden, Some(0));
+    assert_eq!(value(&world.document("booking").await, "EnablePdf"), Some(json!(true)));
+    world.delete(&platform).await;
+    world.until_flags_say("shop", "Overridden", "True", "Overridden").await;
+    workload.pods[0].until_it_runs("the override", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+}
+
+/// The set of an incident takes a flag over from one that is invalid, and goes again, also while the operator is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_goes_gives_its_flags_back_to_one_that_is_invalid() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let operator = world.operator().await;
+    let mut own = switched_off(flag_set("own", "booking"));
+    world.apply(&own).await;
+    workload.pods[0].until_it_runs("its own", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+    let mut incident = flag_set("incident", "booking");
+    incident["spec"]["priority"] = json!(1_000);
+    world.apply(&incident).await;
+    workload.pods[0].until_it_runs("the incident's", |running| value(running, "EnablePdf") == Some(json!(true))).await;
+    own["spec"]["flagSpec"]["flags"]["EnablePdf"]["defaultVariant"] = json!("nothing of the sort");
+    world.apply(&own).await;
+    world.until_flags_say("own", "Accepted", "False", "InvalidFlagSet").await;
+    drop(operator);
+    let _operator = world.operator().await;
+    world.delete(&incident).await;
+    workload.pods[0].until_it_runs("its own again", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+    assert_eq!(world.document("booking").await.flags.sources[0].name, "own");
+}

@@ -1,9 +1,7 @@
 //! Policy and flag sets of one workload, compiled into what its pods run by.
 
 use crate::shared_rules;
-use contract::{
-    ConfigError, FlagSettings, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
-};
+use contract::{ConfigError, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -200,7 +198,7 @@ pub fn notes(flags: &Section<FlagsSettings>) -> Vec<(&str, Option<i32>, &[String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::{DependencySettings, FlagState};
+    use contract::{DependencySettings, FlagSettings, FlagState};
     use proptest::prelude::*;
     use serde_json::json;
 

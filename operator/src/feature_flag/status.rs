@@ -3,7 +3,6 @@
 use crate::{
     context::Context,
     fleet::index::target_id,
-    kubernetes::meta::created_at,
     spec,
     status::{
         conditions::{self, Verdict},
@@ -14,7 +13,7 @@ use contract::{FlagsSettings, MAX_CONFIG_BYTES, WorkloadId};
 use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// The status of a set that cannot be used: what it said before stays, with the reason.
 pub fn refused(
@@ -100,17 +99,26 @@ pub fn status(
         target::programmed(&held, &set.metadata)
     };
     let now_ms = now.as_millisecond();
-    let overridden = overridden(&settings, now_ms);
+    let lost = lost_keys(set, ctx, &held);
+    let is_nowhere = |key: &str| !held.is_empty() && lost.get(key).is_some_and(|lost| lost.len() == held.len());
+    let (powerless, overridden): (Vec<_>, Vec<_>) =
+        overridden(&settings, now_ms).into_iter().partition(|finding| is_nowhere(&finding.key));
     let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
     verdicts.extend([accepted, programmed]);
-    verdicts.push(match overridden.as_slice() {
-        [] => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
-        some => Verdict::new(
-            ConditionType::Overridden,
-            true,
-            Reason::Overridden,
-            some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
-        ),
+    let keys = overridden.iter().map(|finding| finding.key.as_str()).collect::<Vec<_>>().join(", ");
+    let not_in_force = powerless.iter().map(|finding| format!("{}, as {}", finding.key, lost[&finding.key].join(", ")));
+    let not_in_force = not_in_force.collect::<Vec<_>>().join("; ");
+    verdicts.push(match (overridden.is_empty(), powerless.is_empty()) {
+        (true, true) => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
+        (true, false) => {
+            let message = format!("not in force: {not_in_force}");
+            Verdict::new(ConditionType::Overridden, false, Reason::OverrideNotInForce, message)
+        }
+        (false, true) => Verdict::new(ConditionType::Overridden, true, Reason::Overridden, keys),
+        (false, false) => {
+            let message = format!("{keys}. Not in force: {not_in_force}");
+            Verdict::new(ConditionType::Overridden, true, Reason::Overridden, message)
+        }
     });
     let expires = set.spec.expires_at.as_ref().and_then(|expires| expires.at().ok());
     if let Some(expires) = expires {
@@ -145,32 +153,29 @@ pub fn status(
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
+        flags: overridden.into_iter().chain(lost.into_iter().map(other_set)).take(100).collect(),
     };
     Ok((status, ends.chain(expiry).min()))
 }
 
-/// The flags that another set with more say defines for the same workload.
-fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Vec<FlagFinding> {
-    let rank = |set: &FeatureFlag| (Reverse(set.spec.priority), created_at(set), set.name_any());
-    let mut lost = BTreeMap::new();
+/// The flags that a workload has from another set, and which one has each of them where.
+fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> BTreeMap<String, Vec<String>> {
+    let mut lost = BTreeMap::<String, Vec<String>>::new();
     for target in held {
         let id = WorkloadId::new(set.namespace().unwrap_or_default(), target.kind, target.name.as_str());
-        let others = ctx.index.flag_sets_of(&id);
-        for other in others.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|other| rank(other) < rank(set)) {
-            for key in set.spec.flag_spec.flags.keys().filter(|key| other.spec.flag_spec.flags.contains_key(*key)) {
-                lost.entry(key.clone())
-                    .or_insert_with(|| format!("{} runs by the set {}", target.name, other.name_any()));
+        let sources = ctx.fleet.read(&id, |workload| workload.flag_sources.clone()).unwrap_or_default();
+        for other in sources.iter().filter(|other| set.metadata.uid.as_ref() != Some(&other.uid)) {
+            for key in other.keys.iter().filter(|key| set.spec.flag_spec.flags.contains_key(*key)) {
+                let has = format!("{} runs by the set {}", target.name, other.name);
+                lost.entry(key.clone()).or_default().push(has);
             }
         }
     }
-    let finding = |(key, message)| FlagFinding {
-        key,
-        source: "OtherSet".to_owned(),
-        effective_variant: None,
-        message: Some(message),
-    };
-    lost.into_iter().map(finding).collect()
+    lost
+}
+
+fn other_set((key, has): (String, Vec<String>)) -> FlagFinding {
+    FlagFinding { key, source: "OtherSet".to_owned(), effective_variant: None, message: Some(has.join(", ")) }
 }
 
 /// The flags that a person has overridden and that are still so.
