@@ -163,19 +163,23 @@ pub struct FeatureFlagStatus {
     #[schemars(length(max = 16))]
     #[serde(default)]
     pub targets: Vec<crate::status::TargetStatus>,
-    /// Flags that are overridden, in error, or lost to another set; at most 100.
-    #[schemars(length(max = 100))]
+    /// The flags: those that are overridden first, then those that another set has, then the others.
+    #[schemars(length(max = 500))]
     #[serde(default)]
     pub flags: Vec<FlagFinding>,
 }
 
-/// One flag about which there is something to say.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+/// One flag, as it is where this set is live.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct FlagFinding {
     /// Key of the flag.
     #[schemars(length(max = 128))]
     pub key: String,
+    /// Type of its values: boolean, string, integer, float or object.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub type_: Option<String>,
     /// Where its value comes from: Spec, Override or OtherSet.
     #[schemars(length(max = 63))]
     pub source: String,
@@ -183,7 +187,15 @@ pub struct FlagFinding {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub effective_variant: Option<String>,
-    /// What is wrong, or why it is overridden.
+    /// Who has overridden it: the field manager that wrote the override last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub overridden_by: Option<String>,
+    /// When the override ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "moment")]
+    pub until: Option<Moment>,
+    /// What is wrong, why it is overridden, or which workloads have it from another set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,

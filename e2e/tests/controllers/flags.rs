@@ -188,7 +188,11 @@ async fn an_override_ends_by_itself() {
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
     set["spec"]["overrides"][0]["until"] = json!(soon.to_string());
     world.apply(&set).await;
-    world.until_flags_say("flags", "Overridden", "True", "Overridden").await;
+    let overridden = world.until_flags_say("flags", "Overridden", "True", "Overridden").await.status.unwrap();
+    let first = &overridden.flags[0];
+    assert_eq!((&*first.key, &*first.source, first.type_.as_deref()), ("EnablePdf", "Override", Some("boolean")));
+    assert_eq!(first.overridden_by.as_deref(), Some("test"), "the field manager of this test");
+    assert_eq!(first.until.as_ref().unwrap().at().unwrap().as_millisecond(), soon.as_millisecond());
     let document = world.document("booking").await;
     world.until_flags_say("flags", "Overridden", "False", "NoOverride").await;
     assert_eq!(value(&document, "EnablePdf"), Some(json!(true)), "the pod evaluates the end by itself");

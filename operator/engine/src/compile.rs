@@ -189,8 +189,11 @@ fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<Fla
     [in_force].into_iter().chain(old.shadowed.clone()).collect()
 }
 
-/// What is noted in a document for the operator itself: whose flags it has, and what is behind them.
-pub fn notes(flags: &Section<FlagsSettings>) -> Vec<(&str, Option<i32>, &[String], Option<&FlagsSettings>)> {
+/// What is noted of a set: which one it is, its priority, its keys, and what is behind others'.
+pub type Note<'a> = (&'a str, Option<i32>, &'a [String], Option<&'a FlagsSettings>);
+
+/// What is noted in a document for the operator itself.
+pub fn notes(flags: &Section<FlagsSettings>) -> Vec<Note<'_>> {
     let of_use = flags.sources.iter().filter(|source| !source.keys.is_empty() || source.shadowed.is_some());
     of_use.map(|source| (&*source.uid, source.priority, &*source.keys, source.shadowed.as_ref())).collect()
 }

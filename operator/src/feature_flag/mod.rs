@@ -1,5 +1,7 @@
 //! The flag set controller.
 
 pub mod events;
+pub mod findings;
+pub mod overriders;
 pub mod reconcile;
 pub mod status;

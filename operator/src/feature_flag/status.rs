@@ -1,5 +1,6 @@
 //! The status of a flag set.
 
+use super::findings::{Lost, findings};
 use crate::{
     context::Context,
     fleet::index::target_id,
@@ -9,11 +10,11 @@ use crate::{
         target::{self, Target},
     },
 };
-use contract::{FlagsSettings, MAX_CONFIG_BYTES, WorkloadId};
-use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason, feature_flag::FlagFinding};
+use contract::{MAX_CONFIG_BYTES, WorkloadId};
+use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// The status of a set that cannot be used: what it said before stays, with the reason.
 pub fn refused(
@@ -100,13 +101,18 @@ pub fn status(
     };
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
-    let is_nowhere = |key: &str| !held.is_empty() && lost.get(key).is_some_and(|lost| lost.len() == held.len());
-    let (powerless, overridden): (Vec<_>, Vec<_>) =
-        overridden(&settings, now_ms).into_iter().partition(|finding| is_nowhere(&finding.key));
+    let flags = findings(set, &settings, &lost, held.len(), now_ms);
+    let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
+    let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
+        flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)
+    };
+    let powerless: Vec<_> = settings.flags.iter().filter(is_powerless).map(|(key, _)| key).collect();
     let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
     verdicts.extend([accepted, programmed]);
     let keys = overridden.iter().map(|finding| finding.key.as_str()).collect::<Vec<_>>().join(", ");
-    let not_in_force = powerless.iter().map(|finding| format!("{}, as {}", finding.key, lost[&finding.key].join(", ")));
+    let not_in_force = powerless
+        .iter()
+        .map(|key| format!("{key}, as {}", lost.get(*key).map(|has| has.join(", ")).unwrap_or_default()));
     let not_in_force = not_in_force.collect::<Vec<_>>().join("; ");
     verdicts.push(match (overridden.is_empty(), powerless.is_empty()) {
         (true, true) => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
@@ -153,14 +159,14 @@ pub fn status(
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags: overridden.into_iter().chain(lost.into_iter().map(other_set)).take(100).collect(),
+        flags,
     };
     Ok((status, ends.chain(expiry).min()))
 }
 
 /// The flags that a workload has from another set, and which one has each of them where.
-fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> BTreeMap<String, Vec<String>> {
-    let mut lost = BTreeMap::<String, Vec<String>>::new();
+fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Lost {
+    let mut lost = Lost::new();
     for target in held {
         let id = WorkloadId::new(set.namespace().unwrap_or_default(), target.kind, target.name.as_str());
         let sources = ctx.fleet.read(&id, |workload| workload.flag_sources.clone()).unwrap_or_default();
@@ -172,25 +178,4 @@ fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> BTreeMap<Str
         }
     }
     lost
-}
-
-fn other_set((key, has): (String, Vec<String>)) -> FlagFinding {
-    FlagFinding { key, source: "OtherSet".to_owned(), effective_variant: None, message: Some(has.join(", ")) }
-}
-
-/// The flags that a person has overridden and that are still so.
-fn overridden(settings: &FlagsSettings, now_ms: i64) -> Vec<FlagFinding> {
-    let finding = |(key, flag): (&String, &contract::FlagSettings)| {
-        let over = flag.active_override(now_ms)?;
-        let until = over.until_ms.and_then(|until| Timestamp::from_millisecond(until).ok());
-        let until = until.map_or_else(|| "until a person takes it back".to_owned(), |until| format!("until {until}"));
-        let why = if over.reason.is_empty() { String::new() } else { format!(": {}", over.reason) };
-        Some(FlagFinding {
-            key: key.clone(),
-            source: "Override".to_owned(),
-            effective_variant: Some(over.variant.clone()),
-            message: Some(format!("{until}{why}")),
-        })
-    };
-    settings.flags.iter().filter_map(finding).take(100).collect()
 }
