@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn a_set_keeps_its_rank_while_it_is_invalid() {
         let own = set("own", 7, 1, &[("a", true), ("b", true)]);
-        let before = compile(None, &[own.clone()], None).unwrap();
+        let before = compile(None, std::slice::from_ref(&own), None).unwrap();
         let source = before.flags.sources[0].clone();
         assert_eq!(source.priority, Some(7));
         let incident = set("incident", 8, 2, &[("a", false)]);
@@ -360,7 +360,7 @@ mod tests {
     fn what_is_behind_means_nothing_to_pods() {
         let own = set("own", 0, 1, &[("a", true)]);
         let incident = set("incident", 1, 2, &[("a", false)]);
-        let alone = compile(None, &[incident.clone()], None).unwrap();
+        let alone = compile(None, std::slice::from_ref(&incident), None).unwrap();
         let both = compile(None, &[incident, own], None).unwrap();
         assert_eq!(alone.content_hash, both.content_hash);
         assert_ne!(notes(&alone.flags), notes(&both.flags), "it has to be written down");
