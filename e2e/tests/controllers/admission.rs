@@ -348,8 +348,8 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
         (
             "a list of flags",
             with(flag_set("f", "w"), "/spec/flagSpec/flags", json!([{ "key": "EnablePdf", "state": "ENABLED" }])),
-            "spec.flagSpec.flags",
-            "must be of type object",
+            "spec.flagSpec.flags[0].key",
+            "unknown field",
         ),
         (
             "a flag in a state of its own",
