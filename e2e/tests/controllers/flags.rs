@@ -149,6 +149,24 @@ async fn what_the_schema_cannot_see_in_a_flag_is_refused_by_the_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_float_flag_stays_one_and_what_is_hardly_meant_is_said() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let mut set = flag_set("flags", "booking");
+    set["spec"]["flagSpec"]["flags"]["Factor"] = json!({
+        "state": "ENABLED", "valueType": "float", "variants": { "one": 1.0, "half": 0.5 }, "defaultVariant": "one",
+        "targeting": { "fractional": ["email", ["one", 1], ["half", 1]] },
+    });
+    world.apply(&set).await;
+    let done = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    let said = &done.conditions.iter().find(|one| one.type_ == "Accepted").unwrap().message;
+    assert!(said.starts_with("valid; warning: spec.flagSpec.flags.Factor.targeting.fractional[0]: "), "{said}");
+    let factor = |running: &RuntimeConfig| value(running, "Factor").map(|value| value.to_string());
+    workload.pods[0].until_it_runs("a float", |running| factor(running).as_deref() == Some("1.0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flag_nested_too_deeply_stops_no_other_object() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;

@@ -40,8 +40,8 @@ pub fn status(
 ) -> Result<(FeatureFlagStatus, Option<Timestamp>), Settling> {
     let old = set.status.clone().unwrap_or_default();
     let generation = set.metadata.generation;
-    let settings = match spec::flags::flags(&set.spec) {
-        Ok(settings) => settings,
+    let spec::flags::Reviewed { settings, warnings } = match spec::flags::review(&set.spec) {
+        Ok(reviewed) => reviewed,
         Err(error) => {
             let verdicts = conditions::invalid(Reason::InvalidFlagSet, error.to_string());
             return Ok((refused(old, verdicts, generation, now), None));
@@ -70,13 +70,13 @@ pub fn status(
             format!("there is no {}; waits for one", missing.join(", ")),
         )
     } else if missing.is_empty() {
-        Verdict::new(ConditionType::Accepted, true, Reason::Accepted, "valid")
+        Verdict::new(ConditionType::Accepted, true, Reason::Accepted, format!("valid{warnings}"))
     } else {
         Verdict::new(
             ConditionType::Accepted,
             true,
             Reason::Accepted,
-            format!("valid; waits for {}, which do not exist yet", missing.join(", ")),
+            format!("valid; waits for {}, which do not exist yet{warnings}", missing.join(", ")),
         )
     };
     let dry_run = ctx.shared.args.dry_run;
