@@ -141,7 +141,7 @@ pub struct FeatureFlagStatus {
     /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling and Stalled as kstatus reads them; Accepted, Programmed, Overridden and Expired.
+    /// Ready, Reconciling and Stalled as kstatus reads them; Accepted, Programmed, Overridden, TypeMismatch and Expired.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default)]
@@ -176,7 +176,7 @@ pub struct FlagFinding {
     /// Key of the flag.
     #[schemars(length(max = 128))]
     pub key: String,
-    /// Where its value comes from: Spec, Override or OtherSet.
+    /// Where its value comes from: Spec, Override, OtherSet, or Code where code reads another type and uses its own default.
     #[schemars(length(max = 63))]
     pub source: String,
     /// The variant that holds without targeting.

@@ -89,6 +89,10 @@ crate::words! {
         NoOverride,
         /// Some flag is overridden by a person.
         Overridden,
+        /// No code is known to read another type than a flag has.
+        NoTypeMismatch,
+        /// Code reads another type than a flag has, and uses its own default.
+        TypeMismatch,
         /// The flag set is past its end.
         Expired,
         /// The flag set is not past its end.

@@ -1,5 +1,6 @@
 //! The status of a flag set.
 
+use super::mismatch;
 use crate::{
     context::Context,
     fleet::index::target_id,
@@ -97,7 +98,7 @@ pub fn status(
         );
         (Verdict::new(ConditionType::Programmed, false, Reason::ConfigTooLarge, message), true)
     } else {
-        target::programmed(&held, &set.metadata)
+        mismatch::programmed(set, &held, target::programmed(&held, &set.metadata))
     };
     let now_ms = now.as_millisecond();
     let overridden = overridden(&settings, now_ms);
@@ -112,6 +113,7 @@ pub fn status(
             some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
         ),
     });
+    verdicts.push(mismatch::verdict(set, &held));
     let expires = set.spec.expires_at.as_ref().and_then(|expires| expires.at().ok());
     if let Some(expires) = expires {
         let over = expires <= now;
@@ -145,7 +147,12 @@ pub fn status(
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
+        flags: mismatch::findings(set, &held)
+            .into_iter()
+            .chain(overridden)
+            .chain(lost_keys(set, ctx, &held))
+            .take(100)
+            .collect(),
     };
     Ok((status, ends.chain(expiry).min()))
 }
