@@ -195,7 +195,7 @@ pub struct FeatureFlagStatus {
     /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling and Stalled as kstatus reads them; Accepted, Programmed, Overridden and Expired.
+    /// Ready, Reconciling and Stalled as kstatus reads them; Accepted, Programmed, Overridden, TypeMismatch and Expired.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default)]
@@ -234,7 +234,7 @@ pub struct FlagFinding {
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub type_: Option<String>,
-    /// Where its value comes from: Spec, Override or OtherSet.
+    /// Where its value comes from: Spec, Override, OtherSet, or Code where code reads another type and uses its own default.
     #[schemars(length(max = 63))]
     pub source: String,
     /// The variant that holds without targeting.

@@ -7,7 +7,8 @@ use crate::support::{
     world::{condition, request_ms},
 };
 use axum::http::Request;
-use contract::RuntimeConfig;
+use contract::{FlagProblem, FlagProblemKind, RuntimeConfig};
+use crds::FeatureFlag;
 use serde_json::{Value, json};
 
 /// The value of a boolean flag in a document.
@@ -281,4 +282,55 @@ async fn a_set_that_goes_gives_its_flags_back_to_one_that_is_invalid() {
     world.delete(&incident).await;
     workload.pods[0].until_it_runs("its own again", |running| value(running, "EnablePdf") == Some(json!(false))).await;
     assert_eq!(world.document("booking").await.flags.sources[0].name, "own");
+}
+
+/// What a pod reports of a flag.
+fn problem(kind: FlagProblemKind, message: &str) -> FlagProblem {
+    FlagProblem { key: "EnablePdf".to_owned(), kind, message: message.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pods_find_wrong_with_a_flag_is_shown_and_forgotten() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    world.apply(&flag_set("flags", "booking")).await;
+    let mut other = flag_set("other", "booking");
+    other["spec"]["flagSpec"]["flags"] = json!({ "EnableMail": other["spec"]["flagSpec"]["flags"]["EnablePdf"] });
+    world.apply(&other).await;
+    let fine = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    assert!(says(&fine.conditions, "TypeMismatch", "False", "NoTypeMismatch"), "{:?}", fine.conditions);
+    let reports = |problems: &[FlagProblem]| {
+        workload.pods.iter().for_each(|pod| pod.script().flag_problems = problems.to_vec());
+    };
+
+    let words = "code reads a boolean, the variant on is a string; the code's default is used";
+    reports(&[problem(FlagProblemKind::TypeMismatch, words)]);
+    let told = format!("booking: {words} (2 of 2 pods)");
+    let status = eventually("the mismatch of both pods is told", async || {
+        let status = world.api::<FeatureFlag>().get("flags").await.unwrap().status.unwrap_or_default();
+        let is_told = status.flags.iter().any(|one| one.message.as_deref() == Some(told.as_str()));
+        if is_told { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    assert_eq!((status.flags[0].key.as_str(), status.flags[0].source.as_str()), ("EnablePdf", "Code"));
+    assert!(says(&status.conditions, "TypeMismatch", "True", "TypeMismatch"));
+    assert!(says(&status.conditions, "Ready", "True", "Programmed"), "the pods run the document");
+    let message = |type_: &str| status.conditions.iter().find(|one| one.type_ == type_).unwrap().message.clone();
+    assert!(message("Ready").contains("see the condition TypeMismatch"), "{}", message("Ready"));
+
+    reports(&[problem(FlagProblemKind::InvalidRule, "the default variant is used, because the rule cannot be: why")]);
+    let status = world.until_flags_say("flags", "Programmed", "False", "PartiallyProgrammed").await.status.unwrap();
+    let said = &status.conditions.iter().find(|one| one.type_ == "Programmed").unwrap().message;
+    assert!(said.contains("EnablePdf: booking: the default variant is used"), "{said}");
+    world.until_flags_say("flags", "TypeMismatch", "False", "NoTypeMismatch").await;
+    // It is that set's matter alone.
+    world.until_flags_say("other", "Ready", "True", "Programmed").await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+
+    reports(&[]);
+    let status = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    assert!(status.flags.iter().all(|flag| flag.source == "Spec"), "{:?}", status.flags);
+    assert!(says(&status.conditions, "TypeMismatch", "False", "NoTypeMismatch"));
 }

@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod findings;
+pub mod mismatch;
 pub mod overriders;
 pub mod reconcile;
 pub mod status;

@@ -1,6 +1,7 @@
 //! The status of a flag set.
 
 use super::findings::{Lost, findings};
+use super::mismatch;
 use crate::{
     context::Context,
     fleet::index::target_id,
@@ -97,7 +98,7 @@ pub fn status(
         );
         (Verdict::new(ConditionType::Programmed, false, Reason::ConfigTooLarge, message), true)
     } else {
-        target::programmed(&held, &set.metadata)
+        mismatch::programmed(set, &held, target::programmed(&held, &set.metadata))
     };
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
@@ -126,6 +127,7 @@ pub fn status(
             Verdict::new(ConditionType::Overridden, true, Reason::Overridden, message)
         }
     });
+    verdicts.push(mismatch::verdict(set, &held));
     let expires = set.spec.expires_at.as_ref().and_then(|expires| expires.at().ok());
     if let Some(expires) = expires {
         let over = expires <= now;
@@ -159,7 +161,7 @@ pub fn status(
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags,
+        flags: mismatch::first(mismatch::findings(set, &held), flags),
     };
     Ok((status, ends.chain(expiry).min()))
 }

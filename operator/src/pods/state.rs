@@ -9,7 +9,10 @@ use super::{
     tallies::{MAX_TALLIES, Name, Tallies},
 };
 use crate::{
-    fleet::facts::{PodFacts, Uid},
+    fleet::{
+        facts::{PodFacts, Uid},
+        flag_problems,
+    },
     kubernetes::meta::cut,
 };
 use bytes::Bytes;
@@ -394,10 +397,12 @@ impl PodState {
         let mut new = applied.clone();
         new.unsupported = bounded(&applied.unsupported);
         new.unknown_dependencies = bounded(&applied.unknown_dependencies);
+        new.flag_problems = flag_problems::bounded(&applied.flag_problems);
         let same = self.applied.as_ref().is_some_and(|old| {
             old.content_hash == new.content_hash
                 && old.unsupported == new.unsupported
                 && old.unknown_dependencies == new.unknown_dependencies
+                && old.flag_problems == new.flag_problems
         });
         self.applied = Some(Box::new(new));
         !same

@@ -13,6 +13,7 @@ pub mod defaults;
 pub mod dependency_policy;
 pub mod duration;
 pub mod effective;
+pub mod flag_problem;
 pub mod flags;
 pub mod health;
 pub mod resolution;
@@ -28,6 +29,7 @@ pub use dependency_policy::{
     TimeoutPolicy,
 };
 pub use effective::{EffectiveDependency, EffectiveReport, Sourced};
+pub use flag_problem::{FlagProblem, FlagProblemKind};
 pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 pub use health::{
     Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,

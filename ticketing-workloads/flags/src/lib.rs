@@ -25,8 +25,10 @@
 mod context;
 mod flag_set;
 mod fractional;
+mod resolution;
 mod semver;
 pub mod targeting;
 
 pub use context::{Attribute, Context};
 pub use flag_set::{EvaluationError, Flag, FlagSet, Inputs};
+pub use resolution::{Reason, Resolution};

@@ -233,9 +233,11 @@ impl<'c> Compiler<'c> {
         Ok(match value {
             Value::Null => Node::Null,
             Value::Bool(value) => Node::Bool(*value),
-            Value::Number(number) => {
-                number.as_i64().map_or_else(|| Node::Float(number.as_f64().unwrap_or(f64::NAN)), Node::Int)
-            }
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => Node::Int(value),
+                (None, Some(value)) => Node::Big(value),
+                (None, None) => Node::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
             Value::String(text) => Node::Text(text.as_str().into()),
             Value::Array(items) => {
                 let items = self.nodes(items, depth)?;
@@ -405,7 +407,7 @@ impl<'c> Compiler<'c> {
             Node::Text(path) if path.is_empty() => Path::Known(Box::new([])),
             Node::Text(path) => Path::Known(path.split('.').map(Into::into).collect()),
             Node::Int(index) => Path::Known(Box::new([index.to_string().into()])),
-            Node::Bool(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
+            Node::Bool(_) | Node::Big(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
                 return self.malformed("needs the name of an attribute, such as email or user.country");
             }
             computed => Path::Computed(computed),
@@ -588,5 +590,8 @@ pub(super) fn shortened(name: &str) -> String {
 }
 
 const fn is_literal(node: &Node) -> bool {
-    matches!(node, Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Json(_))
+    matches!(
+        node,
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Big(_) | Node::Float(_) | Node::Text(_) | Node::Json(_)
+    )
 }

@@ -395,6 +395,29 @@ fn nothing_is_no_rule(#[case] rule: Value) {
     assert!(Rule::compile(&rule, &Evaluators::default()).unwrap().is_none());
 }
 
+/// The tenth that a number falls into, of its own digits. Computed outside of this program, by the rule: MurmurHash3 (x86, 32
+/// bits, seed 0) of the byte 0x1b and the number's eight bytes, times 100, divided by 2^32.
+#[rstest::rstest]
+#[case(i64::MAX.unsigned_abs(), "2")]
+#[case(1 << 63, "6")]
+#[case((1 << 63) + 1, "9")]
+#[case((1 << 63) + 2, "0")]
+#[case(u64::MAX - 1, "2")]
+#[case(u64::MAX, "4")]
+fn large_numbers_are_bucketed_by_all_of_their_digits(#[case] number: u64, #[case] tenth: &str) {
+    let split = |by: Value| {
+        let buckets = (0..10).map(|tenth| json!([tenth.to_string(), 10]));
+        let parts: Vec<_> = [by].into_iter().chain(buckets).collect();
+        json!({ "fractional": parts })
+    };
+    let data = json!({ "id": number, "ids": [number] });
+    for by in [json!({"var": "id"}), json!({"var": "ids.0"}), json!({"if": [true, number]}), json!(number)] {
+        assert!(is(&split(by.clone()), &json!(tenth), &data), "{by}");
+    }
+    assert!(is(&json!({"==": [{"var": "id"}, number]}), &json!(true), &data));
+    assert!(is(&json!({">": [{"var": "id"}, 9.0e18]}), &json!(true), &data), "compared as a float");
+}
+
 #[rstest::rstest]
 #[case(json!({"<": [{"var": "$flagd.timestamp"}, 5]}), true)]
 #[case(json!({"var": {"var": "which"}}), true)]
