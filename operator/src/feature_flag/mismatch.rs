@@ -41,7 +41,7 @@ fn listed(set: &FeatureFlag, held: &[&Target], kind: FlagProblemKind) -> String 
     let mut words: Vec<_> =
         found.take(MAX_LISTED + 1).map(|found| format!("{}: {}", found.1.key, described(found))).collect();
     if words.len() > MAX_LISTED {
-        words[MAX_LISTED] = "\u{2026}".to_owned();
+        "\u{2026}".clone_into(&mut words[MAX_LISTED]);
     }
     words.join("; ")
 }
