@@ -302,7 +302,9 @@ async fn what_pods_find_wrong_with_a_flag_is_shown_and_forgotten() {
     let fine = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
     assert!(says(&fine.conditions, "TypeMismatch", "False", "NoTypeMismatch"), "{:?}", fine.conditions);
     let reports = |problems: &[FlagProblem]| {
-        workload.pods.iter().for_each(|pod| pod.script().flag_problems = problems.to_vec());
+        for pod in &workload.pods {
+            pod.script().flag_problems = problems.to_vec();
+        }
     };
 
     let words = "code reads a boolean, the variant on is a string; the code's default is used";

@@ -41,7 +41,8 @@ fn listed(set: &FeatureFlag, held: &[&Target], kind: FlagProblemKind) -> String 
     let mut words: Vec<_> =
         found.take(MAX_LISTED + 1).map(|found| format!("{}: {}", found.1.key, described(found))).collect();
     if words.len() > MAX_LISTED {
-        "\u{2026}".clone_into(&mut words[MAX_LISTED]);
+        words.truncate(MAX_LISTED);
+        words.push("…".to_owned());
     }
     words.join("; ")
 }
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(programmed(&set("a"), &[&target], publishing()), publishing());
         let (verdict, _) = programmed(&set("a"), &[&target], live());
         assert_eq!(verdict.message.matches("is wrong").count(), MAX_LISTED);
-        assert!(verdict.message.ends_with('\u{2026}'), "{}", verdict.message);
+        assert!(verdict.message.ends_with('…'), "{}", verdict.message);
     }
 
     /// Sets are validated one by one. That together they cannot be more than a pod compiles follows from this: what bounds a

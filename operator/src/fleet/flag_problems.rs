@@ -116,7 +116,9 @@ mod tests {
         assert!(kept.iter().all(|one| is_short(&one.key) && is_short(&one.message)));
         let mut troubles = FlagTroubles::default();
         let pods: Vec<_> = endless.chunks(10).map(|some| applied("now", bounded(some))).collect();
-        pods.iter().for_each(|pod| troubles.count(pod, "now"));
+        for pod in &pods {
+            troubles.count(pod, "now");
+        }
         assert_eq!(troubles.0.len(), MAX_FLAGS);
     }
 }

@@ -129,7 +129,7 @@ mod tests {
     #[rstest::rstest]
     #[case::whole("10", Some(10), Some(10.0))]
     #[case::whole_as_a_float("10.0", Some(10), Some(10.0))]
-    #[case::fraction("3.14", None, Some(3.14))]
+    #[case::fraction("2.75", None, Some(2.75))]
     #[case::more_than_32_bits("9000000000", Some(9_000_000_000), Some(9_000_000_000.0))]
     #[case::the_largest("9007199254740991", Some(9_007_199_254_740_991), Some(9_007_199_254_740_991.0))]
     #[case::the_smallest("-9007199254740991", Some(-9_007_199_254_740_991), Some(-9_007_199_254_740_991.0))]
