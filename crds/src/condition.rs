@@ -68,6 +68,8 @@ crate::words! {
         RecoveryExhausted,
         /// Some flag is overridden by a person.
         Overridden,
+        /// Code in some pod reads another type than a flag has.
+        TypeMismatch,
         /// The flag set is past its `expiresAt`.
         Expired,
     }

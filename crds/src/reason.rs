@@ -89,6 +89,12 @@ crate::words! {
         NoOverride,
         /// Some flag is overridden by a person.
         Overridden,
+        /// A flag is overridden in a set that no workload has it from.
+        OverrideNotInForce,
+        /// No code is known to read another type than a flag has.
+        NoTypeMismatch,
+        /// Code reads another type than a flag has, and uses its own default.
+        TypeMismatch,
         /// The flag set is past its end.
         Expired,
         /// The flag set is not past its end.

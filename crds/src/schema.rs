@@ -6,8 +6,9 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// Name of a Kubernetes object: RFC 1123 subdomain.
 pub const OBJECT_NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
-/// Key of a flag, or name of one of its variants.
-pub const FLAG_KEY_PATTERN: &str = "^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$";
+/// Key of a flag, or name of one of its variants, wherever it is written: anything without control characters, as flagd takes
+/// any text. [`crate::feature_flag::validate_name`] is the same rule for places that a schema cannot reach.
+pub const FLAG_KEY_PATTERN: &str = r"^[^\x00-\x1F\x7F-\x9F]+$";
 
 /// Any JSON object; its size and depth are bounded by the reconciler.
 pub fn any_object(_: &mut SchemaGenerator) -> Schema {

@@ -51,6 +51,27 @@ async fn the_samples_are_taken() {
     assert!(seen >= 6, "{seen}");
 }
 
+/// Every name that a flag or a variant may have can be overridden, by a person and by degradation.
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_of_any_name_are_taken_and_so_are_overrides_of_them() {
+    let world = World::new().await;
+    let names = ["checkout/new-flow", "new_flow_", "größe.水", "-1", "v 2", &"ü".repeat(128)];
+    let variants: serde_json::Map<_, _> = names.iter().map(|name| ((*name).to_owned(), json!(1))).collect();
+    let mut set = flag_set("f", "w");
+    set["spec"]["flagSpec"]["$schema"] = json!("https://flagd.dev/schema/v0/flags.json");
+    for name in names {
+        set["spec"]["flagSpec"]["flags"][name] =
+            json!({ "state": "ENABLED", "valueType": "float", "variants": variants, "defaultVariant": "" });
+    }
+    set["spec"]["flagSpec"]["flags"]["none"] =
+        json!({ "state": "ENABLED", "variants": variants, "defaultVariant": null });
+    set["spec"]["overrides"] = names.iter().map(|name| json!({ "key": name, "variant": name })).collect();
+    world.try_apply(&set).await.unwrap();
+    let degraded: Vec<_> = names.iter().map(|name| json!({ "key": name, "variant": name })).collect();
+    let policy = with(policy("p", "w"), "/spec/degradation", json!({ "flagOverrides": degraded }));
+    world.try_apply(&policy).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
     let world = World::new().await;
@@ -289,6 +310,46 @@ async fn what_is_wrong_is_refused_where_it_is_wrong_and_in_clear_words() {
             with(flag_set("f", "w"), "/spec/overrides", json!([{ "key": "EnableMail", "variant": "off" }])),
             "spec.overrides",
             "must name a flag of flagSpec.flags",
+        ),
+        (
+            "a flag without a key",
+            with(flag_set("f", "w"), "/spec/flagSpec/flags/", json!({ "state": "ENABLED", "variants": { "x": 1 } })),
+            "spec.flagSpec.flags",
+            "every key of a flag must have 1 to 128 characters",
+        ),
+        (
+            "a flag with a key that is too long",
+            with(
+                flag_set("f", "w"),
+                &format!("/spec/flagSpec/flags/{}", "k".repeat(129)),
+                json!({ "state": "ENABLED", "variants": { "x": 1 } }),
+            ),
+            "spec.flagSpec.flags",
+            "every key of a flag must have 1 to 128 characters",
+        ),
+        (
+            "an override with a variant of two lines",
+            with(flag_set("f", "w"), "/spec/overrides", json!([{ "key": "EnablePdf", "variant": "o\nff" }])),
+            "spec.overrides[0].variant",
+            "should match",
+        ),
+        (
+            "a type of values that OpenFeature does not have",
+            with(flag_set("f", "w"), "/spec/flagSpec/flags/EnablePdf/valueType", json!("bool")),
+            "spec.flagSpec.flags.EnablePdf.valueType",
+            "supported values",
+        ),
+        (
+            "a default variant that YAML reads as a boolean",
+            with(flag_set("f", "w"), "/spec/flagSpec/flags/EnablePdf/defaultVariant", json!(true)),
+            "spec.flagSpec.flags.EnablePdf.defaultVariant",
+            "must be of type string",
+        ),
+        (
+            "a list of flags",
+            with(flag_set("f", "w"), "/spec/flagSpec/flags", json!([{ "key": "EnablePdf", "state": "ENABLED" }])),
+            "spec.flagSpec.flags[0].key",
+            "unknown field",
         ),
         (
             "a flag in a state of its own",

@@ -7,7 +7,8 @@ use crate::support::{
     world::{condition, request_ms},
 };
 use axum::http::Request;
-use contract::RuntimeConfig;
+use contract::{FlagProblem, FlagProblemKind, RuntimeConfig};
+use crds::FeatureFlag;
 use serde_json::{Value, json};
 
 /// The value of a boolean flag in a document.
@@ -149,6 +150,24 @@ async fn what_the_schema_cannot_see_in_a_flag_is_refused_by_the_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_float_flag_stays_one_and_what_is_hardly_meant_is_said() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let mut set = flag_set("flags", "booking");
+    set["spec"]["flagSpec"]["flags"]["Factor"] = json!({
+        "state": "ENABLED", "valueType": "float", "variants": { "one": 1.0, "half": 0.5 }, "defaultVariant": "one",
+        "targeting": { "fractional": ["email", ["one", 1], ["half", 1]] },
+    });
+    world.apply(&set).await;
+    let done = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    let said = &done.conditions.iter().find(|one| one.type_ == "Accepted").unwrap().message;
+    assert!(said.starts_with("valid; warning: spec.flagSpec.flags.Factor.targeting.fractional[0]: "), "{said}");
+    let factor = |running: &RuntimeConfig| value(running, "Factor").map(|value| value.to_string());
+    workload.pods[0].until_it_runs("a float", |running| factor(running).as_deref() == Some("1.0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flag_nested_too_deeply_stops_no_other_object() {
     let world = World::new().await;
     let workload = world.workload("booking", 1).await;
@@ -188,7 +207,11 @@ async fn an_override_ends_by_itself() {
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
     set["spec"]["overrides"][0]["until"] = json!(soon.to_string());
     world.apply(&set).await;
-    world.until_flags_say("flags", "Overridden", "True", "Overridden").await;
+    let overridden = world.until_flags_say("flags", "Overridden", "True", "Overridden").await.status.unwrap();
+    let first = &overridden.flags[0];
+    assert_eq!((&*first.key, &*first.source, first.type_.as_deref()), ("EnablePdf", "Override", Some("boolean")));
+    assert_eq!(first.overridden_by.as_deref(), Some("test"), "the field manager of this test");
+    assert_eq!(first.until.as_ref().unwrap().at().unwrap().as_millisecond(), soon.as_millisecond());
     let document = world.document("booking").await;
     world.until_flags_say("flags", "Overridden", "False", "NoOverride").await;
     assert_eq!(value(&document, "EnablePdf"), Some(json!(true)), "the pod evaluates the end by itself");
@@ -215,4 +238,101 @@ async fn of_two_sets_with_one_flag_the_higher_priority_wins() {
     world.apply(&policy("booking", "booking")).await;
     let programmed = world.until_policy_says("booking", "Ready", "True", "Programmed").await;
     assert!(condition(&programmed, "Accepted").message.starts_with("valid"));
+}
+
+/// A flag set that has lost a flag to another one, and what it says of an override of that flag.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_that_switches_nothing_says_so() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let _operator = world.operator().await;
+    let mut platform = flag_set("platform", "booking");
+    platform["spec"]["priority"] = json!(10);
+    world.apply(&platform).await;
+    world.apply(&switched_off(flag_set("shop", "booking"))).await;
+    let lost = world.until_flags_say("shop", "Overridden", "False", "OverrideNotInForce").await;
+    let status = lost.status.unwrap();
+    let overridden = status.conditions.iter().find(|condition| condition.type_ == "Overridden").unwrap();
+    assert_eq!(overridden.message, "not in force: EnablePdf, as booking runs by the set platform");
+    assert_eq!(status.overridden, Some(0));
+    assert_eq!(value(&world.document("booking").await, "EnablePdf"), Some(json!(true)));
+    world.delete(&platform).await;
+    world.until_flags_say("shop", "Overridden", "True", "Overridden").await;
+    workload.pods[0].until_it_runs("the override", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+}
+
+/// The set of an incident takes a flag over from one that is invalid, and goes again, also while the operator is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_goes_gives_its_flags_back_to_one_that_is_invalid() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 1).await;
+    let operator = world.operator().await;
+    let mut own = switched_off(flag_set("own", "booking"));
+    world.apply(&own).await;
+    workload.pods[0].until_it_runs("its own", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+    let mut incident = flag_set("incident", "booking");
+    incident["spec"]["priority"] = json!(1_000);
+    world.apply(&incident).await;
+    workload.pods[0].until_it_runs("the incident's", |running| value(running, "EnablePdf") == Some(json!(true))).await;
+    own["spec"]["flagSpec"]["flags"]["EnablePdf"]["defaultVariant"] = json!("nothing of the sort");
+    world.apply(&own).await;
+    world.until_flags_say("own", "Accepted", "False", "InvalidFlagSet").await;
+    drop(operator);
+    let _operator = world.operator().await;
+    world.delete(&incident).await;
+    workload.pods[0].until_it_runs("its own again", |running| value(running, "EnablePdf") == Some(json!(false))).await;
+    assert_eq!(world.document("booking").await.flags.sources[0].name, "own");
+}
+
+/// What a pod reports of a flag.
+fn problem(kind: FlagProblemKind, message: &str) -> FlagProblem {
+    FlagProblem { key: "EnablePdf".to_owned(), kind, message: message.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pods_find_wrong_with_a_flag_is_shown_and_forgotten() {
+    let world = World::new().await;
+    let workload = world.workload("booking", 2).await;
+    let _operator = world.operator().await;
+    world.apply(&policy("booking", "booking")).await;
+    world.apply(&flag_set("flags", "booking")).await;
+    let mut other = flag_set("other", "booking");
+    other["spec"]["flagSpec"]["flags"] = json!({ "EnableMail": other["spec"]["flagSpec"]["flags"]["EnablePdf"] });
+    world.apply(&other).await;
+    let fine = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    assert!(says(&fine.conditions, "TypeMismatch", "False", "NoTypeMismatch"), "{:?}", fine.conditions);
+    let reports = |problems: &[FlagProblem]| {
+        for pod in &workload.pods {
+            pod.script().flag_problems = problems.to_vec();
+        }
+    };
+
+    let words = "code reads a boolean, the variant on is a string; the code's default is used";
+    reports(&[problem(FlagProblemKind::TypeMismatch, words)]);
+    let told = format!("booking: {words} (2 of 2 pods)");
+    let status = eventually("the mismatch of both pods is told", async || {
+        let status = world.api::<FeatureFlag>().get("flags").await.unwrap().status.unwrap_or_default();
+        let is_told = status.flags.iter().any(|one| one.message.as_deref() == Some(told.as_str()));
+        if is_told { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    assert_eq!((status.flags[0].key.as_str(), status.flags[0].source.as_str()), ("EnablePdf", "Code"));
+    assert!(says(&status.conditions, "TypeMismatch", "True", "TypeMismatch"));
+    assert!(says(&status.conditions, "Ready", "True", "Programmed"), "the pods run the document");
+    let message = |type_: &str| status.conditions.iter().find(|one| one.type_ == type_).unwrap().message.clone();
+    assert!(message("Ready").contains("see the condition TypeMismatch"), "{}", message("Ready"));
+
+    reports(&[problem(FlagProblemKind::InvalidRule, "the default variant is used, because the rule cannot be: why")]);
+    let status = world.until_flags_say("flags", "Programmed", "False", "PartiallyProgrammed").await.status.unwrap();
+    let said = &status.conditions.iter().find(|one| one.type_ == "Programmed").unwrap().message;
+    assert!(said.contains("EnablePdf: booking: the default variant is used"), "{said}");
+    world.until_flags_say("flags", "TypeMismatch", "False", "NoTypeMismatch").await;
+    // It is that set's matter alone.
+    world.until_flags_say("other", "Ready", "True", "Programmed").await;
+    world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+
+    reports(&[]);
+    let status = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
+    assert!(status.flags.iter().all(|flag| flag.source == "Spec"), "{:?}", status.flags);
+    assert!(says(&status.conditions, "TypeMismatch", "False", "NoTypeMismatch"));
 }

@@ -20,6 +20,7 @@ mod deletion;
 mod evictions;
 mod fairness;
 mod flags;
+mod gitops;
 mod hostile;
 mod invalid;
 mod ipv6;

@@ -1,9 +1,7 @@
 //! Policy and flag sets of one workload, compiled into what its pods run by.
 
-use crate::shared_rules::{self, Rules};
-use contract::{
-    ConfigError, FlagSettings, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
-};
+use crate::shared_rules;
+use contract::{ConfigError, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -87,7 +85,8 @@ pub fn compile(
     Ok(Compiled { policy, flags, content_hash, left_out })
 }
 
-/// Merges the sets, if the result fits into a document together with the policy.
+/// Merges the sets, if the result fits into a document together with the policy. What is behind other sets' flags is in nobody's way:
+/// of the set with the least say first, it is given up.
 fn merge(
     policy: &Section<PolicySettings>,
     flag_sets: Vec<FlagSetInput>,
@@ -97,10 +96,18 @@ fn merge(
     // The size is judged on a whole document, with the longest revision and workload and a hash of the right length.
     let compiled = Compiled { policy: policy.clone(), flags, content_hash: "0".repeat(64), left_out: Vec::new() };
     let longest = contract::WorkloadId::new("n".repeat(63), contract::WorkloadKind::StatefulSet, "n".repeat(63));
-    match compiled.document(longest, i64::MIN).to_bytes() {
-        Ok(_) => Ok(compiled.flags),
-        Err(ConfigError::TooLarge(bytes)) => Err(CompileError::TooLarge(bytes)),
-        Err(other) => Err(CompileError::Unwritable(other.to_string())),
+    let mut document = compiled.document(longest, i64::MIN);
+    loop {
+        match document.to_bytes() {
+            Ok(_) => return Ok(document.flags),
+            Err(ConfigError::TooLarge(bytes)) => {
+                let least = document.flags.sources.iter_mut().rev().find_map(|source| source.shadowed.take());
+                if least.is_none() {
+                    return Err(CompileError::TooLarge(bytes));
+                }
+            }
+            Err(other) => return Err(CompileError::Unwritable(other.to_string())),
+        }
     }
 }
 
@@ -144,7 +151,7 @@ impl Compiled {
     }
 }
 
-/// Merges flag sets key by key: the higher priority wins, then the older set, then the name.
+/// Merges flag sets key by key: the higher priority wins, then the older set, then the name. Flags that lose are with their source.
 pub(crate) fn merge_flags(
     mut sets: Vec<FlagSetInput>,
     live: Option<&Section<FlagsSettings>>,
@@ -152,37 +159,57 @@ pub(crate) fn merge_flags(
     sets.sort_by(|a, b| (b.priority, a.created_at, &a.source.name).cmp(&(a.priority, b.created_at, &b.source.name)));
     let mut merged = Section::<FlagsSettings>::default();
     for set in sets {
-        let (mut flags, evaluators) = match set.settings {
-            Input::Valid(settings) => (settings.flags, settings.evaluators),
-            Input::KeepLive => live_part(live, &set.source),
+        let parts = match set.settings {
+            Input::Valid(settings) => vec![settings],
+            Input::KeepLive => live_parts(live, &set.source),
         };
-        flags.retain(|key, _| !merged.settings.flags.contains_key(key));
-        shared_rules::publish(&set.source.name, &mut flags, &evaluators, &mut merged.settings.evaluators);
-        let keys = flags.keys().cloned().collect();
-        merged.settings.flags.extend(flags);
-        merged.sources.push(Source { keys, ..set.source });
+        let name = &set.source.name;
+        let (mut keys, mut shadowed) = (Vec::new(), FlagsSettings::default());
+        for FlagsSettings { flags, evaluators } in parts {
+            let (mut lost, mut won): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                flags.into_iter().partition(|(key, _)| merged.settings.flags.contains_key(key));
+            shared_rules::publish(name, &mut won, &evaluators, &mut merged.settings.evaluators);
+            keys.extend(won.keys().cloned());
+            merged.settings.flags.extend(won);
+            shared_rules::publish(name, &mut lost, &evaluators, &mut shadowed.evaluators);
+            shadowed.flags.extend(lost);
+        }
+        keys.sort_unstable();
+        let shadowed = (!shadowed.flags.is_empty()).then_some(shadowed);
+        merged.sources.push(Source { keys, priority: Some(set.priority), shadowed, ..set.source });
     }
     merged
 }
 
-/// What is live from one set: its flags, and the rules that they need are among those.
-fn live_part(live: Option<&Section<FlagsSettings>>, source: &Source) -> (BTreeMap<String, FlagSettings>, Rules) {
-    let Some(live) = live else { return (BTreeMap::new(), Rules::new()) };
-    let keys = live.sources.iter().find(|old| old.uid == source.uid).map(|old| old.keys.as_slice()).unwrap_or_default();
-    let flags =
-        keys.iter().filter_map(|key| live.settings.flags.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone()));
-    (flags.collect(), live.settings.evaluators.clone())
+/// What a set last gave: the flags that are live from it, and those that are behind another set's. Each has the rules that it needs
+/// among its own.
+fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<FlagsSettings> {
+    let Some(live) = live else { return Vec::new() };
+    let Some(old) = live.sources.iter().find(|old| old.uid == source.uid) else { return Vec::new() };
+    let flag = |key: &String| live.settings.flags.get_key_value(key).map(|(key, flag)| (key.clone(), flag.clone()));
+    let flags = old.keys.iter().filter_map(flag).collect();
+    let in_force = FlagsSettings { flags, evaluators: live.settings.evaluators.clone() };
+    [in_force].into_iter().chain(old.shadowed.clone()).collect()
+}
+
+/// What is noted of a set: which one it is, its priority, its keys, and what is behind others'.
+pub type Note<'a> = (&'a str, Option<i32>, &'a [String], Option<&'a FlagsSettings>);
+
+/// What is noted in a document for the operator itself.
+pub fn notes(flags: &Section<FlagsSettings>) -> Vec<Note<'_>> {
+    let of_use = flags.sources.iter().filter(|source| !source.keys.is_empty() || source.shadowed.is_some());
+    of_use.map(|source| (&*source.uid, source.priority, &*source.keys, source.shadowed.as_ref())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::{DependencySettings, FlagState};
+    use contract::{DependencySettings, FlagSettings, FlagState};
     use proptest::prelude::*;
     use serde_json::json;
 
     fn source(name: &str) -> Source {
-        Source { name: name.into(), uid: format!("uid-{name}"), generation: 1, keys: vec![] }
+        Source { name: name.into(), uid: format!("uid-{name}"), generation: 1, ..Source::default() }
     }
 
     fn policy(request_ms: u64) -> PolicySettings {
@@ -258,6 +285,88 @@ mod tests {
             let compiled = compile(None, &sets, None).unwrap();
             assert_eq!(compiled.flags.settings.flags["a"], flag(expected));
         }
+    }
+
+    fn kept(set: FlagSetInput) -> FlagSetInput {
+        FlagSetInput { settings: Input::KeepLive, ..set }
+    }
+
+    /// The set of an incident takes over a flag of one that is invalid, and goes again.
+    #[rstest::rstest]
+    fn a_set_that_goes_gives_its_keys_back_to_one_that_is_invalid(
+        #[values(false, true)] was_invalid_before: bool,
+        #[values(0, 1, 2)] restarts: usize,
+    ) {
+        let own = || by_vip("own", 1, "a", &json!("own"));
+        let incident = || FlagSetInput { priority: 1_000, ..by_vip("incident", 2, "a", &json!("incident")) };
+        let mut document = live(&compile(None, &[own()], None).unwrap());
+        let first = document.clone();
+        if was_invalid_before {
+            document = live(&compile(None, &[kept(own())], Some(&document)).unwrap());
+        }
+        document = live(&compile(None, &[own(), incident()], Some(&document)).unwrap());
+        assert_eq!(json!(document.flags.settings.evaluators), json!({"vip": "incident"}));
+        for _ in 0..restarts {
+            document = live(&compile(None, &[kept(own()), incident()], Some(&document)).unwrap());
+            assert_eq!(json!(document.flags.settings.evaluators), json!({"vip": "incident"}));
+        }
+        let after = compile(None, &[kept(own())], Some(&document)).unwrap();
+        assert_eq!(after.flags, first.flags);
+        assert_eq!(after.content_hash, first.content_hash);
+    }
+
+    /// Whose priority is known when it can be read no more.
+    #[test]
+    fn a_set_keeps_its_rank_while_it_is_invalid() {
+        let own = set("own", 7, 1, &[("a", true), ("b", true)]);
+        let before = compile(None, std::slice::from_ref(&own), None).unwrap();
+        let source = before.flags.sources[0].clone();
+        assert_eq!(source.priority, Some(7));
+        let incident = set("incident", 8, 2, &[("a", false)]);
+        let after = compile(None, &[kept(own), incident], Some(&live(&before))).unwrap();
+        assert_eq!(after.flags.settings.flags, BTreeMap::from([("a".into(), flag(false)), ("b".into(), flag(true))]));
+        let shadowed = after.flags.sources[1].shadowed.as_ref().unwrap();
+        assert_eq!(shadowed.flags, BTreeMap::from([("a".into(), flag(true))]));
+    }
+
+    /// Two rules of one name, one of which its flag had when another set came before it.
+    #[test]
+    fn what_is_behind_has_the_rules_that_it_had() {
+        let first = || by_vip("first", 1, "a", &json!("first"));
+        let own = || by_vip("own", 2, "b", &json!("own"));
+        let before = live(&compile(None, &[first(), own()], None).unwrap());
+        assert_eq!(before.flags.settings.flags["b"].targeting, Some(json!({"if": [{"$ref": "own/vip"}, "v"]})));
+        let incident = || set("incident", 9, 3, &[("a", false), ("b", false)]);
+        let during = live(&compile(None, &[kept(first()), kept(own()), incident()], Some(&before)).unwrap());
+        assert_eq!(during.flags.settings.evaluators, BTreeMap::new());
+        let after = compile(None, &[kept(first()), kept(own())], Some(&during)).unwrap();
+        let rule = |key: &str| {
+            let Some(serde_json::Value::Object(rule)) = &after.flags.settings.flags[key].targeting else { panic!() };
+            let name = rule["if"][0]["$ref"].as_str().unwrap();
+            after.flags.settings.evaluators[name].clone()
+        };
+        assert_eq!((rule("a"), rule("b")), (json!("first"), json!("own")));
+    }
+
+    #[test]
+    fn what_is_behind_is_given_up_before_anything_is_left_out() {
+        let behind = FlagSetInput { priority: -1, ..big("a", 1, MAX_CONFIG_BYTES / 2) };
+        let more = FlagSetInput { priority: -2, source: source("c"), ..big("a", 1, 1_000) };
+        let ahead = FlagSetInput { source: source("b"), ..big("a", 2, MAX_CONFIG_BYTES / 2) };
+        let compiled = compile(None, &[behind, more, ahead], None).unwrap();
+        assert!(compiled.left_out.is_empty());
+        let shadowed: Vec<_> = compiled.flags.sources.iter().map(|source| source.shadowed.is_some()).collect();
+        assert_eq!(shadowed, [false, false, false]);
+    }
+
+    #[test]
+    fn what_is_behind_means_nothing_to_pods() {
+        let own = set("own", 0, 1, &[("a", true)]);
+        let incident = set("incident", 1, 2, &[("a", false)]);
+        let alone = compile(None, std::slice::from_ref(&incident), None).unwrap();
+        let both = compile(None, &[incident, own], None).unwrap();
+        assert_eq!(alone.content_hash, both.content_hash);
+        assert_ne!(notes(&alone.flags), notes(&both.flags), "it has to be written down");
     }
 
     /// A set with one flag by a rule that is shared, `vip`.

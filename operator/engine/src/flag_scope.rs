@@ -73,7 +73,7 @@ mod tests {
 
     fn set(name: &str, priority: i32, created: i64, flags: &serde_json::Value) -> FlagSetInput {
         FlagSetInput {
-            source: Source { name: name.into(), uid: format!("uid-{name}"), generation: 1, keys: vec![] },
+            source: Source { name: name.into(), uid: format!("uid-{name}"), generation: 1, ..Source::default() },
             priority,
             created_at: Timestamp::from_second(created).unwrap(),
             settings: Input::Valid(serde_json::from_value(json!({ "flags": flags })).unwrap()),

@@ -1,20 +1,21 @@
 //! The status of a flag set.
 
+use super::findings::{Lost, findings};
+use super::mismatch;
 use crate::{
     context::Context,
     fleet::index::target_id,
-    kubernetes::meta::created_at,
     spec,
     status::{
         conditions::{self, Verdict},
         target::{self, Target},
     },
 };
-use contract::{FlagsSettings, MAX_CONFIG_BYTES, WorkloadId};
-use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason, feature_flag::FlagFinding};
+use contract::{MAX_CONFIG_BYTES, WorkloadId};
+use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// The status of a set that cannot be used: what it said before stays, with the reason.
 pub fn refused(
@@ -40,8 +41,8 @@ pub fn status(
 ) -> Result<(FeatureFlagStatus, Option<Timestamp>), Settling> {
     let old = set.status.clone().unwrap_or_default();
     let generation = set.metadata.generation;
-    let settings = match spec::flags::flags(&set.spec) {
-        Ok(settings) => settings,
+    let spec::flags::Reviewed { settings, warnings } = match spec::flags::review(&set.spec) {
+        Ok(reviewed) => reviewed,
         Err(error) => {
             let verdicts = conditions::invalid(Reason::InvalidFlagSet, error.to_string());
             return Ok((refused(old, verdicts, generation, now), None));
@@ -70,13 +71,13 @@ pub fn status(
             format!("there is no {}; waits for one", missing.join(", ")),
         )
     } else if missing.is_empty() {
-        Verdict::new(ConditionType::Accepted, true, Reason::Accepted, "valid")
+        Verdict::new(ConditionType::Accepted, true, Reason::Accepted, format!("valid{warnings}"))
     } else {
         Verdict::new(
             ConditionType::Accepted,
             true,
             Reason::Accepted,
-            format!("valid; waits for {}, which do not exist yet", missing.join(", ")),
+            format!("valid; waits for {}, which do not exist yet{warnings}", missing.join(", ")),
         )
     };
     let dry_run = ctx.shared.args.dry_run;
@@ -97,21 +98,36 @@ pub fn status(
         );
         (Verdict::new(ConditionType::Programmed, false, Reason::ConfigTooLarge, message), true)
     } else {
-        target::programmed(&held, &set.metadata)
+        mismatch::programmed(set, &held, target::programmed(&held, &set.metadata))
     };
     let now_ms = now.as_millisecond();
-    let overridden = overridden(&settings, now_ms);
+    let lost = lost_keys(set, ctx, &held);
+    let flags = findings(set, &settings, &lost, held.len(), now_ms);
+    let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
+    let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
+        flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)
+    };
+    let powerless: Vec<_> = settings.flags.iter().filter(is_powerless).map(|(key, _)| key).collect();
     let mut verdicts = conditions::summarize(&accepted, &programmed, stalled, dry_run).to_vec();
     verdicts.extend([accepted, programmed]);
-    verdicts.push(match overridden.as_slice() {
-        [] => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
-        some => Verdict::new(
-            ConditionType::Overridden,
-            true,
-            Reason::Overridden,
-            some.iter().map(|f| f.key.as_str()).collect::<Vec<_>>().join(", "),
-        ),
+    let keys = overridden.iter().map(|finding| finding.key.as_str()).collect::<Vec<_>>().join(", ");
+    let not_in_force = powerless
+        .iter()
+        .map(|key| format!("{key}, as {}", lost.get(*key).map(|has| has.join(", ")).unwrap_or_default()));
+    let not_in_force = not_in_force.collect::<Vec<_>>().join("; ");
+    verdicts.push(match (overridden.is_empty(), powerless.is_empty()) {
+        (true, true) => Verdict::new(ConditionType::Overridden, false, Reason::NoOverride, ""),
+        (true, false) => {
+            let message = format!("not in force: {not_in_force}");
+            Verdict::new(ConditionType::Overridden, false, Reason::OverrideNotInForce, message)
+        }
+        (false, true) => Verdict::new(ConditionType::Overridden, true, Reason::Overridden, keys),
+        (false, false) => {
+            let message = format!("{keys}. Not in force: {not_in_force}");
+            Verdict::new(ConditionType::Overridden, true, Reason::Overridden, message)
+        }
     });
+    verdicts.push(mismatch::verdict(set, &held));
     let expires = set.spec.expires_at.as_ref().and_then(|expires| expires.at().ok());
     if let Some(expires) = expires {
         let over = expires <= now;
@@ -145,47 +161,23 @@ pub fn status(
                 target::status(target, target.found, reason, message)
             })
             .collect(),
-        flags: overridden.into_iter().chain(lost_keys(set, ctx, &held)).take(100).collect(),
+        flags: mismatch::first(mismatch::findings(set, &held), flags),
     };
     Ok((status, ends.chain(expiry).min()))
 }
 
-/// The flags that another set with more say defines for the same workload.
-fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Vec<FlagFinding> {
-    let rank = |set: &FeatureFlag| (Reverse(set.spec.priority), created_at(set), set.name_any());
-    let mut lost = BTreeMap::new();
+/// The flags that a workload has from another set, and which one has each of them where.
+fn lost_keys(set: &FeatureFlag, ctx: &Context, held: &[&Target]) -> Lost {
+    let mut lost = Lost::new();
     for target in held {
         let id = WorkloadId::new(set.namespace().unwrap_or_default(), target.kind, target.name.as_str());
-        let others = ctx.index.flag_sets_of(&id);
-        for other in others.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|other| rank(other) < rank(set)) {
-            for key in set.spec.flag_spec.flags.keys().filter(|key| other.spec.flag_spec.flags.contains_key(*key)) {
-                lost.entry(key.clone())
-                    .or_insert_with(|| format!("{} runs by the set {}", target.name, other.name_any()));
+        let sources = ctx.fleet.read(&id, |workload| workload.flag_sources.clone()).unwrap_or_default();
+        for other in sources.iter().filter(|other| set.metadata.uid.as_ref() != Some(&other.uid)) {
+            for key in other.keys.iter().filter(|key| set.spec.flag_spec.flags.contains_key(*key)) {
+                let has = format!("{} runs by the set {}", target.name, other.name);
+                lost.entry(key.clone()).or_default().push(has);
             }
         }
     }
-    let finding = |(key, message)| FlagFinding {
-        key,
-        source: "OtherSet".to_owned(),
-        effective_variant: None,
-        message: Some(message),
-    };
-    lost.into_iter().map(finding).collect()
-}
-
-/// The flags that a person has overridden and that are still so.
-fn overridden(settings: &FlagsSettings, now_ms: i64) -> Vec<FlagFinding> {
-    let finding = |(key, flag): (&String, &contract::FlagSettings)| {
-        let over = flag.active_override(now_ms)?;
-        let until = over.until_ms.and_then(|until| Timestamp::from_millisecond(until).ok());
-        let until = until.map_or_else(|| "until a person takes it back".to_owned(), |until| format!("until {until}"));
-        let why = if over.reason.is_empty() { String::new() } else { format!(": {}", over.reason) };
-        Some(FlagFinding {
-            key: key.clone(),
-            source: "Override".to_owned(),
-            effective_variant: Some(over.variant.clone()),
-            message: Some(format!("{until}{why}")),
-        })
-    };
-    settings.flags.iter().filter_map(finding).take(100).collect()
+    lost
 }

@@ -17,6 +17,8 @@ use std::borrow::Cow;
 const MAX_OBJECT_BYTES: usize = 3 * crds::feature_flag::MAX_FLAG_SPEC_BYTES;
 /// Longest error that is kept, in bytes. It may quote the object.
 const MAX_ERROR: usize = 1024;
+/// Longest part of it that names the field, in bytes.
+const MAX_PATH: usize = 512;
 
 /// An object, or the reason why it cannot be read.
 #[derive(Clone, Debug)]
@@ -63,7 +65,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Guard<K> {
         let parsed = if text.get().len() > MAX_OBJECT_BYTES {
             Err(format!("has {} bytes, more than the {MAX_OBJECT_BYTES} that are read: split it", text.get().len()))
         } else {
-            serde_json::from_str(text.get()).map_err(|error| error.to_string())
+            serde_json::from_str(text.get()).map_err(|error| why::<K>(text.get(), &error))
         };
         parsed.map(|object| Self(Ok(object))).or_else(|error| {
             let Named { metadata } = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
@@ -71,6 +73,20 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Guard<K> {
             Ok(Self(Err(Unreadable { error, metadata: metadata.into() })))
         })
     }
+}
+
+/// Why `text` is no `K`, with the field. It is parsed a second time for that: what can be read costs nothing.
+fn why<K: DeserializeOwned>(text: &str, error: &serde_json::Error) -> String {
+    let Err(located) = serde_path_to_error::deserialize::<_, K>(&mut serde_json::Deserializer::from_str(text)) else {
+        return error.to_string();
+    };
+    let error = error.to_string();
+    // Nobody sees the text of which line and column are.
+    let message = error.rsplit_once(" at line ").map_or(error.as_str(), |(message, _)| message);
+    let unquoted = message.starts_with("invalid type: boolean") && message.ends_with("expected a string");
+    let hint =
+        if unquoted { "; YAML reads an unquoted on, off, yes or no as true or false: write it in quotes" } else { "" };
+    format!("{}: {message}{hint}", cut(&located.path().to_string(), MAX_PATH))
 }
 
 impl<K: Resource> Resource for Guard<K> {
@@ -124,6 +140,33 @@ mod tests {
             assert!(list[0].0.is_err() && list[0].meta().name.as_deref() == Some("odd"));
             assert!(list[1].0.is_ok());
         }
+    }
+
+    #[rstest::rstest]
+    #[case::wrong_type(
+        r#"{"state": "ENABLED", "variants": {}, "defaultVariant": true}"#,
+        "spec.flagSpec.flags.k.defaultVariant: invalid type: boolean `true`, expected a string; YAML reads an unquoted on, off"
+    )]
+    #[case::no_such_word(
+        r#"{"state": "MAYBE", "variants": {}}"#,
+        "spec.flagSpec.flags.k.state: unknown variant `MAYBE`, expected"
+    )]
+    #[case::nothing(r#"{"state": "ENABLED"}"#, "spec.flagSpec.flags.k: missing field `variants`")]
+    fn the_field_is_named(#[case] flag: &str, #[case] expected: &str) {
+        let text = format!(r#"{{"metadata":{{"name":"n"}},"spec":{{"flagSpec":{{"flags":{{"k":{flag}}}}}}}}}"#);
+        let unreadable = serde_json::from_str::<Guard<FeatureFlag>>(&text).unwrap().0.unwrap_err();
+        assert!(unreadable.error.starts_with(expected), "{unreadable}");
+        assert!(!unreadable.error.contains("at line"), "{unreadable}");
+    }
+
+    #[test]
+    fn the_reason_is_kept_however_long_the_path_is() {
+        let deep = format!("{}1{}", r#"{"a_rather_long_name":"#.repeat(10_000), "}".repeat(10_000));
+        let error = list(&deep)[0].0.as_ref().unwrap_err().error.clone();
+        assert!(
+            error.contains(".a_rather_long_name.a_rather_") && error.ends_with(": recursion limit exceeded"),
+            "{error}"
+        );
     }
 
     #[test]

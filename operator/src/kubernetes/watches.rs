@@ -6,6 +6,7 @@ use super::{
     guard::Guard,
     meta::{FIELD_MANAGER, INTENT_LABEL},
 };
+use crate::feature_flag::overriders::with_overriders_only;
 use crate::fleet::{
     facts::{ConfigMapFacts, DeploymentFacts, JobFacts, PodFacts, ReplicaSetFacts, Seen, StatefulSetFacts},
     index::{Affected, FlagSet, FleetIndex, ObjectKey, Policy},
@@ -143,7 +144,7 @@ pub fn start(
             watcher(api::<FlagSet>(clients, namespace), config()),
             Upkeep {
                 key: |set| Some(ObjectKey::of(set)),
-                put: |index, set| index.put_flag_set(without_managed_fields(set)),
+                put: |index, set| index.put_flag_set(without_annotations(with_overriders_only(set))),
                 remove: |index, key| index.remove_flag_set(key),
             },
         ),
@@ -152,10 +153,13 @@ pub fn start(
 
 /// An object without what is large in it and says nothing to the operator.
 fn without_managed_fields<K: Resource>(mut object: K) -> K {
-    let meta = object.meta_mut();
-    meta.managed_fields = None;
-    // `kubectl apply` keeps a copy of the whole object here.
-    meta.annotations = None;
+    object.meta_mut().managed_fields = None;
+    without_annotations(object)
+}
+
+/// Where `kubectl apply` keeps a copy of the whole object.
+fn without_annotations<K: Resource>(mut object: K) -> K {
+    object.meta_mut().annotations = None;
     object
 }
 

@@ -143,12 +143,12 @@ fn evaluate<'a>(
     now_ms: i64,
 ) -> Evaluated<'a> {
     let inputs = Inputs { context: context.with(attributes), degraded_variant: None };
-    match flag.resolve(key, &inputs, now_ms) {
+    match flag.resolve(key, &inputs, || now_ms) {
         Ok(resolution) => Evaluated::Success(Success {
             key,
-            value: resolution.chosen.map(|(_, value)| value),
+            value: resolution.value,
             reason: resolution.reason.as_str(),
-            variant: resolution.chosen.map(|(variant, _)| variant),
+            variant: resolution.variant,
             metadata: document.metadata(key),
         }),
         Err(error) => {

@@ -133,29 +133,24 @@ fn plain(metadata: Option<&Map<String, Value>>) -> Map<String, Value> {
     members.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// What each set contributes. As for a workload: one that cannot be read keeps the keys that it had.
+/// What each set contributes. As for a workload: one that cannot be read keeps the keys and the rank that it had.
 fn inputs(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> Vec<FlagSetInput> {
-    let held = |uid: &str| live.is_some_and(|live| live.sources.iter().any(|source| source.uid == uid));
+    let held = |uid: &str| live?.sources.iter().find(|source| source.uid == uid);
     let input = |set: &Arc<FlagSet>| {
         let meta = set.meta();
         let source = Source {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
-            keys: Vec::new(),
+            ..Source::default()
         };
         let created_at = created_at(set.as_ref());
-        match &set.0 {
-            Ok(set) => {
-                let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
-                Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings })
-            }
-            // Its priority cannot be read.
-            Err(_) if held(&source.uid) => {
-                Some(FlagSetInput { source, priority: i32::MAX, created_at, settings: Input::KeepLive })
-            }
-            Err(_) => None,
-        }
+        let Ok(set) = &set.0 else {
+            let priority = held(&source.uid)?.priority.unwrap_or(i32::MAX);
+            return Some(FlagSetInput { source, priority, created_at, settings: Input::KeepLive });
+        };
+        let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
+        Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings })
     };
     sets.iter().filter_map(input).collect()
 }

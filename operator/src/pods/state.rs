@@ -9,7 +9,10 @@ use super::{
     tallies::{MAX_TALLIES, Name, Tallies},
 };
 use crate::{
-    fleet::facts::{PodFacts, Uid},
+    fleet::{
+        facts::{PodFacts, Uid},
+        flag_problems,
+    },
     kubernetes::meta::cut,
 };
 use bytes::Bytes;
@@ -394,10 +397,12 @@ impl PodState {
         let mut new = applied.clone();
         new.unsupported = bounded(&applied.unsupported);
         new.unknown_dependencies = bounded(&applied.unknown_dependencies);
+        new.flag_problems = flag_problems::bounded(&applied.flag_problems);
         let same = self.applied.as_ref().is_some_and(|old| {
             old.content_hash == new.content_hash
                 && old.unsupported == new.unsupported
                 && old.unknown_dependencies == new.unknown_dependencies
+                && old.flag_problems == new.flag_problems
         });
         self.applied = Some(Box::new(new));
         !same
@@ -476,7 +481,7 @@ impl PodState {
 pub(super) mod tests {
     use super::*;
     use crate::fleet::facts::Readiness;
-    use contract::{CheckReport, CircuitReport, LoadReport};
+    use contract::{CheckReport, CircuitReport, FlagProblem, FlagProblemKind, LoadReport};
     use engine::fleet::CircuitView;
 
     fn at(second: i64) -> Timestamp {
@@ -700,11 +705,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_flag_that_does_not_work_is_news_once_and_again_when_it_does() {
+        let mut workload = workload(1, &[true]);
+        let mut with_problem = report(true, "i");
+        let problem = FlagProblem { key: "k".into(), kind: FlagProblemKind::TypeMismatch, message: "m".into() };
+        with_problem.applied.flag_problems.push(problem);
+        let news = [&with_problem, &with_problem, &report(true, "i"), &report(true, "i")]
+            .map(|report| workload.take("0", report, Instant::now(), at(3)));
+        assert_eq!(news, [Some(true), Some(false), Some(true), Some(false)]);
+    }
+
+    #[test]
     fn what_a_pod_says_is_bounded_when_it_is_read() {
         let mut workload = empty(1);
         let mut wordy = report(false, "i");
         wordy.checks.get_mut("books").unwrap().message = "ü".repeat(10_000);
         wordy.applied.unsupported = vec!["x".repeat(10_000); 1000];
+        let problem =
+            FlagProblem { key: "k".repeat(10_000), kind: FlagProblemKind::TypeMismatch, message: "m".repeat(10_000) };
+        wordy.applied.flag_problems = vec![problem; 1000];
         for number in 0..200 {
             wordy.circuits.insert(format!("c-{number}"), CircuitReport::default());
         }
@@ -713,6 +732,8 @@ pub(super) mod tests {
         assert!(pod.evaluations()[0].1.message.len() <= MAX_TEXT);
         let unsupported = &pod.applied.as_ref().unwrap().unsupported;
         assert!(unsupported.len() == MAX_LIST && unsupported.iter().all(|path| path.len() <= MAX_ENTRY));
+        let problems = &pod.applied.as_ref().unwrap().flag_problems;
+        assert!(problems.len() <= 64 && problems.iter().all(|one| one.key.len() + one.message.len() <= MAX_TEXT));
         assert_eq!(workload.tallies.circuits().count(), MAX_TALLIES);
     }
 

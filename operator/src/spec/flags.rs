@@ -1,117 +1,347 @@
 //! From what people write to the flags that pods evaluate. Nothing else turns a `FeatureFlag` into settings.
 
-use super::{Invalid, invalid};
+use super::{
+    findings::{Mistakes, Warnings},
+    invalid,
+};
 use contract::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use crds::{
     FeatureFlagSpec, Moment,
-    feature_flag::{self, FlagDefinition, MAX_DEPTH, MAX_FLAG_SPEC_BYTES},
+    feature_flag::{
+        self, FlagDefinition, MAX_ANNOTATION_BYTES, MAX_DEPTH, MAX_FLAG_SPEC_BYTES, Override, ValueType, validate_name,
+    },
 };
-use flags::targeting::{Evaluators, Rule, RuleError};
+use flags::targeting::{Evaluators, Rule};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Number, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Said where somebody may have written on or off without quotes.
+const UNQUOTED: &str = "YAML reads an unquoted on, off, yes or no as true or false: write it in quotes";
+/// Said where a set is too large for the copy that `kubectl apply` keeps of it.
+const SERVER_SIDE: &str = "use kubectl apply --server-side: without it kubectl keeps a copy of the manifest in an annotation, \
+                           and all of them together may have 262,144 bytes";
+/// What a manifest has around its spec, in bytes: names, labels and the other annotations.
+const AROUND_SPEC_BYTES: usize = 2 * 1024;
+/// Most names of variants that one rule is told to name in vain; as many as it is told of other mistakes.
+const MOST_OF_A_RULE: usize = 21;
+/// Names that a message lists.
+const NAMES: usize = 10;
+/// Characters of a name in a message.
+const NAME_LENGTH: usize = 64;
+
+/// A flag set that can be used.
+pub struct Reviewed {
+    /// Its flags, with its overrides in place.
+    pub settings: FlagsSettings,
+    /// What its writer should look at all the same.
+    pub warnings: Warnings,
+}
+
 /// The flags of a flag set, with its overrides in place.
-pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Invalid> {
-    let size = serde_json::to_vec(&spec.flag_spec).map_or(usize::MAX, |bytes| bytes.len());
+pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Mistakes> {
+    review(spec).map(|reviewed| reviewed.settings)
+}
+
+/// The flags of a flag set, and what there is to say about it; or all that is wrong with it.
+pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
+    let size = json_bytes(&spec.flag_spec);
     if size > MAX_FLAG_SPEC_BYTES {
-        let message = format!("has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set");
-        return Err(invalid("spec.flagSpec", message));
+        let message = format!(
+            "has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set; for parts near that size {SERVER_SIDE}"
+        );
+        return Err(invalid("spec.flagSpec", message).into());
+    }
+    let mut found = Findings::default();
+    let size = json_bytes(spec);
+    if size > MAX_ANNOTATION_BYTES - AROUND_SPEC_BYTES {
+        found.warn("spec", format!("has {size} bytes; {SERVER_SIDE}"));
     }
     if let Some(Err(error)) = spec.expires_at.as_ref().map(Moment::at) {
-        return Err(invalid("spec.expiresAt", error.to_string()));
+        found.mistake("spec.expiresAt", error.to_string());
     }
-    let evaluators = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
-    for (name, rule) in &evaluators {
-        validate_depth(rule, &format!("spec.flagSpec.$evaluators.{name}"))?;
-    }
-    let compiled = Evaluators::compile(&evaluators);
-    if let Some((_, error)) = compiled.errors().next() {
-        return Err(bad_rule(error, "spec.flagSpec"));
-    }
+    found.review_metadata(spec.flag_spec.metadata.as_ref(), "spec.flagSpec.metadata");
+    let evaluators: BTreeMap<_, _> = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect();
+    let compiled = found.compile_evaluators(&evaluators);
     let mut flags = BTreeMap::new();
     for (key, definition) in &spec.flag_spec.flags {
-        let path = format!("spec.flagSpec.flags.{key}");
-        validate_flag(definition, &path)?;
-        let flag = flag(definition);
-        validate_targeting(&flag, &compiled, &path)?;
+        let path = member("spec.flagSpec.flags", key);
+        if let Err(error) = validate_name(key) {
+            found.mistake(path.clone(), format!("the key {error}"));
+        }
+        let flag = found.flag(definition, &path);
+        found.review_targeting(&flag, &compiled, &path);
         flags.insert(key.clone(), flag);
     }
     for (index, over) in spec.overrides.iter().enumerate() {
-        let path = format!("spec.overrides[{index}]");
-        let Some(flag) = flags.get_mut(&over.key) else {
-            return Err(invalid(format!("{path}.key"), format!("{} is not a flag of this set", over.key)));
-        };
-        if !flag.variants.contains_key(&over.variant) {
-            let known: Vec<_> = flag.variants.keys().map(String::as_str).collect();
-            return Err(invalid(
-                format!("{path}.variant"),
-                format!("{} has no variant {} (it has {})", over.key, over.variant, known.join(", ")),
-            ));
+        found.put_override(over, &mut flags, &format!("spec.overrides[{index}]"));
+    }
+    let Findings { mistakes, warnings } = found;
+    if mistakes.is_empty() {
+        Ok(Reviewed { settings: FlagsSettings { flags, evaluators }, warnings })
+    } else {
+        Err(mistakes)
+    }
+}
+
+/// What there is to say, gathered on the way through a set.
+#[derive(Default)]
+struct Findings {
+    mistakes: Mistakes,
+    warnings: Warnings,
+}
+
+impl Findings {
+    fn mistake(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.mistakes.add(invalid(path, message));
+    }
+
+    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.add(invalid(path, message));
+    }
+
+    /// Compiles the shared rules, as the pods will.
+    fn compile_evaluators(&mut self, rules: &BTreeMap<String, Value>) -> Evaluators {
+        for (name, rule) in rules {
+            let path = member("spec.flagSpec.$evaluators", name);
+            if name.is_empty() {
+                self.mistake(path.clone(), "the name must not be empty");
+            }
+            self.validate_depth(rule, &path);
         }
-        let until = over.until.as_ref().map(Moment::at).transpose();
-        let until = until.map_err(|error| invalid(format!("{path}.until"), error.to_string()))?;
+        let compiled = Evaluators::compile(rules);
+        for error in compiled.mistakes() {
+            self.mistake(rule_path(&error.path, "spec.flagSpec"), error.mistake.to_string());
+        }
+        for warning in compiled.warnings() {
+            self.warn(rule_path(&warning.path, "spec.flagSpec"), warning.message);
+        }
+        compiled
+    }
+
+    /// The settings of the flag at `path`, without an override.
+    fn flag(&mut self, definition: &FlagDefinition, path: &str) -> FlagSettings {
+        // Taken apart as a whole, so that a new member cannot be forgotten.
+        let FlagDefinition { state, value_type, variants, default_variant, targeting, metadata } = definition;
+        self.review_metadata(metadata.as_ref(), &format!("{path}.metadata"));
+        for (name, value) in targeting.iter().flatten() {
+            self.validate_depth(value, &member(&format!("{path}.targeting"), name));
+        }
+        let variants = self.variants(variants, *value_type, &format!("{path}.variants"));
+        // flagd takes an empty name for none.
+        let default_variant = default_variant.clone().filter(|name| !name.is_empty());
+        if let Some(name) = default_variant.as_ref().filter(|name| !variants.contains_key(*name)) {
+            self.mistake(format!("{path}.defaultVariant"), not_among(name, "is", &variants));
+        }
+        FlagSettings {
+            state: match state {
+                feature_flag::FlagState::Enabled => FlagState::Enabled,
+                feature_flag::FlagState::Disabled => FlagState::Disabled,
+            },
+            variants,
+            default_variant,
+            targeting: targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
+            kill_switch: None,
+        }
+    }
+
+    /// The variants at `path`, as values of the type that they are said to have.
+    fn variants(
+        &mut self,
+        variants: &Map<String, Value>,
+        value_type: Option<ValueType>,
+        path: &str,
+    ) -> BTreeMap<String, Value> {
+        if variants.is_empty() {
+            self.mistake(path, "must not be empty");
+        }
+        for (name, value) in variants {
+            let path = member(path, name);
+            if let Err(error) = validate_name(name) {
+                self.mistake(path.clone(), format!("the name {error}"));
+            }
+            self.validate_depth(value, &path);
+        }
+        let Some(value_type) = value_type else {
+            self.review_kinds(variants, path);
+            return variants.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        };
+        let mut typed = BTreeMap::new();
+        for (name, value) in variants {
+            let value = of_type(value, value_type).unwrap_or_else(|message| {
+                self.mistake(member(path, name), message);
+                value.clone()
+            });
+            typed.insert(name.clone(), value);
+        }
+        typed
+    }
+
+    /// Whether variants without a `valueType` have one type all the same.
+    fn review_kinds(&mut self, variants: &Map<String, Value>, path: &str) {
+        let kinds: BTreeSet<_> = variants.values().map(kind).collect();
+        if kinds.len() > 1 || kinds.contains("null") || kinds.contains("array") {
+            let unquoted = kinds.contains("boolean") && kinds.contains("string");
+            let kinds: Vec<_> = kinds.into_iter().collect();
+            let mut message =
+                format!("must all be of one type, boolean, string, number or object; found {}", kinds.join(" and "));
+            if unquoted {
+                message = format!("{message}; {UNQUOTED}");
+            }
+            return self.mistake(path, message);
+        }
+        let whole = variants.values().filter(|value| value.is_i64() || value.is_u64()).count();
+        if kinds.contains("number") && whole > 0 && whole < variants.len() {
+            self.warn(
+                path,
+                "some are whole numbers and some are not (Kubernetes makes 1 of 1.0): with valueType: float all are floats",
+            );
+        }
+    }
+
+    /// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
+    fn review_targeting(&mut self, flag: &FlagSettings, evaluators: &Evaluators, path: &str) {
+        let Some(rule) = &flag.targeting else { return };
+        let review = Rule::review(rule, evaluators);
+        for error in &review.mistakes {
+            self.mistake(rule_path(&error.path, path), error.mistake.to_string());
+        }
+        for warning in &review.warnings {
+            self.warn(rule_path(&warning.path, path), warning.message);
+        }
+        let named = review.rule.iter().flat_map(Rule::named_variants);
+        for name in named.filter(|name| !flag.variants.contains_key(*name)).take(MOST_OF_A_RULE) {
+            self.mistake(format!("{path}.targeting"), not_among(name, "is an answer, and is", &flag.variants));
+        }
+    }
+
+    /// Puts the override at `path` over its flag.
+    fn put_override(&mut self, over: &Override, flags: &mut BTreeMap<String, FlagSettings>, path: &str) {
+        let Override { key, variant, until, reason } = over;
+        let until = until.as_ref().map(Moment::at).transpose().unwrap_or_else(|error| {
+            self.mistake(format!("{path}.until"), error.to_string());
+            None
+        });
+        let Some(flag) = flags.get_mut(key) else {
+            return self.mistake(format!("{path}.key"), format!("{} is not a flag of this set", shortened(key)));
+        };
+        if !flag.variants.contains_key(variant) {
+            return self.mistake(format!("{path}.variant"), not_among(variant, "is", &flag.variants));
+        }
         flag.kill_switch = Some(FlagOverride {
-            variant: over.variant.clone(),
+            variant: variant.clone(),
             until_ms: until.map(Timestamp::as_millisecond),
-            reason: over.reason.clone().unwrap_or_default(),
+            reason: reason.clone().unwrap_or_default(),
         });
     }
-    Ok(FlagsSettings { flags, evaluators })
+
+    /// flagd's schema allows plain values only. Sets with others have been taken before, so it is a warning.
+    fn review_metadata(&mut self, metadata: Option<&Map<String, Value>>, path: &str) {
+        for (name, value) in metadata.into_iter().flatten() {
+            if !matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_)) {
+                let message = format!(
+                    "is of type {}; readers of flagd documents know strings, numbers and booleans",
+                    kind(value)
+                );
+                self.warn(member(path, name), message);
+            }
+        }
+    }
+
+    fn validate_depth(&mut self, value: &Value, path: &str) {
+        if !is_flat(value) {
+            self.mistake(path, format!("is nested deeper than {MAX_DEPTH} levels"));
+        }
+    }
 }
 
-fn flag(definition: &FlagDefinition) -> FlagSettings {
-    FlagSettings {
-        state: match definition.state {
-            feature_flag::FlagState::Enabled => FlagState::Enabled,
-            feature_flag::FlagState::Disabled => FlagState::Disabled,
-        },
-        variants: definition.variants.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        default_variant: definition.default_variant.clone(),
-        targeting: definition.targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
-        kill_switch: None,
+/// `value` as one of `wanted`, or why it is none.
+fn of_type(value: &Value, wanted: ValueType) -> Result<Value, String> {
+    let typed = match (wanted, value) {
+        (ValueType::Boolean, Value::Bool(_))
+        | (ValueType::String, Value::String(_))
+        | (ValueType::Object, Value::Object(_)) => Some(value.clone()),
+        (ValueType::Integer, Value::Number(number)) => {
+            return whole(number).map(Value::from).ok_or_else(|| {
+                format!(
+                    "is {number}, and valueType says integer: must be a whole number that 64 bits with a sign can hold"
+                )
+            });
+        }
+        (ValueType::Float, Value::Number(number)) => {
+            return float(number).map(Value::Number).ok_or_else(|| {
+                format!("is {number}, and valueType says float: a float does not hold all of its digits")
+            });
+        }
+        _ => None,
+    };
+    typed.ok_or_else(|| {
+        let wanted = match wanted {
+            ValueType::Boolean => "boolean",
+            ValueType::String => "string",
+            ValueType::Integer => "integer",
+            ValueType::Float => "float",
+            ValueType::Object => "object",
+        };
+        let message = format!("is of type {}, and valueType says {wanted}", kind(value));
+        if wanted == "string" && value.is_boolean() { format!("{message}; {UNQUOTED}") } else { message }
+    })
+}
+
+/// A number without a fraction, however it is written.
+fn whole(number: &Number) -> Option<i64> {
+    number.as_i64().or_else(|| {
+        let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0)?;
+        // All digits, so that what is too large for an integer is none.
+        format!("{float:.0}").parse().ok()
+    })
+}
+
+/// The float that a number is. Kubernetes makes `1` of `1.0`.
+fn float(number: &Number) -> Option<Number> {
+    let float = number.as_f64()?;
+    let exact = number.is_f64() || format!("{float:.0}") == number.to_string();
+    Number::from_f64(float).filter(|_| exact)
+}
+
+/// The place of `name` in the map at `path`. Not every name can stand behind a dot.
+fn member(path: &str, name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '$');
+    if !name.is_empty() && name.len() <= NAME_LENGTH && name.chars().all(is_plain) {
+        format!("{path}.{name}")
+    } else {
+        format!("{path}[{:?}]", shortened(name))
     }
 }
 
-fn validate_flag(definition: &FlagDefinition, path: &str) -> Result<(), Invalid> {
-    let kinds: BTreeSet<_> = definition.variants.values().map(kind).collect();
-    if definition.variants.is_empty() {
-        return Err(invalid(format!("{path}.variants"), "must not be empty"));
-    }
-    if kinds.len() > 1 || kinds.contains("null") || kinds.contains("array") {
-        let kinds: Vec<_> = kinds.into_iter().collect();
-        let message =
-            format!("must all be of one type, boolean, string, number or object; found {}", kinds.join(" and "));
-        return Err(invalid(format!("{path}.variants"), message));
-    }
-    if let Some(name) = definition.default_variant.as_ref().filter(|name| !definition.variants.contains_key(*name)) {
-        return Err(invalid(format!("{path}.defaultVariant"), format!("{name} is not among the variants")));
-    }
-    for (name, value) in &definition.variants {
-        validate_depth(value, &format!("{path}.variants.{name}"))?;
-    }
-    for (name, value) in definition.targeting.iter().flatten() {
-        validate_depth(value, &format!("{path}.targeting.{name}"))?;
-    }
-    Ok(())
+/// The place of something in a rule of the flag at `path`, or in a shared one.
+fn rule_path(in_rule: &str, path: &str) -> String {
+    let path = if in_rule.starts_with("$evaluators") { "spec.flagSpec" } else { path };
+    format!("{path}.{in_rule}")
 }
 
-/// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
-fn validate_targeting(flag: &FlagSettings, evaluators: &Evaluators, path: &str) -> Result<(), Invalid> {
-    let Some(rule) = &flag.targeting else { return Ok(()) };
-    let Some(rule) = Rule::compile(rule, evaluators).map_err(|error| bad_rule(&error, path))? else { return Ok(()) };
-    if let Some(name) = rule.named_variants().into_iter().find(|name| !flag.variants.contains_key(*name)) {
-        let known: Vec<_> = flag.variants.keys().map(String::as_str).collect();
-        let message = format!("can answer {name}, which is not among the variants ({})", known.join(", "));
-        return Err(invalid(format!("{path}.targeting"), message));
-    }
-    Ok(())
+/// That `name` is no variant, with those that there are.
+fn not_among(name: &str, is: &str, variants: &BTreeMap<String, Value>) -> String {
+    let known: Vec<_> = variants.keys().take(NAMES).map(|name| shortened(name)).collect();
+    let more = if variants.len() > NAMES { ", …" } else { "" };
+    let message = format!("{} {is} not among the variants ({}{more})", shortened(name), known.join(", "));
+    let is_switch = |name: &str| ["on", "off", "yes", "no"].iter().any(|word| name.eq_ignore_ascii_case(word));
+    let is_truth = |name: &str| name == "true" || name == "false";
+    let unquoted = is_truth(name) || is_switch(name) && variants.keys().any(|name| is_truth(name));
+    if unquoted { format!("{message}; {UNQUOTED}") } else { message }
 }
 
-/// A mistake in a rule of the flag at `path`, or in a shared one.
-fn bad_rule(error: &RuleError, path: &str) -> Invalid {
-    let path = if error.path.starts_with("$evaluators") { "spec.flagSpec" } else { path };
-    invalid(format!("{path}.{}", error.path), error.mistake.to_string())
+/// A name of any length, as a message holds it.
+fn shortened(name: &str) -> String {
+    if name.chars().nth(NAME_LENGTH).is_none() {
+        name.to_owned()
+    } else {
+        name.chars().take(NAME_LENGTH).chain(['…']).collect()
+    }
+}
+
+fn json_bytes(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 const fn kind(value: &Value) -> &'static str {
@@ -125,7 +355,7 @@ const fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn validate_depth(value: &Value, path: &str) -> Result<(), Invalid> {
+fn is_flat(value: &Value) -> bool {
     // Breadth first and without recursion: the depth is what is in question.
     let mut level: Vec<&Value> = vec![value];
     for _ in 0..MAX_DEPTH {
@@ -140,10 +370,10 @@ fn validate_depth(value: &Value, path: &str) -> Result<(), Invalid> {
             })
             .collect();
         if level.is_empty() {
-            return Ok(());
+            return true;
         }
     }
-    Err(invalid(path, format!("is nested deeper than {MAX_DEPTH} levels")))
+    false
 }
 
 #[cfg(test)]
@@ -166,11 +396,11 @@ mod tests {
     )]
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, defaultVariant: z}}}",
-        "spec.flagSpec.flags.a.defaultVariant: z is not among the variants"
+        "spec.flagSpec.flags.a.defaultVariant: z is not among the variants (x)"
     )]
     #[case(
         "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: a, variant: z}]}",
-        "spec.overrides[0].variant: a has no variant z (it has x)"
+        "spec.overrides[0].variant: z is not among the variants (x)"
     )]
     #[case(
         "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, overrides: [{key: b, variant: x}]}",
@@ -186,11 +416,11 @@ mod tests {
     )]
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 1], [z, 9]]}}}}",
-        "spec.flagSpec.flags.a.targeting: can answer z, which is not among the variants (x)"
+        "spec.flagSpec.flags.a.targeting: z is an answer, and is not among the variants (x)"
     )]
     #[case::a_word_that_yaml_reads_as_a_boolean(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{var: b}, off, x]}}}}",
-        "spec.flagSpec.flags.a.targeting: can answer false, which is not among the variants (x)"
+        "spec.flagSpec.flags.a.targeting: false is an answer, and is not among the variants (x); YAML reads an unquoted on, off"
     )]
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}, $evaluators: {vip: {in: [x]}}}",
@@ -208,9 +438,302 @@ mod tests {
         "{flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}}}}, expiresAt: never}",
         "spec.expiresAt: \"never\" is no moment"
     )]
+    #[case::a_variant_that_yaml_reads_as_a_boolean(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {'true': 1, 'false': 2}, defaultVariant: 'on'}}}",
+        "spec.flagSpec.flags.a.defaultVariant: on is not among the variants (false, true); YAML reads an unquoted on, off"
+    )]
+    #[case::a_value_that_yaml_reads_as_a_boolean(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: true, y: 'off'}}}}",
+        "spec.flagSpec.flags.a.variants: must all be of one type, boolean, string, number or object; found boolean and string; YAML"
+    )]
+    #[case::an_override_that_yaml_reads_as_a_boolean(
+        "{flagSpec: {flags: {a: {state: ENABLED, variants: {'on': 1}}}}, overrides: [{key: a, variant: 'false'}]}",
+        "spec.overrides[0].variant: false is not among the variants (on); YAML reads an unquoted on, off"
+    )]
+    #[case::no_key(
+        "flagSpec: {flags: {'': {state: ENABLED, variants: {x: 1}}}}",
+        "spec.flagSpec.flags[\"\"]: the key must not be empty"
+    )]
+    #[case::a_key_of_two_lines(
+        "flagSpec: {flags: {\"a\\nb\": {state: ENABLED, variants: {x: 1}}}}",
+        "spec.flagSpec.flags[\"a\\nb\"]: the key must not have control characters"
+    )]
+    #[case::a_variant_without_a_name(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {'': 1}}}}",
+        "spec.flagSpec.flags.a.variants[\"\"]: the name must not be empty"
+    )]
+    #[case::a_shared_rule_without_a_name(
+        "flagSpec: {flags: {}, $evaluators: {'': true}}",
+        "spec.flagSpec.$evaluators[\"\"]: the name must not be empty"
+    )]
+    #[case::a_version_that_is_none(
+        "flagSpec: {flags: {a.b: {state: ENABLED, variants: {x: 1}, targeting: {if: [{sem_ver: [{var: v}, '>=', one]}, x]}}}}",
+        "spec.flagSpec.flags[\"a.b\"].targeting.if[0].sem_ver[2]: must be a version such as 1.2.3"
+    )]
+    #[case::a_comparison_that_is_none(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{sem_ver: [{var: v}, '==', '1']}, x]}}}}",
+        "spec.flagSpec.flags.a.targeting.if[0].sem_ver[1]: must be one of ="
+    )]
+    #[case::half_a_weight(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 0.5]]}}}}",
+        "spec.flagSpec.flags.a.targeting.fractional[0][1]: must be a whole number"
+    )]
+    #[case::too_much_weight(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [[x, 2147483647], [x]]}}}}",
+        "spec.flagSpec.flags.a.targeting.fractional: the weights must not add up to more than 2147483647"
+    )]
+    #[case::an_end_that_is_no_text(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{ends_with: [{var: e}, 7]}, x]}}}}",
+        "spec.flagSpec.flags.a.targeting.if[0].ends_with[1]: must be a text"
+    )]
     fn bad_flags_are_refused_with_their_path(#[case] body: &str, #[case] expected: &str) {
         let error = flags(&flag_spec(body)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[test]
+    fn every_mistake_is_listed_with_its_path() {
+        let body = "flagSpec:
+          flags:
+            a: {state: ENABLED, variants: {x: 1, y: 'no'}, defaultVariant: z}
+            b: {state: ENABLED, variants: {}, targeting: {or: [{vra: x}, {in: [1]}]}}
+            c: {state: ENABLED, valueType: integer, variants: {x: 1, y: 1.5, z: true}, targeting: {if: [{$ref: bad}, w, v]}}
+            d: {state: ENABLED, variants: {x: 1}, targeting: {if: [true, w, v]}}
+          $evaluators: {bad: {'!': []}, worse: {$ref: bad}}
+overrides: [{key: a, variant: w, until: never}, {key: e, variant: x}]
+expiresAt: never";
+        let error = flags(&flag_spec(body)).unwrap_err().to_string();
+        let paths: Vec<_> = error.split("; ").filter_map(|one| Some(one.split_once(": ")?.0)).collect();
+        let expected = [
+            "spec.expiresAt",
+            // Once, however many refer to it.
+            "spec.flagSpec.$evaluators.bad.!",
+            "spec.flagSpec.flags.a.variants",
+            "spec.flagSpec.flags.a.defaultVariant",
+            "spec.flagSpec.flags.b.variants",
+            "spec.flagSpec.flags.b.targeting.or[0].vra",
+            "spec.flagSpec.flags.b.targeting.or[1].in",
+            "spec.flagSpec.flags.c.variants.y",
+            "spec.flagSpec.flags.c.variants.z",
+            "spec.flagSpec.flags.d.targeting",
+            "spec.flagSpec.flags.d.targeting",
+            "spec.overrides[0].until",
+            "spec.overrides[0].variant",
+            "spec.overrides[1].key",
+        ];
+        let named = |path: &&str| path.starts_with("spec.");
+        assert_eq!(paths.into_iter().filter(named).collect::<Vec<_>>(), expected, "{error}");
+        assert_eq!(flags(&flag_spec(body)).unwrap_err().to_string(), error);
+    }
+
+    /// What a condition holds, whatever is written.
+    #[test]
+    fn a_message_does_not_grow_with_the_set() {
+        let mut spec = flag_spec("flagSpec: {flags: {}}");
+        let long = "é\n".repeat(20);
+        for nth in 0..500 {
+            let variants = (0..20).map(|one| format!("{one}{long}: 1")).collect::<Vec<_>>();
+            let variants = variants.iter().map(|name| (name.clone(), Value::from(1))).collect();
+            let definition = FlagDefinition {
+                state: feature_flag::FlagState::Enabled,
+                value_type: Some(ValueType::String),
+                variants,
+                default_variant: Some("none".to_owned()),
+                targeting: None,
+                metadata: None,
+            };
+            spec.flag_spec.flags.insert(format!("{nth}{long}"), definition);
+            if json_bytes(&spec.flag_spec) > MAX_FLAG_SPEC_BYTES - 4_096 {
+                break;
+            }
+        }
+        let error = flags(&spec).unwrap_err().to_string();
+        assert!(error.len() < 4_000 && error.ends_with(" more"), "{} bytes: {error}", error.len());
+    }
+
+    #[rstest::rstest]
+    #[case::constant_bucketing_value(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {fractional: [email, [x, 1]]}}}}",
+        "; warning: spec.flagSpec.flags.a.targeting.fractional[0]: is the same for everybody"
+    )]
+    #[case::constant_bucketing_value_in_a_shared_rule(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {$ref: s}}}, $evaluators: {s: {fractional: [7, [x, 1]]}}}",
+        "; warning: spec.flagSpec.$evaluators.s.fractional[0]: is the same for everybody"
+    )]
+    #[case::whole_numbers_and_others(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1, y: 2.5}}}}",
+        "; warning: spec.flagSpec.flags.a.variants: some are whole numbers"
+    )]
+    #[case::metadata(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, metadata: {owner: {team: shop}}}}, metadata: {tags: [a], version: '1'}}",
+        "; warning: spec.flagSpec.metadata.tags: is of type array; readers of flagd documents know strings, numbers and booleans; \
+         spec.flagSpec.flags.a.metadata.owner: is of type object"
+    )]
+    #[case::nothing(
+        "flagSpec: {flags: {a: {state: ENABLED, valueType: float, variants: {x: 1, y: 2.5}, targeting: {fractional: [[x, 1]]}}}}",
+        ""
+    )]
+    fn what_works_and_is_hardly_meant_is_a_warning(#[case] body: &str, #[case] expected: &str) {
+        let warnings = review(&flag_spec(body)).unwrap().warnings.to_string();
+        assert!(warnings.starts_with(expected) && warnings.is_empty() == expected.is_empty(), "{warnings}");
+    }
+
+    #[test]
+    fn a_set_that_only_server_side_apply_takes_is_said_to_be_one() {
+        let mut spec = flag_spec("flagSpec: {flags: {a: {state: ENABLED, variants: {x: hello}}}}");
+        let definition = spec.flag_spec.flags.get_mut("a").unwrap();
+        definition.variants.insert("x".into(), Value::from("x".repeat(MAX_ANNOTATION_BYTES - AROUND_SPEC_BYTES - 500)));
+        assert_eq!(review(&spec).unwrap().warnings.to_string(), "");
+        let definition = spec.flag_spec.flags.get_mut("a").unwrap();
+        definition.variants.insert("x".into(), Value::from("x".repeat(MAX_FLAG_SPEC_BYTES - 500)));
+        let warnings = review(&spec).unwrap().warnings.to_string();
+        assert!(
+            warnings.starts_with("; warning: spec: has 26") && warnings.contains("kubectl apply --server-side"),
+            "{warnings}"
+        );
+        let definition = spec.flag_spec.flags.get_mut("a").unwrap();
+        definition.variants.insert("x".into(), Value::from("x".repeat(MAX_FLAG_SPEC_BYTES)));
+        let error = flags(&spec).unwrap_err().to_string();
+        assert!(error.contains("split the set") && error.contains("kubectl apply --server-side"), "{error}");
+    }
+
+    /// Kubernetes makes `1` of `1.0`, whoever sends it.
+    #[rstest::rstest]
+    #[case::float("float", "{a: 1, b: 2.5, c: -3}", Ok(r#"{"a":1.0,"b":2.5,"c":-3.0}"#))]
+    #[case::float_of_a_large_number("float", "{a: 9007199254740992}", Ok(r#"{"a":9007199254740992.0}"#))]
+    #[case::float_with_too_many_digits(
+        "float",
+        "{a: 9007199254740993}",
+        Err("a: is 9007199254740993, and valueType says float")
+    )]
+    #[case::integer("integer", "{a: 1, b: 2.0, c: -1e3}", Ok(r#"{"a":1,"b":2,"c":-1000}"#))]
+    #[case::integer_with_a_fraction("integer", "{a: 1, b: 2.5}", Err("b: is 2.5, and valueType says integer"))]
+    #[case::integer_beyond_64_bits(
+        "integer",
+        "{a: 9223372036854775808}",
+        Err("a: is 9223372036854775808, and valueType says integer")
+    )]
+    #[case::integer_far_beyond("integer", "{a: 1e300}", Err("a: is 1e+300, and valueType says integer"))]
+    #[case::integer_as_text("integer", "{a: '1'}", Err("a: is of type string, and valueType says integer"))]
+    #[case::boolean("boolean", "{'on': true}", Ok(r#"{"on":true}"#))]
+    #[case::boolean_as_text("boolean", "{'on': 'true'}", Err("on: is of type string, and valueType says boolean"))]
+    #[case::string("string", "{a: 'on'}", Ok(r#"{"a":"on"}"#))]
+    #[case::string_without_quotes(
+        "string",
+        "{a: true}",
+        Err("a: is of type boolean, and valueType says string; YAML reads an unquoted")
+    )]
+    #[case::object("object", "{a: {b: 1}}", Ok(r#"{"a":{"b":1}}"#))]
+    #[case::object_as_list("object", "{a: [1]}", Err("a: is of type array, and valueType says object"))]
+    fn the_value_type_is_checked_and_kept(
+        #[case] value_type: &str,
+        #[case] variants: &str,
+        #[case] expected: Result<&str, &str>,
+    ) {
+        let body =
+            format!("flagSpec: {{flags: {{f: {{state: ENABLED, valueType: {value_type}, variants: {variants}}}}}}}");
+        match (flags(&flag_spec(&body)), expected) {
+            (Ok(settings), Ok(expected)) => {
+                let text = serde_json::to_string(&settings).unwrap();
+                assert!(text.contains(&format!(r#""variants":{expected}"#)), "{text}");
+                let read: FlagsSettings = serde_json::from_str(&text).unwrap();
+                assert_eq!(read, settings, "the published document says the same");
+            }
+            (Err(error), Err(expected)) => {
+                let expected = format!("spec.flagSpec.flags.f.variants.{expected}");
+                assert!(error.to_string().starts_with(&expected), "{error}");
+            }
+            (found, expected) => panic!("{:?} instead of {expected:?}", found.map(|settings| settings.flags)),
+        }
+    }
+
+    #[test]
+    fn without_a_value_type_numbers_stay_as_they_are() {
+        let body = "flagSpec: {flags: {f: {state: ENABLED, variants: {a: 1, b: 2.5}}}}";
+        let text = serde_json::to_string(&flags(&flag_spec(body)).unwrap()).unwrap();
+        assert!(text.contains(r#""variants":{"a":1,"b":2.5}"#), "{text}");
+    }
+
+    #[rstest::rstest]
+    #[case::empty("''")]
+    #[case::null("null")]
+    fn no_default_variant_may_be_written_in_two_ways(#[case] default: &str) {
+        let body =
+            format!("flagSpec: {{flags: {{a: {{state: ENABLED, variants: {{x: 1}}, defaultVariant: {default}}}}}}}");
+        assert_eq!(flags(&flag_spec(&body)).unwrap().flags["a"].default_variant, None);
+    }
+
+    #[test]
+    fn names_are_what_flagd_takes_and_can_be_overridden() {
+        let body = "{flagSpec: {$schema: 'https://flagd.dev/schema/v0/flags.json', flags: {
+            checkout/new-flow: &flag {state: ENABLED, variants: {'-1': 1, 'v 2': 2}, defaultVariant: '-1'}, new_flow_: *flag, 'größe.水': *flag}},
+            overrides: [{key: checkout/new-flow, variant: 'v 2'}, {key: new_flow_, variant: '-1'}, {key: 'größe.水', variant: '-1'}]}";
+        let settings = flags(&flag_spec(body)).unwrap();
+        assert!(settings.flags.values().all(|flag| flag.kill_switch.is_some()));
+    }
+
+    /// The manifests of the OpenFeature operator have this shape: only group and version are other ones here.
+    #[rstest::rstest]
+    #[case::plain(
+        r#"
+apiVersion: core.openfeature.dev/v1beta1
+kind: FeatureFlag
+metadata: {name: welcome}
+spec:
+  flagSpec:
+    flags:
+      "banner":
+        state: "ENABLED"
+        variants:
+          "on": true
+          "off": false
+        defaultVariant: "off"
+"#
+    )]
+    #[case::with_everything(
+        r#"
+apiVersion: core.openfeature.dev/v1beta1
+kind: FeatureFlag
+metadata:
+  name: storefront
+  labels: {app: storefront}
+spec:
+  flagSpec:
+    metadata: {flagSetId: storefront, version: v2}
+    flags:
+      accent-color:
+        state: ENABLED
+        variants: {ruby: AA0000, mint: 00AA66, sky: 0066AA}
+        defaultVariant: ruby
+        metadata: {team: web, reviewed: true, revision: 3}
+      search-algorithm:
+        state: DISABLED
+        variants: {linear: linear, tree: tree}
+        defaultVariant: ""
+        targeting:
+          if:
+          - $ref: isStaff
+          - tree
+          - null
+      page:
+        state: ENABLED
+        variants: {small: {rows: 10}, large: {rows: 50, dense: true}}
+        defaultVariant: small
+        targeting:
+          fractional:
+          - cat: [{var: $flagd.flagKey}, {var: email}]
+          - [small, 90]
+          - [large, 10]
+    $evaluators:
+      isStaff:
+        ends_with: [{var: email}, "@storefront.example"]
+"#
+    )]
+    fn manifests_of_the_openfeature_operator_copy_across(#[case] manifest: &str) {
+        let set: FeatureFlag = serde_saphyr::from_str(manifest).unwrap();
+        let reviewed = review(&set.spec).unwrap();
+        assert_eq!(reviewed.warnings, Warnings::default());
+        assert_eq!(reviewed.settings.flags.len(), set.spec.flag_spec.flags.len());
     }
 
     #[test]

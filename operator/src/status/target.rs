@@ -3,7 +3,10 @@
 use super::{conditions::Verdict, writes::WRITE_INTERVAL};
 use crate::{
     context::Context,
-    fleet::facts::{self, PodOwner, Readiness, Rollout},
+    fleet::{
+        facts::{self, PodOwner, Readiness, Rollout},
+        flag_problems::{FlagTrouble, FlagTroubles},
+    },
     kubernetes::meta::{cut, short},
     pods::{
         prober::now_in_milliseconds,
@@ -59,6 +62,8 @@ pub struct Target {
     pub left_out: Vec<String>,
     /// Who runs what is published.
     pub acknowledged: Acknowledged,
+    /// What ready pods that run it find wrong with its flags.
+    pub flag_troubles: Vec<FlagTrouble>,
     /// The pods that the cluster has, by uid, also those that this process knows nothing else of yet.
     pub existing: BTreeMap<String, PodFacts>,
     /// Pods that it is to have.
@@ -148,6 +153,7 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
     }
     let hash = target.published.as_ref().map_or("", |(_, hash, _)| hash);
     let mut counter = Counter::new(hash);
+    let mut flag_troubles = FlagTroubles::default();
     for pod in &pods {
         // A pod that is not known yet counts too: it has not answered.
         let state = workload.and_then(|workload| workload.pod(&pod.uid));
@@ -178,11 +184,15 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         if state.is_heard() && state.degraded {
             target.degraded.push(pod.name.to_string());
         }
+        if let Some(applied) = state.applied.as_deref().filter(|_| state.is_heard() && pod.is_ready()) {
+            flag_troubles.count(applied, hash);
+        }
         target.degraded_checks.extend(state.degraded_checks().iter().map(ToString::to_string));
         let evaluations = state.evaluations().iter().map(|(name, one)| (name.to_string(), one.clone())).collect();
         target.pods.push((pod.uid.to_string(), pod.name.to_string(), evaluations));
     }
     target.acknowledged = counter.done();
+    target.flag_troubles = flag_troubles.done(workload.map(|known| known.flag_sources.as_slice()).unwrap_or_default());
     target
 }
 

@@ -203,11 +203,14 @@ async fn publish_document(
         _ if shared.args.dry_run => return Ok(Next::AwaitChange),
         Publication::InSync { revision } => {
             let marked = map.is_some_and(|map| map.operator.as_deref() == Some(shared.release.as_str()));
-            if let Some((text, version)) = found.as_ref().filter(|_| marked).and_then(text_and_version) {
+            // What the operator notes there for itself means nothing to pods, and has no revision of its own.
+            let noted = matches!(&live, publication::Published::Document(live)
+                if compile::notes(&live.flags) == compile::notes(&compiled.flags));
+            if let Some((text, version)) = found.as_ref().filter(|_| marked && noted).and_then(text_and_version) {
                 adopt(ctx, id, &Adopted { revision, compiled: &compiled, named, text, version, found: true });
                 return finish(ctx, facts).await;
             }
-            // Of a version that did not mark what it writes, or of a release that is gone.
+            // Of a version that did not mark what it writes, or of a release that is gone; or there is something to note.
             (revision, true)
         }
         Publication::Write { revision } => (revision, false),
@@ -380,10 +383,10 @@ fn effective_flag_sets(
         let held = ctx.index.flag_set(&key);
         let held = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()));
         if let Some(guard) = held {
-            // Its priority cannot be read; the keys that it had, it keeps.
             inputs.push(FlagSetInput {
                 source: source.clone(),
-                priority: i32::MAX,
+                // That of an operator before this one is not known: the keys that it had, it keeps.
+                priority: source.priority.unwrap_or(i32::MAX),
                 created_at: created_at(&*guard),
                 settings: Input::KeepLive,
             });
@@ -403,7 +406,7 @@ fn source<K: Resource>(object: &K) -> Source {
         name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
         generation: meta.generation.unwrap_or_default(),
-        keys: Vec::new(),
+        ..Source::default()
     }
 }
 

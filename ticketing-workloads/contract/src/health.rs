@@ -1,5 +1,6 @@
 //! What a pod says of itself.
 
+use crate::FlagProblem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -139,6 +140,10 @@ pub struct Applied {
     /// Dependencies that the document names and the workload does not have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_dependencies: Vec<String>,
+    /// Flags of the document that do not do what it says. Empty from a pod of version 0.1; an operator of version 0.1 does not
+    /// look at it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flag_problems: Vec<FlagProblem>,
     /// When it went live, in milliseconds since the Unix epoch by the pod's clock.
     pub applied_at_ms: i64,
     /// How it came to the pod.
@@ -163,7 +168,23 @@ pub enum AppliedFrom {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FlagProblemKind;
     use serde_json::json;
+
+    /// Reports of version 0.1 have no `flagProblems`, and later ones may have kinds that are not known here.
+    #[rstest::rstest]
+    #[case::of_version_0_1(json!({}), None)]
+    #[case::known(json!([{"key": "k", "kind": "TypeMismatch", "message": "m"}]), Some(FlagProblemKind::TypeMismatch))]
+    #[case::of_a_later_version(json!([{"key": "k", "kind": "Haunted", "since": 1}]), Some(FlagProblemKind::Unknown))]
+    fn problems_of_flags(#[case] problems: Value, #[case] expected: Option<FlagProblemKind>) {
+        let mut report = json!({"revision": 7});
+        if problems.is_array() {
+            report["flagProblems"] = problems;
+        }
+        let read: Applied = serde_json::from_value(report).unwrap();
+        assert_eq!(read.flag_problems.first().map(|problem| problem.kind), expected);
+        assert_eq!(json!(read).get("flagProblems").is_some(), expected.is_some(), "nothing is said of no problems");
+    }
 
     /// Reports of version 0.1 have no `dependencyAnswers`, and one that was not tried is left out.
     #[rstest::rstest]

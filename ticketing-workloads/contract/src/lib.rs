@@ -13,6 +13,7 @@ pub mod defaults;
 pub mod dependency_policy;
 pub mod duration;
 pub mod effective;
+pub mod flag_problem;
 pub mod flags;
 pub mod health;
 pub mod resolution;
@@ -28,6 +29,7 @@ pub use dependency_policy::{
     TimeoutPolicy,
 };
 pub use effective::{EffectiveDependency, EffectiveReport, Sourced};
+pub use flag_problem::{FlagProblem, FlagProblemKind};
 pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 pub use health::{
     Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,
@@ -52,9 +54,13 @@ pub const CONTRACT_VERSION: u32 = 2;
 pub const DOCUMENT_VERSION: u32 = 1;
 
 /// Whether a reader of an older contract reports `path` as unknown although nothing is lost on it, because the document
-/// has the same in a form that it knows.
+/// has the same in a form that it knows, or because it is for the operator itself.
 pub fn is_said_otherwise(reader_version: u32, path: &str) -> bool {
-    reader_version == 1 && path == "policy.settings.dependencyPolicies"
+    let is_for_the_operator = || {
+        let of_source = path.strip_prefix("flags.sources[").and_then(|rest| rest.split_once("]."));
+        of_source.is_some_and(|(_, field)| ["priority", "shadowed"].contains(&field))
+    };
+    reader_version == 1 && (path == "policy.settings.dependencyPolicies" || is_for_the_operator())
 }
 
 /// Key of the document inside the ConfigMap, and the file name that pods see under their mount.

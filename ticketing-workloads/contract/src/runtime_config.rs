@@ -35,7 +35,7 @@ pub struct Section<T> {
 }
 
 /// A resource that a section was made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// Name, in the workload's namespace.
@@ -47,6 +47,13 @@ pub struct Source {
     /// For flags: the keys that were taken from this object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
+    /// For flags: the object's priority, which is not known any more once it cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// For flags: those of this object that are behind another one's of the same key. Pods have no use for them; if that one goes while
+    /// this one is invalid, they are what it gave last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadowed: Option<FlagsSettings>,
 }
 
 /// Why a document cannot be used.
@@ -185,7 +192,7 @@ mod tests {
     fn revision_and_sources_do_not_change_the_hash() {
         let mut other = sample();
         other.revision += 1;
-        other.policy.sources.push(Source { name: "p".into(), uid: "u".into(), generation: 2, keys: vec![] });
+        other.policy.sources.push(Source { name: "p".into(), uid: "u".into(), generation: 2, ..Source::default() });
         assert_eq!(RuntimeConfig::hash(&other.policy.settings, &other.flags.settings), sample().content_hash);
     }
 

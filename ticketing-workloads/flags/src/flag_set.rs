@@ -1,6 +1,7 @@
 //! The flags of a workload, compiled once and evaluated for each request.
 
 use crate::Context;
+use crate::resolution::{Reason, Resolution};
 use crate::targeting::{self, Evaluators, Request, Rule, RuleError};
 use contract::{FlagSettings, FlagState, FlagsSettings};
 use serde_json::Value;
@@ -47,10 +48,10 @@ fn order(left: &str, right: &str) -> std::cmp::Ordering {
 /// A flag, ready to be evaluated.
 #[derive(Debug)]
 pub struct Flag {
-    pub(crate) settings: FlagSettings,
+    settings: FlagSettings,
     /// The value of the default variant.
     default: Option<Value>,
-    pub(crate) rule: Option<Rule>,
+    rule: Option<Rule>,
     rule_error: Option<RuleError>,
 }
 
@@ -89,10 +90,7 @@ impl Flag {
         self.rule_error.as_ref()
     }
 
-    /// The value of this flag, whose key is `key`; `None`: the caller's own default.
-    ///
-    /// Precedence: a person's override while it lasts, then degradation, then the definition (state, targeting rule,
-    /// default variant). `now_ms` (milliseconds since the Unix epoch) is asked only by flags that depend on the time.
+    /// The value of this flag, whose key is `key`; `None`: the caller's own default. See [`Flag::resolve`].
     #[inline]
     pub fn evaluate<'a>(
         &'a self,
@@ -100,24 +98,66 @@ impl Flag {
         inputs: &Inputs<'_>,
         now_ms: impl Fn() -> i64,
     ) -> Result<Option<&'a Value>, EvaluationError> {
+        self.resolve(key, inputs, now_ms).map(|resolution| resolution.value)
+    }
+
+    /// What this flag, whose key is `key`, resolves to.
+    ///
+    /// Precedence: a person's override while it lasts, then degradation, then the definition (state, targeting rule,
+    /// default variant). `now_ms` (milliseconds since the Unix epoch) is asked only by flags that depend on the time.
+    #[inline]
+    pub fn resolve<'a>(
+        &'a self,
+        key: &str,
+        inputs: &Inputs<'_>,
+        now_ms: impl Fn() -> i64,
+    ) -> Result<Resolution<'a>, EvaluationError> {
+        match self.settled(inputs.degraded_variant, &now_ms) {
+            Ok(settled) => Ok(settled),
+            Err(rule) => self.target(rule, key, inputs.context, now_ms),
+        }
+    }
+
+    /// What this flag resolves to for every request; `None`: its rule decides for each.
+    pub fn for_every_request(&self, degraded_variant: Option<&str>, now_ms: i64) -> Option<Resolution<'_>> {
+        self.settled(degraded_variant, &|| now_ms).ok()
+    }
+
+    /// The value of the variant of that name, if the flag has it.
+    pub fn variant(&self, name: &str) -> Option<&Value> {
+        self.settings.variants.get(name)
+    }
+
+    /// The same as [`Flag::for_every_request`]; the error is the rule that decides.
+    #[inline]
+    fn settled(&self, degraded_variant: Option<&str>, now_ms: &impl Fn() -> i64) -> Result<Resolution<'_>, &Rule> {
         let variants = &self.settings.variants;
         if self.settings.kill_switch.is_some()
             && let Some(over) = self.settings.active_override(now_ms())
         {
-            return Ok(variants.get(&over.variant));
+            let value = variants.get(&over.variant);
+            return Ok(Resolution { variant: value.map(|_| over.variant.as_str()), value, reason: Reason::Static });
         }
-        if let Some(variant) = inputs.degraded_variant
-            && let Some(value) = variants.get(variant)
+        if let Some(variant) = degraded_variant
+            && let Some((variant, value)) = variants.get_key_value(variant)
         {
-            return Ok(Some(value));
+            return Ok(Resolution { variant: Some(variant), value: Some(value), reason: Reason::Static });
         }
         if self.settings.state != FlagState::Enabled {
-            return Ok(None);
+            return Ok(Resolution { variant: None, value: None, reason: Reason::Disabled });
         }
         match &self.rule {
-            None => Ok(self.default.as_ref()),
-            Some(rule) => self.target(rule, key, inputs.context, now_ms),
+            None if self.default.is_none() || self.rule_error.is_some() => Ok(self.by_default()),
+            None => Ok(Resolution { reason: Reason::Static, ..self.by_default() }),
+            Some(rule) => Err(rule),
         }
+    }
+
+    #[inline]
+    fn by_default(&self) -> Resolution<'_> {
+        let value = self.default.as_ref();
+        let variant = self.settings.default_variant.as_deref().filter(|_| value.is_some());
+        Resolution { variant, value, reason: Reason::Default }
     }
 
     fn target(
@@ -126,12 +166,14 @@ impl Flag {
         key: &str,
         context: Context<'_>,
         now_ms: impl Fn() -> i64,
-    ) -> Result<Option<&Value>, EvaluationError> {
+    ) -> Result<Resolution<'_>, EvaluationError> {
         let now_ms = if rule.uses_time() { now_ms() } else { 0 };
         match rule.evaluate(&Request { flag_key: key, now_ms, context })? {
-            None => Ok(self.default.as_ref()),
-            Some(variant) => match self.settings.variants.get(&*variant) {
-                Some(value) => Ok(Some(value)),
+            None => Ok(self.by_default()),
+            Some(variant) => match self.settings.variants.get_key_value(&*variant) {
+                Some((variant, value)) => {
+                    Ok(Resolution { variant: Some(variant), value: Some(value), reason: Reason::TargetingMatch })
+                }
                 None => Err(EvaluationError::UnknownVariant(variant.into_owned())),
             },
         }
@@ -213,6 +255,34 @@ mod tests {
     ) {
         let set = limit(&json!({"if": [true, "all"]}), &serde_json::from_str(members).unwrap());
         assert_eq!(at(&set, now_ms, degraded), Ok(expected.map(|value| json!(value))));
+    }
+
+    #[rstest::rstest]
+    #[case::no_rule("{}", r#"{"targeting": null}"#, None, "STATIC", Some("none"))]
+    #[case::the_rule(r#"{"if": [true, "all"]}"#, "{}", None, "TARGETING_MATCH", Some("all"))]
+    #[case::the_rule_chooses_none(r#"{"if": [false, "all"]}"#, "{}", None, "DEFAULT", Some("none"))]
+    #[case::a_rule_that_does_not_compile(r#"{"iff": [true, "all"]}"#, "{}", None, "DEFAULT", Some("none"))]
+    #[case::no_default_variant("{}", r#"{"defaultVariant": null}"#, None, "DEFAULT", None)]
+    #[case::a_default_variant_that_is_not_there("{}", r#"{"defaultVariant": "absent"}"#, None, "DEFAULT", None)]
+    #[case::disabled(r#"{"if": [true, "all"]}"#, DISABLED, None, "DISABLED", None)]
+    #[case::overridden(r#"{"if": [true, "all"]}"#, OVERRIDE, None, "STATIC", Some("none"))]
+    #[case::degraded(r#"{"if": [true, "all"]}"#, "{}", Some("some"), "STATIC", Some("some"))]
+    fn reasons(
+        #[case] rule: &str,
+        #[case] members: &str,
+        #[case] degraded_variant: Option<&str>,
+        #[case] reason: &str,
+        #[case] variant: Option<&str>,
+    ) {
+        let set = limit(&serde_json::from_str(rule).unwrap(), &serde_json::from_str(members).unwrap());
+        let flag = set.find("Limit").unwrap();
+        let inputs = Inputs { degraded_variant, ..Inputs::default() };
+        let resolution = flag.resolve("Limit", &inputs, || 0).unwrap();
+        assert_eq!((resolution.reason.as_str(), resolution.variant), (reason, variant));
+        assert_eq!(resolution.value, variant.and_then(|variant| flag.variant(variant)));
+        let is_by_rule = rule.contains("\"if\"") && reason != "STATIC" && reason != "DISABLED";
+        let settled = flag.for_every_request(degraded_variant, 0);
+        assert_eq!(settled, (!is_by_rule).then_some(resolution), "what no request decides is known without one");
     }
 
     #[test]

@@ -48,6 +48,13 @@ pub(super) fn hash_integer(value: i64) -> u32 {
     hash.finish()
 }
 
+/// Hash of a whole number from 0 on.
+pub(super) fn hash_unsigned(value: u64) -> u32 {
+    let mut hash = Murmur::default();
+    put_head(UNSIGNED, value, &mut hash);
+    hash.finish()
+}
+
 /// Hash of a number. One without a fraction is the same as that whole number.
 pub(super) fn hash_float(value: f64) -> u32 {
     let mut hash = Murmur::default();
@@ -375,6 +382,7 @@ mod tests {
         fn the_ways_in_agree(text: String, number: i64, float: f64, bool: bool) {
             prop_assert_eq!(Some(hash_text(&text)), hash_json(&json!(text)));
             prop_assert_eq!(Some(hash_integer(number)), hash_json(&json!(number)));
+            prop_assert_eq!(Some(hash_unsigned(number.unsigned_abs())), hash_json(&json!(number.unsigned_abs())));
             prop_assert_eq!(Some(hash_bool(bool)), hash_json(&json!(bool)));
             prop_assert_eq!(Some(hash_pair(&text, "key")), hash_json(&json!([text, "key"])));
             if float.is_finite() {

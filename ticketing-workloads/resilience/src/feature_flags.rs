@@ -1,11 +1,20 @@
 //! Feature flags as the operator sent them: the live settings behind [`flags::FlagSet`].
 
+mod details;
+mod misreads;
+mod value;
+
+pub use details::{AnswerReason, Details, ErrorCode};
+pub use value::{FlagValue, ValueType};
+
 use crate::clock;
 use crate::sync::lock;
 use arc_swap::ArcSwap;
 use contract::FlagsSettings;
-use flags::{Context, FlagSet, Inputs};
-use serde_json::Value;
+use contract::flag_problem::{FlagProblem, FlagProblemKind, MAX_FLAG_PROBLEM_BYTES, MAX_FLAG_PROBLEMS};
+use flags::{Context, FlagSet, Inputs, Resolution};
+use misreads::Misreads;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +30,7 @@ pub struct Flags {
     is_degraded: AtomicBool,
     /// Flags whose rule had no usable answer since the last configuration: each is logged once.
     logged: Mutex<BTreeSet<String>>,
+    misreads: Misreads,
 }
 
 impl Flags {
@@ -36,8 +46,10 @@ impl Flags {
             }
         }
         drop(before);
-        self.compiled.store(Arc::new(compiled));
+        let compiled = Arc::new(compiled);
+        self.compiled.store(Arc::clone(&compiled));
         lock(&self.logged).clear();
+        self.misreads.configured(&compiled, &self.degraded.load(), clock::now_ms());
     }
 
     pub(crate) fn set_degraded(&self, variants: BTreeMap<String, String>) {
@@ -46,10 +58,27 @@ impl Flags {
         self.is_degraded.store(any, Ordering::Release);
     }
 
+    /// What is wrong with flags at `now_ms` (milliseconds since the Unix epoch): rules that cannot be used, and values of
+    /// another type than the code has asked for. At most [`MAX_FLAG_PROBLEMS`] of each kind.
+    pub fn problems(&self, now_ms: i64) -> Vec<FlagProblem> {
+        let compiled = self.compiled.load();
+        let broken = compiled.iter().filter_map(|(key, flag)| {
+            let message = format!("the default variant is used, because the rule cannot be: {}", flag.rule_error()?);
+            Some(FlagProblem { key: key.to_owned(), kind: FlagProblemKind::InvalidRule, message })
+        });
+        let misread = self.misreads.problems(&compiled, &self.degraded.load(), now_ms);
+        let mut problems: Vec<_> = broken.take(MAX_FLAG_PROBLEMS).chain(misread.into_values()).collect();
+        problems.retain(|problem| problem.key.len() <= MAX_FLAG_PROBLEM_BYTES);
+        for FlagProblem { message, .. } in &mut problems {
+            message.truncate(message.floor_char_boundary(MAX_FLAG_PROBLEM_BYTES));
+        }
+        problems
+    }
+
     /// The value of `key` at `now_ms` (milliseconds since the Unix epoch), when nothing is known about the request;
     /// `None`: the caller's own default.
     pub fn value_at(&self, key: &str, now_ms: i64) -> Option<Value> {
-        self.read(key, &Context::EMPTY, || now_ms, |value| Some(value.clone()))
+        self.resolve(key, &Context::EMPTY, || now_ms, |resolved| resolved.ok()?.value.cloned()).flatten()
     }
 
     /// A flag that is on or off, when nothing is known about the request.
@@ -62,47 +91,115 @@ impl Flags {
         self.integer_for(key, default, &Context::EMPTY)
     }
 
+    /// A flag that is any number, when nothing is known about the request.
+    pub fn float(&self, key: &str, default: f64) -> f64 {
+        self.float_for(key, default, &Context::EMPTY)
+    }
+
     /// A flag that is a text, when nothing is known about the request.
     pub fn string(&self, key: &str, default: &str) -> String {
         self.string_for(key, default, &Context::EMPTY)
     }
 
+    /// A flag that is a JSON object, when nothing is known about the request.
+    pub fn object(&self, key: &str, default: Map<String, Value>) -> Map<String, Value> {
+        self.object_for(key, default, &Context::EMPTY)
+    }
+
     /// A flag that is on or off for `context`.
     pub fn bool_for(&self, key: &str, default: bool, context: &Context<'_>) -> bool {
-        self.read(key, context, clock::now_ms, Value::as_bool).unwrap_or(default)
+        self.read(key, context).unwrap_or(default)
     }
 
     /// A flag that is a whole number for `context`; `20.0` is one, too.
     pub fn integer_for(&self, key: &str, default: i64, context: &Context<'_>) -> i64 {
-        self.read(key, context, clock::now_ms, whole).unwrap_or(default)
+        self.read(key, context).unwrap_or(default)
+    }
+
+    /// A flag that is any number for `context`.
+    pub fn float_for(&self, key: &str, default: f64, context: &Context<'_>) -> f64 {
+        self.read(key, context).unwrap_or(default)
     }
 
     /// A flag that is a text for `context`.
     pub fn string_for(&self, key: &str, default: &str, context: &Context<'_>) -> String {
-        let text = self.read(key, context, clock::now_ms, |value| value.as_str().map(str::to_owned));
-        text.unwrap_or_else(|| default.to_owned())
+        self.read(key, context).unwrap_or_else(|| default.to_owned())
     }
 
-    /// What `take` makes of the value of `key`. The clock is read only by flags that depend on it.
+    /// A flag that is a JSON object for `context`.
+    pub fn object_for(&self, key: &str, default: Map<String, Value>, context: &Context<'_>) -> Map<String, Value> {
+        self.read(key, context).unwrap_or(default)
+    }
+
+    /// A flag of any type for `context`, with the variant that it is of, and the reason, as OpenFeature has it.
+    ///
+    /// ```
+    /// use contract::WorkloadId;
+    /// use resilience::{Resilience, feature_flags::{Details, ErrorCode}};
+    ///
+    /// let workload = Resilience::builder(WorkloadId::deployment("ticketing", "booking")).build();
+    /// let Details { value, variant, reason } = workload.flags().details("Discount", 0.5, &flags::Context::EMPTY);
+    /// assert_eq!((value, variant), (0.5, None));
+    /// assert_eq!((reason.as_str(), reason.error()), ("ERROR", Some(ErrorCode::FlagNotFound)));
+    /// ```
+    pub fn details<T: FlagValue>(&self, key: &str, default: T, context: &Context<'_>) -> Details<T> {
+        let answer = self.resolve(key, context, clock::now_ms, |resolved| match resolved {
+            Err(_) => Err(ErrorCode::General),
+            Ok(Resolution { value: None, reason, .. }) => Ok((None, reason)),
+            Ok(Resolution { value: Some(value), variant, reason }) => match T::read(value) {
+                Some(value) => Ok((Some((value, variant.map(str::to_owned))), reason)),
+                None => Err(self.misread::<T>(key, variant, value)),
+            },
+        });
+        match answer.unwrap_or(Err(ErrorCode::FlagNotFound)) {
+            Ok((Some((value, variant)), reason)) => Details { value, variant, reason: AnswerReason::Resolved(reason) },
+            Ok((None, reason)) => Details { value: default, variant: None, reason: AnswerReason::Resolved(reason) },
+            Err(code) => Details { value: default, variant: None, reason: AnswerReason::Error(code) },
+        }
+    }
+
+    /// The value of `key`; `None`: the caller's own default.
     #[inline]
-    fn read<T>(
+    fn read<T: FlagValue>(&self, key: &str, context: &Context<'_>) -> Option<T> {
+        self.resolve(key, context, clock::now_ms, |resolved| {
+            let Resolution { variant, value, .. } = resolved.ok()?;
+            let value = value?;
+            let read = T::read(value);
+            if read.is_none() {
+                self.misread::<T>(key, variant, value);
+            }
+            read
+        })
+        .flatten()
+    }
+
+    /// What `take` makes of what `key` resolves to; `None`: there is no such flag. The clock is read only by flags that depend on
+    /// it.
+    #[inline]
+    fn resolve<T>(
         &self,
         key: &str,
         context: &Context<'_>,
         now_ms: impl Fn() -> i64,
-        take: impl FnOnce(&Value) -> Option<T>,
+        take: impl FnOnce(Result<Resolution<'_>, NoAnswer>) -> T,
     ) -> Option<T> {
         let compiled = self.compiled.load();
         let flag = compiled.find(key)?;
         let degraded = self.is_degraded.load(Ordering::Acquire).then(|| self.degraded.load());
         let degraded_variant = degraded.as_ref().and_then(|variants| variants.get(key)).map(String::as_str);
-        match flag.evaluate(key, &Inputs { context: *context, degraded_variant }, now_ms) {
-            Ok(value) => value.and_then(take),
+        Some(match flag.resolve(key, &Inputs { context: *context, degraded_variant }, now_ms) {
+            Ok(resolution) => take(Ok(resolution)),
             Err(error) => {
                 self.log_once(key, &error);
-                None
+                take(Err(NoAnswer))
             }
-        }
+        })
+    }
+
+    #[cold]
+    fn misread<T: FlagValue>(&self, key: &str, variant: Option<&str>, value: &Value) -> ErrorCode {
+        self.misreads.note(key, T::TYPE, variant.unwrap_or_default(), value);
+        ErrorCode::TypeMismatch
     }
 
     #[cold]
@@ -113,13 +210,8 @@ impl Flags {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "guarded by the range check")]
-fn whole(value: &Value) -> Option<i64> {
-    value.as_i64().or_else(|| {
-        let float = value.as_f64()?;
-        (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
-    })
-}
+/// A rule had no usable answer, and that is logged.
+struct NoAnswer;
 
 #[cfg(test)]
 mod tests {
@@ -165,6 +257,189 @@ mod tests {
         overridden.set_degraded(degraded);
         assert_eq!(overridden.value_at("Pdf", 999), Some(json!(true)));
         assert_eq!(overridden.value_at("Pdf", 1_000), Some(json!(false)), "the override is over");
+    }
+
+    fn configured(documents: &Value) -> Flags {
+        let flags = Flags::default();
+        flags.configure(serde_json::from_value(json!({ "flags": documents })).unwrap());
+        flags
+    }
+
+    /// A flag whose variants are `on` and `off`, and `on` without a rule.
+    fn flag(on: &Value, off: &Value) -> Value {
+        json!({"state": "ENABLED", "variants": {"on": on, "off": off}, "defaultVariant": "on"})
+    }
+
+    #[test]
+    fn numbers_and_objects_with_and_without_a_context() {
+        let mut rate = flag(&json!(1), &json!(0.25));
+        rate["targeting"] = json!({"if": [{"==": [{"var": "country"}, "AT"]}, "off"]});
+        let mut style = flag(&json!({"color": "red"}), &json!({"color": "blue", "size": [1, 2]}));
+        style["targeting"] = rate["targeting"].clone();
+        let flags = configured(&json!({"Rate": rate, "Style": style}));
+        let attributes = [("country", Attribute::Text("AT"))];
+        let context = Context::new(&attributes);
+        let object = |value: Value| value.as_object().unwrap().clone();
+
+        assert_eq!((flags.float("Rate", 9.5), flags.float_for("Rate", 9.5, &context)), (1.0, 0.25));
+        assert_eq!((flags.integer("Rate", 9), flags.integer_for("Rate", 9, &context)), (1, 9), "a fraction is lost");
+        assert_eq!(flags.object("Style", Map::new()), object(json!({"color": "red"})));
+        assert_eq!(flags.object_for("Style", Map::new(), &context), object(json!({"color": "blue", "size": [1, 2]})));
+        assert_eq!(flags.object("Rate", object(json!({"own": 1}))), object(json!({"own": 1})));
+        assert_eq!((flags.float("Missing", 9.5), flags.object("Missing", Map::new())), (9.5, Map::new()));
+    }
+
+    #[rstest::rstest]
+    #[case::no_rule("Plain", "off", true, Some("on"), "STATIC", None)]
+    #[case::the_rule("Ruled", "AT", false, Some("off"), "TARGETING_MATCH", None)]
+    #[case::the_rule_chooses_none("Ruled", "DE", true, Some("on"), "DEFAULT", None)]
+    #[case::a_rule_without_a_usable_answer("Ruled", "nowhere", false, None, "ERROR", Some("GENERAL"))]
+    #[case::disabled("Disabled", "AT", false, None, "DISABLED", None)]
+    #[case::no_default_variant("Open", "AT", false, None, "DEFAULT", None)]
+    #[case::another_type("Text", "AT", false, None, "ERROR", Some("TYPE_MISMATCH"))]
+    #[case::no_such_flag("Missing", "AT", false, None, "ERROR", Some("FLAG_NOT_FOUND"))]
+    fn details_have_openfeatures_reasons(
+        #[case] key: &str,
+        #[case] country: &str,
+        #[case] value: bool,
+        #[case] variant: Option<&str>,
+        #[case] reason: &str,
+        #[case] error: Option<&str>,
+    ) {
+        let plain = flag(&json!(true), &json!(false));
+        let with = |name: &str, member: Value| {
+            let mut flag = plain.clone();
+            flag[name] = member;
+            flag
+        };
+        let place = json!({"var": "country"});
+        let rule = json!({"if": [{"==": [place, "AT"]}, "off", {"==": [place, "nowhere"]}, "absent"]});
+        let flags = configured(&json!({
+            "Plain": plain, "Ruled": with("targeting", rule), "Disabled": with("state", json!("DISABLED")),
+            "Open": with("defaultVariant", Value::Null), "Text": flag(&json!("true"), &json!("false")),
+        }));
+        let attributes = [("country", Attribute::Text(country))];
+        let details = flags.details(key, false, &Context::new(&attributes));
+        assert_eq!((details.value, details.variant.as_deref()), (value, variant));
+        assert_eq!((details.reason.as_str(), details.reason.error().map(ErrorCode::as_str)), (reason, error));
+    }
+
+    fn problems(flags: &Flags) -> Vec<String> {
+        flags.problems(NOW).into_iter().map(|one| format!("{}: {}", one.key, one.message)).collect()
+    }
+
+    const NOW: i64 = 1_000;
+
+    #[test]
+    fn a_value_of_another_type_is_reported_until_a_document_makes_it_right() {
+        let texts = flag(&json!("true"), &json!("false"));
+        let flags = configured(&json!({"Pdf": texts, "Other": texts}));
+        assert!(flags.bool("Pdf", true) && !flags.bool("Pdf", false), "the default of the code");
+        assert_eq!(flags.string("Other", ""), "true");
+        let told = ["Pdf: code reads a boolean, the variant on is a string; the code's default is used"];
+        assert_eq!(problems(&flags), told, "once, and only what code reads wrongly");
+
+        // Another document that is no better. It is known before anybody reads the flag again.
+        flags.configure(serde_json::from_value(json!({"flags": {"Pdf": texts}})).unwrap());
+        assert_eq!(problems(&flags), told);
+        flags.configure(serde_json::from_value(json!({"flags": {"Pdf": flag(&json!(true), &json!(false))}})).unwrap());
+        assert_eq!(problems(&flags), [""; 0]);
+        assert!(flags.bool("Pdf", false));
+    }
+
+    /// What is wrong with one variant alone is wrong for as long as that one holds.
+    #[test]
+    fn a_wrong_variant_is_reported_while_it_holds() {
+        let mut mixed = flag(&json!(true), &json!("no"));
+        mixed["override"] = json!({"variant": "off", "untilMs": clock::now_ms() + 60_000});
+        let flags = configured(&json!({"Pdf": mixed}));
+        assert!(flags.bool("Pdf", true));
+        assert_eq!(problems(&flags).len(), 1);
+        assert_eq!(flags.problems(clock::now_ms() + 60_000), [], "the override is over");
+
+        let mut ruled = flag(&json!(true), &json!("no"));
+        ruled["targeting"] = json!({"if": [{"==": [{"var": "country"}, "AT"]}, "off"]});
+        flags.configure(serde_json::from_value(json!({"flags": {"Pdf": ruled}})).unwrap());
+        assert!(flags.bool("Pdf", false), "right without a context");
+        assert_eq!(problems(&flags).len(), 1, "the variant is still wrong, for some requests");
+        flags.configure(serde_json::from_value(json!({"flags": {"Pdf": flag(&json!(true), &json!(false))}})).unwrap());
+        assert_eq!(problems(&flags), [""; 0]);
+
+        flags.set_degraded(BTreeMap::from([("Pdf".to_owned(), "off".to_owned())]));
+        flags.configure(serde_json::from_value(json!({"flags": {"Pdf": flag(&json!(true), &json!("no"))}})).unwrap());
+        assert!(flags.bool("Pdf", true));
+        assert_eq!(problems(&flags).len(), 1);
+        flags.set_degraded(BTreeMap::new());
+        assert_eq!(problems(&flags), [""; 0], "the degraded mode is over");
+    }
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_misread_flag_is_logged_once_for_each_document() {
+        use tracing_subscriber::util::SubscriberInitExt;
+        let texts = || json!({"Pdf": flag(&json!("true"), &json!("false"))});
+        let misread = |flags: &Flags| (0..5).for_each(|_| assert!(flags.bool("Pdf", true)));
+        // Another test may be the first one to come by this line, without anybody who reads it, and say just then that nobody does.
+        misread(&configured(&texts()));
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+        let _guard = subscriber.finish().set_default();
+        let flags = configured(&texts());
+        misread(&flags);
+        let lines = || {
+            let text = String::from_utf8(lock(&log.0).clone()).unwrap();
+            text.lines().filter(|line| line.contains("flag=Pdf variant=on wanted=\"a boolean\"")).count()
+        };
+        assert_eq!(lines(), 1);
+        flags.configure(serde_json::from_value(json!({ "flags": texts() })).unwrap());
+        misread(&flags);
+        assert_eq!(lines(), 2);
+    }
+
+    #[test]
+    fn reports_of_flags_are_bounded() {
+        let mut all = Map::new();
+        for nth in 0..100 {
+            let mut broken = flag(&json!(true), &json!(false));
+            broken["targeting"] = json!({ "ß".repeat(300): nth });
+            all.insert(format!("Broken{nth}"), broken);
+            all.insert(format!("Text{nth}"), flag(&json!("x".repeat(10_000)), &json!("")));
+        }
+        let flags = configured(&Value::Object(all));
+        for nth in 0..100 {
+            assert!(!flags.bool(&format!("Text{nth}"), false));
+        }
+        let problems = flags.problems(NOW);
+        let of = |kind| problems.iter().filter(|one| one.kind == kind).count();
+        assert_eq!(of(FlagProblemKind::InvalidRule), MAX_FLAG_PROBLEMS);
+        assert_eq!(of(FlagProblemKind::TypeMismatch), MAX_FLAG_PROBLEMS);
+        assert!(problems.iter().all(|one| one.message.len() <= MAX_FLAG_PROBLEM_BYTES));
+    }
+
+    #[test]
+    fn a_rule_that_does_not_compile_is_reported_with_its_place() {
+        let mut broken = flag(&json!(true), &json!(false));
+        broken["targeting"] = json!({"if": [{"iff": [true]}, "off"]});
+        let flags = configured(&json!({"Pdf": broken, "Other": flag(&json!(true), &json!(false))}));
+        let problems = flags.problems(NOW);
+        assert_eq!((problems.len(), problems[0].kind), (1, FlagProblemKind::InvalidRule));
+        let message = &problems[0].message;
+        assert!(message.contains("cannot be: targeting.if[0].iff: iff is not an operator"), "{message}");
     }
 
     /// A flag with this targeting rule, and evaluators.

@@ -12,8 +12,8 @@ use axum::{
 };
 use contract::{
     ActionAnswer, ActionOutcome, ActionRequest, Applied, AppliedFrom, BuiltIns, CONTRACT_VERSION, CheckReport,
-    CheckStatus, CircuitReport, CircuitState, EffectiveReport, HealthReport, PushAnswer, PushOutcome, RuntimeConfig,
-    WorkloadKind,
+    CheckStatus, CircuitReport, CircuitState, EffectiveReport, FlagProblem, HealthReport, PushAnswer, PushOutcome,
+    RuntimeConfig, WorkloadKind,
     admin::{ACTIONS_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER},
     revision::{Admission, admit},
     signing::{
@@ -90,6 +90,8 @@ pub struct Script {
     pub behavior: Behavior,
     /// Paths of a document that it does not know, as an older version of the workload would not.
     pub unsupported: Vec<String>,
+    /// What it finds wrong with flags of the document that it runs.
+    pub flag_problems: Vec<FlagProblem>,
     /// Version of the contract that it speaks.
     pub contract_version: u32,
     /// Its dependencies; those that a document names besides are unknown to it.
@@ -325,6 +327,7 @@ impl Default for Script {
         Self {
             behavior: Behavior::Correct,
             unsupported: Vec::new(),
+            flag_problems: Vec::new(),
             contract_version: CONTRACT_VERSION,
             dependencies: None,
             built_ins: Some(BuiltIns { dependencies: [("database".to_owned(), None)].into(), ..BuiltIns::default() }),
@@ -379,6 +382,7 @@ impl Script {
                 .filter(|name| !known(name))
                 .cloned()
                 .collect(),
+            flag_problems: self.flag_problems.clone(),
             applied_at_ms: 0,
             from: AppliedFrom::Push,
         }

@@ -63,19 +63,45 @@ pub enum Mistake {
     Malformed(&'static str),
 }
 
+/// Something in a rule that works, and that its writer has hardly meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleWarning {
+    /// The place, as in a [`RuleError`].
+    pub path: String,
+    /// What it does there, and what to write instead.
+    pub message: &'static str,
+}
+
+/// What there is to say about a rule besides its first mistake.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    /// The other mistakes, each in a part that is otherwise sound. At most [`MOST_REMARKS`].
+    pub others: Vec<RuleError>,
+    /// At most [`MOST_REMARKS`].
+    pub warnings: Vec<RuleWarning>,
+}
+
+/// Most remarks of one kind about one rule.
+const MOST_REMARKS: usize = 20;
+
 /// Compiles the rule of a flag.
-pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Rule, RuleError> {
+pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> (Result<Rule, RuleError>, Remarks) {
     let mut compiler = Compiler::new(evaluators, "targeting".to_owned(), false);
-    let root = compiler.node(rule, 0)?;
-    Ok(Rule { root, uses_time: compiler.uses_time })
+    let root = compiler.node(rule, 0);
+    let Compiler { uses_time, remarks, .. } = compiler;
+    (root.map(|root| Rule { root, uses_time }), remarks)
 }
 
 /// Compiles the shared rule `name`, after those that it refers to.
-pub(super) fn compile_shared(name: &str, rule: &Value, evaluators: &Evaluators) -> Result<Shared, RuleError> {
+pub(super) fn compile_shared(
+    name: &str,
+    rule: &Value,
+    evaluators: &Evaluators,
+) -> (Result<Shared, RuleError>, Remarks) {
     let mut compiler = Compiler::new(evaluators, format!("$evaluators.{}", shortened(name)), true);
-    let node = Arc::new(compiler.node(rule, 0)?);
-    let Compiler { deepest, uses_time, only_inside, .. } = compiler;
-    Ok(Shared { node, height: deepest, uses_time, only_inside })
+    let node = compiler.node(rule, 0);
+    let Compiler { deepest, uses_time, only_inside, remarks, .. } = compiler;
+    (node.map(|node| Shared { node: Arc::new(node), height: deepest, uses_time, only_inside }), remarks)
 }
 
 struct Compiler<'c> {
@@ -90,13 +116,24 @@ struct Compiler<'c> {
     /// How many operators over lists are around this place: inside of them, `var` looks into the item at hand.
     items: usize,
     uses_time: bool,
+    remarks: Remarks,
 }
 
 type Compiled<T = Node> = Result<T, RuleError>;
 
 impl<'c> Compiler<'c> {
     fn new(evaluators: &'c Evaluators, path: String, is_shared: bool) -> Self {
-        Self { evaluators, path, parts: 0, deepest: 0, is_shared, only_inside: None, items: 0, uses_time: false }
+        Self {
+            evaluators,
+            path,
+            parts: 0,
+            deepest: 0,
+            is_shared,
+            only_inside: None,
+            items: 0,
+            uses_time: false,
+            remarks: Remarks::default(),
+        }
     }
 
     fn error<T>(&self, mistake: Mistake) -> Compiled<T> {
@@ -105,6 +142,51 @@ impl<'c> Compiler<'c> {
 
     fn malformed<T>(&self, message: &'static str) -> Compiled<T> {
         self.error(Mistake::Malformed(message))
+    }
+
+    /// Keeps a mistake that is not the first.
+    fn keep(&mut self, error: RuleError) {
+        let others = &mut self.remarks.others;
+        if others.len() < MOST_REMARKS && !others.contains(&error) {
+            others.push(error);
+        }
+    }
+
+    fn warn(&mut self, step: &str, message: &'static str) {
+        if self.remarks.warnings.len() < MOST_REMARKS && !self.evaluators.lenient {
+            self.remarks.warnings.push(RuleWarning { path: format!("{}{step}", self.path), message });
+        }
+    }
+
+    /// Does `work` for each of `items`, also after a mistake, so that a person is told of all of them. The first is the error.
+    fn each_of<I, T>(
+        &mut self,
+        items: impl IntoIterator<Item = I>,
+        mut work: impl FnMut(&mut Self, I) -> Compiled<T>,
+    ) -> Compiled<Vec<T>> {
+        let (mut done, mut first) = (Vec::new(), None);
+        for item in items {
+            match work(self, item) {
+                Ok(one) => done.push(one),
+                // Nor is what follows looked at.
+                Err(error) if error.mistake == Mistake::TooLarge => return Err(first.unwrap_or(error)),
+                Err(error) if first.is_none() => first = Some(error),
+                Err(error) => self.keep(error),
+            }
+        }
+        first.map_or(Ok(done), Err)
+    }
+
+    /// Both, or the first mistake.
+    fn both<A, B>(&mut self, one: Compiled<A>, other: Compiled<B>) -> Compiled<(A, B)> {
+        match (one, other) {
+            (Ok(one), Ok(other)) => Ok((one, other)),
+            (Err(first), Err(second)) => {
+                self.keep(second);
+                Err(first)
+            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
     }
 
     /// A literal that its operation can do nothing with.
@@ -151,9 +233,11 @@ impl<'c> Compiler<'c> {
         Ok(match value {
             Value::Null => Node::Null,
             Value::Bool(value) => Node::Bool(*value),
-            Value::Number(number) => {
-                number.as_i64().map_or_else(|| Node::Float(number.as_f64().unwrap_or(f64::NAN)), Node::Int)
-            }
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => Node::Int(value),
+                (None, Some(value)) => Node::Big(value),
+                (None, None) => Node::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
             Value::String(text) => Node::Text(text.as_str().into()),
             Value::Array(items) => {
                 let items = self.nodes(items, depth)?;
@@ -179,11 +263,10 @@ impl<'c> Compiler<'c> {
     }
 
     fn nodes(&mut self, items: &[Value], depth: usize) -> Compiled<Box<[Node]>> {
-        items
-            .iter()
-            .enumerate()
-            .map(|(at, item)| self.at(format_args!("[{at}]"), |this| this.node(item, depth + 1)))
-            .collect()
+        let nodes = self.each_of(items.iter().enumerate(), |this, (at, item)| {
+            this.at(format_args!("[{at}]"), |this| this.node(item, depth + 1))
+        })?;
+        Ok(nodes.into_boxed_slice())
     }
 
     fn reference(&mut self, name: &Value, depth: usize) -> Compiled {
@@ -248,8 +331,8 @@ impl<'c> Compiler<'c> {
             "some" => self.each(Each::Some, arguments, depth)?,
             "none" => self.each(Each::None, arguments, depth)?,
             "reduce" => self.reduce(arguments, depth)?,
-            "starts_with" => Node::Affix(Affix::Start, self.two(arguments, depth)?),
-            "ends_with" => Node::Affix(Affix::End, self.two(arguments, depth)?),
+            "starts_with" => self.affix(Affix::Start, arguments, depth)?,
+            "ends_with" => self.affix(Affix::End, arguments, depth)?,
             "sem_ver" => self.sem_ver(arguments, depth)?,
             "fractional" => self.fractional(arguments, depth)?,
             _ => return self.error(Mistake::UnknownOperator(shortened(name))),
@@ -289,7 +372,7 @@ impl<'c> Compiler<'c> {
         if found < least || found > most {
             return self.error(Mistake::Arity { wanted, found });
         }
-        (0..found).map(|index| self.argument(arguments, index, depth)).collect()
+        Ok(self.each_of(0..found, |this, index| this.argument(arguments, index, depth))?.into_boxed_slice())
     }
 
     fn many(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
@@ -324,7 +407,7 @@ impl<'c> Compiler<'c> {
             Node::Text(path) if path.is_empty() => Path::Known(Box::new([])),
             Node::Text(path) => Path::Known(path.split('.').map(Into::into).collect()),
             Node::Int(index) => Path::Known(Box::new([index.to_string().into()])),
-            Node::Bool(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
+            Node::Bool(_) | Node::Big(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
                 return self.malformed("needs the name of an attribute, such as email or user.country");
             }
             computed => Path::Computed(computed),
@@ -354,9 +437,9 @@ impl<'c> Compiler<'c> {
     /// What is done with each item, in which `var` looks into the item.
     fn per_item(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         self.items += 1;
-        let node = self.argument(arguments, 1, depth)?;
+        let node = self.argument(arguments, 1, depth);
         self.items -= 1;
-        Ok(node)
+        node
     }
 
     fn each(&mut self, each: Each, arguments: &Arguments<'_>, depth: usize) -> Compiled {
@@ -364,8 +447,9 @@ impl<'c> Compiler<'c> {
         if found != 2 {
             return self.error(Mistake::Arity { wanted: "a list, and what is asked of each item", found });
         }
-        let list = self.argument(arguments, 0, depth)?;
-        Ok(Node::Each(each, Box::new([list, self.per_item(arguments, depth)?])))
+        let (list, per_item) = (self.argument(arguments, 0, depth), self.per_item(arguments, depth));
+        let (list, per_item) = self.both(list, per_item)?;
+        Ok(Node::Each(each, Box::new([list, per_item])))
     }
 
     fn reduce(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
@@ -374,37 +458,63 @@ impl<'c> Compiler<'c> {
             let wanted = "a list, what is done with each item, and perhaps a value to begin with";
             return self.error(Mistake::Arity { wanted, found });
         }
-        let list = self.argument(arguments, 0, depth)?;
-        let step = self.per_item(arguments, depth)?;
-        let first = if found == 3 { self.argument(arguments, 2, depth)? } else { Node::Null };
+        let (list, step) = (self.argument(arguments, 0, depth), self.per_item(arguments, depth));
+        let both = self.both(list, step);
+        let first = if found == 3 { self.argument(arguments, 2, depth) } else { Ok(Node::Null) };
+        let ((list, step), first) = self.both(both, first)?;
         Ok(Node::Reduce(Box::new([list, step, first])))
     }
 
     fn sem_ver(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
         let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
-        let Some(comparison) = comparison else {
-            return self.at("[1]", |this| this.no_use("must be one of =, !=, <, <=, >, >=, ^ and ~"));
+        let no_version = |side: &Node| match side {
+            Node::Text(text) => Version::parse(text).is_none(),
+            // A number is read as the text that it is.
+            Node::Int(_) | Node::Float(_) => false,
+            other => is_literal(other),
         };
-        for (index, side) in [(0, &left), (2, &right)] {
-            if let Node::Text(text) = side
-                && Version::parse(text).is_none()
-            {
-                return self.at(format_args!("[{index}]"), |this| this.no_use("must be a version such as 1.2.3"));
-            }
-        }
-        Ok(Node::SemVer(comparison, Box::new([left, right])))
+        let wrong = [
+            (0, no_version(&left), "must be a version such as 1.2.3"),
+            (1, comparison.is_none(), "must be one of =, !=, <, <=, >, >=, ^ and ~"),
+            (2, no_version(&right), "must be a version such as 1.2.3"),
+        ];
+        self.without_use(wrong)?;
+        let useful = comparison.filter(|_| wrong.iter().all(|(_, wrong, _)| !wrong));
+        Ok(useful.map_or(Node::Null, |comparison| Node::SemVer(comparison, Box::new([left, right]))))
+    }
+
+    fn affix(&mut self, affix: Affix, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+        let sides = self.two(arguments, depth)?;
+        let no_text = |side: &Node| is_literal(side) && !matches!(side, Node::Text(_));
+        let wrong = [
+            (0, no_text(&sides[0]), "must be a text, or an operation that answers with one"),
+            (1, no_text(&sides[1]), "must be a text, or an operation that answers with one"),
+        ];
+        self.without_use(wrong)?;
+        Ok(if wrong.iter().any(|(_, wrong, _)| *wrong) { Node::Null } else { Node::Affix(affix, sides) })
+    }
+
+    /// Literals, by the place of each, with which an operation is of no use: a mistake, or null where that is let pass.
+    fn without_use<const N: usize>(&mut self, literals: [(usize, bool, &'static str); N]) -> Compiled<()> {
+        let wrong = literals.into_iter().filter(|(_, wrong, _)| *wrong);
+        self.each_of(wrong, |this, (index, _, message)| {
+            this.at(format_args!("[{index}]"), |this| this.no_use(message))
+        })?;
+        Ok(())
     }
 
     fn fractional(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
         let (bucket_by, first) = match arguments.values.first() {
             Some(Value::Array(_)) | None => (None, 0),
-            Some(_) => (Some(self.argument(arguments, 0, depth)?), 1),
+            Some(_) => (Some(self.argument(arguments, 0, depth)), 1),
         };
         let lists = arguments.values.iter().enumerate().skip(first);
-        let buckets: Option<Box<[_]>> = lists
-            .map(|(index, bucket)| self.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth)))
-            .collect::<Compiled<Option<_>>>()?;
+        let buckets = self.each_of(lists, |this, (index, bucket)| {
+            this.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth))
+        });
+        let (bucket_by, buckets) = self.both(bucket_by.transpose(), buckets)?;
+        let buckets: Option<Box<[_]>> = buckets.into_iter().collect();
         let Some(buckets) = buckets else { return Ok(Node::Null) };
         if buckets.is_empty() || !arguments.listed {
             return self.no_use("needs buckets, such as [\"on\", 10], [\"off\", 90]");
@@ -419,6 +529,11 @@ impl<'c> Compiler<'c> {
             },
             None => None,
         };
+        if bucket_by.as_ref().is_some_and(is_literal) {
+            let message = "is the same for everybody, so all are in one bucket; to split by an attribute write it \
+                           as {\"var\": \"email\"}, by targetingKey leave it out";
+            self.warn("[0]", message);
+        }
         Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
     }
 
@@ -431,11 +546,13 @@ impl<'c> Compiler<'c> {
             }
             return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
         };
-        let variant = self.at("[0]", |this| this.node(&parts[0], depth + 1))?;
-        if !lenient && matches!(variant, Node::Json(_) | Node::List(_)) {
-            return self.at("[0]", |this| this.malformed("must be the name of a variant"));
-        }
-        let Some(weight) = parts.get(1) else { return Ok(Some(Bucket { variant, weight: Weight::Known(1) })) };
+        let variant = self.at("[0]", |this| match this.node(&parts[0], depth + 1)? {
+            Node::Json(_) | Node::List(_) if !lenient => this.malformed("must be the name of a variant"),
+            variant => Ok(variant),
+        });
+        let Some(weight) = parts.get(1) else {
+            return Ok(Some(Bucket { variant: variant?, weight: Weight::Known(1) }));
+        };
         let weight = self.at("[1]", |this| match this.node(weight, depth + 1)? {
             // Rollouts are computed, and may come out below 0: that is nobody.
             Node::Int(weight) if weight <= i64::from(MAX_WEIGHT_SUM) => {
@@ -454,7 +571,8 @@ impl<'c> Compiler<'c> {
                 this.malformed("must be a whole number of at most 2147483647")
             }
             computed => Ok(Weight::Computed(computed)),
-        })?;
+        });
+        let (variant, weight) = self.both(variant, weight)?;
         Ok(Some(Bucket { variant, weight }))
     }
 }
@@ -472,5 +590,8 @@ pub(super) fn shortened(name: &str) -> String {
 }
 
 const fn is_literal(node: &Node) -> bool {
-    matches!(node, Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Json(_))
+    matches!(
+        node,
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Big(_) | Node::Float(_) | Node::Text(_) | Node::Json(_)
+    )
 }

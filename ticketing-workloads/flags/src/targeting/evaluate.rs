@@ -49,7 +49,7 @@ fn name(value: Val<'_>) -> Result<Option<Cow<'_, str>>, EvaluationError> {
         Val::Str(name) => Ok(Some(Cow::Borrowed(name))),
         Val::Text(name) => Ok(Some(Cow::Owned(name.as_ref().to_owned()))),
         Val::Bool(value) => Ok(Some(Cow::Borrowed(if value { "true" } else { "false" }))),
-        Val::Int(_) | Val::Float(_) => Err(EvaluationError::NoName("number")),
+        Val::Int(_) | Val::Big(_) | Val::Float(_) => Err(EvaluationError::NoName("number")),
         Val::Json(_) | Val::List(_) => Err(EvaluationError::NoName("list or object")),
     }
 }
@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
     fn weigh(&self, value: &Val<'a>) -> Result<usize, EvaluationError> {
         self.charge(1)?;
         match value {
-            Val::Null | Val::Bool(_) | Val::Int(_) | Val::Float(_) => Ok(LONGEST_NUMBER),
+            Val::Null | Val::Bool(_) | Val::Int(_) | Val::Big(_) | Val::Float(_) => Ok(LONGEST_NUMBER),
             Val::Str(text) => self.read(text.len()).map(|()| text.len()),
             Val::Text(text) => self.read(text.len()).map(|()| text.len()),
             Val::Json(json) => self.weigh_json(json, 0),
@@ -171,6 +171,7 @@ impl<'a> Run<'a> {
             Node::Int(value) => Val::Int(*value),
             Node::Float(value) => Val::Float(*value),
             Node::Text(text) => Val::Str(text),
+            Node::Big(value) => Val::Big(*value),
             Node::Json(value) => Val::Json(value),
             Node::Var(var) => return self.var(var, scope),
             Node::If(branches) => match self.branch(branches, scope)? {
@@ -718,6 +719,7 @@ fn hash(value: &Val<'_>) -> Option<u32> {
         Val::Null | Val::List(_) => None,
         Val::Bool(value) => Some(fractional::hash_bool(*value)),
         Val::Int(value) => Some(fractional::hash_integer(*value)),
+        Val::Big(value) => Some(fractional::hash_unsigned(*value)),
         Val::Float(value) => Some(fractional::hash_float(*value)),
         Val::Str(text) => Some(fractional::hash_text(text)),
         Val::Text(text) => Some(fractional::hash_text(text)),

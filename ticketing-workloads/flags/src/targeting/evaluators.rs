@@ -1,14 +1,17 @@
 //! The rules that the flags of a set share by `$ref`: each is compiled once, and every rule that refers to it holds the same.
 
-use super::RuleError;
-use super::compile::{compile_shared, shortened};
+use super::compile::{Remarks, compile_shared, shortened};
 use super::node::Node;
+use super::{RuleError, RuleWarning};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Names that a message lists.
 const NAMES: usize = 10;
+
+/// Most remarks of one kind that are kept besides the first mistake of each rule.
+const MOST_REMARKS: usize = 100;
 
 /// The shared rules of a set, compiled: those that can be, and why the others cannot.
 #[derive(Debug, Default)]
@@ -18,6 +21,8 @@ pub struct Evaluators {
     pub(super) lenient: bool,
     /// Those that are being compiled, each because the one before refers to it.
     open: Vec<String>,
+    /// At most [`MOST_REMARKS`] of each kind.
+    remarks: Remarks,
 }
 
 /// How far a shared rule is.
@@ -74,7 +79,10 @@ impl Evaluators {
                     }
                     continue;
                 }
-                let compiled = compile_shared(last.name, last.rule, &all);
+                let (compiled, Remarks { others, warnings }) = compile_shared(last.name, last.rule, &all);
+                let Remarks { others: kept, warnings: kept_warnings } = &mut all.remarks;
+                kept.extend(others.into_iter().take(MOST_REMARKS.saturating_sub(kept.len())));
+                kept_warnings.extend(warnings.into_iter().take(MOST_REMARKS.saturating_sub(kept_warnings.len())));
                 all.standing.insert(last.name.to_owned(), Standing::Compiled(compiled));
                 all.open.pop();
                 way.pop();
@@ -98,6 +106,17 @@ impl Evaluators {
             Standing::Compiled(Err(error)) => Some((name.as_str(), error)),
             _ => None,
         })
+    }
+
+    /// All mistakes in the shared rules that one can be told of at once: the first of each rule, and of those in other parts
+    /// of it some more. A rule that refers to one with a mistake has the same.
+    pub fn mistakes(&self) -> impl Iterator<Item = &RuleError> {
+        self.errors().map(|(_, error)| error).chain(&self.remarks.others)
+    }
+
+    /// What works in the shared rules, and is hardly meant.
+    pub fn warnings(&self) -> impl Iterator<Item = &RuleWarning> {
+        self.remarks.warnings.iter()
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Standing> {

@@ -15,7 +15,7 @@ mod node;
 mod tests;
 mod value;
 
-pub use compile::{Mistake, RuleError};
+pub use compile::{Mistake, RuleError, RuleWarning};
 pub use evaluate::EvaluationError;
 pub use evaluators::Evaluators;
 
@@ -47,6 +47,17 @@ pub struct Rule {
     uses_time: bool,
 }
 
+/// A rule that a person has written, with all that there is to say about it.
+#[derive(Debug, Default)]
+pub struct Review {
+    /// The rule; `None`: there is none, or it has mistakes.
+    pub rule: Option<Rule>,
+    /// All mistakes that one can be told of at once, at most 21: the first, and those in other parts of the rule.
+    pub mistakes: Vec<RuleError>,
+    /// What works, and is hardly meant; at most 20.
+    pub warnings: Vec<RuleWarning>,
+}
+
 /// What a rule is evaluated for.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -61,10 +72,24 @@ pub struct Request<'a> {
 impl Rule {
     /// Compiles `rule`, which may refer to `evaluators`. `None`: `{}` and null are no rule.
     pub fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Option<Self>, RuleError> {
-        if rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty) {
-            return Ok(None);
+        if is_none(rule) { Ok(None) } else { compile::compile(rule, evaluators).0.map(Some) }
+    }
+
+    /// Compiles `rule`, and goes on after the first mistake, to tell its writer of all of them.
+    pub fn review(rule: &Value, evaluators: &Evaluators) -> Review {
+        if is_none(rule) {
+            return Review::default();
         }
-        compile::compile(rule, evaluators).map(Some)
+        let (rule, compile::Remarks { mut others, warnings }) = compile::compile(rule, evaluators);
+        match rule {
+            Ok(rule) => Review { rule: Some(rule), mistakes: Vec::new(), warnings },
+            Err(first) => {
+                others.retain(|other| *other != first);
+                let mut mistakes = vec![first];
+                mistakes.extend(others);
+                Review { rule: None, mistakes, warnings }
+            }
+        }
     }
 
     /// Whether the time makes a difference. If not, any [`Request::now_ms`] will do.
@@ -105,4 +130,9 @@ impl Rule {
         }
         names
     }
+}
+
+/// Whether this is how a flag says that it has no rule.
+fn is_none(rule: &Value) -> bool {
+    rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty)
 }

@@ -10,6 +10,8 @@ pub(super) enum Node {
     Null,
     Bool(bool),
     Int(i64),
+    /// A whole number from 2^63 on.
+    Big(u64),
     Float(f64),
     Text(Box<str>),
     /// A list in which nothing is computed.

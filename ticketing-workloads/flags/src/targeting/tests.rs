@@ -124,7 +124,7 @@ fn is(logic: &Value, expected: &Value, data: &Value) -> bool {
 #[case::over_no_list(json!({"map": [{"var": "text"}, 1]}), json!([]))]
 #[case::starts_with(json!({"starts_with": [{"var": "text"}, "he"]}), json!(true))]
 #[case::ends_with(json!({"ends_with": [{"var": "text"}, "he"]}), json!(false))]
-#[case::ends_with_number(json!({"ends_with": [12, "2"]}), json!(null))]
+#[case::ends_with_number(json!({"ends_with": [{"+": [12]}, "2"]}), json!(null))]
 #[case::sem_ver(json!({"sem_ver": [{"var": "version"}, ">=", "1.2"]}), json!(true))]
 #[case::sem_ver_no_version(json!({"sem_ver": [{"var": "text"}, ">=", "1.2"]}), json!(null))]
 #[case::sem_ver_number(json!({"sem_ver": [1.5, "=", "1.5.0"]}), json!(true))]
@@ -177,6 +177,9 @@ fn answers(#[case] logic: Value, #[case] expected: Result<Option<&str>, Evaluati
 #[case(json!({"var": true}), "targeting.var: needs the name of an attribute")]
 #[case(json!({"sem_ver": [{"var": "v"}, "==", "1.0.0"]}), "targeting.sem_ver[1]: must be one of =")]
 #[case(json!({"sem_ver": [{"var": "v"}, "=", "one"]}), "targeting.sem_ver[2]: must be a version")]
+#[case(json!({"sem_ver": [null, "=", "1.0.0"]}), "targeting.sem_ver[0]: must be a version")]
+#[case(json!({"starts_with": [{"var": "v"}, 12]}), "targeting.starts_with[1]: must be a text")]
+#[case(json!({"ends_with": [["a"], {"var": "v"}]}), "targeting.ends_with[0]: must be a text")]
 #[case(json!({"fractional": [{"var": "v"}]}), "targeting.fractional: needs buckets")]
 #[case(json!({"fractional": []}), "targeting.fractional: needs buckets")]
 #[case(json!({"fractional": [{"var": "v"}, "a", 10]}), "targeting.fractional[1]: must be a list of a variant")]
@@ -244,6 +247,9 @@ fn a_shared_rule_for_items_stands_inside_only(#[case] logic: Value, #[case] expe
 #[rstest::rstest]
 #[case::version(json!({"sem_ver": [{"var": "v"}, "=", "one"]}))]
 #[case::comparison(json!({"sem_ver": [{"var": "v"}, "==", "1.0.0"]}))]
+#[case::version_that_is_true(json!({"sem_ver": [{"var": "v"}, "=", true]}))]
+#[case::starts_with_a_number(json!({"starts_with": [{"var": "v"}, 1]}))]
+#[case::ends_with_null(json!({"ends_with": [null, {"var": "v"}]}))]
 #[case::no_buckets(json!({"fractional": [{"var": "v"}]}))]
 #[case::nothing(json!({"fractional": []}))]
 #[case::no_list(json!({"fractional": [{"var": "v"}, "a", 10]}))]
@@ -263,6 +269,67 @@ fn an_operation_without_use_is_refused_or_null(#[case] logic: Value) {
         let rule = rule_with(&rule, &lenient);
         assert_eq!(rule.evaluate(&request).unwrap().as_deref(), Some("green"));
     }
+}
+
+#[test]
+fn a_person_is_told_of_all_mistakes_in_a_rule() {
+    let logic = json!({"if": [
+        {"vra": "x"},
+        {"sem_ver": [true, "==", "one"]},
+        {"fractional": [{"var": ["a", "b", "c"]}, [["x"], 0.5], "y"]},
+        {"all": [{"iff": 1}, {"==": [{"var": ""}]}]},
+        {"reduce": [{"in": []}, {"var": "current"}, {"!": []}]},
+        {"var": ""},
+    ]});
+    let review = Rule::review(&logic, &Evaluators::default());
+    let mut paths: Vec<_> = review.mistakes.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths[0], Rule::compile(&logic, &Evaluators::default()).unwrap_err().path);
+    paths.sort_unstable();
+    let expected = [
+        "targeting.if[0].vra",
+        "targeting.if[1].sem_ver[0]",
+        "targeting.if[1].sem_ver[1]",
+        "targeting.if[1].sem_ver[2]",
+        "targeting.if[2].fractional[0].var",
+        "targeting.if[2].fractional[1][0]",
+        "targeting.if[2].fractional[1][1]",
+        "targeting.if[2].fractional[2]",
+        "targeting.if[3].all[0].iff",
+        "targeting.if[3].all[1].==",
+        "targeting.if[4].reduce[0].in",
+        "targeting.if[4].reduce[2].!",
+        // Outside of a list, although a list with a mistake stands before it.
+        "targeting.if[5].var",
+    ];
+    assert_eq!(paths, expected);
+    assert!(review.rule.is_none());
+    let evaluators = shared(json!({"broken": {"or": [{"in": []}, {"vra": "x"}]}, "sound": true}));
+    let paths: Vec<_> = evaluators.mistakes().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, ["$evaluators.broken.or[0].in", "$evaluators.broken.or[1].vra"]);
+}
+
+#[test]
+fn mistakes_are_bounded_and_the_bound_is_one_of_them() {
+    let many = json!({"or": vec![json!({"$ref": "bad"}); 1_000]});
+    assert_eq!(Rule::review(&many, &evaluators()).mistakes.len(), 1, "the same again is nothing new");
+    let different: Vec<_> = (0..1_000).map(|nth| json!({ format!("v{nth}"): "x" })).collect();
+    assert_eq!(Rule::review(&json!({"or": different}), &Evaluators::default()).mistakes.len(), 21);
+    let large = json!({"or": vec![json!({"vra": "x"}), json!(vec![1; MAX_NODES]), json!({"in": []})]});
+    let mistakes = Rule::review(&large, &Evaluators::default()).mistakes;
+    assert!(matches!(mistakes[0].mistake, Mistake::UnknownOperator(_)), "{mistakes:?}");
+}
+
+#[rstest::rstest]
+#[case::text(json!({"fractional": ["email", ["red", 1], ["green", 1]]}), &["targeting.fractional[0]"])]
+#[case::number(json!({"if": [true, {"fractional": [7, ["red", 1]]}]}), &["targeting.if[1].fractional[0]"])]
+#[case::attribute(json!({"fractional": [{"var": "email"}, ["red", 1], ["green", 1]]}), &[])]
+#[case::none(json!({"fractional": [["red", 1], ["green", 1]]}), &[])]
+fn a_constant_bucketing_value_is_a_warning(#[case] logic: Value, #[case] expected: &[&str]) {
+    let review = Rule::review(&logic, &Evaluators::default());
+    assert!(review.rule.is_some() && review.mistakes.is_empty());
+    assert_eq!(review.warnings.iter().map(|warning| warning.path.as_str()).collect::<Vec<_>>(), expected);
+    let shared = shared(json!({ "it": logic }));
+    assert_eq!(shared.warnings().count(), expected.len());
 }
 
 /// An error inside of a shared rule is one of that rule, whatever its name, and the places after it are right.
@@ -326,6 +393,29 @@ fn a_message_does_not_grow_with_the_document() {
 #[case(json!({}))]
 fn nothing_is_no_rule(#[case] rule: Value) {
     assert!(Rule::compile(&rule, &Evaluators::default()).unwrap().is_none());
+}
+
+/// The tenth that a number falls into, of its own digits. Computed outside of this program, by the rule: MurmurHash3 (x86, 32
+/// bits, seed 0) of the byte 0x1b and the number's eight bytes, times 100, divided by 2^32.
+#[rstest::rstest]
+#[case(i64::MAX.unsigned_abs(), "2")]
+#[case(1 << 63, "6")]
+#[case((1 << 63) + 1, "9")]
+#[case((1 << 63) + 2, "0")]
+#[case(u64::MAX - 1, "2")]
+#[case(u64::MAX, "4")]
+fn large_numbers_are_bucketed_by_all_of_their_digits(#[case] number: u64, #[case] tenth: &str) {
+    let split = |by: Value| {
+        let buckets = (0..10).map(|tenth| json!([tenth.to_string(), 10]));
+        let parts: Vec<_> = [by].into_iter().chain(buckets).collect();
+        json!({ "fractional": parts })
+    };
+    let data = json!({ "id": number, "ids": [number] });
+    for by in [json!({"var": "id"}), json!({"var": "ids.0"}), json!({"if": [true, number]}), json!(number)] {
+        assert!(is(&split(by.clone()), &json!(tenth), &data), "{by}");
+    }
+    assert!(is(&json!({"==": [{"var": "id"}, number]}), &json!(true), &data));
+    assert!(is(&json!({">": [{"var": "id"}, 9.0e18]}), &json!(true), &data), "compared as a float");
 }
 
 #[rstest::rstest]

@@ -19,6 +19,8 @@ pub(super) enum Val<'a> {
     Null,
     Bool(bool),
     Int(i64),
+    /// A whole number from 2^63 on: bucketed by exactly, and a float in all other operations.
+    Big(u64),
     Float(f64),
     Str(&'a str),
     /// A text that the rule made.
@@ -47,9 +49,11 @@ impl<'a> Val<'a> {
         match value {
             Value::Null => Self::Null,
             Value::Bool(value) => Self::Bool(*value),
-            Value::Number(number) => {
-                number.as_i64().map_or_else(|| Self::Float(number.as_f64().unwrap_or(f64::NAN)), Self::Int)
-            }
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => Self::Int(value),
+                (None, Some(value)) => Self::Big(value),
+                (None, None) => Self::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
             Value::String(text) => Self::Str(text),
             Value::Array(_) | Value::Object(_) => Self::Json(value),
         }
@@ -133,6 +137,7 @@ impl<'a> Val<'a> {
             Self::Null => false,
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
+            Self::Big(_) => true,
             Self::Float(value) => *value != 0.0 && !value.is_nan(),
             Self::Str(text) => !text.is_empty(),
             Self::Text(text) => !text.is_empty(),
@@ -146,6 +151,7 @@ impl<'a> Val<'a> {
             Self::Null => Num::Int(0),
             Self::Bool(value) => Num::Int((*value).into()),
             Self::Int(value) => Num::Int(*value),
+            Self::Big(value) => Num::Float(rounded(*value)),
             Self::Float(value) => Num::Float(*value),
             Self::Str(text) => Num::parse(text),
             Self::Text(text) => Num::parse(text),
@@ -162,7 +168,7 @@ impl<'a> Val<'a> {
         match (self, other) {
             (Self::Null, Self::Null) => true,
             (Self::Bool(left), Self::Bool(right)) => left == right,
-            (Self::Int(_) | Self::Float(_), Self::Int(_) | Self::Float(_)) => {
+            (Self::Int(_) | Self::Big(_) | Self::Float(_), Self::Int(_) | Self::Big(_) | Self::Float(_)) => {
                 self.number().order(other.number()).is_some_and(std::cmp::Ordering::is_eq)
             }
             (Self::Json(left @ Value::Object(_)), Self::Json(right)) => left == right,
@@ -216,6 +222,7 @@ impl<'a> Val<'a> {
             Self::Null => Ok(()),
             Self::Bool(value) => write!(out, "{value}"),
             Self::Int(value) => write!(out, "{value}"),
+            Self::Big(value) => spell_float(rounded(*value), out),
             Self::Float(value) => spell_float(*value, out),
             Self::Str(text) => out.write_str(text),
             Self::Text(text) => out.write_str(text),
@@ -232,6 +239,12 @@ impl<'a> Val<'a> {
         };
         Some(())
     }
+}
+
+/// A whole number as the nearest float.
+#[expect(clippy::cast_precision_loss, reason = "as any JSON reader that knows only floats would have it")]
+const fn rounded(value: u64) -> f64 {
+    value as f64
 }
 
 /// The index that a name is: digits as one writes them, without a sign or zeros before them.

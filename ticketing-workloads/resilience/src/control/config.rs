@@ -2,6 +2,7 @@
 //!
 //! Whatever comes, the last good configuration stays in force; a document is taken whole or not at all.
 
+use crate::clock;
 use crate::sync::lock;
 use crate::workload::Resilience;
 use contract::revision::{Admission, MAX_AHEAD_MS, admit};
@@ -27,7 +28,12 @@ impl ConfigStore {
 
     /// The live configuration.
     pub fn applied(&self) -> Applied {
-        current(&lock(&self.history))
+        self.with_flag_problems(current(&lock(&self.history)), clock::now_ms())
+    }
+
+    /// With what is wrong with the flags of it by now.
+    fn with_flag_problems(&self, applied: Applied, now_ms: i64) -> Applied {
+        Applied { flag_problems: self.resilience.flags().problems(now_ms), ..applied }
     }
 
     /// What the workload runs by now: built-in values, effective values, and where each comes from.
@@ -46,7 +52,8 @@ impl ConfigStore {
     pub fn apply(&self, bytes: &[u8], from: AppliedFrom, now_ms: i64) -> PushAnswer {
         let mut history = lock(&self.history);
         let (outcome, message) = self.take(&mut history, bytes, from, now_ms);
-        let answer = PushAnswer { outcome, applied: current(&history), message };
+        let applied = self.with_flag_problems(current(&history), now_ms);
+        let answer = PushAnswer { outcome, applied, message };
         drop(history);
         self.log(&answer, from);
         answer
@@ -105,6 +112,7 @@ impl ConfigStore {
             contract_version: CONTRACT_VERSION,
             unsupported,
             unknown_dependencies,
+            flag_problems: Vec::new(),
             applied_at_ms: now_ms,
             from,
         });

@@ -260,3 +260,28 @@ fn the_effective_report_says_where_values_come_from() {
     assert!(after.dependencies["database"].built_in.is_none());
     assert!(contract::EffectiveReport::parse(&serde_json::to_vec(&after).unwrap()).is_ok());
 }
+
+/// A document with one flag, whose variant `on` is this.
+fn with_flag(revision: i64, on: &Value) -> Vec<u8> {
+    edited(|value| {
+        value["revision"] = json!(revision);
+        value["flags"]["settings"]["flags"] =
+            json!({"Pdf": {"state": "ENABLED", "variants": {"on": on}, "defaultVariant": "on"}});
+    })
+}
+
+#[test]
+fn what_code_reads_wrongly_is_told_until_a_document_makes_it_right() {
+    let store = store();
+    let first = push(&store, &with_flag(NOW, &json!("true")));
+    assert_eq!((first.outcome, first.applied.flag_problems), (PushOutcome::Applied, vec![]), "nobody has read it yet");
+    assert!(store.resilience.flags().bool("Pdf", true));
+    let told = store.applied().flag_problems;
+    assert_eq!((told.len(), told[0].key.as_str()), (1, "Pdf"));
+
+    let same = push(&store, &with_flag(NOW + 1, &json!("yes")));
+    assert_eq!((same.outcome, same.applied.flag_problems), (PushOutcome::Applied, told), "still a text");
+    let mended = push(&store, &with_flag(NOW + 2, &json!(true)));
+    assert_eq!((mended.outcome, mended.applied.flag_problems), (PushOutcome::Applied, vec![]));
+    assert_eq!(store.applied().flag_problems, []);
+}

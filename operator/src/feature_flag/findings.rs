@@ -1,0 +1,133 @@
+//! What the status of a flag set says of each flag.
+
+use super::overriders::overrider;
+use contract::{FlagSettings, FlagState, FlagsSettings};
+use crds::{FeatureFlag, Moment, feature_flag::FlagFinding};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Most flags that a set has.
+const MOST: usize = 500;
+
+/// The flags that workloads have from another set: which one has each of them where, as in "booking runs by the set platform".
+pub type Lost = BTreeMap<String, Vec<String>>;
+
+/// All flags of a set that is for so many workloads: first those that are overridden, then those that it has lost, then the others.
+pub fn findings(
+    set: &FeatureFlag,
+    settings: &FlagsSettings,
+    lost: &Lost,
+    workloads: usize,
+    now_ms: i64,
+) -> Vec<FlagFinding> {
+    let finding = |(key, flag): (&String, &FlagSettings)| {
+        let lost = lost.get(key).map(Vec::as_slice).unwrap_or_default();
+        let mut finding = match flag.active_override(now_ms) {
+            Some(over) if lost.len() < workloads || workloads == 0 => {
+                let entries = set.metadata.managed_fields.as_deref().unwrap_or_default();
+                // The last moment that there is stands for none.
+                let until = over.until_ms.filter(|until| *until < Timestamp::MAX.as_millisecond());
+                let until = until.and_then(|until| Timestamp::from_millisecond(until).ok());
+                let lasts = until.map_or_else(|| "until a person takes it back".to_owned(), |at| format!("until {at}"));
+                let why = if over.reason.is_empty() { String::new() } else { format!(": {}", over.reason) };
+                FlagFinding {
+                    effective_variant: Some(over.variant.clone()),
+                    overridden_by: overrider(entries, key).map(str::to_owned),
+                    until: until.map(Moment::from),
+                    message: Some(format!("{lasts}{why}")),
+                    ..blank(key, "Override")
+                }
+            }
+            _ if !lost.is_empty() && lost.len() >= workloads => blank(key, "OtherSet"),
+            _ => FlagFinding {
+                effective_variant: flag.default_variant.clone().filter(|_| flag.state == FlagState::Enabled),
+                message: (flag.state != FlagState::Enabled)
+                    .then(|| "disabled: callers get their own default".to_owned()),
+                ..blank(key, "Spec")
+            },
+        };
+        if !lost.is_empty() {
+            let said = finding.message.take().into_iter().chain([lost.join(", ")]);
+            finding.message = Some(said.collect::<Vec<_>>().join("; "));
+        }
+        finding.type_ = flag.variants.values().next().map(|value| kind(value).to_owned());
+        finding
+    };
+    let mut all: Vec<_> = settings.flags.iter().map(finding).collect();
+    // Stable, so by key within each.
+    all.sort_by_key(|finding| {
+        ["Override", "OtherSet"].iter().position(|source| *source == finding.source).unwrap_or(2)
+    });
+    all.truncate(MOST);
+    all
+}
+
+fn blank(key: &str, source: &str) -> FlagFinding {
+    FlagFinding { key: key.to_owned(), source: source.to_owned(), ..FlagFinding::default() }
+}
+
+/// As `valueType` has it.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "float",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Null | Value::Array(_) | Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const NOW: i64 = 1_000_000;
+
+    fn lines(lost: &[(&str, &[&str])]) -> Vec<String> {
+        let on_off = json!({"on": true, "off": false});
+        let flags = json!({"flags": {
+            "a": {"state": "ENABLED", "variants": on_off, "defaultVariant": "on"},
+            "b": {"state": "ENABLED", "variants": {"x": 1.5}, "defaultVariant": "x",
+                  "override": {"variant": "x", "reason": "fire"}},
+            "c": {"state": "DISABLED", "variants": {"x": {"y": 1}}, "defaultVariant": "x"},
+            "d": {"state": "ENABLED", "variants": {"x": 1}, "override": {"variant": "x", "untilMs": NOW}},
+        }});
+        let set = json!({"apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "FeatureFlag",
+                         "metadata": {"name": "f"}, "spec": {"flagSpec": {"flags": {}}}});
+        let lost = lost.iter().map(|(key, by)| ((*key).to_owned(), by.iter().map(|by| (*by).to_owned()).collect()));
+        let (set, flags) = (serde_json::from_value(set).unwrap(), serde_json::from_value(flags).unwrap());
+        let line = |finding: FlagFinding| {
+            let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+            let [type_, variant, message] = [finding.type_, finding.effective_variant, finding.message].map(or_none);
+            format!("{} {} {type_} {variant} {message}", finding.key, finding.source)
+        };
+        findings(&set, &flags, &lost.collect(), 2, NOW).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn each_flag_has_its_type_its_source_and_what_holds() {
+        let expected = [
+            "b Override float x until a person takes it back: fire",
+            "a Spec boolean on -",
+            "c Spec object - disabled: callers get their own default",
+            "d Spec integer - -",
+        ];
+        assert_eq!(lines(&[]), expected);
+    }
+
+    #[test]
+    fn what_another_set_has_is_said_where() {
+        let all: &[&str] = &["booking runs by the set x", "payment runs by the set y"];
+        let expected = [
+            "a OtherSet boolean - booking runs by the set x, payment runs by the set y",
+            "b OtherSet float - booking runs by the set x, payment runs by the set y",
+            "c Spec object - disabled: callers get their own default",
+            "d Spec integer - booking runs by the set x",
+        ];
+        assert_eq!(lines(&[("a", all), ("b", all), ("d", &all[..1])]), expected);
+        let partly = "b Override float x until a person takes it back: fire; booking runs by the set x";
+        assert_eq!(lines(&[("b", &all[..1])])[0], partly);
+    }
+}
