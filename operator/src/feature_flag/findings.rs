@@ -51,7 +51,7 @@ pub fn findings(
             let said = finding.message.take().into_iter().chain([lost.join(", ")]);
             finding.message = Some(said.collect::<Vec<_>>().join("; "));
         }
-        finding.type_ = flag.variants.values().next().map(|value| kind(value).to_owned());
+        finding.type_ = kind(flag).map(str::to_owned);
         finding
     };
     let mut all: Vec<_> = settings.flags.iter().map(finding).collect();
@@ -67,15 +67,16 @@ fn blank(key: &str, source: &str) -> FlagFinding {
     FlagFinding { key: key.to_owned(), source: source.to_owned(), ..FlagFinding::default() }
 }
 
-/// As `valueType` has it.
-fn kind(value: &Value) -> &'static str {
-    match value {
+/// As `valueType` has it; one fraction makes all numbers of a flag floats.
+fn kind(flag: &FlagSettings) -> Option<&'static str> {
+    let is_float = flag.variants.values().any(Value::is_f64);
+    flag.variants.values().next().map(|value| match value {
         Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_f64() => "float",
+        Value::Number(_) if is_float => "float",
         Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Null | Value::Array(_) | Value::Object(_) => "object",
-    }
+    })
 }
 
 #[cfg(test)]
@@ -89,7 +90,7 @@ mod tests {
         let on_off = json!({"on": true, "off": false});
         let flags = json!({"flags": {
             "a": {"state": "ENABLED", "variants": on_off, "defaultVariant": "on"},
-            "b": {"state": "ENABLED", "variants": {"x": 1.5}, "defaultVariant": "x",
+            "b": {"state": "ENABLED", "variants": {"w": 1, "x": 1.5}, "defaultVariant": "x",
                   "override": {"variant": "x", "reason": "fire"}},
             "c": {"state": "DISABLED", "variants": {"x": {"y": 1}}, "defaultVariant": "x"},
             "d": {"state": "ENABLED", "variants": {"x": 1}, "override": {"variant": "x", "untilMs": NOW}},
