@@ -176,7 +176,7 @@ pub(crate) fn merge_flags(
         }
         keys.sort_unstable();
         let shadowed = (!shadowed.flags.is_empty()).then_some(shadowed);
-        merged.sources.push(Source { keys, priority: Some(set.priority), shadowed, ..set.source });
+        merged.sources.push(Source { keys, priority: set.priority, shadowed, ..set.source });
     }
     merged
 }
@@ -193,7 +193,7 @@ fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<Fla
 }
 
 /// What is noted of a set: which one it is, its priority, its keys, and what is behind others'.
-pub type Note<'a> = (&'a str, Option<i32>, &'a [String], Option<&'a FlagsSettings>);
+pub type Note<'a> = (&'a str, i32, &'a [String], Option<&'a FlagsSettings>);
 
 /// What is noted in a document for the operator itself.
 pub fn notes(flags: &Section<FlagsSettings>) -> Vec<Note<'_>> {
@@ -321,7 +321,7 @@ mod tests {
         let own = set("own", 7, 1, &[("a", true), ("b", true)]);
         let before = compile(None, std::slice::from_ref(&own), None).unwrap();
         let source = before.flags.sources[0].clone();
-        assert_eq!(source.priority, Some(7));
+        assert_eq!(source.priority, 7);
         let incident = set("incident", 8, 2, &[("a", false)]);
         let after = compile(None, &[kept(own), incident], Some(&live(&before))).unwrap();
         assert_eq!(after.flags.settings.flags, BTreeMap::from([("a".into(), flag(false)), ("b".into(), flag(true))]));

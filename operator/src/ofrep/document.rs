@@ -146,7 +146,7 @@ fn inputs(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> Vec<F
         };
         let created_at = created_at(set.as_ref());
         let Ok(set) = &set.0 else {
-            let priority = held(&source.uid)?.priority.unwrap_or(i32::MAX);
+            let priority = held(&source.uid)?.priority;
             return Some(FlagSetInput { source, priority, created_at, settings: Input::KeepLive });
         };
         let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);

@@ -385,8 +385,8 @@ fn effective_flag_sets(
         if let Some(guard) = held {
             inputs.push(FlagSetInput {
                 source: source.clone(),
-                // That of an operator before this one is not known: the keys that it had, it keeps.
-                priority: source.priority.unwrap_or(i32::MAX),
+                // What it was when it could be read.
+                priority: source.priority,
                 created_at: created_at(&*guard),
                 settings: Input::KeepLive,
             });

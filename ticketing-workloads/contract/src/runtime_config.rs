@@ -48,12 +48,17 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
     /// For flags: the object's priority, which is not known any more once it cannot be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub priority: Option<i32>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// For flags: those of this object that are behind another one's of the same key. Pods have no use for them; if that one goes while
     /// this one is invalid, they are what it gave last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadowed: Option<FlagsSettings>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Why a document cannot be used.
