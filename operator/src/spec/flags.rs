@@ -597,7 +597,7 @@ expiresAt: never";
         assert!(error.contains("split the set") && error.contains("kubectl apply --server-side"), "{error}");
     }
 
-    /// Kubernetes makes `1` of `1.0`, whoever sends it.
+    /// Kubernetes makes `1` of `1.0`, also of what its own clients send.
     #[rstest::rstest]
     #[case::float("float", "{a: 1, b: 2.5, c: -3}", Ok(r#"{"a":1.0,"b":2.5,"c":-3.0}"#))]
     #[case::float_of_a_large_number("float", "{a: 9007199254740992}", Ok(r#"{"a":9007199254740992.0}"#))]

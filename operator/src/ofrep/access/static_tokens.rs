@@ -1,6 +1,6 @@
 //! Static tokens, for callers that have no account in the cluster, such as browsers.
 //!
-//! Each line of the file is `name token namespace[,namespace...]`. Empty lines and lines that begin with `#` say nothing. Whoever
+//! Each line of the file is `name token namespace[,namespace...]`. Empty lines and lines that begin with `#` say nothing. Everybody who
 //! sees the page sees the token, so it opens nothing but the evaluation of flags in the namespaces that its line names.
 
 use super::Digest;

@@ -103,7 +103,7 @@ impl Misread {
     }
 
     /// The variant and the value that it would be misread as now. A flag whose rule decides is looked at for the variant that
-    /// was misread, whoever gets it.
+    /// was misread, for all who may get it.
     fn wrong_value<'a>(
         &'a self,
         set: &'a FlagSet,
