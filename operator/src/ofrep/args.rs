@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf};
 /// How flags are served over OFREP.
 #[derive(Args, Clone, Debug)]
 pub struct OfrepArgs {
-    /// Address of OFREP, such as [::]:8016, where any OpenFeature SDK reads flags; absent: flags are not served
+    /// Address of OFREP, such as `[::]:8016`, where any OpenFeature SDK reads flags; absent: flags are not served
     #[arg(long, env = "OFREP_LISTEN", value_name = "ADDRESS")]
     pub ofrep_listen: Option<SocketAddr>,
 
@@ -14,7 +14,7 @@ pub struct OfrepArgs {
     #[arg(long, env = "OFREP_TOKENS", value_name = "FILE")]
     pub ofrep_tokens: Option<PathBuf>,
 
-    /// Origins of web pages that may call OFREP, such as https://shop.example, separated by commas, or *; empty: none
+    /// Origins of web pages that may call OFREP, such as `https://shop.example`, separated by commas, or `*`; empty: none
     #[arg(long, env = "OFREP_CORS_ORIGINS", value_delimiter = ',', value_name = "ORIGINS")]
     pub ofrep_cors_origins: Vec<String>,
 
