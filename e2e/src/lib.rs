@@ -28,6 +28,7 @@ pub mod release;
 pub mod sabotage;
 pub mod sale;
 pub mod scale;
+pub mod sdk_clients;
 pub mod soak;
 pub mod testbed;
 pub mod traffic;

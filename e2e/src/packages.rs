@@ -96,6 +96,14 @@ pub const SERVICE_TESTS: &[Package] = &[Package {
     units: &["pgbouncer"],
 }];
 
+/// What programs with the SDKs of other languages need.
+pub const SDK_CLIENTS: &[Package] = &[
+    Package { name: "nodejs", why: "runs the JavaScript SDKs in the tests", shows: "node", units: &[] },
+    Package { name: "npm", why: "installs the JavaScript SDKs", shows: "npm", units: &[] },
+    Package { name: "python3-venv", why: "runs the Python SDK in the tests", shows: "python3", units: &[] },
+    Package { name: "chromium", why: "runs the SDK for web pages in the tests", shows: "chromium", units: &[] },
+];
+
 impl Package {
     fn present(&self) -> bool {
         match self.shows.split_once('*') {

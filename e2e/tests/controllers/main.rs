@@ -39,6 +39,7 @@ mod releases;
 mod reports;
 mod rest;
 mod rollouts;
+mod sdk_clients;
 mod signals;
 mod signatures;
 mod stateful_sets;

@@ -9,16 +9,16 @@ use std::{
 };
 
 /// An operator that serves OFREP, and callers of it.
-struct Served {
-    base: String,
-    world: World,
+pub struct Served {
+    pub base: String,
+    pub world: World,
     client: Client,
     operator: Operator,
 }
 
 impl Served {
     /// In a world of its own, with `extra` on the command line.
-    async fn start(extra: &[&str]) -> Self {
+    pub async fn start(extra: &[&str]) -> Self {
         let world = prepared().await;
         let listen = address();
         let command_line: Vec<_> = ["--ofrep-listen", &listen].into_iter().chain(extra.iter().copied()).collect();
@@ -44,7 +44,7 @@ impl Served {
     }
 
     /// Waits until a flag has this value.
-    async fn until(&self, key: &str, value: &Value) {
+    pub async fn until(&self, key: &str, value: &Value) {
         eventually(&format!("{key} is {value}"), async || match self.flag(key, json!({})).await {
             (StatusCode::OK, answer) if answer["value"] == *value => Ok(()),
             other => Err(format!("{other:?}")),
@@ -75,7 +75,7 @@ async fn prepared() -> World {
 }
 
 /// A free address for each.
-fn address() -> String {
+pub fn address() -> String {
     static NUMBER: AtomicU16 = AtomicU16::new(1);
     let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     std::net::TcpListener::bind((format!("127.85.{high}.{low}"), 0)).unwrap().local_addr().unwrap().to_string()

@@ -6,6 +6,7 @@
 mod buyers;
 mod database;
 mod fixture;
+mod flags;
 mod hostile;
 mod http;
 mod load;

@@ -49,7 +49,7 @@ async fn shown(fixture: &Fixture, code: &str) -> (String, Duration) {
 }
 
 /// Waits for a mail of this kind about a booking, and says how it ends.
-async fn mail(fixture: &Fixture, booked: &Seen, kind: &str) -> String {
+pub async fn mail(fixture: &Fixture, booked: &Seen, kind: &str) -> String {
     let id = format!("<{}.{kind}@ticketwave>", booked.body["bookingId"].as_str().unwrap());
     let found = async || {
         let mails = fixture.get(Port::Mails, "/mails").await.body;

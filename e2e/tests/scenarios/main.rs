@@ -10,6 +10,7 @@ mod cleanup_jobs;
 mod common;
 mod crashes;
 mod database_faults;
+mod flags;
 mod incident;
 mod operator_process;
 mod random_faults;

@@ -1,0 +1,31 @@
+// A web page with the OpenFeature SDK and its provider for OFREP, as a browser loads it.
+
+import { OpenFeature, ProviderEvents } from "@openfeature/web-sdk";
+import { OFREPWebProvider } from "@openfeature/ofrep-web-provider";
+
+const client = OpenFeature.getClient();
+const read = {
+  boolean: (...call) => client.getBooleanDetails(...call),
+  string: (...call) => client.getStringDetails(...call),
+  number: (...call) => client.getNumberDetails(...call),
+  object: (...call) => client.getObjectDetails(...call),
+};
+
+window.start = async ({ baseUrl, token, options }) => {
+  const headers = [["Authorization", `Bearer ${token}`]];
+  window.changes = 0;
+  OpenFeature.addHandler(ProviderEvents.ConfigurationChanged, () => (window.changes += 1));
+  await OpenFeature.setProviderAndWait(new OFREPWebProvider({ baseUrl, headers, cacheMode: "disabled", ...options }));
+};
+
+/** A page has one context at a time; it is set only where it is another one, for each time asks the server anew. */
+window.read = async (calls) => {
+  const answers = [];
+  for (const { type, key, fallback, context } of calls) {
+    if (context !== undefined && JSON.stringify(context) !== JSON.stringify(OpenFeature.getContext())) {
+      await OpenFeature.setContext(context);
+    }
+    answers.push(read[type](key, fallback));
+  }
+  return answers;
+};
