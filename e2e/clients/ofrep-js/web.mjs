@@ -8,15 +8,14 @@ import { serve, target } from "./lines.mjs";
 
 const [executablePath, origin, options] = process.argv.slice(4);
 const { hostname, port } = new URL(origin);
-const modules = {
-  "@openfeature/core": "core/dist/esm/index.js",
-  "@openfeature/web-sdk": "web-sdk/dist/esm/index.js",
-  "@openfeature/ofrep-core": "ofrep-core/index.esm.js",
-  "@openfeature/ofrep-web-provider": "ofrep-web-provider/index.esm.js",
+const folder = "/node_modules/@openfeature";
+// The provider for web pages has a newer core of its own.
+const imports = {
+  "@openfeature/core": `${folder}/core/dist/esm/index.js`,
+  "@openfeature/web-sdk": `${folder}/web-sdk/dist/esm/index.js`,
+  "@openfeature/ofrep-core": `${folder}/ofrep-web-provider/node_modules/@openfeature/ofrep-core/index.esm.js`,
+  "@openfeature/ofrep-web-provider": `${folder}/ofrep-web-provider/index.esm.js`,
 };
-const imports = Object.fromEntries(
-  Object.entries(modules).map(([name, path]) => [name, `/node_modules/@openfeature/${path}`]),
-);
 const html = `<!doctype html><title>Flags</title>
 <script type="importmap">${JSON.stringify({ imports })}</script>
 <script type="module" src="/page.mjs"></script>`;
