@@ -1,11 +1,14 @@
 //! Why a call has no answer, or a stream no more of it, in the words and the codes of gRPC.
 
 use super::selector::{InvalidSelector, Selected};
-use crate::ofrep::access::Refused;
+use crate::{kubernetes::meta::cut, ofrep::access::Refused};
 use tonic::{Code, Status};
 
 /// Largest message that clients take unless they are told otherwise, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Longest message of a status, in bytes: clients bound what comes beside an answer.
+const MAX_STATUS_BYTES: usize = 1024;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,7 +121,7 @@ impl Failure {
 
     /// As it is told to the client.
     pub fn status(&self) -> Status {
-        Status::new(self.code(), self.to_string())
+        Status::new(self.code(), cut(&self.to_string(), MAX_STATUS_BYTES))
     }
 }
 
@@ -133,5 +136,25 @@ pub const fn result(code: Code) -> &'static str {
         Code::NotFound => "not_found",
         Code::InvalidArgument | Code::DeadlineExceeded | Code::Unimplemented => "invalid",
         _ => "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let status = Failure::Compile("x".repeat(100_000)).status();
+        assert!(status.message().len() <= MAX_STATUS_BYTES && status.message().starts_with("the flags cannot"));
+    }
+
+    #[test]
+    fn a_document_that_is_too_large_is_named() {
+        let selected =
+            |workload: Option<&str>| Selected { namespace: "n".into(), workload: workload.map(str::to_owned) };
+        let said = |workload| Failure::large(&selected(workload)).to_string();
+        assert!(said(None).contains("the flags of namespace n have more than 4194304 bytes"), "{}", said(None));
+        assert!(said(Some("w")).contains("the flags of w of namespace n"), "{}", said(Some("w")));
     }
 }

@@ -144,14 +144,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_when_it_has_had_no_call_for_a_while() {
         let begun = Instant::now();
-        let (calls, of_service) = (Arc::new(()), ());
-        let of_service = (Arc::clone(&calls), of_service);
-        let open = Arc::clone(&calls);
-        let waits = tokio::spawn({
-            let calls = Arc::clone(&calls);
-            async move { idle(&calls).await }
-        });
-        drop(calls);
+        let of_service = Arc::new(());
+        let (calls, open) = (Arc::clone(&of_service), Arc::clone(&of_service));
+        let waits = tokio::spawn(async move { idle(&calls).await });
         advance(10 * MAX_IDLE).await;
         assert!(!waits.is_finished());
         drop(open);
