@@ -2,6 +2,7 @@
 
 use crate::{
     crash_point::{CrashPoint, Fault},
+    flag_sync::args::FlagSyncArgs,
     ofrep::args::OfrepArgs,
 };
 use clap::{Parser, ValueEnum};
@@ -56,6 +57,10 @@ pub struct Args {
     /// Flags for every OpenFeature SDK
     #[command(flatten)]
     pub ofrep: OfrepArgs,
+
+    /// Flag documents for flagd
+    #[command(flatten)]
+    pub flag_sync: FlagSyncArgs,
 
     /// How long a leader that is not heard of keeps the lead; a standby takes over that long after its last sign of life
     #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = parse_lease)]

@@ -8,6 +8,7 @@ pub mod context;
 pub mod crash_point;
 pub mod error;
 pub mod feature_flag;
+pub mod flag_sync;
 pub mod fleet;
 pub mod kubernetes;
 pub mod ofrep;
@@ -81,6 +82,9 @@ pub enum RunError {
     /// The address of OFREP is taken.
     #[error(transparent)]
     Ofrep(#[from] ofrep::server::ListenError),
+    /// The address of `flagd.sync.v1` is taken.
+    #[error(transparent)]
+    FlagSync(#[from] flag_sync::server::ListenError),
     /// Another replica may lead now.
     #[error(transparent)]
     Lost(#[from] LostLead),
@@ -101,6 +105,10 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
 
     let ofrep = match args.ofrep.ofrep_listen {
         Some(address) => Some(ofrep::server::bind(address).await?),
+        None => None,
+    };
+    let flag_sync = match args.flag_sync.flag_sync_listen {
+        Some(address) => Some(flag_sync::server::bind(address).await?),
         None => None,
     };
 
@@ -147,6 +155,10 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     if let Some(listener) = ofrep {
         let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();
         ofrep::start(&args.ofrep, listener, clients.act.clone(), watched, &status, &mut supervisor);
+    }
+    if let Some(listener) = flag_sync {
+        let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();
+        flag_sync::start(&args.flag_sync, listener, clients.act.clone(), watched, &status, &mut supervisor);
     }
     let filled = futures::future::try_join_all(fillings.iter().map(Filling::done));
     let outcome = tokio::select! {

@@ -232,6 +232,7 @@ async fn what_the_schemas_do_not_know_is_refused() {
         ("resilience-operator", json!({ "podTransport": "udp" }), "podTransport"),
         ("resilience-operator", json!({ "ofrep": { "port": 8080 } }), "port"),
         ("resilience-operator", json!({ "ofrep": { "corsOrigins": ["shop.example"] } }), "corsOrigins"),
+        ("resilience-operator", json!({ "flagSync": { "streams": 0 } }), "streams"),
         ("ticketing", json!({ "services": { "booking": { "databasePoolSize": 201 } } }), "databasePoolSize"),
         ("ticketing", json!({ "gateway": { "limits": { "requestsPerUser": "many" } } }), "requestsPerUser"),
         ("ticketing", json!({ "gateway": { "tokens": { "jwksUrl": "https://a", "issuer": "b" } } }), "audience"),

@@ -465,6 +465,7 @@ async fn the_operator_knows_each_setting_and_takes_its_value() {
         r#"logFormat="json""#,
         r#"storm={"actions": 0, "interval": "1m30s", "cooldown": "1h"}"#,
         r#"ofrep={"enabled": true, "port": 9016, "rate": 7, "corsOrigins": ["https://a", "https://b"], "tokensSecret": "t"}"#,
+        r#"flagSync={"enabled": true, "port": 9015, "streams": 7, "tokensSecret": "t"}"#,
     ];
     for set in [&[][..], &other] {
         let rendered = objects(&charts.render("resilience-operator", set).await.unwrap());

@@ -19,6 +19,8 @@ mod config_maps;
 mod deletion;
 mod evictions;
 mod fairness;
+mod flag_sync;
+mod flagd_in_process;
 mod flags;
 mod gitops;
 mod hostile;

@@ -96,7 +96,7 @@ pub type Watched = (Option<String>, Arc<Context>);
 
 /// Why there is no evaluation.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+pub(crate) enum Failed {
     #[error(transparent)]
     Access(#[from] Refused),
     #[error("too many calls at once")]
@@ -346,7 +346,7 @@ fn single(document: &Document, key: &str, context: &EvaluationContext, scope: &S
 }
 
 /// Whose flags a path means. Of a Deployment and a StatefulSet of one name it is the Deployment.
-fn scope(ctx: &Context, route: &Route) -> Result<Scope, Failed> {
+pub(crate) fn scope(ctx: &Context, route: &Route) -> Result<Scope, Failed> {
     let Some(name) = &route.workload else { return Ok(Scope::Namespace(route.namespace.clone())) };
     let [deployment, stateful_set] = [WorkloadKind::Deployment, WorkloadKind::StatefulSet]
         .map(|kind| WorkloadId::new(route.namespace.as_str(), kind, name.as_str()));
@@ -361,7 +361,7 @@ fn scope(ctx: &Context, route: &Route) -> Result<Scope, Failed> {
 
 /// The flags that a workload's pods have: what stays of a set that was invalid before this replica knew it. If they cannot be
 /// read, only that is missing.
-async fn published(ctx: &Context, id: &WorkloadId) -> Option<Section<FlagsSettings>> {
+pub(crate) async fn published(ctx: &Context, id: &WorkloadId) -> Option<Section<FlagsSettings>> {
     ctx.index.config_map(id)?;
     let found = publish::read(&ctx.shared.clients, id).await.ok()??;
     match publish::document(found.text.as_deref(), id) {

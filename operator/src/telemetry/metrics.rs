@@ -63,6 +63,10 @@ metric_names! {
     RecoveryWithheld = "recovery_withheld": "Recovery steps that a gate holds back, by reason",
     OfrepRequests = "ofrep_requests": "OFREP requests, by call and result",
     OfrepRequestDurationSeconds = "ofrep_request_duration_seconds": "Time to answer an OFREP request",
+    FlagSyncCalls = "flag_sync_calls": "Calls of flagd.sync.v1, by call and result",
+    FlagSyncStreams = "flag_sync_streams": "Streams of flag documents that are open",
+    FlagSyncStreamsEnded = "flag_sync_streams_ended": "Streams of flag documents that have ended, by reason",
+    FlagSyncDocuments = "flag_sync_documents": "Documents sent over streams",
     Leader = "leader": "1 while this replica leads",
 }
 
@@ -171,6 +175,22 @@ pub struct OfrepCallLabels {
     pub call: &'static str,
 }
 
+/// A call of `flagd.sync.v1`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct FlagSyncLabels {
+    /// `sync`, `fetch`, `metadata` or `other`.
+    pub call: &'static str,
+    /// `ok`, `invalid`, `not_found`, `unauthorized`, `forbidden`, `limited`, `unavailable` or `error`.
+    pub result: &'static str,
+}
+
+/// The end of a stream of flag documents.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct FlagSyncEndLabels {
+    /// `client`, `slow`, `rights`, `stopping` or `error`.
+    pub reason: &'static str,
+}
+
 /// All metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -209,6 +229,14 @@ pub struct Metrics {
     pub ofrep_requests: Family<OfrepLabels, Counter>,
     /// Time to answer an OFREP request, in seconds.
     pub ofrep_request_seconds: Family<OfrepCallLabels, Histogram, fn() -> Histogram>,
+    /// Calls of `flagd.sync.v1`.
+    pub flag_sync_calls: Family<FlagSyncLabels, Counter>,
+    /// Streams of flag documents that are open.
+    pub flag_sync_streams: Gauge,
+    /// Streams of flag documents that have ended.
+    pub flag_sync_streams_ended: Family<FlagSyncEndLabels, Counter>,
+    /// Documents sent over streams.
+    pub flag_sync_documents: Counter,
     /// 1 while this replica leads.
     pub leader: Gauge,
 }
@@ -244,6 +272,10 @@ impl Default for Metrics {
             recovery_withheld: Family::default(),
             ofrep_requests: Family::default(),
             ofrep_request_seconds: Family::new_with_constructor(histogram),
+            flag_sync_calls: Family::default(),
+            flag_sync_streams: Gauge::default(),
+            flag_sync_streams_ended: Family::default(),
+            flag_sync_documents: Counter::default(),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -279,6 +311,10 @@ impl Metrics {
             MetricName::OfrepRequestDurationSeconds => {
                 registry.register(name, help, self.ofrep_request_seconds.clone());
             }
+            MetricName::FlagSyncCalls => registry.register(name, help, self.flag_sync_calls.clone()),
+            MetricName::FlagSyncStreams => registry.register(name, help, self.flag_sync_streams.clone()),
+            MetricName::FlagSyncStreamsEnded => registry.register(name, help, self.flag_sync_streams_ended.clone()),
+            MetricName::FlagSyncDocuments => registry.register(name, help, self.flag_sync_documents.clone()),
             MetricName::Leader => registry.register(name, help, self.leader.clone()),
         }
     }
@@ -377,6 +413,8 @@ mod tests {
         metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
         metrics.ofrep_requests.get_or_create(&OfrepLabels { call: "bulk", result: "ok" }).inc();
         metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call: "bulk" }).observe(0.1);
+        metrics.flag_sync_calls.get_or_create(&FlagSyncLabels { call: "sync", result: "ok" }).inc();
+        metrics.flag_sync_streams_ended.get_or_create(&FlagSyncEndLabels { reason: "client" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
         metrics.recovery_actions.get_or_create(&action).inc();
         let policy = ObjectKey { namespace: "n".into(), name: "p".into() };

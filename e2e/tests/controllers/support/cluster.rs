@@ -135,10 +135,19 @@ impl Cluster {
 
     /// What the chart lets an operator that lives in `home` do besides, if it serves OFREP.
     pub async fn ofrep_rights(&self, home: &str) -> Vec<Value> {
+        self.review_rights(home, "ofrep.enabled=true", "ofrep").await
+    }
+
+    /// The same, if it serves `flagd.sync.v1`.
+    pub async fn flag_sync_rights(&self, home: &str) -> Vec<Value> {
+        self.review_rights(home, "flagSync.enabled=true", "flag-sync").await
+    }
+
+    async fn review_rights(&self, home: &str, set: &str, template: &str) -> Vec<Value> {
         let chart = checkout::root().join("charts/resilience-operator");
         let run = Run::new(&self.helm).words("template resilience-operator").arg(chart);
-        let run = run.args(["--namespace", home, "--set", &format!("fullnameOverride={home},ofrep.enabled=true")]);
-        let text = run.words("--show-only templates/ofrep.yaml").output().await.unwrap();
+        let run = run.args(["--namespace", home, "--set", &format!("fullnameOverride={home},{set}")]);
+        let text = run.words(&format!("--show-only templates/{template}.yaml")).output().await.unwrap();
         let documents = text.split("\n---").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
         documents.filter(|document| document["kind"].as_str().unwrap_or_default().starts_with("ClusterRole")).collect()
     }

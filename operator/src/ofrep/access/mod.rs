@@ -2,6 +2,7 @@
 
 pub mod reviews;
 pub mod static_tokens;
+pub mod token_file;
 pub mod verdicts;
 
 use super::rate::Rates;

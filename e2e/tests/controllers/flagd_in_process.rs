@@ -1,0 +1,277 @@
+//! The in-process provider of flagd for Node.js, as it is published, follows the flags of the operator.
+
+use crate::{
+    flag_sync::{address, prepared},
+    support::{World, cluster::apply, eventually, flag_set, operator::Operator},
+};
+use e2e::{checkout, command::Run, filelock::FileLock};
+use reqwest::Client;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+/// Longest wait for a line of the client.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Installs the client from npm, by its lock file, outside of the checkout's own folders; once for each lock file.
+async fn installed() -> PathBuf {
+    let source = checkout::root().join("e2e/clients/flagd-in-process");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flagd-in-process");
+    std::fs::create_dir_all(&folder).unwrap();
+    let _lock = FileLock::acquire(&folder.join("lock"), || {}).await.unwrap();
+    for file in ["package.json", "package-lock.json", "client.mjs"] {
+        std::fs::copy(source.join(file), folder.join(file)).unwrap();
+    }
+    let wanted = std::fs::read(folder.join("package-lock.json")).unwrap();
+    let mark = folder.join("installed");
+    if std::fs::read(&mark).is_ok_and(|installed| installed == wanted) {
+        return folder;
+    }
+    let install = Run::new("npm").words("ci --ignore-scripts --no-audit --no-fund").dir(&folder);
+    install
+        .run()
+        .await
+        .unwrap_or_else(|error| panic!("the flagd provider is installed with npm (Node.js 20): {error}"));
+    std::fs::write(mark, wanted).unwrap();
+    folder
+}
+
+/// A program that follows flags.
+struct Provider {
+    _process: Child,
+    questions: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    events: Vec<Value>,
+}
+
+impl Provider {
+    async fn start(listen: &str, selector: &str) -> Self {
+        let folder = installed().await;
+        let (host, port) = listen.rsplit_once(':').unwrap();
+        let mut process = Command::new("node")
+            .args(["client.mjs", host, port, selector])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("node cannot be started; install Node.js 20 or newer: {error}"));
+        let questions = process.stdin.take().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut provider = Self { _process: process, questions, answers, events: Vec::new() };
+        provider.event("ready").await;
+        provider
+    }
+
+    async fn line(&mut self) -> Value {
+        let line = tokio::time::timeout(PATIENCE, self.answers.next_line()).await.expect("a line in time");
+        serde_json::from_str(&line.unwrap().expect("it goes on")).unwrap()
+    }
+
+    /// Waits for the next event of that name.
+    async fn event(&mut self, name: &str) {
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                self.events.drain(..=at);
+                return;
+            }
+            let event = self.line().await;
+            self.events.push(event);
+        }
+    }
+
+    /// What the provider says about a flag.
+    async fn flag(&mut self, (kind, fallback): (&str, Value), key: &str, context: &Value) -> Value {
+        let question = json!({ "type": kind, "key": key, "fallback": fallback, "context": context });
+        self.questions.write_all(format!("{question}\n").as_bytes()).await.unwrap();
+        loop {
+            let mut line = self.line().await;
+            if let Some(details) = line.get_mut("details") {
+                return details.take();
+            }
+            self.events.push(line);
+        }
+    }
+
+    async fn value(&mut self, asked: (&str, Value), key: &str, context: &Value) -> Value {
+        self.flag(asked, key, context).await["value"].take()
+    }
+}
+
+/// A set with a flag of each kind.
+fn flags() -> Value {
+    let mut set = flag_set("flags", "booking");
+    let flag =
+        |variants: Value, default: &str| json!({ "state": "ENABLED", "variants": variants, "defaultVariant": default });
+    let flags = &mut set["spec"]["flagSpec"]["flags"];
+    flags["Text"] = flag(json!({ "a": "A", "b": "B" }), "a");
+    flags["Number"] = flag(json!({ "a": 7, "b": 8 }), "a");
+    flags["Float"] = flag(json!({ "a": 1.5, "b": 2.5 }), "a");
+    flags["Object"] = flag(json!({ "a": { "x": [1, { "y": null }] } }), "a");
+    flags["Disabled"] = flag(json!({ "on": true }), "on");
+    flags["Disabled"]["state"] = json!("DISABLED");
+    flags["NoDefault"] = json!({ "state": "ENABLED", "variants": { "on": true } });
+    flags["Country"] = flag(json!({ "on": true, "off": false }), "off");
+    flags["Country"]["targeting"] = json!({ "if": [{ "$ref": "austrian" }, "on"] });
+    flags["Killed"] = flags["Country"].clone();
+    flags["Split"] = flag(json!({ "red": "red", "green": "green", "blue": "blue" }), "red");
+    flags["Split"]["targeting"] = json!({ "fractional": [["red", 50], ["green", 20], ["blue", 30]] });
+    let in_eu = json!({ "in": [{ "var": "country" }, ["AT", "DE"]] });
+    set["spec"]["flagSpec"]["$evaluators"] = json!({
+        "eu": in_eu,
+        "austrian": { "and": [{ "$ref": "eu" }, { "==": [{ "var": "country" }, "AT"] }] },
+    });
+    set["spec"]["overrides"] = json!([{ "key": "Killed", "variant": "off", "reason": "a test" }]);
+    set
+}
+
+fn switch() -> (&'static str, Value) {
+    ("boolean", json!(false))
+}
+
+/// What the operator says over OFREP, which evaluates as the pods do.
+async fn over_ofrep(world: &World, listen: &str, key: &str, context: &Value) -> Value {
+    let url = format!("http://{listen}/namespaces/{}/ofrep/v1/evaluate/flags/{key}", world.namespace);
+    let client = Client::builder().no_proxy().build().unwrap();
+    let token = world.cluster.server.user_token("user-1").unwrap();
+    let body = json!({ "context": context }).to_string();
+    let answer = client.post(url).bearer_auth(token).body(body).send().await.unwrap();
+    serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+}
+
+async fn start(world: &World, listen: &str, ofrep: &str) -> Operator {
+    let operator = Operator::start(world, &["--flag-sync-listen", listen, "--ofrep-listen", ofrep]).await;
+    eventually("it is ready", async || match operator.readiness().await {
+        (true, _) => Ok(()),
+        (false, why) => Err(why),
+    })
+    .await;
+    operator
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_in_process_provider_gives_what_the_pods_give() {
+    let (world, listen, ofrep) = (prepared().await, address(), address());
+    for right in world.cluster.ofrep_rights(&world.home).await {
+        apply(&world.client, "", &right).await.unwrap();
+    }
+    let first = start(&world, &listen, &ofrep).await;
+    let mut set = flags();
+    world.apply(&set).await;
+    let token = world.cluster.server.user_token("user-1").unwrap();
+    let mut provider = Provider::start(&listen, &format!("namespace={},token={token}", world.namespace)).await;
+
+    let nobody = json!({});
+    while provider.flag(switch(), "EnablePdf", &nobody).await["reason"] == "ERROR" {
+        provider.event("changed").await;
+    }
+    for (asked, key, value, reason) in [
+        (switch(), "EnablePdf", json!(true), "STATIC"),
+        (("string", json!("-")), "Text", json!("A"), "STATIC"),
+        (("number", json!(0)), "Number", json!(7), "STATIC"),
+        (("number", json!(0)), "Float", json!(1.5), "STATIC"),
+        (("object", json!({})), "Object", json!({ "x": [1, { "y": null }] }), "STATIC"),
+        (switch(), "Disabled", json!(false), "DISABLED"),
+        (switch(), "NoDefault", json!(false), "DEFAULT"),
+        (switch(), "Country", json!(false), "DEFAULT"),
+    ] {
+        let details = provider.flag(asked, key, &nobody).await;
+        assert_eq!((&details["value"], &details["reason"]), (&value, &json!(reason)), "{details}");
+    }
+    let austrian = json!({ "targetingKey": "u", "country": "AT" });
+    let details = provider.flag(switch(), "Country", &austrian).await;
+    assert_eq!((&details["value"], &details["reason"]), (&json!(true), &json!("TARGETING_MATCH")), "{details}");
+    assert_eq!(details["flagMetadata"]["flagSetId"], format!("{}/flags", world.namespace));
+    assert_eq!(provider.value(switch(), "Country", &json!({ "country": "DE" })).await, false);
+    assert_eq!(provider.value(switch(), "Killed", &austrian).await, false, "a person's word stands above the rule");
+
+    for country in ["AT", "DE", "CH"] {
+        for key in ["Country", "Killed", "EnablePdf"] {
+            let context = json!({ "targetingKey": "u", "country": country });
+            let own = provider.value(switch(), key, &context).await;
+            assert_eq!(own, over_ofrep(&world, &ofrep, key, &context).await["value"], "{key} in {country}");
+        }
+    }
+    // The provider has the second version of `fractional` and our pods the third, so the buckets are others (docs/featureflag.md).
+    let mut seen = BTreeSet::new();
+    for number in 0..60 {
+        let context = json!({ "targetingKey": format!("user-{number}") });
+        let details = provider.flag(("string", json!("-")), "Split", &context).await;
+        assert_eq!(details["reason"], "TARGETING_MATCH", "{details}");
+        assert_eq!(provider.value(("string", json!("-")), "Split", &context).await, details["value"]);
+        seen.insert(details["value"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(seen, BTreeSet::from(["blue", "green", "red"].map(str::to_owned)));
+
+    let mut times = Vec::new();
+    for (variant, value) in [("off", false), ("on", true), ("off", false)] {
+        set["spec"]["overrides"] = json!([{ "key": "EnablePdf", "variant": variant }]);
+        provider.events.clear();
+        world.apply(&set).await;
+        let begun = Instant::now();
+        while provider.value(("boolean", json!(!value)), "EnablePdf", &nobody).await != value {
+            provider.event("changed").await;
+        }
+        times.push(begun.elapsed());
+    }
+    // The median: a machine that is busy for a moment proves nothing.
+    times.sort();
+    assert!(times[1] < Duration::from_secs(1), "{times:?}");
+
+    // While the operator is away the flags stay as they were; when it is there again they are as they are.
+    provider.events.clear();
+    first.stop().await;
+    provider.event("stale").await;
+    set["spec"]["overrides"] = json!([{ "key": "EnablePdf", "variant": "on" }]);
+    world.apply(&set).await;
+    assert_eq!(provider.value(("boolean", json!(true)), "EnablePdf", &nobody).await, false);
+    let _second = start(&world, &listen, &ofrep).await;
+    while provider.value(switch(), "EnablePdf", &nobody).await != true {
+        provider.event("changed").await;
+    }
+}
+
+/// What the documentation says works when it is pasted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_program_runs() {
+    let (world, listen, ofrep) = (prepared().await, address(), address());
+    let _operator = start(&world, &listen, &ofrep).await;
+    let mut set = flag_set("flags", "booking");
+    let mut flag = set["spec"]["flagSpec"]["flags"]["EnablePdf"].take();
+    flag["defaultVariant"] = json!("off");
+    set["spec"]["flagSpec"]["flags"] = json!({ "EnablePdfGeneration": flag });
+    world.apply(&set).await;
+    // The operator has seen it.
+    world.until_flags_say("flags", "Ready", "False", "TargetNotFound").await;
+
+    let page = std::fs::read_to_string(checkout::root().join("docs/flag-sync.md")).unwrap();
+    let mut program = page.split("```js\n").nth(1).unwrap().split("```").next().unwrap().to_owned();
+    let (host, port) = listen.rsplit_once(':').unwrap();
+    for (documented, here) in [
+        ("resilience-operator-flag-sync.resilience-system", host),
+        ("8015", port),
+        ("namespace=ticketing,", &format!("namespace={},", world.namespace)),
+    ] {
+        assert!(program.contains(documented), "{documented}");
+        program = program.replace(documented, here);
+    }
+    let mut process = Command::new("node")
+        .args(["--input-type=module", "--eval", &program])
+        .current_dir(installed().await)
+        .env("FLAGS_TOKEN", world.cluster.server.user_token("user-1").unwrap())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("a line in time").unwrap();
+    assert_eq!(line.as_deref(), Some("false"));
+}

@@ -1,0 +1,55 @@
+//! Whole flag documents for flagd and for SDKs that evaluate flags themselves: `flagd.sync.v1`, over gRPC, by every replica from
+//! its caches.
+//!
+//! What is asked ([`wire`], [`selector`]) and what is sent ([`document`], [`message`]) is pure; [`feeds`] makes each document once
+//! for all that follow it, [`stream`] brings it to one client, [`places`] counts clients; [`service`] puts it together, and
+//! [`server`] holds the connections. Who may read what, and how sets are merged, is the same as in [`crate::ofrep`].
+
+pub mod args;
+pub mod body;
+pub mod document;
+pub mod failure;
+pub mod feeds;
+pub mod message;
+pub mod places;
+pub mod selector;
+pub mod server;
+pub mod service;
+pub mod stream;
+pub mod wire;
+
+use crate::{
+    ofrep::{
+        access::{Access, reviews::Reviews},
+        service::Watched,
+    },
+    supervision::Supervisor,
+    telemetry::server::Status,
+};
+use args::FlagSyncArgs;
+use kube::Client;
+use service::Service;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Starts to serve from `contexts`.
+pub fn start(
+    args: &FlagSyncArgs,
+    listener: TcpListener,
+    client: Client,
+    contexts: Vec<Watched>,
+    status: &Status,
+    supervisor: &mut Supervisor,
+) {
+    let shutdown = supervisor.shutdown();
+    let service = Arc::new(Service::new(
+        contexts,
+        Arc::clone(&status.ready),
+        status.metrics.clone(),
+        Access::new(Reviews::new(client)),
+        args.flag_sync_streams,
+        shutdown.clone(),
+    ));
+    supervisor.start("flag sync server", server::serve(listener, Arc::clone(&service), shutdown.clone()));
+    supervisor.start("flag sync upkeep", server::look_after(service, args.flag_sync_tokens.clone(), shutdown));
+}
