@@ -146,7 +146,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     }
     if let Some(listener) = ofrep {
         let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();
-        ofrep::start(&args.ofrep, listener, clients.act.clone(), watched, &status, &mut supervisor);
+        ofrep::start(&args.ofrep, listener, clients.act.clone(), &shared.tokens, watched, &status, &mut supervisor);
     }
     let filled = futures::future::try_join_all(fillings.iter().map(Filling::done));
     let outcome = tokio::select! {

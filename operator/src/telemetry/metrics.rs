@@ -63,6 +63,10 @@ metric_names! {
     RecoveryWithheld = "recovery_withheld": "Recovery steps that a gate holds back, by reason",
     OfrepRequests = "ofrep_requests": "OFREP requests, by call and result",
     OfrepRequestDurationSeconds = "ofrep_request_duration_seconds": "Time to answer an OFREP request",
+    OfrepStreams = "ofrep_streams": "Open streams of changes over OFREP",
+    OfrepStreamEnds = "ofrep_stream_ends": "Streams of changes over OFREP that ended, by reason",
+    OfrepEvents = "ofrep_events": "Changes told over OFREP, once for each stream",
+    OfrepCertificateReads = "ofrep_certificate_reads": "Certificates of OFREP read, by result",
     Leader = "leader": "1 while this replica leads",
 }
 
@@ -158,16 +162,30 @@ pub struct CheckAskLabels {
 /// An OFREP request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OfrepLabels {
-    /// `single`, `bulk` or `other`.
+    /// `single`, `bulk`, `events`, `document` or `other`.
     pub call: &'static str,
     /// `ok`, `not_modified`, `invalid`, `not_found`, `unauthorized`, `forbidden`, `limited`, `unavailable` or `error`.
+    pub result: &'static str,
+}
+
+/// Why a stream of changes ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepStreamEndLabels {
+    /// `closed`, `age`, `forbidden`, `slow`, `shutdown` or `error`.
+    pub reason: &'static str,
+}
+
+/// How the reading of a certificate ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepCertificateLabels {
+    /// `ok` or `error`.
     pub result: &'static str,
 }
 
 /// Which kind of OFREP request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OfrepCallLabels {
-    /// `single`, `bulk` or `other`.
+    /// `single`, `bulk`, `events`, `document` or `other`.
     pub call: &'static str,
 }
 
@@ -209,6 +227,14 @@ pub struct Metrics {
     pub ofrep_requests: Family<OfrepLabels, Counter>,
     /// Time to answer an OFREP request, in seconds.
     pub ofrep_request_seconds: Family<OfrepCallLabels, Histogram, fn() -> Histogram>,
+    /// Open streams of changes over OFREP.
+    pub ofrep_streams: Gauge,
+    /// Streams of changes over OFREP that ended.
+    pub ofrep_stream_ends: Family<OfrepStreamEndLabels, Counter>,
+    /// Changes told over OFREP.
+    pub ofrep_events: Counter,
+    /// Certificates of OFREP that were read.
+    pub ofrep_certificate_reads: Family<OfrepCertificateLabels, Counter>,
     /// 1 while this replica leads.
     pub leader: Gauge,
 }
@@ -244,6 +270,10 @@ impl Default for Metrics {
             recovery_withheld: Family::default(),
             ofrep_requests: Family::default(),
             ofrep_request_seconds: Family::new_with_constructor(histogram),
+            ofrep_streams: Gauge::default(),
+            ofrep_stream_ends: Family::default(),
+            ofrep_events: Counter::default(),
+            ofrep_certificate_reads: Family::default(),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -279,6 +309,10 @@ impl Metrics {
             MetricName::OfrepRequestDurationSeconds => {
                 registry.register(name, help, self.ofrep_request_seconds.clone());
             }
+            MetricName::OfrepStreams => registry.register(name, help, self.ofrep_streams.clone()),
+            MetricName::OfrepStreamEnds => registry.register(name, help, self.ofrep_stream_ends.clone()),
+            MetricName::OfrepEvents => registry.register(name, help, self.ofrep_events.clone()),
+            MetricName::OfrepCertificateReads => registry.register(name, help, self.ofrep_certificate_reads.clone()),
             MetricName::Leader => registry.register(name, help, self.leader.clone()),
         }
     }
@@ -377,6 +411,8 @@ mod tests {
         metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
         metrics.ofrep_requests.get_or_create(&OfrepLabels { call: "bulk", result: "ok" }).inc();
         metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call: "bulk" }).observe(0.1);
+        metrics.ofrep_stream_ends.get_or_create(&OfrepStreamEndLabels { reason: "age" }).inc();
+        metrics.ofrep_certificate_reads.get_or_create(&OfrepCertificateLabels { result: "ok" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
         metrics.recovery_actions.get_or_create(&action).inc();
         let policy = ObjectKey { namespace: "n".into(), name: "p".into() };
