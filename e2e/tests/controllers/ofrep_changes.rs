@@ -73,9 +73,9 @@ impl Tokens {
 }
 
 /// An operator with flags that a page may read.
-async fn with_page() -> (Served, Tokens) {
+async fn with_page(rate: &str) -> (Served, Tokens) {
     let tokens = Tokens::new();
-    let served = Served::start(&["--ofrep-tokens", &tokens.path()]).await;
+    let served = Served::start(&["--ofrep-tokens", &tokens.path(), "--ofrep-rate", rate]).await;
     tokens.write(TOKEN, &served.world.namespace);
     served.world.apply(&flags()).await;
     served.until("EnablePdf", &json!(true)).await;
@@ -102,7 +102,7 @@ async fn set_pdf(served: &Served, variant: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_told_of_changes_as_long_as_its_token_is_valid() {
-    let (served, tokens) = with_page().await;
+    let (served, tokens) = with_page("500").await;
     let url = stream_of(&served, TOKEN, BULK).await;
     assert_eq!(stream_of(&served, TOKEN, BULK).await, url, "it stays the same, or each answer would be another one");
     assert!(!url.contains(TOKEN));
@@ -201,15 +201,15 @@ async fn the_end_of_an_override_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_are_told_and_may_all_ask_at_once() {
     const CLIENTS: usize = 250;
-    // A page's visitors are one client; without the calls that they are asked for they might make one a second.
-    let (served, _tokens) = with_page().await;
+    // All visitors of a page are one client. What they are asked for comes beside its rate, or most of them would be told to wait.
+    let (served, _tokens) = with_page("20").await;
     let url = stream_of(&served, TOKEN, BULK).await;
-    let opened = (0..CLIENTS).map(|_| async {
+    let mut listeners = Vec::new();
+    for _ in 0..CLIENTS {
         let mut listener = Listener::open(served.client.get(&url)).await.unwrap();
         listener.next().await.unwrap();
-        listener
-    });
-    let mut listeners = join_all(opened).await;
+        listeners.push(listener);
+    }
     assert_eq!(served.operator.metric("resilience_operator_ofrep_streams").await, CLIENTS as u64);
     set_pdf(&served, "off").await;
     let begun = Instant::now();

@@ -31,7 +31,13 @@ async fn expensive_flags_of_one_namespace_do_not_keep_another_from_being_answere
     let manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": hostile } });
     apply(&world.client, "", &manifest).await.unwrap();
     apply(&world.client, &hostile, &expensive()).await.unwrap();
-    world.apply(&flag_set("flags", "booking")).await;
+    // So many that all of them together need a turn.
+    let mut many = flag_set("flags", "booking");
+    for nth in 0..150 {
+        many["spec"]["flagSpec"]["flags"][format!("flag-{nth}")] =
+            many["spec"]["flagSpec"]["flags"]["EnablePdf"].clone();
+    }
+    world.apply(&many).await;
     let listen = address();
     let operator = Operator::start(&world, &["--ofrep-listen", &listen, "--ofrep-rate", "100000"]).await;
     let served = Served::of(world, operator, &listen);

@@ -329,7 +329,7 @@ impl Service {
             return Ok(Admitted { client: ticket.client, is_static: ticket.until.is_none(), by });
         }
         let Caller { digest, is_static } = access.check(&headers, from, namespace).await?;
-        Ok(Admitted { client: tickets.client(&digest), is_static, by: Credential::Token(headers, from) })
+        Ok(Admitted { client: tickets.client(&digest), is_static, by: Credential::Token(headers) })
     }
 
     /// The static tokens, if one of them for the namespace is that of the client.
@@ -524,8 +524,8 @@ struct Admitted {
 
 /// What a caller may read by.
 enum Credential {
-    /// The headers with its token, and where they came from.
-    Token(HeaderMap, IpAddr),
+    /// The headers with its token.
+    Token(HeaderMap),
     /// A ticket for a static token that was among these.
     Static(Arc<StaticTokens>),
     /// A ticket that ends then.
@@ -542,8 +542,8 @@ struct StreamRight {
 impl Right for StreamRight {
     async fn holds(&mut self) -> bool {
         match &mut self.access.by {
-            Credential::Token(headers, from) => {
-                match self.service.access().check(headers, *from, &self.namespace).await {
+            Credential::Token(headers) => {
+                match self.service.access().check_again(headers, &self.namespace).await {
                     // While nobody can be asked, a stream goes on until it is old.
                     Ok(_) | Err(Refused::Unavailable(_) | Refused::TooMany(_)) => true,
                     Err(Refused::NoToken | Refused::InvalidToken | Refused::Forbidden(_)) => false,

@@ -87,6 +87,16 @@ impl Access {
 
     /// Who calls, if it may read the flags of `namespace`.
     pub async fn check(&self, headers: &HeaderMap, from: IpAddr, namespace: &str) -> Result<Caller, Refused> {
+        self.decide(headers, Some(from), namespace).await
+    }
+
+    /// The same about a caller that was let in before. Its token is none that somebody has invented, so what its address asks for
+    /// besides is left to others there.
+    pub async fn check_again(&self, headers: &HeaderMap, namespace: &str) -> Result<Caller, Refused> {
+        self.decide(headers, None, namespace).await
+    }
+
+    async fn decide(&self, headers: &HeaderMap, from: Option<IpAddr>, namespace: &str) -> Result<Caller, Refused> {
         let Credential { token, may_be_reviewed } = Credential::of(headers).ok_or(Refused::NoToken)?;
         let digest = Sha256::digest(token).into();
         if let Some(known) = self.static_tokens().find(&digest) {
@@ -103,7 +113,9 @@ impl Access {
             known
         } else {
             // A token is free to invent, an address is not.
-            self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
+            if let Some(from) = from {
+                self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
+            }
             self.reviews.ask(token, &digest, namespace).await?
         };
         match verdict {
