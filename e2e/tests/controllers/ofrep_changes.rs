@@ -138,7 +138,8 @@ async fn a_page_is_told_of_changes_as_long_as_its_token_is_valid() {
     let document = url.replace("ofrep/v1/events", "flagd.json");
     assert_eq!(served.client.get(document).send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
     tokens.write("another-token-0123456789", &served.world.namespace);
-    while listener.next().await.is_some() {}
+    let to_its_end = async { while listener.next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(60), to_its_end).await.expect("the stream ends with the token");
     assert_eq!(Listener::open(served.client.get(&url)).await.err(), Some(StatusCode::UNAUTHORIZED));
     let ended = "resilience_operator_ofrep_stream_ends_total{reason=\"forbidden\"}";
     eventually("it is counted", async || match served.operator.metric(ended).await {
