@@ -285,9 +285,10 @@ impl Service {
         from: IpAddr,
         route: Route,
     ) -> Result<Answer, Failed> {
-        let _place = self.calls.take(&route.namespace).await?;
+        // Only who may read there takes a place of the namespace.
         let access = self.admit(&request, from, &route).await?;
         self.rates.take(access.client, Instant::now()).map_err(Failed::TooMany)?;
+        let _place = self.calls.take(&route.namespace).await?;
         if !self.parts.ready.load(Ordering::Relaxed) {
             return Err(Failed::NotReady);
         }
