@@ -137,6 +137,9 @@ async fn a_page_is_told_of_changes_as_long_as_its_token_is_valid() {
     assert_eq!(Listener::open(served.client.get(elsewhere)).await.err(), Some(StatusCode::UNAUTHORIZED));
     let document = url.replace("ofrep/v1/events", "flagd.json");
     assert_eq!(served.client.get(document).send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let url_of_document = format!("{}/namespaces/{}/flagd.json", served.base, served.world.namespace);
+    let (status, answer) = read(served.client.get(url_of_document).bearer_auth(TOKEN)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "who sees a page does not see the rules: {answer}");
     tokens.write("another-token-0123456789", &served.world.namespace);
     let to_its_end = async { while listener.next().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(60), to_its_end).await.expect("the stream ends with the token");

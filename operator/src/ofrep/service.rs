@@ -140,6 +140,10 @@ pub(super) enum Failed {
     Crowded(#[from] Crowded),
     #[error(transparent)]
     Streams(#[from] Full),
+    #[error(
+        "a static token is for the evaluation of flags alone: the document of flagd, which shows the rules, is for accounts that may get featureflags"
+    )]
+    OnlyAnswers,
     #[error("this operator tells of no changes: ask for all flags now and then instead")]
     NoStreams,
     #[error("more calls than a client may make in a second")]
@@ -170,7 +174,7 @@ impl Failed {
     const fn status(&self) -> StatusCode {
         match self {
             Self::Access(Refused::NoToken | Refused::InvalidToken) | Self::Ticket(_) => StatusCode::UNAUTHORIZED,
-            Self::Access(Refused::Forbidden(_)) => StatusCode::FORBIDDEN,
+            Self::Access(Refused::Forbidden(_)) | Self::OnlyAnswers => StatusCode::FORBIDDEN,
             Self::Access(Refused::TooMany(_)) | Self::Crowded(_) | Self::TooMany(_) | Self::Streams(_) => {
                 StatusCode::TOO_MANY_REQUESTS
             }
@@ -298,6 +302,8 @@ impl Service {
         let mut answer = match &route.call {
             Call::Single(_) | Call::Bulk => self.evaluate(request, ctx, &route, &access).await?,
             Call::Events => self.stream(&request, ctx, &route, access)?,
+            // It shows the rules. A static token is often public, and may see no more than answers.
+            Call::Document if access.is_static => return Err(Failed::OnlyAnswers),
             Call::Document => self.document_of_flagd(&request, ctx, &route).await?,
         };
         if let Some(why) = ctx.observer_stale()
