@@ -144,7 +144,7 @@ mod tests {
         move |state| {
             tokio::spawn(async move {
                 let _kept = (alive, state);
-                std::future::pending().await
+                std::future::pending::<()>().await;
             })
         }
     }

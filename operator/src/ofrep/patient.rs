@@ -99,7 +99,7 @@ mod tests {
         let reader = tokio::spawn(async move {
             let mut bytes = [0; 4];
             for _ in 0..12 {
-                sleep(PATIENCE - Duration::from_millis(1)).await;
+                sleep(PATIENCE / 2).await;
                 far.read_exact(&mut bytes).await.unwrap();
             }
         });

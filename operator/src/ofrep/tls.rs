@@ -214,7 +214,7 @@ mod tests {
         ] {
             let error = certificate.take_in(&files(chain, key)).unwrap_err();
             assert_eq!(error, expected);
-            assert!(!error.to_string().contains("!"));
+            assert!(!error.to_string().contains('!'));
         }
         let missing = Files([Err("it is not there".to_owned()), Ok(Vec::new())]);
         let error = certificate.take_in(&missing).unwrap_err().to_string();
