@@ -154,7 +154,7 @@ pub async fn run(args: Args, config: Config, shutdown: CancellationToken) -> Res
     }
     if let Some(listener) = ofrep {
         let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();
-        ofrep::start(&args.ofrep, listener, clients.act.clone(), watched, &status, &mut supervisor);
+        ofrep::start(&args.ofrep, listener, clients.act.clone(), &shared.tokens, watched, &status, &mut supervisor);
     }
     if let Some(listener) = flag_sync {
         let watched = args.namespaces().into_iter().zip(contexts.iter().cloned()).collect();

@@ -12,8 +12,8 @@ use std::{
 pub struct Served {
     pub base: String,
     pub world: World,
-    client: Client,
-    operator: Operator,
+    pub client: Client,
+    pub operator: Operator,
 }
 
 impl Served {
@@ -26,20 +26,20 @@ impl Served {
         Self::of(world, operator, &listen)
     }
 
-    fn of(world: World, operator: Operator, listen: &str) -> Self {
+    pub fn of(world: World, operator: Operator, listen: &str) -> Self {
         let client = Client::builder().no_proxy().build().unwrap();
         Self { base: format!("http://{listen}"), world, client, operator }
     }
 
     /// A call about the world's namespace as `user`, with this body.
-    fn call(&self, user: &str, path: &str, body: &Value) -> RequestBuilder {
+    pub fn call(&self, user: &str, path: &str, body: &Value) -> RequestBuilder {
         let url = format!("{}/namespaces/{}{path}", self.base, self.world.namespace);
         let token = self.world.cluster.server.user_token(user).unwrap_or(user);
         self.client.post(url).bearer_auth(token).body(body.to_string()).header("content-type", "application/json")
     }
 
     /// What one flag is for `user-1`.
-    async fn flag(&self, key: &str, context: Value) -> (StatusCode, Value) {
+    pub async fn flag(&self, key: &str, context: Value) -> (StatusCode, Value) {
         read(self.call("user-1", &format!("/ofrep/v1/evaluate/flags/{key}"), &json!({ "context": context }))).await
     }
 
@@ -54,8 +54,11 @@ impl Served {
 }
 
 /// A world whose operator may review tokens, and in which `user-1` may read the flags.
-async fn prepared() -> World {
-    let world = World::new().await;
+pub async fn prepared() -> World {
+    prepare(World::new().await).await
+}
+
+pub async fn prepare(world: World) -> World {
     for right in world.cluster.ofrep_rights(&world.home).await {
         apply(&world.client, "", &right).await.unwrap();
     }
@@ -81,7 +84,7 @@ pub fn address() -> String {
     std::net::TcpListener::bind((format!("127.85.{high}.{low}"), 0)).unwrap().local_addr().unwrap().to_string()
 }
 
-async fn read(request: RequestBuilder) -> (StatusCode, Value) {
+pub async fn read(request: RequestBuilder) -> (StatusCode, Value) {
     let answer = request.send().await.map_err(reqwest::Error::without_url);
     let Ok(answer) = answer else { return (StatusCode::BAD_GATEWAY, json!(answer.unwrap_err().to_string())) };
     let status = answer.status();
@@ -90,7 +93,7 @@ async fn read(request: RequestBuilder) -> (StatusCode, Value) {
 }
 
 /// A set with a flag of each kind.
-fn flags() -> Value {
+pub fn flags() -> Value {
     let mut set = flag_set("flags", "booking");
     let flag =
         |variants: Value, default: &str| json!({ "state": "ENABLED", "variants": variants, "defaultVariant": default });

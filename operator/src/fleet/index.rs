@@ -10,7 +10,7 @@ use super::{
     revisions::{Revision, Revisions},
 };
 use crate::{kubernetes::guard::Guard, spec::target_kind};
-use contract::WorkloadId;
+use contract::{Source, WorkloadId};
 use crds::{FeatureFlag, ResiliencePolicy, resilience_policy::TargetRef};
 use engine::signals::{Ready, STEADY_AFTER_MS};
 use jiff::{SignedDuration, Timestamp};
@@ -20,7 +20,7 @@ use std::{
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// A policy, or the reason why it cannot be read. One unreadable object must not hide all others.
 pub type Policy = Guard<ResiliencePolicy>;
@@ -89,6 +89,8 @@ struct Index {
     jobs_of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
     policies: Attached<Policy>,
     flag_sets: Attached<FlagSet>,
+    /// How many changes of flag sets there were, for those who wait for one.
+    flag_changes: watch::Sender<u64>,
 }
 
 /// Resources that name workloads.
@@ -455,7 +457,13 @@ impl FleetIndex {
     }
 
     fn attach_flag_set(&self, set: &Arc<FlagSet>, gone: bool) -> Vec<Affected> {
-        let targets = self.lock().flag_sets.put(set, flag_set_targets(set), gone);
+        let mut index = self.lock();
+        let before = index.flag_sets.changes;
+        let targets = index.flag_sets.put(set, flag_set_targets(set), gone);
+        if index.flag_sets.changes != before {
+            index.flag_changes.send_replace(index.flag_sets.changes);
+        }
+        drop(index);
         let own = Affected::FlagSet(ObjectKey::of(set.as_ref()));
         targets.into_iter().map(Affected::Workload).chain([own]).collect()
     }
@@ -587,6 +595,22 @@ impl FleetIndex {
     /// A number that differs after each change of a flag set's spec in a namespace; none without flag sets there.
     pub fn flag_sets_version(&self, namespace: &str) -> Option<u64> {
         self.lock().flag_sets.versions.get(namespace).copied()
+    }
+
+    /// Tells of every change of a flag set's spec in any namespace; [`FleetIndex::flag_sets_version`] says of which.
+    pub fn flag_changes(&self) -> watch::Receiver<u64> {
+        self.lock().flag_changes.subscribe()
+    }
+
+    /// Those of these flag sets that cannot be read any more. They name no workload, and what was live from them stays.
+    pub fn unreadable_flag_sets(&self, namespace: &str, live: &[Source]) -> Vec<Arc<FlagSet>> {
+        let index = self.lock();
+        let held = |source: &Source| {
+            let key = ObjectKey { namespace: namespace.to_owned(), name: source.name.clone() };
+            let set = index.flag_sets.objects.get(&key)?;
+            (set.0.is_err() && set.meta().uid.as_deref() == Some(source.uid.as_str())).then(|| Arc::clone(set))
+        };
+        live.iter().filter_map(held).collect()
     }
 
     /// The flag sets that name a workload.
@@ -783,10 +807,14 @@ mod tests {
     fn a_namespace_has_a_version_of_its_flag_sets_that_changes_with_every_edit() {
         let index = FleetIndex::default();
         let version = || index.flag_sets_version("n");
-        assert_eq!(version(), None);
+        let mut changes = index.flag_changes();
+        let mut is_told = || changes.borrow_and_update().has_changed();
+        assert_eq!((version(), is_told()), (None, false));
         index.put_flag_set(flag_set("n", "a", 1));
         let first = version();
+        assert!(is_told());
         index.put_flag_set(flag_set("n", "a", 1));
+        assert!(!is_told(), "its status");
         index.put_flag_set(flag_set("na", "b", 1));
         assert_eq!(version(), first, "its status, or another namespace");
         index.put_flag_set(flag_set("n", "a", 2));

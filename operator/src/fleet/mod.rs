@@ -1,6 +1,7 @@
 //! What the operator knows of the cluster: facts of a few hundred bytes, indexed by workload and by target.
 
 pub mod facts;
+pub mod flag_inputs;
 pub mod flag_problems;
 pub mod index;
 mod pod_signals;

@@ -53,6 +53,11 @@ impl<'a> Failure<'a> {
         Self { key, error_code, error_details }
     }
 
+    /// Its code.
+    pub const fn code(&self) -> &'static str {
+        self.error_code
+    }
+
     /// A flag that is not there.
     pub fn not_found(key: &'a str, scope: &str) -> Self {
         let key = cut(key, MAX_SHOWN_KEY);
@@ -62,8 +67,62 @@ impl<'a> Failure<'a> {
 
 /// All flags, evaluated.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Bulk<'a> {
     flags: Vec<Evaluated<'a>>,
+    /// Where changes are told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_streams: Option<[EventStream<'a>; 1]>,
+}
+
+/// A stream of changes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventStream<'a> {
+    r#type: &'static str,
+    endpoint: Endpoint<'a>,
+    inactivity_delay_sec: u32,
+}
+
+/// Without an origin: it is that of the base URL, which a proxy may have made another.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Endpoint<'a> {
+    request_uri: &'a str,
+}
+
+/// A client that is not looked at for so long, such as a page in the background, ends its stream until then.
+const INACTIVITY_SECONDS: u32 = 120;
+
+impl<'a> Bulk<'a> {
+    /// How many flags there are.
+    pub const fn len(&self) -> usize {
+        self.flags.len()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.flags.is_empty()
+    }
+
+    /// With the path and query of its stream of changes.
+    #[must_use]
+    pub fn with_stream(mut self, request_uri: Option<&'a str>) -> Self {
+        let stream = |request_uri| EventStream {
+            r#type: "sse",
+            endpoint: Endpoint { request_uri },
+            inactivity_delay_sec: INACTIVITY_SECONDS,
+        };
+        self.event_streams = request_uri.map(|request_uri| [stream(request_uri)]);
+        self
+    }
+}
+
+impl<'a> Success<'a> {
+    /// Its variant, and why it has that.
+    pub const fn result(&self) -> (Option<&'a str>, &'static str) {
+        (self.variant, self.reason)
+    }
 }
 
 /// The evaluation of all flags took too long.
@@ -131,7 +190,7 @@ pub fn bulk<'a>(
         let Some(flag) = document.flags.find(key) else { continue };
         flags.push(evaluate(document, key, flag, context, &attributes, now_ms));
     }
-    Ok(Bulk { flags })
+    Ok(Bulk { flags, event_streams: None })
 }
 
 fn evaluate<'a>(
@@ -274,6 +333,15 @@ mod tests {
             assert_eq!(*flag, json!(single(&document, key, &context, 0).unwrap()));
         }
         assert!(flags.windows(2).all(|two| two[0]["key"].as_str() < two[1]["key"].as_str()));
+    }
+
+    #[test]
+    fn the_stream_of_changes_is_named_as_the_protocol_has_it() {
+        let (document, context) = (document(), context(&json!({})));
+        let bulk = || bulk(&document, &context, 0, || false).unwrap();
+        let expected = json!([{"type": "sse", "endpoint": {"requestUri": "/a?b=c"}, "inactivityDelaySec": 120}]);
+        assert_eq!(json!(bulk().with_stream(Some("/a?b=c")))["eventStreams"], expected);
+        assert!(json!(bulk().with_stream(None)).get("eventStreams").is_none());
     }
 
     #[test]

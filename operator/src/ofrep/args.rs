@@ -21,4 +21,12 @@ pub struct OfrepArgs {
     /// OFREP calls that each client (one token) may make in a second
     #[arg(long, env = "OFREP_RATE", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub ofrep_rate: u32,
+
+    /// Folder with a certificate, `tls.crt`, and its key, `tls.key`, as a mounted Secret of the type `kubernetes.io/tls`: OFREP speaks TLS; both are read again when they change; absent: HTTP without TLS
+    #[arg(long, env = "OFREP_CERTIFICATES", value_name = "DIR")]
+    pub ofrep_certificates: Option<PathBuf>,
+
+    /// Streams of changes that may be open at once; four fifths of them for one client (one token); 0: there are none
+    #[arg(long, env = "OFREP_STREAMS", default_value_t = 1280, value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    pub ofrep_streams: u16,
 }

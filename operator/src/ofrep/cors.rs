@@ -9,7 +9,8 @@ use http::{
 };
 
 /// Headers that a page may send.
-const SENT: HeaderValue = HeaderValue::from_static("authorization, content-type, if-none-match, x-api-key");
+const SENT: HeaderValue =
+    HeaderValue::from_static("authorization, cache-control, content-type, if-none-match, last-event-id, x-api-key");
 /// Headers that a page may read. Without `ETag` a provider asks for everything again and again.
 const READ: HeaderValue = HeaderValue::from_static("etag, retry-after, x-resilience-stale");
 /// How long a browser may remember what it was told, in seconds.
@@ -45,7 +46,7 @@ impl Cors {
     pub fn answer_preflight(&self, request: &HeaderMap, answer: &mut HeaderMap) {
         self.answer(request, answer);
         if answer.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
-            answer.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
+            answer.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
             answer.insert(ACCESS_CONTROL_ALLOW_HEADERS, SENT);
             answer.insert(ACCESS_CONTROL_MAX_AGE, REMEMBERED);
         }

@@ -1,23 +1,39 @@
 //! The flags of a scope, compiled: what answers are made from.
 
-use crate::{fleet::index::FlagSet, kubernetes::meta::created_at, spec};
-use contract::{FlagsSettings, Section, Source};
+use super::{
+    flagd::{self, Version},
+    scopes::Scope,
+};
+use crate::fleet::{
+    flag_inputs::inputs,
+    index::{FlagSet, FleetIndex},
+};
+use contract::{FlagsSettings, Section};
 use crds::{FeatureFlag, feature_flag::FlagSpec};
 use engine::{
-    compile::{CompileError, FlagSetInput, Input},
+    compile::CompileError,
     flag_scope::{self, FlagScope},
 };
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 use tracing::warn;
 
 /// Most bytes of all flag sets of a namespace together.
 pub const MAX_NAMESPACE_BYTES: usize = 4 * 1024 * 1024;
+/// Most flags, and most bytes, of a document whose flags are evaluated all together at once, without waiting for a turn.
+const MAX_LIGHT_FLAGS: usize = 100;
+const MAX_LIGHT_BYTES: usize = 64 * 1024;
+/// A call that took so long for an evaluation lets the next calls for this document wait for their turn.
+const SLOW: Duration = Duration::from_micros(500);
 
 /// The flags of a scope.
 #[derive(Debug, Default)]
@@ -29,6 +45,10 @@ pub struct Document {
     /// About how many bytes they have.
     pub bytes: usize,
     metadata: Metadata,
+    /// Something in it was seen to take long.
+    is_slow: AtomicBool,
+    /// What it is as a document of flagd, for as long as that is so.
+    version: Mutex<Option<Version>>,
 }
 
 /// The set of each flag, and its metadata.
@@ -39,11 +59,33 @@ type Metadata = HashMap<String, Arc<SetMetadata>>;
 struct SetMetadata {
     /// Namespace and name of the set.
     id: String,
+    /// Which edit of it.
+    generation: i64,
     all: Map<String, Value>,
     by_flag: BTreeMap<String, Map<String, Value>>,
 }
 
 impl Document {
+    /// The flags of a scope as the index has them. `before` is the last document of the same scope; without one, `published` is
+    /// what the pods of a workload have.
+    pub fn of(
+        scope: &Scope,
+        index: &FleetIndex,
+        before: Option<&Self>,
+        published: Option<&Section<FlagsSettings>>,
+    ) -> Result<Self, CompileError> {
+        match scope {
+            Scope::Namespace(namespace) => Ok(Self::of_namespace(&index.flag_sets_in(namespace), before)),
+            Scope::Workload(id) => {
+                let live = before.map(|before| &before.section).or(published);
+                let sources = live.map(|live| live.sources.as_slice()).unwrap_or_default();
+                let mut sets = index.flag_sets_of(id);
+                sets.extend(index.unreadable_flag_sets(&id.namespace, sources));
+                Self::of_workload(&sets, before, published)
+            }
+        }
+    }
+
     /// The flags of all sets of a namespace. `before` is the last document of the same scope.
     pub fn of_namespace(sets: &[Arc<FlagSet>], before: Option<&Self>) -> Self {
         let live = before.map(|before| &before.section);
@@ -79,7 +121,48 @@ impl Document {
         }
         let bytes = serde_json::to_vec(&section).map_or(0, |bytes| bytes.len());
         let flags = flags::FlagSet::compile(section.settings.clone());
-        Self { section, flags, bytes, metadata }
+        Self { section, flags, bytes, metadata, ..Self::default() }
+    }
+
+    /// Whether all of its flags are evaluated, and written, in no time worth waiting for.
+    pub fn is_light(&self) -> bool {
+        self.section.settings.flags.len() <= MAX_LIGHT_FLAGS && self.bytes <= MAX_LIGHT_BYTES && !self.is_slow()
+    }
+
+    /// Whether an evaluation was seen to take long.
+    pub fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
+    }
+
+    /// Notes how long an evaluation took.
+    pub fn note_time(&self, time: Duration) {
+        if time >= SLOW {
+            self.is_slow.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Which version of the flags this is at `now_ms`, if that is known already.
+    pub fn known_version(&self, now_ms: i64) -> Option<Version> {
+        let version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        version.as_ref().filter(|version| version.holds_at(now_ms)).cloned()
+    }
+
+    /// Which version of the flags this is at `now_ms`.
+    pub fn version(&self, now_ms: i64) -> Result<Version, flagd::Unwritable> {
+        if let Some(known) = self.known_version(now_ms) {
+            return Ok(known);
+        }
+        flagd::write(self, now_ms).map(|(_, version)| version)
+    }
+
+    /// Notes which version of the flags this is.
+    pub fn note_version(&self, version: Version) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
+    }
+
+    /// Which set a flag is from, as namespace and name, and which edit of it.
+    pub fn set_of(&self, key: &str) -> Option<(&str, i64)> {
+        self.metadata.get(key).map(|set| (set.id.as_str(), set.generation))
     }
 
     /// The metadata of a flag: its own above those of its set, and which set it is from.
@@ -120,6 +203,7 @@ impl SetMetadata {
         let own = flags.iter().map(|(key, flag)| (key.clone(), plain(flag.metadata.as_ref())));
         Self {
             id: format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any()),
+            generation: set.metadata.generation.unwrap_or_default(),
             all: plain(metadata.as_ref()),
             by_flag: own.filter(|(_, metadata)| !metadata.is_empty()).collect(),
         }
@@ -133,31 +217,10 @@ fn plain(metadata: Option<&Map<String, Value>>) -> Map<String, Value> {
     members.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// What each set contributes. As for a workload: one that cannot be read keeps the keys and the rank that it had.
-fn inputs(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> Vec<FlagSetInput> {
-    let held = |uid: &str| live?.sources.iter().find(|source| source.uid == uid);
-    let input = |set: &Arc<FlagSet>| {
-        let meta = set.meta();
-        let source = Source {
-            name: meta.name.clone().unwrap_or_default(),
-            uid: meta.uid.clone().unwrap_or_default(),
-            generation: meta.generation.unwrap_or_default(),
-            ..Source::default()
-        };
-        let created_at = created_at(set.as_ref());
-        let Ok(set) = &set.0 else {
-            let priority = held(&source.uid)?.priority;
-            return Some(FlagSetInput { source, priority, created_at, settings: Input::KeepLive });
-        };
-        let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
-        Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings })
-    };
-    sets.iter().filter_map(input).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::WorkloadId;
     use serde_json::json;
 
     fn set(name: &str, default: &str, unreadable: bool) -> Arc<FlagSet> {
@@ -200,5 +263,37 @@ mod tests {
         let published = of_workload(&first, None).section;
         let anew = Document::of_workload(&second, None, Some(&published)).unwrap();
         assert_eq!((value(&anew, "a"), value(&anew, "b")), (Some(true), Some(false)), "as the pods have them");
+    }
+
+    /// It names no workload any more, for nobody can read which.
+    #[test]
+    fn a_workload_keeps_the_flags_of_a_set_that_cannot_be_read() {
+        let (index, scope) = (FleetIndex::default(), Scope::Workload(WorkloadId::deployment("n", "w")));
+        let put = |priority: &Value, generation: i64| {
+            let flag = json!({"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on"});
+            let set = json!({
+                "metadata": {"namespace": "n", "name": "s", "uid": "s", "generation": generation},
+                "spec": {
+                    "priority": priority, "flagSpec": {"flags": {"a": flag}},
+                    "targetRefs": [{"group": "apps", "kind": "Deployment", "name": "w"}],
+                },
+            });
+            index.put_flag_set(serde_json::from_str(&set.to_string()).unwrap());
+        };
+        put(&json!(0), 1);
+        let first = Document::of(&scope, &index, None, None).unwrap();
+        put(&json!("high"), 2);
+        let second = Document::of(&scope, &index, Some(&first), None).unwrap();
+        let anew = Document::of(&scope, &index, None, Some(&first.section)).unwrap();
+        assert_eq!([&first, &second, &anew].map(|document| value(document, "a")), [Some(true); 3]);
+    }
+
+    #[test]
+    fn what_took_long_is_not_light_any_more() {
+        let document = Document::of_namespace(&[set("a", "on", false)], None);
+        document.note_time(SLOW / 2);
+        assert!(document.is_light() && !document.is_slow());
+        document.note_time(SLOW);
+        assert!(!document.is_light() && document.is_slow());
     }
 }

@@ -1,8 +1,10 @@
 //! Flags for every OpenFeature SDK: the OpenFeature Remote Evaluation Protocol, answered by every replica from its caches.
 //!
 //! What is asked ([`route`], [`request`]) and what is answered ([`answer`], [`etag`]) is pure; [`document`] compiles the flags of
-//! a namespace or a workload as the engine merges them, and [`scopes`] keeps them until a set changes; [`access`] says who may
-//! read; [`service`] puts it together, and [`server`] holds the connections.
+//! a namespace or a workload as the engine merges them, [`flagd`] writes them as flagd reads them, and [`scopes`] keeps them until a
+//! set changes; [`access`] says who may read, [`turns`] and [`rate`] how much; [`stream`] tells a client of changes, [`hub`] and
+//! [`teller`] tell its streams, and [`tickets`] open them for browsers; [`service`] puts it together, and [`server`] holds the
+//! connections, with [`tls`].
 
 pub mod access;
 pub mod answer;
@@ -10,40 +12,68 @@ pub mod args;
 pub mod cors;
 pub mod document;
 pub mod etag;
+pub mod files;
+pub mod flagd;
+pub mod hub;
+pub mod patient;
 pub mod rate;
 pub mod request;
 pub mod route;
 pub mod scopes;
 pub mod server;
 pub mod service;
+pub mod spans;
+pub mod stream;
+pub mod teller;
+pub mod tickets;
+pub mod tls;
+pub mod turns;
 
-use crate::{supervision::Supervisor, telemetry::server::Status};
+use crate::{pods::tokens::Tokens, supervision::Supervisor, telemetry::server::Status};
 use access::{Access, reviews::Reviews};
 use args::OfrepArgs;
 use cors::Cors;
 use kube::Client;
-use service::{Service, Watched};
+use server::{Listening, Upkeep};
+use service::{Parts, Service, Watched};
 use std::sync::Arc;
+use tickets::Tickets;
+use tls::Certificate;
 use tokio::net::TcpListener;
+
+/// What clients and their tickets are known by.
+const TICKET_KEY: &str = "ofrep-tickets";
 
 /// Starts to serve from `contexts`.
 pub fn start(
     args: &OfrepArgs,
     listener: TcpListener,
     client: Client,
+    keys: &Tokens,
     contexts: Vec<Watched>,
     status: &Status,
     supervisor: &mut Supervisor,
 ) {
-    let service = Arc::new(Service::new(
-        contexts,
-        Arc::clone(&status.ready),
-        status.metrics.clone(),
-        Access::new(Reviews::new(client)),
-        Cors::new(&args.ofrep_cors_origins),
-        args.ofrep_rate,
-    ));
     let shutdown = supervisor.shutdown();
-    supervisor.start("OFREP server", server::serve(listener, Arc::clone(&service), shutdown.clone()));
-    supervisor.start("OFREP upkeep", server::look_after(service, args.ofrep_tokens.clone(), shutdown));
+    let streams = usize::from(args.ofrep_streams);
+    let service = Arc::new(Service::new(Parts {
+        contexts,
+        ready: Arc::clone(&status.ready),
+        metrics: status.metrics.clone(),
+        access: Access::new(Reviews::new(client)),
+        tickets: Tickets::new(keys.derived_key(TICKET_KEY)),
+        cors: Cors::new(&args.ofrep_cors_origins),
+        calls_per_second: args.ofrep_rate,
+        streams,
+        shutdown: shutdown.clone(),
+    }));
+    let certificate = args.ofrep_certificates.as_ref().map(|_| Arc::<Certificate>::default());
+    let listening = Listening { listener, certificate: certificate.clone(), streams };
+    let upkeep = Upkeep {
+        service: Arc::clone(&service),
+        tokens: args.ofrep_tokens.clone(),
+        certificate: args.ofrep_certificates.clone().zip(certificate),
+    };
+    supervisor.start("OFREP server", server::serve(listening, service, shutdown.clone()));
+    supervisor.start("OFREP upkeep", upkeep.run(shutdown));
 }

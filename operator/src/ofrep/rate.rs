@@ -1,4 +1,4 @@
-//! How often a client may call: a bucket each, which holds a second's worth.
+//! How often a client may call: a bucket each, which holds a second's worth, and calls that it was asked for beside.
 
 use std::{
     collections::HashMap,
@@ -22,9 +22,13 @@ struct Buckets<K> {
 
 struct Bucket {
     left: f64,
+    /// Calls that the client was asked for.
+    extra: u32,
     at: Instant,
 }
 
+/// Most calls that a client was asked for and has not made yet.
+const MAX_EXTRA: u32 = 4096;
 /// A bucket is full again after this time, and need not be remembered.
 const FULL_AFTER: Duration = Duration::from_secs(1);
 
@@ -49,15 +53,26 @@ impl<K: Hash + Eq> Rates<K> {
                 return Err(FULL_AFTER);
             }
         }
-        let bucket = buckets.by_client.entry(client).or_insert(Bucket { left: self.per_second, at: now });
+        let bucket = buckets.by_client.entry(client).or_insert(Bucket { left: self.per_second, extra: 0, at: now });
         let more = now.saturating_duration_since(bucket.at).as_secs_f64() * self.per_second;
         bucket.left = (bucket.left + more).min(self.per_second);
         bucket.at = now;
         if bucket.left >= 1.0 {
             bucket.left -= 1.0;
             Ok(())
+        } else if bucket.extra > 0 {
+            bucket.extra -= 1;
+            Ok(())
         } else {
             Err(Duration::from_secs_f64((1.0 - bucket.left) / self.per_second))
+        }
+    }
+
+    /// Lets a client call once more, because it was asked to: all that listen to changes call when there is one, and may be one client.
+    pub fn give(&self, client: &K) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.by_client.get_mut(client) {
+            bucket.extra = (bucket.extra + 1).min(MAX_EXTRA);
         }
     }
 }
@@ -75,6 +90,22 @@ mod tests {
         assert_eq!(granted("b", start), 10);
         assert_eq!(granted("a", start + Duration::from_millis(500)), 5);
         assert_eq!(granted("a", start + Duration::from_secs(60)), 10, "no more than a second's worth is saved");
+    }
+
+    #[test]
+    fn calls_that_a_client_was_asked_for_come_beside_its_rate() {
+        let (rates, start) = (Rates::new(10, 8), Instant::now());
+        let granted = |at| (0..10_000).filter(|_| rates.take("a", at).is_ok()).count();
+        rates.give(&"a");
+        assert_eq!(granted(start), 10, "nobody who has not called is known");
+        for _ in 0..5 {
+            rates.give(&"a");
+        }
+        assert_eq!((granted(start), granted(start)), (5, 0));
+        for _ in 0..2 * MAX_EXTRA {
+            rates.give(&"a");
+        }
+        assert_eq!(granted(start), MAX_EXTRA as usize);
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! From a path to what is asked for. Pure.
 
+use http::Method;
 use percent_encoding::percent_decode_str;
-
-/// What the path of every call ends with, before the key.
-const EVALUATE: [&str; 4] = ["ofrep", "v1", "evaluate", "flags"];
 
 /// What a path asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,43 +10,89 @@ pub struct Route {
     pub namespace: String,
     /// The workload; none: all flags of the namespace.
     pub workload: Option<String>,
-    /// Key of the flag; none: all of them.
-    pub key: Option<String>,
+    /// What is asked about their flags.
+    pub call: Call,
 }
+
+/// What is asked about the flags of a scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// The evaluation of one flag, by its key.
+    Single(String),
+    /// The evaluation of all flags.
+    Bulk,
+    /// The stream of changes.
+    Events,
+    /// All flags as a document of flagd.
+    Document,
+}
+
+/// What the path of the stream of changes ends with.
+pub const EVENTS: &str = "ofrep/v1/events";
+/// What the path of the document of flagd ends with. flagd goes by the end of the name.
+const DOCUMENT: &str = "flagd.json";
 
 impl Route {
     /// Reads a path, as it was sent. A slash at its end changes nothing; a key may hold slashes, escaped or not.
     pub fn parse(path: &str) -> Option<Self> {
         let path = path.strip_prefix('/')?;
-        let mut segments = path.strip_suffix('/').unwrap_or(path).split('/');
-        let mut next = || segments.next();
-        if next()? != "namespaces" {
-            return None;
-        }
-        let namespace = name(next()?)?;
-        let mut segment = next()?;
+        let path = path.strip_suffix('/').unwrap_or(path).strip_prefix("namespaces/")?;
+        let (namespace, mut rest) = path.split_once('/')?;
         let mut workload = None;
-        if segment == "workloads" {
-            workload = Some(name(next()?)?);
-            segment = next()?;
+        if let Some(path) = rest.strip_prefix("workloads/") {
+            let (found, path) = path.split_once('/')?;
+            (workload, rest) = (Some(name(found)?), path);
         }
-        for (index, expected) in EVALUATE.iter().enumerate() {
-            if index > 0 {
-                segment = next()?;
+        Some(Self { namespace: name(namespace)?, workload, call: Call::parse(rest)? })
+    }
+
+    /// The path of the base URL.
+    pub fn base(&self) -> String {
+        let Self { namespace, workload, .. } = self;
+        workload.as_ref().map_or_else(
+            || format!("/namespaces/{namespace}"),
+            |workload| format!("/namespaces/{namespace}/workloads/{workload}"),
+        )
+    }
+}
+
+impl Call {
+    fn parse(path: &str) -> Option<Self> {
+        match path {
+            EVENTS => return Some(Self::Events),
+            DOCUMENT => return Some(Self::Document),
+            _ => {}
+        }
+        match path.strip_prefix("ofrep/v1/evaluate/flags")? {
+            "" => Some(Self::Bulk),
+            key => {
+                let key = percent_decode_str(key.strip_prefix('/')?).decode_utf8().ok()?;
+                (!key.is_empty()).then(|| Self::Single(key.into_owned()))
             }
-            if segment != *expected {
-                return None;
-            }
         }
-        let rest: Vec<_> = segments.collect();
-        let key = match rest.as_slice() {
-            [] => None,
-            some => Some(percent_decode_str(&some.join("/")).decode_utf8().ok()?.into_owned()),
-        };
-        if key.as_deref() == Some("") {
-            return None;
+    }
+
+    /// The key of the flag, if one is asked for.
+    pub fn key(&self) -> Option<&str> {
+        if let Self::Single(key) = self { Some(key) } else { None }
+    }
+
+    /// The label of the metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Single(_) => "single",
+            Self::Bulk => "bulk",
+            Self::Events => "events",
+            Self::Document => "document",
         }
-        Some(Self { namespace, workload, key })
+    }
+
+    /// The method that it is asked with, and those that a caller is told of.
+    pub const fn method(&self) -> (Method, &'static str) {
+        match self {
+            Self::Single(_) | Self::Bulk => (Method::POST, "POST, OPTIONS"),
+            Self::Events | Self::Document => (Method::GET, "GET, OPTIONS"),
+        }
     }
 }
 
@@ -75,7 +119,20 @@ mod tests {
     #[case("/namespaces/n/workloads/w/ofrep/v1/evaluate/flags/workloads", Some("w"), Some("workloads"))]
     fn paths(#[case] path: &str, #[case] workload: Option<&str>, #[case] key: Option<&str>) {
         let route = Route::parse(path).unwrap();
-        assert_eq!((route.namespace.as_str(), route.workload.as_deref(), route.key.as_deref()), ("n", workload, key));
+        assert_eq!((route.namespace.as_str(), route.workload.as_deref(), route.call.key()), ("n", workload, key));
+        assert_eq!(route.call == Call::Bulk, key.is_none());
+    }
+
+    #[rstest::rstest]
+    #[case("/namespaces/n/ofrep/v1/events", None, Call::Events)]
+    #[case("/namespaces/n/workloads/w/ofrep/v1/events/", Some("w"), Call::Events)]
+    #[case("/namespaces/n/flagd.json", None, Call::Document)]
+    #[case("/namespaces/n/workloads/w.x/flagd.json", Some("w.x"), Call::Document)]
+    fn what_is_got(#[case] path: &str, #[case] workload: Option<&str>, #[case] call: Call) {
+        let route = Route::parse(path).unwrap();
+        assert_eq!((route.workload.as_deref(), &route.call), (workload, &call));
+        assert_eq!(call.method().0, Method::GET);
+        assert!(path.starts_with(&format!("{}/", route.base())) && route.base().ends_with(workload.unwrap_or("n")));
     }
 
     #[rstest::rstest]
@@ -89,6 +146,10 @@ mod tests {
     #[case("/namespaces/n/ofrep/v2/evaluate/flags/a")]
     #[case("/namespaces/n/workloads/ofrep/v1/evaluate/flags")]
     #[case("/namespaces/n/ofrep/v1/evaluate/flags//")]
+    #[case("/namespaces/n/ofrep/v1/evaluate/flagsx")]
+    #[case("/namespaces/n/ofrep/v1/events/x")]
+    #[case("/namespaces/n/x/flagd.json")]
+    #[case("/namespaces/n/workloads/w")]
     #[case::no_utf8("/namespaces/n/ofrep/v1/evaluate/flags/%FF")]
     fn other_paths_are_none(#[case] path: &str) {
         assert_eq!(Route::parse(path), None);

@@ -25,6 +25,16 @@ pub enum Scope {
     Workload(WorkloadId),
 }
 
+impl Scope {
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Namespace(namespace) => namespace,
+            Self::Workload(id) => &id.namespace,
+        }
+    }
+}
+
 impl std::fmt::Display for Scope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

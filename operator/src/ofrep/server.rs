@@ -2,22 +2,43 @@
 
 use super::{
     access::static_tokens::{InvalidTokens, MAX_FILE_BYTES, StaticTokens},
+    files::{self, FileContent},
+    patient::Patient,
     service::Service,
+    stream,
+    tls::{self, Certificate, Files},
 };
+use crate::telemetry::metrics::OfrepCertificateLabels;
+use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, net::SocketAddr, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-/// Most connections.
+/// Most connections beside those of streams.
 const MAX_CONNECTIONS: usize = 1024;
+/// Longest time for a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time in which the other side may confirm nothing of what it was sent.
+const UNCONFIRMED_MS: u32 = 60_000;
 /// Longest time for the head of a request to arrive; and for a connection without a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most headers of a request.
@@ -26,11 +47,13 @@ const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// A connection takes no more requests after this time: so clients spread over replicas, and one that does not read ends.
 const MAX_AGE: Duration = Duration::from_secs(300);
-/// Longest time for the last answer of a connection.
+/// Longest time for the last answer of a connection, unless it is a stream.
 const GRACE: Duration = Duration::from_secs(10);
+/// A stream ends by itself before.
+const STREAM_END: Duration = stream::MAX_AGE.saturating_mul(2);
 /// Wait after a connection that could not be taken: files may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the file with the tokens is looked at.
+/// How often the files with tokens and certificates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why flags cannot be served.
@@ -46,9 +69,28 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     crate::telemetry::server::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
+/// What is listened with.
+pub struct Listening {
+    /// The address.
+    pub listener: TcpListener,
+    /// The certificate of TLS; none: there is no TLS.
+    pub certificate: Option<Arc<Certificate>>,
+    /// Most streams of changes.
+    pub streams: usize,
+}
+
 /// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: CancellationToken) {
-    let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+pub async fn serve(listening: Listening, service: Arc<Service>, shutdown: CancellationToken) {
+    let Listening { listener, certificate, streams } = listening;
+    let acceptor = match certificate.map(tls::acceptor).transpose() {
+        Ok(acceptor) => acceptor,
+        Err(error) => {
+            // Nobody is served without TLS where TLS is wanted.
+            error!(%error, "OFREP: TLS cannot be set up; flags are not served");
+            return shutdown.cancelled().await;
+        }
+    };
+    let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS + streams)));
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
@@ -59,9 +101,9 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: Cance
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
+        let (service, shutdown, acceptor) = (Arc::clone(&service), shutdown.clone(), acceptor.clone());
         connections.spawn(async move {
-            connection(stream, from, service, shutdown).await;
+            accept(stream, acceptor, from, service, shutdown).await;
             drop(place);
         });
     }
@@ -69,18 +111,45 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: Cance
     let _ = timeout(GRACE, connections.wait()).await;
 }
 
-async fn connection(stream: TcpStream, from: SocketAddr, service: Arc<Service>, shutdown: CancellationToken) {
+async fn accept(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    from: SocketAddr,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
-    let answer = hyper::service::service_fn(move |request| {
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNCONFIRMED_MS);
+    let Some(acceptor) = acceptor else { return connection(stream, from, service, shutdown).await };
+    let handshake = shutdown.run_until_cancelled(timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
+    // A client that is too slow, speaks something else, or does not trust the certificate, is told so by TLS alone.
+    if let Some(Ok(Ok(stream))) = handshake.await {
+        // Boxed, so that connections without TLS do not take its room.
+        Box::pin(connection(stream, from, service, shutdown)).await;
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    from: SocketAddr,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+) {
+    let is_streaming = &AtomicBool::new(false);
+    let answer = hyper::service::service_fn(|request| {
         let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(service.answer(request, from.ip()).await) }
+        async move {
+            let answer = service.answer(request, from.ip()).await;
+            is_streaming.store(matches!(answer.body(), Either::Right(_)), Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), answer);
+        .serve_connection(TokioIo::new(Patient::new(stream)), answer);
     let mut connection = pin!(connection);
     tokio::select! {
         // The client is gone, or spoke something else.
@@ -89,54 +158,85 @@ async fn connection(stream: TcpStream, from: SocketAddr, service: Arc<Service>, 
         () = sleep(MAX_AGE) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = timeout(GRACE, connection).await;
-}
-
-/// Keeps the static tokens as their file has them, and gives up flags that nobody asks for; until `shutdown`.
-pub async fn look_after(service: Arc<Service>, tokens: Option<std::path::PathBuf>, shutdown: CancellationToken) {
-    let mut last = None;
-    loop {
-        if let Some(path) = &tokens {
-            let read = read(path).await;
-            if last.as_ref() != Some(&read) {
-                take_in(&service, path, &read);
-                last = Some(read);
-            }
+    let last_answer = async {
+        if is_streaming.load(Ordering::Relaxed) {
+            let _ = timeout(STREAM_END, shutdown.cancelled()).await;
         }
-        if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
-            return;
-        }
-        service.scopes.sweep(tokio::time::Instant::now());
+        sleep(GRACE).await;
+    };
+    tokio::select! {
+        _ = connection => {}
+        () = last_answer => {}
     }
 }
 
-/// What a file holds, or why it cannot be read.
-type FileContent = Result<Vec<u8>, String>;
-
-/// Reads a file, but no more than one byte more than is allowed.
-async fn read(path: &Path) -> FileContent {
-    let mut content = Vec::new();
-    let read = async {
-        let file = tokio::fs::File::open(path).await?;
-        file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut content).await
-    };
-    read.await.map_err(|error: std::io::Error| error.to_string())?;
-    Ok(content)
+/// What is looked after beside the calls.
+pub struct Upkeep {
+    /// Whose.
+    pub service: Arc<Service>,
+    /// The file with the static tokens.
+    pub tokens: Option<PathBuf>,
+    /// The folder with the certificate, and where it goes.
+    pub certificate: Option<(PathBuf, Arc<Certificate>)>,
 }
 
-/// A file that cannot be used changes nothing: the tokens of the last good one stay.
-fn take_in(service: &Service, path: &Path, read: &FileContent) {
-    let parsed = match read {
-        Ok(content) => StaticTokens::parse(content).map_err(|error: InvalidTokens| error.to_string()),
-        Err(error) => Err(error.clone()),
-    };
-    match parsed {
-        Ok(tokens) => {
-            info!(file = %path.display(), tokens = tokens.len(), "OFREP: static tokens read");
-            service.access.set_static_tokens(tokens);
+impl Upkeep {
+    /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody asks for; until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let (mut last_tokens, mut last_files) = (None, None);
+        loop {
+            if let Some(path) = &self.tokens {
+                let read = files::read(path, MAX_FILE_BYTES).await;
+                if last_tokens.as_ref() != Some(&read) {
+                    self.take_in_tokens(path, &read);
+                    last_tokens = Some(read);
+                }
+            }
+            if let Some((folder, certificate)) = &self.certificate {
+                let read = Files::read(folder).await;
+                if last_files.as_ref() != Some(&read) {
+                    self.take_in_certificate(folder, certificate, &read);
+                    last_files = Some(read);
+                }
+            }
+            if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
+                return;
+            }
+            self.service.scopes.sweep(Instant::now());
         }
-        Err(error) => {
-            warn!(file = %path.display(), %error, "OFREP: the static tokens cannot be read; those that were read before stay");
+    }
+
+    /// A file that cannot be used changes nothing: the tokens of the last good one stay.
+    fn take_in_tokens(&self, path: &Path, read: &FileContent) {
+        let parsed = match read {
+            Ok(content) => StaticTokens::parse(content).map_err(|error: InvalidTokens| error.to_string()),
+            Err(error) => Err(error.clone()),
+        };
+        match parsed {
+            Ok(tokens) => {
+                info!(file = %path.display(), tokens = tokens.len(), "OFREP: static tokens read");
+                self.service.access().set_static_tokens(tokens);
+            }
+            Err(error) => {
+                warn!(file = %path.display(), %error, "OFREP: the static tokens cannot be read; those that were read before stay");
+            }
+        }
+    }
+
+    /// A certificate that cannot be used changes nothing, either.
+    fn take_in_certificate(&self, folder: &Path, certificate: &Certificate, read: &Files) {
+        let taken = certificate.take_in(read);
+        let result = if taken.is_ok() { "ok" } else { "error" };
+        self.service.metrics().ofrep_certificate_reads.get_or_create(&OfrepCertificateLabels { result }).inc();
+        let folder = folder.display();
+        match taken {
+            Ok(()) => info!(%folder, "OFREP: certificate read"),
+            Err(error) if certificate.is_there() => {
+                warn!(%folder, %error, "OFREP: the certificate cannot be used; the one that was read before stays");
+            }
+            Err(error) => {
+                warn!(%folder, %error, "OFREP: the certificate cannot be used; nobody is served until there is one that can");
+            }
         }
     }
 }

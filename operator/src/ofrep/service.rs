@@ -1,33 +1,40 @@
 //! From a request to an answer.
 
 use super::{
-    access::{Access, Digest, Refused},
+    access::{self, Access, Caller, Refused, static_tokens::StaticTokens},
     answer::{self, Failure, LargeAnswer, OutOfTime},
     cors::Cors,
     document::Document,
-    etag,
+    etag, flagd,
+    hub::{Full, Hub},
     rate::Rates,
     request::{EvaluationContext, MAX_BODY_BYTES},
-    route::Route,
+    route::{Call, EVENTS, Route},
     scopes::{Scope, Scopes},
+    spans,
+    stream::{Events, Right, Streaming},
+    teller,
+    tickets::{Client, InvalidTicket, Tickets},
+    turns::{Crowded, Limits, Place, Turns},
 };
 use crate::{
     context::Context,
-    telemetry::metrics::{Metrics, OfrepCallLabels, OfrepLabels},
+    telemetry::metrics::{Metrics, OfrepCallLabels, OfrepLabels, OfrepStreamEndLabels},
     workload::publish,
 };
 use bytes::Bytes;
 use contract::{FlagsSettings, Section, WorkloadId, WorkloadKind};
 use engine::{compile::CompileError, publish::Published};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER, WWW_AUTHENTICATE},
 };
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full as Whole, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::{
+    fmt::Display,
     net::IpAddr,
     sync::{
         Arc,
@@ -36,47 +43,75 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
-/// Most calls at once; more are asked to come again.
-const MAX_AT_ONCE: usize = 256;
-/// Most evaluations of all flags, and compilations, at once: they take a processor for a while.
-const MAX_LONG_AT_ONCE: usize = 2;
-/// Longest wait for a place among those.
-const LONG_PATIENCE: Duration = Duration::from_secs(3);
+/// Calls at once. When flags change, all that listen call at the same time: they wait for a moment.
+const CALLS: Limits = Limits { places: 256, share: 128, waiting: 1280, patience: Duration::from_secs(3) };
+/// Evaluations and compilations that take a processor for a while. One namespace has half of the places at most.
+const LONG_CALLS: Limits = Limits { places: 2, share: 1, waiting: 128, patience: Duration::from_secs(3) };
+/// A long call gives way to those of other namespaces after this time.
+const SLICE: Duration = Duration::from_millis(20);
 /// Most bytes of answers with all flags that wait for their readers, and the unit that they are counted in.
 const MAX_UNREAD_BYTES: usize = 16 * 1024 * 1024;
 const ROOM_UNIT: usize = 1024;
 /// Longest time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for the evaluation of all flags.
-const BULK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time for the evaluation of all flags, without that in which others had their turn.
+const BULK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most clients whose rate is remembered.
 const MAX_CLIENTS: usize = 16_384;
+/// Longest name of an event that a client has seen before, in bytes.
+const MAX_EVENT_ID: usize = 64;
+/// When it is worth asking for a stream again while there are too many.
+const STREAMS_LATER: Duration = Duration::from_secs(30);
 /// Header of an answer from caches that may be old; it says why.
 const STALE: &str = "x-resilience-stale";
+/// Tells a proxy to pass on what a stream says at once.
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The body of an answer: all at once, or a stream of changes.
+pub type Payload = Either<Whole<Bytes>, Events>;
 
 /// An answer.
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Payload>;
 
 /// Answers from the caches of this replica.
 pub struct Service {
-    contexts: Vec<Watched>,
-    /// Every cache has been filled once.
-    ready: Arc<AtomicBool>,
-    metrics: Metrics,
-    /// Who may read what.
-    pub access: Access,
+    parts: Parts,
     /// What was compiled.
     pub scopes: Scopes,
-    rates: Rates<Digest>,
-    cors: Cors,
-    places: Semaphore,
-    long_places: Semaphore,
-    /// For answers that nobody has read yet, in units.
+    rates: Rates<Client>,
+    calls: Arc<Turns>,
+    long_calls: Arc<Turns>,
+    hub: Arc<Hub>,
+    /// Room for answers that nobody has read yet, in units.
     room: Arc<Semaphore>,
+}
+
+/// What a service is made of.
+pub struct Parts {
+    /// What is watched.
+    pub contexts: Vec<Watched>,
+    /// Every cache has been filled once.
+    pub ready: Arc<AtomicBool>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Who may read what.
+    pub access: Access,
+    /// Who knows clients again.
+    pub tickets: Tickets,
+    /// Which web pages may call.
+    pub cors: Cors,
+    /// Calls that a client may make in a second.
+    pub calls_per_second: u32,
+    /// Most streams of changes.
+    pub streams: usize,
+    /// Ends the streams.
+    pub shutdown: CancellationToken,
 }
 
 /// An answer that takes room until it is sent, so that callers who do not read fill no memory.
@@ -99,8 +134,18 @@ pub type Watched = (Option<String>, Arc<Context>);
 pub(crate) enum Failed {
     #[error(transparent)]
     Access(#[from] Refused),
-    #[error("too many calls at once")]
-    Busy,
+    #[error(transparent)]
+    Ticket(#[from] InvalidTicket),
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
+    #[error(transparent)]
+    Streams(#[from] Full),
+    #[error(
+        "a static token is for the evaluation of flags alone: the document of flagd, which shows the rules, is for accounts that may get featureflags"
+    )]
+    OnlyAnswers,
+    #[error("this operator tells of no changes: ask for all flags now and then instead")]
+    NoStreams,
     #[error("more calls than a client may make in a second")]
     TooMany(Duration),
     #[error("the caches are still being filled")]
@@ -128,13 +173,15 @@ pub(crate) enum Failed {
 impl Failed {
     const fn status(&self) -> StatusCode {
         match self {
-            Self::Access(Refused::NoToken | Refused::InvalidToken) => StatusCode::UNAUTHORIZED,
-            Self::Access(Refused::Forbidden(_)) => StatusCode::FORBIDDEN,
-            Self::Access(Refused::TooMany(_)) | Self::Busy | Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Access(Refused::NoToken | Refused::InvalidToken) | Self::Ticket(_) => StatusCode::UNAUTHORIZED,
+            Self::Access(Refused::Forbidden(_)) | Self::OnlyAnswers => StatusCode::FORBIDDEN,
+            Self::Access(Refused::TooMany(_)) | Self::Crowded(_) | Self::TooMany(_) | Self::Streams(_) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::Access(Refused::Unavailable(_)) | Self::NotReady | Self::OutOfTime(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::NotWatched(_) | Self::NoWorkload { .. } => StatusCode::NOT_FOUND,
+            Self::NotWatched(_) | Self::NoWorkload { .. } | Self::NoStreams => StatusCode::NOT_FOUND,
             Self::LargeBody => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::Compile(_) | Self::LargeAnswer(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -145,7 +192,8 @@ impl Failed {
     const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Access(Refused::TooMany(after)) | Self::TooMany(after) => Some(*after),
-            Self::Busy | Self::NotReady | Self::Access(Refused::Unavailable(_)) => Some(Duration::from_secs(1)),
+            Self::Crowded(_) | Self::NotReady | Self::Access(Refused::Unavailable(_)) => Some(Duration::from_secs(1)),
+            Self::Streams(_) => Some(STREAMS_LATER),
             _ => None,
         }
     }
@@ -170,100 +218,93 @@ impl Failed {
 }
 
 impl Service {
-    /// Answers from these contexts, once `ready` says that their caches are filled.
-    pub fn new(
-        contexts: Vec<Watched>,
-        ready: Arc<AtomicBool>,
-        metrics: Metrics,
-        access: Access,
-        cors: Cors,
-        calls_per_second: u32,
-    ) -> Self {
+    /// Answers from these parts, once `ready` says that their caches are filled.
+    pub fn new(parts: Parts) -> Self {
         Self {
-            contexts,
-            ready,
-            metrics,
-            access,
             scopes: Scopes::default(),
-            rates: Rates::new(calls_per_second, MAX_CLIENTS),
-            cors,
-            places: Semaphore::new(MAX_AT_ONCE),
-            long_places: Semaphore::new(MAX_LONG_AT_ONCE),
+            rates: Rates::new(parts.calls_per_second, MAX_CLIENTS),
+            calls: Turns::new(CALLS),
+            long_calls: Turns::new(LONG_CALLS),
+            hub: Hub::new(parts.streams),
             room: Arc::new(Semaphore::new(MAX_UNREAD_BYTES / ROOM_UNIT)),
+            parts,
         }
+    }
+
+    /// Who may read what.
+    pub const fn access(&self) -> &Access {
+        &self.parts.access
+    }
+
+    /// Metrics.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
     }
 
     /// Answers a request.
     pub async fn answer(self: &Arc<Self>, request: Request<Incoming>, from: IpAddr) -> Answer {
         let begun = Instant::now();
         let route = Route::parse(request.uri().path());
-        let call = match &route {
-            Some(Route { key: Some(_), .. }) => "single",
-            Some(Route { key: None, .. }) => "bulk",
-            None => "other",
-        };
-        let mut cors = http::HeaderMap::new();
+        let call = route.as_ref().map_or("other", |route| route.call.label());
+        let mut cors = HeaderMap::new();
         let mut answer = if request.method() == Method::OPTIONS {
-            self.cors.answer_preflight(request.headers(), &mut cors);
+            self.parts.cors.answer_preflight(request.headers(), &mut cors);
             empty(StatusCode::NO_CONTENT)
         } else {
-            self.cors.answer(request.headers(), &mut cors);
+            self.parts.cors.answer(request.headers(), &mut cors);
             match route {
                 None => json(
                     StatusCode::NOT_FOUND,
                     &Failure::new(None, "GENERAL", "there is nothing at this path: the base URL is /namespaces/NAMESPACE or /namespaces/NAMESPACE/workloads/NAME".to_owned()),
                 ),
-                Some(_) if request.method() != Method::POST => {
-                    let details = "flags are evaluated with POST".to_owned();
-                    let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, &Failure::new(None, "GENERAL", details));
-                    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
-                    answer
-                }
-                Some(route) => {
-                    let key = route.key.clone();
-                    let evaluated = self.evaluate(request, from, route).await;
-                    evaluated.unwrap_or_else(|failed| failed.answer(key.as_deref()))
-                }
+                Some(route) => match route.call.method() {
+                    (method, _) if request.method() == method => {
+                        let key = route.call.key().map(str::to_owned);
+                        let answered = self.answer_route(request, from, route).await;
+                        answered.unwrap_or_else(|failed| failed.answer(key.as_deref()))
+                    }
+                    (method, allowed) => {
+                        let details = format!("this is asked for with {method}");
+                        let failure = Failure::new(None, "GENERAL", details);
+                        let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, &failure);
+                        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+                        answer
+                    }
+                },
             }
         };
         answer.headers_mut().extend(cors);
         answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let result = result(answer.status());
-        self.metrics.ofrep_requests.get_or_create(&OfrepLabels { call, result }).inc();
-        let seconds = self.metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call });
+        let metrics = self.metrics();
+        metrics.ofrep_requests.get_or_create(&OfrepLabels { call, result }).inc();
+        let seconds = metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call });
         seconds.observe(begun.elapsed().as_secs_f64());
         answer
     }
 
-    async fn evaluate(
+    async fn answer_route(
         self: &Arc<Self>,
         request: Request<Incoming>,
         from: IpAddr,
         route: Route,
     ) -> Result<Answer, Failed> {
-        let _place = self.places.try_acquire().map_err(|_| Failed::Busy)?;
-        let client = self.access.check(request.headers(), from, &route.namespace).await?;
-        self.rates.take(client, Instant::now()).map_err(Failed::TooMany)?;
-        if !self.ready.load(Ordering::Relaxed) {
+        // Only who may read there takes a place of the namespace.
+        let access = self.admit(&request, from, &route).await?;
+        self.rates.take(access.client, Instant::now()).map_err(Failed::TooMany)?;
+        let _place = self.calls.take(&route.namespace).await?;
+        if !self.parts.ready.load(Ordering::Relaxed) {
             return Err(Failed::NotReady);
         }
         let watches = |(watched, _): &&Watched| watched.as_ref().is_none_or(|watched| *watched == route.namespace);
-        let watched = self.contexts.iter().find(watches).ok_or_else(|| Failed::NotWatched(route.namespace.clone()))?;
-        let ctx = &watched.1;
-        let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
-        let body = body(request).await?;
-        let context = match EvaluationContext::parse(&body) {
-            Ok(context) => context,
-            Err(error) => {
-                let failure = Failure::new(route.key.as_deref(), error.code(), error.to_string());
-                return Ok(json(StatusCode::BAD_REQUEST, &failure));
-            }
-        };
-        let scope = scope(ctx, &route)?;
-        let document = self.document(ctx, &scope).await?;
-        let mut answer = match &route.key {
-            Some(key) => single(&document, key, &context, &scope),
-            None => self.bulk(document, context, if_none_match.as_ref()).await?,
+        let watched = self.parts.contexts.iter().find(watches);
+        let ctx = &watched.ok_or_else(|| Failed::NotWatched(route.namespace.clone()))?.1;
+        let mut answer = match &route.call {
+            Call::Single(_) | Call::Bulk => self.evaluate(request, ctx, &route, &access).await?,
+            Call::Events => self.stream(&request, ctx, &route, access)?,
+            // It shows the rules. A static token is often public, and may see no more than answers.
+            Call::Document if access.is_static => return Err(Failed::OnlyAnswers),
+            Call::Document => self.document_of_flagd(&request, ctx, &route).await?,
         };
         if let Some(why) = ctx.observer_stale()
             && let Ok(why) = HeaderValue::from_str(&why)
@@ -273,36 +314,119 @@ impl Service {
         Ok(answer)
     }
 
-    /// The flags of a scope as they are now.
-    async fn document(self: &Arc<Self>, ctx: &Arc<Context>, scope: &Scope) -> Result<Arc<Document>, Failed> {
-        let namespace = match scope {
-            Scope::Namespace(namespace) => namespace,
-            Scope::Workload(id) => &id.namespace,
+    /// Who calls, if it may. A stream of changes may be opened by a ticket.
+    async fn admit(
+        self: &Arc<Self>,
+        request: &Request<Incoming>,
+        from: IpAddr,
+        route: &Route,
+    ) -> Result<Admitted, Failed> {
+        let Parts { access, tickets, .. } = &self.parts;
+        let namespace = &route.namespace;
+        let ticket = request.uri().query().and_then(ticket).filter(|_| route.call == Call::Events);
+        let headers = access::credentials(request.headers());
+        if headers.is_empty()
+            && let Some(ticket) = ticket
+        {
+            let ticket = tickets.read(ticket, &route.base(), Timestamp::now())?;
+            let by = match ticket.until {
+                Some(until) => Credential::Until(until),
+                None => Credential::Static(self.static_tokens_of(&ticket.client, namespace).ok_or(InvalidTicket)?),
+            };
+            return Ok(Admitted { client: ticket.client, is_static: ticket.until.is_none(), by });
+        }
+        let Caller { digest, is_static } = access.check(&headers, from, namespace).await?;
+        Ok(Admitted { client: tickets.client(&digest), is_static, by: Credential::Token(headers) })
+    }
+
+    /// The static tokens, if one of them for the namespace is that of the client.
+    fn static_tokens_of(&self, client: &Client, namespace: &str) -> Option<Arc<StaticTokens>> {
+        let tokens = self.access().static_tokens();
+        tokens.any_reaches(namespace, |digest| self.parts.tickets.client(digest) == *client).then_some(tokens)
+    }
+
+    async fn evaluate(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        ctx: &Arc<Context>,
+        route: &Route,
+        access: &Admitted,
+    ) -> Result<Answer, Failed> {
+        let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
+        let body = body(request).await?;
+        let context = match EvaluationContext::parse(&body) {
+            Ok(context) => context,
+            Err(error) => {
+                let failure = Failure::new(route.call.key(), error.code(), error.to_string());
+                return Ok(json(StatusCode::BAD_REQUEST, &failure));
+            }
         };
+        let scope = scope(ctx, route)?;
+        let document = self.document(ctx, &scope).await?;
+        let Some(key) = route.call.key() else {
+            let stream = self.hub.is_open().then(|| {
+                let base = route.base();
+                let ticket = self.parts.tickets.issue(&access.client, access.is_static, &base, Timestamp::now());
+                format!("{base}/{EVENTS}?ticket={ticket}")
+            });
+            return self.bulk(document, context, if_none_match.as_ref(), stream, &scope).await;
+        };
+        let now_ms = Timestamp::now().as_millisecond();
+        let by_rule = || document.flags.find(key).is_some_and(|flag| flag.for_every_request(None, now_ms).is_none());
+        if document.is_slow() && by_rule() {
+            let (key, shown) = (key.to_owned(), scope.to_string());
+            return self.long(&route.namespace, move |_| single(&document, &key, &context, now_ms, &shown)).await;
+        }
+        let begun = Instant::now();
+        let answer = single(&document, key, &context, now_ms, &scope);
+        document.note_time(begun.elapsed());
+        Ok(answer)
+    }
+
+    /// The flags of a scope as they are now.
+    pub(super) async fn document(self: &Arc<Self>, ctx: &Arc<Context>, scope: &Scope) -> Result<Arc<Document>, Failed> {
         // Before the sets are read: what changes in between makes another version.
-        let version = ctx.index.flag_sets_version(namespace);
+        let version = ctx.index.flag_sets_version(scope.namespace());
         if let Some(fresh) = self.scopes.fresh(scope, version, Instant::now()) {
             return Ok(fresh);
         }
-        let _place = self.long_place().await?;
         let published = match scope {
             Scope::Workload(id) if !self.scopes.is_known(scope) => published(ctx, id).await,
             _ => None,
         };
-        let (service, ctx, scope) = (Arc::clone(self), Arc::clone(ctx), scope.clone());
-        let refreshed = tokio::task::spawn_blocking(move || {
-            service.scopes.refresh(&scope, version, Instant::now(), |before| match &scope {
-                Scope::Namespace(namespace) => Ok(Document::of_namespace(&ctx.index.flag_sets_in(namespace), before)),
-                Scope::Workload(id) => Document::of_workload(&ctx.index.flag_sets_of(id), before, published.as_ref()),
-            })
+        let (service, ctx, own) = (Arc::clone(self), Arc::clone(ctx), scope.clone());
+        let refreshed = self.long(scope.namespace(), move |_| {
+            let make = |before: Option<&Document>| Document::of(&own, &ctx.index, before, published.as_ref());
+            service.scopes.refresh(&own, version, Instant::now(), make)
         });
-        Ok(refreshed.await.map_err(|_| Failed::Internal)??)
+        Ok(refreshed.await??)
     }
 
-    /// Waits for a place among the calls that take a processor for a while.
-    async fn long_place(&self) -> Result<SemaphorePermit<'_>, Failed> {
-        let place = tokio::time::timeout(LONG_PATIENCE, self.long_places.acquire());
-        place.await.map_err(|_| Failed::Busy)?.map_err(|_| Failed::Busy)
+    /// Which version of its flags a scope has.
+    pub(super) async fn version(
+        self: &Arc<Self>,
+        ctx: &Arc<Context>,
+        scope: &Scope,
+        now_ms: i64,
+    ) -> Result<flagd::Version, Failed> {
+        let document = self.document(ctx, scope).await?;
+        if let Some(known) = document.known_version(now_ms) {
+            return Ok(known);
+        }
+        if document.is_light() {
+            return Ok(document.version(now_ms)?);
+        }
+        Ok(self.long(scope.namespace(), move |_| document.version(now_ms)).await??)
+    }
+
+    /// Works in turn, and not on a thread that others wait for.
+    async fn long<T: Send + 'static>(
+        &self,
+        namespace: &str,
+        work: impl FnOnce(&mut Place) -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        let mut place = self.long_calls.take(namespace).await?;
+        tokio::task::spawn_blocking(move || work(&mut place)).await.map_err(|_| Failed::Internal)
     }
 
     /// All flags.
@@ -311,37 +435,216 @@ impl Service {
         document: Arc<Document>,
         context: EvaluationContext,
         if_none_match: Option<&HeaderValue>,
+        stream: Option<String>,
+        scope: &Scope,
     ) -> Result<Answer, Failed> {
-        let _place = self.long_place().await?;
-        let evaluated = tokio::task::spawn_blocking(move || {
-            let (now_ms, end) = (Timestamp::now().as_millisecond(), Instant::now() + BULK_TIMEOUT);
-            let bulk = answer::bulk(&document, &context, now_ms, || Instant::now() >= end)?;
-            let body = answer::spell(&bulk)?;
-            let tag = etag::of(&body);
-            Ok::<_, Failed>((body, tag))
-        });
-        let (body, tag) = evaluated.await.map_err(|_| Failed::Internal)??;
-        let known = if_none_match.and_then(|value| value.to_str().ok());
-        let mut answer = if known.is_some_and(|known| etag::is_named(&tag, known)) {
-            empty(StatusCode::NOT_MODIFIED)
+        let shown = scope.to_string();
+        let (body, tag) = if document.is_light() {
+            let begun = Instant::now();
+            let evaluated = evaluate_all(&document, &context, stream.as_deref(), None, &shown);
+            document.note_time(begun.elapsed());
+            evaluated?
         } else {
-            let size = u32::try_from(body.len().div_ceil(ROOM_UNIT)).map_err(|_| Failed::Busy)?;
-            let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| Failed::Busy)?;
-            with_body(StatusCode::OK, Bytes::from_owner(Unread { body, _room: room }))
+            let evaluate =
+                move |place: &mut Place| evaluate_all(&document, &context, stream.as_deref(), Some(place), &shown);
+            self.long(scope.namespace(), evaluate).await??
         };
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
-            answer.headers_mut().insert(ETAG, tag);
+        self.tagged(body, &tag, if_none_match)
+    }
+
+    /// All flags as a document of flagd.
+    async fn document_of_flagd(
+        self: &Arc<Self>,
+        request: &Request<Incoming>,
+        ctx: &Arc<Context>,
+        route: &Route,
+    ) -> Result<Answer, Failed> {
+        let if_none_match = request.headers().get(IF_NONE_MATCH);
+        let document = self.document(ctx, &scope(ctx, route)?).await?;
+        let now_ms = Timestamp::now().as_millisecond();
+        if let Some(version) = document.known_version(now_ms).filter(|version| is_known(&version.tag, if_none_match)) {
+            return Ok(not_modified(&version.tag));
         }
+        let write = move || flagd::write(&document, now_ms);
+        let (body, version) = self.long(&route.namespace, move |_| write()).await??;
+        self.tagged(body, &version.tag, if_none_match)
+    }
+
+    /// An answer with a tag, or the news that there is none.
+    fn tagged(&self, body: Vec<u8>, tag: &str, if_none_match: Option<&HeaderValue>) -> Result<Answer, Failed> {
+        if is_known(tag, if_none_match) {
+            return Ok(not_modified(tag));
+        }
+        let size = u32::try_from(body.len().div_ceil(ROOM_UNIT)).map_err(|_| Crowded)?;
+        let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| Crowded)?;
+        let mut answer = with_body(StatusCode::OK, Bytes::from_owner(Unread { body, _room: room }));
+        put_tag(&mut answer, tag);
+        Ok(answer)
+    }
+
+    /// The stream of changes.
+    fn stream(
+        self: &Arc<Self>,
+        request: &Request<Incoming>,
+        ctx: &Arc<Context>,
+        route: &Route,
+        access: Admitted,
+    ) -> Result<Answer, Failed> {
+        if !self.hub.is_open() {
+            return Err(Failed::NoStreams);
+        }
+        let scope = scope(ctx, route)?;
+        let tell = |state| tokio::spawn(teller::tell(Arc::clone(self), Arc::clone(ctx), scope.clone(), state));
+        let subscription = self.hub.subscribe(&scope, access.client, tell)?;
+        let last_seen = request.headers().get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
+        let last_seen = last_seen.filter(|id| id.len() <= MAX_EVENT_ID).map(str::to_owned);
+        let (chunks, events) = Events::new();
+        let client = access.client;
+        let right = StreamRight { service: Arc::clone(self), namespace: route.namespace.clone(), access };
+        let streaming = Streaming { state: subscription.state.clone(), last_seen, right, chance: rand::random() };
+        let (service, shutdown) = (Arc::clone(self), self.parts.shutdown.clone());
+        self.metrics().ofrep_streams.inc();
+        tokio::spawn(async move {
+            let told = || {
+                service.metrics().ofrep_events.inc();
+                // It is told so that it asks.
+                service.rates.give(&client);
+            };
+            let end = streaming.run(chunks, shutdown, told).await;
+            drop(subscription);
+            service.metrics().ofrep_streams.dec();
+            service.metrics().ofrep_stream_ends.get_or_create(&OfrepStreamEndLabels { reason: end.as_str() }).inc();
+        });
+        let mut answer = Response::new(Either::Right(events));
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        answer.headers_mut().insert(UNBUFFERED, HeaderValue::from_static("no"));
         Ok(answer)
     }
 }
 
+/// A caller that may read.
+struct Admitted {
+    client: Client,
+    is_static: bool,
+    by: Credential,
+}
+
+/// What a caller may read by.
+enum Credential {
+    /// The headers with its token.
+    Token(HeaderMap),
+    /// A ticket for a static token that was among these.
+    Static(Arc<StaticTokens>),
+    /// A ticket that ends then.
+    Until(Timestamp),
+}
+
+/// The right to go on with a stream.
+struct StreamRight {
+    service: Arc<Service>,
+    namespace: String,
+    access: Admitted,
+}
+
+impl Right for StreamRight {
+    async fn holds(&mut self) -> bool {
+        match &mut self.access.by {
+            Credential::Token(headers) => {
+                match self.service.access().check_again(headers, &self.namespace).await {
+                    // While nobody can be asked, a stream goes on until it is old.
+                    Ok(_) | Err(Refused::Unavailable(_) | Refused::TooMany(_)) => true,
+                    Err(Refused::NoToken | Refused::InvalidToken | Refused::Forbidden(_)) => false,
+                }
+            }
+            Credential::Static(known) => {
+                if Arc::ptr_eq(known, &self.service.access().static_tokens()) {
+                    return true;
+                }
+                let now = self.service.static_tokens_of(&self.access.client, &self.namespace);
+                now.map(|tokens| *known = tokens).is_some()
+            }
+            Credential::Until(until) => Timestamp::now() < *until,
+        }
+    }
+}
+
+/// The ticket in a query.
+fn ticket(query: &str) -> Option<&str> {
+    query.split('&').find_map(|pair| pair.strip_prefix("ticket="))
+}
+
+/// Time that is worked, and not that in which others have their turn.
+struct WorkTime {
+    slice: Instant,
+    before: Duration,
+}
+
+impl WorkTime {
+    fn begin() -> Self {
+        Self { slice: Instant::now(), before: Duration::ZERO }
+    }
+
+    /// Whether there is no time left. With a place it gives way to others now and then.
+    fn is_over(&mut self, place: Option<&mut Place>) -> bool {
+        let worked = self.slice.elapsed();
+        if self.before + worked >= BULK_TIMEOUT {
+            return true;
+        }
+        match place {
+            Some(place) if worked >= SLICE => {
+                self.before += worked;
+                let is_turned_away = place.give_way().is_err();
+                self.slice = Instant::now();
+                is_turned_away
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The answer with all flags, and its tag.
+fn evaluate_all(
+    document: &Document,
+    context: &EvaluationContext,
+    stream: Option<&str>,
+    mut place: Option<&mut Place>,
+    scope: &str,
+) -> Result<(Vec<u8>, String), Failed> {
+    let span = spans::evaluation_of_all(scope);
+    let (now_ms, mut time) = (Timestamp::now().as_millisecond(), WorkTime::begin());
+    let bulk = answer::bulk(document, context, now_ms, || time.is_over(place.as_deref_mut()));
+    spans::record_all(&span, bulk.as_ref().ok().map(answer::Bulk::len));
+    let body = answer::spell(&bulk?.with_stream(stream))?;
+    let tag = etag::of(&body);
+    Ok((body, tag))
+}
+
 /// One flag.
-fn single(document: &Document, key: &str, context: &EvaluationContext, scope: &Scope) -> Answer {
-    match answer::single(document, key, context, Timestamp::now().as_millisecond()) {
+fn single(document: &Document, key: &str, context: &EvaluationContext, now_ms: i64, scope: &impl Display) -> Answer {
+    let span = spans::evaluation(key);
+    let evaluated = answer::single(document, key, context, now_ms);
+    spans::record(&span, document, key, evaluated.as_ref());
+    match evaluated {
         Some(evaluated @ answer::Evaluated::Success(_)) => json(StatusCode::OK, &evaluated),
         Some(evaluated @ answer::Evaluated::Failure(_)) => json(StatusCode::BAD_REQUEST, &evaluated),
         None => json(StatusCode::NOT_FOUND, &Failure::not_found(key, &scope.to_string())),
+    }
+}
+
+/// Whether the caller has what this tag stands for.
+fn is_known(tag: &str, if_none_match: Option<&HeaderValue>) -> bool {
+    if_none_match.and_then(|value| value.to_str().ok()).is_some_and(|known| etag::is_named(tag, known))
+}
+
+fn not_modified(tag: &str) -> Answer {
+    let mut answer = empty(StatusCode::NOT_MODIFIED);
+    put_tag(&mut answer, tag);
+    answer
+}
+
+fn put_tag(answer: &mut Answer, tag: &str) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        answer.headers_mut().insert(ETAG, tag);
     }
 }
 
@@ -385,14 +688,14 @@ fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 }
 
 fn with_body(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Whole::new(body.into())));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }
 
 fn empty(status: StatusCode) -> Answer {
-    let mut answer = Response::new(Full::default());
+    let mut answer = Response::new(Either::Left(Whole::default()));
     *answer.status_mut() = status;
     answer
 }

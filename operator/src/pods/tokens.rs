@@ -89,6 +89,14 @@ impl Tokens {
         }
     }
 
+    /// A key for something else, of which nothing leads back to the master key. All replicas get the same. `purpose` has no slash, so
+    /// that the key is no workload's token.
+    pub fn derived_key(&self, purpose: &'static str) -> [u8; 32] {
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return rand::random() };
+        mac.update(purpose.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+
     /// The token of a workload in an epoch.
     fn token(&self, workload_uid: &str, epoch: u64) -> String {
         // HMAC takes keys of any length; the error type is there for ciphers that do not.

@@ -63,6 +63,10 @@ metric_names! {
     RecoveryWithheld = "recovery_withheld": "Recovery steps that a gate holds back, by reason",
     OfrepRequests = "ofrep_requests": "OFREP requests, by call and result",
     OfrepRequestDurationSeconds = "ofrep_request_duration_seconds": "Time to answer an OFREP request",
+    OfrepStreams = "ofrep_streams": "Open streams of changes over OFREP",
+    OfrepStreamEnds = "ofrep_stream_ends": "Streams of changes over OFREP that ended, by reason",
+    OfrepEvents = "ofrep_events": "Changes told over OFREP, once for each stream",
+    OfrepCertificateReads = "ofrep_certificate_reads": "Certificates of OFREP read, by result",
     FlagSyncCalls = "flag_sync_calls": "Calls of flagd.sync.v1, by call and result",
     FlagSyncStreams = "flag_sync_streams": "Streams of flag documents that are open",
     FlagSyncStreamsEnded = "flag_sync_streams_ended": "Streams of flag documents that have ended, by reason",
@@ -162,16 +166,30 @@ pub struct CheckAskLabels {
 /// An OFREP request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OfrepLabels {
-    /// `single`, `bulk` or `other`.
+    /// `single`, `bulk`, `events`, `document` or `other`.
     pub call: &'static str,
     /// `ok`, `not_modified`, `invalid`, `not_found`, `unauthorized`, `forbidden`, `limited`, `unavailable` or `error`.
+    pub result: &'static str,
+}
+
+/// Why a stream of changes ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepStreamEndLabels {
+    /// `closed`, `age`, `forbidden`, `slow`, `shutdown` or `error`.
+    pub reason: &'static str,
+}
+
+/// How the reading of a certificate ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfrepCertificateLabels {
+    /// `ok` or `error`.
     pub result: &'static str,
 }
 
 /// Which kind of OFREP request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OfrepCallLabels {
-    /// `single`, `bulk` or `other`.
+    /// `single`, `bulk`, `events`, `document` or `other`.
     pub call: &'static str,
 }
 
@@ -229,6 +247,14 @@ pub struct Metrics {
     pub ofrep_requests: Family<OfrepLabels, Counter>,
     /// Time to answer an OFREP request, in seconds.
     pub ofrep_request_seconds: Family<OfrepCallLabels, Histogram, fn() -> Histogram>,
+    /// Open streams of changes over OFREP.
+    pub ofrep_streams: Gauge,
+    /// Streams of changes over OFREP that ended.
+    pub ofrep_stream_ends: Family<OfrepStreamEndLabels, Counter>,
+    /// Changes told over OFREP.
+    pub ofrep_events: Counter,
+    /// Certificates of OFREP that were read.
+    pub ofrep_certificate_reads: Family<OfrepCertificateLabels, Counter>,
     /// Calls of `flagd.sync.v1`.
     pub flag_sync_calls: Family<FlagSyncLabels, Counter>,
     /// Streams of flag documents that are open.
@@ -272,6 +298,10 @@ impl Default for Metrics {
             recovery_withheld: Family::default(),
             ofrep_requests: Family::default(),
             ofrep_request_seconds: Family::new_with_constructor(histogram),
+            ofrep_streams: Gauge::default(),
+            ofrep_stream_ends: Family::default(),
+            ofrep_events: Counter::default(),
+            ofrep_certificate_reads: Family::default(),
             flag_sync_calls: Family::default(),
             flag_sync_streams: Gauge::default(),
             flag_sync_streams_ended: Family::default(),
@@ -311,6 +341,10 @@ impl Metrics {
             MetricName::OfrepRequestDurationSeconds => {
                 registry.register(name, help, self.ofrep_request_seconds.clone());
             }
+            MetricName::OfrepStreams => registry.register(name, help, self.ofrep_streams.clone()),
+            MetricName::OfrepStreamEnds => registry.register(name, help, self.ofrep_stream_ends.clone()),
+            MetricName::OfrepEvents => registry.register(name, help, self.ofrep_events.clone()),
+            MetricName::OfrepCertificateReads => registry.register(name, help, self.ofrep_certificate_reads.clone()),
             MetricName::FlagSyncCalls => registry.register(name, help, self.flag_sync_calls.clone()),
             MetricName::FlagSyncStreams => registry.register(name, help, self.flag_sync_streams.clone()),
             MetricName::FlagSyncStreamsEnded => registry.register(name, help, self.flag_sync_streams_ended.clone()),
@@ -413,6 +447,8 @@ mod tests {
         metrics.check_asks.get_or_create(&CheckAskLabels { probe: "http", result: "ok" }).inc();
         metrics.ofrep_requests.get_or_create(&OfrepLabels { call: "bulk", result: "ok" }).inc();
         metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call: "bulk" }).observe(0.1);
+        metrics.ofrep_stream_ends.get_or_create(&OfrepStreamEndLabels { reason: "age" }).inc();
+        metrics.ofrep_certificate_reads.get_or_create(&OfrepCertificateLabels { result: "ok" }).inc();
         metrics.flag_sync_calls.get_or_create(&FlagSyncLabels { call: "sync", result: "ok" }).inc();
         metrics.flag_sync_streams_ended.get_or_create(&FlagSyncEndLabels { reason: "client" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };

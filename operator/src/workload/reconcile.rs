@@ -9,6 +9,7 @@ use crate::{
     error::ReconcileError,
     fleet::{
         facts::{ConfigMapFacts, WorkloadFacts},
+        flag_inputs,
         index::{FlagSet, ObjectKey, Policy},
     },
     kubernetes::{
@@ -368,31 +369,11 @@ fn effective_flag_sets(
     named: &Named,
     last_good: Option<&RuntimeConfig>,
 ) -> Vec<FlagSetInput> {
-    let mut inputs = Vec::new();
-    for set in named.flag_sets.iter().filter_map(|guard| guard.0.as_ref().ok()) {
-        let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
-        inputs.push(FlagSetInput {
-            source: source(set),
-            priority: set.spec.priority,
-            created_at: created_at(set),
-            settings,
-        });
-    }
-    for source in last_good.iter().flat_map(|live| &live.flags.sources) {
-        let key = ObjectKey { namespace: id.namespace.clone(), name: source.name.clone() };
-        let held = ctx.index.flag_set(&key);
-        let held = held.filter(|guard| guard.0.is_err() && guard.meta().uid.as_deref() == Some(source.uid.as_str()));
-        if let Some(guard) = held {
-            inputs.push(FlagSetInput {
-                source: source.clone(),
-                // What it was when it could be read.
-                priority: source.priority,
-                created_at: created_at(&*guard),
-                settings: Input::KeepLive,
-            });
-        }
-    }
-    inputs
+    let live = last_good.map(|live| &live.flags);
+    let sources = live.map(|live| live.sources.as_slice()).unwrap_or_default();
+    let unreadable = ctx.index.unreadable_flag_sets(&id.namespace, sources);
+    let sets: Vec<_> = named.flag_sets.iter().cloned().chain(unreadable).collect();
+    flag_inputs::inputs(&sets, live)
 }
 
 /// A policy's claim on its targets.

@@ -6,7 +6,7 @@ pub mod token_file;
 pub mod verdicts;
 
 use super::rate::Rates;
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use reviews::Reviews;
 use sha2::{Digest as _, Sha256};
 use static_tokens::StaticTokens;
@@ -48,6 +48,21 @@ pub enum Refused {
     Unavailable(String),
 }
 
+/// Who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The hash of its token.
+    pub digest: Digest,
+    /// Whether that is a static one.
+    pub is_static: bool,
+}
+
+/// The headers that hold a token, and nothing else of a request.
+pub fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let names = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
+    names.into_iter().filter_map(|name| headers.get(&name).cloned().map(|value| (name, value))).collect()
+}
+
 /// Decides who may read what.
 pub struct Access {
     static_tokens: RwLock<Arc<StaticTokens>>,
@@ -66,14 +81,28 @@ impl Access {
         *self.static_tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
     }
 
-    /// The hash of the caller's token, if its holder may read the flags of `namespace`.
-    pub async fn check(&self, headers: &HeaderMap, from: IpAddr, namespace: &str) -> Result<Digest, Refused> {
+    /// The static tokens as they are now.
+    pub fn static_tokens(&self) -> Arc<StaticTokens> {
+        Arc::clone(&self.static_tokens.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Who calls, if it may read the flags of `namespace`.
+    pub async fn check(&self, headers: &HeaderMap, from: IpAddr, namespace: &str) -> Result<Caller, Refused> {
+        self.decide(headers, Some(from), namespace).await
+    }
+
+    /// The same about a caller that was let in before. Its token is none that somebody has invented, so what its address asks for
+    /// besides is left to others there.
+    pub async fn check_again(&self, headers: &HeaderMap, namespace: &str) -> Result<Caller, Refused> {
+        self.decide(headers, None, namespace).await
+    }
+
+    async fn decide(&self, headers: &HeaderMap, from: Option<IpAddr>, namespace: &str) -> Result<Caller, Refused> {
         let Credential { token, may_be_reviewed } = Credential::of(headers).ok_or(Refused::NoToken)?;
         let digest = Sha256::digest(token).into();
-        let static_tokens = Arc::clone(&self.static_tokens.read().unwrap_or_else(PoisonError::into_inner));
-        if let Some(known) = static_tokens.find(&digest) {
+        if let Some(known) = self.static_tokens().find(&digest) {
             return if known.reaches(namespace) {
-                Ok(digest)
+                Ok(Caller { digest, is_static: true })
             } else {
                 Err(Refused::Forbidden(format!("the token {} is not for the namespace {namespace}", known.name())))
             };
@@ -85,11 +114,13 @@ impl Access {
             known
         } else {
             // A token is free to invent, an address is not.
-            self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
+            if let Some(from) = from {
+                self.addresses.take(network(from), Instant::now()).map_err(Refused::TooMany)?;
+            }
             self.reviews.ask(token, &digest, namespace).await?
         };
         match verdict {
-            Verdict::Allowed => Ok(digest),
+            Verdict::Allowed => Ok(Caller { digest, is_static: false }),
             Verdict::Forbidden(user) => Err(Refused::Forbidden(format!(
                 "{user} may not get featureflags.resilience.ticketwave.io in the namespace {namespace}: bind a Role that allows it, such as the ClusterRole view"
             ))),
@@ -150,6 +181,14 @@ mod tests {
         let headers = headers(pairs);
         let found = Credential::of(&headers).map(|found| (found.token, found.may_be_reviewed));
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn only_tokens_are_kept_of_a_request() {
+        let kept =
+            super::credentials(&headers(&[("authorization", "Bearer abc"), ("cookie", "a=b"), ("x-api-key", "def")]));
+        assert_eq!(kept, headers(&[("authorization", "Bearer abc"), ("x-api-key", "def")]));
+        assert!(super::credentials(&headers(&[("cookie", "a=b")])).is_empty());
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl StaticTokens {
         self.0.is_empty()
     }
 
+    /// Whether a token whose hash meets this is for a namespace.
+    pub fn any_reaches(&self, namespace: &str, is_meant: impl Fn(&Digest) -> bool) -> bool {
+        self.0.iter().any(|token| token.reaches(namespace) && is_meant(&token.digest))
+    }
+
     /// The token with this hash. It takes as long whichever it is.
     pub fn find(&self, digest: &Digest) -> Option<&StaticToken> {
         self.0.iter().fold(None, |found, token| if token.digest.ct_eq(digest).into() { Some(token) } else { found })
@@ -128,6 +133,8 @@ mod tests {
         let web = found(&tokens, ONE).unwrap();
         assert_eq!((web.name(), ["a", "b", "c"].map(|namespace| web.reaches(namespace))), ("web", [true, true, false]));
         assert!(found(&tokens, "fedcba9876543210").unwrap().reaches("c"));
+        let is_web = |digest: &Digest| *digest == <Digest>::from(Sha256::digest(ONE));
+        assert_eq!(["a", "b", "c"].map(|namespace| tokens.any_reaches(namespace, is_web)), [true, true, false]);
         assert!(found(&tokens, "0123456789abcdeg").is_none() && found(&tokens, "").is_none());
         assert!(!format!("{tokens:?}").contains(ONE), "the token itself is not kept");
     }
