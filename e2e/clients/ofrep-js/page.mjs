@@ -1,6 +1,6 @@
 // A web page with the OpenFeature SDK and its provider for OFREP, as a browser loads it.
 
-import { OpenFeature, ProviderEvents } from "@openfeature/web-sdk";
+import { OpenFeature } from "@openfeature/web-sdk";
 import { OFREPWebProvider } from "@openfeature/ofrep-web-provider";
 
 const client = OpenFeature.getClient();
@@ -11,11 +11,9 @@ const read = {
   object: (...call) => client.getObjectDetails(...call),
 };
 
-window.start = async ({ baseUrl, token, options }) => {
+window.start = ({ baseUrl, token }) => {
   const headers = [["Authorization", `Bearer ${token}`]];
-  window.changes = 0;
-  OpenFeature.addHandler(ProviderEvents.ConfigurationChanged, () => (window.changes += 1));
-  await OpenFeature.setProviderAndWait(new OFREPWebProvider({ baseUrl, headers, cacheMode: "disabled", ...options }));
+  return OpenFeature.setProviderAndWait(new OFREPWebProvider({ baseUrl, headers, cacheMode: "disabled" }));
 };
 
 /** A page has one context at a time; it is set only where it is another one, for each time asks the server anew. */

@@ -6,7 +6,7 @@ import { extname, join, normalize } from "node:path";
 import { chromium } from "playwright-core";
 import { serve, target } from "./lines.mjs";
 
-const [executablePath, origin, options] = process.argv.slice(4);
+const [executablePath, origin] = process.argv.slice(4);
 const { hostname, port } = new URL(origin);
 const folder = "/node_modules/@openfeature";
 // The provider for web pages has a newer core of its own.
@@ -42,7 +42,7 @@ page.on("pageerror", (error) => console.error(`page: ${error.message}`));
 page.on("console", (message) => console.error(`page: ${message.text()}`));
 await page.goto(origin);
 await page.waitForFunction(() => window.start !== undefined);
-await page.evaluate((how) => window.start(how), { ...target(), options: JSON.parse(options) });
+await page.evaluate((how) => window.start(how), target());
 await serve((calls) => page.evaluate((calls) => window.read(calls), calls));
 await browser.close();
 process.exit(0);

@@ -18,8 +18,6 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 /// A browser takes long to start where others have the processors.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// What `@openfeature/ofrep-web-provider` asks for on its own, in milliseconds.
-const POLL_MS: u64 = 200;
 
 /// Which SDK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +199,8 @@ async fn servers_with_the_javascript_sdk_read_flags() {
     turned_off_and_on(&served, &mut client).await;
 }
 
-/// With a token of its own, which everybody can read in the page, and from another origin.
+/// With a token of its own, which everybody can read in the page, and from another origin. It never asks on its own: the stream of
+/// changes tells it.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_in_a_browser_read_flags() {
     const TOKEN: &str = "page-token-of-the-shop-0123456789";
@@ -220,9 +219,7 @@ async fn pages_in_a_browser_read_flags() {
     .await;
     let script = folder.join("web.mjs");
     let browser = find_program("chromium").unwrap();
-    let options = json!({"pollInterval": POLL_MS}).to_string();
-    let arguments =
-        [script.to_str().unwrap(), &base(&served), TOKEN, browser.to_str().unwrap(), origin.as_str(), &options];
+    let arguments = [script.to_str().unwrap(), &base(&served), TOKEN, browser.to_str().unwrap(), origin.as_str()];
     let mut page = SdkClient::start(Sdk::Web, "node", &arguments).await;
     all_answers_are_right(&mut page).await;
     turned_off_and_on(&served, &mut page).await;

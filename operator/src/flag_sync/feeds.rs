@@ -1,7 +1,6 @@
 //! The documents that clients follow: each is made once after a change, for all of its clients together.
 
 use super::{
-    document::{self, Snapshot},
     failure::Failure,
     message::{MAX_DOCUMENT_BYTES, Room},
     selector::Selected,
@@ -10,6 +9,7 @@ use crate::{
     context::Context,
     ofrep::{
         document::Document,
+        flagd_document::{self, Snapshot},
         route::Route,
         scopes::{Scope, Scopes},
         service::{published, scope},
@@ -224,7 +224,7 @@ impl Keeper {
                     }
                 }
             })?;
-            let snapshot = document::at(&compiled, now_ms, MAX_DOCUMENT_BYTES);
+            let snapshot = flagd_document::at(&compiled, now_ms, MAX_DOCUMENT_BYTES);
             let snapshot = snapshot.map_err(|_| Failure::large(&selected));
             let message =
                 snapshot.and_then(|Snapshot { text, changes_at_ms }| Ok((feeds.room.message(text)?, changes_at_ms)));

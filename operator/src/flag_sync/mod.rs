@@ -1,13 +1,12 @@
 //! Whole flag documents for flagd and for SDKs that evaluate flags themselves: `flagd.sync.v1`, over gRPC, by every replica from
 //! its caches.
 //!
-//! What is asked ([`wire`], [`selector`]) and what is sent ([`document`], [`message`]) is pure; [`feeds`] makes each document once
-//! for all that follow it, [`stream`] brings it to one client, [`places`] counts clients; [`service`] puts it together, and
+//! What is asked ([`wire`], [`selector`]) and what is sent ([`message`]) is pure; [`feeds`] makes each document
+//! ([`crate::ofrep::flagd_document`]) once for all that follow it, [`stream`] brings it to one client, [`places`] counts clients; [`service`] puts it together, and
 //! [`server`] holds the connections. Who may read what, and how sets are merged, is the same as in [`crate::ofrep`].
 
 pub mod args;
 pub mod body;
-pub mod document;
 pub mod failure;
 pub mod feeds;
 pub mod message;

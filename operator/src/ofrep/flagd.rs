@@ -1,18 +1,11 @@
-//! The flags of a scope as a document of flagd: what a flagd, or an SDK that evaluates in its own process, has to read to answer what
-//! we answer. Which set has a key, and what a person has put over it, is worked in. Pure but for the serializer.
+//! Which version of its flags a scope has, and its document of flagd.
 
 use super::{
-    answer::{LargeAnswer, spell},
-    document::{Document, FlagMetadata},
+    answer::{LargeAnswer, MAX_ANSWER_BYTES},
+    document::Document,
     etag,
+    flagd_document::{self, Snapshot},
 };
-use contract::{FlagSettings, FlagState};
-use serde::Serialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
-
-/// Where the schema of such documents is.
-const SCHEMA: &str = "https://flagd.dev/schema/v0/flags.json";
 
 /// Why there is no document: it is too large.
 pub type Unwritable = LargeAnswer;
@@ -33,62 +26,13 @@ impl Version {
     }
 }
 
-#[derive(Serialize)]
-struct FlagdDocument<'a> {
-    #[serde(rename = "$schema")]
-    schema: &'static str,
-    flags: BTreeMap<&'a str, FlagdFlag<'a>>,
-    #[serde(rename = "$evaluators", skip_serializing_if = "BTreeMap::is_empty")]
-    evaluators: &'a BTreeMap<String, Value>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FlagdFlag<'a> {
-    state: FlagState,
-    variants: &'a BTreeMap<String, Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    default_variant: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    targeting: Option<&'a Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    metadata: Option<FlagMetadata<'a>>,
-}
-
 /// The document at `now_ms`, and its version, which `document` knows from then on.
 pub fn write(document: &Document, now_ms: i64) -> Result<(Vec<u8>, Version), Unwritable> {
-    let settings = &document.section.settings;
-    let flag = |(key, flag)| (String::as_str(key), flagd_flag(document, key, flag, now_ms));
-    let flags = settings.flags.iter().map(flag).collect();
-    let bytes = spell(&FlagdDocument { schema: SCHEMA, flags, evaluators: &settings.evaluators })?;
-    let ends = settings.flags.values().filter_map(|flag| flag.active_override(now_ms)?.until_ms);
-    let version = Version { tag: etag::of(&bytes), until_ms: ends.min() };
+    let Snapshot { text, changes_at_ms } =
+        flagd_document::at(document, now_ms, MAX_ANSWER_BYTES).map_err(|_| LargeAnswer)?;
+    let version = Version { tag: etag::of(text.as_bytes()), until_ms: changes_at_ms };
     document.note_version(version.clone());
-    Ok((bytes, version))
-}
-
-fn flagd_flag<'a>(document: &'a Document, key: &str, flag: &'a FlagSettings, now_ms: i64) -> FlagdFlag<'a> {
-    let metadata = document.metadata(key);
-    if let Some(over) = flag.active_override(now_ms) {
-        // A person's word stands above the state and the rule.
-        let default_variant = Some(over.variant.as_str()).filter(|name| flag.variants.contains_key(*name));
-        return FlagdFlag {
-            state: FlagState::Enabled,
-            variants: &flag.variants,
-            default_variant,
-            targeting: None,
-            metadata,
-        };
-    }
-    // A rule that we cannot use is left out: the default variant holds, as it does here.
-    let is_usable = document.flags.find(key).is_some_and(|compiled| compiled.rule_error().is_none());
-    FlagdFlag {
-        state: if flag.state == FlagState::Enabled { FlagState::Enabled } else { FlagState::Disabled },
-        variants: &flag.variants,
-        default_variant: flag.default_variant.as_deref(),
-        targeting: flag.targeting.as_ref().filter(|_| is_usable),
-        metadata,
-    }
+    Ok((text.into_bytes(), version))
 }
 
 #[cfg(test)]
@@ -96,7 +40,7 @@ mod tests {
     use super::*;
     use contract::FlagsSettings;
     use flags::{Attribute, Context, FlagSet, Inputs};
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::sync::Arc;
 
     fn set(name: &str, priority: i32, flags: &Value, overrides: &Value) -> Value {

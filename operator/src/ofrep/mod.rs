@@ -14,6 +14,7 @@ pub mod document;
 pub mod etag;
 pub mod files;
 pub mod flagd;
+pub mod flagd_document;
 pub mod hub;
 pub mod patient;
 pub mod rate;

@@ -1,7 +1,7 @@
 //! The flags of a scope as flagd's schema has them, for evaluators that are not ours: what our pods work out themselves (overrides
 //! with an end, rules that do not compile) is worked into it, so that they give the same values. Pure.
 
-use crate::ofrep::document::{Document, FlagMetadata};
+use super::document::{Document, FlagMetadata};
 use contract::{FlagSettings, FlagState};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -50,7 +50,8 @@ pub fn at(flags: &Document, now_ms: i64, max_bytes: usize) -> Result<Snapshot, T
     let mut bounded = Bounded { text: Vec::new(), max_bytes };
     let evaluators = std::mem::take(&mut rules.kept);
     // There is nothing in it that has no spelling.
-    serde_json::to_writer(&mut bounded, &FlagdDocument { flags: definitions, evaluators }).map_err(|_| TooLarge)?;
+    serde_json::to_writer(&mut bounded, &FlagdDocument { schema: SCHEMA, flags: definitions, evaluators })
+        .map_err(|_| TooLarge)?;
     let text = String::from_utf8(bounded.text).map_err(|_| TooLarge)?;
     let ends = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms);
     Ok(Snapshot { text, changes_at_ms: ends.filter(|end| *end > now_ms).min() })
@@ -77,9 +78,14 @@ impl<'a> Now<'a> {
     }
 }
 
+/// Where the schema of such documents is.
+const SCHEMA: &str = "https://flagd.dev/schema/v0/flags.json";
+
 /// A document of flagd.
 #[derive(Serialize)]
 struct FlagdDocument<'a> {
+    #[serde(rename = "$schema")]
+    schema: &'static str,
     flags: BTreeMap<&'a String, Definition<'a>>,
     #[serde(rename = "$evaluators", skip_serializing_if = "BTreeMap::is_empty")]
     evaluators: BTreeMap<&'a str, Value>,
