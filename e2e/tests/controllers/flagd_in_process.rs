@@ -4,12 +4,12 @@ use crate::{
     flag_sync::{address, prepared},
     support::{World, cluster::apply, eventually, flag_set, operator::Operator},
 };
-use e2e::{checkout, command::Run, filelock::FileLock};
+use e2e::{checkout, progress::Progress, sdk_clients};
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -21,27 +21,9 @@ use tokio::{
 /// Longest wait for a line of the client.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Installs the client from npm, by its lock file, outside of the checkout's own folders; once for each lock file.
+/// Where the client is, with what it needs.
 async fn installed() -> PathBuf {
-    let source = checkout::root().join("e2e/clients/flagd-in-process");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flagd-in-process");
-    std::fs::create_dir_all(&folder).unwrap();
-    let _lock = FileLock::acquire(&folder.join("lock"), || {}).await.unwrap();
-    for file in ["package.json", "package-lock.json", "client.mjs"] {
-        std::fs::copy(source.join(file), folder.join(file)).unwrap();
-    }
-    let wanted = std::fs::read(folder.join("package-lock.json")).unwrap();
-    let mark = folder.join("installed");
-    if std::fs::read(&mark).is_ok_and(|installed| installed == wanted) {
-        return folder;
-    }
-    let install = Run::new("npm").words("ci --ignore-scripts --no-audit --no-fund").dir(&folder);
-    install
-        .run()
-        .await
-        .unwrap_or_else(|error| panic!("the flagd provider is installed with npm (Node.js 20): {error}"));
-    std::fs::write(mark, wanted).unwrap();
-    folder
+    sdk_clients::ready("flagd-in-process", &Progress::new()).await.unwrap()
 }
 
 /// A program that follows flags.
