@@ -50,7 +50,7 @@ impl Listener {
                 assert!(block.starts_with(':') || field("retry:").is_some(), "{block}");
             }
             let chunk = tokio::time::timeout(Duration::from_secs(30), self.answer.chunk()).await.expect("no event");
-            self.unread.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
+            self.unread.push_str(std::str::from_utf8(&chunk.expect("it ends in order")?).unwrap());
         }
     }
 }
