@@ -10,7 +10,7 @@ use crate::{
     ofrep::{
         document::Document,
         flagd_document::{self, Snapshot},
-        route::Route,
+        route::{Call, Route},
         scopes::{Scope, Scopes},
         service::{published, scope},
     },
@@ -164,7 +164,7 @@ impl Keeper {
     /// What there is now, if it may be other than before.
     async fn look(&mut self) -> Option<News> {
         let Selected { namespace, workload } = &self.selected;
-        let route = Route { namespace: namespace.clone(), workload: workload.clone(), key: None };
+        let route = Route { namespace: namespace.clone(), workload: workload.clone(), call: Call::Document };
         let Ok(scope) = scope(&self.ctx, &route) else {
             self.made = None;
             let (namespace, workload) = (namespace.clone(), workload.clone().unwrap_or_default());

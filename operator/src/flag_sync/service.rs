@@ -184,7 +184,7 @@ impl Service {
             let _place = stream_place;
             service.metrics.flag_sync_streams.inc();
             let ask = || async {
-                let checked = service.access.check(&caller.credentials, peer.address, &caller.selected.namespace);
+                let checked = service.access.check_again(&caller.credentials, &caller.selected.namespace);
                 checked.await.map(|_| ())
             };
             let count = || {
@@ -228,7 +228,7 @@ impl Service {
         let said = head.get(SELECTOR).and_then(|value| value.to_str().ok());
         let Selector { selected, token } = Selector::parse(of_call(said, selector, provider_id))?;
         let credentials = credentials(head, token.as_deref());
-        let digest = self.access.check(&credentials, from, &selected.namespace).await?;
+        let digest = self.access.check(&credentials, from, &selected.namespace).await?.digest;
         self.rates.take(digest, Instant::now()).map_err(|_| Failure::ManyCalls)?;
         Ok(Caller { digest, credentials, selected })
     }
