@@ -291,9 +291,17 @@ impl Service {
         };
         let (service, ctx, scope) = (Arc::clone(self), Arc::clone(ctx), scope.clone());
         let refreshed = tokio::task::spawn_blocking(move || {
-            service.scopes.refresh(&scope, version, Instant::now(), |before| match &scope {
-                Scope::Namespace(namespace) => Ok(Document::of_namespace(&ctx.index.flag_sets_in(namespace), before)),
-                Scope::Workload(id) => Document::of_workload(&ctx.index.flag_sets_of(id), before, published.as_ref()),
+            service.scopes.refresh(&scope, version, Instant::now(), |before| {
+                let (namespace, document) = match &scope {
+                    Scope::Namespace(namespace) => {
+                        (namespace, Ok(Document::of_namespace(&ctx.index.flag_sets_in(namespace), before)))
+                    }
+                    Scope::Workload(id) => {
+                        let sets = ctx.index.flag_sets_of(id);
+                        (&id.namespace, Document::of_workload(&sets, before, published.as_ref()))
+                    }
+                };
+                document.map(|document| document.degraded(&ctx.index.degradations_in(namespace)))
             })
         });
         Ok(refreshed.await.map_err(|_| Failed::Internal)??)
