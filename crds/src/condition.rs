@@ -60,7 +60,7 @@ crate::words! {
         Programmed,
         /// No check of the targets is failing.
         Healthy,
-        /// Some pod runs in degraded mode.
+        /// The fleet, or some pod by itself, runs in degraded mode.
         Degraded,
         /// Recovery may act now; if not, the reason names the gate that holds it.
         RecoveryAllowed,

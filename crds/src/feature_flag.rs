@@ -217,7 +217,7 @@ pub struct FeatureFlagStatus {
     #[schemars(length(max = 16))]
     #[serde(default)]
     pub targets: Vec<crate::status::TargetStatus>,
-    /// The flags: those that are overridden first, then those that another set has, then the others.
+    /// The flags: those that are overridden first, then those that a degraded fleet sets, then those that another set has, then the others.
     #[schemars(length(max = 500))]
     #[serde(default)]
     pub flags: Vec<FlagFinding>,
@@ -234,7 +234,7 @@ pub struct FlagFinding {
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub type_: Option<String>,
-    /// Where its value comes from: Spec, Override, OtherSet, or Code where code reads another type and uses its own default.
+    /// Where its value comes from: Spec, Override, Degradation, OtherSet, or Code where code reads another type and uses its own default.
     #[schemars(length(max = 63))]
     pub source: String,
     /// The variant that holds without targeting.
@@ -245,7 +245,11 @@ pub struct FlagFinding {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub overridden_by: Option<String>,
-    /// When the override ends by itself.
+    /// The policy whose fleet is degraded and sets it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub degraded_by: Option<String>,
+    /// When the override, or what the degraded fleet says, ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "moment")]
     pub until: Option<Moment>,

@@ -49,6 +49,8 @@ crate::words! {
         NotDegraded,
         /// Some pod runs in degraded mode.
         Degraded,
+        /// The fleet does, by quorum or because a person forces it.
+        FleetDegraded,
         /// Recovery may act.
         Allowed,
         /// No recovery steps are configured.
@@ -137,6 +139,10 @@ crate::words! {
         CircuitOpened,
         /// A circuit is closed in all pods.
         CircuitClosed,
+        /// A fleet entered a stage of degraded mode.
+        FleetDegraded,
+        /// A fleet left a stage of degraded mode.
+        FleetRecovered,
         /// A check of a pod fails.
         CheckUnhealthy,
         /// A recovery action was decided.

@@ -83,7 +83,7 @@ pub struct ResiliencePolicySpec {
     /// What is done when a check fails, and within which limits. Without it nothing is ever done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
-    /// When a pod calls itself degraded under load, and which flags change while it is. Absent: as the workload has it built in, else never.
+    /// When a pod, and the fleet of them, is degraded under load, and which flags change while it is. Absent: a pod as the workload has it built in, else never; the fleet never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degradation: Option<Degradation>,
     /// Where buyers wait while there are more of them than the workload can serve, for a workload that has a waiting room: of TicketWave's services, the gateway. Absent: nobody waits.
@@ -803,25 +803,98 @@ impl Default for ActionBudget {
     }
 }
 
-/// When a pod calls itself degraded, with hysteresis, and what changes while it is.
+/// When pods, and the fleet of them, are degraded, with hysteresis, and which flags change while they are. A pod decides for itself at once; the operator decides for all of them, by quorum.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.exit.loadPercent < self.enter.loadPercent")
         .message("exit.loadPercent must be below enter.loadPercent, or the mode would flap").field_path(".exit").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("size(self.stages) == 0 || size(self.flagOverrides) == 0")
+        .message("excludes stages: give each flag to a stage").field_path(".flagOverrides").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.stages.map(s, s.loadPercent).isSorted()")
+        .message("stages must be in the order of their loadPercent, the lowest first").field_path(".stages").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("self.stages.all(s, s.loadPercent > self.enter.loadPercent - self.exit.loadPercent)")
+        .message("every stages[].loadPercent must be above enter.loadPercent minus exit.loadPercent, or the stage would never end").field_path(".stages").reason(Reason::FieldValueInvalid),
+    validation = Rule::new("!has(self.forcedStage) || self.stages.exists(s, s.name == self.forcedStage)")
+        .message("must name an entry of stages").field_path(".forcedStage").reason(Reason::FieldValueInvalid),
 )]
 pub struct Degradation {
-    /// Load at which a pod becomes degraded. Default: 80 percent for 10s.
+    /// Who decides. Auto (the default): the load. Forced: a person; all stages are in force, or those up to forcedStage. Disabled: a person; neither the fleet nor a pod is ever degraded.
+    #[serde(default)]
+    pub mode: DegradationMode,
+    /// With mode Forced: the last stage that is in force. Absent: all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub forced_stage: Option<String>,
+    /// What degrades a pod, and the fleet once a quorum of its pods is there. Default: 80 percent for 10s.
     #[serde(default = "defaults::enter")]
-    pub enter: LoadThreshold,
-    /// Load below which it is normal again. Default: 60 percent for 60s.
+    pub enter: EnterThreshold,
+    /// Load below which it is normal again. With stages, each ends as far below its own loadPercent as this is below that of enter. Default: 60 percent for 60s.
     #[serde(default = "defaults::exit")]
     pub exit: LoadThreshold,
-    /// Flags that take another variant while a pod is degraded, at most 64.
+    /// How many pods, or which share of them, it takes to degrade the fleet: of those pods of a workload that are ready and heard; 0 means 1. Default: 50%.
+    #[serde(default = "defaults::quorum")]
+    pub quorum: IntOrPercent,
+    /// How long the fleet stays in a stage at least, 0s to 1h. Default: 60s.
+    #[serde(default = "defaults::min_duration")]
+    pub min_duration: Span,
+    /// Stages, 1 to 8, in the order of their loadPercent. They are entered and left one by one, and each keeps what those before it say of other flags. Absent: one stage, named degraded, with the load of enter and the flags of flagOverrides.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 8))]
+    pub stages: Vec<DegradationStage>,
+    /// Flags that take another variant while degraded, at most 64: in a degraded pod, and while the fleet is degraded in every workload of the namespace that a flag set gives them to. Without stages only.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
     #[schemars(length(max = 64))]
     pub flag_overrides: Vec<FlagVariant>,
+}
+
+/// Who decides whether a fleet is degraded.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DegradationMode {
+    /// The load does.
+    #[default]
+    Auto,
+    /// A person does: it is.
+    Forced,
+    /// A person does: it is not.
+    Disabled,
+}
+
+/// One stage of degraded mode.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DegradationStage {
+    /// Name of the stage, 1 to 63 characters.
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Load from which it is entered, in percent, 1 to 100; each stage has more than the one before it.
+    #[schemars(range(min = 1, max = 100))]
+    pub load_percent: i32,
+    /// Flags that take another variant in this stage and those after it, at most 64 in all stages together.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
+    #[schemars(length(max = 64))]
+    pub flag_overrides: Vec<FlagVariant>,
+}
+
+/// What degrades.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct EnterThreshold {
+    /// Share of a pod's capacity in use, in percent, 1 to 100: the most of requests, bulkheads and the time that calls wait for those. With stages, each has its own. Default: 80.
+    #[serde(default = "defaults::enter_load")]
+    #[schemars(range(min = 1, max = 100))]
+    pub load_percent: i32,
+    /// How long it must last, 0s to 1h. Default: 10s.
+    #[serde(default = "defaults::load_for")]
+    pub r#for: Span,
+    /// Dependencies whose circuit, open in a quorum of pods for as long, degrades the fleet too, whatever the load: it enters the first stage, and stays there. At most 16. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63), regex(pattern = NAME_PATTERN)))]
+    pub circuits: Vec<String>,
 }
 
 /// A load, and how long it must last.
@@ -902,7 +975,10 @@ impl Default for AdmitPerSecond {
 /// dependency has none here: what holds where a policy says nothing of it is a matter of the workload and, where that has
 /// nothing built in, of [`contract::DependencySettings`].
 mod defaults {
-    use super::{AdmissionTime, CallTime, Duration, IntOrPercent, LoadThreshold, LongPeriod, Span, StepTime, Wait};
+    use super::{
+        AdmissionTime, CallTime, Duration, EnterThreshold, IntOrPercent, LoadThreshold, LongPeriod, Span, StepTime,
+        Wait,
+    };
 
     macro_rules! value {
         ($($name:ident: $type:ty = $value:expr;)*) => { $(pub(super) fn $name() -> $type { $value })* };
@@ -932,7 +1008,10 @@ mod defaults {
         admit_max: i32 = 500;
         admission_ttl: AdmissionTime = Duration::from_millis(600_000);
         load_for: Span = Duration::from_millis(10_000);
-        enter: LoadThreshold = LoadThreshold { load_percent: 80, r#for: Duration::from_millis(10_000) };
+        enter_load: i32 = 80;
+        quorum: IntOrPercent = IntOrPercent::Percent(50);
+        min_duration: Span = Duration::from_millis(60_000);
+        enter: EnterThreshold = EnterThreshold { load_percent: enter_load(), r#for: load_for(), circuits: Vec::new() };
         exit: LoadThreshold = LoadThreshold { load_percent: 60, r#for: Duration::from_millis(60_000) };
     }
 }

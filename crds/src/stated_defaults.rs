@@ -115,6 +115,9 @@ fn the_page_states_what_holds() {
         ("recovery.ladders[].steps", "–"),
         ("recovery.ladders[].steps[].cronJobRef", "none; RunCleanupJob needs it, and no other step takes it"),
         ("degradation.flagOverrides", "none"),
+        ("degradation.forcedStage", "all stages"),
+        ("degradation.enter.circuits", "none"),
+        ("degradation.stages", "one, of enter.loadPercent and flagOverrides"),
         ("waitingRoom", "none"),
         ("degradation", "as the workload has it built in (booking: as when set), else never"),
     ] {

@@ -1,6 +1,9 @@
 //! Status of a `ResiliencePolicy`.
 
-use crate::{Condition, resilience_policy::StepAction};
+use crate::{
+    Condition,
+    resilience_policy::{FlagVariant, StepAction},
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -31,9 +34,12 @@ pub struct ResiliencePolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub open: Option<String>,
-    /// Whether any pod runs in degraded mode.
+    /// Whether the fleet, or any pod by itself, runs in degraded mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<bool>,
+    /// How the fleet is degraded. Absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degradation: Option<DegradationStatus>,
     /// The workloads, in the order of spec.targetRefs.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
     #[schemars(length(max = 16))]
@@ -52,6 +58,45 @@ pub struct ResiliencePolicyStatus {
     /// What is being done and was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<RecoverySummary>,
+}
+
+/// How a fleet is degraded. It is written when that changes, and when its end is put off; it is what the flags are set from, and what
+/// another leader goes on from.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DegradationStatus {
+    /// The stage that is in force.
+    #[schemars(length(max = 63))]
+    pub stage: String,
+    /// Which one that is, from 1.
+    #[schemars(range(min = 1, max = 8))]
+    pub level: i32,
+    /// How many stages there are.
+    #[schemars(range(min = 1, max = 8))]
+    pub stages: i32,
+    /// The load from which the stage is entered, in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub load_percent: i32,
+    /// Since when.
+    pub since: MicroTime,
+    /// When it ends if the operator does not put that off, as it does while it runs.
+    pub until: MicroTime,
+    /// What it was entered for, such as "booking: 3 of 4 pods at 91 % or more".
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub why: String,
+    /// The flags that it sets, by key.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
+    #[schemars(length(max = 64))]
+    pub flags: Vec<FlagVariant>,
+    /// Flags of these that another policy sets, and what else there is to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// true: nothing is set, this is what would be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// The kind of a workload that an older version wrote without one.

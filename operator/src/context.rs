@@ -19,6 +19,7 @@ use crate::{
 };
 use contract::WorkloadId;
 use crds::resilience_policy::TargetRef;
+use engine::degradation::Beyond;
 use jiff::Timestamp;
 use std::{
     collections::HashMap,
@@ -91,6 +92,8 @@ pub struct Context {
     orphans: Mutex<HashMap<WorkloadId, Instant>>,
     /// Outages that are not long over.
     outages: Mutex<Outages>,
+    /// On which side of a change of its degraded mode the load of a policy's fleet is.
+    degradation_timers: Mutex<HashMap<ObjectKey, Beyond>>,
     /// Who may begin something in a namespace now: what is counted over all its policies is counted by one at a time.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What was published, and what the pods say.
@@ -122,6 +125,7 @@ impl Context {
             ledger: Arc::default(),
             orphans: Mutex::default(),
             outages: Mutex::default(),
+            degradation_timers: Mutex::default(),
             turns: Mutex::default(),
             fleet: FleetState::default(),
             refused: Mutex::default(),
@@ -170,6 +174,11 @@ impl Context {
     /// See the field.
     pub fn outages(&self) -> MutexGuard<'_, Outages> {
         self.outages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the field.
+    pub fn degradation_timers(&self) -> MutexGuard<'_, HashMap<ObjectKey, Beyond>> {
+        self.degradation_timers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See the field.

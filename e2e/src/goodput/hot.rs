@@ -83,6 +83,7 @@ fn room_for_all_flags() -> FlagsSettings {
         default_variant: Some("wide".to_owned()),
         targeting: None,
         kill_switch: None,
+        degraded: None,
     };
     FlagsSettings { flags: [("MaxConcurrentBookings".to_owned(), limit)].into(), ..FlagsSettings::default() }
 }

@@ -16,6 +16,7 @@
 mod admission;
 mod claims;
 mod config_maps;
+mod degradation;
 mod deletion;
 mod evictions;
 mod fairness;

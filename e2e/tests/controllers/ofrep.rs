@@ -340,3 +340,23 @@ async fn a_replica_that_starts_while_a_set_is_invalid_says_what_the_pods_say() {
     );
     leader.assert_alive().await;
 }
+
+/// What degrades the fleet of a workload is answered for all who read the flag: by workload, and by namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flag_that_a_degraded_fleet_sets_is_answered_so() {
+    let served = Served::start(&[]).await;
+    let _workload = served.world.workload("booking", 1).await;
+    served.world.apply(&flags()).await;
+    served.until("EnablePdf", &json!(true)).await;
+    let mut policy = crate::support::policy("booking", "booking");
+    policy["spec"]["degradation"] =
+        json!({ "mode": "Forced", "flagOverrides": [{ "key": "EnablePdf", "variant": "off" }] });
+    served.world.apply(&policy).await;
+    served.until("EnablePdf", &json!(false)).await;
+    let path = "/workloads/booking/ofrep/v1/evaluate/flags/EnablePdf";
+    let (status, answer) = read(served.call("user-1", path, &json!({ "context": {} }))).await;
+    assert_eq!((status, &answer["value"], &answer["variant"]), (StatusCode::OK, &json!(false), &json!("off")));
+    policy["spec"]["degradation"]["mode"] = json!("Disabled");
+    served.world.apply(&policy).await;
+    served.until("EnablePdf", &json!(true)).await;
+}

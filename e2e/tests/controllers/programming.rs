@@ -242,7 +242,7 @@ async fn a_flag_that_degradation_sets_in_vain_is_told() {
             })
             .await
     };
-    says("no flag set defines EnablePDF for the workload").await;
+    says("no flag set of the namespace defines EnablePDF").await;
     world.apply(&flag_set("flags", "booking")).await;
     says("did you mean EnablePdf?").await;
     manifest["spec"]["degradation"]["flagOverrides"][0]["key"] = json!("EnablePdf");

@@ -446,6 +446,7 @@ pub fn degradation() -> DegradationSettings {
         exit_load_percent: 60,
         exit_for_ms: 1_000,
         flag_overrides: BTreeMap::new(),
+        stages: Vec::new(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! Policy and flag sets of one workload, compiled into what its pods run by.
 
 use crate::shared_rules;
-use contract::{ConfigError, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source};
+use contract::{
+    ConfigError, FlagDegradation, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
+};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -71,14 +73,29 @@ pub fn compile(
     flag_sets: &[FlagSetInput],
     live: Option<&RuntimeConfig>,
 ) -> Result<Compiled, CompileError> {
+    compile_degraded(policy, flag_sets, live, &BTreeMap::new())
+}
+
+/// The same while fleets are degraded: `degraded` is what they say of flags, by key. Where there is no room for that, it is left out,
+/// and everything else goes on.
+pub fn compile_degraded(
+    policy: Option<PolicyInput>,
+    flag_sets: &[FlagSetInput],
+    live: Option<&RuntimeConfig>,
+    degraded: &BTreeMap<String, FlagDegradation>,
+) -> Result<Compiled, CompileError> {
     let policy = match policy {
         None => Section::default(),
         Some(PolicyInput { source, settings: Input::Valid(settings) }) => Section { sources: vec![source], settings },
         Some(PolicyInput { settings: Input::KeepLive, .. }) => live.map(|live| live.policy.clone()).unwrap_or_default(),
     };
-    let (flags, left_out) = match merge(&policy, flag_sets.to_vec(), live) {
+    let none = BTreeMap::new();
+    let (flags, left_out) = match merge(&policy, flag_sets.to_vec(), live, degraded) {
         Ok(flags) => (flags, Vec::new()),
-        Err(CompileError::TooLarge(_)) => fit(&policy, flag_sets, live)?,
+        Err(CompileError::TooLarge(_)) => match fit(&policy, flag_sets, live, degraded) {
+            Err(CompileError::TooLarge(_)) if !degraded.is_empty() => fit(&policy, flag_sets, live, &none)?,
+            fitted => fitted?,
+        },
         Err(other) => return Err(other),
     };
     let content_hash = RuntimeConfig::hash(&policy.settings, &flags.settings);
@@ -91,8 +108,10 @@ fn merge(
     policy: &Section<PolicySettings>,
     flag_sets: Vec<FlagSetInput>,
     live: Option<&RuntimeConfig>,
+    degraded: &BTreeMap<String, FlagDegradation>,
 ) -> Result<Section<FlagsSettings>, CompileError> {
-    let flags = merge_flags(flag_sets, live.map(|live| &live.flags));
+    let mut flags = merge_flags(flag_sets, live.map(|live| &live.flags));
+    degrade(&mut flags.settings, degraded);
     // The size is judged on a whole document, with the longest revision and workload and a hash of the right length.
     let compiled = Compiled { policy: policy.clone(), flags, content_hash: "0".repeat(64), left_out: Vec::new() };
     let longest = contract::WorkloadId::new("n".repeat(63), contract::WorkloadKind::StatefulSet, "n".repeat(63));
@@ -117,15 +136,16 @@ fn fit(
     policy: &Section<PolicySettings>,
     wanted: &[FlagSetInput],
     live: Option<&RuntimeConfig>,
+    degraded: &BTreeMap<String, FlagDegradation>,
 ) -> Result<(Section<FlagsSettings>, Vec<String>), CompileError> {
     let mut sets: Vec<_> = wanted.iter().map(|set| FlagSetInput { settings: Input::KeepLive, ..set.clone() }).collect();
-    let mut merged = merge(policy, sets.clone(), live)?;
+    let mut merged = merge(policy, sets.clone(), live, degraded)?;
     let mut by_age: Vec<_> = (0..sets.len()).collect();
     by_age.sort_by_key(|index| (wanted[*index].created_at, &wanted[*index].source.name));
     let mut left_out = Vec::new();
     for index in by_age {
         sets[index].settings = wanted[index].settings.clone();
-        match merge(policy, sets.clone(), live) {
+        match merge(policy, sets.clone(), live, degraded) {
             Ok(larger) => merged = larger,
             Err(CompileError::TooLarge(_)) => {
                 sets[index].settings = Input::KeepLive;
@@ -181,13 +201,24 @@ pub(crate) fn merge_flags(
     merged
 }
 
+/// Puts over flags what degraded fleets say of them, as far as the flags are there and have the variant.
+pub fn degrade(settings: &mut FlagsSettings, degraded: &BTreeMap<String, FlagDegradation>) {
+    for (key, said) in degraded {
+        if let Some(flag) = settings.flags.get_mut(key).filter(|flag| flag.variants.contains_key(&said.variant)) {
+            flag.degraded = Some(said.clone());
+        }
+    }
+}
+
 /// What a set last gave: the flags that are live from it, and those that are behind another set's. Each has the rules that it needs
 /// among its own.
 fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<FlagsSettings> {
     let Some(live) = live else { return Vec::new() };
     let Some(old) = live.sources.iter().find(|old| old.uid == source.uid) else { return Vec::new() };
     let flag = |key: &String| live.settings.flags.get_key_value(key).map(|(key, flag)| (key.clone(), flag.clone()));
-    let flags = old.keys.iter().filter_map(flag).collect();
+    let mut flags: BTreeMap<_, _> = old.keys.iter().filter_map(flag).collect();
+    // No set gives that.
+    flags.values_mut().for_each(|flag| flag.degraded = None);
     let in_force = FlagsSettings { flags, evaluators: live.settings.evaluators.clone() };
     [in_force].into_iter().chain(old.shadowed.clone()).collect()
 }
@@ -225,6 +256,7 @@ mod tests {
             default_variant: Some("v".into()),
             targeting: None,
             kill_switch: None,
+            degraded: None,
         }
     }
 
@@ -285,6 +317,47 @@ mod tests {
             let compiled = compile(None, &sets, None).unwrap();
             assert_eq!(compiled.flags.settings.flags["a"], flag(expected));
         }
+    }
+
+    fn off(variant: &str) -> BTreeMap<String, FlagDegradation> {
+        let said = FlagDegradation { variant: variant.into(), until_ms: 7, by: "p".into(), load_percent: 80 };
+        BTreeMap::from([("a".to_owned(), said.clone()), ("nobody's".to_owned(), said)])
+    }
+
+    #[test]
+    fn what_a_fleet_says_of_a_flag_comes_and_goes_and_is_no_sets_own() {
+        let sets = [set("f", 1, 1, &[("a", true), ("b", true)]), set("g", 0, 2, &[("a", false)])];
+        let plain = compile(None, &sets, None).unwrap();
+        let degraded = compile_degraded(None, &sets, Some(&live(&plain)), &off("v")).unwrap();
+        let said = |compiled: &Compiled, key: &str| compiled.flags.settings.flags[key].degraded.is_some();
+        assert_eq!((said(&degraded, "a"), said(&degraded, "b"), degraded.flags.settings.flags.len()), (true, false, 2));
+        assert_ne!(degraded.content_hash, plain.content_hash);
+        let shadowed = degraded.flags.sources[1].shadowed.as_ref().unwrap();
+        assert_eq!(shadowed.flags["a"].degraded, None, "only what is live");
+        // Also of sets of which the live document is all there is.
+        let broken = sets.clone().map(kept);
+        for (degraded_now, expected) in [(off("v"), true), (BTreeMap::new(), false)] {
+            let after = compile_degraded(None, &broken, Some(&live(&degraded)), &degraded_now).unwrap();
+            assert_eq!(said(&after, "a"), expected);
+        }
+        let after = compile(None, &broken, Some(&live(&degraded))).unwrap();
+        assert_eq!(after.content_hash, plain.content_hash);
+        let absent = compile_degraded(None, &sets, None, &off("absent")).unwrap();
+        assert_eq!(absent.content_hash, plain.content_hash, "a variant that it does not have");
+    }
+
+    #[test]
+    fn what_a_fleet_says_never_keeps_a_document_from_being_published() {
+        let mut full = set("f", 1, 1, &[("a", true)]);
+        let Input::Valid(settings) = &mut full.settings else { panic!("it is valid") };
+        let size = |compiled: &Compiled| live(compiled).to_bytes().map_or(usize::MAX, |bytes| bytes.len());
+        let room = MAX_CONFIG_BYTES - 1_000;
+        settings.flags.get_mut("a").unwrap().variants.insert("x".into(), json!("x".repeat(room)));
+        let plain = compile(None, std::slice::from_ref(&full), None).unwrap();
+        let mut much = off("v");
+        much.get_mut("a").unwrap().by = "p".repeat(MAX_CONFIG_BYTES - size(&plain));
+        let degraded = compile_degraded(None, &[full], Some(&live(&plain)), &much).unwrap();
+        assert_eq!(degraded.content_hash, plain.content_hash);
     }
 
     fn kept(set: FlagSetInput) -> FlagSetInput {

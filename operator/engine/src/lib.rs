@@ -8,6 +8,7 @@ pub mod admin_auth;
 pub mod check;
 pub mod claim;
 pub mod compile;
+pub mod degradation;
 pub mod flag_scope;
 pub mod fleet;
 pub mod policy_review;

@@ -117,13 +117,13 @@ pub fn warnings(policy: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<St
     warnings
 }
 
-/// Sentences about flags that degradation sets and that come to nothing. `defined` are the flags of the workload, each with
-/// its variants.
-pub fn override_warnings(overrides: &BTreeMap<String, String>, defined: &BTreeMap<String, Vec<String>>) -> Vec<String> {
-    let about = |(flag, variant): (&String, &String)| match defined.get(flag) {
+/// Sentences about flags, each with a variant, that degradation sets and that come to nothing. `defined` are the flags of the
+/// namespace, each with its variants.
+pub fn override_warnings(overrides: &[(String, String)], defined: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let about = |(flag, variant): &(String, String)| match defined.get(flag) {
         None => {
             let hint = nearest(flag, defined.keys());
-            Some(format!("degradation.flagOverrides: no flag set defines {flag} for the workload{hint}"))
+            Some(format!("degradation.flagOverrides: no flag set of the namespace defines {flag}{hint}"))
         }
         Some(variants) if variants.contains(variant) => None,
         Some(variants) => Some(format!(

@@ -147,11 +147,12 @@ fn letters_between_two_names(#[case] one: &str, #[case] other: &str, #[case] exp
 
 #[rstest::rstest]
 #[case::all_there(&[("EnablePdf", "off")], &[])]
-#[case::misspelt(&[("EnablePDF", "off")], &["degradation.flagOverrides: no flag set defines EnablePDF for the workload; did you mean EnablePdf?"])]
-#[case::unknown(&[("Seats", "off")], &["degradation.flagOverrides: no flag set defines Seats for the workload"])]
+#[case::misspelt(&[("EnablePDF", "off")], &["degradation.flagOverrides: no flag set of the namespace defines EnablePDF; did you mean EnablePdf?"])]
+#[case::unknown(&[("Seats", "off")], &["degradation.flagOverrides: no flag set of the namespace defines Seats"])]
 #[case::no_such_variant(&[("EnablePdf", "false")], &["degradation.flagOverrides: the flag EnablePdf has no variant false; it has off, on"])]
 fn flags_that_degradation_sets_in_vain_are_told(#[case] overrides: &[(&str, &str)], #[case] expected: &[&str]) {
-    let overrides = overrides.iter().map(|(flag, variant)| ((*flag).to_owned(), (*variant).to_owned())).collect();
+    let overrides: Vec<_> =
+        overrides.iter().map(|(flag, variant)| ((*flag).to_owned(), (*variant).to_owned())).collect();
     let defined = [("EnablePdf".to_owned(), vec!["off".to_owned(), "on".to_owned()])].into();
     assert_eq!(override_warnings(&overrides, &defined), expected);
 }

@@ -1,7 +1,7 @@
 //! Whether what a pod says of itself can be true. A pod may be broken or hostile: what cannot be true is not believed,
 //! and nothing is decided from it.
 
-use contract::{Applied, CheckReport, HealthReport};
+use contract::{Applied, CheckReport, HealthReport, LoadReport};
 
 /// Most checks, or kinds of actions, of a pod.
 const MAX_CHECKS: usize = 64;
@@ -11,6 +11,8 @@ const MAX_CIRCUITS: usize = 256;
 const MAX_NAME: usize = 63;
 /// Highest load that is not nonsense, in percent.
 const MAX_LOAD: u32 = 100_000;
+/// Longest name of what a load is the load of, in bytes.
+const MAX_CAUSE: usize = 128;
 
 /// Judges a health report. `pod` is the name of the pod that was asked, `newest` the newest revision that was published
 /// for its workload, as far as is known. The error says what cannot be.
@@ -32,10 +34,21 @@ pub fn report(report: &HealthReport, pod: &str, newest: Option<i64>) -> Result<(
     if let Some((name, _)) = report.checks.iter().find(|(_, check)| !possible(check)) {
         return Err(format!("its check {name} failed more often than it ran"));
     }
-    if report.load.percent > MAX_LOAD {
-        return Err(format!("its load is {} percent", report.load.percent));
-    }
+    load(&report.load)?;
     applied(&report.applied, newest)
+}
+
+/// Judges what a pod says of its load.
+fn load(load: &LoadReport) -> Result<(), String> {
+    let others = [load.bulkhead_percent, load.queue_percent, load.limit_percent, load.worst_percent];
+    let highest = others.into_iter().flatten().chain([load.percent]).max().unwrap_or_default();
+    if highest > MAX_LOAD {
+        return Err(format!("its load is {highest} percent"));
+    }
+    if load.cause.len() > MAX_CAUSE || load.cause.chars().any(char::is_control) {
+        return Err(format!("its load is of {:?}", shown(&load.cause)));
+    }
+    Ok(())
 }
 
 /// Judges what a pod says that it runs.
@@ -65,7 +78,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::{CheckStatus, LoadReport};
+    use contract::CheckStatus;
     use std::collections::BTreeMap;
 
     fn check() -> CheckReport {
@@ -89,7 +102,7 @@ mod tests {
             instance: "i".into(),
             checks: BTreeMap::from([("database".into(), check())]),
             circuits: BTreeMap::new(),
-            load: LoadReport { in_flight: 1, percent: 140 },
+            load: LoadReport { in_flight: 1, percent: 140, worst_percent: Some(150), ..LoadReport::default() },
             degraded: false,
             applied: Applied { revision: 7, content_hash: "a".repeat(64), ..Applied::default() },
             actions_done: BTreeMap::new(),
@@ -112,6 +125,10 @@ mod tests {
     #[case::nonsense_hash(|r: &mut HealthReport| r.applied.content_hash = "z".repeat(64), "with the hash")]
     #[case::more_failures_than_runs(|r: &mut HealthReport| { r.checks.get_mut("database").unwrap().runs = 2; }, "more often than it ran")]
     #[case::load(|r: &mut HealthReport| r.load.percent = u32::MAX, "load is")]
+    #[case::worst_load(|r: &mut HealthReport| r.load.worst_percent = Some(u32::MAX), "load is 4294967295 percent")]
+    #[case::load_of_a_queue(|r: &mut HealthReport| r.load.queue_percent = Some(100_001), "load is 100001 percent")]
+    #[case::a_long_cause(|r: &mut HealthReport| r.load.cause = "x".repeat(129), "its load is of")]
+    #[case::a_cause_of_two_lines(|r: &mut HealthReport| r.load.cause = "a\nb".into(), "its load is of")]
     #[case::many_checks(|r: &mut HealthReport| r.checks.extend((0..100).map(|n| (n.to_string(), check()))), "101 checks")]
     #[case::a_long_name(|r: &mut HealthReport| { r.checks.insert("x".repeat(500), check()); }, "500 bytes")]
     fn what_cannot_be_true_is_named(#[case] change: fn(&mut HealthReport), #[case] expected: &str) {

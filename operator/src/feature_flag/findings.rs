@@ -1,23 +1,28 @@
 //! What the status of a flag set says of each flag.
 
 use super::overriders::overrider;
-use contract::{FlagSettings, FlagState, FlagsSettings};
+use crate::fleet::degradations::Degradations;
+use contract::{FlagDegradation, FlagSettings, FlagState, FlagsSettings};
 use crds::{FeatureFlag, Moment, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// The source of a flag that a degraded fleet sets.
+const DEGRADATION: &str = "Degradation";
 /// Most flags that a set has.
 const MOST: usize = 500;
 
 /// The flags that workloads have from another set: which one has each of them where, as in "booking runs by the set platform".
 pub type Lost = BTreeMap<String, Vec<String>>;
 
-/// All flags of a set that is for so many workloads: first those that are overridden, then those that it has lost, then the others.
+/// All flags of a set that is for so many workloads: first those that are overridden, then those that a degraded fleet sets, then
+/// those that it has lost, then the others.
 pub fn findings(
     set: &FeatureFlag,
     settings: &FlagsSettings,
     lost: &Lost,
+    degraded: &Degradations,
     workloads: usize,
     now_ms: i64,
 ) -> Vec<FlagFinding> {
@@ -40,12 +45,12 @@ pub fn findings(
                 }
             }
             _ if !lost.is_empty() && lost.len() >= workloads => blank(key, "OtherSet"),
-            _ => FlagFinding {
+            _ => by_fleet(key, flag, degraded.get(key), now_ms).unwrap_or_else(|| FlagFinding {
                 effective_variant: flag.default_variant.clone().filter(|_| flag.state == FlagState::Enabled),
                 message: (flag.state != FlagState::Enabled)
                     .then(|| "disabled: callers get their own default".to_owned()),
                 ..blank(key, "Spec")
-            },
+            }),
         };
         if !lost.is_empty() {
             let said = finding.message.take().into_iter().chain([lost.join(", ")]);
@@ -57,10 +62,26 @@ pub fn findings(
     let mut all: Vec<_> = settings.flags.iter().map(finding).collect();
     // Stable, so by key within each.
     all.sort_by_key(|finding| {
-        ["Override", "OtherSet"].iter().position(|source| *source == finding.source).unwrap_or(2)
+        let first = ["Override", DEGRADATION, "OtherSet"];
+        first.iter().position(|source| *source == finding.source).unwrap_or(first.len())
     });
     all.truncate(MOST);
     all
+}
+
+/// A flag that a degraded fleet sets, if one does.
+fn by_fleet(key: &str, flag: &FlagSettings, said: Option<&FlagDegradation>, now_ms: i64) -> Option<FlagFinding> {
+    let said = said.filter(|said| now_ms < said.until_ms && flag.variants.contains_key(&said.variant))?;
+    let FlagDegradation { variant, until_ms, by, load_percent } = said;
+    Some(FlagFinding {
+        effective_variant: Some(variant.clone()),
+        degraded_by: Some(by.clone()),
+        until: Timestamp::from_millisecond(*until_ms).ok().map(Moment::from),
+        message: Some(format!(
+            "the fleet of the policy {by} is degraded (stage of {load_percent} %); its end is put off while that lasts"
+        )),
+        ..blank(key, DEGRADATION)
+    })
 }
 
 fn blank(key: &str, source: &str) -> FlagFinding {
@@ -87,6 +108,10 @@ mod tests {
     const NOW: i64 = 1_000_000;
 
     fn lines(lost: &[(&str, &[&str])]) -> Vec<String> {
+        lines_degraded(lost, &Degradations::new())
+    }
+
+    fn lines_degraded(lost: &[(&str, &[&str])], degraded: &Degradations) -> Vec<String> {
         let on_off = json!({"on": true, "off": false});
         let flags = json!({"flags": {
             "a": {"state": "ENABLED", "variants": on_off, "defaultVariant": "on"},
@@ -104,7 +129,7 @@ mod tests {
             let [type_, variant, message] = [finding.type_, finding.effective_variant, finding.message].map(or_none);
             format!("{} {} {type_} {variant} {message}", finding.key, finding.source)
         };
-        findings(&set, &flags, &lost.collect(), 2, NOW).into_iter().map(line).collect()
+        findings(&set, &flags, &lost.collect(), degraded, 2, NOW).into_iter().map(line).collect()
     }
 
     #[test]
@@ -116,6 +141,30 @@ mod tests {
             "d Spec integer - -",
         ];
         assert_eq!(lines(&[]), expected);
+    }
+
+    #[test]
+    fn what_a_degraded_fleet_sets_is_said_with_its_policy() {
+        let said = |variant: &str, until_ms: i64| FlagDegradation {
+            variant: variant.into(),
+            until_ms,
+            by: "booking".into(),
+            load_percent: 90,
+        };
+        let degraded = [("a", "off", NOW + 1), ("b", "w", NOW + 1), ("c", "absent", NOW + 1), ("d", "x", NOW)]
+            .map(|(key, variant, until_ms)| (key.to_owned(), said(variant, until_ms)));
+        let all: &[&str] = &["booking runs by the set x", "payment runs by the set y"];
+        let words = "the fleet of the policy booking is degraded (stage of 90 %); its end is put off while that lasts";
+        let lines = lines_degraded(&[], &degraded.clone().into());
+        assert_eq!(
+            lines[..2],
+            [
+                "b Override float x until a person takes it back: fire".to_owned(),
+                format!("a Degradation boolean off {words}"),
+            ]
+        );
+        assert!(lines[2].starts_with("c Spec") && lines[3].starts_with("d Spec"), "{lines:?}");
+        assert!(lines_degraded(&[("a", all)], &degraded.into())[1].starts_with("a OtherSet"));
     }
 
     #[test]

@@ -102,7 +102,8 @@ pub fn status(
     };
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
-    let flags = findings(set, &settings, &lost, held.len(), now_ms);
+    let degraded = ctx.index.degradations_in(&namespace);
+    let flags = findings(set, &settings, &lost, &degraded, held.len(), now_ms);
     let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
     let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
         flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)

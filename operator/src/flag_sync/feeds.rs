@@ -214,15 +214,8 @@ impl Keeper {
         let compiled = tokio::task::spawn_blocking(move || {
             let compiled = feeds.scopes.refresh(&scope, version, Instant::now(), |before| {
                 let before = before.or(last.as_deref());
-                match &scope {
-                    Scope::Namespace(namespace) => {
-                        Ok(Document::of_namespace(&ctx.index.flag_sets_in(namespace), before))
-                    }
-                    Scope::Workload(id) => {
-                        Document::of_workload(&ctx.index.flag_sets_of(id), before, published.as_ref())
-                            .map_err(|error| Failure::Compile(error.to_string()))
-                    }
-                }
+                let made = Document::of(&scope, &ctx.index, before, published.as_ref());
+                made.map_err(|error| Failure::Compile(error.to_string()))
             })?;
             let snapshot = flagd_document::at(&compiled, now_ms, MAX_DOCUMENT_BYTES);
             let snapshot = snapshot.map_err(|_| Failure::large(&selected));

@@ -4,6 +4,7 @@
 //! their owner, the policies of a workload by their target, pods that only look like a workload's by their labels.
 
 use super::{
+    degradations::{Degradations, Degraded, winners},
     facts::{
         ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, Readiness, ReplicaSetFacts, Uid, WorkloadFacts,
     },
@@ -88,6 +89,8 @@ struct Index {
     jobs: HashMap<ObjectKey, Arc<JobFacts>>,
     jobs_of_workload: HashMap<WorkloadId, BTreeSet<ObjectKey>>,
     policies: Attached<Policy>,
+    /// What the fleets set that are degraded, by their policy.
+    degraded: BTreeMap<ObjectKey, Degraded>,
     flag_sets: Attached<FlagSet>,
     /// How many changes of flag sets there were, for those who wait for one.
     flag_changes: watch::Sender<u64>,
@@ -277,6 +280,23 @@ impl Index {
         }
     }
 
+    /// Notes what the fleet of a policy sets. Says which flag sets have a flag of which something else holds now.
+    fn put_degraded(&mut self, key: &ObjectKey, degraded: Option<Degraded>) -> Vec<Arc<FlagSet>> {
+        let before = match &degraded {
+            Some(degraded) => self.degraded.insert(key.clone(), degraded.clone()),
+            None => self.degraded.remove(key),
+        };
+        if before == degraded {
+            return Vec::new();
+        }
+        self.flag_sets.note_change(key.namespace.clone());
+        let keys: BTreeSet<_> = before.iter().chain(&degraded).flat_map(Degraded::keys).collect();
+        let has_one = |set: &&Arc<FlagSet>| {
+            set.0.as_ref().is_ok_and(|set| keys.iter().any(|key| set.spec.flag_spec.flags.contains_key(*key)))
+        };
+        self.flag_sets.in_namespace(&key.namespace).filter(has_one).cloned().collect()
+    }
+
     fn owned_pods(&self, workload: &WorkloadFacts) -> Vec<Arc<PodFacts>> {
         let sets = self.sets_of_deployment.get(&workload.uid).into_iter().flatten();
         let owners = sets.chain(std::iter::once(&workload.uid));
@@ -440,9 +460,20 @@ impl FleetIndex {
     }
 
     fn attach_policy(&self, policy: &Arc<Policy>, gone: bool) -> Vec<Affected> {
-        let targets = self.lock().policies.put(policy, policy_targets(policy), gone);
-        let own = Affected::Policy(ObjectKey::of(policy.as_ref()));
-        targets.into_iter().map(Affected::Workload).chain([own]).collect()
+        let key = ObjectKey::of(policy.as_ref());
+        let mut index = self.lock();
+        let mut targets = index.policies.put(policy, policy_targets(policy), gone);
+        let degraded = match &policy.0 {
+            _ if gone => None,
+            Ok(readable) => Degraded::of(readable),
+            // What it set stays until its end: what it says now nobody knows.
+            Err(_) => index.degraded.get(&key).cloned(),
+        };
+        let flag_sets = index.put_degraded(&key, degraded);
+        targets.extend(flag_sets.iter().flat_map(|set| flag_set_targets(set)));
+        let sets = flag_sets.iter().map(|set| Affected::FlagSet(ObjectKey::of(set.as_ref())));
+        let own = Affected::Policy(key);
+        targets.into_iter().map(Affected::Workload).chain(sets).chain([own]).collect()
     }
 
     /// Takes a policy out.
@@ -582,6 +613,14 @@ impl FleetIndex {
         self.lock().policies.of_target.get(id).into_iter().flatten().cloned().collect()
     }
 
+    /// What the degraded fleets of a namespace say of its flags.
+    pub fn degradations_in(&self, namespace: &str) -> Degradations {
+        let index = self.lock();
+        let first = ObjectKey { namespace: namespace.to_owned(), name: String::new() };
+        let own = index.degraded.range(first..).take_while(|(key, _)| key.namespace == namespace);
+        winners(own.map(|(key, degraded)| (key.name.as_str(), degraded)))
+    }
+
     /// A flag set.
     pub fn flag_set(&self, key: &ObjectKey) -> Option<Arc<FlagSet>> {
         self.lock().flag_sets.objects.get(key).cloned()
@@ -592,7 +631,8 @@ impl FleetIndex {
         self.lock().flag_sets.in_namespace(namespace).cloned().collect()
     }
 
-    /// A number that differs after each change of a flag set's spec in a namespace; none without flag sets there.
+    /// A number that differs after each change of a flag set's spec in a namespace, and of what degraded fleets say of its flags;
+    /// none without flag sets there.
     pub fn flag_sets_version(&self, namespace: &str) -> Option<u64> {
         self.lock().flag_sets.versions.get(namespace).copied()
     }

@@ -1,5 +1,6 @@
 //! What the operator knows of the cluster: facts of a few hundred bytes, indexed by workload and by target.
 
+pub mod degradations;
 pub mod facts;
 pub mod flag_inputs;
 pub mod flag_problems;

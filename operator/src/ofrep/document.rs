@@ -5,13 +5,14 @@ use super::{
     scopes::Scope,
 };
 use crate::fleet::{
+    degradations::Degradations,
     flag_inputs::inputs,
     index::{FlagSet, FleetIndex},
 };
-use contract::{FlagsSettings, Section};
+use contract::{FlagDegradation, FlagsSettings, Section};
 use crds::{FeatureFlag, feature_flag::FlagSpec};
 use engine::{
-    compile::CompileError,
+    compile::{self, CompileError},
     flag_scope::{self, FlagScope},
 };
 use kube::ResourceExt;
@@ -74,7 +75,7 @@ impl Document {
         before: Option<&Self>,
         published: Option<&Section<FlagsSettings>>,
     ) -> Result<Self, CompileError> {
-        match scope {
+        let document = match scope {
             Scope::Namespace(namespace) => Ok(Self::of_namespace(&index.flag_sets_in(namespace), before)),
             Scope::Workload(id) => {
                 let live = before.map(|before| &before.section).or(published);
@@ -83,7 +84,8 @@ impl Document {
                 sets.extend(index.unreadable_flag_sets(&id.namespace, sources));
                 Self::of_workload(&sets, before, published)
             }
-        }
+        };
+        document.map(|document| document.degraded(&index.degradations_in(scope.namespace())))
     }
 
     /// The flags of all sets of a namespace. `before` is the last document of the same scope.
@@ -165,6 +167,19 @@ impl Document {
         self.metadata.get(key).map(|set| (set.id.as_str(), set.generation))
     }
 
+    /// The same while fleets are degraded, of which `degraded` is what they say of flags.
+    pub fn degraded(mut self, degraded: &Degradations) -> Self {
+        let is_said = |(key, flag): (&String, &FlagDegradation)| {
+            let known = self.section.settings.flags.get(key);
+            known.is_some_and(|known| known.variants.contains_key(&flag.variant))
+        };
+        if degraded.iter().any(is_said) {
+            compile::degrade(&mut self.section.settings, degraded);
+            self.flags = flags::FlagSet::compile(self.section.settings.clone());
+        }
+        self
+    }
+
     /// The metadata of a flag: its own above those of its set, and which set it is from.
     pub fn metadata(&self, key: &str) -> Option<FlagMetadata<'_>> {
         let set = self.metadata.get(key)?;
@@ -237,6 +252,29 @@ mod tests {
 
     fn value(document: &Document, key: &str) -> Option<bool> {
         document.section.settings.flags.get(key)?.value(0)?.as_bool()
+    }
+
+    #[test]
+    fn what_a_degraded_fleet_says_is_answered_until_it_ends_and_is_no_sets_own() {
+        let said = |key: &str| {
+            let said =
+                FlagDegradation { variant: "off".into(), until_ms: 1_000, by: "booking".into(), load_percent: 80 };
+            Degradations::from([(key.to_owned(), said)])
+        };
+        let sets = [set("a", "on", false), set("b", "on", false)];
+        for make in MAKERS {
+            let document = make(&sets, None).degraded(&said("a"));
+            let at = |key: &str, now_ms: i64| {
+                let flag = document.flags.find(key).unwrap();
+                flag.evaluate(key, &flags::Inputs::default(), || now_ms).unwrap().and_then(Value::as_bool)
+            };
+            assert_eq!((at("a", 999), at("a", 1_000), at("b", 0)), (Some(false), Some(true), Some(true)));
+            // One that is invalid now keeps what it gave, and nothing else.
+            let broken = [set("a", "no-such-variant", false), set("b", "on", false)];
+            assert_eq!(value(&make(&broken, Some(&document)), "a"), Some(true));
+            assert_eq!(value(&make(&broken, Some(&document)).degraded(&said("a")), "a"), Some(false));
+            assert_eq!(value(&make(&sets, None).degraded(&said("c")), "a"), Some(true));
+        }
     }
 
     type Make = fn(&[Arc<FlagSet>], Option<&Document>) -> Document;

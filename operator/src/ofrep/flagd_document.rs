@@ -23,7 +23,8 @@ pub struct TooLarge;
 pub struct Snapshot {
     /// The document, in JSON.
     pub text: String,
-    /// When it is another one even if nobody edits anything, in milliseconds since 1970: an override ends. None: never.
+    /// When it is another one even if nobody edits anything, in milliseconds since 1970: an override ends, or the degradation of a
+    /// fleet of which nobody says any more that it lasts. None: never.
     pub changes_at_ms: Option<i64>,
 }
 
@@ -53,7 +54,8 @@ pub fn at(flags: &Document, now_ms: i64, max_bytes: usize) -> Result<Snapshot, T
     serde_json::to_writer(&mut bounded, &FlagdDocument { schema: SCHEMA, flags: definitions, evaluators })
         .map_err(|_| TooLarge)?;
     let text = String::from_utf8(bounded.text).map_err(|_| TooLarge)?;
-    let ends = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms);
+    let overrides = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms);
+    let ends = overrides.chain(settings.flags.values().filter_map(|flag| Some(flag.degraded.as_ref()?.until_ms)));
     Ok(Snapshot { text, changes_at_ms: ends.filter(|end| *end > now_ms).min() })
 }
 
@@ -65,12 +67,15 @@ struct Now<'a> {
 }
 
 impl<'a> Now<'a> {
-    /// The same precedence as in `flags::Flag::resolve`: an override, then the definition. A default variant that the flag does not
+    /// The same precedence as in `flags::Flag::resolve`: an override, then what a degraded fleet says, then the definition. A default variant that the flag does not
     /// have is none, as there: evaluators of flagd would give the whole document up for it.
     fn of(flag: &'a FlagSettings, compiles: bool, now_ms: i64) -> Self {
         let known = |name: &'a str| flag.variants.contains_key(name).then_some(name);
         if let Some(over) = flag.active_override(now_ms) {
             return Self { state: FlagState::Enabled, default_variant: known(&over.variant), targeting: None };
+        }
+        if let Some(degraded) = flag.active_degradation(now_ms) {
+            return Self { state: FlagState::Enabled, default_variant: known(&degraded.variant), targeting: None };
         }
         let state = if flag.state == FlagState::Enabled { FlagState::Enabled } else { FlagState::Disabled };
         let targeting = flag.targeting.as_ref().filter(|_| compiles);
@@ -217,6 +222,7 @@ impl Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::FlagDegradation;
     use crate::fleet::index::FlagSet;
     use serde_json::json;
     use std::sync::Arc;
@@ -303,6 +309,35 @@ mod tests {
         assert_eq!(decides(2_000), [are("ENABLED", "on", true), are("DISABLED", "on", false), over()]);
         let changes_at = |now_ms| at(&document, now_ms, MANY).unwrap().changes_at_ms;
         assert_eq!([0, 999, 1_000, 2_000].map(changes_at), [Some(1_000), Some(1_000), Some(2_000), None]);
+    }
+
+    /// Above the rule and the state, and below a person's word.
+    #[test]
+    fn what_a_degraded_fleet_says_is_worked_in_until_it_ends() {
+        let said = |key: &str| {
+            let off = FlagDegradation { variant: "off".into(), until_ms: 1_000, by: "booking".into(), load_percent: 80 };
+            (key.to_owned(), off)
+        };
+        let document = of(&json!({
+            "flagSpec": {"flags": {
+                "ruled": switch(&json!({"targeting": {"if": [true, "on"]}})),
+                "disabled": switch(&json!({"state": "DISABLED"})),
+                "over": switch(&json!({})),
+            }},
+            "overrides": [{"key": "over", "variant": "on"}],
+        }))
+        .degraded(&["ruled", "disabled", "over"].map(said).into());
+        let decides = |now_ms| {
+            let read = read(&document, now_ms);
+            ["ruled", "disabled", "over"].map(|key| {
+                let flag = &read["flags"][key];
+                (flag["state"] == "ENABLED", flag["defaultVariant"] == "on", flag.get("targeting").is_some())
+            })
+        };
+        assert_eq!(decides(999), [(true, false, false), (true, false, false), (true, true, false)]);
+        assert_eq!(decides(1_000), [(true, true, true), (false, true, false), (true, true, false)]);
+        let changes_at = |now_ms| at(&document, now_ms, MANY).unwrap().changes_at_ms;
+        assert_eq!([999, 1_000].map(changes_at), [Some(1_000), None]);
     }
 
     /// The settings of a flag that no set can have, but a pod copes with.

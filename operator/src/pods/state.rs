@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     fleet::{
+        degradations::Degradations,
         facts::{PodFacts, Uid},
         flag_problems,
     },
@@ -17,7 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use contract::signing::ContentHash;
-use contract::{Applied, CheckStatus, CircuitState, HealthReport, Source, WorkloadId};
+use contract::{Applied, CheckStatus, CircuitState, HealthReport, LoadReport, Source, WorkloadId};
 use crds::Reason;
 use engine::{
     admin_auth::AdminAuth,
@@ -64,6 +65,8 @@ pub struct WorkloadState {
     pub policy_sources: Vec<Source>,
     /// The flag sets that it was made from.
     pub flag_sources: Vec<Source>,
+    /// What degraded fleets say of the flags of its namespace, as far as the last reconcile took it into account.
+    pub degradations: Degradations,
     /// Why nothing could be published.
     pub problem: Option<Problem>,
     /// Flag sets that do not fit into the document beside the others.
@@ -78,6 +81,8 @@ pub struct WorkloadState {
     pub probe_every: Option<Duration>,
     /// When a check counts as failed.
     pub thresholds: BTreeMap<String, Thresholds>,
+    /// Loads, ascending, in percent: news is only on which side of each of them a pod's load is.
+    pub load_marks: Vec<u32>,
     /// What its pods say together.
     pub tallies: Tallies,
     pods: HashMap<Uid, Box<PodState>>,
@@ -134,6 +139,10 @@ pub struct PodState {
     pub refused: Option<Box<str>>,
     /// Whether it runs in degraded mode.
     pub degraded: bool,
+    /// Its load that counts, in percent.
+    pub load_percent: u32,
+    /// What that is the load of.
+    pub load_cause: Box<str>,
     /// Revision of the push that is under way.
     pub pushing: Option<i64>,
     /// Pushes that failed in a row.
@@ -148,7 +157,7 @@ pub struct PodState {
     pub(super) evaluations: Vec<(Name, Evaluation)>,
     degraded_checks: Vec<Name>,
     /// What it last reported of its circuits, whether that counts now or not.
-    pub(super) circuits: Vec<(Name, CircuitState)>,
+    pub circuits: Vec<(Name, CircuitState)>,
 }
 
 /// Pods that are to be asked for their health.
@@ -260,7 +269,8 @@ impl WorkloadState {
     pub fn take(&mut self, uid: &str, report: &HealthReport, asked: Instant, now: Timestamp) -> Option<IsNews> {
         let pod = self.pods.get_mut(uid)?;
         let before = self.tallies.withdraw(pod);
-        let news = pod.take(report, &self.thresholds, &self.tallies, asked, now);
+        let mut news = pod.take_load(&report.load, &self.load_marks);
+        news |= pod.take(report, &self.thresholds, &self.tallies, asked, now);
         self.tallies.put_back(&before, pod, now);
         Some(news)
     }
@@ -316,6 +326,8 @@ impl PodState {
             acknowledged: None,
             refused: None,
             degraded: false,
+            load_percent: 0,
+            load_cause: Box::default(),
             pushing: None,
             push_failures: 0,
             push_after: None,
@@ -391,6 +403,15 @@ impl PodState {
         news |= self.take_circuits(report, names);
         news |= self.take_checks(report, thresholds, names, now);
         news
+    }
+
+    fn take_load(&mut self, load: &LoadReport, marks: &[u32]) -> IsNews {
+        let band = |load: u32| marks.partition_point(|mark| *mark <= load);
+        let before = std::mem::replace(&mut self.load_percent, load.counts());
+        if *self.load_cause != *load.cause {
+            self.load_cause = cut(&load.cause, MAX_ENTRY).into();
+        }
+        band(before) != band(self.load_percent)
     }
 
     fn take_applied(&mut self, applied: &Applied) -> IsNews {
@@ -481,7 +502,7 @@ impl PodState {
 pub(super) mod tests {
     use super::*;
     use crate::fleet::facts::Readiness;
-    use contract::{CheckReport, CircuitReport, FlagProblem, FlagProblemKind, LoadReport};
+    use contract::{CheckReport, CircuitReport, FlagProblem, FlagProblemKind};
     use engine::fleet::CircuitView;
 
     fn at(second: i64) -> Timestamp {
@@ -702,6 +723,20 @@ pub(super) mod tests {
         assert_eq!(workload.take("nobody", &report(false, "i"), Instant::now(), at(4)), None);
         assert_eq!(workload.miss("1", &PodError::Unauthorized, at(5)), Some(true));
         assert_eq!(workload.miss("1", &PodError::Unauthorized, at(6)), Some(false));
+    }
+
+    #[test]
+    fn a_load_is_news_where_something_may_come_of_it() {
+        let mut workload = workload(1, &[true]);
+        workload.load_marks = vec![60, 80];
+        let loads = [0, 59, 60, 79, 80, 99, 61, 59].map(|load| {
+            let mut report = report(true, "i");
+            report.load = LoadReport { worst_percent: Some(load), cause: "x".repeat(200), ..LoadReport::default() };
+            workload.take("0", &report, Instant::now(), at(3)).unwrap()
+        });
+        assert_eq!(loads, [false, false, true, false, true, false, true, true]);
+        let pod = workload.pod("0").unwrap();
+        assert_eq!((pod.load_percent, pod.load_cause.len()), (59, MAX_ENTRY));
     }
 
     #[test]

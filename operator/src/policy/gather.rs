@@ -4,17 +4,14 @@ use crate::{
     context::Context,
     fleet::index::target_id,
     kubernetes::meta::created_at,
-    status::target::{self, Target, target_key},
+    spec,
+    status::target::{Target, target_key},
     workload,
 };
-use contract::PolicySettings;
 use crds::{ResiliencePolicy, resilience_policy::Mode};
 use engine::policy_review;
 use kube::ResourceExt;
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// The targets that an older policy has, with that policy's name.
 pub fn lost_claims(policy: &ResiliencePolicy, ctx: &Context, namespace: &str) -> BTreeMap<String, String> {
@@ -45,33 +42,29 @@ pub fn would_publish(
     held.filter_map(|id| Some((target_key(&id), workload::reconcile::preview(ctx, &id, policy)?))).collect()
 }
 
-/// What there is to say of the flags that a policy sets while pods are degraded; the same word of several targets once. Of a
-/// workload of which some flag set cannot be read it is not known which flags it has.
-pub fn override_warnings(
-    ctx: &Context,
-    settings: Option<&PolicySettings>,
-    namespace: &str,
-    held: &[&Target],
-) -> Vec<String> {
-    let overrides = settings.and_then(|settings| Some(&settings.degradation.as_ref()?.flag_overrides));
-    let Some(overrides) = overrides.filter(|overrides| !overrides.is_empty()) else { return Vec::new() };
-    let mut warnings = BTreeSet::new();
-    for target in held {
-        let id = target::workload_of(namespace, &target.key);
-        if workload::reconcile::has_unreadable_flag_set(ctx, &id) {
-            continue;
-        }
-        let sets = ctx.index.flag_sets_of(&id);
-        let mut sets: Vec<_> = sets.iter().filter_map(|set| set.0.as_ref().ok()).collect();
-        // The one that wins a flag comes last.
-        sets.sort_by_key(|set| (set.spec.priority, Reverse(created_at(*set)), Reverse(set.name_any())));
-        let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (flag, definition) in sets.iter().flat_map(|set| &set.spec.flag_spec.flags) {
-            let wanted = overrides.contains_key(flag);
-            let variants = wanted.then(|| definition.variants.keys().cloned().collect());
-            defined.insert(flag.clone(), variants.unwrap_or_default());
-        }
-        warnings.extend(policy_review::override_warnings(overrides, &defined));
+/// What there is to say of the flags that a policy sets while it is degraded: the fleet sets them wherever they are live in the
+/// namespace. While some flag set there cannot be read it is not known which flags there are.
+pub fn override_warnings(ctx: &Context, policy: &ResiliencePolicy, namespace: &str) -> Vec<String> {
+    let overrides = policy.spec.degradation.as_ref().map(spec::degradation::all_overrides).unwrap_or_default();
+    if overrides.is_empty() {
+        return Vec::new();
     }
-    warnings.into_iter().collect()
+    let sets = ctx.index.flag_sets_in(namespace);
+    let Ok(mut sets) = sets.iter().map(|set| set.0.as_ref()).collect::<Result<Vec<_>, _>>() else { return Vec::new() };
+    // The one that wins a flag comes last.
+    sets.sort_by_key(|set| (set.spec.priority, Reverse(created_at(*set)), Reverse(set.name_any())));
+    let is_there = |(flag, variant): &(String, String)| {
+        let definition = sets.iter().rev().find_map(|set| set.spec.flag_spec.flags.get(flag));
+        definition.is_some_and(|definition| definition.variants.contains_key(variant))
+    };
+    if overrides.iter().all(is_there) {
+        return Vec::new();
+    }
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (flag, definition) in sets.iter().flat_map(|set| &set.spec.flag_spec.flags) {
+        let wanted = overrides.iter().any(|(wanted, _)| wanted == flag);
+        let variants = wanted.then(|| definition.variants.keys().cloned().collect());
+        defined.insert(flag.clone(), variants.unwrap_or_default());
+    }
+    policy_review::override_warnings(&overrides, &defined)
 }

@@ -2,6 +2,7 @@
 
 pub mod asked;
 pub mod cleanup_jobs;
+pub mod degradation;
 pub mod events;
 pub mod execute;
 pub mod gather;

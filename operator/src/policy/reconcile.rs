@@ -4,7 +4,7 @@
 //! outcome of that. The intent is always written before the act. The policy's status is a summary of it.
 
 use super::{
-    asked, cleanup_jobs,
+    asked, cleanup_jobs, degradation,
     events::policy_events,
     execute::execute,
     gather::{lost_claims, override_warnings, would_publish},
@@ -65,6 +65,8 @@ impl Reconciler for PolicyReconciler {
         }
         if shown.is_none() {
             ctx.shared.metrics.set_withheld(key, BTreeMap::new());
+            ctx.shared.metrics.set_degraded(key, None);
+            degradation::keep_timer(ctx, key, None);
         }
         let Some(policy) = shown.filter(|_| ctx.shared.fence.holds()) else { return Ok(Next::AwaitChange) };
         ctx.shared.fail_for_test(&key.name).await;
@@ -156,9 +158,10 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     } else {
         Decision { history: history.clone(), ..Decision::default() }
     };
+    let degraded = degradation::decide(ctx, policy, &held, settings.is_ok(), now);
     let names = ledger.names_by_hand();
     let would_publish = would_publish(policy, ctx, &namespace, &held);
-    let override_warnings = override_warnings(ctx, settings.as_ref().ok(), &namespace, &held);
+    let override_warnings = override_warnings(ctx, policy, &namespace);
     let inputs = Inputs {
         policy,
         settings: &settings,
@@ -170,6 +173,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         impossible: &history.aside,
         names: &names,
         override_warnings: &override_warnings,
+        degradation: degraded.status.as_ref(),
         would_publish: &would_publish,
         operator_dry_run: ctx.shared.args.dry_run,
         now,
@@ -184,6 +188,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
         .next_check
         .into_iter()
         .chain(changes_at)
+        .chain(degraded.next)
         .min()
         .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     let urgent = !begun.is_empty() || !decision.finished.is_empty() || !decision.execute.is_empty();
@@ -200,7 +205,12 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let new = status::build(&inputs, &decision, &old);
     let live = programmed_note(ctx, policy, &held);
     // The policy's own version is the fence: one that was edited or deleted meanwhile begins nothing.
-    let version = show(ctx, policy, &old, &new, policy_events(&old, &new, &begun, &decision, live)).await?;
+    let mut story = policy_events(&old, &new, &begun, &decision, live);
+    story.extend(degraded.event);
+    let version = show(ctx, policy, &old, &new, story).await?;
+    let key = ObjectKey::of(policy);
+    degradation::keep_timer(ctx, &key, degraded.beyond);
+    ctx.shared.metrics.set_degraded(&key, degraded.status.as_ref().map(|status| status.stage.as_str()));
     for (id, error) in ledger.begin(ctx, policy, &begun).await? {
         tell_unwritable(ctx, policy, &error);
         decision.history.in_flight.retain(|record| record.id != id);
@@ -210,7 +220,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
-    ctx.shared.metrics.set_withheld(&ObjectKey::of(policy), withheld_by_reason(&decision));
+    ctx.shared.metrics.set_withheld(&key, withheld_by_reason(&decision));
     ledger.drop_deleted(ctx, &mut decision, &begun).await;
     let executed = execute(policy, ctx, &namespace, &held, &decision).await?;
     ledger.update(ctx, &executed.history).await?;

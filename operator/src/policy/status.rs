@@ -1,5 +1,6 @@
 //! The status of a policy, put together from what is known and decided. Pure.
 
+use super::degradation;
 use crate::{
     kubernetes::meta::{cut, short},
     recovery::{events::without_log, object::name_of},
@@ -14,8 +15,8 @@ use crds::{
     ConditionStatus, ConditionType, Reason, ResiliencePolicy, ResiliencePolicyStatus,
     resilience_policy::Mode,
     status::{
-        ActionOutcome, ActionRecord, CheckFinding, CircuitStatus, MAX_IN_FLIGHT, MAX_WITHHELD, RecoverySummary,
-        TargetStatus, WithheldAction,
+        ActionOutcome, ActionRecord, CheckFinding, CircuitStatus, DegradationStatus, MAX_IN_FLIGHT, MAX_WITHHELD,
+        RecoverySummary, TargetStatus, WithheldAction,
     },
 };
 use engine::{
@@ -49,6 +50,8 @@ pub struct Inputs<'a> {
     pub names: &'a BTreeMap<String, String>,
     /// What there is to say of the flags that it sets while pods are degraded.
     pub override_warnings: &'a [String],
+    /// How its fleet is degraded, if it is.
+    pub degradation: Option<&'a DegradationStatus>,
     /// In a dry run: the hash that each target would get.
     pub would_publish: &'a BTreeMap<String, String>,
     /// The operator itself runs dry.
@@ -106,16 +109,9 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
     verdicts.extend([accepted, programmed]);
     let checks = findings(inputs, &held);
     verdicts.push(healthy(inputs, &checks, &held));
-    let degraded: Vec<_> = held.iter().flat_map(|target| &target.degraded).cloned().collect();
-    verdicts.push(match degraded.as_slice() {
-        [] => Verdict::new(ConditionType::Degraded, false, Reason::NotDegraded, ""),
-        pods => Verdict::new(
-            ConditionType::Degraded,
-            true,
-            Reason::Degraded,
-            format!("degraded under load: {}", first(pods, 5)),
-        ),
-    });
+    let degraded = degraded(inputs.degradation, &held);
+    let is_degraded = degraded.status == ConditionStatus::True;
+    verdicts.push(degraded);
     verdicts.push(if usable { allowed(inputs, decision) } else { not_allowed });
     verdicts.push(exhausted(decision));
     ResiliencePolicyStatus {
@@ -129,12 +125,27 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
             target::ratio(&held)
         }),
         open: open(&held),
-        degraded: Some(!degraded.is_empty()),
+        degraded: Some(is_degraded),
+        degradation: inputs.degradation.cloned(),
         targets: inputs.targets.iter().map(|target| target_status(inputs, target)).collect(),
         circuits: circuits(&held, old),
         checks,
         recovery: recovery(inputs, decision),
     }
+}
+
+/// Whether the fleet is degraded, or some pods by themselves.
+fn degraded(fleet: Option<&DegradationStatus>, held: &[&Target]) -> Verdict {
+    let pods: Vec<_> = held.iter().flat_map(|target| &target.degraded).cloned().collect();
+    let by_themselves = (!pods.is_empty()).then(|| format!("degraded under load: {}", first(&pods, 5)));
+    let is_set = fleet.is_some_and(|fleet| !fleet.dry_run);
+    let words: Vec<_> = fleet.map(degradation::in_words).into_iter().chain(by_themselves).collect();
+    let reason = match (is_set, pods.is_empty()) {
+        (true, _) => Reason::FleetDegraded,
+        (false, false) => Reason::Degraded,
+        (false, true) => Reason::NotDegraded,
+    };
+    Verdict::new(ConditionType::Degraded, is_set || !pods.is_empty(), reason, words.join("; "))
 }
 
 /// Accepted, and whether only a person can change that.

@@ -17,7 +17,8 @@ use crate::{
 };
 use contract::{CheckReport, CheckStatus, WorkloadId};
 use crds::{
-    ConditionType, Reason, ResiliencePolicy, ResiliencePolicySpec, ResiliencePolicyStatus, status::ActionOutcome,
+    ConditionType, Reason, ResiliencePolicy, ResiliencePolicySpec, ResiliencePolicyStatus,
+    status::{ActionOutcome, DegradationStatus},
 };
 use engine::{
     ack::Acknowledged,
@@ -26,6 +27,7 @@ use engine::{
     recovery::{Action, CheckState, Decision, Exhausted, Gate, Outcome, Pod, Record, Step, Storm, Subject, Withheld},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use std::{collections::BTreeMap, fmt::Write};
 use tokio::time::Instant;
 
@@ -42,6 +44,7 @@ struct World {
     asked: CurrentChecks,
     impossible: Vec<Record>,
     operator_dry_run: bool,
+    degradation: Option<DegradationStatus>,
     decision: Decision,
 }
 
@@ -54,6 +57,7 @@ impl Default for World {
             asked: CurrentChecks::new(),
             impossible: Vec::new(),
             operator_dry_run: false,
+            degradation: None,
             decision: Decision { remaining_budget: 5, ..Decision::default() },
         }
     }
@@ -70,6 +74,21 @@ fn target(name: &str) -> Target {
         acknowledged: Acknowledged { ready: 4, in_sync: 4, ..Acknowledged::default() },
         wanted: 4,
         ..Target::default()
+    }
+}
+
+fn degraded(dry_run: bool) -> DegradationStatus {
+    DegradationStatus {
+        stage: "mail".to_owned(),
+        level: 1,
+        stages: 2,
+        load_percent: 80,
+        since: MicroTime(at(900)),
+        until: MicroTime(at(1_500)),
+        why: "booking: 3 of 4 pods at 91 % or more".to_owned(),
+        flags: Vec::new(),
+        message: None,
+        dry_run,
     }
 }
 
@@ -116,6 +135,7 @@ impl World {
             impossible: &self.impossible,
             names: &BTreeMap::new(),
             override_warnings: &[],
+            degradation: self.degradation.as_ref(),
             would_publish: &would_publish,
             operator_dry_run: self.operator_dry_run,
             now: at(1_000),
@@ -390,6 +410,16 @@ fn columns(status: &ResiliencePolicyStatus) -> String {
     "4/4 | database 1/4 | - | -"
 )]
 #[case::a_circuit_is_closed(|world: &mut World| world.circuit(0, 900), &["Ready=True/Programmed"], "4/4 | - | - | -")]
+#[case::the_fleet_is_degraded(
+    |world: &mut World| world.degradation = Some(degraded(false)),
+    &["Ready=True/Programmed", "Degraded=True/FleetDegraded"],
+    "4/4 | - | degraded | -"
+)]
+#[case::the_fleet_would_be_degraded(
+    |world: &mut World| world.degradation = Some(degraded(true)),
+    &["Ready=True/Programmed", "Degraded=False/NotDegraded"],
+    "4/4 | - | - | -"
+)]
 #[case::a_pod_is_degraded(
     |world: &mut World| world.targets[0].degraded.push("booking-a".to_owned()),
     &["Ready=True/Programmed", "Degraded=True/Degraded"],

@@ -142,6 +142,7 @@ impl Findings {
             default_variant,
             targeting: targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
             kill_switch: None,
+            degraded: None,
         }
     }
 

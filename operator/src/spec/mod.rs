@@ -2,6 +2,7 @@
 
 pub mod asked;
 pub mod checks;
+pub mod degradation;
 pub mod findings;
 pub mod flags;
 pub mod policy;

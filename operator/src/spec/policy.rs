@@ -2,11 +2,11 @@
 //!
 //! It also validates again what the API server should have validated, because an object may be older than its schema.
 
-use super::{Invalid, asked, checks::is_reported, count, invalid};
+use super::{Invalid, asked, checks::is_reported, count, degradation, invalid};
 use contract::{
-    BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DegradationSettings, DependencyPolicy, FallbackPolicy,
-    HealthCheckSettings, ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy,
-    TimeoutPolicy, WaitingRoomSettings,
+    BuiltIns, BulkheadSettings, CircuitBreakerPolicy, DependencyPolicy, FallbackPolicy, HealthCheckSettings,
+    ManualState, PolicySettings, RetryBudgetPolicy, RetryOn, RetryPolicy, SlowCallPolicy, TimeoutPolicy,
+    WaitingRoomSettings,
 };
 use crds::{ResiliencePolicySpec, resilience_policy as api};
 use engine::{check::Thresholds, policy_review};
@@ -41,13 +41,7 @@ pub fn policy(spec: &ResiliencePolicySpec) -> Result<PolicySettings, Invalid> {
         .filter(|check| is_reported(check))
         .map(|check| (check.name.clone(), health_check(check)))
         .collect();
-    settings.degradation = spec.degradation.as_ref().map(degradation);
-    if settings.degradation.as_ref().is_some_and(|d| d.exit_load_percent >= d.enter_load_percent) {
-        return Err(invalid(
-            "spec.degradation.exit.loadPercent",
-            "must be below enter.loadPercent, or the mode would flap",
-        ));
-    }
+    settings.degradation = spec.degradation.as_ref().map(degradation::of_pod).transpose()?;
     settings.waiting_room = spec.waiting_room.as_ref().map(waiting_room).transpose()?;
     Ok(settings)
 }
@@ -192,16 +186,6 @@ fn health_check(spec: &api::HealthCheck) -> HealthCheckSettings {
         memory_max_bytes: spec.memory.as_ref().and_then(|memory| memory.max).map(crds::ByteSize::bytes),
         memory_max_percent: spec.memory.as_ref().and_then(|memory| memory.max_percent_of_limit).map(count),
         memory_degraded_for_ms: spec.memory.as_ref().and_then(|memory| memory.degraded_for).map(api::Span::millis),
-    }
-}
-
-fn degradation(spec: &api::Degradation) -> DegradationSettings {
-    DegradationSettings {
-        enter_load_percent: count(spec.enter.load_percent),
-        enter_for_ms: spec.enter.r#for.millis(),
-        exit_load_percent: count(spec.exit.load_percent),
-        exit_for_ms: spec.exit.r#for.millis(),
-        flag_overrides: spec.flag_overrides.iter().map(|over| (over.key.clone(), over.variant.clone())).collect(),
     }
 }
 

@@ -54,6 +54,7 @@ metric_names! {
     PodsUnreachable = "pods_unreachable": "Pods whose admin port does not answer",
     PodsReportsRejected = "pods_reports_rejected": "Pods whose answers cannot be true",
     PodsUnowned = "pods_unowned": "Pods with a workload's labels that are not its own",
+    DegradedModeActive = "degraded_mode_active": "1 while the fleet of a policy is in a stage of degraded mode",
     CircuitOpenPods = "circuit_open_pods": "Pods whose circuit is not closed",
     Publications = "publications": "Configurations published",
     PodCalls = "pod_calls": "Calls to pods, by call and result",
@@ -117,6 +118,17 @@ pub struct WithheldLabels {
     pub policy: String,
     /// The reason, as the status gives it.
     pub reason: &'static str,
+}
+
+/// A stage of degraded mode that the fleet of a policy is in.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct DegradedLabels {
+    /// Namespace of the policy.
+    pub namespace: String,
+    /// Name of the policy.
+    pub policy: String,
+    /// Name of the stage.
+    pub stage: String,
 }
 
 /// A circuit of a workload.
@@ -215,6 +227,7 @@ pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     shown_circuits: Arc<Mutex<HashMap<WorkloadId, BTreeSet<String>>>>,
     shown_withheld: Arc<Mutex<HashMap<ObjectKey, BTreeMap<&'static str, i64>>>>,
+    shown_degraded: Arc<Mutex<HashMap<ObjectKey, String>>>,
     /// Reconciles over objects.
     pub reconciliations: Family<ReconcileLabels, Counter>,
     /// Time of a reconcile, in seconds.
@@ -229,6 +242,8 @@ pub struct Metrics {
     pub pods_reports_rejected: Family<WorkloadLabels, Gauge>,
     /// Pods with the workload's labels that are not its own.
     pub pods_unowned: Family<WorkloadLabels, Gauge>,
+    /// 1 for the stage that the fleet of a policy is in.
+    pub degraded_mode: Family<DegradedLabels, Gauge>,
     /// Pods whose circuit is not closed.
     pub circuit_open_pods: Family<CircuitLabels, Gauge>,
     /// Documents published.
@@ -282,6 +297,7 @@ impl Default for Metrics {
             registry: Arc::default(),
             shown_circuits: Arc::default(),
             shown_withheld: Arc::default(),
+            shown_degraded: Arc::default(),
             reconciliations: Family::default(),
             reconcile_seconds: Family::new_with_constructor(histogram),
             pods: Family::default(),
@@ -289,6 +305,7 @@ impl Default for Metrics {
             pods_unreachable: Family::default(),
             pods_reports_rejected: Family::default(),
             pods_unowned: Family::default(),
+            degraded_mode: Family::default(),
             circuit_open_pods: Family::default(),
             publications: Counter::default(),
             pod_calls: Family::default(),
@@ -330,6 +347,7 @@ impl Metrics {
             MetricName::PodsUnreachable => registry.register(name, help, self.pods_unreachable.clone()),
             MetricName::PodsReportsRejected => registry.register(name, help, self.pods_reports_rejected.clone()),
             MetricName::PodsUnowned => registry.register(name, help, self.pods_unowned.clone()),
+            MetricName::DegradedModeActive => registry.register(name, help, self.degraded_mode.clone()),
             MetricName::CircuitOpenPods => registry.register(name, help, self.circuit_open_pods.clone()),
             MetricName::Publications => registry.register(name, help, self.publications.clone()),
             MetricName::PodCalls => registry.register(name, help, self.pod_calls.clone()),
@@ -403,6 +421,23 @@ impl Metrics {
         }
     }
 
+    /// Sets the gauge of the stage that the fleet of a policy is in, and forgets that of the one before it.
+    pub fn set_degraded(&self, policy: &ObjectKey, stage: Option<&str>) {
+        let labels = |stage: &str| DegradedLabels {
+            namespace: policy.namespace.clone(),
+            policy: policy.name.clone(),
+            stage: stage.to_owned(),
+        };
+        let mut shown = self.shown_degraded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = shown.remove(policy).filter(|before| Some(before.as_str()) != stage) {
+            self.degraded_mode.remove(&labels(&before));
+        }
+        if let Some(stage) = stage {
+            self.degraded_mode.get_or_create(&labels(stage)).set(1);
+            shown.insert(policy.clone(), stage.to_owned());
+        }
+    }
+
     /// Forgets the series of a workload that is gone.
     pub fn forget(&self, id: &WorkloadId) {
         self.set_circuits(id, std::iter::empty());
@@ -455,12 +490,31 @@ mod tests {
         metrics.recovery_actions.get_or_create(&action).inc();
         let policy = ObjectKey { namespace: "n".into(), name: "p".into() };
         metrics.set_withheld(&policy, [("Cooldown", 2)].into());
+        metrics.set_degraded(&policy, Some("mail"));
         let text = metrics.render().unwrap();
         let shown: BTreeSet<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let mut names: Vec<_> = MetricName::ALL.iter().map(|name| name.full()).collect();
         names.extend(METRICS.map(|(name, _)| name.to_owned()));
         assert_eq!(shown, names.iter().map(String::as_str).collect());
+    }
+
+    #[test]
+    fn a_fleet_is_shown_in_one_stage_or_none() {
+        let metrics = Metrics::default();
+        let policy = ObjectKey { namespace: "n".into(), name: "p".into() };
+        let shown = |stage: Option<&str>| {
+            metrics.set_degraded(&policy, stage);
+            let text = metrics.render().unwrap();
+            let line = text.lines().find(|line| line.starts_with("resilience_operator_degraded_mode_active{"));
+            line.map(str::to_owned)
+        };
+        let line = |stage: &str| {
+            format!("resilience_operator_degraded_mode_active{{namespace=\"n\",policy=\"p\",stage=\"{stage}\"}} 1")
+        };
+        assert_eq!(shown(Some("mail")), Some(line("mail")));
+        assert_eq!((shown(Some("cache")), shown(Some("cache"))), (Some(line("cache")), Some(line("cache"))));
+        assert_eq!((shown(None), shown(None)), (None, None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     context::Context,
     error::ReconcileError,
     fleet::{
+        degradations::Degradations,
         facts::{ConfigMapFacts, WorkloadFacts},
         flag_inputs,
         index::{FlagSet, ObjectKey, Policy},
@@ -150,10 +151,12 @@ fn is_being_rolled_back(ctx: &Context, id: &WorkloadId) -> bool {
 /// Whether the last reconcile saw exactly what there is to be seen now, and published it.
 fn is_settled(ctx: &Context, id: &WorkloadId, map: Option<&ConfigMapFacts>, named: &Named) -> bool {
     let generations = named.generations();
+    let degradations = ctx.index.degradations_in(&id.namespace);
     let settled = ctx.fleet.read(id, |workload| {
         workload.published.is_some()
             && workload.problem.is_none()
             && workload.considered == generations
+            && workload.degradations == degradations
             && workload.config_map_version.as_deref() == map.map(|map| map.resource_version.as_str())
     });
     settled.unwrap_or(false)
@@ -183,7 +186,8 @@ async fn publish_document(
         ctx.fleet.write(id, |workload| workload.published = None);
         return Ok(Next::AwaitChange);
     }
-    let compiled = match compile::compile(winner, &sets, last_good.as_ref()) {
+    let degradations = ctx.index.degradations_in(&id.namespace);
+    let compiled = match compile::compile_degraded(winner, &sets, last_good.as_ref(), &degradations) {
         Ok(compiled) => compiled,
         Err(error) => {
             warn!(workload = %id, %error, "nothing can be published");
@@ -208,7 +212,9 @@ async fn publish_document(
             let noted = matches!(&live, publication::Published::Document(live)
                 if compile::notes(&live.flags) == compile::notes(&compiled.flags));
             if let Some((text, version)) = found.as_ref().filter(|_| marked && noted).and_then(text_and_version) {
-                adopt(ctx, id, &Adopted { revision, compiled: &compiled, named, text, version, found: true });
+                let adopted =
+                    Adopted { revision, compiled: &compiled, degradations, named, text, version, found: true };
+                adopt(ctx, id, adopted);
                 return finish(ctx, facts).await;
             }
             // Of a version that did not mark what it writes, or of a release that is gone; or there is something to note.
@@ -226,7 +232,8 @@ async fn publish_document(
             info!(workload = %id, revision, hash = %short(&compiled.content_hash), "published");
             shared.metrics.publications.inc();
             let version = version.unwrap_or_default();
-            adopt(ctx, id, &Adopted { revision, compiled: &compiled, named, text, version, found: in_sync });
+            let compiled = &compiled;
+            adopt(ctx, id, Adopted { revision, compiled, degradations, named, text, version, found: in_sync });
             finish(ctx, facts).await
         }
         Err(error @ PublishError::NotOurs(_)) => {
@@ -421,6 +428,8 @@ fn observe(ctx: &Context, facts: &WorkloadFacts, named: &Named) {
         let asked = is_published || !named.flag_sets.is_empty() || workload.published.is_some();
         workload.probe_every = (!named.is_empty() && asked).then_some(every);
         workload.thresholds = decisive.map(|policy| spec::policy::thresholds(&policy.spec)).unwrap_or_default();
+        let degradation = decisive.and_then(|policy| policy.spec.degradation.as_ref());
+        workload.load_marks = degradation.map(spec::degradation::marks).unwrap_or_default();
         (arrivals, !was_asked)
     });
     if named.is_empty() {
@@ -442,6 +451,7 @@ fn observe(ctx: &Context, facts: &WorkloadFacts, named: &Named) {
 struct Adopted<'a> {
     revision: i64,
     compiled: &'a Compiled,
+    degradations: Degradations,
     named: &'a Named,
     text: Bytes,
     version: String,
@@ -449,24 +459,24 @@ struct Adopted<'a> {
 }
 
 /// Notes what is published now.
-fn adopt(ctx: &Context, id: &WorkloadId, adopted: &Adopted<'_>) {
-    let Adopted { revision, compiled, named, text, version, found } = adopted;
+fn adopt(ctx: &Context, id: &WorkloadId, adopted: Adopted<'_>) {
+    let Adopted { revision, compiled, degradations, named, text, version, found } = adopted;
     let considered = named.generations();
     let changed = ctx.fleet.write(id, |workload| {
         let had_problem = workload.problem.take().is_some() || workload.left_out != compiled.left_out;
         workload.left_out.clone_from(&compiled.left_out);
         workload.policy_sources.clone_from(&compiled.policy.sources);
         workload.flag_sources.clone_from(&compiled.flags.sources);
-        workload.config_map_version = Some(version.clone());
-        let same = workload.published.as_ref().is_some_and(|old| old.revision == *revision);
+        workload.config_map_version = Some(version);
+        workload.degradations = degradations;
+        let same = workload.published.as_ref().is_some_and(|old| old.revision == revision);
         if !same {
             let content_hash = compiled.content_hash.as_str().into();
             let at = Instant::now();
-            let (bytes, content) = (text.clone(), ContentHash::of(text));
-            workload.published =
-                Some(Published { revision: *revision, content_hash, bytes, content, at, found: *found });
+            let content = ContentHash::of(&text);
+            workload.published = Some(Published { revision, content_hash, bytes: text, content, at, found });
             // A document that was found came with a token.
-            workload.has_token |= *found;
+            workload.has_token |= found;
             for pod in workload.pods_mut() {
                 pod.push_after = None;
             }
@@ -502,5 +512,7 @@ pub fn preview(ctx: &Context, id: &WorkloadId, policy: &ResiliencePolicy) -> Opt
     let settings = spec::policy::policy(&policy.spec).ok()?;
     let input = PolicyInput { source: source(policy), settings: Input::Valid(settings) };
     let sets = effective_flag_sets(ctx, id, &named, last_good.as_ref());
-    compile::compile(Some(input), &sets, last_good.as_ref()).ok().map(|compiled| compiled.content_hash)
+    let degradations = ctx.index.degradations_in(&id.namespace);
+    let compiled = compile::compile_degraded(Some(input), &sets, last_good.as_ref(), &degradations);
+    compiled.ok().map(|compiled| compiled.content_hash)
 }

@@ -32,6 +32,10 @@ pub struct FlagSettings {
     /// A person's override; it stands above everything else while it lasts.
     #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
     pub kill_switch: Option<FlagOverride>,
+    /// What the degradation of a fleet says of it, between the definition and a person's override. A pod of version 0.1 ignores
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<FlagDegradation>,
 }
 
 impl FlagSettings {
@@ -42,10 +46,23 @@ impl FlagSettings {
         self.kill_switch.as_ref().filter(|over| over.until_ms.is_none_or(|until| now_ms < until))
     }
 
-    /// The value without targeting at `now_ms`: override, else default variant. `None`: the caller's own default.
+    /// What the degradation of a fleet says at `now_ms`, if it says something that the flag has.
+    ///
+    /// It ends by itself: while the operator is down nobody takes it back.
+    pub fn active_degradation(&self, now_ms: i64) -> Option<&FlagDegradation> {
+        let lasts =
+            |degraded: &&FlagDegradation| now_ms < degraded.until_ms && self.variants.contains_key(&degraded.variant);
+        self.degraded.as_ref().filter(lasts)
+    }
+
+    /// The value without targeting at `now_ms`: override, else the fleet's degradation, else default variant. `None`: the
+    /// caller's own default.
     pub fn value(&self, now_ms: i64) -> Option<&Value> {
         if let Some(over) = self.active_override(now_ms) {
             return self.variants.get(&over.variant);
+        }
+        if let Some(degraded) = self.active_degradation(now_ms) {
+            return self.variants.get(&degraded.variant);
         }
         match self.state {
             FlagState::Enabled => self.variants.get(self.default_variant.as_ref()?),
@@ -81,6 +98,22 @@ pub struct FlagOverride {
     pub reason: String,
 }
 
+/// What the degradation of a fleet says of one flag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlagDegradation {
+    /// The variant that applies while it lasts; one that the flag does not have changes nothing.
+    pub variant: String,
+    /// End, in milliseconds since the Unix epoch. The operator puts it off for as long as the fleet is degraded.
+    pub until_ms: i64,
+    /// The policy whose fleet is degraded, in the workload's namespace.
+    pub by: String,
+    /// The load of the stage that the fleet is in, in percent. A pod that is itself in a stage of that load or a higher one goes
+    /// by its own word, any other by this one.
+    #[serde(default)]
+    pub load_percent: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +129,7 @@ mod tests {
             default_variant: Some("on".into()),
             targeting: None,
             kill_switch: over,
+            degraded: None,
         }
     }
 
@@ -113,5 +147,22 @@ mod tests {
             reason: String::new(),
         });
         assert_eq!(flag(over, state).value(1_000), expected.as_ref());
+    }
+
+    #[rstest::rstest]
+    #[case::it_lasts("off", 1_001, None, Some(json!(false)))]
+    #[case::it_is_over("off", 1_000, None, Some(json!(true)))]
+    #[case::no_such_variant("dim", 1_001, None, Some(json!(true)))]
+    #[case::a_person_beats_it("off", 1_001, Some("on"), Some(json!(true)))]
+    fn the_fleet_stands_between_the_definition_and_a_person(
+        #[case] variant: &str,
+        #[case] until_ms: i64,
+        #[case] over: Option<&str>,
+        #[case] expected: Option<Value>,
+    ) {
+        let over = over.map(|over| FlagOverride { variant: over.into(), until_ms: None, reason: String::new() });
+        let degraded = FlagDegradation { variant: variant.into(), until_ms, by: "booking".into(), load_percent: 80 };
+        let flag = FlagSettings { degraded: Some(degraded), ..flag(over, FlagState::Enabled) };
+        assert_eq!(flag.value(1_000), expected.as_ref());
     }
 }

@@ -114,7 +114,7 @@ pub struct CircuitReport {
     pub opened_total: u64,
 }
 
-/// How busy a pod is.
+/// How busy a pod is. All but the first two members are absent in a report of version 0.1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadReport {
@@ -122,6 +122,31 @@ pub struct LoadReport {
     pub in_flight: u32,
     /// Share of its capacity that is in use, in percent.
     pub percent: u32,
+    /// The fullest bulkhead: calls in it and before it, in percent of the slots that it gives now and the places in its queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulkhead_percent: Option<u32>,
+    /// How long the call has waited that waits longest before a bulkhead, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_queued_ms: Option<u64>,
+    /// The same in percent of the time that it may wait; of all bulkheads the highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_percent: Option<u32>,
+    /// What the adaptive limit leaves of the slots of the bulkhead that it bounds, in percent; absent: it bounds none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_percent: Option<u32>,
+    /// The load that counts, in percent: the highest of those above, but for what the limit leaves, which is in the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worst_percent: Option<u32>,
+    /// What that is the load of, such as `requests`, `bulkhead critical` or `queue critical`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cause: String,
+}
+
+impl LoadReport {
+    /// The load that counts, in percent.
+    pub fn counts(&self) -> u32 {
+        self.worst_percent.unwrap_or_default().max(self.percent)
+    }
 }
 
 /// The configuration that a pod runs.
@@ -184,6 +209,16 @@ mod tests {
         let read: Applied = serde_json::from_value(report).unwrap();
         assert_eq!(read.flag_problems.first().map(|problem| problem.kind), expected);
         assert_eq!(json!(read).get("flagProblems").is_some(), expected.is_some(), "nothing is said of no problems");
+    }
+
+    /// Reports of version 0.1 have two numbers of the load.
+    #[rstest::rstest]
+    #[case::of_version_0_1(json!({"inFlight": 3, "percent": 40}), 40)]
+    #[case::a_bulkhead_is_fuller(json!({"inFlight": 3, "percent": 40, "worstPercent": 90, "cause": "bulkhead critical"}), 90)]
+    #[case::never_less_than_the_requests(json!({"inFlight": 3, "percent": 40, "worstPercent": 10}), 40)]
+    fn the_worst_load_counts(#[case] report: Value, #[case] expected: u32) {
+        let read: LoadReport = serde_json::from_value(report).unwrap();
+        assert_eq!(read.counts(), expected);
     }
 
     /// Reports of version 0.1 have no `dependencyAnswers`, and one that was not tried is left out.

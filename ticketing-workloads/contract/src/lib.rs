@@ -30,16 +30,16 @@ pub use dependency_policy::{
 };
 pub use effective::{EffectiveDependency, EffectiveReport, Sourced};
 pub use flag_problem::{FlagProblem, FlagProblemKind};
-pub use flags::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
+pub use flags::{FlagDegradation, FlagOverride, FlagSettings, FlagState, FlagsSettings};
 pub use health::{
     Applied, AppliedFrom, CheckReport, CheckStatus, CircuitReport, CircuitState, HealthReport, LoadReport,
 };
 pub use resolution::{BuiltIns, Origin, Resolved};
 pub use runtime_config::{ConfigError, RuntimeConfig, Section, Source};
 pub use settings::{
-    BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DependencySettings, FallbackSettings,
-    HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings, RetryOn, RetrySettings, SlowCallSettings,
-    TimeoutSettings, TripRule, WaitingRoomSettings,
+    BulkheadSettings, CircuitBreakerSettings, DegradationSettings, DegradationStage, DependencySettings,
+    FallbackSettings, HealthCheckSettings, ManualState, PolicySettings, RetryBudgetSettings, RetryOn, RetrySettings,
+    SlowCallSettings, TimeoutSettings, TripRule, WaitingRoomSettings,
 };
 pub use workload_id::{WorkloadId, WorkloadKind, config_map_name, token_secret_name};
 
@@ -54,13 +54,15 @@ pub const CONTRACT_VERSION: u32 = 2;
 pub const DOCUMENT_VERSION: u32 = 1;
 
 /// Whether a reader of an older contract reports `path` as unknown although nothing is lost on it, because the document
-/// has the same in a form that it knows, or because it is for the operator itself.
+/// has the same in a form that it knows, because it is for the operator itself, or because it comes and goes with the load of
+/// other workloads and the policy that is behind it says which pods ignore it.
 pub fn is_said_otherwise(reader_version: u32, path: &str) -> bool {
     let is_for_the_operator = || {
         let of_source = path.strip_prefix("flags.sources[").and_then(|rest| rest.split_once("]."));
         of_source.is_some_and(|(_, field)| ["priority", "shadowed"].contains(&field))
     };
-    reader_version == 1 && (path == "policy.settings.dependencyPolicies" || is_for_the_operator())
+    let is_of_a_fleet = || path.starts_with("flags.settings.flags.") && path.ends_with(".degraded");
+    reader_version == 1 && (path == "policy.settings.dependencyPolicies" || is_for_the_operator() || is_of_a_fleet())
 }
 
 /// Key of the document inside the ConfigMap, and the file name that pods see under their mount.

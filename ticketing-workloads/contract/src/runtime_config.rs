@@ -290,6 +290,29 @@ mod tests {
         assert_eq!(RuntimeConfig::parse(&with.to_bytes().unwrap()).unwrap(), (with, vec![]));
     }
 
+    /// A pod of version 0.1 checks the hash over what it does not know, too, and says that it ignores it.
+    #[test]
+    fn what_a_fleet_says_of_a_flag_has_a_part_in_the_hash_and_is_no_news_to_an_older_pod() {
+        let flags = |degraded: Value| -> Section<FlagsSettings> {
+            let flag =
+                json!({"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on", "degraded": degraded});
+            let settings = serde_json::from_value(json!({ "flags": { "a.b/c": flag } })).unwrap();
+            Section { sources: Vec::new(), settings }
+        };
+        let of = |degraded| RuntimeConfig::new(sample().workload, 7, Section::default(), flags(degraded));
+        let plain = of(Value::Null);
+        assert!(!json!(plain).to_string().contains("degraded"), "as version 0.1 wrote it");
+        let with = of(json!({"variant": "on", "untilMs": 5, "by": "booking", "loadPercent": 80}));
+        assert_ne!(plain.content_hash, with.content_hash);
+        assert_eq!(RuntimeConfig::parse(&with.to_bytes().unwrap()).unwrap(), (with.clone(), vec![]));
+        // What a reader that does not know the member finds.
+        let mut unknown = Vec::new();
+        unknown_paths(&json!(with), &json!(plain), "", &mut unknown);
+        unknown.retain(|path| path != "contentHash");
+        assert_eq!(unknown, ["flags.settings.flags.a.b/c.degraded"]);
+        assert!(crate::is_said_otherwise(1, &unknown[0]) && !crate::is_said_otherwise(2, &unknown[0]));
+    }
+
     /// Written by version 0.1, to the byte.
     const OLDER: &str = include_str!("../tests/fixtures/document-0.1.json");
 

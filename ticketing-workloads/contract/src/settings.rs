@@ -361,8 +361,64 @@ pub struct DegradationSettings {
     pub exit_load_percent: u32,
     /// The load must stay there this long, in milliseconds.
     pub exit_for_ms: u64,
-    /// Flags that take another variant while degraded: flag to variant.
+    /// Flags that take another variant while degraded: flag to variant. With stages, those of the first one.
     pub flag_overrides: BTreeMap<String, String>,
+    /// All stages, by ascending load, where the policy has more than one. Since contract 2: a reader of contract 1 knows only the
+    /// first, which is in the other members, and reports that it does not know the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<DegradationStage>,
+}
+
+/// One stage of degraded mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DegradationStage {
+    /// Its name, for people.
+    pub name: String,
+    /// Load from which it is entered, in percent, out of the stage before it.
+    pub load_percent: u32,
+    /// Load below which it is left again, in percent, for the stage before it.
+    pub exit_load_percent: u32,
+    /// Flags that take another variant in it, over what the stages before it say.
+    pub flag_overrides: BTreeMap<String, String>,
+}
+
+/// Name of the only stage where nobody gave it one.
+pub const ONLY_STAGE: &str = "degraded";
+
+/// A load that no pod ever has, in percent: a pod whose degraded mode begins there is never degraded, whatever its version is.
+pub const NEVER: u32 = u32::MAX;
+
+impl DegradationSettings {
+    /// Settings by which no pod is ever degraded, of whatever version it is and whatever it has built in.
+    pub const fn never() -> Self {
+        Self {
+            enter_load_percent: NEVER,
+            enter_for_ms: 0,
+            exit_load_percent: 0,
+            exit_for_ms: 0,
+            flag_overrides: BTreeMap::new(),
+            stages: Vec::new(),
+        }
+    }
+
+    /// The stages, in the order in which they are entered; at least one, and none that can never be reached.
+    pub fn all_stages(&self) -> Vec<DegradationStage> {
+        let only = || DegradationStage {
+            name: ONLY_STAGE.to_owned(),
+            load_percent: self.enter_load_percent,
+            exit_load_percent: self.exit_load_percent,
+            flag_overrides: self.flag_overrides.clone(),
+        };
+        let mut stages = if self.stages.is_empty() { vec![only()] } else { self.stages.clone() };
+        stages.retain(|stage| stage.load_percent != NEVER);
+        stages
+    }
+
+    /// What flags take while the first `level` stages are in force: what a later one says stands above what those before it say.
+    pub fn overrides(stages: &[DegradationStage], level: usize) -> BTreeMap<String, String> {
+        stages.iter().take(level).flat_map(|stage| stage.flag_overrides.clone()).collect()
+    }
 }
 
 /// When buyers wait, and how many are let in.
@@ -406,6 +462,32 @@ mod tests {
         assert_eq!([1, 2, 3].map(|n| retry.wait_ms(n)), [2_000, 4_000, 8_000]);
         assert_eq!(retry.total_wait_ms(), 14_000);
         assert!(retry.total_wait_ms() < TimeoutSettings::default().request_ms);
+    }
+
+    fn stage(name: &str, load_percent: u32, overrides: &[(&str, &str)]) -> DegradationStage {
+        let flag_overrides =
+            overrides.iter().map(|(key, variant)| ((*key).to_owned(), (*variant).to_owned())).collect();
+        DegradationStage { name: name.into(), load_percent, exit_load_percent: load_percent - 20, flag_overrides }
+    }
+
+    #[test]
+    fn a_later_stage_stands_above_those_before_it() {
+        let stages = [stage("mail", 80, &[("Mail", "off"), ("Pdf", "later")]), stage("pdf", 90, &[("Pdf", "off")])];
+        let at = |level| DegradationSettings::overrides(&stages, level).into_values().collect::<Vec<_>>();
+        assert_eq!(
+            [at(0), at(1), at(2), at(9)],
+            [vec![], vec!["off", "later"], vec!["off", "off"], vec!["off", "off"]]
+        );
+    }
+
+    #[test]
+    fn what_a_policy_without_stages_says_is_one_stage_and_never_is_none() {
+        let one = DegradationSettings { enter_load_percent: 80, exit_load_percent: 60, ..DegradationSettings::never() };
+        let stages = one.all_stages();
+        assert_eq!((stages.len(), stages[0].load_percent, stages[0].exit_load_percent), (1, 80, 60));
+        assert_eq!(DegradationSettings::never().all_stages(), []);
+        let text = serde_json::to_string(&one).unwrap();
+        assert!(!text.contains("stages"), "as version 0.1 wrote it: {text}");
     }
 
     #[test]

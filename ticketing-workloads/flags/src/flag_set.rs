@@ -53,6 +53,9 @@ pub struct Flag {
     default: Option<Value>,
     rule: Option<Rule>,
     rule_error: Option<RuleError>,
+    /// Whether a person or the degradation of a fleet says something of it, perhaps of another time. Known once, so that flags of
+    /// which nobody does cost nothing.
+    is_overruled: bool,
 }
 
 /// What an evaluation depends on besides the flag and the time.
@@ -82,7 +85,15 @@ impl Flag {
         let rule = settings.targeting.take().map_or(Ok(None), |rule| Rule::compile(&rule, evaluators));
         let (rule, rule_error) = rule.map_or_else(|error| (None, Some(error)), |rule| (rule, None));
         let default = settings.default_variant.as_ref().and_then(|variant| settings.variants.get(variant)).cloned();
-        Self { settings, default, rule, rule_error }
+        let is_overruled = settings.kill_switch.is_some() || settings.degraded.is_some();
+        Self { settings, default, rule, rule_error, is_overruled }
+    }
+
+    /// Whether at `now_ms` (milliseconds since the Unix epoch) a fleet is in a stage of a higher load than this, in percent, and
+    /// says which variant holds.
+    pub fn is_degraded_beyond(&self, load_percent: u32, now_ms: impl FnOnce() -> i64) -> bool {
+        self.settings.degraded.is_some()
+            && self.settings.active_degradation(now_ms()).is_some_and(|degraded| degraded.load_percent > load_percent)
     }
 
     /// Why the targeting rule is ignored, if it is.
@@ -103,8 +114,8 @@ impl Flag {
 
     /// What this flag, whose key is `key`, resolves to.
     ///
-    /// Precedence: a person's override while it lasts, then degradation, then the definition (state, targeting rule,
-    /// default variant). `now_ms` (milliseconds since the Unix epoch) is asked only by flags that depend on the time.
+    /// Precedence: a person's override while it lasts, then degradation (what the caller says in [`Inputs::degraded_variant`], then
+    /// what a fleet says), then the definition (state, targeting rule, default variant). `now_ms` (milliseconds since the Unix epoch) is asked only by flags that depend on the time.
     #[inline]
     pub fn resolve<'a>(
         &'a self,
@@ -131,17 +142,13 @@ impl Flag {
     /// The same as [`Flag::for_every_request`]; the error is the rule that decides.
     #[inline]
     fn settled(&self, degraded_variant: Option<&str>, now_ms: &impl Fn() -> i64) -> Result<Resolution<'_>, &Rule> {
-        let variants = &self.settings.variants;
-        if self.settings.kill_switch.is_some()
-            && let Some(over) = self.settings.active_override(now_ms())
-        {
-            let value = variants.get(&over.variant);
-            return Ok(Resolution { variant: value.map(|_| over.variant.as_str()), value, reason: Reason::Static });
-        }
-        if let Some(variant) = degraded_variant
-            && let Some((variant, value)) = variants.get_key_value(variant)
-        {
-            return Ok(Resolution { variant: Some(variant), value: Some(value), reason: Reason::Static });
+        let overruled = if self.is_overruled {
+            self.overruled(degraded_variant, now_ms())
+        } else {
+            degraded_variant.and_then(|variant| self.of_variant(variant))
+        };
+        if let Some(overruled) = overruled {
+            return Ok(overruled);
         }
         if self.settings.state != FlagState::Enabled {
             return Ok(Resolution { variant: None, value: None, reason: Reason::Disabled });
@@ -151,6 +158,22 @@ impl Flag {
             None => Ok(Resolution { reason: Reason::Static, ..self.by_default() }),
             Some(rule) => Err(rule),
         }
+    }
+
+    /// What a person or degradation says.
+    #[inline(never)]
+    fn overruled(&self, degraded_variant: Option<&str>, now_ms: i64) -> Option<Resolution<'_>> {
+        if let Some(over) = self.settings.active_override(now_ms) {
+            let value = self.settings.variants.get(&over.variant);
+            return Some(Resolution { variant: value.map(|_| over.variant.as_str()), value, reason: Reason::Static });
+        }
+        let of_fleet = || self.of_variant(&self.settings.active_degradation(now_ms)?.variant);
+        degraded_variant.and_then(|variant| self.of_variant(variant)).or_else(of_fleet)
+    }
+
+    fn of_variant(&self, variant: &str) -> Option<Resolution<'_>> {
+        let (variant, value) = self.settings.variants.get_key_value(variant)?;
+        Some(Resolution { variant: Some(variant), value: Some(value), reason: Reason::Static })
     }
 
     #[inline]
@@ -236,6 +259,9 @@ mod tests {
 
     const OVERRIDE: &str = r#"{"override": {"variant": "none", "untilMs": 1000}}"#;
     const DISABLED: &str = r#"{"state": "DISABLED"}"#;
+    const FLEET: &str = r#"{"degraded": {"variant": "none", "untilMs": 1000, "by": "booking", "loadPercent": 80}}"#;
+    const FLEET_AND_PERSON: &str = r#"{"degraded": {"variant": "none", "untilMs": 2000, "by": "booking", "loadPercent": 80},
+                                       "override": {"variant": "all", "untilMs": 1000}}"#;
 
     #[rstest::rstest]
     #[case::targeting("{}", 0, None, Some(100))]
@@ -247,6 +273,18 @@ mod tests {
     #[case::disabled(DISABLED, 0, None, None)]
     #[case::degradation_beats_disabled(DISABLED, 0, Some("some"), Some(10))]
     #[case::no_default_variant(r#"{"defaultVariant": null, "targeting": null}"#, 0, None, None)]
+    #[case::the_fleet_beats_targeting(FLEET, 999, None, Some(0))]
+    #[case::the_fleet_is_not_degraded_any_more(FLEET, 1_000, None, Some(100))]
+    #[case::the_callers_word_beats_the_fleet(FLEET, 999, Some("some"), Some(10))]
+    #[case::the_fleet_where_the_caller_says_nothing_of_use(FLEET, 999, Some("absent"), Some(0))]
+    #[case::a_person_beats_the_fleet(FLEET_AND_PERSON, 999, None, Some(100))]
+    #[case::the_fleet_when_the_person_is_done(FLEET_AND_PERSON, 1_000, None, Some(0))]
+    #[case::a_variant_that_the_flag_does_not_have(
+        r#"{"degraded": {"variant": "absent", "untilMs": 1000, "by": "booking"}}"#,
+        999,
+        None,
+        Some(100)
+    )]
     fn precedence(
         #[case] members: &str,
         #[case] now_ms: i64,
@@ -266,6 +304,7 @@ mod tests {
     #[case::a_default_variant_that_is_not_there("{}", r#"{"defaultVariant": "absent"}"#, None, "DEFAULT", None)]
     #[case::disabled(r#"{"if": [true, "all"]}"#, DISABLED, None, "DISABLED", None)]
     #[case::overridden(r#"{"if": [true, "all"]}"#, OVERRIDE, None, "STATIC", Some("none"))]
+    #[case::the_fleet_is_degraded(r#"{"if": [true, "all"]}"#, FLEET, None, "STATIC", Some("none"))]
     #[case::degraded(r#"{"if": [true, "all"]}"#, "{}", Some("some"), "STATIC", Some("some"))]
     fn reasons(
         #[case] rule: &str,
@@ -283,6 +322,15 @@ mod tests {
         let is_by_rule = rule.contains("\"if\"") && reason != "STATIC" && reason != "DISABLED";
         let settled = flag.for_every_request(degraded_variant, 0);
         assert_eq!(settled, (!is_by_rule).then_some(resolution), "what no request decides is known without one");
+    }
+
+    #[rstest::rstest]
+    #[case::a_higher_stage(79, 999, true)]
+    #[case::the_same_stage(80, 999, false)]
+    #[case::it_is_over(79, 1_000, false)]
+    fn the_stage_of_a_fleet_is_known(#[case] own: u32, #[case] now_ms: i64, #[case] expected: bool) {
+        let set = limit(&json!({}), &serde_json::from_str(FLEET).unwrap());
+        assert_eq!(set.find("Limit").unwrap().is_degraded_beyond(own, || now_ms), expected);
     }
 
     #[test]

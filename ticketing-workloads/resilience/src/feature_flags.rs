@@ -17,7 +17,7 @@ use misreads::Misreads;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The flags of the workload.
@@ -28,6 +28,8 @@ pub struct Flags {
     degraded: ArcSwap<BTreeMap<String, String>>,
     /// Whether there are any, so that evaluations do not look in vain.
     is_degraded: AtomicBool,
+    /// The load of the stage that the workload is in, in percent.
+    stage_load: AtomicU32,
     /// Flags whose rule had no usable answer since the last configuration: each is logged once.
     logged: Mutex<BTreeSet<String>>,
     misreads: Misreads,
@@ -52,8 +54,10 @@ impl Flags {
         self.misreads.configured(&compiled, &self.degraded.load(), clock::now_ms());
     }
 
-    pub(crate) fn set_degraded(&self, variants: BTreeMap<String, String>) {
+    /// Variants that hold while the workload is degraded, and the load of the stage that it is in, in percent.
+    pub(crate) fn set_degraded(&self, variants: BTreeMap<String, String>, stage_load: u32) {
         let any = !variants.is_empty();
+        self.stage_load.store(stage_load, Ordering::Relaxed);
         self.degraded.store(Arc::new(variants));
         self.is_degraded.store(any, Ordering::Release);
     }
@@ -186,7 +190,10 @@ impl Flags {
         let compiled = self.compiled.load();
         let flag = compiled.find(key)?;
         let degraded = self.is_degraded.load(Ordering::Acquire).then(|| self.degraded.load());
-        let degraded_variant = degraded.as_ref().and_then(|variants| variants.get(key)).map(String::as_str);
+        let own = degraded.as_ref().and_then(|variants| variants.get(key));
+        // The higher stage has the say: a pod that has less to do than the others does what they do.
+        let own = own.filter(|_| !flag.is_degraded_beyond(self.stage_load.load(Ordering::Relaxed), &now_ms));
+        let degraded_variant = own.map(String::as_str);
         Some(match flag.resolve(key, &Inputs { context: *context, degraded_variant }, now_ms) {
             Ok(resolution) => take(Ok(resolution)),
             Err(error) => {
@@ -247,16 +254,37 @@ mod tests {
         let degraded =
             BTreeMap::from([("Pdf".to_owned(), "off".to_owned()), ("Limit".to_owned(), "no such".to_owned())]);
         let plain = flags(&Value::Null);
-        plain.set_degraded(degraded.clone());
+        plain.set_degraded(degraded.clone(), 80);
         assert!(!plain.bool("Pdf", true));
         assert_eq!(plain.integer("Limit", 1), 100, "a variant that does not exist changes nothing");
-        plain.set_degraded(BTreeMap::new());
+        plain.set_degraded(BTreeMap::new(), 0);
         assert!(plain.bool("Pdf", false));
 
         let overridden = flags(&json!({"variant": "on", "untilMs": 1_000}));
-        overridden.set_degraded(degraded);
+        overridden.set_degraded(degraded, 80);
         assert_eq!(overridden.value_at("Pdf", 999), Some(json!(true)));
         assert_eq!(overridden.value_at("Pdf", 1_000), Some(json!(false)), "the override is over");
+    }
+
+    #[rstest::rstest]
+    #[case::the_fleet_alone(None, 999, json!("fleet"))]
+    #[case::the_pod_in_a_lower_stage(Some(79), 999, json!("fleet"))]
+    #[case::the_pod_in_the_same_stage(Some(80), 999, json!("pod"))]
+    #[case::the_pod_in_a_higher_stage(Some(95), 999, json!("pod"))]
+    #[case::the_operator_is_dead(None, 1_000, json!("normal"))]
+    #[case::the_operator_is_dead_and_the_pod_decides(Some(79), 1_000, json!("pod"))]
+    fn of_the_pod_and_its_fleet_the_higher_stage_has_the_say(
+        #[case] own: Option<u32>,
+        #[case] now_ms: i64,
+        #[case] expected: Value,
+    ) {
+        let flags = configured(&json!({"Mode": {
+            "state": "ENABLED", "defaultVariant": "n", "variants": {"n": "normal", "p": "pod", "f": "fleet"},
+            "degraded": {"variant": "f", "untilMs": 1_000, "by": "booking", "loadPercent": 80},
+        }}));
+        let variants = own.map(|_| BTreeMap::from([("Mode".to_owned(), "p".to_owned())]));
+        flags.set_degraded(variants.unwrap_or_default(), own.unwrap_or_default());
+        assert_eq!(flags.value_at("Mode", now_ms), Some(expected));
     }
 
     fn configured(documents: &Value) -> Flags {
@@ -365,11 +393,11 @@ mod tests {
         flags.configure(serde_json::from_value(json!({"flags": {"Pdf": flag(&json!(true), &json!(false))}})).unwrap());
         assert_eq!(problems(&flags), [""; 0]);
 
-        flags.set_degraded(BTreeMap::from([("Pdf".to_owned(), "off".to_owned())]));
+        flags.set_degraded(BTreeMap::from([("Pdf".to_owned(), "off".to_owned())]), 80);
         flags.configure(serde_json::from_value(json!({"flags": {"Pdf": flag(&json!(true), &json!("no"))}})).unwrap());
         assert!(flags.bool("Pdf", true));
         assert_eq!(problems(&flags).len(), 1);
-        flags.set_degraded(BTreeMap::new());
+        flags.set_degraded(BTreeMap::new(), 0);
         assert_eq!(problems(&flags), [""; 0], "the degraded mode is over");
     }
 

@@ -1,13 +1,16 @@
 //! The workload: what it calls, what it runs by, how busy it is.
 
 use crate::bulkhead::Bulkheads;
-use crate::control::degradation::{Degradation, Load};
+use crate::control::degradation::{Degradation, Load, with_bulkheads};
 use crate::control::spare_memory::SpareMemory;
 use crate::dependency::Dependency;
 use crate::feature_flags::Flags;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
-use contract::{BuiltIns, EffectiveReport, HealthCheckSettings, PolicySettings, RuntimeConfig, WorkloadId};
+use contract::{
+    BuiltIns, DegradationSettings, EffectiveReport, HealthCheckSettings, LoadReport, PolicySettings, RuntimeConfig,
+    WorkloadId,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,6 +138,11 @@ impl Resilience {
         &self.load
     }
 
+    /// How busy the workload is, with its bulkheads.
+    pub fn load_report(&self) -> LoadReport {
+        with_bulkheads(self.load.report(), &self.bulkheads.usage())
+    }
+
     /// Whether it runs in degraded mode.
     pub fn is_degraded(&self) -> bool {
         self.degradation.is_active()
@@ -206,14 +214,17 @@ impl Resilience {
     fn observe_load(&self) {
         let policy = self.policy.load();
         let settings = policy.degradation.as_ref().or(self.defaults.degradation.as_ref());
+        let load = self.load_report();
+        let stages = settings.map(DegradationSettings::all_stages).unwrap_or_default();
         let before = self.degradation.is_active();
-        let load = self.load.report();
-        let degraded = self.degradation.observe(settings, load.percent);
-        let variants = settings.filter(|_| degraded).map(|settings| settings.flag_overrides.clone());
-        self.flags.set_degraded(variants.unwrap_or_default());
-        self.metrics.degraded(degraded);
-        if degraded != before {
-            tracing::warn!(degraded, load_percent = load.percent, "degraded mode changed");
+        let level = self.degradation.observe(settings, &stages, load.counts());
+        let stage = level.checked_sub(1).and_then(|last| stages.get(last));
+        let variants = DegradationSettings::overrides(&stages, level);
+        self.flags.set_degraded(variants, stage.map_or(0, |stage| stage.load_percent));
+        self.metrics.degraded(level > 0);
+        if (level > 0) != before {
+            let (stage, load_percent) = (stage.map(|stage| stage.name.as_str()), load.counts());
+            tracing::warn!(degraded = level > 0, stage, load_percent, cause = %load.cause, "degraded mode changed");
         }
     }
 

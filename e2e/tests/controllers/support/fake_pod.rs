@@ -12,8 +12,8 @@ use axum::{
 };
 use contract::{
     ActionAnswer, ActionOutcome, ActionRequest, Applied, AppliedFrom, BuiltIns, CONTRACT_VERSION, CheckReport,
-    CheckStatus, CircuitReport, CircuitState, EffectiveReport, FlagProblem, HealthReport, PushAnswer, PushOutcome,
-    RuntimeConfig, WorkloadKind,
+    CheckStatus, CircuitReport, CircuitState, EffectiveReport, FlagProblem, HealthReport, LoadReport, PushAnswer,
+    PushOutcome, RuntimeConfig, WorkloadKind,
     admin::{ACTIONS_PATH, CONFIG_PATH, EFFECTIVE_PATH, HEALTH_PATH, TOKEN_HEADER},
     revision::{Admission, admit},
     signing::{
@@ -107,6 +107,8 @@ pub struct Script {
     /// What a fresh connection of it says, while its check fails.
     pub dependency_answers: Option<bool>,
     pub circuits: BTreeMap<String, CircuitState>,
+    /// Its load, in percent, and what it says that it is the load of.
+    pub load: (u32, &'static str),
     pub running: Option<RuntimeConfig>,
     pub pushes: Vec<Push>,
     pub asked: Vec<Asked>,
@@ -336,6 +338,7 @@ impl Default for Script {
             reset_helps: true,
             dependency_answers: None,
             circuits: BTreeMap::new(),
+            load: (0, ""),
             running: None,
             pushes: Vec::new(),
             asked: Vec::new(),
@@ -440,7 +443,11 @@ impl Script {
             instance: self.instance.clone(),
             checks: BTreeMap::from([("database".to_owned(), check), ("booking-consistency".to_owned(), books)]),
             circuits: self.circuits.iter().map(|(name, state)| (name.clone(), circuit(state))).collect(),
-            load: contract::LoadReport::default(),
+            load: LoadReport {
+                worst_percent: Some(self.load.0),
+                cause: self.load.1.to_owned(),
+                ..LoadReport::default()
+            },
             degraded: false,
             applied: self.applied(),
             actions_done: BTreeMap::new(),

@@ -27,6 +27,11 @@ impl<W> Queue<W> {
         Priority::ALL.into_iter().rev().find(|priority| !self.waiters[*priority as usize].is_empty())
     }
 
+    /// Of each priority the one that has waited longest.
+    pub fn oldest(&self) -> impl Iterator<Item = &W> {
+        self.waiters.iter().filter_map(|waiters| waiters.front()).map(|(_, waiter)| waiter)
+    }
+
     /// The id that the next one to join will have.
     pub fn next_id(&self) -> u64 {
         self.next_id
@@ -125,6 +130,7 @@ mod tests {
         assert_eq!(queue.next(), Some((Look, 0)));
         assert_eq!((queue.leave(Look, ids[2]), queue.leave(Look, ids[2])), (Some(2), None));
         assert_eq!((queue.leave(Look, ids[0]), queue.leave(Start, ids[1])), (None, None));
+        assert_eq!(queue.oldest().collect::<Vec<_>>(), [&1]);
         assert_eq!((queue.next(), queue.next(), queue.next()), (Some((Look, 1)), Some((Look, 3)), None));
     }
 }

@@ -36,12 +36,16 @@ pub struct Bulkhead {
     max_concurrent: AtomicU32,
     max_queued: AtomicU32,
     max_wait_ms: AtomicU64,
-    queue: Mutex<Queue<oneshot::Sender<Slot>>>,
+    /// Since when each waits, and where its slot goes.
+    queue: Mutex<Queue<(Instant, oneshot::Sender<Slot>)>>,
     full: AtomicU64,
     timed_out: AtomicU64,
     shed: AtomicU64,
     refused: [AtomicU64; 3],
 }
+
+/// Above this a load says nothing more, in percent.
+const MAX_PERCENT: u32 = 1_000;
 
 /// How full a bulkhead is, and what it has refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,41 @@ pub struct Usage {
     pub shed: u64,
     /// All these, by [`Priority`].
     pub refused: [u64; 3],
+    /// Calls inside that are not of the highest priority.
+    pub less_important: u32,
+    /// Most of those that are let in now, where it is told to hold them back.
+    pub held_back: Option<u32>,
+    /// Most calls that may wait.
+    pub max_queued: u32,
+    /// How long the one has waited that waits longest.
+    pub oldest: Duration,
+    /// How long each may.
+    pub max_wait: Duration,
+}
+
+impl Usage {
+    /// Calls inside and waiting, in percent of the slots that there are now and the places in the queue.
+    pub fn percent(&self) -> u32 {
+        let of = |inside: u32, slots: u32| {
+            let (taken, places) =
+                (u64::from(inside) + u64::from(self.queued), u64::from(slots) + u64::from(self.max_queued));
+            u32::try_from(taken * 100 / places.max(1)).unwrap_or(u32::MAX).min(MAX_PERCENT)
+        };
+        let all = of(self.in_use, self.limits[Priority::Finish as usize]);
+        self.held_back.map_or(all, |most| all.max(of(self.less_important, most)))
+    }
+
+    /// How long the one that waits longest has waited, in percent of the time that it may.
+    pub fn queue_percent(&self) -> u32 {
+        let percent = self.oldest.as_millis() * 100 / self.max_wait.as_millis().max(1);
+        u32::try_from(percent).unwrap_or(u32::MAX).min(MAX_PERCENT)
+    }
+
+    /// What an adaptive limit leaves of the slots, in percent; `None`: there is none.
+    pub fn limit_percent(&self) -> Option<u32> {
+        let slots = u64::from(self.limits[Priority::Finish as usize]).max(1);
+        self.held_back.map(|most| u32::try_from(u64::from(most) * 100 / slots).unwrap_or(u32::MAX))
+    }
 }
 
 impl Bulkhead {
@@ -183,7 +222,7 @@ impl Bulkhead {
         }
         let (slot, receiver) = oneshot::channel();
         let id = queue.next_id();
-        let displaced = queue.join(priority, most, slot);
+        let displaced = queue.join(priority, most, (now, slot));
         drop(queue);
         // It finds that out by the end of its channel.
         drop(displaced);
@@ -209,8 +248,17 @@ impl Bulkhead {
 
     /// How full it is, and what it has refused since the process started.
     pub fn usage(&self) -> Usage {
-        let queued = lock(&self.queue).len();
+        let (queued, oldest) = {
+            let queue = lock(&self.queue);
+            (queue.len(), queue.oldest().map(|(since, _)| *since).min())
+        };
+        let held_back = Some(self.held_back.load(Ordering::Relaxed)).filter(|most| *most > 0);
         Usage {
+            less_important: self.less_important(),
+            held_back: held_back.filter(|_| self.keeps_slots.load(Ordering::Relaxed)),
+            max_queued: self.max_queued.load(Ordering::Relaxed),
+            oldest: oldest.map(|since| since.elapsed()).unwrap_or_default(),
+            max_wait: Duration::from_millis(self.max_wait_ms.load(Ordering::Relaxed)),
             in_use: word::inside(self.word.load(Ordering::Acquire)),
             limits: self.shares(),
             queued: u32::try_from(queued).unwrap_or(u32::MAX),
@@ -239,7 +287,7 @@ impl Bulkhead {
     /// receiver has gone is released by its drop.
     fn hand_out(&'static self) {
         loop {
-            let (priority, slot) = {
+            let (priority, (_, slot)) = {
                 let mut queue = lock(&self.queue);
                 let Some(first) = queue.highest() else { return };
                 let limits = self.limits.load(Ordering::Relaxed);

@@ -76,7 +76,7 @@ impl Admin {
             instance: self.actions.instance().to_owned(),
             checks,
             circuits: self.resilience.dependencies().map(|one| (one.name().to_owned(), one.circuit())).collect(),
-            load: self.resilience.load().report(),
+            load: self.resilience.load_report(),
             degraded: self.resilience.is_degraded(),
             applied: self.store.applied(),
             actions_done: self.actions.counts(),

@@ -97,6 +97,7 @@ pub(crate) fn defaults() -> PolicySettings {
         exit_load_percent: 60,
         exit_for_ms: 60_000,
         flag_overrides: BTreeMap::new(),
+        stages: Vec::new(),
     };
     PolicySettings {
         degradation: Some(degradation),

@@ -202,6 +202,7 @@ async fn under_high_load_payment_is_asked_later() {
         exit_load_percent: 0,
         exit_for_ms: 60_000,
         flag_overrides: BTreeMap::new(),
+        stages: Vec::new(),
     });
     stage.booking.push(policy, FlagsSettings::default()).await;
     eventually("it is degraded", async || stage.booking.health().await.degraded.then_some(())).await;

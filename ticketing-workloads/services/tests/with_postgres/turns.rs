@@ -100,6 +100,7 @@ impl Stage {
             exit_load_percent: 0,
             exit_for_ms: 60_000,
             flag_overrides: BTreeMap::new(),
+            stages: Vec::new(),
         });
         self.booking.push(policy, FlagsSettings::default()).await;
         eventually("it is degraded", async || self.booking.health().await.degraded.then_some(())).await;
