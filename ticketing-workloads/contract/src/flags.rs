@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Largest whole number that every reader of JSON has exactly: 2^53 - 1. Numbers beyond it, or below its negative, are no values of
+/// flags.
+pub const MAX_NUMBER: u64 = (1 << 53) - 1;
+
 /// All flags of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -39,7 +43,7 @@ impl FlagSettings {
     ///
     /// The pod evaluates the end itself, because the operator may be down when it comes.
     pub fn active_override(&self, now_ms: i64) -> Option<&FlagOverride> {
-        self.kill_switch.as_ref().filter(|over| over.until_ms.is_none_or(|until| now_ms < until))
+        self.kill_switch.as_ref().filter(|over| over.is_active(now_ms))
     }
 
     /// The value without targeting at `now_ms`: override, else default variant. `None`: the caller's own default.
@@ -79,6 +83,13 @@ pub struct FlagOverride {
     /// Why, in the person's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+impl FlagOverride {
+    /// Whether it is in force at `now_ms`.
+    pub fn is_active(&self, now_ms: i64) -> bool {
+        self.until_ms.is_none_or(|until| now_ms < until)
+    }
 }
 
 #[cfg(test)]
