@@ -5,13 +5,26 @@ use contract::{FlagSettings, FlagState, FlagsSettings};
 use crds::{FeatureFlag, Moment, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most flags that a set has.
 const MOST: usize = 500;
 
 /// The flags that workloads have from another set: which one has each of them where, as in "booking runs by the set platform".
 pub type Lost = BTreeMap<String, Vec<String>>;
+
+/// Notes at each finding that is here whether no code reads the flag. `unread` has the flags that no ready pod of a workload reads, for
+/// each workload. Where another set has a flag for all of them, it is about that set's flag, which is not noted here.
+pub fn note_unread<'a>(findings: &mut [FlagFinding], unread: impl Iterator<Item = &'a BTreeSet<String>> + Clone) {
+    let mut workloads = unread.clone().peekable();
+    if workloads.peek().is_none() {
+        return;
+    }
+    for finding in findings.iter_mut().filter(|finding| finding.source != "OtherSet") {
+        let is_unread = unread.clone().all(|keys| keys.contains(&finding.key));
+        finding.unread = is_unread.then_some(true);
+    }
+}
 
 /// All flags of a set that is for so many workloads: first those that are overridden, then those that it has lost, then the others.
 pub fn findings(
@@ -116,6 +129,21 @@ mod tests {
             "d Spec integer - -",
         ];
         assert_eq!(lines(&[]), expected);
+    }
+
+    #[test]
+    fn a_flag_is_unread_if_no_workload_reads_it() {
+        let finding = |key: &str, source: &str| FlagFinding { key: key.to_owned(), ..blank(key, source) };
+        let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>();
+        let noted = |workloads: &[BTreeSet<String>]| {
+            let mut all = ["a", "b"].map(|key| finding(key, "Spec")).to_vec();
+            all.push(finding("c", "OtherSet"));
+            note_unread(&mut all, workloads.iter());
+            all.into_iter().filter(|one| one.unread == Some(true)).map(|one| one.key).collect::<Vec<_>>()
+        };
+        assert_eq!(noted(&[keys(&["a", "b", "c"]), keys(&["b", "c"])]), ["b"]);
+        assert_eq!(noted(&[keys(&["a"]), keys(&[])]), [] as [&str; 0]);
+        assert_eq!(noted(&[]), [] as [&str; 0], "nobody was asked");
     }
 
     #[test]
