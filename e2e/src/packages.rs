@@ -96,6 +96,12 @@ pub const SERVICE_TESTS: &[Package] = &[Package {
     units: &["pgbouncer"],
 }];
 
+/// What the evaluators that ours is compared with run in, besides Python.
+pub const FLAG_REFERENCES: &[Package] = &[
+    Package { name: "nodejs", why: "runs flagd's evaluator of flags", shows: "node", units: &[] },
+    Package { name: "npm", why: "installs flagd's evaluator of flags", shows: "npm", units: &[] },
+];
+
 impl Package {
     fn present(&self) -> bool {
         match self.shows.split_once('*') {
