@@ -157,10 +157,10 @@ pub fn documents() -> Vec<(&'static str, Value)> {
 pub fn unpublished() -> Vec<(&'static str, Value)> {
     let many = |value: &Value, count: usize| object((0..count).map(|nth| (format!("{nth}"), value.clone())));
     vec![
-        ("metadata that are none", json!({"flags": {}, "metadata": many(&json!([]), 25_000)})),
+        ("metadata that are none", json!({"flags": {}, "metadata": many(&json!([]), 20_000)})),
         (
             "variants of many kinds",
-            json!({"flags": {"f": {"state": "ENABLED", "valueType": "boolean", "variants": many(&json!(1), 25_000)}}}),
+            json!({"flags": {"f": {"state": "ENABLED", "valueType": "boolean", "variants": many(&json!(1), 22_000)}}}),
         ),
         (
             "variants without names",
