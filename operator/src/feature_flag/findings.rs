@@ -15,13 +15,12 @@ pub type Lost = BTreeMap<String, Vec<String>>;
 
 /// Notes at each finding that is here whether no code reads the flag. `unread` has the flags that no ready pod of a workload reads, for
 /// each workload. Where another set has a flag for all of them, it is about that set's flag, which is not noted here.
-pub fn note_unread<'a>(findings: &mut [FlagFinding], unread: impl Iterator<Item = &'a BTreeSet<String>> + Clone) {
-    let mut workloads = unread.clone().peekable();
-    if workloads.peek().is_none() {
+pub fn note_unread(findings: &mut [FlagFinding], unread: &[&BTreeSet<String>]) {
+    if unread.is_empty() {
         return;
     }
     for finding in findings.iter_mut().filter(|finding| finding.source != "OtherSet") {
-        let is_unread = unread.clone().all(|keys| keys.contains(&finding.key));
+        let is_unread = unread.iter().all(|keys| keys.contains(&finding.key));
         finding.unread = is_unread.then_some(true);
     }
 }
@@ -138,7 +137,7 @@ mod tests {
         let noted = |workloads: &[BTreeSet<String>]| {
             let mut all = ["a", "b"].map(|key| finding(key, "Spec")).to_vec();
             all.push(finding("c", "OtherSet"));
-            note_unread(&mut all, workloads.iter());
+            note_unread(&mut all, &workloads.iter().collect::<Vec<_>>());
             all.into_iter().filter(|one| one.unread == Some(true)).map(|one| one.key).collect::<Vec<_>>()
         };
         assert_eq!(noted(&[keys(&["a", "b", "c"]), keys(&["b", "c"])]), ["b"]);

@@ -103,7 +103,7 @@ pub fn status(
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
     let mut flags = findings(set, &settings, &lost, held.len(), now_ms);
-    note_unread(&mut flags, held.iter().map(|target| &target.unread_flags));
+    note_unread(&mut flags, &held.iter().map(|target| &target.unread_flags).collect::<Vec<_>>());
     let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
     let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
         flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)
