@@ -46,8 +46,9 @@ demo-down: cluster-down ## Remove what the demo left running
 check: prerequisites ## The inner loop: format, lints, unit and property tests, docs, charts, benches that compile
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path ticketing-workloads/bench/Cargo.toml
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo test --workspace --lib --bins --examples --test generated --test bounds --test protocol_model --test charts --test docs --test makefile
+	cargo test --workspace --lib --bins --examples --test generated --test bounds --test fuzz --test protocol_model --test charts --test docs --test makefile
 	cargo test --workspace --doc
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo check --locked --manifest-path ticketing-workloads/bench/Cargo.toml
@@ -59,9 +60,25 @@ check-msrv: ## Build with the oldest compiler that is supported: rust-version in
 	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/msrv cargo "+$$version" check --workspace --all-targets --locked
 
 .PHONY: test
-test: check test-services test-controllers e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
+test: check test-flags test-services test-controllers e2e-tool ## Everything: check, services against PostgreSQL, controllers against an API server, scenarios on a cluster
 	if [ "$(PROVIDER)" = local ]; then $(E2E) cluster up --nodes 1 && $(E2E) cluster down && cargo test --workspace --test local_cluster -- --test-threads=1; fi
 	$(MAKE) e2e NODES=$(or $(NODES),2)
+
+.PHONY: test-flags
+test-flags: e2e-tool ## Our evaluation of flags beside flagd's evaluators for Node and Python, which it installs
+	$(E2E) packages
+	cargo test --workspace --test flag_reference
+
+.PHONY: fuzz
+fuzz: prerequisites ## Fuzz what reads flags, contexts and OFREP bodies; with cargo-fuzz where nightly Rust is: FUZZ_SECONDS=60 TARGET=
+	if rustup toolchain list 2>/dev/null | grep -q ^nightly; then \
+	  { command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz; } && \
+	  for target in $(or $(TARGET),flag_documents contexts ofrep_bodies); do \
+	    found=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/fuzz-found/$$target && mkdir -p "$$found" && \
+	    cargo +nightly fuzz run --fuzz-dir fuzz "$$target" "$$found" "fuzz/corpus/$$target" -- \
+	      -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=16384 -timeout=5 -rss_limit_mb=1024 || exit 1; \
+	  done; \
+	else FUZZ_INPUTS=200000 cargo test --package resilience-operator --test fuzz; fi
 
 .PHONY: test-services
 test-services: e2e-tool ## The services against PostgreSQL, and all of them together on this machine
@@ -108,12 +125,18 @@ soak-recovery: e2e-tool ## Faults at random: each recovered as the policy says o
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) MINUTES=$(or $(MINUTES),30) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture faults_at_random
 
 .PHONY: bench
-bench: bench-layers bench-goodput bench-mail bench-scale bench-recovery e2e-tool ## All figures: layers, goodput, mail, scale, recovery, how long a change of a policy takes to reach 20 pods
+bench: bench-layers bench-flags bench-goodput bench-mail bench-scale bench-recovery e2e-tool ## All figures: layers, flags, goodput, mail, scale, recovery, how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
 
 .PHONY: bench-layers
 bench-layers: prerequisites ## What each layer costs per call, beside hand-written floors and other crates
 	CARGO_TARGET_DIR=$(BENCH_TARGET) cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml
+
+.PHONY: bench-flags
+bench-flags: prerequisites ## What an evaluation of a flag costs, beside flagd's evaluator in Node
+	mkdir -p $(BENCH_TARGET)/reference && cp e2e/reference/package*.json e2e/reference/flagd_core_bench.mjs $(BENCH_TARGET)/reference
+	cd $(BENCH_TARGET)/reference && npm ci --no-audit --no-fund --ignore-scripts --silent
+	CARGO_TARGET_DIR=$(BENCH_TARGET) FLAGD_CORE=$(BENCH_TARGET)/reference cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml -- flags
 
 .PHONY: bench-goodput
 bench-goodput: e2e-tool ## What the patterns are worth to a sale: ONLY=providers,hot,pods,finishing CASE_SECONDS=20

@@ -237,6 +237,9 @@ pub struct FlagFinding {
     /// Where its value comes from: Spec, Override, Degradation, OtherSet, or Code where code reads another type and uses its own default.
     #[schemars(length(max = 63))]
     pub source: String,
+    /// True where each ready pod of each workload has had it for an hour: no code in them has read it since they started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<bool>,
     /// The variant that holds without targeting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]

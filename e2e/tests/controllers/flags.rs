@@ -335,4 +335,18 @@ async fn what_pods_find_wrong_with_a_flag_is_shown_and_forgotten() {
     let status = world.until_flags_say("flags", "Ready", "True", "Programmed").await.status.unwrap();
     assert!(status.flags.iter().all(|flag| flag.source == "Spec"), "{:?}", status.flags);
     assert!(says(&status.conditions, "TypeMismatch", "False", "NoTypeMismatch"));
+
+    // Of both pods, one alone does not read it.
+    let is_unread = async |expected: Option<bool>| {
+        eventually("whether the flag is read", async || {
+            let status = world.api::<FeatureFlag>().get("flags").await.unwrap().status.unwrap_or_default();
+            if status.flags[0].unread == expected { Ok(()) } else { Err(format!("{:?}", status.flags)) }
+        })
+        .await;
+    };
+    let unread = vec!["EnablePdf".to_owned()];
+    workload.pods.iter().for_each(|pod| pod.script().flags_unread.clone_from(&unread));
+    is_unread(Some(true)).await;
+    workload.pods[0].script().flags_unread.clear();
+    is_unread(None).await;
 }

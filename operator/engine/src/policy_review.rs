@@ -117,21 +117,45 @@ pub fn warnings(policy: &PolicySettings, built_ins: Option<&BuiltIns>) -> Vec<St
     warnings
 }
 
-/// Sentences about flags, each with a variant, that degradation sets and that come to nothing. `defined` are the flags of the
-/// namespace, each with its variants.
+/// Most sentences about flags that degradation sets.
+const MOST_OVERRIDES: usize = 20;
+/// Most names that a sentence lists.
+const MOST_NAMES: usize = 10;
+/// Longest name in a sentence, in characters; longer ones are cut, and not compared with others.
+const LONGEST_NAME: usize = 64;
+
+/// Sentences about flags, each with a variant, that degradation sets and that come to nothing, at most 20 and one that counts the others. `defined`
+/// are the flags of the namespace, each with its variants. Keys of flags and names of variants may be any text.
 pub fn override_warnings(overrides: &[(String, String)], defined: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let is_in_vain =
+        |(flag, variant): &&(String, String)| defined.get(flag).is_none_or(|variants| !variants.contains(variant));
     let about = |(flag, variant): &(String, String)| match defined.get(flag) {
         None => {
-            let hint = nearest(flag, defined.keys());
-            Some(format!("degradation.flagOverrides: no flag set of the namespace defines {flag}{hint}"))
+            let (flag, hint) = (shown(flag), nearest(flag, defined.keys()));
+            format!("degradation.flagOverrides: no flag set of the namespace defines {flag}{hint}")
         }
-        Some(variants) if variants.contains(variant) => None,
-        Some(variants) => Some(format!(
-            "degradation.flagOverrides: the flag {flag} has no variant {variant}; it has {}",
-            variants.join(", ")
-        )),
+        Some(variants) => {
+            let names = variants.iter().take(MOST_NAMES).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+            let more = if variants.len() > MOST_NAMES { ", …" } else { "" };
+            format!(
+                "degradation.flagOverrides: the flag {} has no variant {}; it has {names}{more}",
+                shown(flag),
+                shown(variant),
+            )
+        }
     };
-    overrides.iter().filter_map(about).collect()
+    let mut in_vain = overrides.iter().filter(is_in_vain);
+    let mut sentences: Vec<_> = in_vain.by_ref().take(MOST_OVERRIDES).map(about).collect();
+    let more = in_vain.count();
+    sentences.extend((more > 0).then(|| format!("degradation.flagOverrides: {more} more come to nothing")));
+    sentences
+}
+
+/// A name of any length and of any characters, on one line.
+fn shown(name: &str) -> String {
+    let cut = name.chars().nth(LONGEST_NAME).is_some();
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    name.chars().take(LONGEST_NAME).map(plain).chain(cut.then_some('…')).collect()
 }
 
 /// Whether the policy itself says how long all tries of a call may take.
@@ -295,11 +319,14 @@ fn unknown_names(
 
 /// "; did you mean …?" if one of `known` differs from `name` by at most a third of its letters.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
-    let best = known.map(|other| (distance(name, other), other)).min();
-    match best {
-        Some((distance, other)) if distance > 0 && distance <= (name.len() / 3).max(1) => {
-            format!("; did you mean {other}?")
-        }
+    if name.len() > LONGEST_NAME {
+        return String::new();
+    }
+    let most = (name.len() / 3).max(1);
+    // What is so much longer or shorter differs by more.
+    let near = known.filter(|other| other.len().abs_diff(name.len()) <= most);
+    match near.map(|other| (distance(name, other), other)).min() {
+        Some((distance, other)) if distance > 0 && distance <= most => format!("; did you mean {}?", shown(other)),
         _ => String::new(),
     }
 }

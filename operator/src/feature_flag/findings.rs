@@ -6,7 +6,7 @@ use contract::{FlagDegradation, FlagSettings, FlagState, FlagsSettings};
 use crds::{FeatureFlag, Moment, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The source of a flag that a degraded fleet sets.
 const DEGRADATION: &str = "Degradation";
@@ -15,6 +15,18 @@ const MOST: usize = 500;
 
 /// The flags that workloads have from another set: which one has each of them where, as in "booking runs by the set platform".
 pub type Lost = BTreeMap<String, Vec<String>>;
+
+/// Notes at each finding that is here whether no code reads the flag. `unread` has the flags that no ready pod of a workload reads, for
+/// each workload. Where another set has a flag for all of them, it is about that set's flag, which is not noted here.
+pub fn note_unread(findings: &mut [FlagFinding], unread: &[&BTreeSet<String>]) {
+    if unread.is_empty() {
+        return;
+    }
+    for finding in findings.iter_mut().filter(|finding| finding.source != "OtherSet") {
+        let is_unread = unread.iter().all(|keys| keys.contains(&finding.key));
+        finding.unread = is_unread.then_some(true);
+    }
+}
 
 /// All flags of a set that is for so many workloads: first those that are overridden, then those that a degraded fleet sets, then
 /// those that it has lost, then the others.
@@ -165,6 +177,21 @@ mod tests {
         );
         assert!(lines[2].starts_with("c Spec") && lines[3].starts_with("d Spec"), "{lines:?}");
         assert!(lines_degraded(&[("a", all)], &degraded.into())[1].starts_with("a OtherSet"));
+    }
+
+    #[test]
+    fn a_flag_is_unread_if_no_workload_reads_it() {
+        let finding = |key: &str, source: &str| FlagFinding { key: key.to_owned(), ..blank(key, source) };
+        let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>();
+        let noted = |workloads: &[BTreeSet<String>]| {
+            let mut all = ["a", "b"].map(|key| finding(key, "Spec")).to_vec();
+            all.push(finding("c", "OtherSet"));
+            note_unread(&mut all, &workloads.iter().collect::<Vec<_>>());
+            all.into_iter().filter(|one| one.unread == Some(true)).map(|one| one.key).collect::<Vec<_>>()
+        };
+        assert_eq!(noted(&[keys(&["a", "b", "c"]), keys(&["b", "c"])]), ["b"]);
+        assert_eq!(noted(&[keys(&["a"]), keys(&[])]), [] as [&str; 0]);
+        assert_eq!(noted(&[]), [] as [&str; 0], "nobody was asked");
     }
 
     #[test]

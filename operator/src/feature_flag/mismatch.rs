@@ -63,6 +63,7 @@ pub fn first(mut troubled: Vec<FlagFinding>, mut others: Vec<FlagFinding>) -> Ve
     for finding in &mut troubled {
         let same = others.iter().position(|other| other.key == finding.key);
         finding.type_ = same.and_then(|index| others[index].type_.clone());
+        finding.unread = same.and_then(|index| others[index].unread);
         if let Some(index) = same.filter(|index| others[*index].source != "Override") {
             others.remove(index);
         }

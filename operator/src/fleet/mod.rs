@@ -7,3 +7,4 @@ pub mod flag_problems;
 pub mod index;
 mod pod_signals;
 pub mod revisions;
+pub mod unread_flags;

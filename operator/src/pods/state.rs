@@ -12,7 +12,7 @@ use crate::{
     fleet::{
         degradations::Degradations,
         facts::{PodFacts, Uid},
-        flag_problems,
+        flag_problems, unread_flags,
     },
     kubernetes::meta::cut,
 };
@@ -419,11 +419,13 @@ impl PodState {
         new.unsupported = bounded(&applied.unsupported);
         new.unknown_dependencies = bounded(&applied.unknown_dependencies);
         new.flag_problems = flag_problems::bounded(&applied.flag_problems);
+        new.flags_unread = unread_flags::bounded(&applied.flags_unread);
         let same = self.applied.as_ref().is_some_and(|old| {
             old.content_hash == new.content_hash
                 && old.unsupported == new.unsupported
                 && old.unknown_dependencies == new.unknown_dependencies
                 && old.flag_problems == new.flag_problems
+                && old.flags_unread == new.flags_unread
         });
         self.applied = Some(Box::new(new));
         !same

@@ -5,6 +5,8 @@ use std::fmt;
 
 /// Most findings of one kind that are told.
 const LISTED: usize = 20;
+/// Most findings that are counted. What is worse than that need not be looked at to its end.
+const COUNTED: usize = 200;
 /// Longest list, in bytes: a condition keeps 4,096, with what stands around it.
 const LIST_BYTES: usize = 3_500;
 
@@ -23,6 +25,11 @@ impl Listing {
         }
         if self.listed.len() < LISTED { self.listed.push(finding) } else { self.more += 1 }
     }
+
+    /// Whether there is no need for more.
+    const fn is_full(&self) -> bool {
+        self.listed.len() + self.more >= COUNTED
+    }
 }
 
 impl fmt::Display for Listing {
@@ -37,7 +44,11 @@ impl fmt::Display for Listing {
             write!(f, "{}{text}", if index > 0 { "; " } else { "" })?;
             left -= 1;
         }
-        if left > 0 { write!(f, "; and {left} more") } else { Ok(()) }
+        match left {
+            0 => Ok(()),
+            _ if self.is_full() => write!(f, "; and at least {left} more"),
+            _ => write!(f, "; and {left} more"),
+        }
     }
 }
 
@@ -50,6 +61,11 @@ impl Mistakes {
     /// Adds one, if it is not there already.
     pub(super) fn add(&mut self, mistake: Invalid) {
         self.0.add(mistake);
+    }
+
+    /// Whether there are so many that no more are counted.
+    pub(super) const fn is_full(&self) -> bool {
+        self.0.is_full()
     }
 
     /// Whether there is none.
@@ -72,6 +88,11 @@ impl Warnings {
     /// Adds one, if it is not there already.
     pub(super) fn add(&mut self, warning: Invalid) {
         self.0.add(warning);
+    }
+
+    /// Whether there are so many that no more are counted.
+    pub(super) const fn is_full(&self) -> bool {
+        self.0.is_full()
     }
 }
 
@@ -96,6 +117,10 @@ mod tests {
         let text = mistakes.to_string();
         assert!(text.starts_with("spec.f0: is wrong; spec.f1: is wrong; "), "{text}");
         assert!(text.ends_with("; spec.f19: is wrong; and 5 more"), "{text}");
+        assert!(!mistakes.is_full());
+        (0..175).for_each(|nth| mistakes.add(invalid("spec", format!("{nth}"))));
+        assert!(mistakes.is_full());
+        assert!(mistakes.to_string().ends_with("; and at least 180 more"), "{mistakes}");
         assert_eq!(Mistakes::from(invalid("spec", "is wrong")).to_string(), "spec: is wrong");
     }
 

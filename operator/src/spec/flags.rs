@@ -4,6 +4,7 @@ use super::{
     findings::{Mistakes, Warnings},
     invalid,
 };
+use contract::flags::MAX_NUMBER;
 use contract::{FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use crds::{
     FeatureFlagSpec, Moment,
@@ -15,6 +16,7 @@ use flags::targeting::{Evaluators, Rule};
 use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 
 /// Said where somebody may have written on or off without quotes.
 const UNQUOTED: &str = "YAML reads an unquoted on, off, yes or no as true or false: write it in quotes";
@@ -25,6 +27,8 @@ const SERVER_SIDE: &str = "use kubectl apply --server-side: without it kubectl k
 const AROUND_SPEC_BYTES: usize = 2 * 1024;
 /// Most names of variants that one rule is told to name in vain; as many as it is told of other mistakes.
 const MOST_OF_A_RULE: usize = 21;
+/// The first number that code in a pod is not given.
+const FIRST_BEYOND: f64 = 9_007_199_254_740_992.0;
 /// Names that a message lists.
 const NAMES: usize = 10;
 /// Characters of a name in a message.
@@ -64,17 +68,29 @@ pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
     let evaluators: BTreeMap<_, _> = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect();
     let compiled = found.compile_evaluators(&evaluators);
     let mut flags = BTreeMap::new();
+    let mut names = Names::default();
     for (key, definition) in &spec.flag_spec.flags {
+        if found.mistakes.is_full() {
+            break;
+        }
         let path = member("spec.flagSpec.flags", key);
         if let Err(error) = validate_name(key) {
             found.mistake(path.clone(), format!("the key {error}"));
         }
         let flag = found.flag(definition, &path);
-        found.review_targeting(&flag, &compiled, &path);
+        found.review_targeting(&flag, &compiled, &mut names, &path);
         flags.insert(key.clone(), flag);
     }
     for (index, over) in spec.overrides.iter().enumerate() {
+        // Not all flags are there.
+        if found.mistakes.is_full() {
+            break;
+        }
         found.put_override(over, &mut flags, &format!("spec.overrides[{index}]"));
+    }
+    if names.is_spent() {
+        let message = "its rules refer to each other so often that not all answers were compared with the variants";
+        found.warn("spec.flagSpec.$evaluators", message);
     }
     let Findings { mistakes, warnings } = found;
     if mistakes.is_empty() {
@@ -103,11 +119,11 @@ impl Findings {
     /// Compiles the shared rules, as the pods will.
     fn compile_evaluators(&mut self, rules: &BTreeMap<String, Value>) -> Evaluators {
         for (name, rule) in rules {
-            let path = member("spec.flagSpec.$evaluators", name);
+            let path = || member("spec.flagSpec.$evaluators", name);
             if name.is_empty() {
-                self.mistake(path.clone(), "the name must not be empty");
+                self.mistake(path(), "the name must not be empty");
             }
-            self.validate_depth(rule, &path);
+            self.validate_depth(rule, path);
         }
         let compiled = Evaluators::compile(rules);
         for error in compiled.mistakes() {
@@ -125,7 +141,7 @@ impl Findings {
         let FlagDefinition { state, value_type, variants, default_variant, targeting, metadata } = definition;
         self.review_metadata(metadata.as_ref(), &format!("{path}.metadata"));
         for (name, value) in targeting.iter().flatten() {
-            self.validate_depth(value, &member(&format!("{path}.targeting"), name));
+            self.validate_depth(value, || member(&format!("{path}.targeting"), name));
         }
         let variants = self.variants(variants, *value_type, &format!("{path}.variants"));
         // flagd takes an empty name for none.
@@ -157,11 +173,21 @@ impl Findings {
             self.mistake(path, "must not be empty");
         }
         for (name, value) in variants {
-            let path = member(path, name);
-            if let Err(error) = validate_name(name) {
-                self.mistake(path.clone(), format!("the name {error}"));
+            let path = || member(path, name);
+            if self.mistakes.is_full() {
+                break;
             }
-            self.validate_depth(value, &path);
+            if let Err(error) = validate_name(name) {
+                self.mistake(path(), format!("the name {error}"));
+            }
+            if is_beyond(value) {
+                let message = format!(
+                    "is {value}: numbers go from -{MAX_NUMBER} to {MAX_NUMBER}, so that every reader of JSON has all their digits"
+                );
+                self.mistake(path(), message);
+                continue;
+            }
+            self.validate_depth(value, path);
         }
         let Some(value_type) = value_type else {
             self.review_kinds(variants, path);
@@ -169,8 +195,14 @@ impl Findings {
         };
         let mut typed = BTreeMap::new();
         for (name, value) in variants {
+            if self.mistakes.is_full() {
+                break;
+            }
             let value = of_type(value, value_type).unwrap_or_else(|message| {
-                self.mistake(member(path, name), message);
+                // What is beyond it is told already, in words that fit any type.
+                if !is_beyond(value) {
+                    self.mistake(member(path, name), message);
+                }
                 value.clone()
             });
             typed.insert(name.clone(), value);
@@ -201,17 +233,20 @@ impl Findings {
     }
 
     /// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
-    fn review_targeting(&mut self, flag: &FlagSettings, evaluators: &Evaluators, path: &str) {
+    fn review_targeting(&mut self, flag: &FlagSettings, evaluators: &Evaluators, names: &mut Names, path: &str) {
         let Some(rule) = &flag.targeting else { return };
         let review = Rule::review(rule, evaluators);
         for error in &review.mistakes {
             self.mistake(rule_path(&error.path, path), error.mistake.to_string());
         }
         for warning in &review.warnings {
+            if self.warnings.is_full() {
+                break;
+            }
             self.warn(rule_path(&warning.path, path), warning.message);
         }
-        let named = review.rule.iter().flat_map(Rule::named_variants);
-        for name in named.filter(|name| !flag.variants.contains_key(*name)).take(MOST_OF_A_RULE) {
+        let Some(rule) = &review.rule else { return };
+        for name in names.absent(rule, &flag.variants) {
             self.mistake(format!("{path}.targeting"), not_among(name, "is an answer, and is", &flag.variants));
         }
     }
@@ -239,6 +274,9 @@ impl Findings {
     /// flagd's schema allows plain values only. Sets with others have been taken before, so it is a warning.
     fn review_metadata(&mut self, metadata: Option<&Map<String, Value>>, path: &str) {
         for (name, value) in metadata.into_iter().flatten() {
+            if self.warnings.is_full() {
+                return;
+            }
             if !matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_)) {
                 let message = format!(
                     "is of type {}; readers of flagd documents know strings, numbers and booleans",
@@ -249,11 +287,47 @@ impl Findings {
         }
     }
 
-    fn validate_depth(&mut self, value: &Value, path: &str) {
-        if !is_flat(value) {
-            self.mistake(path, format!("is nested deeper than {MAX_DEPTH} levels"));
+    fn validate_depth(&mut self, value: &Value, path: impl Fn() -> String) {
+        if !is_flat(value, MAX_DEPTH) {
+            self.mistake(path(), format!("is nested deeper than {MAX_DEPTH} levels"));
         }
     }
+}
+
+/// Looks for names that rules answer with and that are no variants. Rules share parts, so that a small document can have more to
+/// look at than time allows.
+#[derive(Default)]
+struct Names {
+    seen: usize,
+}
+
+impl Names {
+    /// Most parts of rules that are looked at for all flags together. Without what is shared, no set has so many.
+    const MOST: usize = 100_000;
+
+    fn is_spent(&self) -> bool {
+        self.seen >= Self::MOST
+    }
+
+    /// Those of one rule, in their order, at most [`MOST_OF_A_RULE`].
+    fn absent<'r>(&mut self, rule: &'r Rule, variants: &BTreeMap<String, Value>) -> BTreeSet<&'r str> {
+        let mut absent = BTreeSet::new();
+        for name in rule.named_variants().take(Self::MOST.saturating_sub(self.seen)) {
+            self.seen += 1;
+            if let Some(name) = name.filter(|name| !variants.contains_key(*name)) {
+                absent.insert(name);
+            }
+            if absent.len() >= MOST_OF_A_RULE {
+                break;
+            }
+        }
+        absent
+    }
+}
+
+/// Whether it is a number that code in a pod is not given.
+fn is_beyond(value: &Value) -> bool {
+    value.as_f64().is_some_and(|number| number.abs() >= FIRST_BEYOND)
 }
 
 /// `value` as one of `wanted`, or why it is none.
@@ -341,8 +415,21 @@ fn shortened(name: &str) -> String {
     }
 }
 
+/// How many bytes it has as JSON.
 fn json_bytes(value: &impl serde::Serialize) -> usize {
-    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
+    struct Count(usize);
+    impl Write for Count {
+        fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+            self.0 += part.len();
+            Ok(part.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
 }
 
 const fn kind(value: &Value) -> &'static str {
@@ -356,25 +443,15 @@ const fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn is_flat(value: &Value) -> bool {
-    // Breadth first and without recursion: the depth is what is in question.
-    let mut level: Vec<&Value> = vec![value];
-    for _ in 0..MAX_DEPTH {
-        level = level
-            .into_iter()
-            .flat_map(|value| -> Vec<&Value> {
-                match value {
-                    Value::Array(items) => items.iter().collect(),
-                    Value::Object(members) => members.values().collect(),
-                    _ => Vec::new(),
-                }
-            })
-            .collect();
-        if level.is_empty() {
-            return true;
+/// Whether it is nested at most `levels` deep.
+fn is_flat(value: &Value, levels: usize) -> bool {
+    let inside = |value: &Value| is_flat(value, levels - 1);
+    levels > 0
+        && match value {
+            Value::Array(items) => items.iter().all(inside),
+            Value::Object(members) => members.values().all(inside),
+            _ => true,
         }
-    }
-    false
 }
 
 #[cfg(test)]
@@ -601,20 +678,20 @@ expiresAt: never";
     /// Kubernetes makes `1` of `1.0`, also of what its own clients send.
     #[rstest::rstest]
     #[case::float("float", "{a: 1, b: 2.5, c: -3}", Ok(r#"{"a":1.0,"b":2.5,"c":-3.0}"#))]
-    #[case::float_of_a_large_number("float", "{a: 9007199254740992}", Ok(r#"{"a":9007199254740992.0}"#))]
-    #[case::float_with_too_many_digits(
-        "float",
-        "{a: 9007199254740993}",
-        Err("a: is 9007199254740993, and valueType says float")
-    )]
+    #[case::the_largest_float("float", "{a: 9007199254740991}", Ok(r#"{"a":9007199254740991.0}"#))]
+    #[case::the_smallest_float("float", "{a: -9007199254740991.0}", Ok(r#"{"a":-9007199254740991.0}"#))]
+    #[case::float_beyond("float", "{a: 9007199254740992}", Err("a: is 9007199254740992: numbers go from -90071"))]
+    #[case::float_far_beyond("float", "{a: -1e300}", Err("a: is -1e+300: numbers go from -9007199254740991 to 9007"))]
     #[case::integer("integer", "{a: 1, b: 2.0, c: -1e3}", Ok(r#"{"a":1,"b":2,"c":-1000}"#))]
     #[case::integer_with_a_fraction("integer", "{a: 1, b: 2.5}", Err("b: is 2.5, and valueType says integer"))]
+    #[case::the_largest_integer("integer", "{a: 9007199254740991.0}", Ok(r#"{"a":9007199254740991}"#))]
+    #[case::integer_beyond("integer", "{a: -9007199254740992}", Err("a: is -9007199254740992: numbers go"))]
     #[case::integer_beyond_64_bits(
         "integer",
-        "{a: 9223372036854775808}",
-        Err("a: is 9223372036854775808, and valueType says integer")
+        "{a: 18446744073709551615}",
+        Err("a: is 18446744073709551615: numbers go from -9007199254740991 to 9007199254740991, so that")
     )]
-    #[case::integer_far_beyond("integer", "{a: 1e300}", Err("a: is 1e+300, and valueType says integer"))]
+    #[case::integer_far_beyond("integer", "{a: 1e300}", Err("a: is 1e+300: numbers go from"))]
     #[case::integer_as_text("integer", "{a: '1'}", Err("a: is of type string, and valueType says integer"))]
     #[case::boolean("boolean", "{'on': true}", Ok(r#"{"on":true}"#))]
     #[case::boolean_as_text("boolean", "{'on': 'true'}", Err("on: is of type string, and valueType says boolean"))]
@@ -646,6 +723,15 @@ expiresAt: never";
             }
             (found, expected) => panic!("{:?} instead of {expected:?}", found.map(|settings| settings.flags)),
         }
+    }
+
+    #[test]
+    fn a_number_beyond_all_digits_is_refused_once_without_a_value_type_too() {
+        let body = "flagSpec: {flags: {f: {state: ENABLED, variants: {a: 9007199254740992, b: 1}}}}";
+        let error = flags(&flag_spec(body)).err().map(|error| error.to_string()).unwrap();
+        assert!(error.starts_with("spec.flagSpec.flags.f.variants.a: is 9007199254740992: numbers go"), "{error}");
+        let inside = "flagSpec: {flags: {f: {state: ENABLED, variants: {a: {big: 9007199254740992}}}}}";
+        assert!(flags(&flag_spec(inside)).is_ok(), "an object is its reader's business");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     fleet::{
         facts::{self, PodOwner, Readiness, Rollout},
         flag_problems::{FlagTrouble, FlagTroubles},
+        unread_flags::UnreadFlags,
     },
     kubernetes::meta::{cut, short},
     pods::{
@@ -64,6 +65,8 @@ pub struct Target {
     pub acknowledged: Acknowledged,
     /// What ready pods that run it find wrong with its flags.
     pub flag_troubles: Vec<FlagTrouble>,
+    /// Flags that none of its ready pods reads, as each of them says.
+    pub unread_flags: BTreeSet<String>,
     /// The pods that the cluster has, by uid, also those that this process knows nothing else of yet.
     pub existing: BTreeMap<String, PodFacts>,
     /// Pods that it is to have.
@@ -153,7 +156,7 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
     }
     let hash = target.published.as_ref().map_or("", |(_, hash, _)| hash);
     let mut counter = Counter::new(hash);
-    let mut flag_troubles = FlagTroubles::default();
+    let (mut flag_troubles, mut unread_flags) = (FlagTroubles::default(), UnreadFlags::default());
     for pod in &pods {
         // A pod that is not known yet counts too: it has not answered.
         let state = workload.and_then(|workload| workload.pod(&pod.uid));
@@ -170,6 +173,10 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
             outdated: matches!(&pod.owner, Some((PodOwner::ReplicaSet, set)) if !current.contains(set)),
         };
         counter.count(&view(pod, state));
+        if pod.is_ready() {
+            let heard = state.filter(|state| state.is_heard());
+            unread_flags.count(heard.and_then(|state| state.applied.as_deref()), hash);
+        }
         target.existing.insert(pod.uid.to_string(), facts);
         target.signals.insert(pod.uid.to_string(), pod.signals.clone());
         if !state.is_some_and(|state| state.reported && state.is_heard()) {
@@ -192,6 +199,7 @@ pub fn look_up(ctx: &Context, id: &WorkloadId) -> Target {
         target.pods.push((pod.uid.to_string(), pod.name.to_string(), evaluations));
     }
     target.acknowledged = counter.done();
+    target.unread_flags = unread_flags.done();
     target.flag_troubles = flag_troubles.done(workload.map(|known| known.flag_sources.as_slice()).unwrap_or_default());
     target
 }

@@ -9,7 +9,11 @@ use datalogic_rs::bumpalo::Bump;
 use datalogic_rs::{Engine, ParsedData};
 use resilience::{ConfigStore, Flags, Resilience};
 use serde_json::{Value, json};
+use std::error::Error;
 use std::hint::black_box;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 const EMAIL: &str = "alice.liddell@example.com";
@@ -25,14 +29,19 @@ fn rules() -> [(&'static str, Value); 3] {
     ]
 }
 
-/// A workload that runs by these rules and by a flag without one.
-fn workload() -> Arc<Resilience> {
+/// The flags: one for each rule, and two without.
+fn document() -> Value {
     let flag = |rule: &Value| json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on", "targeting": rule});
     let mut flags: serde_json::Map<_, _> =
         rules().iter().map(|(name, rule)| ((*name).to_owned(), flag(rule))).collect();
     flags.insert("static".to_owned(), flag(&Value::Null));
     flags.insert("another".to_owned(), flag(&Value::Null));
-    let settings = serde_json::from_value(json!({ "flags": flags })).expect("flags");
+    json!({ "flags": flags })
+}
+
+/// A workload that runs by them.
+fn workload() -> Arc<Resilience> {
+    let settings = serde_json::from_value(document()).expect("flags");
     let id = WorkloadId::deployment("bench", "bench");
     let resilience = Resilience::builder(id.clone()).build();
     let document = RuntimeConfig::new(id, 1, Section::default(), Section { sources: Vec::new(), settings });
@@ -44,6 +53,32 @@ fn workload() -> Arc<Resilience> {
 fn with_context(ask: impl Fn(&Context<'_>)) {
     let attributes = [("country", Attribute::Text("AT")), ("email", Attribute::Text(black_box(EMAIL)))];
     ask(&Context::new(&attributes).with_key("user-4711"));
+}
+
+/// Flags, and the cases in which they are asked for.
+const ASKED: [(&str, &str); 4] = [
+    ("static", "flag without a rule"),
+    ("ends_with", "flag with ends_with"),
+    ("fractional", "flag with fractional"),
+    ("ends_with, then fractional", "flag with ends_with, then fractional"),
+];
+
+/// The same flags asked for in Node, by the evaluator that is installed at `place`: the case, and nanoseconds of an evaluation. It
+/// has an older `fractional`, which hashes a text with less around it.
+pub fn in_node(place: &Path) -> Result<Vec<(&'static str, f64)>, Box<dyn Error>> {
+    let context = json!({"country": "AT", "email": EMAIL, "targetingKey": "user-4711"});
+    let asks = ASKED.map(|(key, _)| json!({"key": key, "context": context}));
+    let request = json!({"document": document(), "asks": asks}).to_string();
+    let mut node = Command::new("node")
+        .arg(place.join("flagd_core_bench.mjs"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    node.stdin.take().ok_or("its input")?.write_all(request.as_bytes())?;
+    let output = node.wait_with_output()?;
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    let medians = answer["medians"].as_array().ok_or("no figures")?;
+    Ok(ASKED.iter().zip(medians).filter_map(|((_, case), median)| Some((*case, median.as_f64()?))).collect())
 }
 
 pub fn cases() -> Vec<Case> {

@@ -3,7 +3,8 @@
 //! The service answers at once, so that all that is measured is what is around it. Every case is measured in rounds that
 //! take turns with all others; what is shown is the median round. With two threads, each makes all the calls of a round
 //! on one shared state, and the time is that of a call as its thread sees it. Read the ratios: nanoseconds are of this
-//! machine in this run.
+//! machine in this run. With the word `flags`, only flags are measured; with `FLAGD_CORE=folder`, where the reference evaluator is
+//! installed, beside the same evaluations in Node.
 
 mod allocations;
 mod flags;
@@ -301,7 +302,8 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");
     let _in_it = runtime.enter();
-    let mut cases = cases();
+    let only_flags = std::env::args().any(|word| word == "flags");
+    let mut cases = if only_flags { Vec::new() } else { cases() };
     let of_calls = cases.len();
     cases.extend(flags::cases());
     for case in &mut cases {
@@ -323,13 +325,29 @@ fn main() {
 
     let medians: Vec<[f64; 2]> =
         cases.iter_mut().map(|case| case.times.each_mut().map(|times| median(times))).collect();
+    if !only_flags {
+        print_layers(&cases[..of_calls], &medians);
+    }
+    print_flags(&cases[of_calls..], &medians[of_calls..]);
+    if let Some(place) = std::env::var_os("FLAGD_CORE") {
+        let find = |name: &str| cases.iter().position(|case| case.name == name).expect("a case of that name");
+        let theirs = flags::in_node(place.as_ref()).expect("the evaluator in Node answers");
+        println!("\n{:<52} {:>9} {:>9} {:>7}", "the same by @openfeature/flagd-core in Node", "Node", "ours", "ratio");
+        for (name, median) in theirs {
+            let ours = medians[find(name)][0];
+            println!("{name:<52} {median:>6.1} ns {ours:>6.1} ns {:>7.1}", median / ours);
+        }
+    }
+}
+
+fn print_layers(cases: &[Case], medians: &[[f64; 2]]) {
     let find = |name: &str| cases.iter().position(|case| case.name.starts_with(name)).expect("a case of that name");
     let (bare, breaker, fused) = (find("bare"), find("floor: minimal"), find("floor: retry"));
     println!(
         "{:<52} {:>9} {:>9} {:>7} {:>10} {:>8}",
         "added per call", "1 thread", "2 threads", "2 : 1", "x floor", "allocs"
     );
-    for (index, case) in cases.iter().enumerate().take(of_calls) {
+    for (index, case) in cases.iter().enumerate() {
         let added = [0, 1].map(|threads| medians[index][threads] - medians[bare][threads]);
         let floor = match index {
             _ if index == bare => None,
@@ -360,12 +378,14 @@ fn main() {
     println!(
         "x floor: against the hand-written floor above it, with one thread. Floors count no metrics; the layers do."
     );
+}
 
+fn print_flags(cases: &[Case], medians: &[[f64; 2]]) {
     println!(
         "\n{:<52} {:>9} {:>9} {:>7} {:>10} {:>8}",
         "flags, per evaluation", "1 thread", "2 threads", "2 : 1", "", "allocs"
     );
-    for (case, [one, two]) in cases.iter().zip(medians).skip(of_calls) {
+    for (case, [one, two]) in cases.iter().zip(medians) {
         println!(
             "{:<52} {one:>6.1} ns {two:>6.1} ns {:>7.2} {:>10} {:>8.2}",
             case.name,

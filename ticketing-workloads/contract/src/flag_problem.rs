@@ -8,6 +8,9 @@ pub const MAX_FLAG_PROBLEMS: usize = 32;
 /// Longest [`FlagProblem::key`], and longest [`FlagProblem::message`], in bytes.
 pub const MAX_FLAG_PROBLEM_BYTES: usize = 256;
 
+/// A flag that a pod has had for so long, in milliseconds, without any code that read it is reported: an hour.
+pub const UNREAD_AFTER_MS: u64 = 3_600_000;
+
 /// A flag that does not do in a pod what its definition says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Largest whole number that every reader of JSON has exactly: 2^53 - 1. Numbers beyond it, or below its negative, are no values of
+/// flags.
+pub const MAX_NUMBER: u64 = (1 << 53) - 1;
+
 /// All flags of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -43,7 +47,7 @@ impl FlagSettings {
     ///
     /// The pod evaluates the end itself, because the operator may be down when it comes.
     pub fn active_override(&self, now_ms: i64) -> Option<&FlagOverride> {
-        self.kill_switch.as_ref().filter(|over| over.until_ms.is_none_or(|until| now_ms < until))
+        self.kill_switch.as_ref().filter(|over| over.is_active(now_ms))
     }
 
     /// What the degradation of a fleet says at `now_ms`, if it says something that the flag has.
@@ -51,7 +55,7 @@ impl FlagSettings {
     /// It ends by itself: while the operator is down nobody takes it back.
     pub fn active_degradation(&self, now_ms: i64) -> Option<&FlagDegradation> {
         let lasts =
-            |degraded: &&FlagDegradation| now_ms < degraded.until_ms && self.variants.contains_key(&degraded.variant);
+            |degraded: &&FlagDegradation| degraded.is_active(now_ms) && self.variants.contains_key(&degraded.variant);
         self.degraded.as_ref().filter(lasts)
     }
 
@@ -112,6 +116,20 @@ pub struct FlagDegradation {
     /// by its own word, any other by this one.
     #[serde(default)]
     pub load_percent: u32,
+}
+
+impl FlagDegradation {
+    /// Whether it is in force at `now_ms`.
+    pub fn is_active(&self, now_ms: i64) -> bool {
+        now_ms < self.until_ms
+    }
+}
+
+impl FlagOverride {
+    /// Whether it is in force at `now_ms`.
+    pub fn is_active(&self, now_ms: i64) -> bool {
+        self.until_ms.is_none_or(|until| now_ms < until)
+    }
 }
 
 #[cfg(test)]

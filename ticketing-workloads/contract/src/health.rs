@@ -169,6 +169,11 @@ pub struct Applied {
     /// look at it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flag_problems: Vec<FlagProblem>,
+    /// Flags of the document that this pod has had for [`UNREAD_AFTER_MS`](crate::flag_problem::UNREAD_AFTER_MS) or longer, and that no
+    /// code in it has read since it started; by key, at most [`MAX_FLAG_PROBLEMS`](crate::flag_problem::MAX_FLAG_PROBLEMS). Empty from
+    /// an older pod; an older operator does not look at it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flags_unread: Vec<String>,
     /// When it went live, in milliseconds since the Unix epoch by the pod's clock.
     pub applied_at_ms: i64,
     /// How it came to the pod.

@@ -1,16 +1,18 @@
 //! The flags of a workload, compiled once and evaluated for each request.
 
 use crate::Context;
+use crate::by_key::ByKey;
 use crate::resolution::{Reason, Resolution};
 use crate::targeting::{self, Evaluators, Request, Rule, RuleError};
-use contract::{FlagSettings, FlagState, FlagsSettings};
+use crate::variants::Variants;
+use contract::{FlagDegradation, FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// All flags of a configuration, ready to be evaluated.
 #[derive(Debug, Default)]
 pub struct FlagSet {
-    /// Ordered by length and then by name: most comparisons are over after the length.
-    flags: Box<[(Box<str>, Flag)]>,
+    flags: ByKey<Flag>,
 }
 
 impl FlagSet {
@@ -19,43 +21,40 @@ impl FlagSet {
     pub fn compile(settings: FlagsSettings) -> Self {
         let FlagsSettings { flags, evaluators } = settings;
         let evaluators = Evaluators::compile_leniently(&evaluators);
-        let mut flags: Box<[_]> = flags
-            .into_iter()
-            .map(|(key, settings)| (key.into_boxed_str(), Flag::compile(settings, &evaluators)))
-            .collect();
-        flags.sort_by(|(left, _), (right, _)| order(left, right));
-        Self { flags }
+        let compiled = flags.into_iter().map(|(key, settings)| (key, Flag::compile(settings, &evaluators)));
+        Self { flags: compiled.collect() }
     }
 
     /// The flag of that key, if it is in the set.
     #[inline]
     pub fn find(&self, key: &str) -> Option<&Flag> {
-        let at = self.flags.binary_search_by(|(known, _)| order(known, key)).ok()?;
-        self.flags.get(at).map(|(_, flag)| flag)
+        self.flags.find(key)
     }
 
     /// All flags with their keys, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Flag)> {
-        self.flags.iter().map(|(key, flag)| (&**key, flag))
+        self.flags.iter()
     }
-}
-
-#[inline]
-fn order(left: &str, right: &str) -> std::cmp::Ordering {
-    left.len().cmp(&right.len()).then_with(|| left.cmp(right))
 }
 
 /// A flag, ready to be evaluated.
 #[derive(Debug)]
 pub struct Flag {
-    settings: FlagSettings,
-    /// The value of the default variant.
-    default: Option<Value>,
+    state: FlagState,
+    variants: Variants,
+    /// The default variant, if it is one of them and the flag is not disabled, and its value.
+    default: Option<(Box<str>, Value)>,
+    /// A person's override.
+    kill_switch: Option<FlagOverride>,
+    /// Why the default holds for every request, at any time, as long as the workload is not degraded; `None`: there is more
+    /// to look at.
+    fixed: Option<Reason>,
     rule: Option<Rule>,
     rule_error: Option<RuleError>,
-    /// Whether a person or the degradation of a fleet says something of it, perhaps of another time. Known once, so that flags of
-    /// which nobody does cost nothing.
-    is_overruled: bool,
+    /// What the degradation of a fleet says of it, perhaps of another time.
+    degraded: Option<FlagDegradation>,
+    /// Whether somebody noted that code has asked for it. It is here so that to look at it costs nothing where the flag is looked at.
+    is_read: AtomicBool,
 }
 
 /// What an evaluation depends on besides the flag and the time.
@@ -80,20 +79,57 @@ pub enum EvaluationError {
 }
 
 impl Flag {
-    fn compile(mut settings: FlagSettings, evaluators: &Evaluators) -> Self {
-        // It is not kept beside what is made of it.
-        let rule = settings.targeting.take().map_or(Ok(None), |rule| Rule::compile(&rule, evaluators));
+    fn compile(settings: FlagSettings, evaluators: &Evaluators) -> Self {
+        // Taken apart as a whole, so that a new member cannot be forgotten.
+        let FlagSettings { state, variants, default_variant, targeting, kill_switch, degraded } = settings;
+        let rule = targeting.map_or(Ok(None), |rule| Rule::compile(&rule, evaluators));
         let (rule, rule_error) = rule.map_or_else(|error| (None, Some(error)), |rule| (rule, None));
-        let default = settings.default_variant.as_ref().and_then(|variant| settings.variants.get(variant)).cloned();
-        let is_overruled = settings.kill_switch.is_some() || settings.degraded.is_some();
-        Self { settings, default, rule, rule_error, is_overruled }
+        let is_enabled = state == FlagState::Enabled;
+        let default = default_variant.filter(|_| is_enabled).and_then(|name| {
+            let value = variants.get(&name)?.clone();
+            Some((name.into_boxed_str(), value))
+        });
+        let variants = Variants::from(variants);
+        let is_read = AtomicBool::new(false);
+        let mut flag = Self { state, variants, default, kill_switch, degraded, fixed: None, rule, rule_error, is_read };
+        // Whatever else decides, for a time or for some requests, belongs to this condition.
+        if flag.kill_switch.is_none() && flag.degraded.is_none() {
+            flag.fixed = flag.by_definition().ok().map(|resolution| resolution.reason);
+        }
+        flag
+    }
+
+    /// Notes that code has asked for it.
+    #[inline]
+    pub fn note_read(&self) {
+        // Written once: a line that is only read is in the cache of every core.
+        if !self.is_read() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether code has asked for it, as far as it was noted.
+    #[inline]
+    pub fn is_read(&self) -> bool {
+        self.is_read.load(Ordering::Relaxed)
     }
 
     /// Whether at `now_ms` (milliseconds since the Unix epoch) a fleet is in a stage of a higher load than this, in percent, and
     /// says which variant holds.
-    pub fn is_degraded_beyond(&self, load_percent: u32, now_ms: impl FnOnce() -> i64) -> bool {
-        self.settings.degraded.is_some()
-            && self.settings.active_degradation(now_ms()).is_some_and(|degraded| degraded.load_percent > load_percent)
+    pub fn is_degraded_beyond(&self, load_percent: u32, now_ms: impl Fn() -> i64) -> bool {
+        let is_beyond = |degraded: &FlagDegradation| degraded.load_percent > load_percent;
+        self.degraded.as_ref().is_some_and(is_beyond) && self.by_fleet(now_ms).is_some()
+    }
+
+    /// What a degraded fleet says, if it says something that the flag has.
+    fn by_fleet(&self, now_ms: impl Fn() -> i64) -> Option<Resolution<'_>> {
+        let degraded = self.degraded.as_ref()?;
+        if degraded.is_active(now_ms()) { self.by_variant(&degraded.variant) } else { None }
+    }
+
+    fn by_variant(&self, variant: &str) -> Option<Resolution<'_>> {
+        let (variant, value) = self.variants.get_key_value(variant)?;
+        Some(Resolution { variant: Some(variant), value: Some(value), reason: Reason::Static })
     }
 
     /// Why the targeting rule is ignored, if it is.
@@ -129,6 +165,13 @@ impl Flag {
         }
     }
 
+    /// What this flag resolves to for every request, at any time, as long as the workload is not degraded; `None`: there is more to
+    /// look at.
+    #[inline]
+    pub fn fixed(&self) -> Option<Resolution<'_>> {
+        self.fixed.map(|reason| Resolution { reason, ..self.by_default() })
+    }
+
     /// What this flag resolves to for every request; `None`: its rule decides for each.
     pub fn for_every_request(&self, degraded_variant: Option<&str>, now_ms: i64) -> Option<Resolution<'_>> {
         self.settled(degraded_variant, &|| now_ms).ok()
@@ -136,50 +179,45 @@ impl Flag {
 
     /// The value of the variant of that name, if the flag has it.
     pub fn variant(&self, name: &str) -> Option<&Value> {
-        self.settings.variants.get(name)
+        self.variants.get(name)
     }
 
     /// The same as [`Flag::for_every_request`]; the error is the rule that decides.
     #[inline]
     fn settled(&self, degraded_variant: Option<&str>, now_ms: &impl Fn() -> i64) -> Result<Resolution<'_>, &Rule> {
-        let overruled = if self.is_overruled {
-            self.overruled(degraded_variant, now_ms())
-        } else {
-            degraded_variant.and_then(|variant| self.of_variant(variant))
+        if degraded_variant.is_none()
+            && let Some(fixed) = self.fixed()
+        {
+            return Ok(fixed);
+        }
+        if let Some(over) = &self.kill_switch
+            && over.is_active(now_ms())
+        {
+            let (variant, value) = self.variants.get_key_value(&over.variant).unzip();
+            return Ok(Resolution { variant, value, reason: Reason::Static });
+        }
+        let by_degradation = degraded_variant.and_then(|variant| self.by_variant(variant));
+        if let Some(by_degradation) = by_degradation.or_else(|| self.by_fleet(now_ms)) {
+            return Ok(by_degradation);
+        }
+        self.by_definition()
+    }
+
+    /// What the definition says by itself: state, rule, default variant.
+    #[inline]
+    fn by_definition(&self) -> Result<Resolution<'_>, &Rule> {
+        let reason = match &self.rule {
+            _ if self.state != FlagState::Enabled => Reason::Disabled,
+            Some(rule) => return Err(rule),
+            None if self.default.is_none() || self.rule_error.is_some() => Reason::Default,
+            None => Reason::Static,
         };
-        if let Some(overruled) = overruled {
-            return Ok(overruled);
-        }
-        if self.settings.state != FlagState::Enabled {
-            return Ok(Resolution { variant: None, value: None, reason: Reason::Disabled });
-        }
-        match &self.rule {
-            None if self.default.is_none() || self.rule_error.is_some() => Ok(self.by_default()),
-            None => Ok(Resolution { reason: Reason::Static, ..self.by_default() }),
-            Some(rule) => Err(rule),
-        }
-    }
-
-    /// What a person or degradation says.
-    #[inline(never)]
-    fn overruled(&self, degraded_variant: Option<&str>, now_ms: i64) -> Option<Resolution<'_>> {
-        if let Some(over) = self.settings.active_override(now_ms) {
-            let value = self.settings.variants.get(&over.variant);
-            return Some(Resolution { variant: value.map(|_| over.variant.as_str()), value, reason: Reason::Static });
-        }
-        let of_fleet = || self.of_variant(&self.settings.active_degradation(now_ms)?.variant);
-        degraded_variant.and_then(|variant| self.of_variant(variant)).or_else(of_fleet)
-    }
-
-    fn of_variant(&self, variant: &str) -> Option<Resolution<'_>> {
-        let (variant, value) = self.settings.variants.get_key_value(variant)?;
-        Some(Resolution { variant: Some(variant), value: Some(value), reason: Reason::Static })
+        Ok(Resolution { reason, ..self.by_default() })
     }
 
     #[inline]
     fn by_default(&self) -> Resolution<'_> {
-        let value = self.default.as_ref();
-        let variant = self.settings.default_variant.as_deref().filter(|_| value.is_some());
+        let (variant, value) = self.default.as_ref().map(|(variant, value)| (&**variant, value)).unzip();
         Resolution { variant, value, reason: Reason::Default }
     }
 
@@ -193,7 +231,7 @@ impl Flag {
         let now_ms = if rule.uses_time() { now_ms() } else { 0 };
         match rule.evaluate(&Request { flag_key: key, now_ms, context })? {
             None => Ok(self.by_default()),
-            Some(variant) => match self.settings.variants.get_key_value(&*variant) {
+            Some(variant) => match self.variants.get_key_value(&variant) {
                 Some((variant, value)) => {
                     Ok(Resolution { variant: Some(variant), value: Some(value), reason: Reason::TargetingMatch })
                 }

@@ -22,12 +22,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod by_key;
 mod context;
 mod flag_set;
 mod fractional;
 mod resolution;
 mod semver;
 pub mod targeting;
+mod variants;
 
 pub use context::{Attribute, Context};
 pub use flag_set::{EvaluationError, Flag, FlagSet, Inputs};

@@ -2,6 +2,7 @@
 
 mod details;
 mod misreads;
+mod unread;
 mod value;
 
 pub use details::{AnswerReason, Details, ErrorCode};
@@ -12,13 +13,15 @@ use crate::sync::lock;
 use arc_swap::ArcSwap;
 use contract::FlagsSettings;
 use contract::flag_problem::{FlagProblem, FlagProblemKind, MAX_FLAG_PROBLEM_BYTES, MAX_FLAG_PROBLEMS};
-use flags::{Context, FlagSet, Inputs, Resolution};
+use flags::{Context, Flag, FlagSet, Inputs, Resolution};
 use misreads::Misreads;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use unread::Known;
 
 /// The flags of the workload.
 #[derive(Default)]
@@ -33,19 +36,30 @@ pub struct Flags {
     /// Flags whose rule had no usable answer since the last configuration: each is logged once.
     logged: Mutex<BTreeSet<String>>,
     misreads: Misreads,
+    known: Known,
 }
+
+/// Most log lines about rules of one configuration.
+const MAX_LOGGED: usize = MAX_FLAG_PROBLEMS;
 
 impl Flags {
     pub(crate) fn configure(&self, settings: FlagsSettings) {
         let compiled = FlagSet::compile(settings);
         let before = self.compiled.load();
-        for (key, flag) in compiled.iter() {
-            // Once, and not again for as long as the mistake stays the same.
-            if let Some(error) = flag.rule_error()
-                && before.find(key).and_then(flags::Flag::rule_error) != Some(error)
-            {
-                tracing::warn!(flag = %key, %error, "invalid targeting rule; the default variant applies");
-            }
+        self.known.configured(&before, &compiled, Instant::now());
+        // Once, and not again for as long as the mistake stays the same.
+        let is_new = |key: &str, error| before.find(key).and_then(Flag::rule_error) != Some(error);
+        let broken = compiled.iter().filter_map(|(key, flag)| flag.rule_error().map(|error| (key, error)));
+        let mut broken = broken.filter(|(key, error)| is_new(key, error));
+        for (key, error) in broken.by_ref().take(MAX_LOGGED) {
+            tracing::warn!(flag = %key, %error, "invalid targeting rule; the default variant applies");
+        }
+        let more = broken.count();
+        if more > 0 {
+            tracing::warn!(
+                flags = more,
+                "more flags have invalid targeting rules; the default variant applies to each"
+            );
         }
         drop(before);
         let compiled = Arc::new(compiled);
@@ -77,6 +91,12 @@ impl Flags {
             message.truncate(message.floor_char_boundary(MAX_FLAG_PROBLEM_BYTES));
         }
         problems
+    }
+
+    /// Flags that no code has read since this process started, and that it has had for an hour by `now`; by key, at most
+    /// [`MAX_FLAG_PROBLEMS`].
+    pub fn unread(&self, now: Instant) -> Vec<String> {
+        self.known.unread(&self.compiled.load(), now)
     }
 
     /// The value of `key` at `now_ms` (milliseconds since the Unix epoch), when nothing is known about the request;
@@ -189,18 +209,37 @@ impl Flags {
     ) -> Option<T> {
         let compiled = self.compiled.load();
         let flag = compiled.find(key)?;
-        let degraded = self.is_degraded.load(Ordering::Acquire).then(|| self.degraded.load());
+        flag.note_read();
+        let is_degraded = self.is_degraded.load(Ordering::Acquire);
+        Some(match flag.fixed().filter(|_| !is_degraded) {
+            // The way that most go, with as little as possible around it.
+            Some(fixed) => take(Ok(fixed)),
+            None => self.decide(flag, key, context, is_degraded, now_ms, take),
+        })
+    }
+
+    #[inline(never)]
+    fn decide<T>(
+        &self,
+        flag: &Flag,
+        key: &str,
+        context: &Context<'_>,
+        is_degraded: bool,
+        now_ms: impl Fn() -> i64,
+        take: impl FnOnce(Result<Resolution<'_>, NoAnswer>) -> T,
+    ) -> T {
+        let degraded = is_degraded.then(|| self.degraded.load());
         let own = degraded.as_ref().and_then(|variants| variants.get(key));
         // The higher stage has the say: a pod that has less to do than the others does what they do.
         let own = own.filter(|_| !flag.is_degraded_beyond(self.stage_load.load(Ordering::Relaxed), &now_ms));
         let degraded_variant = own.map(String::as_str);
-        Some(match flag.resolve(key, &Inputs { context: *context, degraded_variant }, now_ms) {
+        match flag.resolve(key, &Inputs { context: *context, degraded_variant }, now_ms) {
             Ok(resolution) => take(Ok(resolution)),
             Err(error) => {
                 self.log_once(key, &error);
                 take(Err(NoAnswer))
             }
-        })
+        }
     }
 
     #[cold]
@@ -223,8 +262,10 @@ struct NoAnswer;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::flag_problem::UNREAD_AFTER_MS;
     use flags::Attribute;
     use serde_json::json;
+    use std::time::Duration;
 
     fn flags(over: &Value) -> Flags {
         let flags = Flags::default();
@@ -505,5 +546,29 @@ mod tests {
         let flags = targeted(&json!({"if": [{"var": "email"}, "all", "some"]}), &json!({}));
         assert_eq!(flags.integer("Limit", UNSET), 10);
         assert_eq!(flags.value_at("Limit", 0), Some(json!(10)));
+    }
+
+    #[test]
+    fn a_flag_that_nobody_reads_is_told_after_an_hour() {
+        let (one, hour) = (flag(&json!(true), &json!(false)), Duration::from_millis(UNREAD_AFTER_MS));
+        let flags = configured(&json!({"Read": one, "Unread": one, "Told": one}));
+        let later = Instant::now() + hour;
+        assert!(flags.bool("Read", false));
+        assert_eq!(flags.unread(Instant::now()), [] as [&str; 0], "it may still come");
+        assert_eq!(flags.unread(later), ["Told", "Unread"]);
+        assert_eq!(flags.details("Told", false, &Context::EMPTY).variant.as_deref(), Some("on"));
+        assert_eq!(flags.unread(later), ["Unread"]);
+
+        let again = json!({ "flags": {"Read": flag(&json!(1), &json!(2)), "Unread": one, "New": one} });
+        flags.configure(serde_json::from_value(again).unwrap());
+        assert_eq!(flags.unread(later), ["Unread"], "what was read stays so, and what is new has its hour before it");
+        assert_eq!(flags.unread(later + hour), ["New", "Unread"]);
+    }
+
+    #[test]
+    fn few_unread_flags_are_told() {
+        let all: Map<_, _> = (0..200).map(|nth| (format!("{nth:03}"), flag(&json!(1), &json!(2)))).collect();
+        let flags = configured(&Value::Object(all));
+        assert_eq!(flags.unread(Instant::now() + Duration::from_millis(UNREAD_AFTER_MS)).len(), MAX_FLAG_PROBLEMS);
     }
 }

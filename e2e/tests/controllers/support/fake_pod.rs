@@ -92,6 +92,8 @@ pub struct Script {
     pub unsupported: Vec<String>,
     /// What it finds wrong with flags of the document that it runs.
     pub flag_problems: Vec<FlagProblem>,
+    /// Flags that it says nobody in it reads.
+    pub flags_unread: Vec<String>,
     /// Version of the contract that it speaks.
     pub contract_version: u32,
     /// Its dependencies; those that a document names besides are unknown to it.
@@ -330,6 +332,7 @@ impl Default for Script {
             behavior: Behavior::Correct,
             unsupported: Vec::new(),
             flag_problems: Vec::new(),
+            flags_unread: Vec::new(),
             contract_version: CONTRACT_VERSION,
             dependencies: None,
             built_ins: Some(BuiltIns { dependencies: [("database".to_owned(), None)].into(), ..BuiltIns::default() }),
@@ -386,6 +389,7 @@ impl Script {
                 .cloned()
                 .collect(),
             flag_problems: self.flag_problems.clone(),
+            flags_unread: self.flags_unread.clone(),
             applied_at_ms: 0,
             from: AppliedFrom::Push,
         }

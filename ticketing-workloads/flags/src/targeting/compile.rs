@@ -86,7 +86,7 @@ const MOST_REMARKS: usize = 20;
 
 /// Compiles the rule of a flag.
 pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> (Result<Rule, RuleError>, Remarks) {
-    let mut compiler = Compiler::new(evaluators, "targeting".to_owned(), false);
+    let mut compiler = Compiler::new(evaluators, Root::Targeting);
     let root = compiler.node(rule, 0);
     let Compiler { uses_time, remarks, .. } = compiler;
     (root.map(|root| Rule { root, uses_time }), remarks)
@@ -98,19 +98,37 @@ pub(super) fn compile_shared(
     rule: &Value,
     evaluators: &Evaluators,
 ) -> (Result<Shared, RuleError>, Remarks) {
-    let mut compiler = Compiler::new(evaluators, format!("$evaluators.{}", shortened(name)), true);
+    let mut compiler = Compiler::new(evaluators, Root::Shared(name));
     let node = compiler.node(rule, 0);
     let Compiler { deepest, uses_time, only_inside, remarks, .. } = compiler;
     (node.map(|node| Shared { node: Arc::new(node), height: deepest, uses_time, only_inside }), remarks)
 }
 
-struct Compiler<'c> {
-    evaluators: &'c Evaluators,
-    path: String,
+/// What a path begins with.
+#[derive(Clone, Copy)]
+enum Root<'r> {
+    Targeting,
+    /// A shared rule of that name. Where it will stand is not known.
+    Shared(&'r str),
+}
+
+/// A step further inside. Paths are spelled only for a mistake: most parts have none.
+#[derive(Clone, Copy)]
+enum Step<'r> {
+    Member(&'r str),
+    Item(usize),
+}
+
+struct Compiler<'r> {
+    evaluators: &'r Evaluators,
+    root: Root<'r>,
+    path: Vec<Step<'r>>,
     parts: usize,
     deepest: usize,
-    /// It is a shared rule, and where it will stand is not known.
-    is_shared: bool,
+    /// How many parts with a mistake there are so far.
+    wrong: usize,
+    /// After so many the rest of the rule is not looked at.
+    most_wrong: usize,
     /// Why a shared rule cannot stand outside of operators over lists.
     only_inside: Option<RuleError>,
     /// How many operators over lists are around this place: inside of them, `var` looks into the item at hand.
@@ -121,14 +139,16 @@ struct Compiler<'c> {
 
 type Compiled<T = Node> = Result<T, RuleError>;
 
-impl<'c> Compiler<'c> {
-    fn new(evaluators: &'c Evaluators, path: String, is_shared: bool) -> Self {
+impl<'r> Compiler<'r> {
+    fn new(evaluators: &'r Evaluators, root: Root<'r>) -> Self {
         Self {
             evaluators,
-            path,
+            root,
+            path: Vec::new(),
             parts: 0,
             deepest: 0,
-            is_shared,
+            wrong: 0,
+            most_wrong: if evaluators.wants_all_mistakes() { MOST_REMARKS + 1 } else { 1 },
             only_inside: None,
             items: 0,
             uses_time: false,
@@ -136,11 +156,28 @@ impl<'c> Compiler<'c> {
         }
     }
 
-    fn error<T>(&self, mistake: Mistake) -> Compiled<T> {
-        Err(RuleError { path: self.path.clone(), mistake })
+    /// The place at hand, as people read it.
+    fn place(&self) -> String {
+        let mut place = match self.root {
+            Root::Targeting => "targeting".to_owned(),
+            Root::Shared(name) => format!("$evaluators.{}", shortened(name)),
+        };
+        for step in &self.path {
+            // Writing to a String cannot fail.
+            let _ = match step {
+                Step::Member(name) => write!(place, ".{}", shortened(name)),
+                Step::Item(index) => write!(place, "[{index}]"),
+            };
+        }
+        place
     }
 
-    fn malformed<T>(&self, message: &'static str) -> Compiled<T> {
+    fn error<T>(&mut self, mistake: Mistake) -> Compiled<T> {
+        self.wrong += 1;
+        Err(RuleError { path: self.place(), mistake })
+    }
+
+    fn malformed<T>(&mut self, message: &'static str) -> Compiled<T> {
         self.error(Mistake::Malformed(message))
     }
 
@@ -152,13 +189,14 @@ impl<'c> Compiler<'c> {
         }
     }
 
-    fn warn(&mut self, step: &str, message: &'static str) {
+    fn warn(&mut self, message: &'static str) {
         if self.remarks.warnings.len() < MOST_REMARKS && !self.evaluators.lenient {
-            self.remarks.warnings.push(RuleWarning { path: format!("{}{step}", self.path), message });
+            self.remarks.warnings.push(RuleWarning { path: self.place(), message });
         }
     }
 
-    /// Does `work` for each of `items`, also after a mistake, so that a person is told of all of them. The first is the error.
+    /// Does `work` for each of `items`, also after a mistake, so that a person is told of all of them, up to a number. The first
+    /// is the error.
     fn each_of<I, T>(
         &mut self,
         items: impl IntoIterator<Item = I>,
@@ -169,7 +207,15 @@ impl<'c> Compiler<'c> {
             match work(self, item) {
                 Ok(one) => done.push(one),
                 // Nor is what follows looked at.
-                Err(error) if error.mistake == Mistake::TooLarge => return Err(first.unwrap_or(error)),
+                Err(error) if error.mistake == Mistake::TooLarge || self.wrong >= self.most_wrong => {
+                    return Err(match first {
+                        None => error,
+                        Some(first) => {
+                            self.keep(error);
+                            first
+                        }
+                    });
+                }
                 Err(error) if first.is_none() => first = Some(error),
                 Err(error) => self.keep(error),
             }
@@ -190,30 +236,34 @@ impl<'c> Compiler<'c> {
     }
 
     /// A literal that its operation can do nothing with.
-    fn no_use(&self, message: &'static str) -> Compiled {
+    fn no_use(&mut self, message: &'static str) -> Compiled {
         if self.evaluators.lenient { Ok(Node::Null) } else { self.malformed(message) }
     }
 
     /// Does `work` one step further inside.
-    fn at<T>(&mut self, step: impl std::fmt::Display, work: impl FnOnce(&mut Self) -> Compiled<T>) -> Compiled<T> {
-        let length = self.path.len();
-        // Writing to a String cannot fail.
-        let _ = write!(self.path, "{step}");
+    fn at<T>(&mut self, step: Step<'r>, work: impl FnOnce(&mut Self) -> Compiled<T>) -> Compiled<T> {
+        self.path.push(step);
         let result = work(self);
-        self.path.truncate(length);
+        self.path.pop();
         result
     }
 
     /// What is only right inside of operators over lists is wrong here, or perhaps wrong where a shared rule will stand.
     fn outside(&mut self, message: &'static str) -> Compiled<()> {
-        let mistake = Mistake::Malformed(message);
-        self.only_inside(RuleError { path: self.path.clone(), mistake })
+        if self.items > 0 {
+            return Ok(());
+        }
+        let error = RuleError { path: self.place(), mistake: Mistake::Malformed(message) };
+        self.only_inside(error)
     }
 
     fn only_inside(&mut self, error: RuleError) -> Compiled<()> {
-        match (self.items, self.is_shared) {
-            (0, false) => Err(error),
-            (0, true) => {
+        match (self.items, self.root) {
+            (0, Root::Targeting) => {
+                self.wrong += 1;
+                Err(error)
+            }
+            (0, Root::Shared(_)) => {
                 self.only_inside.get_or_insert(error);
                 Ok(())
             }
@@ -221,15 +271,18 @@ impl<'c> Compiler<'c> {
         }
     }
 
-    fn node(&mut self, value: &Value, depth: usize) -> Compiled {
+    /// Counts a part at `depth`.
+    fn part(&mut self, depth: usize) -> Compiled<()> {
         if depth > MAX_DEPTH {
             return self.error(Mistake::TooDeep);
         }
         self.deepest = self.deepest.max(depth);
         self.parts += 1;
-        if self.parts > MAX_NODES {
-            return self.error(Mistake::TooLarge);
-        }
+        if self.parts > MAX_NODES { self.error(Mistake::TooLarge) } else { Ok(()) }
+    }
+
+    fn node(&mut self, value: &'r Value, depth: usize) -> Compiled {
+        self.part(depth)?;
         Ok(match value {
             Value::Null => Node::Null,
             Value::Bool(value) => Node::Bool(*value),
@@ -239,10 +292,7 @@ impl<'c> Compiler<'c> {
                 (None, None) => Node::Float(number.as_f64().unwrap_or(f64::NAN)),
             },
             Value::String(text) => Node::Text(text.as_str().into()),
-            Value::Array(items) => {
-                let items = self.nodes(items, depth)?;
-                if items.iter().all(is_literal) { Node::Json(value.clone()) } else { Node::List(items) }
-            }
+            Value::Array(items) => self.list(items, depth)?.map_or_else(|| Node::Json(value.clone()), Node::List),
             Value::Object(members) => {
                 let mut all = members.iter();
                 let (Some((name, argument)), None) = (all.next(), all.next()) else {
@@ -251,7 +301,7 @@ impl<'c> Compiler<'c> {
                 if name == "$ref" {
                     return self.reference(argument, depth);
                 }
-                self.at(format_args!(".{}", shortened(name)), |this| {
+                self.at(Step::Member(name), |this| {
                     let arguments = Arguments {
                         values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
                         listed: argument.is_array(),
@@ -262,14 +312,27 @@ impl<'c> Compiler<'c> {
         })
     }
 
-    fn nodes(&mut self, items: &[Value], depth: usize) -> Compiled<Box<[Node]>> {
+    /// The items of a list at `depth`; `None`: nothing in it is computed. Lists in lists are copied once, by the outermost list
+    /// in which nothing is computed.
+    fn list(&mut self, items: &'r [Value], depth: usize) -> Compiled<Option<Box<[Node]>>> {
         let nodes = self.each_of(items.iter().enumerate(), |this, (at, item)| {
-            this.at(format_args!("[{at}]"), |this| this.node(item, depth + 1))
+            this.at(Step::Item(at), |this| match item {
+                Value::Array(inner) => {
+                    this.part(depth + 1)?;
+                    Ok(this.list(inner, depth + 1)?.map(Node::List))
+                }
+                other => this.node(other, depth + 1).map(Some),
+            })
         })?;
-        Ok(nodes.into_boxed_slice())
+        if nodes.iter().all(|node| node.as_ref().is_none_or(is_literal)) {
+            return Ok(None);
+        }
+        Ok(Some(
+            nodes.into_iter().zip(items).map(|(node, item)| node.unwrap_or_else(|| Node::Json(item.clone()))).collect(),
+        ))
     }
 
-    fn reference(&mut self, name: &Value, depth: usize) -> Compiled {
+    fn reference(&mut self, name: &'r Value, depth: usize) -> Compiled {
         let evaluators = self.evaluators;
         let mistake = match name.as_str().and_then(|name| evaluators.find(name)) {
             Some(Standing::Compiled(Ok(shared))) => {
@@ -284,17 +347,20 @@ impl<'c> Compiler<'c> {
                 }
                 Mistake::TooDeep
             }
-            Some(Standing::Compiled(Err(error))) => return Err(error.clone()),
-            Some(Standing::Open) => Mistake::Cycle(evaluators.round(name.as_str().unwrap_or_default())),
+            Some(Standing::Compiled(Err(error))) => {
+                self.wrong += 1;
+                return Err(error.clone());
+            }
+            Some(Standing::Open(first)) => Mistake::Cycle(evaluators.round(*first)),
             None => Mistake::UnknownEvaluator {
                 name: shortened(&name.as_str().map_or_else(|| name.to_string(), str::to_owned)),
                 known: evaluators.some_names(),
             },
         };
-        self.at(".$ref", |this| this.error(mistake))
+        self.at(Step::Member("$ref"), |this| this.error(mistake))
     }
 
-    fn operation(&mut self, name: &str, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn operation(&mut self, name: &'r str, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         Ok(match name {
             "var" => self.var(arguments, depth)?,
             "if" | "?:" => Node::If(self.many(arguments, depth)?),
@@ -340,10 +406,10 @@ impl<'c> Compiler<'c> {
     }
 
     /// The argument at `index`.
-    fn argument(&mut self, arguments: &Arguments<'_>, index: usize, depth: usize) -> Compiled {
+    fn argument(&mut self, arguments: &Arguments<'r>, index: usize, depth: usize) -> Compiled {
         let value = &arguments.values[index];
         if arguments.listed {
-            self.at(format_args!("[{index}]"), |this| this.node(value, depth))
+            self.at(Step::Item(index), |this| this.node(value, depth))
         } else {
             self.node(value, depth)
         }
@@ -351,7 +417,7 @@ impl<'c> Compiler<'c> {
 
     fn exactly<const N: usize>(
         &mut self,
-        arguments: &Arguments<'_>,
+        arguments: &Arguments<'r>,
         depth: usize,
         wanted: &'static str,
     ) -> Compiled<Box<[Node; N]>> {
@@ -362,7 +428,7 @@ impl<'c> Compiler<'c> {
 
     fn between(
         &mut self,
-        arguments: &Arguments<'_>,
+        arguments: &Arguments<'r>,
         depth: usize,
         least: usize,
         most: usize,
@@ -375,37 +441,44 @@ impl<'c> Compiler<'c> {
         Ok(self.each_of(0..found, |this, index| this.argument(arguments, index, depth))?.into_boxed_slice())
     }
 
-    fn many(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn many(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 1, usize::MAX, "one value or more")
     }
 
-    fn one(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn one(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let [node] = *self.exactly::<1>(arguments, depth, "one value")?;
         Ok(node)
     }
 
-    fn two(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 2]>> {
+    fn two(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 2]>> {
         self.exactly(arguments, depth, "two values")
     }
 
-    fn two_or_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node]>> {
+    fn two_or_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node]>> {
         self.between(arguments, depth, 2, 3, "two or three values")
     }
 
     /// Two values or three; a third that is not there is null.
-    fn up_to_three(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled<Box<[Node; 3]>> {
+    fn up_to_three(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled<Box<[Node; 3]>> {
         let mut nodes = self.two_or_three(arguments, depth)?.into_vec();
         nodes.resize(3, Node::Null);
         nodes.into_boxed_slice().try_into().or_else(|_| self.error(Mistake::TooLarge))
     }
 
-    fn var(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn var(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let nodes = self.between(arguments, depth, 0, 2, "a path and perhaps a default")?;
         let mut nodes = nodes.into_iter();
         let path = match nodes.next().unwrap_or(Node::Null) {
             Node::Null => Path::Known(Box::new([])),
             Node::Text(path) if path.is_empty() => Path::Known(Box::new([])),
-            Node::Text(path) => Path::Known(path.split('.').map(Into::into).collect()),
+            Node::Text(path) => {
+                // Each name is looked up and held, as a part is.
+                self.parts = self.parts.saturating_add(path.bytes().filter(|byte| *byte == b'.').count());
+                if self.parts > MAX_NODES {
+                    return self.error(Mistake::TooLarge);
+                }
+                Path::Known(path.split('.').map(Into::into).collect())
+            }
             Node::Int(index) => Path::Known(Box::new([index.to_string().into()])),
             Node::Bool(_) | Node::Big(_) | Node::Float(_) | Node::Json(_) | Node::List(_) => {
                 return self.malformed("needs the name of an attribute, such as email or user.country");
@@ -428,21 +501,21 @@ impl<'c> Compiler<'c> {
         Ok(Node::Var(Box::new(Var { path, default: nodes.next().unwrap_or(Node::Null) })))
     }
 
-    fn missing(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn missing(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         // Any name may be asked for, the timestamp too.
         self.uses_time = true;
         Ok(Node::Missing(self.between(arguments, depth, 0, usize::MAX, "names")?))
     }
 
     /// What is done with each item, in which `var` looks into the item.
-    fn per_item(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn per_item(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         self.items += 1;
         let node = self.argument(arguments, 1, depth);
         self.items -= 1;
         node
     }
 
-    fn each(&mut self, each: Each, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn each(&mut self, each: Each, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if found != 2 {
             return self.error(Mistake::Arity { wanted: "a list, and what is asked of each item", found });
@@ -452,7 +525,7 @@ impl<'c> Compiler<'c> {
         Ok(Node::Each(each, Box::new([list, per_item])))
     }
 
-    fn reduce(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn reduce(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let found = arguments.values.len();
         if !(2..=3).contains(&found) {
             let wanted = "a list, what is done with each item, and perhaps a value to begin with";
@@ -465,7 +538,7 @@ impl<'c> Compiler<'c> {
         Ok(Node::Reduce(Box::new([list, step, first])))
     }
 
-    fn sem_ver(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn sem_ver(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let [left, sign, right] = *self.exactly::<3>(arguments, depth, "a version, a comparison and a version")?;
         let comparison = if let Node::Text(sign) = &sign { Comparison::from_sign(sign) } else { None };
         let no_version = |side: &Node| match side {
@@ -484,7 +557,7 @@ impl<'c> Compiler<'c> {
         Ok(useful.map_or(Node::Null, |comparison| Node::SemVer(comparison, Box::new([left, right]))))
     }
 
-    fn affix(&mut self, affix: Affix, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn affix(&mut self, affix: Affix, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let sides = self.two(arguments, depth)?;
         let no_text = |side: &Node| is_literal(side) && !matches!(side, Node::Text(_));
         let wrong = [
@@ -498,21 +571,18 @@ impl<'c> Compiler<'c> {
     /// Literals, by the place of each, with which an operation is of no use: a mistake, or null where that is let pass.
     fn without_use<const N: usize>(&mut self, literals: [(usize, bool, &'static str); N]) -> Compiled<()> {
         let wrong = literals.into_iter().filter(|(_, wrong, _)| *wrong);
-        self.each_of(wrong, |this, (index, _, message)| {
-            this.at(format_args!("[{index}]"), |this| this.no_use(message))
-        })?;
+        self.each_of(wrong, |this, (index, _, message)| this.at(Step::Item(index), |this| this.no_use(message)))?;
         Ok(())
     }
 
-    fn fractional(&mut self, arguments: &Arguments<'_>, depth: usize) -> Compiled {
+    fn fractional(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let (bucket_by, first) = match arguments.values.first() {
             Some(Value::Array(_)) | None => (None, 0),
             Some(_) => (Some(self.argument(arguments, 0, depth)), 1),
         };
         let lists = arguments.values.iter().enumerate().skip(first);
-        let buckets = self.each_of(lists, |this, (index, bucket)| {
-            this.at(format_args!("[{index}]"), |this| this.bucket(bucket, depth))
-        });
+        let buckets =
+            self.each_of(lists, |this, (index, bucket)| this.at(Step::Item(index), |this| this.bucket(bucket, depth)));
         let (bucket_by, buckets) = self.both(bucket_by.transpose(), buckets)?;
         let buckets: Option<Box<[_]>> = buckets.into_iter().collect();
         let Some(buckets) = buckets else { return Ok(Node::Null) };
@@ -532,13 +602,16 @@ impl<'c> Compiler<'c> {
         if bucket_by.as_ref().is_some_and(is_literal) {
             let message = "is the same for everybody, so all are in one bucket; to split by an attribute write it \
                            as {\"var\": \"email\"}, by targetingKey leave it out";
-            self.warn("[0]", message);
+            self.at(Step::Item(0), |this| {
+                this.warn(message);
+                Ok(())
+            })?;
         }
         Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
     }
 
     /// A bucket; `None`: it is none, and so the split is null.
-    fn bucket(&mut self, bucket: &Value, depth: usize) -> Compiled<Option<Bucket>> {
+    fn bucket(&mut self, bucket: &'r Value, depth: usize) -> Compiled<Option<Bucket>> {
         let lenient = self.evaluators.lenient;
         let Some(parts @ ([_] | [_, _])) = bucket.as_array().map(Vec::as_slice) else {
             if lenient {
@@ -546,14 +619,14 @@ impl<'c> Compiler<'c> {
             }
             return self.malformed("must be a list of a variant and perhaps a weight, such as [\"on\", 10]");
         };
-        let variant = self.at("[0]", |this| match this.node(&parts[0], depth + 1)? {
+        let variant = self.at(Step::Item(0), |this| match this.node(&parts[0], depth + 1)? {
             Node::Json(_) | Node::List(_) if !lenient => this.malformed("must be the name of a variant"),
             variant => Ok(variant),
         });
         let Some(weight) = parts.get(1) else {
             return Ok(Some(Bucket { variant: variant?, weight: Weight::Known(1) }));
         };
-        let weight = self.at("[1]", |this| match this.node(weight, depth + 1)? {
+        let weight = self.at(Step::Item(1), |this| match this.node(weight, depth + 1)? {
             // Rollouts are computed, and may come out below 0: that is nobody.
             Node::Int(weight) if weight <= i64::from(MAX_WEIGHT_SUM) => {
                 Ok(Weight::Known(u32::try_from(weight).unwrap_or(0)))

@@ -38,8 +38,17 @@ const ITEM_BYTES: usize = size_of::<Val<'_>>();
 const MAX_JSON_DEPTH: usize = 128;
 
 pub(super) fn evaluate<'a>(root: &'a Node, request: &Request<'a>) -> Result<Option<Cow<'a, str>>, EvaluationError> {
-    let look = 1 + request.context.len() / ATTRIBUTES_PER_STEP;
-    Run { request: *request, look, steps: Cell::new(0), made: Cell::new(0) }.answer(root, &Scope::Request)
+    Run::new(request).answer(root, &Scope::Request)
+}
+
+/// The same, and how many steps it took.
+pub(super) fn evaluate_counted<'a>(
+    root: &'a Node,
+    request: &Request<'a>,
+) -> (Result<Option<Cow<'a, str>>, EvaluationError>, usize) {
+    let run = Run::new(request);
+    let answer = run.answer(root, &Scope::Request);
+    (answer, run.steps.get())
 }
 
 /// The name of a variant that `value` is; `None`: the default variant.
@@ -80,6 +89,12 @@ struct Run<'a> {
 type Evaluated<'a> = Result<Val<'a>, EvaluationError>;
 
 impl<'a> Run<'a> {
+    #[inline]
+    fn new(request: &Request<'a>) -> Self {
+        let look = 1 + request.context.len() / ATTRIBUTES_PER_STEP;
+        Self { request: *request, look, steps: Cell::new(0), made: Cell::new(0) }
+    }
+
     #[inline]
     fn charge(&self, steps: usize) -> Result<(), EvaluationError> {
         let steps = self.steps.get().saturating_add(steps);

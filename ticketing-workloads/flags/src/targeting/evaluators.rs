@@ -28,8 +28,8 @@ pub struct Evaluators {
 /// How far a shared rule is.
 #[derive(Debug)]
 pub(super) enum Standing {
-    /// It waits for what it refers to.
-    Open,
+    /// It waits for what it refers to, as the one at this place among those that do.
+    Open(usize),
     Compiled(Result<Shared, RuleError>),
 }
 
@@ -95,7 +95,7 @@ impl Evaluators {
         if self.standing.contains_key(name) {
             return;
         }
-        self.standing.insert(name.to_owned(), Standing::Open);
+        self.standing.insert(name.to_owned(), Standing::Open(self.open.len()));
         self.open.push(name.to_owned());
         way.push(Visit { name, rule, references: references(rule) });
     }
@@ -123,16 +123,23 @@ impl Evaluators {
         self.standing.get(name)
     }
 
-    /// The way from a rule that is being compiled back to itself.
-    pub(super) fn round(&self, name: &str) -> String {
-        let first = self.open.iter().position(|open| open == name).unwrap_or_default();
-        let mut round: Vec<_> = self.open[first..].iter().map(|name| shortened(name)).collect();
-        let between = round.len().saturating_sub(NAMES);
-        if between > 0 {
-            round.splice(NAMES / 2..NAMES / 2 + between, ["…".to_owned()]);
-        }
-        round.push(shortened(name));
-        round.join(" -> ")
+    /// Whether a rule is looked at after its first mistake. Where so much is wrong that nobody is told of all of it, it is not.
+    pub(super) fn wants_all_mistakes(&self) -> bool {
+        !self.lenient && self.remarks.others.len() < MOST_REMARKS
+    }
+
+    /// The way from a rule that is being compiled, the one at `first`, back to itself.
+    pub(super) fn round(&self, first: usize) -> String {
+        let round = self.open.get(first..).unwrap_or_default();
+        let name = |name: &String| shortened(name);
+        let mut names: Vec<_> = if round.len() <= NAMES {
+            round.iter().map(name).collect()
+        } else {
+            let (head, tail) = (&round[..NAMES / 2], &round[round.len() - NAMES / 2..]);
+            head.iter().map(name).chain(["…".to_owned()]).chain(tail.iter().map(name)).collect()
+        };
+        names.extend(round.first().map(name));
+        names.join(" -> ")
     }
 
     /// Names that there are, for who mistyped one.

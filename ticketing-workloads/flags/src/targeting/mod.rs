@@ -23,7 +23,7 @@ use crate::context::Context;
 use node::Node;
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Deepest nesting of a rule, shared rules included.
@@ -103,18 +103,23 @@ impl Rule {
         evaluate::evaluate(&self.root, request)
     }
 
-    /// The names that stand in the rule where its answer comes from. Others may be computed.
-    pub fn named_variants(&self) -> BTreeSet<&str> {
-        let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
-        let mut open = vec![&self.root];
-        while let Some(node) = open.pop() {
+    /// The same, and how many steps it took: at most [`MAX_STEPS`], unless that is why there is no answer.
+    pub fn evaluate_counted<'a>(
+        &'a self,
+        request: &Request<'a>,
+    ) -> (Result<Option<Cow<'a, str>>, EvaluationError>, usize) {
+        evaluate::evaluate_counted(&self.root, request)
+    }
+
+    /// The names that stand in the rule where its answer comes from, one for each part that is looked at; `None` for one that is no
+    /// name. A name may come more than once, and others may be computed.
+    pub fn named_variants(&self) -> impl Iterator<Item = Option<&str>> {
+        let (mut open, mut seen) = (vec![&self.root], HashSet::new());
+        std::iter::from_fn(move || {
+            let node = open.pop()?;
             match node {
-                Node::Text(name) => {
-                    names.insert(&**name);
-                }
-                Node::Bool(value) => {
-                    names.insert(if *value { "true" } else { "false" });
-                }
+                Node::Text(name) => return Some(Some(&**name)),
+                Node::Bool(value) => return Some(Some(if *value { "true" } else { "false" })),
                 // Conditions stand before each answer, and the last answer stands alone.
                 Node::If(branches) => open.extend(
                     branches
@@ -127,8 +132,8 @@ impl Rule {
                 Node::Shared(node) if seen.insert(Arc::as_ptr(node)) => open.push(node),
                 _ => {}
             }
-        }
-        names
+            Some(None)
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use contract::revision::{Admission, MAX_AHEAD_MS, admit};
 use contract::{Applied, AppliedFrom, CONTRACT_VERSION, EffectiveReport, PushAnswer, PushOutcome, RuntimeConfig};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Configurations that are remembered after they went live.
 const HISTORY: usize = 64;
@@ -28,12 +29,13 @@ impl ConfigStore {
 
     /// The live configuration.
     pub fn applied(&self) -> Applied {
-        self.with_flag_problems(current(&lock(&self.history)), clock::now_ms())
+        self.with_flags(current(&lock(&self.history)), clock::now_ms())
     }
 
-    /// With what is wrong with the flags of it by now.
-    fn with_flag_problems(&self, applied: Applied, now_ms: i64) -> Applied {
-        Applied { flag_problems: self.resilience.flags().problems(now_ms), ..applied }
+    /// With what there is to say of its flags by now.
+    fn with_flags(&self, applied: Applied, now_ms: i64) -> Applied {
+        let flags = self.resilience.flags();
+        Applied { flag_problems: flags.problems(now_ms), flags_unread: flags.unread(Instant::now()), ..applied }
     }
 
     /// What the workload runs by now: built-in values, effective values, and where each comes from.
@@ -52,7 +54,7 @@ impl ConfigStore {
     pub fn apply(&self, bytes: &[u8], from: AppliedFrom, now_ms: i64) -> PushAnswer {
         let mut history = lock(&self.history);
         let (outcome, message) = self.take(&mut history, bytes, from, now_ms);
-        let applied = self.with_flag_problems(current(&history), now_ms);
+        let applied = self.with_flags(current(&history), now_ms);
         let answer = PushAnswer { outcome, applied, message };
         drop(history);
         self.log(&answer, from);
@@ -113,6 +115,7 @@ impl ConfigStore {
             unsupported,
             unknown_dependencies,
             flag_problems: Vec::new(),
+            flags_unread: Vec::new(),
             applied_at_ms: now_ms,
             from,
         });

@@ -1,9 +1,7 @@
 //! Values of flags as code asks for them.
 
+use contract::flags::MAX_NUMBER;
 use serde_json::{Map, Value};
-
-/// Largest whole number that every reader of JSON has exactly: 2^53 - 1. Numbers beyond it, or below its negative, are no values.
-const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// The type that code asks a flag for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
