@@ -136,12 +136,16 @@ mod tests {
         sent: Arc<AtomicUsize>,
     }
 
-    fn document(text: &'static [u8]) -> Option<News> {
-        Some(News::Document(Bytes::from_static(text)))
+    fn document(text: impl Into<Bytes>) -> News {
+        News::Document(text.into())
+    }
+
+    fn large() -> Vec<u8> {
+        vec![b'x'; 4 * PART_BYTES]
     }
 
     fn start(rights: Result<(), Refused>) -> Following {
-        let (feed, news) = watch::channel(document(b"one"));
+        let (feed, news) = watch::channel(Some(document("one")));
         let (out, answer) = Answer::stream();
         let (shutdown, sent) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
         let count = Arc::clone(&sent);
@@ -153,6 +157,10 @@ mod tests {
     }
 
     impl Following {
+        fn put(&self, text: impl Into<Bytes>) {
+            self.feed.send_replace(Some(document(text)));
+        }
+
         async fn data(&mut self) -> Bytes {
             self.answer.frame().await.unwrap().unwrap().into_data().unwrap()
         }
@@ -167,21 +175,22 @@ mod tests {
     async fn a_client_gets_the_present_document_and_each_that_differs() {
         let mut following = start(Ok(()));
         assert_eq!(following.data().await, "one");
-        following.feed.send_replace(document(b"one"));
-        following.feed.send_replace(document(b"two"));
+        following.put("one");
+        // It looks at it, and sends nothing.
+        advance(Duration::from_millis(1)).await;
+        following.put("two");
         assert_eq!(following.data().await, "two");
         assert_eq!(following.sent.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_gets_the_newest() {
-        const LARGE: &[u8] = &[b'x'; 4 * PART_BYTES];
         let mut following = start(Ok(()));
         assert_eq!(following.data().await, "one");
-        following.feed.send_replace(document(LARGE));
+        following.put(large());
         assert_eq!(following.data().await.len(), PART_BYTES);
-        for text in [&b"two"[..], b"three", b"four"] {
-            following.feed.send_replace(document(text));
+        for text in ["two", "three", "four"] {
+            following.put(text);
         }
         for _ in 0..3 {
             assert_eq!(following.data().await.len(), PART_BYTES);
@@ -192,7 +201,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_given_up() {
         let following = start(Ok(()));
-        following.feed.send_replace(document(&[b'x'; 4 * PART_BYTES]));
+        following.put(large());
         assert_eq!(following.task.await.unwrap(), End::Slow);
     }
 
@@ -209,7 +218,7 @@ mod tests {
         let mut following = start(Err(Refused::Unavailable("away".into())));
         assert_eq!(following.data().await, "one");
         advance(20 * ASK_EVERY).await;
-        following.feed.send_replace(document(b"two"));
+        following.put("two");
         assert_eq!(following.data().await, "two");
     }
 

@@ -133,19 +133,15 @@ impl<'a> SharedRules<'a> {
             Value::Array(items) => {
                 Value::Array(items.iter().map(|item| self.resolve(item, refer)).collect::<Result<_, _>>()?)
             }
-            Value::Object(members) => match reference(members).and_then(|name| self.rules.get_key_value(name)) {
-                Some((name, shared)) => {
-                    if refer && self.is_kept(name, shared)? {
-                        rule.clone()
-                    } else {
-                        self.resolve(shared, refer)?
-                    }
-                }
-                None => {
+            Value::Object(members) => {
+                let shared = reference(members).and_then(|name| self.rules.get_key_value(name));
+                if let Some((name, shared)) = shared {
+                    if refer && self.is_kept(name, shared)? { rule.clone() } else { self.resolve(shared, refer)? }
+                } else {
                     let members = members.iter().map(|(name, value)| Ok((name.clone(), self.resolve(value, refer)?)));
                     Value::Object(members.collect::<Result<_, _>>()?)
                 }
-            },
+            }
             other => other.clone(),
         })
     }
