@@ -19,8 +19,11 @@ const MAX_ERROR: usize = 4_096;
 /// Flags of a document that are evaluated.
 const MOST_FLAGS: usize = 20;
 
+/// A target.
+pub type Target = fn(&[u8]);
+
 /// The targets by their names, which are those of the folders of the corpus, too.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Target); 3] =
     [("flag_documents", flag_documents), ("contexts", contexts), ("ofrep_bodies", ofrep_bodies)];
 
 /// A flagd document: what the operator makes of it, and what a pod makes of it.

@@ -225,7 +225,9 @@ fn a_target_holds_for_its_corpus_and_changes_of_it(#[case] nth: usize) {
     let (name, target) = targets::TARGETS[nth];
     let corpus = corpus(name);
     assert!(corpus.len() >= 10, "{name}: a corpus of {} files", corpus.len());
-    corpus.iter().for_each(|input| run(target, name, input));
+    for input in &corpus {
+        run(target, name, input);
+    }
     let inputs = std::env::var("FUZZ_INPUTS").ok().and_then(|inputs| inputs.parse().ok()).unwrap_or(INPUTS);
     let (mut random, values) = (StdRng::seed_from_u64(SEED), values());
     let (mut pool, mut parsed) = (corpus.clone(), 0);

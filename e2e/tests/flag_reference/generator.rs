@@ -47,6 +47,9 @@ const VERSIONS: [&str; 10] =
 const TEXT_ATTRIBUTES: [&str; 4] = ["email", "country", "plan", "user.name"];
 const NUMBER_ATTRIBUTES: [&str; 3] = ["age", "amount", "user.address.zip"];
 
+/// What makes an attribute.
+type Make<'m> = &'m dyn Fn(&mut Generator) -> Value;
+
 pub struct Generator {
     random: StdRng,
 }
@@ -300,7 +303,6 @@ impl Generator {
             |this: &mut Self| this.pick(&[json!(17), json!(18), json!(0), json!(-4), json!(42.5), json!(1_000_000)]);
         let whole = |this: &mut Self| Value::from((0..this.below(4)).map(|_| this.below(50)).collect::<Vec<_>>());
         let texts = |this: &mut Self| Value::from((0..this.below(4)).map(|_| this.pick(&TEXTS)).collect::<Vec<_>>());
-        type Make<'m> = &'m dyn Fn(&mut Generator) -> Value;
         let attributes: [(&str, Make<'_>); 11] = [
             ("email", &text),
             ("country", &text),

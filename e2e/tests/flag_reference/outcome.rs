@@ -76,17 +76,15 @@ impl Ours {
         });
         let object: Guard<FeatureFlag> = serde_json::from_str(&object.to_string()).unwrap();
         let reviewed = object.0.as_ref().ok().and_then(|set| spec::flags::flags(&set.spec).ok());
-        match reviewed {
-            Some(settings) => {
-                let ofrep = Document::of_namespace(&[Arc::new(object)], None);
-                Self { set: FlagSet::compile(settings.clone()), taken: Some((ofrep, workload(settings))) }
-            }
-            // As a pod has it that gets it all the same.
-            None => {
-                let settings = json!({"flags": document["flags"], "evaluators": document.get("$evaluators").unwrap_or(&json!({}))});
-                Self { set: FlagSet::compile(serde_json::from_value(settings).unwrap()), taken: None }
-            }
+        if let Some(settings) = reviewed {
+            let ofrep = Document::of_namespace(&[Arc::new(object)], None);
+            return Self { set: FlagSet::compile(settings.clone()), taken: Some((ofrep, workload(settings))) };
         }
+        // As a pod has it that gets it all the same.
+        let none = json!({});
+        let evaluators = document.get("$evaluators").unwrap_or(&none);
+        let settings = json!({"flags": document["flags"], "evaluators": evaluators});
+        Self { set: FlagSet::compile(serde_json::from_value(settings).unwrap()), taken: None }
     }
 
     pub const fn is_taken(&self) -> bool {

@@ -51,7 +51,9 @@ mod tests {
     #[case::no_pod(&[], &[])]
     fn a_flag_is_unread_if_every_pod_says_so(#[case] pods: &[Option<Applied>], #[case] expected: &[&str]) {
         let mut unread = UnreadFlags::default();
-        pods.iter().for_each(|pod| unread.count(pod.as_ref(), "now"));
+        for pod in pods {
+            unread.count(pod.as_ref(), "now");
+        }
         assert_eq!(unread.done().iter().collect::<Vec<_>>(), expected);
     }
 
