@@ -65,8 +65,7 @@ test: check test-flags test-services test-controllers e2e-tool ## Everything: ch
 	$(MAKE) e2e NODES=$(or $(NODES),2)
 
 .PHONY: test-flags
-test-flags: e2e-tool ## Our evaluation of flags beside flagd's evaluators for Node and Python, which it installs
-	$(E2E) packages
+test-flags: prerequisites ## Our evaluation of flags beside flagd's evaluators for Node and Python, which it installs
 	cargo test --workspace --test flag_reference
 
 .PHONY: fuzz
@@ -134,7 +133,7 @@ bench-layers: prerequisites ## What each layer costs per call, beside hand-writt
 
 .PHONY: bench-flags
 bench-flags: prerequisites ## What an evaluation of a flag costs, beside flagd's evaluator in Node
-	mkdir -p $(BENCH_TARGET)/reference && cp e2e/reference/package*.json e2e/reference/flagd_core_bench.mjs $(BENCH_TARGET)/reference
+	mkdir -p $(BENCH_TARGET)/reference && cp e2e/clients/flagd-core-node/package*.json e2e/clients/flagd-core-node/flagd_core_bench.mjs $(BENCH_TARGET)/reference
 	cd $(BENCH_TARGET)/reference && npm ci --no-audit --no-fund --ignore-scripts --silent
 	CARGO_TARGET_DIR=$(BENCH_TARGET) FLAGD_CORE=$(BENCH_TARGET)/reference cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml -- flags
 

@@ -218,7 +218,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 ProviderKind::Local => packages::LOCAL_CLUSTER,
                 ProviderKind::Kind | ProviderKind::Existing => &[packages::ETCD],
             };
-            for set in [cluster, packages::POSTGRES_IMAGE, packages::SERVICE_TESTS, packages::FLAG_REFERENCES] {
+            for set in [cluster, packages::POSTGRES_IMAGE, packages::SERVICE_TESTS] {
                 packages::ensure(set, &progress).await?;
             }
             Ok(())

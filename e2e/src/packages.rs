@@ -104,12 +104,6 @@ pub const SDK_CLIENTS: &[Package] = &[
     Package { name: "chromium", why: "runs the SDK for web pages in the tests", shows: "chromium", units: &[] },
 ];
 
-/// What the evaluators that ours is compared with run in, besides Python.
-pub const FLAG_REFERENCES: &[Package] = &[
-    Package { name: "nodejs", why: "runs flagd's evaluator of flags", shows: "node", units: &[] },
-    Package { name: "npm", why: "installs flagd's evaluator of flags", shows: "npm", units: &[] },
-];
-
 impl Package {
     fn present(&self) -> bool {
         match self.shows.split_once('*') {

@@ -42,7 +42,14 @@ pub const PYTHON: &str = "venv/bin/python";
 /// take each other's. Installs what is missing: `npm ci` where there is a `package.json`, a virtual environment where there
 /// is a `requirements.txt`.
 pub async fn ready(client: &str, progress: &Progress) -> Result<PathBuf, SdkClientError> {
+    let clients = checkout::cache_dir().join("clients");
+    let lock = async |name: &Path| {
+        let path = clients.join(name).with_extension("lock");
+        FileLock::acquire(&path, || progress.say(format!("waiting for {}", path.display()))).await
+    };
+    let installing = lock(Path::new("packages")).await?;
     packages::ensure(packages::SDK_CLIENTS, progress).await?;
+    drop(installing);
     let source = checkout::root().join("e2e/clients").join(client);
     let files = files(&source)?;
     let mut hash = Sha256::new();
@@ -52,9 +59,8 @@ pub async fn ready(client: &str, progress: &Progress) -> Result<PathBuf, SdkClie
     }
     let digest = hash.finalize();
     let state = u64::from_be_bytes(std::array::from_fn(|index| digest[index]));
-    let folder = checkout::cache_dir().join("clients").join(format!("{client}-{state:016x}"));
-    let lock = folder.with_extension("lock");
-    let _lock = FileLock::acquire(&lock, || progress.say(format!("waiting for {}", lock.display()))).await?;
+    let folder = clients.join(format!("{client}-{state:016x}"));
+    let _lock = lock(&folder).await?;
     let done = folder.join("installed");
     if done.is_file() {
         return Ok(folder);

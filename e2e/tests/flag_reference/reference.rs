@@ -1,8 +1,10 @@
 //! The reference evaluators, each a program that answers line by line.
 
 use crate::generator::Case;
+use e2e::progress::Progress;
+use e2e::sdk_clients::{self, PYTHON};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 /// An evaluator of flagd that is not ours.
@@ -17,7 +19,7 @@ pub enum Reference {
 impl Reference {
     /// Its answers about each of `cases`. What it needs is installed.
     pub fn answers(self, cases: &[Case]) -> Vec<Vec<Value>> {
-        let place = self.install();
+        let place = self.place();
         let requests = tempfile::NamedTempFile::new_in(&place).unwrap();
         let mut text = String::new();
         for case in cases {
@@ -32,7 +34,7 @@ impl Reference {
         std::fs::write(requests.path(), text).unwrap();
         let mut command = match self {
             Self::JavaScript => Command::new("node"),
-            Self::Python => Command::new(place.join("venv/bin/python")),
+            Self::Python => Command::new(place.join(PYTHON)),
         };
         command
             .arg(place.join(self.program()))
@@ -56,39 +58,14 @@ impl Reference {
         }
     }
 
-    /// Installs it under the build's folder, if this version of it is not there yet.
-    fn install(self) -> PathBuf {
-        let source = e2e::checkout::root().join("e2e/reference");
-        let (name, files): (_, &[&str]) = match self {
-            Self::JavaScript => ("node", &["package.json", "package-lock.json"]),
-            Self::Python => ("python", &["requirements.txt"]),
+    /// Where it is, with what it needs.
+    fn place(self) -> PathBuf {
+        let client = match self {
+            Self::JavaScript => "flagd-core-node",
+            Self::Python => "flagd-core-python",
         };
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flag-reference").join(name);
-        std::fs::create_dir_all(&place).unwrap();
-        std::fs::copy(source.join(self.program()), place.join(self.program())).unwrap();
-        let is_installed = place.join("installed").exists()
-            && files.iter().all(|file| std::fs::read(source.join(file)).ok() == std::fs::read(place.join(file)).ok());
-        if is_installed {
-            return place;
-        }
-        let _ = std::fs::remove_file(place.join("installed"));
-        for file in files {
-            std::fs::copy(source.join(file), place.join(file)).unwrap();
-        }
-        match self {
-            Self::JavaScript => {
-                run(Command::new("npm")
-                    .args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
-                    .current_dir(&place));
-            }
-            Self::Python => {
-                run(Command::new("python3").args(["-m", "venv", "--clear", "venv"]).current_dir(&place));
-                let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
-                run(Command::new(place.join("venv/bin/python")).args(pip).current_dir(&place));
-            }
-        }
-        std::fs::write(place.join("installed"), "").unwrap();
-        place
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(sdk_clients::ready(client, &Progress::new())).unwrap()
     }
 }
 

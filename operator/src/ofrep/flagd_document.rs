@@ -218,8 +218,8 @@ impl Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::FlagDegradation;
     use crate::fleet::index::FlagSet;
+    use contract::FlagDegradation;
     use serde_json::json;
     use std::sync::Arc;
 
@@ -311,7 +311,8 @@ mod tests {
     #[test]
     fn what_a_degraded_fleet_says_is_worked_in_until_it_ends() {
         let said = |key: &str| {
-            let off = FlagDegradation { variant: "off".into(), until_ms: 1_000, by: "booking".into(), load_percent: 80 };
+            let off =
+                FlagDegradation { variant: "off".into(), until_ms: 1_000, by: "booking".into(), load_percent: 80 };
             (key.to_owned(), off)
         };
         let document = of(&json!({
