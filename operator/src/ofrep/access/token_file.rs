@@ -4,15 +4,15 @@ use super::{
     Access,
     static_tokens::{MAX_FILE_BYTES, StaticTokens},
 };
+use crate::ofrep::files::{self, FileContent};
 use std::path::PathBuf;
-use tokio::io::AsyncReadExt;
 use tracing::{info, warn};
 
 /// A file, and what was in it.
 pub struct TokenFile {
     path: PathBuf,
     /// What it held last, or why it could not be read.
-    last: Option<Result<Vec<u8>, String>>,
+    last: Option<FileContent>,
 }
 
 impl TokenFile {
@@ -24,7 +24,7 @@ impl TokenFile {
     /// Reads it, and takes its tokens if it is other than it was. A file that cannot be used changes nothing: the tokens of the last
     /// good one stay.
     pub async fn look(&mut self, access: &Access) {
-        let read = self.read().await.map_err(|error| error.to_string());
+        let read = files::read(&self.path, MAX_FILE_BYTES).await;
         if self.last.as_ref() == Some(&read) {
             return;
         }
@@ -43,13 +43,5 @@ impl TokenFile {
             }
         }
         self.last = Some(read);
-    }
-
-    /// What the file holds, but no more than one byte more than is allowed.
-    async fn read(&self) -> std::io::Result<Vec<u8>> {
-        let mut content = Vec::new();
-        let file = tokio::fs::File::open(&self.path).await?;
-        file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut content).await?;
-        Ok(content)
     }
 }
