@@ -1,10 +1,13 @@
-//! A flag that a person flips with kubectl while buyers buy.
+//! A flag that a person flips with kubectl while buyers buy, and those that the operator sets while a fleet is overloaded.
 
-use crate::{FLAGS, POLICY, SOON, programmed, restarts, selling, services_faults::all_sell, testbed};
-use crds::FeatureFlag;
+use crate::{FLAGS, POLICY, REPLICAS, SOON, programmed, restarts, selling, services_faults::all_sell, testbed};
+use crds::{FeatureFlag, ResiliencePolicy};
 use e2e::{
     pod_admin::PodAdmin,
-    testbed::{TICKETING, Testbed, until},
+    sabotage::sql,
+    sale,
+    testbed::{TICKETING, Testbed, reason, until},
+    traffic::Traffic,
 };
 use kube::Api;
 use serde_json::json;
@@ -70,4 +73,117 @@ async fn a_flag_that_a_person_flips_is_live_in_every_pod_at_once_and_no_booking_
         assert!(at(100) < i64::try_from(Duration::from_secs(5).as_millis()).unwrap(), "{times:?}");
     }
     println!("{sold} bookings meanwhile, none failed");
+}
+
+const MAILS: &str = "EnableEmailNotifications";
+
+/// The five flags, with so few places that the buyers of a test fill them.
+fn few_places() -> String {
+    let toggle = json!({ "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": "on" });
+    let places = json!({ "state": "ENABLED", "variants": { "few": 4 }, "defaultVariant": "few" });
+    let targets = ["booking", "catalog", "payment", "notification"].map(|name| json!({ "name": name }));
+    let flags = json!({ MAILS: toggle, "EnablePdfGeneration": toggle, FLAG: places });
+    json!({
+        "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "FeatureFlag",
+        "metadata": { "name": "ticketing", "namespace": TICKETING },
+        "spec": { "targetRefs": targets, "flagSpec": { "flags": flags } },
+    })
+    .to_string()
+}
+
+fn fleet_is_degraded(policy: &ResiliencePolicy) -> bool {
+    reason(policy, "Degraded") == Some("FleetDegraded")
+}
+
+/// Mails that are still to be sent for a booking.
+async fn waiting_mails(testbed: &Testbed, booking: &str) -> usize {
+    let query = format!("select count(*) from outbox where booking_id = '{booking}' and done_at is null");
+    sql(testbed, &query).await.unwrap().trim().parse().unwrap()
+}
+
+/// A seat for somebody with an address, taken as soon as there is a place.
+async fn sold(testbed: &Testbed) -> String {
+    let sold = until(SOON, "a sale", || async {
+        match sale::sell(testbed, Some("ann@example.com")).await {
+            Ok(sold) if sold.status == "Confirmed" => Ok(Ok(sold.booking)),
+            other => Ok(Err(format!("{other:?}"))),
+        }
+    });
+    sold.await.unwrap()
+}
+
+/// Which variant the flag of the mails has, and where from.
+async fn mails_are(testbed: &Testbed, variant: &str, source: &str) {
+    let sets: Api<FeatureFlag> = Api::namespaced(testbed.client.clone(), TICKETING);
+    until(SOON, "the flag as it is meant to be", || async {
+        let flags = sets.get("ticketing").await?.status.unwrap_or_default().flags;
+        let flag = flags.into_iter().find(|flag| flag.key == MAILS).unwrap_or_default();
+        let is = flag.effective_variant.as_deref() == Some(variant) && flag.source == source;
+        Ok(if is { Ok(()) } else { Err(format!("{flag:?}")) })
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overloaded_fleet_puts_off_its_mails_which_follow_when_the_load_is_over() {
+    let (testbed, set) = testbed().await;
+    let images = set.as_ref().unwrap();
+    testbed.install_all(images, REPLICAS).await.unwrap();
+    for file in ["booking", "notification", "payment"] {
+        testbed.apply_file(&format!("crds/samples/{file}.yaml")).await.unwrap();
+    }
+    testbed.kubectl.apply(&few_places()).await.unwrap();
+    let off = [MAILS, "EnablePdfGeneration"].map(|key| json!({ "key": key, "variant": "off" }));
+    let degradation = json!({
+        "enter": { "loadPercent": 50, "for": "2s" }, "exit": { "loadPercent": 20, "for": "30s" },
+        "minDuration": "5s", "flagOverrides": off,
+    });
+    testbed.patch_policy("booking", &json!({ "degradation": degradation })).await.unwrap();
+    programmed(&testbed).await;
+    mails_are(&testbed, "on", "Spec").await;
+    let before = sold(&testbed).await;
+    sale::mailed(&testbed, &before).await.unwrap();
+
+    // Four buyers at each pod fill its four places.
+    let begun = Instant::now();
+    let traffic = Traffic::start(&testbed, Duration::ZERO).await.unwrap();
+    testbed.policy_until("booking", SOON, "a degraded fleet", fleet_is_degraded).await.unwrap();
+    println!("the fleet is degraded {:.1} s after the load began", begun.elapsed().as_secs_f64());
+    mails_are(&testbed, "off", "Degradation").await;
+    drop(traffic);
+    let booking = sold(&testbed).await;
+    assert!(waiting_mails(&testbed, &booking).await > 0);
+
+    // Nobody is there to say so, and it stays.
+    testbed.scale_operator(0).await.unwrap();
+    let second = sold(&testbed).await;
+    assert!(waiting_mails(&testbed, &second).await > 0 && waiting_mails(&testbed, &booking).await > 0);
+    testbed.scale_operator(1).await.unwrap();
+    let policy = testbed.policy_until("booking", SOON, "the fleet as it was", fleet_is_degraded).await.unwrap();
+    let since = policy.status.unwrap().degradation.unwrap().since;
+    assert!(waiting_mails(&testbed, &booking).await > 0);
+
+    // A person has the last word, while the fleet is degraded.
+    let patch = json!({ "spec": { "overrides": [{ "key": MAILS, "variant": "on", "reason": "the mails must go" }] } });
+    let words = ["patch", "fflag", "ticketing", "-n", TICKETING, "--field-manager=incident-4711", "--type=merge"];
+    testbed.kubectl.args(&[words.as_slice(), &["-p", &patch.to_string()]].concat()).await.unwrap();
+    mails_are(&testbed, "on", "Override").await;
+    sale::mailed(&testbed, &booking).await.unwrap();
+    sale::mailed(&testbed, &second).await.unwrap();
+    let policy = testbed.policies().get("booking").await.unwrap();
+    assert!(fleet_is_degraded(&policy), "{:?}", policy.status);
+    assert_eq!(policy.status.unwrap().degradation.unwrap().since, since, "the stage is the same as before the operator went");
+
+    // The load is over: what was put off follows.
+    let is_over = |policy: &ResiliencePolicy| reason(policy, "Degraded") == Some("NotDegraded");
+    testbed.policy_until("booking", SOON * 2, "the end of it", is_over).await.unwrap();
+    until(SOON, "the tickets, too", || async {
+        let waiting = waiting_mails(&testbed, &booking).await + waiting_mails(&testbed, &second).await;
+        Ok(if waiting == 0 { Ok(()) } else { Err(format!("{waiting} mails wait")) })
+    })
+    .await
+    .unwrap();
+    testbed.delete_resources().await.unwrap();
+    testbed.install_booking(images, REPLICAS).await.unwrap();
 }
