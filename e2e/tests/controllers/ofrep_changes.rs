@@ -35,8 +35,12 @@ impl Listener {
         Ok(Self { answer, unread: String::new() })
     }
 
-    /// The next event; none: the stream has ended.
+    /// The next event; none: the stream has ended. Comments alone are not waited with for long.
     async fn next(&mut self) -> Option<Event> {
+        tokio::time::timeout(Duration::from_secs(30), self.read()).await.expect("an event, or the end")
+    }
+
+    async fn read(&mut self) -> Option<Event> {
         loop {
             while let Some((block, rest)) = self.unread.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
@@ -49,8 +53,8 @@ impl Listener {
                 }
                 assert!(block.starts_with(':') || field("retry:").is_some(), "{block}");
             }
-            let chunk = tokio::time::timeout(Duration::from_secs(30), self.answer.chunk()).await.expect("no event");
-            self.unread.push_str(std::str::from_utf8(&chunk.expect("it ends in order")?).unwrap());
+            let chunk = self.answer.chunk().await.expect("it ends in order");
+            self.unread.push_str(std::str::from_utf8(&chunk?).unwrap());
         }
     }
 }
@@ -141,8 +145,7 @@ async fn a_page_is_told_of_changes_as_long_as_its_token_is_valid() {
     let (status, answer) = read(served.client.get(url_of_document).bearer_auth(TOKEN)).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "who sees a page does not see the rules: {answer}");
     tokens.write("another-token-0123456789", &served.world.namespace);
-    let to_its_end = async { while listener.next().await.is_some() {} };
-    tokio::time::timeout(Duration::from_secs(60), to_its_end).await.expect("the stream ends with the token");
+    while listener.next().await.is_some() {}
     assert_eq!(Listener::open(served.client.get(&url)).await.err(), Some(StatusCode::UNAUTHORIZED));
     let ended = "resilience_operator_ofrep_stream_ends_total{reason=\"forbidden\"}";
     eventually("it is counted", async || match served.operator.metric(ended).await {
