@@ -127,6 +127,9 @@ impl Findings {
         }
         let compiled = Evaluators::compile(rules);
         for error in compiled.mistakes() {
+            if self.mistakes.is_full() {
+                break;
+            }
             self.mistake(rule_path(&error.path, "spec.flagSpec"), error.mistake.to_string());
         }
         for warning in compiled.warnings() {
