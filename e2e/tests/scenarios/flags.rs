@@ -173,7 +173,11 @@ async fn an_overloaded_fleet_puts_off_its_mails_which_follow_when_the_load_is_ov
     sale::mailed(&testbed, &second).await.unwrap();
     let policy = testbed.policies().get("booking").await.unwrap();
     assert!(fleet_is_degraded(&policy), "{:?}", policy.status);
-    assert_eq!(policy.status.unwrap().degradation.unwrap().since, since, "the stage is the same as before the operator went");
+    assert_eq!(
+        policy.status.unwrap().degradation.unwrap().since,
+        since,
+        "the stage is the same as before the operator went"
+    );
 
     // The load is over: what was put off follows.
     let is_over = |policy: &ResiliencePolicy| reason(policy, "Degraded") == Some("NotDegraded");

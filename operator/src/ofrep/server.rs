@@ -1,8 +1,7 @@
 //! Listening, connections, and what is looked after beside them.
 
 use super::{
-    access::static_tokens::{InvalidTokens, MAX_FILE_BYTES, StaticTokens},
-    files::{self, FileContent},
+    access::token_file::TokenFile,
     patient::Patient,
     service::Service,
     stream,
@@ -183,14 +182,11 @@ pub struct Upkeep {
 impl Upkeep {
     /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody asks for; until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let (mut last_tokens, mut last_files) = (None, None);
+        let mut tokens = self.tokens.clone().map(TokenFile::new);
+        let mut last_files = None;
         loop {
-            if let Some(path) = &self.tokens {
-                let read = files::read(path, MAX_FILE_BYTES).await;
-                if last_tokens.as_ref() != Some(&read) {
-                    self.take_in_tokens(path, &read);
-                    last_tokens = Some(read);
-                }
+            if let Some(tokens) = &mut tokens {
+                tokens.look(self.service.access()).await;
             }
             if let Some((folder, certificate)) = &self.certificate {
                 let read = Files::read(folder).await;
@@ -206,24 +202,7 @@ impl Upkeep {
         }
     }
 
-    /// A file that cannot be used changes nothing: the tokens of the last good one stay.
-    fn take_in_tokens(&self, path: &Path, read: &FileContent) {
-        let parsed = match read {
-            Ok(content) => StaticTokens::parse(content).map_err(|error: InvalidTokens| error.to_string()),
-            Err(error) => Err(error.clone()),
-        };
-        match parsed {
-            Ok(tokens) => {
-                info!(file = %path.display(), tokens = tokens.len(), "OFREP: static tokens read");
-                self.service.access().set_static_tokens(tokens);
-            }
-            Err(error) => {
-                warn!(file = %path.display(), %error, "OFREP: the static tokens cannot be read; those that were read before stay");
-            }
-        }
-    }
-
-    /// A certificate that cannot be used changes nothing, either.
+    /// A certificate that cannot be used changes nothing.
     fn take_in_certificate(&self, folder: &Path, certificate: &Certificate, read: &Files) {
         let taken = certificate.take_in(read);
         let result = if taken.is_ok() { "ok" } else { "error" };
