@@ -63,7 +63,7 @@ impl SdkClient {
     async fn until(&mut self, key: &str, value: bool) -> Duration {
         let begin = Instant::now();
         loop {
-            let answer = self.read(&[call("boolean", key, json!(!value), None)]).await.remove(0);
+            let answer = self.read(&[call("boolean", key, &json!(!value), None)]).await.remove(0);
             if answer["value"] == value {
                 return begin.elapsed();
             }
@@ -73,7 +73,7 @@ impl SdkClient {
     }
 }
 
-fn call(kind: &str, key: &str, fallback: Value, context: Option<Value>) -> Value {
+fn call(kind: &str, key: &str, fallback: &Value, context: Option<Value>) -> Value {
     json!({"type": kind, "key": key, "fallback": fallback, "context": context.unwrap_or(json!({}))})
 }
 
@@ -110,17 +110,17 @@ fn cases(sdk: Sdk) -> Vec<(Value, Value)> {
     };
     let whole = if sdk == Sdk::Python { "integer" } else { "number" };
     vec![
-        (call("boolean", "EnablePdf", json!(false), None), json!([true, "on", "STATIC", null])),
-        (call("string", "Greeting", json!(""), None), json!(["good evening", "long", "STATIC", null])),
-        (call(whole, "Seats", json!(0), None), json!([10, "many", "STATIC", null])),
-        (call("number", "Price", json!(0), None), json!([1.5, "low", "STATIC", null])),
-        (call("object", "Page", json!({}), None), json!([page, "a", "STATIC", null])),
-        (call("boolean", "Off", json!(false), None), own_default(false, "DISABLED")),
-        (call("boolean", "NoDefault", json!(true), None), own_default(true, "DEFAULT")),
-        (call("boolean", "Country", json!(false), Some(austrian)), json!([true, "on", "TARGETING_MATCH", null])),
-        (call("boolean", "Country", json!(true), Some(german)), json!([false, "off", "DEFAULT", null])),
-        (call("boolean", "Absent", json!(true), None), json!([true, null, "ERROR", "FLAG_NOT_FOUND"])),
-        (call("string", "EnablePdf", json!("other"), None), json!(["other", null, "ERROR", "TYPE_MISMATCH"])),
+        (call("boolean", "EnablePdf", &json!(false), None), json!([true, "on", "STATIC", null])),
+        (call("string", "Greeting", &json!(""), None), json!(["good evening", "long", "STATIC", null])),
+        (call(whole, "Seats", &json!(0), None), json!([10, "many", "STATIC", null])),
+        (call("number", "Price", &json!(0), None), json!([1.5, "low", "STATIC", null])),
+        (call("object", "Page", &json!({}), None), json!([page, "a", "STATIC", null])),
+        (call("boolean", "Off", &json!(false), None), own_default(false, "DISABLED")),
+        (call("boolean", "NoDefault", &json!(true), None), own_default(true, "DEFAULT")),
+        (call("boolean", "Country", &json!(false), Some(austrian)), json!([true, "on", "TARGETING_MATCH", null])),
+        (call("boolean", "Country", &json!(true), Some(german)), json!([false, "off", "DEFAULT", null])),
+        (call("boolean", "Absent", &json!(true), None), json!([true, null, "ERROR", "FLAG_NOT_FOUND"])),
+        (call("string", "EnablePdf", &json!("other"), None), json!(["other", null, "ERROR", "TYPE_MISMATCH"])),
     ]
 }
 
@@ -146,7 +146,7 @@ async fn all_answers_are_right(client: &mut SdkClient) {
     assert_eq!(found, expected, "{answers:#?}");
     let keys: Vec<_> = (0..20).map(|number| format!("buyer-{number}")).collect();
     let calls: Vec<_> =
-        keys.iter().map(|key| call("string", "Split", json!(""), Some(json!({"targetingKey": key})))).collect();
+        keys.iter().map(|key| call("string", "Split", &json!(""), Some(json!({"targetingKey": key})))).collect();
     let found: Vec<_> = client.read(&calls).await.iter().map(|answer| answer["value"].clone()).collect();
     let ours: Vec<_> = keys.iter().map(|key| in_our_workloads(key)).collect();
     assert_eq!(found, ours, "a share of buyers is the same wherever it is asked for");
