@@ -290,6 +290,7 @@ impl Index {
             return Vec::new();
         }
         self.flag_sets.note_change(key.namespace.clone());
+        self.flag_changes.send_replace(self.flag_sets.changes);
         let keys: BTreeSet<_> = before.iter().chain(degraded).flat_map(Degraded::keys).collect();
         let has_one = |set: &&Arc<FlagSet>| {
             set.0.as_ref().is_ok_and(|set| keys.iter().any(|key| set.spec.flag_spec.flags.contains_key(*key)))
@@ -637,7 +638,7 @@ impl FleetIndex {
         self.lock().flag_sets.versions.get(namespace).copied()
     }
 
-    /// Tells of every change of a flag set's spec in any namespace; [`FleetIndex::flag_sets_version`] says of which.
+    /// Tells of every such change in any namespace; [`FleetIndex::flag_sets_version`] says of which.
     pub fn flag_changes(&self) -> watch::Receiver<u64> {
         self.lock().flag_changes.subscribe()
     }
@@ -865,6 +866,32 @@ mod tests {
         assert_eq!((version(), index.flag_sets_in("n").len()), (None, 0));
         index.put_flag_set(flag_set("n", "a", 2));
         assert!(second < version());
+    }
+
+    #[test]
+    fn what_a_degraded_fleet_says_of_flags_is_a_change_of_them() {
+        let index = FleetIndex::default();
+        index.put_flag_set(flag_set("n", "a", 1));
+        let mut changes = index.flag_changes();
+        let mut put = |variant: &str| {
+            let before = (index.flag_sets_version("n"), index.degradations_in("n"));
+            let policy = serde_json::json!({
+                "metadata": {"namespace": "n", "name": "p", "uid": "p"},
+                "spec": {"targetRefs": [{"name": "w"}], "degradation": {}},
+                "status": {"degradation": {
+                    "stage": "mail", "level": 1, "stages": 1, "loadPercent": 80, "since": "2026-01-01T00:00:00.000000Z",
+                    "until": "2026-01-01T00:10:00.000000Z", "flags": [{"key": "Mail", "variant": variant}],
+                }},
+            });
+            index.put_policy(serde_json::from_str(&policy.to_string()).unwrap());
+            let is_told = changes.borrow_and_update().has_changed();
+            (is_told, before.0 != index.flag_sets_version("n"), before.1 != index.degradations_in("n"))
+        };
+        assert_eq!(put("off"), (true, true, true));
+        assert_eq!(put("off"), (false, false, false), "the same again");
+        assert_eq!(put("dim"), (true, true, true));
+        index.remove_policy(&ObjectKey { namespace: "n".into(), name: "p".into() });
+        assert!(changes.borrow_and_update().has_changed() && index.degradations_in("n").is_empty());
     }
 
     #[test]
