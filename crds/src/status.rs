@@ -39,7 +39,7 @@ pub struct ResiliencePolicyStatus {
     pub degraded: Option<bool>,
     /// How the fleet is degraded. Absent: it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub degradation: Option<DegradationStatus>,
+    pub degradation: Option<Box<DegradationStatus>>,
     /// The workloads, in the order of spec.targetRefs.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
     #[schemars(length(max = 16))]

@@ -33,7 +33,7 @@ fn degrading(name: &str, workload: &str) -> Value {
 }
 
 fn degradation(policy: &ResiliencePolicy) -> Option<&DegradationStatus> {
-    policy.status.as_ref()?.degradation.as_ref()
+    policy.status.as_ref()?.degradation.as_deref()
 }
 
 /// Which stage the fleet of a policy is in; 0: it is not degraded.
@@ -150,6 +150,10 @@ async fn open_circuits_of_a_quorum_degrade_and_silent_pods_change_nothing() {
     let _operator = world.operator().await;
     world.apply(&degrading("booking", "booking")).await;
     world.until_policy_says("booking", "Ready", "True", "Programmed").await;
+    // All three have been heard.
+    for pod in &booking.pods {
+        pod.after_more_reports(2).await;
+    }
     for pod in &booking.pods[..2] {
         pod.script().circuits.insert("database".to_owned(), contract::CircuitState::Open);
     }

@@ -218,7 +218,9 @@ fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<Fla
     let flag = |key: &String| live.settings.flags.get_key_value(key).map(|(key, flag)| (key.clone(), flag.clone()));
     let mut flags: BTreeMap<_, _> = old.keys.iter().filter_map(flag).collect();
     // No set gives that.
-    flags.values_mut().for_each(|flag| flag.degraded = None);
+    for flag in flags.values_mut() {
+        flag.degraded = None;
+    }
     let in_force = FlagsSettings { flags, evaluators: live.settings.evaluators.clone() };
     [in_force].into_iter().chain(old.shadowed.clone()).collect()
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The source of a flag that a degraded fleet sets.
-const DEGRADATION: &str = "Degradation";
+pub const DEGRADATION: &str = "Degradation";
 /// Most flags that a set has.
 const MOST: usize = 500;
 

@@ -1,6 +1,6 @@
 //! The status of a flag set.
 
-use super::findings::{Lost, findings};
+use super::findings::{DEGRADATION, Lost, findings};
 use super::mismatch;
 use crate::{
     context::Context,
@@ -103,7 +103,12 @@ pub fn status(
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
     let degraded = ctx.index.degradations_in(&namespace);
-    let flags = findings(set, &settings, &lost, &degraded, held.len(), now_ms);
+    let mut flags = findings(set, &settings, &lost, &degraded, held.len(), now_ms);
+    let older: usize = held.iter().map(|target| target.acknowledged.older).sum();
+    for finding in flags.iter_mut().filter(|finding| older > 0 && finding.source == DEGRADATION) {
+        let said = finding.message.take().into_iter().chain([format!("{older} pods of an older version ignore it")]);
+        finding.message = Some(said.collect::<Vec<_>>().join("; "));
+    }
     let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
     let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
         flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)

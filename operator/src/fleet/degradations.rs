@@ -29,7 +29,7 @@ impl Degraded {
     /// What the fleet of a policy sets; none, if it is not degraded or may not set anything.
     pub fn of(policy: &ResiliencePolicy) -> Option<Self> {
         let spec = policy.spec.degradation.as_ref()?;
-        let status = policy.status.as_ref()?.degradation.as_ref()?;
+        let status = policy.status.as_ref()?.degradation.as_deref()?;
         let enforced = policy.spec.mode == Mode::Enforce && !status.dry_run;
         // A suspended policy holds what it has.
         let may = policy.spec.suspend || spec.mode != DegradationMode::Disabled;

@@ -279,16 +279,16 @@ impl Index {
     }
 
     /// Notes what the fleet of a policy sets. Says which flag sets have a flag of which something else holds now.
-    fn put_degraded(&mut self, key: &ObjectKey, degraded: Option<Degraded>) -> Vec<Arc<FlagSet>> {
-        let before = match &degraded {
+    fn put_degraded(&mut self, key: &ObjectKey, degraded: Option<&Degraded>) -> Vec<Arc<FlagSet>> {
+        let before = match degraded {
             Some(degraded) => self.degraded.insert(key.clone(), degraded.clone()),
             None => self.degraded.remove(key),
         };
-        if before == degraded {
+        if before.as_ref() == degraded {
             return Vec::new();
         }
         self.flag_sets.note_change(key.namespace.clone());
-        let keys: BTreeSet<_> = before.iter().chain(&degraded).flat_map(Degraded::keys).collect();
+        let keys: BTreeSet<_> = before.iter().chain(degraded).flat_map(Degraded::keys).collect();
         let has_one = |set: &&Arc<FlagSet>| {
             set.0.as_ref().is_ok_and(|set| keys.iter().any(|key| set.spec.flag_spec.flags.contains_key(*key)))
         };
@@ -467,7 +467,7 @@ impl FleetIndex {
             // What it set stays until its end: what it says now nobody knows.
             Err(_) => index.degraded.get(&key).cloned(),
         };
-        let flag_sets = index.put_degraded(&key, degraded);
+        let flag_sets = index.put_degraded(&key, degraded.as_ref());
         targets.extend(flag_sets.iter().flat_map(|set| flag_set_targets(set)));
         let sets = flag_sets.iter().map(|set| Affected::FlagSet(ObjectKey::of(set.as_ref())));
         let own = Affected::Policy(key);

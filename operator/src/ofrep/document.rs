@@ -87,6 +87,7 @@ impl Document {
     }
 
     /// The same while fleets are degraded, of which `degraded` is what they say of flags.
+    #[must_use]
     pub fn degraded(mut self, degraded: &Degradations) -> Self {
         let is_said = |(key, flag): (&String, &FlagDegradation)| {
             let known = self.section.settings.flags.get(key);

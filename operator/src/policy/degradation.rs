@@ -63,7 +63,7 @@ pub struct Inputs<'a> {
 }
 
 /// Decides over the fleet of a policy, as this process knows it.
-pub fn decide(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], valid: bool, now: Timestamp) -> Outcome {
+pub fn decide(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], valid: bool, now: Timestamp) -> Box<Outcome> {
     let key = ObjectKey::of(policy);
     let inputs = Inputs {
         policy,
@@ -78,7 +78,8 @@ pub fn decide(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target], valid:
     if !outcome.changed {
         keep_timer(ctx, &key, outcome.beyond);
     }
-    outcome
+    // It is carried through a long reconcile.
+    Box::new(outcome)
 }
 
 /// Notes on which side of a change the load of a policy's fleet is.
@@ -121,7 +122,7 @@ fn readings(ctx: &Context, namespace: &str, held: &[&Target]) -> Vec<Workload> {
 /// What comes next.
 pub fn next(inputs: &Inputs<'_>, readings: impl FnOnce() -> Vec<Workload>) -> Outcome {
     let Inputs { policy, may_change, in_force, dry_run, beyond, all, now } = *inputs;
-    let old = policy.status.as_ref().and_then(|status| status.degradation.as_ref());
+    let old = policy.status.as_ref().and_then(|status| status.degradation.as_deref());
     // What only was a rehearsal is not gone on from in earnest, and the other way round; nor is what has ended meanwhile.
     let ended = old.is_some_and(|old| old.until.0 <= now);
     let live = old.filter(|old| old.dry_run == dry_run && !ended);
@@ -139,7 +140,8 @@ pub fn next(inputs: &Inputs<'_>, readings: impl FnOnce() -> Vec<Workload>) -> Ou
     let Some((settings, stages)) = usable else {
         // What is live stays, and with it its end is put off.
         let held = live.map(|live| renewed(live, now));
-        return Outcome { next: held.as_ref().map(renewal), status: held, beyond, ..Outcome::default() };
+        let event = told.filter(|_| held.is_none()).map(|old| recovered(old, dropped_for(ended)));
+        return Outcome { next: held.as_ref().map(renewal), status: held, beyond, event, ..Outcome::default() };
     };
     let before = live.map_or(State::normal(now), |live| {
         let level = usize::try_from(live.level).unwrap_or_default();
@@ -151,10 +153,9 @@ pub fn next(inputs: &Inputs<'_>, readings: impl FnOnce() -> Vec<Workload>) -> Ou
     let dropped = told.is_some() && live.is_none();
     let event = match (told, &status) {
         _ if decision.changed_from.is_none() && !dropped => None,
-        (_, Some(new)) if told.is_none_or(|old| old.level < new.level) => Some(entered(new)),
+        (_, Some(new)) if dropped || told.is_none_or(|old| old.level < new.level) => Some(entered(new)),
         (Some(old), Some(new)) => Some(recovered(old, &format!("{} is still in force: {}", stage_of(new), new.why))),
-        (Some(old), None) if ended => Some(recovered(old, "it ended while no operator put that off")),
-        (Some(old), None) if dropped => Some(recovered(old, "nothing is set by a dry run")),
+        (Some(old), None) if dropped => Some(recovered(old, dropped_for(ended))),
         (Some(old), None) => Some(recovered(old, &decision.why)),
         (None, _) => None,
     };
@@ -165,6 +166,11 @@ pub fn next(inputs: &Inputs<'_>, readings: impl FnOnce() -> Vec<Workload>) -> Ou
         status,
         event,
     }
+}
+
+/// Why nothing is gone on from.
+const fn dropped_for(ended: bool) -> &'static str {
+    if ended { "it ended while no operator put that off" } else { "nothing is set by a dry run" }
 }
 
 /// When the end of a state is put off.

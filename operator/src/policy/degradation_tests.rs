@@ -10,7 +10,7 @@ const STAGES: &str = r#"{"stages": [
     {"name": "cache", "loadPercent": 90, "flagOverrides": [{"key": "Cache", "variant": "on"}]}
 ]}"#;
 
-fn policy(degradation: &Value, status: Option<DegradationStatus>) -> ResiliencePolicy {
+fn policy(degradation: &Value, status: Option<&DegradationStatus>) -> ResiliencePolicy {
     let policy = json!({
         "apiVersion": "resilience.ticketwave.io/v1alpha1", "kind": "ResiliencePolicy",
         "metadata": {"name": "booking", "namespace": "n"},
@@ -58,7 +58,7 @@ fn case() -> Case {
 
 impl Case {
     fn next(&self) -> Outcome {
-        let policy = policy(&self.degradation, self.status.clone());
+        let policy = policy(&self.degradation, self.status.as_ref());
         let inputs = Inputs {
             policy: &policy,
             may_change: self.may_change,
@@ -73,12 +73,12 @@ impl Case {
 }
 
 /// A load that has been at the next stage for its time.
-fn beyond(up: bool) -> Option<Beyond> {
-    Some(Beyond { up, since: at(-100) })
+fn beyond(up: bool) -> Beyond {
+    Beyond { up, since: at(-100) }
 }
 
 fn entered() -> Outcome {
-    Case { load: 91, beyond: beyond(true), ..case() }.next()
+    Case { load: 91, beyond: Some(beyond(true)), ..case() }.next()
 }
 
 fn degraded() -> Case {
@@ -132,28 +132,34 @@ fn what_has_ended_without_an_operator_is_not_gone_on_from() {
     assert_eq!(outcome.status, None);
     let note = "stage mail (1 of 2, 80 %) is over: it ended while no operator put that off";
     assert_eq!(told(&outcome), Some(("FleetRecovered", note)));
+    let suspended = Case { second: 600, may_change: false, ..degraded() }.next();
+    assert_eq!((suspended.status.as_ref(), told(&suspended)), (None, Some(("FleetRecovered", note))));
+    let mut forced = stages();
+    forced["mode"] = json!("Forced");
+    let again = Case { degradation: forced, second: 600, ..degraded() }.next();
+    assert_eq!(told(&again).map(|(reason, _)| reason), Some("FleetDegraded"), "a person forces it still");
 }
 
 #[test]
 fn a_stage_that_is_left_is_told_with_what_is_still_in_force() {
-    let two = Case { load: 95, beyond: beyond(true), ..degraded() }.next();
+    let two = Case { load: 95, beyond: Some(beyond(true)), ..degraded() }.next();
     assert_eq!(two.status.as_ref().map(|status| (status.level, status.flags.len())), Some((2, 2)));
-    let one = Case { load: 65, beyond: beyond(false), second: 100, status: two.status, ..case() }.next();
+    let one = Case { load: 65, beyond: Some(beyond(false)), second: 100, status: two.status, ..case() }.next();
     assert_eq!(one.status.as_ref().map(|status| (status.level, status.flags.len())), Some((1, 1)));
     let note = told(&one).unwrap();
     assert!(
         note.1.starts_with("stage cache (2 of 2, 90 %) is over: stage mail (1 of 2, 80 %) is still in force"),
         "{note:?}"
     );
-    let none = Case { load: 5, beyond: beyond(false), second: 200, status: one.status, ..case() }.next();
+    let none = Case { load: 5, beyond: Some(beyond(false)), second: 200, status: one.status, ..case() }.next();
     assert_eq!((none.status.is_none(), told(&none).unwrap().0), (true, "FleetRecovered"));
 }
 
 #[rstest::rstest]
-#[case::held(Case { may_change: false, load: 0, beyond: beyond(false), ..degraded() }, Some(1))]
+#[case::held(Case { may_change: false, load: 0, beyond: Some(beyond(false)), ..degraded() }, Some(1))]
 #[case::held_and_put_off(Case { may_change: false, second: 400, ..degraded() }, Some(1))]
 #[case::cannot_be_used(Case { degradation: json!({"exit": {"loadPercent": 90}}), ..degraded() }, Some(1))]
-#[case::not_degraded_stays_so(Case { may_change: false, load: 99, beyond: beyond(true), ..case() }, None)]
+#[case::not_degraded_stays_so(Case { may_change: false, load: 99, beyond: Some(beyond(true)), ..case() }, None)]
 #[case::not_in_force(Case { in_force: false, ..degraded() }, None)]
 #[case::taken_out(Case { degradation: Value::Null, ..degraded() }, None)]
 #[case::disabled(Case { degradation: json!({"mode": "Disabled"}), ..degraded() }, None)]
@@ -169,7 +175,7 @@ fn who_may_change_what_is_in_force(#[case] case: Case, #[case] expected: Option<
 
 #[test]
 fn a_rehearsal_says_what_would_be() {
-    let outcome = Case { dry_run: true, load: 91, beyond: beyond(true), ..case() }.next();
+    let outcome = Case { dry_run: true, load: 91, beyond: Some(beyond(true)), ..case() }.next();
     let status = outcome.status.clone().unwrap();
     assert!(status.dry_run && in_words(&status).starts_with("dry run: the fleet would be in stage mail"));
     let earnest = Case { status: Some(status), load: 91, beyond: None, ..case() }.next();

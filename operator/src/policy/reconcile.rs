@@ -158,7 +158,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     } else {
         Decision { history: history.clone(), ..Decision::default() }
     };
-    let degraded = degradation::decide(ctx, policy, &held, settings.is_ok(), now);
+    let mut degraded = degradation::decide(ctx, policy, &held, settings.is_ok(), now);
     let names = ledger.names_by_hand();
     let would_publish = would_publish(policy, ctx, &namespace, &held);
     let override_warnings = override_warnings(ctx, policy, &namespace);
@@ -206,11 +206,9 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     let live = programmed_note(ctx, policy, &held);
     // The policy's own version is the fence: one that was edited or deleted meanwhile begins nothing.
     let mut story = policy_events(&old, &new, &begun, &decision, live);
-    story.extend(degraded.event);
+    story.extend(degraded.event.take());
     let version = show(ctx, policy, &old, &new, story).await?;
-    let key = ObjectKey::of(policy);
-    degradation::keep_timer(ctx, &key, degraded.beyond);
-    ctx.shared.metrics.set_degraded(&key, degraded.status.as_ref().map(|status| status.stage.as_str()));
+    note_degraded(ctx, policy, &degraded);
     for (id, error) in ledger.begin(ctx, policy, &begun).await? {
         tell_unwritable(ctx, policy, &error);
         decision.history.in_flight.retain(|record| record.id != id);
@@ -220,7 +218,7 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
     drop(turn);
     tell(ctx, &ledger, &begun, &decision.finished);
     count(ctx, policy, &begun, &decision);
-    ctx.shared.metrics.set_withheld(&key, withheld_by_reason(&decision));
+    ctx.shared.metrics.set_withheld(&ObjectKey::of(policy), withheld_by_reason(&decision));
     ledger.drop_deleted(ctx, &mut decision, &begun).await;
     let executed = execute(policy, ctx, &namespace, &held, &decision).await?;
     ledger.update(ctx, &executed.history).await?;
@@ -238,6 +236,13 @@ async fn reconcile(policy: &ResiliencePolicy, ctx: &Context) -> Result<Next, Rec
 
 fn programmed_note(ctx: &Context, policy: &ResiliencePolicy, held: &[&Target]) -> String {
     target::programmed_note(held, ctx.index.policy_seen_at(&ObjectKey::of(policy)))
+}
+
+/// Notes what the status says now of the degraded mode of the fleet.
+fn note_degraded(ctx: &Context, policy: &ResiliencePolicy, degraded: &degradation::Outcome) {
+    let key = ObjectKey::of(policy);
+    degradation::keep_timer(ctx, &key, degraded.beyond);
+    ctx.shared.metrics.set_degraded(&key, degraded.status.as_ref().map(|status| status.stage.as_str()));
 }
 
 /// Writes the status, if it is news, and publishes what there is to tell of it. The answer is the policy's version then.

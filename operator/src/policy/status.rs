@@ -126,7 +126,7 @@ pub fn build(inputs: &Inputs<'_>, decision: &Decision, old: &ResiliencePolicySta
         }),
         open: open(&held),
         degraded: Some(is_degraded),
-        degradation: inputs.degradation.cloned(),
+        degradation: inputs.degradation.cloned().map(Box::new),
         targets: inputs.targets.iter().map(|target| target_status(inputs, target)).collect(),
         circuits: circuits(&held, old),
         checks,

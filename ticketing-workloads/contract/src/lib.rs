@@ -55,7 +55,7 @@ pub const DOCUMENT_VERSION: u32 = 1;
 
 /// Whether a reader of an older contract reports `path` as unknown although nothing is lost on it, because the document
 /// has the same in a form that it knows, because it is for the operator itself, or because it comes and goes with the load of
-/// other workloads and the policy that is behind it says which pods ignore it.
+/// other workloads and the status of the flag set says how many pods ignore it.
 pub fn is_said_otherwise(reader_version: u32, path: &str) -> bool {
     let is_for_the_operator = || {
         let of_source = path.strip_prefix("flags.sources[").and_then(|rest| rest.split_once("]."));
