@@ -124,7 +124,7 @@ soak-recovery: e2e-tool ## Faults at random: each recovered as the policy says o
 	trap '$(E2E) cluster down' EXIT; NODES=$(or $(NODES),2) MINUTES=$(or $(MINUTES),30) cargo test --workspace --test scenarios -- --test-threads=1 --nocapture faults_at_random
 
 .PHONY: bench
-bench: bench-layers bench-flags bench-goodput bench-mail bench-scale bench-recovery e2e-tool ## All figures: layers, flags, goodput, mail, scale, recovery, how long a change of a policy takes to reach 20 pods
+bench: bench-layers bench-flags bench-ofrep bench-goodput bench-mail bench-scale bench-recovery e2e-tool ## All figures: layers, flags, OFREP, goodput, mail, scale, recovery, how long a change of a policy takes to reach 20 pods
 	$(E2E) bench
 
 .PHONY: bench-layers
@@ -136,6 +136,11 @@ bench-flags: prerequisites ## What an evaluation of a flag costs, beside flagd's
 	mkdir -p $(BENCH_TARGET)/reference && cp e2e/clients/flagd-core-node/package*.json e2e/clients/flagd-core-node/flagd_core_bench.mjs $(BENCH_TARGET)/reference
 	cd $(BENCH_TARGET)/reference && npm ci --no-audit --no-fund --ignore-scripts --silent
 	CARGO_TARGET_DIR=$(BENCH_TARGET) FLAGD_CORE=$(BENCH_TARGET)/reference cargo run --release --quiet --manifest-path ticketing-workloads/bench/Cargo.toml -- flags
+
+.PHONY: bench-ofrep
+bench-ofrep: prerequisites ## How many flags the operator answers over OFREP, beside flagd's evaluator in Node, and how soon 1,000 clients hear of a change: FLAGD=path CASE_SECONDS=10
+	cargo build --release --package e2e --bin ticketwave-e2e
+	$(or $(CARGO_TARGET_DIR),target)/release/ticketwave-e2e ofrep
 
 .PHONY: bench-goodput
 bench-goodput: e2e-tool ## What the patterns are worth to a sale: ONLY=providers,hot,pods,finishing CASE_SECONDS=20

@@ -74,6 +74,8 @@ enum Command {
     Goodput(goodput::Options),
     /// Measure the operator at 100 and 1,000 policies, with ten fake pods each, beside another one if PEER names it
     Scale(scale::Options),
+    /// Measure how many flags the operator answers over OFREP, beside flagd's evaluator in Node, and beside flagd if FLAGD names it
+    Ofrep(scale::ofrep::Options),
     /// Load all services, make things fail, and see whether they keep their memory
     Soak {
         /// How many minutes, at least 2
@@ -211,6 +213,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 _ = interrupt.recv() => Err(CliError::Interrupted),
             }
         }
+        Command::Ofrep(options) => Ok(scale::ofrep::run(&options, &progress).await?),
         Command::Soak { minutes } => Ok(soak::run(Duration::from_secs(minutes * 60), &progress).await?),
         Command::Packages { which } => {
             // A container engine of Debian's would push Docker's own out of the way.

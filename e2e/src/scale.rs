@@ -8,6 +8,7 @@ mod fake_pod;
 mod fleet;
 mod listener;
 mod measure;
+pub mod ofrep;
 mod operator_process;
 mod policy_watch;
 mod report;
@@ -24,7 +25,7 @@ use fleet::{CROWD, SILENT, Size};
 use measure::Measure;
 use operator_process::Contender;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Open files beyond one connection for each pod.
@@ -152,7 +153,8 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), ScaleErro
     let dir = checkout::root().join("target/scale");
     let io = |what| move |source| ScaleError::Io { what, source };
     std::fs::create_dir_all(&dir).map_err(io("make target/scale"))?;
-    let mut contenders = vec![Contender::operator("resilience-operator", &binary(options, progress).await?)];
+    let mut contenders =
+        vec![Contender::operator("resilience-operator", &binary(options.operator.as_deref(), progress).await?)];
     contenders.extend(options.peer.as_deref().filter(|command| !command.trim().is_empty()).map(Contender::peer));
     let (effort, report) = (options.effort(), dir.join("report.md"));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -170,9 +172,10 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<(), ScaleErro
     Ok(())
 }
 
-async fn binary(options: &Options, progress: &Progress) -> Result<PathBuf, ScaleError> {
+/// A built operator, or a release build of the working tree.
+async fn binary(built: Option<&Path>, progress: &Progress) -> Result<PathBuf, ScaleError> {
     let io = |source| ScaleError::Io { what: "find the operator", source };
-    if let Some(path) = options.operator.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+    if let Some(path) = built.filter(|path| !path.as_os_str().is_empty()) {
         return std::fs::canonicalize(path).map_err(io);
     }
     let root = checkout::root();

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 /// The user that operators run as.
 const USER: &str = "operator";
 /// Namespace of their leases.
-const HOME: &str = "resilience-system";
+pub(super) const HOME: &str = "resilience-system";
 /// Longest wait for something that takes a while at 10,000 pods.
 const LONG: Duration = Duration::from_secs(600);
 /// Longest wait for anything else.
@@ -78,16 +78,16 @@ impl Drop for Measure<'_> {
     }
 }
 
-fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> ScaleError {
+pub(super) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> ScaleError {
     move |source| ScaleError::Io { what, source }
 }
 
-fn waited(what: impl Into<String>) -> ScaleError {
+pub(super) fn waited(what: impl Into<String>) -> ScaleError {
     ScaleError::Waited(what.into())
 }
 
 /// Asks again and again until there is an answer; what was last seen is told when time is up.
-async fn until<T, S: Display>(
+pub(super) async fn until<T, S: Display>(
     patience: Duration,
     what: &str,
     mut probe: impl AsyncFnMut() -> Result<Result<T, S>, ScaleError>,
@@ -693,7 +693,7 @@ struct List {
 }
 
 /// The definitions, the operators' namespace, and rights for their user.
-async fn install(api: &ApiClient) -> Result<(), ScaleError> {
+pub(super) async fn install(api: &ApiClient) -> Result<(), ScaleError> {
     for definition in crds::manifests::definitions() {
         let definition = serde_json::to_value(definition).map_err(kube::Error::SerdeError)?;
         let name = definition["metadata"]["name"].as_str().unwrap_or_default();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use ticketing_services::database::{self, Connection, Database, DatabaseError, DatabaseSettings};
+use tokio::sync::Barrier;
 
 /// Name of the check, and of the dependency.
 pub const NAME: &str = "database";
@@ -69,9 +70,20 @@ impl Pooled {
         assert_eq!(self.dependency.timeouts().per_try_ms, per_try_ms, "{}", answer.message);
     }
 
-    /// Opens as many connections as the pool may have, however long a busy machine takes.
+    /// Opens as many connections as the pool may have, however long a busy machine takes: none is given back before all are there, or it
+    /// would be lent again in place of one that is still to be opened.
     pub async fn fill(&self) {
-        for result in join_all((0..POOL).map(|_| self.run("SELECT pg_sleep(0.2)"))).await {
+        let all = Arc::new(Barrier::new(POOL.into()));
+        let fill = (0..POOL).map(|_| {
+            self.database.attempt(|connection: Connection| {
+                let all = Arc::clone(&all);
+                async move {
+                    all.wait().await;
+                    connection.batch_execute("SELECT 1").await.map_err(DatabaseError::from)
+                }
+            })
+        });
+        for result in join_all(fill).await {
             result.unwrap();
         }
     }
