@@ -26,6 +26,7 @@ pub mod service;
 pub mod spans;
 pub mod stream;
 pub mod teller;
+pub mod thread_time;
 pub mod tickets;
 pub mod tls;
 pub mod turns;

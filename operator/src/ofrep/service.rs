@@ -14,6 +14,7 @@ use super::{
     spans,
     stream::{Events, Right, Streaming},
     teller,
+    thread_time::ThreadTime,
     tickets::{Client, InvalidTicket, Tickets},
     turns::{Crowded, Limits, Place, Turns},
 };
@@ -377,7 +378,7 @@ impl Service {
             let (key, shown) = (key.to_owned(), scope.to_string());
             return self.long(&route.namespace, move |_| single(&document, &key, &context, now_ms, &shown)).await;
         }
-        let begun = Instant::now();
+        let begun = ThreadTime::now();
         let answer = single(&document, key, &context, now_ms, &scope);
         document.note_time(begun.elapsed());
         Ok(answer)
@@ -440,7 +441,7 @@ impl Service {
     ) -> Result<Answer, Failed> {
         let shown = scope.to_string();
         let (body, tag) = if document.is_light() {
-            let begun = Instant::now();
+            let begun = ThreadTime::now();
             let evaluated = evaluate_all(&document, &context, stream.as_deref(), None, &shown);
             document.note_time(begun.elapsed());
             evaluated?
