@@ -42,7 +42,7 @@ async fn expensive_flags_of_one_namespace_do_not_keep_another_from_being_answere
     let operator = Operator::start(&world, &["--ofrep-listen", &listen, "--ofrep-rate", "100000"]).await;
     let served = Served::of(world, operator, &listen);
     served.until("EnablePdf", &json!(true)).await;
-    // Whoever may do everything may read there, too.
+    // Who may do everything may read there, too.
     let admin = served.world.cluster.server.token();
     let ask_hostile = |path: &str| {
         let call = served.client.post(format!("{}/namespaces/{hostile}{path}", served.base));

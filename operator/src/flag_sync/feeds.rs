@@ -185,7 +185,7 @@ impl Keeper {
                 self.made = Some(Made { scope, version, changes_at_ms });
                 Some(News::Document(message))
             }
-            // It is tried again; whoever has a document keeps it.
+            // It is tried again; clients that have a document keep it.
             Err(Failure::NoRoom) if self.made.is_some() => None,
             Err(failure @ (Failure::NoRoom | Failure::Internal)) => Some(News::Failed(failure)),
             Err(failure) => {
