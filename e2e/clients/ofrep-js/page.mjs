@@ -2,14 +2,9 @@
 
 import { OpenFeature } from "@openfeature/web-sdk";
 import { OFREPWebProvider } from "@openfeature/ofrep-web-provider";
+import { readers } from "./readers.mjs";
 
-const client = OpenFeature.getClient();
-const read = {
-  boolean: (...call) => client.getBooleanDetails(...call),
-  string: (...call) => client.getStringDetails(...call),
-  number: (...call) => client.getNumberDetails(...call),
-  object: (...call) => client.getObjectDetails(...call),
-};
+const read = readers(OpenFeature.getClient());
 
 window.start = ({ baseUrl, token }) => {
   const headers = [["Authorization", `Bearer ${token}`]];

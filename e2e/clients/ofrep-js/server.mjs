@@ -3,16 +3,11 @@
 import { OpenFeature } from "@openfeature/server-sdk";
 import { OFREPProvider } from "@openfeature/ofrep-provider";
 import { serve, target } from "./lines.mjs";
+import { readers } from "./readers.mjs";
 
 const { baseUrl, token } = target();
 await OpenFeature.setProviderAndWait(new OFREPProvider({ baseUrl, headers: [["Authorization", `Bearer ${token}`]] }));
-const client = OpenFeature.getClient();
-const read = {
-  boolean: (...call) => client.getBooleanDetails(...call),
-  string: (...call) => client.getStringDetails(...call),
-  number: (...call) => client.getNumberDetails(...call),
-  object: (...call) => client.getObjectDetails(...call),
-};
+const read = readers(OpenFeature.getClient());
 
 await serve(async (calls) => {
   const answers = [];

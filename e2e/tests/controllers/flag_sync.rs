@@ -1,15 +1,13 @@
 //! Flag documents over `flagd.sync.v1`: who gets them, what is in them, and how soon a change is there.
 
+use crate::ofrep::{address, let_read};
 use crate::support::{World, cluster::apply, eventually, flag_set, operator::Operator, within};
 use http::uri::PathAndQuery;
 use operator::flag_sync::wire::{
     FetchAllFlagsRequest, GetMetadataRequest, GetMetadataResponse, SyncFlagsRequest, SyncFlagsResponse, path,
 };
 use serde_json::{Value, json};
-use std::{
-    sync::atomic::{AtomicU16, Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use tonic::{Code, IntoRequest, Request, Status, Streaming, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 
@@ -22,26 +20,8 @@ pub async fn prepared() -> World {
     for right in world.cluster.flag_sync_rights(&world.home).await {
         apply(&world.client, "", &right).await.unwrap();
     }
-    let rbac = "rbac.authorization.k8s.io";
-    let reads = json!({ "apiGroups": ["resilience.ticketwave.io"], "resources": ["featureflags"], "verbs": ["get"] });
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": { "name": "reads-flags" }, "rules": [reads],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": { "name": "reads-flags" },
-        "roleRef": { "apiGroup": rbac, "kind": "Role", "name": "reads-flags" },
-        "subjects": [{ "apiGroup": rbac, "kind": "User", "name": "user-1" }],
-    });
-    world.apply(&role).await;
-    world.apply(&binding).await;
+    let_read(&world).await;
     world
-}
-
-/// A free address for each.
-pub fn address() -> String {
-    static NUMBER: AtomicU16 = AtomicU16::new(1);
-    let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    std::net::TcpListener::bind((format!("127.88.{high}.{low}"), 0)).unwrap().local_addr().unwrap().to_string()
 }
 
 /// An operator that serves documents, and clients of it.

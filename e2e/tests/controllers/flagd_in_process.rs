@@ -1,7 +1,8 @@
 //! The in-process provider of flagd for Node.js, as it is published, follows the flags of the operator.
 
 use crate::{
-    flag_sync::{address, prepared},
+    flag_sync::prepared,
+    ofrep::address,
     support::{World, cluster::apply, eventually, flag_set, operator::Operator},
 };
 use e2e::{checkout, progress::Progress, sdk_clients};

@@ -62,6 +62,12 @@ pub async fn prepare(world: World) -> World {
     for right in world.cluster.ofrep_rights(&world.home).await {
         apply(&world.client, "", &right).await.unwrap();
     }
+    let_read(&world).await;
+    world
+}
+
+/// Lets `user-1` read the flags of the world's namespace.
+pub async fn let_read(world: &World) {
     let rbac = "rbac.authorization.k8s.io";
     let reads = json!({ "apiGroups": ["resilience.ticketwave.io"], "resources": ["featureflags"], "verbs": ["get"] });
     let role = json!({
@@ -74,7 +80,6 @@ pub async fn prepare(world: World) -> World {
     });
     world.apply(&role).await;
     world.apply(&binding).await;
-    world
 }
 
 /// A free address for each.
