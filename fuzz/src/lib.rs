@@ -5,6 +5,7 @@ use contract::FlagsSettings;
 use crds::{FeatureFlag, FeatureFlagSpec, feature_flag::FlagSpec};
 use flags::targeting::{Evaluators, MAX_STEPS, Request, Rule};
 use flags::{Attribute, Context, EvaluationError, FlagSet, Inputs, Resolution};
+use operator::fleet::degradations::Degradations;
 use operator::kubernetes::guard::Guard;
 use operator::ofrep::answer::{bulk, single, spell};
 use operator::ofrep::document::Document;
@@ -72,7 +73,7 @@ fn reviewed(flag_spec: FlagSpec) {
             assert_eq!((&reviewed.settings, &reviewed.warnings), (&again.settings, &again.warnings));
             round_trip(&reviewed.settings);
             bounded_steps(&reviewed.settings);
-            for (key, flag) in FlagSet::compile(reviewed.settings).iter() {
+            for (key, flag) in FlagSet::compile(Arc::unwrap_or_clone(reviewed.settings)).iter() {
                 assert_eq!(flag.rule_error(), None, "{key}: the operator takes what a pod does not");
             }
         }
@@ -164,7 +165,7 @@ fn typed(value: &Value) -> Attribute<'_> {
 /// Flags that look at `a`, `b` and `email` with every operator.
 static OPERATORS: LazyLock<FlagSet> = LazyLock::new(|| {
     let set: FeatureFlag = serde_json::from_value(set_of_operators()).expect("a set");
-    FlagSet::compile(review(&set.spec).expect("it is valid").settings)
+    FlagSet::compile(Arc::unwrap_or_clone(review(&set.spec).expect("it is valid").settings))
 });
 
 fn set_of_operators() -> Value {
@@ -201,7 +202,7 @@ fn set_of_operators() -> Value {
 
 static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
     let set: Guard<FeatureFlag> = serde_json::from_str(&set_of_operators().to_string()).expect("a set");
-    Document::of_namespace(&[Arc::new(set)], None)
+    Document::of_namespace(&[Arc::new(set.into())], &Degradations::new(), None)
 });
 
 /// A body of OFREP, and the answers to it.

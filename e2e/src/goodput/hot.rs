@@ -85,5 +85,5 @@ fn room_for_all_flags() -> FlagsSettings {
         kill_switch: None,
         degraded: None,
     };
-    FlagsSettings { flags: [("MaxConcurrentBookings".to_owned(), limit)].into(), ..FlagsSettings::default() }
+    FlagsSettings { flags: [("MaxConcurrentBookings".to_owned(), limit.into())].into(), ..FlagsSettings::default() }
 }

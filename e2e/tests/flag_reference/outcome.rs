@@ -4,9 +4,9 @@ use crate::generator::Ask;
 use contract::{AppliedFrom, FlagsSettings, RuntimeConfig, Section, WorkloadId};
 use crds::FeatureFlag;
 use flags::{Attribute, Context, EvaluationError, FlagSet, Inputs};
+use operator::fleet::{degradations::Degradations, flag_set};
 use operator::kubernetes::guard::Guard;
 use operator::ofrep::{answer, document::Document, request::EvaluationContext};
-use operator::spec;
 use resilience::feature_flags::{AnswerReason, Details, ErrorCode};
 use resilience::{ConfigStore, Resilience};
 use serde_json::{Map, Value, json};
@@ -75,9 +75,10 @@ impl Ours {
             "metadata": {"namespace": "n", "name": "f", "uid": "u", "generation": 1}, "spec": {"flagSpec": document},
         });
         let object: Guard<FeatureFlag> = serde_json::from_str(&object.to_string()).unwrap();
-        let reviewed = object.0.as_ref().ok().and_then(|set| spec::flags::flags(&set.spec).ok());
-        if let Some(settings) = reviewed {
-            let ofrep = Document::of_namespace(&[Arc::new(object)], None);
+        let object = flag_set::FlagSet::from(object);
+        if let Some(Ok(reviewed)) = object.reviewed() {
+            let settings = FlagsSettings::clone(&reviewed.settings);
+            let ofrep = Document::of_namespace(&[Arc::new(object)], &Degradations::new(), None);
             return Self { set: FlagSet::compile(settings.clone()), taken: Some((ofrep, workload(settings))) };
         }
         // As a pod has it that gets it all the same.

@@ -5,7 +5,7 @@ use contract::{
     ConfigError, FlagDegradation, FlagsSettings, MAX_CONFIG_BYTES, PolicySettings, RuntimeConfig, Section, Source,
 };
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What a resource contributes.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +35,9 @@ pub struct FlagSetInput {
     /// Among equals, the older wins.
     pub created_at: Timestamp,
     /// What it says.
-    pub settings: Input<FlagsSettings>,
+    pub settings: Input<Arc<FlagsSettings>>,
+    /// About how many bytes that has, in JSON; of no meaning for a set that keeps what is live.
+    pub bytes: usize,
 }
 
 /// Both sections of a document, and their meaning.
@@ -181,17 +183,19 @@ pub(crate) fn merge_flags(
     for set in sets {
         let parts = match set.settings {
             Input::Valid(settings) => vec![settings],
-            Input::KeepLive => live_parts(live, &set.source),
+            Input::KeepLive => live_parts(live, &set.source).into_iter().map(Arc::new).collect(),
         };
         let name = &set.source.name;
         let (mut keys, mut shadowed) = (Vec::new(), FlagsSettings::default());
-        for FlagsSettings { flags, evaluators } in parts {
+        for part in &parts {
+            let FlagsSettings { flags, evaluators } = &**part;
+            let flags = flags.iter().map(|(key, flag)| (key.clone(), Arc::clone(flag)));
             let (mut lost, mut won): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                flags.into_iter().partition(|(key, _)| merged.settings.flags.contains_key(key));
-            shared_rules::publish(name, &mut won, &evaluators, &mut merged.settings.evaluators);
+                flags.partition(|(key, _)| merged.settings.flags.contains_key(key));
+            shared_rules::publish(name, &mut won, evaluators, &mut merged.settings.evaluators);
             keys.extend(won.keys().cloned());
             merged.settings.flags.extend(won);
-            shared_rules::publish(name, &mut lost, &evaluators, &mut shadowed.evaluators);
+            shared_rules::publish(name, &mut lost, evaluators, &mut shadowed.evaluators);
             shadowed.flags.extend(lost);
         }
         keys.sort_unstable();
@@ -205,7 +209,7 @@ pub(crate) fn merge_flags(
 pub fn degrade(settings: &mut FlagsSettings, degraded: &BTreeMap<String, FlagDegradation>) {
     for (key, said) in degraded {
         if let Some(flag) = settings.flags.get_mut(key).filter(|flag| flag.variants.contains_key(&said.variant)) {
-            flag.degraded = Some(said.clone());
+            Arc::make_mut(flag).degraded = Some(said.clone());
         }
     }
 }
@@ -215,11 +219,11 @@ pub fn degrade(settings: &mut FlagsSettings, degraded: &BTreeMap<String, FlagDeg
 fn live_parts(live: Option<&Section<FlagsSettings>>, source: &Source) -> Vec<FlagsSettings> {
     let Some(live) = live else { return Vec::new() };
     let Some(old) = live.sources.iter().find(|old| old.uid == source.uid) else { return Vec::new() };
-    let flag = |key: &String| live.settings.flags.get_key_value(key).map(|(key, flag)| (key.clone(), flag.clone()));
+    let flag = |key: &String| live.settings.flags.get_key_value(key).map(|(key, flag)| (key.clone(), Arc::clone(flag)));
     let mut flags: BTreeMap<_, _> = old.keys.iter().filter_map(flag).collect();
     // No set gives that.
-    for flag in flags.values_mut() {
-        flag.degraded = None;
+    for flag in flags.values_mut().filter(|flag| flag.degraded.is_some()) {
+        Arc::make_mut(flag).degraded = None;
     }
     let in_force = FlagsSettings { flags, evaluators: live.settings.evaluators.clone() };
     [in_force].into_iter().chain(old.shadowed.clone()).collect()
@@ -251,15 +255,15 @@ mod tests {
         PolicySettings { dependencies: BTreeMap::from([("database".into(), dependency)]), ..Default::default() }
     }
 
-    fn flag(value: bool) -> FlagSettings {
-        FlagSettings {
+    fn flag(value: bool) -> Arc<FlagSettings> {
+        Arc::new(FlagSettings {
             state: FlagState::Enabled,
             variants: BTreeMap::from([("v".into(), json!(value))]),
             default_variant: Some("v".into()),
             targeting: None,
             kill_switch: None,
             degraded: None,
-        }
+        })
     }
 
     fn set(name: &str, priority: i32, created: i64, keys: &[(&str, bool)]) -> FlagSetInput {
@@ -267,10 +271,11 @@ mod tests {
             source: source(name),
             priority,
             created_at: Timestamp::from_second(created).unwrap(),
-            settings: Input::Valid(FlagsSettings {
+            settings: Input::Valid(Arc::new(FlagsSettings {
                 flags: keys.iter().map(|(key, value)| ((*key).to_owned(), flag(*value))).collect(),
                 evaluators: BTreeMap::new(),
-            }),
+            })),
+            bytes: 0,
         }
     }
 
@@ -354,7 +359,8 @@ mod tests {
         let Input::Valid(settings) = &mut full.settings else { panic!("it is valid") };
         let size = |compiled: &Compiled| live(compiled).to_bytes().map_or(usize::MAX, |bytes| bytes.len());
         let room = MAX_CONFIG_BYTES - 1_000;
-        settings.flags.get_mut("a").unwrap().variants.insert("x".into(), json!("x".repeat(room)));
+        let flag = Arc::make_mut(settings).flags.get_mut("a").unwrap();
+        Arc::make_mut(flag).variants.insert("x".into(), json!("x".repeat(room)));
         let plain = compile(None, std::slice::from_ref(&full), None).unwrap();
         let mut much = off("v");
         much.get_mut("a").unwrap().by = "p".repeat(MAX_CONFIG_BYTES - size(&plain));
@@ -446,10 +452,12 @@ mod tests {
 
     /// A set with one flag by a rule that is shared, `vip`.
     fn by_vip(name: &str, created: i64, key: &str, vip: &serde_json::Value) -> FlagSetInput {
-        let flag = FlagSettings { targeting: Some(json!({"if": [{"$ref": "vip"}, "v"]})), ..flag(true) };
+        let mut flag = flag(true);
+        Arc::make_mut(&mut flag).targeting = Some(json!({"if": [{"$ref": "vip"}, "v"]}));
         let flags = BTreeMap::from([(key.to_owned(), flag)]);
         let evaluators = BTreeMap::from([("vip".to_owned(), vip.clone())]);
-        FlagSetInput { settings: Input::Valid(FlagsSettings { flags, evaluators }), ..set(name, 0, created, &[]) }
+        let settings = Input::Valid(Arc::new(FlagsSettings { flags, evaluators }));
+        FlagSetInput { settings, ..set(name, 0, created, &[]) }
     }
 
     /// A set that is kept holds back no edit of another one, and keeps its own rule.
@@ -483,9 +491,9 @@ mod tests {
 
     fn big(name: &str, created: i64, bytes: usize) -> FlagSetInput {
         let mut big = flag(true);
-        big.variants.insert("v".into(), json!("x".repeat(bytes)));
+        Arc::make_mut(&mut big).variants.insert("v".into(), json!("x".repeat(bytes)));
         let flags = FlagsSettings { flags: BTreeMap::from([(name.into(), big)]), ..Default::default() };
-        FlagSetInput { settings: Input::Valid(flags), ..set(name, 0, created, &[]) }
+        FlagSetInput { settings: Input::Valid(Arc::new(flags)), ..set(name, 0, created, &[]) }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The flags that a caller over the network sees: those of a workload, or all of a namespace. They are merged as for the pods.
 
-use crate::compile::{CompileError, FlagSetInput, Input, compile, merge_flags};
+use crate::{
+    compile::{CompileError, FlagSetInput, Input, compile, merge_flags},
+    json_size::json_bytes,
+};
 use contract::{DOCUMENT_VERSION, FlagsSettings, RuntimeConfig, Section, WorkloadId};
 
 /// The flags of a scope.
@@ -10,10 +13,13 @@ pub struct FlagScope {
     pub flags: Section<FlagsSettings>,
     /// Names of the sets that do not fit beside the others.
     pub left_out: Vec<String>,
+    /// About how many bytes the others have, in JSON.
+    pub bytes: usize,
 }
 
 /// The flags of a workload, as its pods get them. `before` supplies what a set that is invalid now gave last.
 pub fn of_workload(sets: &[FlagSetInput], before: Option<&Section<FlagsSettings>>) -> Result<FlagScope, CompileError> {
+    let bytes = sets.iter().map(|set| size(set, before)).sum();
     let live = before.map(|flags| RuntimeConfig {
         contract_version: DOCUMENT_VERSION,
         workload: WorkloadId::deployment("", ""),
@@ -23,7 +29,7 @@ pub fn of_workload(sets: &[FlagSetInput], before: Option<&Section<FlagsSettings>
         flags: flags.clone(),
     });
     let compiled = compile(None, sets, live.as_ref())?;
-    Ok(FlagScope { flags: compiled.flags, left_out: compiled.left_out })
+    Ok(FlagScope { flags: compiled.flags, left_out: compiled.left_out, bytes })
 }
 
 /// The flags of a namespace: of all its sets, whatever they target. Together the sets may have about `max_bytes` bytes; the
@@ -34,34 +40,30 @@ pub fn of_namespace(
     max_bytes: usize,
 ) -> FlagScope {
     sets.sort_by(|a, b| (a.created_at, &a.source.name).cmp(&(b.created_at, &b.source.name)));
-    let (mut left, mut left_out) = (max_bytes, Vec::new());
+    let (mut bytes, mut left_out) = (0, Vec::new());
     sets.retain(|set| {
         let size = size(set, before);
-        let fits = size <= left;
+        let fits = bytes + size <= max_bytes;
         if fits {
-            left -= size;
+            bytes += size;
         } else {
             left_out.push(set.source.name.clone());
         }
         fits
     });
-    FlagScope { flags: merge_flags(sets, before), left_out }
+    FlagScope { flags: merge_flags(sets, before), left_out, bytes }
 }
 
 /// Bytes of what a set contributes.
 fn size(set: &FlagSetInput, before: Option<&Section<FlagsSettings>>) -> usize {
     match &set.settings {
-        Input::Valid(settings) => bytes(settings),
+        Input::Valid(_) => set.bytes,
         Input::KeepLive => {
             let Some(before) = before else { return 0 };
             let keys = before.sources.iter().find(|source| source.uid == set.source.uid).map(|source| &source.keys);
-            keys.into_iter().flatten().filter_map(|key| before.settings.flags.get(key)).map(bytes).sum()
+            keys.into_iter().flatten().filter_map(|key| before.settings.flags.get(key)).map(json_bytes).sum()
         }
     }
-}
-
-fn bytes(value: &impl serde::Serialize) -> usize {
-    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 #[cfg(test)]
@@ -77,6 +79,7 @@ mod tests {
             priority,
             created_at: Timestamp::from_second(created).unwrap(),
             settings: Input::Valid(serde_json::from_value(json!({ "flags": flags })).unwrap()),
+            bytes: flags.to_string().len(),
         }
     }
 

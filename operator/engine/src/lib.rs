@@ -11,6 +11,7 @@ pub mod compile;
 pub mod degradation;
 pub mod flag_scope;
 pub mod fleet;
+pub mod json_size;
 pub mod policy_review;
 pub mod publish;
 pub mod recovery;

@@ -3,14 +3,17 @@
 
 use contract::FlagSettings;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Shared rules by their names.
 pub type Rules = BTreeMap<String, Value>;
 
 /// Takes those of `rules` that `flags` need into `published`. A name that another set has there for something else, or that needs
 /// something that is called otherwise there, becomes `<set>/<name>`, in the flags, too.
-pub fn publish(set: &str, flags: &mut BTreeMap<String, FlagSettings>, rules: &Rules, published: &mut Rules) {
+pub fn publish(set: &str, flags: &mut BTreeMap<String, Arc<FlagSettings>>, rules: &Rules, published: &mut Rules) {
     let needed = needed(flags.values().filter_map(|flag| flag.targeting.as_ref()), rules);
     let is_other = |name: &&str| published.get(*name).is_some_and(|other| *other != rules[*name]);
     let mut names = BTreeMap::new();
@@ -25,8 +28,12 @@ pub fn publish(set: &str, flags: &mut BTreeMap<String, FlagSettings>, rules: &Ru
         rename(&mut rule, &names);
         published.insert(names.get(name).cloned().unwrap_or_else(|| name.to_owned()), rule);
     }
-    for targeting in flags.values_mut().filter_map(|flag| flag.targeting.as_mut()) {
-        rename(targeting, &names);
+    // What is shared is copied only if it has to be another one here.
+    let is_renamed = |flag: &&mut Arc<FlagSettings>| !names.is_empty() && flag.targeting.is_some();
+    for flag in flags.values_mut().filter(is_renamed) {
+        if let Some(targeting) = &mut Arc::make_mut(flag).targeting {
+            rename(targeting, &names);
+        }
     }
 }
 
@@ -94,7 +101,7 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn flags(targeting: &Value) -> BTreeMap<String, FlagSettings> {
+    fn flags(targeting: &Value) -> BTreeMap<String, Arc<FlagSettings>> {
         let flag = json!({"state": "ENABLED", "variants": {"on": true}, "targeting": targeting});
         BTreeMap::from([("flag".to_owned(), serde_json::from_value(flag).unwrap())])
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     context::Context,
-    fleet::index::FlagSet,
+    fleet::flag_set::FlagSet,
     kubernetes::{events::Event, meta::object_reference},
     status::conditions,
 };

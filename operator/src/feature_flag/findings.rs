@@ -6,7 +6,10 @@ use contract::{FlagDegradation, FlagSettings, FlagState, FlagsSettings};
 use crds::{FeatureFlag, Moment, feature_flag::FlagFinding};
 use jiff::Timestamp;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The source of a flag that a degraded fleet sets.
 pub const DEGRADATION: &str = "Degradation";
@@ -38,7 +41,7 @@ pub fn findings(
     workloads: usize,
     now_ms: i64,
 ) -> Vec<FlagFinding> {
-    let finding = |(key, flag): (&String, &FlagSettings)| {
+    let finding = |(key, flag): (&String, &Arc<FlagSettings>)| {
         let lost = lost.get(key).map(Vec::as_slice).unwrap_or_default();
         let mut finding = match flag.active_override(now_ms) {
             Some(over) if lost.len() < workloads || workloads == 0 => {

@@ -217,6 +217,7 @@ mod tests {
                 },
                 priority: 0,
                 created_at: Timestamp::from_second(created).unwrap(),
+                bytes: settings.to_string().len(),
                 settings: Input::Valid(serde_json::from_value(settings).unwrap()),
             }
         };

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     context::Context,
     error::ReconcileError,
-    fleet::index::{FlagSet, ObjectKey},
+    fleet::{flag_set::FlagSet, index::ObjectKey},
     kubernetes::controller::{Next, Reconciler, SHORTEST_WAIT, UNTIL_SHOWN},
     status::{
         conditions,
@@ -63,10 +63,11 @@ async fn reconcile(set: &FlagSet, ctx: &Context) -> Result<Next, ReconcileError>
             return Ok(Next::AwaitChange);
         }
     };
+    let Some(reviewed) = set.reviewed() else { return Ok(Next::AwaitChange) };
     if ctx.status_writes.cache_is_stale(set.meta()) {
         return Ok(Next::After(UNTIL_SHOWN));
     }
-    let (new, next) = match status(readable, ctx, now) {
+    let (new, next) = match status(readable, reviewed, ctx, now) {
         Ok(known) => known,
         Err(Settling(wait)) => return Ok(Next::After(wait.max(SHORTEST_WAIT))),
     };

@@ -5,17 +5,17 @@ use super::mismatch;
 use crate::{
     context::Context,
     fleet::index::target_id,
-    spec,
+    spec::{findings::Mistakes, flags::Reviewed},
     status::{
         conditions::{self, Verdict},
         target::{self, Target},
     },
 };
-use contract::{MAX_CONFIG_BYTES, WorkloadId};
+use contract::{FlagSettings, MAX_CONFIG_BYTES, WorkloadId};
 use crds::{ConditionType, FeatureFlag, FeatureFlagStatus, Reason};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// The status of a set that cannot be used: what it said before stays, with the reason.
 pub fn refused(
@@ -36,12 +36,13 @@ pub struct Settling(pub Duration);
 /// The status of a readable set, and when it changes by itself.
 pub fn status(
     set: &FeatureFlag,
+    reviewed: Result<&Reviewed, &Mistakes>,
     ctx: &Context,
     now: Timestamp,
 ) -> Result<(FeatureFlagStatus, Option<Timestamp>), Settling> {
     let old = set.status.clone().unwrap_or_default();
     let generation = set.metadata.generation;
-    let spec::flags::Reviewed { settings, warnings } = match spec::flags::review(&set.spec) {
+    let Reviewed { settings, warnings } = match reviewed {
         Ok(reviewed) => reviewed,
         Err(error) => {
             let verdicts = conditions::invalid(Reason::InvalidFlagSet, error.to_string());
@@ -103,7 +104,7 @@ pub fn status(
     let now_ms = now.as_millisecond();
     let lost = lost_keys(set, ctx, &held);
     let degraded = ctx.index.degradations_in(&namespace);
-    let mut flags = findings(set, &settings, &lost, &degraded, held.len(), now_ms);
+    let mut flags = findings(set, settings, &lost, &degraded, held.len(), now_ms);
     let older: usize = held.iter().map(|target| target.acknowledged.older).sum();
     for finding in flags.iter_mut().filter(|finding| older > 0 && finding.source == DEGRADATION) {
         let said = finding.message.take().into_iter().chain([format!("{older} pods of an older version ignore it")]);
@@ -111,7 +112,7 @@ pub fn status(
     }
     note_unread(&mut flags, &held.iter().map(|target| &target.unread_flags).collect::<Vec<_>>());
     let overridden: Vec<_> = flags.iter().filter(|flag| flag.source == "Override").collect();
-    let is_powerless = |(key, flag): &(&String, &contract::FlagSettings)| {
+    let is_powerless = |(key, flag): &(&String, &Arc<FlagSettings>)| {
         flag.active_override(now_ms).is_some() && !overridden.iter().any(|finding| finding.key == **key)
     };
     let powerless: Vec<_> = settings.flags.iter().filter(is_powerless).map(|(key, _)| key).collect();

@@ -9,7 +9,7 @@ use crate::{
     context::Context,
     ofrep::{
         document::Document,
-        flagd_document::{self, Snapshot},
+        flagd_document,
         route::{Call, Route},
         scopes::{Scope, Scopes},
         service::{published, scope},
@@ -217,10 +217,10 @@ impl Keeper {
                 let made = Document::of(&scope, &ctx.index, before, published.as_ref());
                 made.map_err(|error| Failure::Compile(error.to_string()))
             })?;
-            let snapshot = flagd_document::at(&compiled, now_ms, MAX_DOCUMENT_BYTES);
-            let snapshot = snapshot.map_err(|_| Failure::large(&selected));
-            let message =
-                snapshot.and_then(|Snapshot { text, changes_at_ms }| Ok((feeds.room.message(text)?, changes_at_ms)));
+            let text = flagd_document::at(&compiled, now_ms, MAX_DOCUMENT_BYTES);
+            let text = text.map_err(|_| Failure::large(&selected));
+            let changes_at_ms = flagd_document::changes_at(&compiled.section.settings, now_ms);
+            let message = text.and_then(|text| Ok((feeds.room.message(text)?, changes_at_ms)));
             Ok::<_, Failure>((compiled, message))
         });
         let (compiled, message) = compiled.await.map_err(|_| Failure::Internal)??;

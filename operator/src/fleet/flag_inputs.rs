@@ -1,7 +1,7 @@
 //! From flag sets to what each of them contributes, for a workload's document and for callers over the network alike.
 
-use super::index::FlagSet;
-use crate::{kubernetes::meta::created_at, spec};
+use super::flag_set::FlagSet;
+use crate::kubernetes::meta::created_at;
 use contract::{FlagsSettings, Section, Source};
 use engine::compile::{FlagSetInput, Input};
 use kube::{Resource, ResourceExt};
@@ -13,14 +13,14 @@ pub fn inputs(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> V
     sets.iter().filter_map(|set| input(set, live)).collect()
 }
 
-fn input(guard: &FlagSet, live: Option<&Section<FlagsSettings>>) -> Option<FlagSetInput> {
-    let created_at = created_at(guard);
-    let Ok(set) = &guard.0 else {
-        let uid = guard.meta().uid.as_deref().unwrap_or_default();
+fn input(read: &FlagSet, live: Option<&Section<FlagsSettings>>) -> Option<FlagSetInput> {
+    let created_at = created_at(&**read);
+    let Ok(set) = &read.0 else {
+        let uid = read.meta().uid.as_deref().unwrap_or_default();
         let source = live?.sources.iter().find(|source| source.uid == uid)?;
         // Its edit and its priority are those that it had when it could be read.
         let (source, priority) = (source.clone(), source.priority);
-        return Some(FlagSetInput { source, priority, created_at, settings: Input::KeepLive });
+        return Some(FlagSetInput { source, priority, created_at, settings: Input::KeepLive, bytes: 0 });
     };
     let source = Source {
         name: set.name_any(),
@@ -28,8 +28,11 @@ fn input(guard: &FlagSet, live: Option<&Section<FlagsSettings>>) -> Option<FlagS
         generation: set.meta().generation.unwrap_or_default(),
         ..Source::default()
     };
-    let settings = spec::flags::flags(&set.spec).map_or(Input::KeepLive, Input::Valid);
-    Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings })
+    let settings = match read.reviewed() {
+        Some(Ok(reviewed)) => Input::Valid(Arc::clone(&reviewed.settings)),
+        _ => Input::KeepLive,
+    };
+    Some(FlagSetInput { source, priority: set.spec.priority, created_at, settings, bytes: read.bytes() })
 }
 
 #[cfg(test)]

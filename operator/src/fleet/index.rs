@@ -8,13 +8,15 @@ use super::{
     facts::{
         ConfigMapFacts, JobFacts, LabelHashes, PodFacts, PodOwner, Readiness, ReplicaSetFacts, Uid, WorkloadFacts,
     },
+    flag_set::FlagSet,
     revisions::{Revision, Revisions},
 };
 use crate::{kubernetes::guard::Guard, spec::target_kind};
 use contract::{Source, WorkloadId};
-use crds::{FeatureFlag, ResiliencePolicy, resilience_policy::TargetRef};
+use crds::{ResiliencePolicy, resilience_policy::TargetRef};
 use engine::signals::{Ready, STEADY_AFTER_MS};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet},
@@ -25,8 +27,6 @@ use tokio::{sync::watch, time::Instant};
 
 /// A policy, or the reason why it cannot be read. One unreadable object must not hide all others.
 pub type Policy = Guard<ResiliencePolicy>;
-/// A flag set, or the reason why it cannot be read.
-pub type FlagSet = Guard<FeatureFlag>;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +40,12 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
-        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+        Self::of_meta(object.meta())
+    }
+
+    /// The key of the object with these metadata.
+    pub fn of_meta(meta: &ObjectMeta) -> Self {
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 }
 
@@ -154,11 +159,17 @@ fn remove_from<K: Hash + Eq, V: Ord>(sets: &mut HashMap<K, BTreeSet<V>>, key: &K
     }
 }
 
-impl<K: Resource> Attached<K> {
+impl<K> Attached<K> {
     /// Takes an object in, or out. Says which workloads it names or named, if that or anything in its spec is news.
-    fn put(&mut self, object: &Arc<K>, targets: BTreeSet<WorkloadId>, gone: bool) -> BTreeSet<WorkloadId> {
-        let key = ObjectKey::of(object.as_ref());
-        let (uid, generation) = (object.meta().uid.clone(), object.meta().generation);
+    fn put(
+        &mut self,
+        object: &Arc<K>,
+        meta: &ObjectMeta,
+        targets: BTreeSet<WorkloadId>,
+        gone: bool,
+    ) -> BTreeSet<WorkloadId> {
+        let key = ObjectKey::of_meta(meta);
+        let (uid, generation) = (meta.uid.clone(), meta.generation);
         if gone {
             self.objects.remove(&key);
             let before = self.seen.remove(&key).map(|edit| edit.targets).unwrap_or_default();
@@ -463,7 +474,7 @@ impl FleetIndex {
     fn attach_policy(&self, policy: &Arc<Policy>, gone: bool) -> Vec<Affected> {
         let key = ObjectKey::of(policy.as_ref());
         let mut index = self.lock();
-        let mut targets = index.policies.put(policy, policy_targets(policy), gone);
+        let mut targets = index.policies.put(policy, policy.meta(), policy_targets(policy), gone);
         let degraded = match &policy.0 {
             _ if gone => None,
             Ok(readable) => Degraded::of(readable),
@@ -472,7 +483,7 @@ impl FleetIndex {
         };
         let flag_sets = index.put_degraded(&key, degraded.as_ref());
         targets.extend(flag_sets.iter().flat_map(|set| flag_set_targets(set)));
-        let sets = flag_sets.iter().map(|set| Affected::FlagSet(ObjectKey::of(set.as_ref())));
+        let sets = flag_sets.iter().map(|set| Affected::FlagSet(ObjectKey::of_meta(set.meta())));
         let own = Affected::Policy(key);
         targets.into_iter().map(Affected::Workload).chain(sets).chain([own]).collect()
     }
@@ -485,18 +496,20 @@ impl FleetIndex {
 
     /// Takes in a flag set.
     pub fn put_flag_set(&self, set: FlagSet) -> Vec<Affected> {
+        let before = self.flag_set(&ObjectKey::of_meta(set.meta()));
+        let set = before.iter().fold(set, |set, before| set.after(before));
         self.attach_flag_set(&Arc::new(set), false)
     }
 
     fn attach_flag_set(&self, set: &Arc<FlagSet>, gone: bool) -> Vec<Affected> {
         let mut index = self.lock();
         let before = index.flag_sets.changes;
-        let targets = index.flag_sets.put(set, flag_set_targets(set), gone);
+        let targets = index.flag_sets.put(set, set.meta(), flag_set_targets(set), gone);
         if index.flag_sets.changes != before {
             index.flag_changes.send_replace(index.flag_sets.changes);
         }
         drop(index);
-        let own = Affected::FlagSet(ObjectKey::of(set.as_ref()));
+        let own = Affected::FlagSet(ObjectKey::of_meta(set.meta()));
         targets.into_iter().map(Affected::Workload).chain([own]).collect()
     }
 

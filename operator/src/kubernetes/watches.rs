@@ -9,11 +9,11 @@ use super::{
 use crate::feature_flag::overriders::with_overriders_only;
 use crate::fleet::{
     facts::{ConfigMapFacts, DeploymentFacts, JobFacts, PodFacts, ReplicaSetFacts, Seen, StatefulSetFacts},
-    index::{Affected, FlagSet, FleetIndex, ObjectKey, Policy},
+    index::{Affected, FleetIndex, ObjectKey, Policy},
 };
 use crate::recovery::index::LedgerIndex;
 use contract::WorkloadId;
-use crds::Recovery;
+use crds::{FeatureFlag, Recovery};
 use futures::{Stream, StreamExt, stream::BoxStream};
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ConfigMap};
 use kube::{
@@ -141,10 +141,10 @@ pub fn start(
             },
         ),
         keep.up_to_date(
-            watcher(api::<FlagSet>(clients, namespace), config()),
+            watcher(api::<Guard<FeatureFlag>>(clients, namespace), config()),
             Upkeep {
                 key: |set| Some(ObjectKey::of(set)),
-                put: |index, set| index.put_flag_set(without_annotations(with_overriders_only(set))),
+                put: |index, set| index.put_flag_set(without_annotations(with_overriders_only(set)).into()),
                 remove: |index, key| index.remove_flag_set(key),
             },
         ),

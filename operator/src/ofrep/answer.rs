@@ -1,10 +1,7 @@
 //! From a document and a context to an answer. Pure but for the serializer.
 
-use super::{
-    document::{Document, FlagMetadata},
-    request::EvaluationContext,
-};
-use crate::kubernetes::meta::cut;
+use super::{document::Document, request::EvaluationContext};
+use crate::{fleet::set_metadata::FlagMetadata, kubernetes::meta::cut};
 use flags::{Attribute, EvaluationError, Flag, Inputs};
 use serde::Serialize;
 use serde_json::Value;
@@ -227,6 +224,7 @@ fn evaluate<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::degradations::Degradations;
     use serde_json::json;
 
     fn document() -> Document {
@@ -262,7 +260,11 @@ mod tests {
                 "overrides": [{"key": "killed", "variant": "off", "until": "1970-01-01T00:00:01Z"}],
             },
         });
-        Document::of_namespace(&[std::sync::Arc::new(serde_json::from_str(&set.to_string()).unwrap())], None)
+        Document::of_namespace(
+            &[std::sync::Arc::new(serde_json::from_str(&set.to_string()).unwrap())],
+            &Degradations::new(),
+            None,
+        )
     }
 
     fn context(context: &Value) -> EvaluationContext {

@@ -1,25 +1,21 @@
 //! The flags of a scope, compiled: what answers are made from.
 
-use super::{
-    flagd::{self, Version},
-    scopes::Scope,
-};
+use super::{compiled::CompiledFlags, flagd::Version, scopes::Scope};
 use crate::fleet::{
     degradations::Degradations,
     flag_inputs::inputs,
-    index::{FlagSet, FleetIndex},
+    flag_set::FlagSet,
+    index::FleetIndex,
+    set_metadata::{FlagMetadata, SetMetadata},
 };
-use contract::{FlagDegradation, FlagsSettings, Section};
-use crds::{FeatureFlag, feature_flag::FlagSpec};
+use contract::{FlagsSettings, Section};
 use engine::{
     compile::{self, CompileError},
     flag_scope::{self, FlagScope},
 };
-use kube::ResourceExt;
-use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Map, Value};
+use kube::Resource;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -42,29 +38,18 @@ pub struct Document {
     /// What they are made from, which stays of a set that becomes invalid.
     pub section: Section<FlagsSettings>,
     /// Ready to be evaluated.
-    pub flags: flags::FlagSet,
+    pub flags: CompiledFlags,
     /// About how many bytes they have.
     pub bytes: usize,
     metadata: Metadata,
     /// Something in it was seen to take long.
     is_slow: AtomicBool,
-    /// What it is as a document of flagd, for as long as that is so.
+    /// Which version of the flags it is, for as long as that is so.
     version: Mutex<Option<Version>>,
 }
 
 /// The set of each flag, and its metadata.
 type Metadata = HashMap<String, Arc<SetMetadata>>;
-
-/// Metadata of one set and its flags.
-#[derive(Debug, Default)]
-struct SetMetadata {
-    /// Namespace and name of the set.
-    id: String,
-    /// Which edit of it.
-    generation: i64,
-    all: Map<String, Value>,
-    by_flag: BTreeMap<String, Map<String, Value>>,
-}
 
 impl Document {
     /// The flags of a scope as the index has them. `before` is the last document of the same scope; without one, `published` is
@@ -75,54 +60,57 @@ impl Document {
         before: Option<&Self>,
         published: Option<&Section<FlagsSettings>>,
     ) -> Result<Self, CompileError> {
-        let document = match scope {
-            Scope::Namespace(namespace) => Ok(Self::of_namespace(&index.flag_sets_in(namespace), before)),
+        let degraded = index.degradations_in(scope.namespace());
+        let live = before.map(|before| &before.section).or(published);
+        let (sets, flags) = match scope {
+            Scope::Namespace(namespace) => {
+                let sets = index.flag_sets_in(namespace);
+                let flags = namespace_flags(&sets, live);
+                (sets, flags)
+            }
             Scope::Workload(id) => {
-                let live = before.map(|before| &before.section).or(published);
                 let sources = live.map(|live| live.sources.as_slice()).unwrap_or_default();
                 let mut sets = index.flag_sets_of(id);
                 sets.extend(index.unreadable_flag_sets(&id.namespace, sources));
-                Self::of_workload(&sets, before, published)
+                let flags = workload_flags(&sets, live)?;
+                (sets, flags)
             }
         };
-        document.map(|document| document.degraded(&index.degradations_in(scope.namespace())))
+        Ok(Self::new(flags, &sets, &degraded, before))
     }
 
-    /// The flags of all sets of a namespace. `before` is the last document of the same scope.
-    pub fn of_namespace(sets: &[Arc<FlagSet>], before: Option<&Self>) -> Self {
-        let live = before.map(|before| &before.section);
-        Self::new(flag_scope::of_namespace(inputs(sets, live), live, MAX_NAMESPACE_BYTES), sets, before)
+    /// The flags of all sets of a namespace, of which degraded fleets say `degraded`. `before` is the last document of the same
+    /// scope.
+    pub fn of_namespace(sets: &[Arc<FlagSet>], degraded: &Degradations, before: Option<&Self>) -> Self {
+        Self::new(namespace_flags(sets, before.map(|before| &before.section)), sets, degraded, before)
     }
 
-    /// The flags of the sets that target one workload. `before` is the last document of the same scope; without one, `published`
-    /// is what the workload's pods have.
-    pub fn of_workload(
+    fn new(
+        FlagScope { flags: mut section, left_out, bytes }: FlagScope,
         sets: &[Arc<FlagSet>],
+        degraded: &Degradations,
         before: Option<&Self>,
-        published: Option<&Section<FlagsSettings>>,
-    ) -> Result<Self, CompileError> {
-        let live = before.map(|before| &before.section).or(published);
-        Ok(Self::new(flag_scope::of_workload(&inputs(sets, live), live)?, sets, before))
-    }
-
-    fn new(FlagScope { flags: section, left_out }: FlagScope, sets: &[Arc<FlagSet>], before: Option<&Self>) -> Self {
+    ) -> Self {
         if !left_out.is_empty() {
             warn!(sets = %left_out.join(", "), "too many flags for one scope: the youngest sets are not served over OFREP");
         }
+        compile::degrade(&mut section.settings, degraded);
+        let by_uid: HashMap<_, _> = sets.iter().filter_map(|set| Some((set.meta().uid.as_deref()?, set))).collect();
         let mut metadata = Metadata::new();
         for source in &section.sources {
-            let set = sets.iter().filter_map(|set| set.0.as_ref().ok()).find(|set| set.name_any() == source.name);
-            let own = set.map(|set| Arc::new(SetMetadata::of(set)));
+            let set = by_uid.get(source.uid.as_str());
+            let own = set.and_then(|set| set.metadata());
+            let is_in_force = set.and_then(|set| set.reviewed()).is_some_and(|reviewed| reviewed.is_ok());
             for key in &source.keys {
-                // Of a set that cannot be read any more.
-                let known = own.as_ref().or_else(|| before?.metadata.get(key));
-                if let Some(known) = known {
+                // Of a set that cannot be used any more its last edit that could be.
+                let last = before.and_then(|before| before.metadata.get(key));
+                if let Some(known) = if is_in_force { own } else { last.or(own) } {
                     metadata.insert(key.clone(), Arc::clone(known));
                 }
             }
         }
-        let bytes = serde_json::to_vec(&section).map_or(0, |bytes| bytes.len());
-        let flags = flags::FlagSet::compile(section.settings.clone());
+        let same_rules = before.is_some_and(|before| before.section.settings.evaluators == section.settings.evaluators);
+        let flags = CompiledFlags::compile(&section.settings, before.map(|before| &before.flags), same_rules);
         Self { section, flags, bytes, metadata, ..Self::default() }
     }
 
@@ -150,94 +138,39 @@ impl Document {
     }
 
     /// Which version of the flags this is at `now_ms`.
-    pub fn version(&self, now_ms: i64) -> Result<Version, flagd::Unwritable> {
+    pub fn version(&self, now_ms: i64) -> Version {
         if let Some(known) = self.known_version(now_ms) {
-            return Ok(known);
+            return known;
         }
-        flagd::write(self, now_ms).map(|(_, version)| version)
+        let version = Version::of(self, now_ms);
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version.clone());
+        version
     }
 
-    /// Notes which version of the flags this is.
-    pub fn note_version(&self, version: Version) {
-        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
-    }
-
-    /// Which set a flag is from, as namespace and name, and which edit of it.
-    pub fn set_of(&self, key: &str) -> Option<(&str, i64)> {
-        self.metadata.get(key).map(|set| (set.id.as_str(), set.generation))
-    }
-
-    /// The same while fleets are degraded, of which `degraded` is what they say of flags.
-    #[must_use]
-    pub fn degraded(mut self, degraded: &Degradations) -> Self {
-        let is_said = |(key, flag): (&String, &FlagDegradation)| {
-            let known = self.section.settings.flags.get(key);
-            known.is_some_and(|known| known.variants.contains_key(&flag.variant))
-        };
-        if degraded.iter().any(is_said) {
-            compile::degrade(&mut self.section.settings, degraded);
-            self.flags = flags::FlagSet::compile(self.section.settings.clone());
-        }
-        self
+    /// The set that a flag is from.
+    pub fn set_of(&self, key: &str) -> Option<&Arc<SetMetadata>> {
+        self.metadata.get(key)
     }
 
     /// The metadata of a flag: its own above those of its set, and which set it is from.
     pub fn metadata(&self, key: &str) -> Option<FlagMetadata<'_>> {
-        let set = self.metadata.get(key)?;
-        Some(FlagMetadata { set, own: set.by_flag.get(key) })
+        self.metadata.get(key).map(|set| set.of_flag(key))
     }
 }
 
-/// Metadata of one flag. They are borrowed: those of a set belong to each of its flags.
-#[derive(Debug)]
-pub struct FlagMetadata<'a> {
-    set: &'a SetMetadata,
-    own: Option<&'a Map<String, Value>>,
+fn namespace_flags(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> FlagScope {
+    flag_scope::of_namespace(inputs(sets, live), live, MAX_NAMESPACE_BYTES)
 }
 
-/// Which set a flag is from, unless its metadata say so themselves.
-const SET_ID: &str = "flagSetId";
-
-impl Serialize for FlagMetadata<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let is_own = |name: &str| self.own.is_some_and(|own| own.contains_key(name));
-        let mut map = serializer.serialize_map(None)?;
-        if !is_own(SET_ID) && !self.set.all.contains_key(SET_ID) {
-            map.serialize_entry(SET_ID, &self.set.id)?;
-        }
-        for (name, value) in self.set.all.iter().filter(|(name, _)| !is_own(name)).chain(self.own.into_iter().flatten())
-        {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
-    }
-}
-
-impl SetMetadata {
-    fn of(set: &FeatureFlag) -> Self {
-        let FlagSpec { flags, metadata, .. } = &set.spec.flag_spec;
-        let own = flags.iter().map(|(key, flag)| (key.clone(), plain(flag.metadata.as_ref())));
-        Self {
-            id: format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any()),
-            generation: set.metadata.generation.unwrap_or_default(),
-            all: plain(metadata.as_ref()),
-            by_flag: own.filter(|(_, metadata)| !metadata.is_empty()).collect(),
-        }
-    }
-}
-
-/// Metadata may only be texts, numbers and Booleans.
-fn plain(metadata: Option<&Map<String, Value>>) -> Map<String, Value> {
-    let members =
-        metadata.into_iter().flatten().filter(|(_, value)| !(value.is_null() || value.is_array() || value.is_object()));
-    members.map(|(name, value)| (name.clone(), value.clone())).collect()
+fn workload_flags(sets: &[Arc<FlagSet>], live: Option<&Section<FlagsSettings>>) -> Result<FlagScope, CompileError> {
+    flag_scope::of_workload(&inputs(sets, live), live)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::WorkloadId;
-    use serde_json::json;
+    use contract::{FlagDegradation, WorkloadId};
+    use serde_json::{Value, json};
 
     fn set(name: &str, default: &str, unreadable: bool) -> Arc<FlagSet> {
         let flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": default});
@@ -264,7 +197,7 @@ mod tests {
         };
         let sets = [set("a", "on", false), set("b", "on", false)];
         for make in MAKERS {
-            let document = make(&sets, None).degraded(&said("a"));
+            let document = make(&sets, &said("a"), None);
             let at = |key: &str, now_ms: i64| {
                 let flag = document.flags.find(key).unwrap();
                 flag.evaluate(key, &flags::Inputs::default(), || now_ms).unwrap().and_then(Value::as_bool)
@@ -272,17 +205,21 @@ mod tests {
             assert_eq!((at("a", 999), at("a", 1_000), at("b", 0)), (Some(false), Some(true), Some(true)));
             // One that is invalid now keeps what it gave, and nothing else.
             let broken = [set("a", "no-such-variant", false), set("b", "on", false)];
-            assert_eq!(value(&make(&broken, Some(&document)), "a"), Some(true));
-            assert_eq!(value(&make(&broken, Some(&document)).degraded(&said("a")), "a"), Some(false));
-            assert_eq!(value(&make(&sets, None).degraded(&said("c")), "a"), Some(true));
+            assert_eq!(value(&make(&broken, &nobody(), Some(&document)), "a"), Some(true));
+            assert_eq!(value(&make(&broken, &said("a"), Some(&document)), "a"), Some(false));
+            assert_eq!(value(&make(&sets, &said("c"), None), "a"), Some(true));
         }
     }
 
-    type Make = fn(&[Arc<FlagSet>], Option<&Document>) -> Document;
+    type Make = fn(&[Arc<FlagSet>], &Degradations, Option<&Document>) -> Document;
     const MAKERS: [Make; 2] = [Document::of_namespace, of_workload];
 
-    fn of_workload(sets: &[Arc<FlagSet>], before: Option<&Document>) -> Document {
-        Document::of_workload(sets, before, None).unwrap()
+    fn of_workload(sets: &[Arc<FlagSet>], degraded: &Degradations, before: Option<&Document>) -> Document {
+        Document::new(workload_flags(sets, before.map(|before| &before.section)).unwrap(), sets, degraded, before)
+    }
+
+    fn nobody() -> Degradations {
+        Degradations::new()
     }
 
     #[rstest::rstest]
@@ -292,15 +229,16 @@ mod tests {
         let first = [set("a", "on", false), set("b", "on", false)];
         let second = [set("a", default, unreadable), set("b", "off", false)];
         for make in MAKERS {
-            let before = make(&first, None);
-            let after = make(&second, Some(&before));
+            let before = make(&first, &nobody(), None);
+            let after = make(&second, &nobody(), Some(&before));
             assert_eq!((value(&after, "a"), value(&after, "b")), (Some(true), Some(false)));
             assert_eq!(json!(after.metadata("a"))["of"], "a", "its metadata, too");
-            let anew = make(&second, None);
+            let anew = make(&second, &nobody(), None);
             assert_eq!((value(&anew, "a"), value(&anew, "b")), (None, Some(false)));
         }
-        let published = of_workload(&first, None).section;
-        let anew = Document::of_workload(&second, None, Some(&published)).unwrap();
+        let published = of_workload(&first, &nobody(), None).section;
+        let scope = workload_flags(&second, Some(&published)).unwrap();
+        let anew = Document::new(scope, &second, &nobody(), None);
         assert_eq!((value(&anew, "a"), value(&anew, "b")), (Some(true), Some(false)), "as the pods have them");
     }
 
@@ -329,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_took_long_is_not_light_any_more() {
-        let document = Document::of_namespace(&[set("a", "on", false)], None);
+        let document = Document::of_namespace(&[set("a", "on", false)], &Degradations::new(), None);
         document.note_time(SLOW / 2);
         assert!(document.is_light() && !document.is_slow());
         document.note_time(SLOW);

@@ -1,6 +1,7 @@
 //! The tag of an answer: what it says, hashed. So it changes with the flags, with the context, and with what the time does to
 //! either, and with nothing else.
 
+use super::compiled::Hash;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
@@ -9,9 +10,14 @@ const BYTES: usize = 16;
 
 /// The tag of a body, in quotes.
 pub fn of(body: &[u8]) -> String {
+    of_hash(&Sha256::digest(body).into())
+}
+
+/// The tag of something with this hash, in quotes.
+pub fn of_hash(hash: &Hash) -> String {
     let mut tag = String::with_capacity(2 * BYTES + 2);
     tag.push('"');
-    for byte in Sha256::digest(body).iter().take(BYTES) {
+    for byte in hash.iter().take(BYTES) {
         // Writing to a text cannot fail.
         let _ = write!(tag, "{byte:02x}");
     }

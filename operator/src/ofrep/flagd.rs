@@ -2,15 +2,19 @@
 
 use super::{
     answer::{LargeAnswer, MAX_ANSWER_BYTES},
+    compiled::{Hash, hash_of},
     document::Document,
-    etag,
-    flagd_document::{self, Snapshot},
+    etag, flagd_document,
 };
+use crate::fleet::set_metadata::SetMetadata;
+use sha2::{Digest, Sha256};
+use std::{collections::HashMap, sync::Arc};
 
 /// Why there is no document: it is too large.
 pub type Unwritable = LargeAnswer;
 
-/// Which version of its flags a scope has: a hash of the whole document.
+/// Which version of its flags a scope has: a hash of all that answers, and flagd's document, are made from. It is the same on every
+/// replica, and an edit that changes no answer leaves it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// As an entity tag, in quotes.
@@ -20,24 +24,44 @@ pub struct Version {
 }
 
 impl Version {
+    /// The version of `document` at `now_ms`. Flags that stay as they are cost little: a hash of each is known.
+    pub fn of(document: &Document, now_ms: i64) -> Self {
+        let settings = &document.section.settings;
+        let mut hasher = Sha256::new();
+        // Another version of the operator may write another document.
+        hasher.update(env!("CARGO_PKG_VERSION"));
+        hasher.update(hash_of(&settings.evaluators));
+        let mut of_sets = HashMap::<*const SetMetadata, Hash>::new();
+        let text = |hasher: &mut Sha256, text: &str| {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        };
+        for (key, flag) in &settings.flags {
+            text(&mut hasher, key);
+            hasher.update(document.flags.hash(key).unwrap_or(&Hash::default()));
+            text(&mut hasher, flag.set_variant(now_ms).unwrap_or_default());
+            if let Some(set) = document.set_of(key) {
+                hasher.update(of_sets.entry(Arc::as_ptr(set)).or_insert_with(|| hash_of(&**set)));
+            }
+        }
+        Self { tag: etag::of_hash(&hasher.finalize().into()), until_ms: flagd_document::changes_at(settings, now_ms) }
+    }
+
     /// Whether it still is the version at `now_ms`.
     pub fn holds_at(&self, now_ms: i64) -> bool {
         self.until_ms.is_none_or(|until| now_ms < until)
     }
 }
 
-/// The document at `now_ms`, and its version, which `document` knows from then on.
-pub fn write(document: &Document, now_ms: i64) -> Result<(Vec<u8>, Version), Unwritable> {
-    let Snapshot { text, changes_at_ms } =
-        flagd_document::at(document, now_ms, MAX_ANSWER_BYTES).map_err(|_| LargeAnswer)?;
-    let version = Version { tag: etag::of(text.as_bytes()), until_ms: changes_at_ms };
-    document.note_version(version.clone());
-    Ok((text.into_bytes(), version))
+/// The document at `now_ms`.
+pub fn write(document: &Document, now_ms: i64) -> Result<Vec<u8>, Unwritable> {
+    flagd_document::at(document, now_ms, MAX_ANSWER_BYTES).map(String::into_bytes).map_err(|_| LargeAnswer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::degradations::Degradations;
     use contract::FlagsSettings;
     use flags::{Attribute, Context, FlagSet, Inputs};
     use serde_json::{Value, json};
@@ -73,11 +97,15 @@ mod tests {
         let high = json!({"shared": {"state": "ENABLED", "variants": on_off, "defaultVariant": "off"}});
         let killed = json!([{"key": "killed", "variant": "off", "until": "1970-01-01T00:00:02Z"}]);
         let sets = [set("low", 0, &low, &killed), set("high", 1, &high, &json!([]))];
-        Document::of_namespace(&sets.map(|set| Arc::new(serde_json::from_str(&set.to_string()).unwrap())), None)
+        Document::of_namespace(
+            &sets.map(|set| Arc::new(serde_json::from_str(&set.to_string()).unwrap())),
+            &Degradations::new(),
+            None,
+        )
     }
 
     fn written(now_ms: i64) -> Value {
-        serde_json::from_slice(&write(&document(), now_ms).unwrap().0).unwrap()
+        serde_json::from_slice(&write(&document(), now_ms).unwrap()).unwrap()
     }
 
     /// Read as flagd reads it, it has the answers that we give.
@@ -124,10 +152,10 @@ mod tests {
     #[test]
     fn a_version_ends_with_the_next_override() {
         let document = document();
-        let first = document.version(0).unwrap();
+        let first = document.version(0);
         assert_eq!((first.until_ms, document.known_version(1_999)), (Some(2_000), Some(first.clone())));
         assert_eq!(document.known_version(2_000), None);
-        let second = document.version(2_000).unwrap();
+        let second = document.version(2_000);
         assert_eq!(second.until_ms, None);
         assert_ne!(first.tag, second.tag);
         assert_eq!(document.known_version(i64::MAX), Some(second));

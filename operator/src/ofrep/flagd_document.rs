@@ -1,8 +1,9 @@
 //! The flags of a scope as flagd's schema has them, for evaluators that are not ours: what our pods work out themselves (overrides
 //! with an end, rules that do not compile) is worked into it, so that they give the same values. Pure.
 
-use super::document::{Document, FlagMetadata};
-use contract::{FlagSettings, FlagState};
+use super::document::Document;
+use crate::fleet::set_metadata::FlagMetadata;
+use contract::{FlagSettings, FlagState, FlagsSettings};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
@@ -18,18 +19,8 @@ const MAX_RULE_VALUES: usize = 500_000;
 #[error("the document is too large")]
 pub struct TooLarge;
 
-/// The document of a moment.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The document, in JSON.
-    pub text: String,
-    /// When it is another one even if nobody edits anything, in milliseconds since 1970: an override ends, or the degradation of a
-    /// fleet of which nobody says any more that it lasts. None: never.
-    pub changes_at_ms: Option<i64>,
-}
-
-/// The document of `flags` at `now_ms`, if it has at most `max_bytes` bytes.
-pub fn at(flags: &Document, now_ms: i64, max_bytes: usize) -> Result<Snapshot, TooLarge> {
+/// The document of `flags` at `now_ms`, in JSON, if it has at most `max_bytes` bytes.
+pub fn at(flags: &Document, now_ms: i64, max_bytes: usize) -> Result<String, TooLarge> {
     let settings = &flags.section.settings;
     let mut rules = SharedRules {
         rules: &settings.evaluators,
@@ -53,10 +44,13 @@ pub fn at(flags: &Document, now_ms: i64, max_bytes: usize) -> Result<Snapshot, T
     // There is nothing in it that has no spelling.
     serde_json::to_writer(&mut bounded, &FlagdDocument { schema: SCHEMA, flags: definitions, evaluators })
         .map_err(|_| TooLarge)?;
-    let text = String::from_utf8(bounded.text).map_err(|_| TooLarge)?;
-    let overrides = settings.flags.values().filter_map(|flag| flag.kill_switch.as_ref()?.until_ms);
-    let ends = overrides.chain(settings.flags.values().filter_map(|flag| Some(flag.degraded.as_ref()?.until_ms)));
-    Ok(Snapshot { text, changes_at_ms: ends.filter(|end| *end > now_ms).min() })
+    String::from_utf8(bounded.text).map_err(|_| TooLarge)
+}
+
+/// When the document is another one than at `now_ms` even if nobody edits anything, in milliseconds since the Unix epoch: an override
+/// ends, or the degradation of a fleet of which nobody says any more that it lasts. None: never.
+pub fn changes_at(settings: &FlagsSettings, now_ms: i64) -> Option<i64> {
+    settings.flags.values().filter_map(|flag| flag.set_variant_changes_at(now_ms)).min()
 }
 
 /// What decides about a flag at a moment.
@@ -71,11 +65,8 @@ impl<'a> Now<'a> {
     /// have is none, as there: evaluators of flagd would give the whole document up for it.
     fn of(flag: &'a FlagSettings, compiles: bool, now_ms: i64) -> Self {
         let known = |name: &'a str| flag.variants.contains_key(name).then_some(name);
-        if let Some(over) = flag.active_override(now_ms) {
-            return Self { state: FlagState::Enabled, default_variant: known(&over.variant), targeting: None };
-        }
-        if let Some(degraded) = flag.active_degradation(now_ms) {
-            return Self { state: FlagState::Enabled, default_variant: known(&degraded.variant), targeting: None };
+        if let Some(variant) = flag.set_variant(now_ms) {
+            return Self { state: FlagState::Enabled, default_variant: known(variant), targeting: None };
         }
         let state = if flag.state == FlagState::Enabled { FlagState::Enabled } else { FlagState::Disabled };
         let targeting = flag.targeting.as_ref().filter(|_| compiles);
@@ -217,8 +208,9 @@ impl Write for Bounded {
 
 #[cfg(test)]
 mod tests {
+    use super::super::compiled::CompiledFlags;
     use super::*;
-    use crate::fleet::index::FlagSet;
+    use crate::fleet::{degradations::Degradations, flag_set::FlagSet};
     use contract::FlagDegradation;
     use serde_json::json;
     use std::sync::Arc;
@@ -231,11 +223,15 @@ mod tests {
     }
 
     fn of(spec: &Value) -> Document {
-        Document::of_namespace(&[set(spec)], None)
+        degraded(spec, &Degradations::new())
+    }
+
+    fn degraded(spec: &Value, degraded: &Degradations) -> Document {
+        Document::of_namespace(&[set(spec)], degraded, None)
     }
 
     fn read(document: &Document, now_ms: i64) -> Value {
-        serde_json::from_str(&at(document, now_ms, MANY).unwrap().text).unwrap()
+        serde_json::from_str(&at(document, now_ms, MANY).unwrap()).unwrap()
     }
 
     fn switch(more: &Value) -> Value {
@@ -270,7 +266,7 @@ mod tests {
         assert_eq!(read["flags"]["targeted"], with(switch(&json!({"targeting": rule})), &own));
         assert_eq!(read["flags"]["disabled"], with(switch(&json!({"state": "DISABLED"})), &set));
         assert_eq!(read["flags"]["no-default"].get("defaultVariant"), None);
-        assert!(at(&document, 0, MANY).unwrap().text.contains(r#""variants":{"a":1.0}"#), "a float is spelled as one");
+        assert!(at(&document, 0, MANY).unwrap().contains(r#""variants":{"a":1.0}"#), "a float is spelled as one");
         assert_eq!(read.get("$evaluators"), None);
     }
 
@@ -303,7 +299,7 @@ mod tests {
         assert_eq!(decides(999), [over(), over(), over()]);
         assert_eq!(decides(1_000), [over(), are("DISABLED", "on", false), over()]);
         assert_eq!(decides(2_000), [are("ENABLED", "on", true), are("DISABLED", "on", false), over()]);
-        let changes_at = |now_ms| at(&document, now_ms, MANY).unwrap().changes_at_ms;
+        let changes_at = |now_ms| changes_at(&document.section.settings, now_ms);
         assert_eq!([0, 999, 1_000, 2_000].map(changes_at), [Some(1_000), Some(1_000), Some(2_000), None]);
     }
 
@@ -315,15 +311,15 @@ mod tests {
                 FlagDegradation { variant: "off".into(), until_ms: 1_000, by: "booking".into(), load_percent: 80 };
             (key.to_owned(), off)
         };
-        let document = of(&json!({
+        let spec = json!({
             "flagSpec": {"flags": {
                 "ruled": switch(&json!({"targeting": {"if": [true, "on"]}})),
                 "disabled": switch(&json!({"state": "DISABLED"})),
                 "over": switch(&json!({})),
             }},
             "overrides": [{"key": "over", "variant": "on"}],
-        }))
-        .degraded(&["ruled", "disabled", "over"].map(said).into());
+        });
+        let document = degraded(&spec, &["ruled", "disabled", "over"].map(said).into());
         let decides = |now_ms| {
             let read = read(&document, now_ms);
             ["ruled", "disabled", "over"].map(|key| {
@@ -333,7 +329,7 @@ mod tests {
         };
         assert_eq!(decides(999), [(true, false, false), (true, false, false), (true, true, false)]);
         assert_eq!(decides(1_000), [(true, true, true), (false, true, false), (true, true, false)]);
-        let changes_at = |now_ms| at(&document, now_ms, MANY).unwrap().changes_at_ms;
+        let changes_at = |now_ms| changes_at(&document.section.settings, now_ms);
         assert_eq!([999, 1_000].map(changes_at), [Some(1_000), None]);
     }
 
@@ -341,7 +337,7 @@ mod tests {
     fn odd(flag: &Value) -> Value {
         let mut document = Document::default();
         document.section.settings = serde_json::from_value(json!({"flags": {"f": flag}})).unwrap();
-        document.flags = flags::FlagSet::compile(document.section.settings.clone());
+        document.flags = CompiledFlags::compile(&document.section.settings, None, false);
         read(&document, 0)["flags"]["f"].clone()
     }
 
@@ -400,7 +396,7 @@ mod tests {
     #[test]
     fn a_document_that_is_too_large_is_none() {
         let document = of(&json!({"flagSpec": {"flags": {"f": switch(&json!({}))}}}));
-        let bytes = at(&document, 0, MANY).unwrap().text.len();
+        let bytes = at(&document, 0, MANY).unwrap().len();
         assert!(at(&document, 0, bytes).is_ok());
         assert_eq!(at(&document, 0, bytes - 1), Err(TooLarge));
     }

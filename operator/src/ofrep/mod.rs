@@ -9,6 +9,7 @@
 pub mod access;
 pub mod answer;
 pub mod args;
+pub mod compiled;
 pub mod cors;
 pub mod document;
 pub mod etag;

@@ -411,13 +411,18 @@ impl Service {
         now_ms: i64,
     ) -> Result<flagd::Version, Failed> {
         let document = self.document(ctx, scope).await?;
+        self.version_of(&document, scope, now_ms).await
+    }
+
+    async fn version_of(&self, document: &Arc<Document>, scope: &Scope, now_ms: i64) -> Result<flagd::Version, Failed> {
         if let Some(known) = document.known_version(now_ms) {
             return Ok(known);
         }
         if document.is_light() {
-            return Ok(document.version(now_ms)?);
+            return Ok(document.version(now_ms));
         }
-        Ok(self.long(scope.namespace(), move |_| document.version(now_ms)).await??)
+        let document = Arc::clone(document);
+        self.long(scope.namespace(), move |_| document.version(now_ms)).await
     }
 
     /// Works in turn, and not on a thread that others wait for.
@@ -461,13 +466,14 @@ impl Service {
         route: &Route,
     ) -> Result<Answer, Failed> {
         let if_none_match = request.headers().get(IF_NONE_MATCH);
-        let document = self.document(ctx, &scope(ctx, route)?).await?;
+        let scope = scope(ctx, route)?;
+        let document = self.document(ctx, &scope).await?;
         let now_ms = Timestamp::now().as_millisecond();
-        if let Some(version) = document.known_version(now_ms).filter(|version| is_known(&version.tag, if_none_match)) {
+        let version = self.version_of(&document, &scope, now_ms).await?;
+        if is_known(&version.tag, if_none_match) {
             return Ok(not_modified(&version.tag));
         }
-        let write = move || flagd::write(&document, now_ms);
-        let (body, version) = self.long(&route.namespace, move |_| write()).await??;
+        let body = self.long(&route.namespace, move |_| flagd::write(&document, now_ms)).await??;
         self.tagged(body, &version.tag, if_none_match)
     }
 

@@ -40,9 +40,9 @@ pub fn record(span: &Span, document: &Document, key: &str, evaluated: Option<&Ev
     if span.is_disabled() {
         return;
     }
-    if let Some((set, generation)) = document.set_of(key) {
-        span.record("feature_flag.set.id", set);
-        span.record("feature_flag.version", generation.to_string().as_str());
+    if let Some(set) = document.set_of(key) {
+        span.record("feature_flag.set.id", set.id.as_str());
+        span.record("feature_flag.version", set.generation.to_string().as_str());
     }
     match evaluated {
         Some(Evaluated::Success(success)) => {
@@ -82,6 +82,7 @@ fn record_error(span: &Span, code: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::degradations::Degradations;
     use crate::ofrep::{answer::single, request::EvaluationContext};
     use serde_json::json;
     use std::{
@@ -129,7 +130,7 @@ mod tests {
             "metadata": {"namespace": "n", "name": "s", "uid": "u", "generation": 3},
             "spec": {"flagSpec": {"flags": flags}},
         });
-        Document::of_namespace(&[Arc::new(serde_json::from_str(&set.to_string()).unwrap())], None)
+        Document::of_namespace(&[Arc::new(serde_json::from_str(&set.to_string()).unwrap())], &Degradations::new(), None)
     }
 
     fn told(key: &str) -> Fields {

@@ -12,11 +12,15 @@ use crds::{
         self, FlagDefinition, MAX_ANNOTATION_BYTES, MAX_DEPTH, MAX_FLAG_SPEC_BYTES, Override, ValueType, validate_name,
     },
 };
+use engine::json_size::json_bytes;
 use flags::targeting::{Evaluators, Rule};
 use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Said where somebody may have written on or off without quotes.
 const UNQUOTED: &str = "YAML reads an unquoted on, off, yes or no as true or false: write it in quotes";
@@ -35,21 +39,18 @@ const NAMES: usize = 10;
 const NAME_LENGTH: usize = 64;
 
 /// A flag set that can be used.
+#[derive(Debug)]
 pub struct Reviewed {
     /// Its flags, with its overrides in place.
-    pub settings: FlagsSettings,
+    pub settings: Arc<FlagsSettings>,
     /// What its writer should look at all the same.
     pub warnings: Warnings,
 }
 
-/// The flags of a flag set, with its overrides in place.
-pub fn flags(spec: &FeatureFlagSpec) -> Result<FlagsSettings, Mistakes> {
-    review(spec).map(|reviewed| reviewed.settings)
-}
-
 /// The flags of a flag set, and what there is to say about it; or all that is wrong with it.
 pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
-    let size = json_bytes(&spec.flag_spec);
+    let FeatureFlagSpec { flag_spec, overrides, target_refs, .. } = spec;
+    let size = json_bytes(flag_spec);
     if size > MAX_FLAG_SPEC_BYTES {
         let message = format!(
             "has {size} bytes, more than the {MAX_FLAG_SPEC_BYTES} that are allowed: split the set; for parts near that size {SERVER_SIDE}"
@@ -57,19 +58,17 @@ pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
         return Err(invalid("spec.flagSpec", message).into());
     }
     let mut found = Findings::default();
-    let size = json_bytes(spec);
+    let size = size + json_bytes(overrides) + json_bytes(target_refs);
     if size > MAX_ANNOTATION_BYTES - AROUND_SPEC_BYTES {
         found.warn("spec", format!("has {size} bytes; {SERVER_SIDE}"));
     }
     if let Some(Err(error)) = spec.expires_at.as_ref().map(Moment::at) {
         found.mistake("spec.expiresAt", error.to_string());
     }
-    found.review_metadata(spec.flag_spec.metadata.as_ref(), "spec.flagSpec.metadata");
-    let evaluators: BTreeMap<_, _> = spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect();
-    let compiled = found.compile_evaluators(&evaluators);
-    let mut flags = BTreeMap::new();
+    found.review_metadata(flag_spec.metadata.as_ref(), "spec.flagSpec.metadata");
+    let evaluators = found.compile_evaluators(flag_spec.evaluators.as_ref());
     let mut names = Names::default();
-    for (key, definition) in &spec.flag_spec.flags {
+    for (key, definition) in &flag_spec.flags {
         if found.mistakes.is_full() {
             break;
         }
@@ -77,27 +76,68 @@ pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
         if let Err(error) = validate_name(key) {
             found.mistake(path.clone(), format!("the key {error}"));
         }
-        let flag = found.flag(definition, &path);
-        found.review_targeting(&flag, &compiled, &mut names, &path);
-        flags.insert(key.clone(), flag);
+        found.review_flag(definition, &path);
+        found.review_targeting(definition, &evaluators, &mut names, &path);
     }
-    for (index, over) in spec.overrides.iter().enumerate() {
-        // Not all flags are there.
+    for (index, over) in overrides.iter().enumerate() {
         if found.mistakes.is_full() {
             break;
         }
-        found.put_override(over, &mut flags, &format!("spec.overrides[{index}]"));
+        found.review_override(over, &flag_spec.flags, &format!("spec.overrides[{index}]"));
     }
     if names.is_spent() {
         let message = "its rules refer to each other so often that not all answers were compared with the variants";
         found.warn("spec.flagSpec.$evaluators", message);
     }
     let Findings { mistakes, warnings } = found;
-    if mistakes.is_empty() {
-        Ok(Reviewed { settings: FlagsSettings { flags, evaluators }, warnings })
-    } else {
-        Err(mistakes)
+    // What is refused is never copied: it may be made to cost much.
+    if mistakes.is_empty() { Ok(Reviewed { settings: Arc::new(settings(spec)), warnings }) } else { Err(mistakes) }
+}
+
+/// The settings of a set that was found to be in order.
+fn settings(spec: &FeatureFlagSpec) -> FlagsSettings {
+    let mut flags: BTreeMap<_, _> =
+        spec.flag_spec.flags.iter().map(|(key, definition)| (key.clone(), flag_settings(definition))).collect();
+    for Override { key, variant, until, reason } in &spec.overrides {
+        if let Some(flag) = flags.get_mut(key) {
+            let until = until.as_ref().and_then(|until| until.at().ok());
+            flag.kill_switch = Some(FlagOverride {
+                variant: variant.clone(),
+                until_ms: until.map(Timestamp::as_millisecond),
+                reason: reason.clone().unwrap_or_default(),
+            });
+        }
     }
+    FlagsSettings {
+        flags: flags.into_iter().map(|(key, flag)| (key, Arc::new(flag))).collect(),
+        evaluators: spec.flag_spec.evaluators.clone().unwrap_or_default().into_iter().collect(),
+    }
+}
+
+/// The settings of one flag, without an override.
+fn flag_settings(definition: &FlagDefinition) -> FlagSettings {
+    // Taken apart as a whole, so that a new member cannot be forgotten. OFREP and flagd's document have the metadata from the set.
+    let FlagDefinition { state, value_type, variants, default_variant: _, targeting, metadata: _ } = definition;
+    let typed = |value: &Value| {
+        let typed = value_type.and_then(|wanted| of_type(value, wanted).ok()).map(Cow::into_owned);
+        typed.unwrap_or_else(|| value.clone())
+    };
+    FlagSettings {
+        state: match state {
+            feature_flag::FlagState::Enabled => FlagState::Enabled,
+            feature_flag::FlagState::Disabled => FlagState::Disabled,
+        },
+        variants: variants.iter().map(|(name, value)| (name.clone(), typed(value))).collect(),
+        default_variant: default_variant_of(definition).cloned(),
+        targeting: targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
+        kill_switch: None,
+        degraded: None,
+    }
+}
+
+/// The default variant, if there is one: flagd takes an empty name for none.
+fn default_variant_of(definition: &FlagDefinition) -> Option<&String> {
+    definition.default_variant.as_ref().filter(|name| !name.is_empty())
 }
 
 /// What there is to say, gathered on the way through a set.
@@ -117,15 +157,15 @@ impl Findings {
     }
 
     /// Compiles the shared rules, as the pods will.
-    fn compile_evaluators(&mut self, rules: &BTreeMap<String, Value>) -> Evaluators {
-        for (name, rule) in rules {
+    fn compile_evaluators(&mut self, rules: Option<&Map<String, Value>>) -> Evaluators {
+        for (name, rule) in rules.into_iter().flatten() {
             let path = || member("spec.flagSpec.$evaluators", name);
             if name.is_empty() {
                 self.mistake(path(), "the name must not be empty");
             }
             self.validate_depth(rule, path);
         }
-        let compiled = Evaluators::compile(rules);
+        let compiled = Evaluators::compile(rules.into_iter().flatten());
         for error in compiled.mistakes() {
             if self.mistakes.is_full() {
                 break;
@@ -138,40 +178,21 @@ impl Findings {
         compiled
     }
 
-    /// The settings of the flag at `path`, without an override.
-    fn flag(&mut self, definition: &FlagDefinition, path: &str) -> FlagSettings {
-        // Taken apart as a whole, so that a new member cannot be forgotten.
-        let FlagDefinition { state, value_type, variants, default_variant, targeting, metadata } = definition;
-        self.review_metadata(metadata.as_ref(), &format!("{path}.metadata"));
-        for (name, value) in targeting.iter().flatten() {
+    /// Reviews the flag at `path`, without its rule.
+    fn review_flag(&mut self, definition: &FlagDefinition, path: &str) {
+        self.review_metadata(definition.metadata.as_ref(), &format!("{path}.metadata"));
+        for (name, value) in definition.targeting.iter().flatten() {
             self.validate_depth(value, || member(&format!("{path}.targeting"), name));
         }
-        let variants = self.variants(variants, *value_type, &format!("{path}.variants"));
-        // flagd takes an empty name for none.
-        let default_variant = default_variant.clone().filter(|name| !name.is_empty());
-        if let Some(name) = default_variant.as_ref().filter(|name| !variants.contains_key(*name)) {
-            self.mistake(format!("{path}.defaultVariant"), not_among(name, "is", &variants));
-        }
-        FlagSettings {
-            state: match state {
-                feature_flag::FlagState::Enabled => FlagState::Enabled,
-                feature_flag::FlagState::Disabled => FlagState::Disabled,
-            },
-            variants,
-            default_variant,
-            targeting: targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
-            kill_switch: None,
-            degraded: None,
+        let variants = &definition.variants;
+        self.review_variants(variants, definition.value_type, &format!("{path}.variants"));
+        if let Some(name) = default_variant_of(definition).filter(|name| !variants.contains_key(*name)) {
+            self.mistake(format!("{path}.defaultVariant"), not_among(name, "is", variants));
         }
     }
 
-    /// The variants at `path`, as values of the type that they are said to have.
-    fn variants(
-        &mut self,
-        variants: &Map<String, Value>,
-        value_type: Option<ValueType>,
-        path: &str,
-    ) -> BTreeMap<String, Value> {
+    /// Reviews the variants at `path`, and whether they are of the type that they are said to have.
+    fn review_variants(&mut self, variants: &Map<String, Value>, value_type: Option<ValueType>, path: &str) {
         if variants.is_empty() {
             self.mistake(path, "must not be empty");
         }
@@ -192,25 +213,18 @@ impl Findings {
             }
             self.validate_depth(value, path);
         }
-        let Some(value_type) = value_type else {
-            self.review_kinds(variants, path);
-            return variants.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        };
-        let mut typed = BTreeMap::new();
+        let Some(value_type) = value_type else { return self.review_kinds(variants, path) };
         for (name, value) in variants {
             if self.mistakes.is_full() {
                 break;
             }
-            let value = of_type(value, value_type).unwrap_or_else(|message| {
-                // What is beyond it is told already, in words that fit any type.
-                if !is_beyond(value) {
-                    self.mistake(member(path, name), message);
-                }
-                value.clone()
-            });
-            typed.insert(name.clone(), value);
+            // What is beyond it is told already, in words that fit any type.
+            if let Err(message) = of_type(value, value_type)
+                && !is_beyond(value)
+            {
+                self.mistake(member(path, name), message);
+            }
         }
-        typed
     }
 
     /// Whether variants without a `valueType` have one type all the same.
@@ -236,8 +250,14 @@ impl Findings {
     }
 
     /// Compiles the targeting rule, as the pods will, and looks for variants that it names and that are not there.
-    fn review_targeting(&mut self, flag: &FlagSettings, evaluators: &Evaluators, names: &mut Names, path: &str) {
-        let Some(rule) = &flag.targeting else { return };
+    fn review_targeting(
+        &mut self,
+        definition: &FlagDefinition,
+        evaluators: &Evaluators,
+        names: &mut Names,
+        path: &str,
+    ) {
+        let Some(rule) = &definition.targeting else { return };
         let review = Rule::review(rule, evaluators);
         for error in &review.mistakes {
             self.mistake(rule_path(&error.path, path), error.mistake.to_string());
@@ -249,29 +269,24 @@ impl Findings {
             self.warn(rule_path(&warning.path, path), warning.message);
         }
         let Some(rule) = &review.rule else { return };
-        for name in names.absent(rule, &flag.variants) {
-            self.mistake(format!("{path}.targeting"), not_among(name, "is an answer, and is", &flag.variants));
+        for name in names.absent(rule, &definition.variants) {
+            let message = not_among(name, "is an answer, and is", &definition.variants);
+            self.mistake(format!("{path}.targeting"), message);
         }
     }
 
-    /// Puts the override at `path` over its flag.
-    fn put_override(&mut self, over: &Override, flags: &mut BTreeMap<String, FlagSettings>, path: &str) {
-        let Override { key, variant, until, reason } = over;
-        let until = until.as_ref().map(Moment::at).transpose().unwrap_or_else(|error| {
+    /// Reviews the override at `path`.
+    fn review_override(&mut self, over: &Override, flags: &BTreeMap<String, FlagDefinition>, path: &str) {
+        let Override { key, variant, until, reason: _ } = over;
+        if let Some(Err(error)) = until.as_ref().map(Moment::at) {
             self.mistake(format!("{path}.until"), error.to_string());
-            None
-        });
-        let Some(flag) = flags.get_mut(key) else {
+        }
+        let Some(flag) = flags.get(key) else {
             return self.mistake(format!("{path}.key"), format!("{} is not a flag of this set", shortened(key)));
         };
         if !flag.variants.contains_key(variant) {
-            return self.mistake(format!("{path}.variant"), not_among(variant, "is", &flag.variants));
+            self.mistake(format!("{path}.variant"), not_among(variant, "is", &flag.variants));
         }
-        flag.kill_switch = Some(FlagOverride {
-            variant: variant.clone(),
-            until_ms: until.map(Timestamp::as_millisecond),
-            reason: reason.clone().unwrap_or_default(),
-        });
     }
 
     /// flagd's schema allows plain values only. Sets with others have been taken before, so it is a warning.
@@ -313,7 +328,7 @@ impl Names {
     }
 
     /// Those of one rule, in their order, at most [`MOST_OF_A_RULE`].
-    fn absent<'r>(&mut self, rule: &'r Rule, variants: &BTreeMap<String, Value>) -> BTreeSet<&'r str> {
+    fn absent<'r>(&mut self, rule: &'r Rule, variants: &Map<String, Value>) -> BTreeSet<&'r str> {
         let mut absent = BTreeSet::new();
         for name in rule.named_variants().take(Self::MOST.saturating_sub(self.seen)) {
             self.seen += 1;
@@ -334,36 +349,35 @@ fn is_beyond(value: &Value) -> bool {
 }
 
 /// `value` as one of `wanted`, or why it is none.
-fn of_type(value: &Value, wanted: ValueType) -> Result<Value, String> {
-    let typed = match (wanted, value) {
+fn of_type(value: &Value, wanted: ValueType) -> Result<Cow<'_, Value>, String> {
+    match (wanted, value) {
         (ValueType::Boolean, Value::Bool(_))
         | (ValueType::String, Value::String(_))
-        | (ValueType::Object, Value::Object(_)) => Some(value.clone()),
+        | (ValueType::Object, Value::Object(_)) => Ok(Cow::Borrowed(value)),
         (ValueType::Integer, Value::Number(number)) => {
-            return whole(number).map(Value::from).ok_or_else(|| {
+            whole(number).map(|number| Cow::Owned(number.into())).ok_or_else(|| {
                 format!(
                     "is {number}, and valueType says integer: must be a whole number that 64 bits with a sign can hold"
                 )
-            });
+            })
         }
-        (ValueType::Float, Value::Number(number)) => {
-            return float(number).map(Value::Number).ok_or_else(|| {
-                format!("is {number}, and valueType says float: a float does not hold all of its digits")
-            });
-        }
-        _ => None,
+        (ValueType::Float, Value::Number(number)) => float(number)
+            .map(|number| Cow::Owned(Value::Number(number)))
+            .ok_or_else(|| format!("is {number}, and valueType says float: a float does not hold all of its digits")),
+        _ => Err(other_type(value, wanted)),
+    }
+}
+
+fn other_type(value: &Value, wanted: ValueType) -> String {
+    let name = match wanted {
+        ValueType::Boolean => "boolean",
+        ValueType::String => "string",
+        ValueType::Integer => "integer",
+        ValueType::Float => "float",
+        ValueType::Object => "object",
     };
-    typed.ok_or_else(|| {
-        let wanted = match wanted {
-            ValueType::Boolean => "boolean",
-            ValueType::String => "string",
-            ValueType::Integer => "integer",
-            ValueType::Float => "float",
-            ValueType::Object => "object",
-        };
-        let message = format!("is of type {}, and valueType says {wanted}", kind(value));
-        if wanted == "string" && value.is_boolean() { format!("{message}; {UNQUOTED}") } else { message }
-    })
+    let message = format!("is of type {}, and valueType says {name}", kind(value));
+    if wanted == ValueType::String && value.is_boolean() { format!("{message}; {UNQUOTED}") } else { message }
 }
 
 /// A number without a fraction, however it is written.
@@ -399,7 +413,7 @@ fn rule_path(in_rule: &str, path: &str) -> String {
 }
 
 /// That `name` is no variant, with those that there are.
-fn not_among(name: &str, is: &str, variants: &BTreeMap<String, Value>) -> String {
+fn not_among(name: &str, is: &str, variants: &Map<String, Value>) -> String {
     let known: Vec<_> = variants.keys().take(NAMES).map(|name| shortened(name)).collect();
     let more = if variants.len() > NAMES { ", …" } else { "" };
     let message = format!("{} {is} not among the variants ({}{more})", shortened(name), known.join(", "));
@@ -416,23 +430,6 @@ fn shortened(name: &str) -> String {
     } else {
         name.chars().take(NAME_LENGTH).chain(['…']).collect()
     }
-}
-
-/// How many bytes it has as JSON.
-fn json_bytes(value: &impl serde::Serialize) -> usize {
-    struct Count(usize);
-    impl Write for Count {
-        fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-            self.0 += part.len();
-            Ok(part.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
 }
 
 const fn kind(value: &Value) -> &'static str {
@@ -461,6 +458,10 @@ fn is_flat(value: &Value, levels: usize) -> bool {
 mod tests {
     use super::*;
     use crds::FeatureFlag;
+
+    fn flags(spec: &FeatureFlagSpec) -> Result<Arc<FlagsSettings>, Mistakes> {
+        review(spec).map(|reviewed| reviewed.settings)
+    }
 
     fn flag_spec(body: &str) -> FeatureFlagSpec {
         serde_saphyr::from_str(body).unwrap()
@@ -718,13 +719,13 @@ expiresAt: never";
                 let text = serde_json::to_string(&settings).unwrap();
                 assert!(text.contains(&format!(r#""variants":{expected}"#)), "{text}");
                 let read: FlagsSettings = serde_json::from_str(&text).unwrap();
-                assert_eq!(read, settings, "the published document says the same");
+                assert_eq!(read, *settings, "the published document says the same");
             }
             (Err(error), Err(expected)) => {
                 let expected = format!("spec.flagSpec.flags.f.variants.{expected}");
                 assert!(error.to_string().starts_with(&expected), "{error}");
             }
-            (found, expected) => panic!("{:?} instead of {expected:?}", found.map(|settings| settings.flags)),
+            (found, expected) => panic!("{:?} instead of {expected:?}", found.map(|settings| settings.flags.clone())),
         }
     }
 

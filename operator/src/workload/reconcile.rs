@@ -11,7 +11,8 @@ use crate::{
         degradations::Degradations,
         facts::{ConfigMapFacts, WorkloadFacts},
         flag_inputs,
-        index::{FlagSet, ObjectKey, Policy},
+        flag_set::FlagSet,
+        index::{ObjectKey, Policy},
     },
     kubernetes::{
         controller::{Next, Reconciler},

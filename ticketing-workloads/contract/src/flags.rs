@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Largest whole number that every reader of JSON has exactly: 2^53 - 1. Numbers beyond it, or below its negative, are no values of
 /// flags.
@@ -13,8 +13,8 @@ pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FlagsSettings {
-    /// Flags by key.
-    pub flags: BTreeMap<String, FlagSettings>,
+    /// Flags by key. Most stay as they are when another one is edited, and are shared.
+    pub flags: BTreeMap<String, Arc<FlagSettings>>,
     /// Shared targeting rules by name (flagd's `$evaluators`).
     pub evaluators: BTreeMap<String, Value>,
 }
@@ -59,14 +59,24 @@ impl FlagSettings {
         self.degraded.as_ref().filter(lasts)
     }
 
+    /// The variant that stands over the definition at `now_ms`: of an override, else of the fleet's degradation.
+    pub fn set_variant(&self, now_ms: i64) -> Option<&str> {
+        let over = self.active_override(now_ms).map(|over| over.variant.as_str());
+        over.or_else(|| self.active_degradation(now_ms).map(|degraded| degraded.variant.as_str()))
+    }
+
+    /// When another variant stands over the definition than at `now_ms`, or none, if nobody does anything.
+    pub fn set_variant_changes_at(&self, now_ms: i64) -> Option<i64> {
+        let over = self.kill_switch.as_ref().and_then(|over| over.until_ms);
+        let degraded = self.degraded.as_ref().map(|degraded| degraded.until_ms);
+        over.into_iter().chain(degraded).filter(|end| *end > now_ms).min()
+    }
+
     /// The value without targeting at `now_ms`: override, else the fleet's degradation, else default variant. `None`: the
     /// caller's own default.
     pub fn value(&self, now_ms: i64) -> Option<&Value> {
-        if let Some(over) = self.active_override(now_ms) {
-            return self.variants.get(&over.variant);
-        }
-        if let Some(degraded) = self.active_degradation(now_ms) {
-            return self.variants.get(&degraded.variant);
+        if let Some(variant) = self.set_variant(now_ms) {
+            return self.variants.get(variant);
         }
         match self.state {
             FlagState::Enabled => self.variants.get(self.default_variant.as_ref()?),

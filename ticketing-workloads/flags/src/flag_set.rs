@@ -7,7 +7,10 @@ use crate::targeting::{self, Evaluators, Request, Rule, RuleError};
 use crate::variants::Variants;
 use contract::{FlagDegradation, FlagOverride, FlagSettings, FlagState, FlagsSettings};
 use serde_json::Value;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// All flags of a configuration, ready to be evaluated.
 #[derive(Debug, Default)]
@@ -21,7 +24,8 @@ impl FlagSet {
     pub fn compile(settings: FlagsSettings) -> Self {
         let FlagsSettings { flags, evaluators } = settings;
         let evaluators = Evaluators::compile_leniently(&evaluators);
-        let compiled = flags.into_iter().map(|(key, settings)| (key, Flag::compile(settings, &evaluators)));
+        let compiled =
+            flags.into_iter().map(|(key, settings)| (key, Flag::compile(Arc::unwrap_or_clone(settings), &evaluators)));
         Self { flags: compiled.collect() }
     }
 
@@ -79,7 +83,8 @@ pub enum EvaluationError {
 }
 
 impl Flag {
-    fn compile(settings: FlagSettings, evaluators: &Evaluators) -> Self {
+    /// Compiles one flag, whose rule may refer to `evaluators`.
+    pub fn compile(settings: FlagSettings, evaluators: &Evaluators) -> Self {
         // Taken apart as a whole, so that a new member cannot be forgotten.
         let FlagSettings { state, variants, default_variant, targeting, kill_switch, degraded } = settings;
         let rule = targeting.map_or(Ok(None), |rule| Rule::compile(&rule, evaluators));

@@ -31,6 +31,7 @@ mod semver;
 pub mod targeting;
 mod variants;
 
+pub use by_key::ByKey;
 pub use context::{Attribute, Context};
 pub use flag_set::{EvaluationError, Flag, FlagSet, Inputs};
 pub use resolution::{Reason, Resolution};

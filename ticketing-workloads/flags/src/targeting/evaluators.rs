@@ -56,26 +56,27 @@ impl Evaluators {
     /// Compiles all of `rules`, in an order in which each comes after those that it refers to. Its cost follows from the
     /// size of the document, however often they refer to each other.
     /// Rules are refused for what a person must have mistaken.
-    pub fn compile(rules: &BTreeMap<String, Value>) -> Self {
+    pub fn compile<'r>(rules: impl IntoIterator<Item = (&'r String, &'r Value)>) -> Self {
         Self { lenient: false, ..Self::default() }.and(rules)
     }
 
     /// The same for who has to make do with what there is, such as a pod: a version that is none, or weights that are none, make only
     /// their own operation null, as evaluators of flagd have it, and the rule around it goes on.
-    pub fn compile_leniently(rules: &BTreeMap<String, Value>) -> Self {
+    pub fn compile_leniently<'r>(rules: impl IntoIterator<Item = (&'r String, &'r Value)>) -> Self {
         Self { lenient: true, ..Self::default() }.and(rules)
     }
 
-    fn and(self, rules: &BTreeMap<String, Value>) -> Self {
+    fn and<'r>(self, rules: impl IntoIterator<Item = (&'r String, &'r Value)>) -> Self {
+        let rules: BTreeMap<&str, &Value> = rules.into_iter().map(|(name, rule)| (name.as_str(), rule)).collect();
         let mut all = self;
-        for (name, rule) in rules {
+        for (&name, &rule) in &rules {
             let mut way = Vec::new();
             all.visit(name, rule, &mut way);
             // Without recursion: they may refer to each other in a chain of any length.
             while let Some(last) = way.last_mut() {
                 if let Some(reference) = last.references.pop() {
-                    if let Some((name, rule)) = rules.get_key_value(reference) {
-                        all.visit(name, rule, &mut way);
+                    if let Some(rule) = rules.get(reference) {
+                        all.visit(reference, rule, &mut way);
                     }
                     continue;
                 }

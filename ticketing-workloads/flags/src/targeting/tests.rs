@@ -204,11 +204,15 @@ fn evaluators() -> Evaluators {
         "bad": {"in": ["x"]},
         "positive": {">": [{"var": ""}, 0]},
     });
-    shared(all)
+    shared(&all)
 }
 
-fn shared(rules: Value) -> Evaluators {
-    Evaluators::compile(&serde_json::from_value(rules).unwrap())
+fn shared(rules: &Value) -> Evaluators {
+    Evaluators::compile(rules.as_object().unwrap())
+}
+
+fn review(rule: &Value, evaluators: &Evaluators) -> Review {
+    Rule::review(rule.as_object().unwrap(), evaluators)
 }
 
 #[test]
@@ -233,7 +237,7 @@ fn shared_rules_are_resolved_when_compiled() {
 #[case::through_another_one(json!({"$ref": "negative"}), Some("$evaluators.positive.>[0].var: names no attribute"))]
 #[case::inside_of_another_one(json!({"$ref": "each"}), None)]
 fn a_shared_rule_for_items_stands_inside_only(#[case] logic: Value, #[case] expected: Option<&str>) {
-    let evaluators = shared(json!({
+    let evaluators = shared(&json!({
         "positive": {">": [{"var": ""}, 0]},
         "negative": {"!": {"$ref": "positive"}},
         "each": {"all": [{"var": "l"}, {"$ref": "negative"}]},
@@ -281,8 +285,8 @@ fn a_person_is_told_of_all_mistakes_in_a_rule() {
         {"reduce": [{"in": []}, {"var": "current"}, {"!": []}]},
         {"var": ""},
     ]});
-    let review = Rule::review(&logic, &Evaluators::default());
-    let mut paths: Vec<_> = review.mistakes.iter().map(|error| error.path.as_str()).collect();
+    let reviewed = review(&logic, &Evaluators::default());
+    let mut paths: Vec<_> = reviewed.mistakes.iter().map(|error| error.path.as_str()).collect();
     assert_eq!(paths[0], Rule::compile(&logic, &Evaluators::default()).unwrap_err().path);
     paths.sort_unstable();
     let expected = [
@@ -302,8 +306,8 @@ fn a_person_is_told_of_all_mistakes_in_a_rule() {
         "targeting.if[5].var",
     ];
     assert_eq!(paths, expected);
-    assert!(review.rule.is_none());
-    let evaluators = shared(json!({"broken": {"or": [{"in": []}, {"vra": "x"}]}, "sound": true}));
+    assert!(reviewed.rule.is_none());
+    let evaluators = shared(&json!({"broken": {"or": [{"in": []}, {"vra": "x"}]}, "sound": true}));
     let paths: Vec<_> = evaluators.mistakes().map(|error| error.path.as_str()).collect();
     assert_eq!(paths, ["$evaluators.broken.or[0].in", "$evaluators.broken.or[1].vra"]);
 }
@@ -311,11 +315,11 @@ fn a_person_is_told_of_all_mistakes_in_a_rule() {
 #[test]
 fn mistakes_are_bounded_and_the_bound_is_one_of_them() {
     let many = json!({"or": vec![json!({"$ref": "bad"}); 1_000]});
-    assert_eq!(Rule::review(&many, &evaluators()).mistakes.len(), 1, "the same again is nothing new");
+    assert_eq!(review(&many, &evaluators()).mistakes.len(), 1, "the same again is nothing new");
     let different: Vec<_> = (0..1_000).map(|nth| json!({ format!("v{nth}"): "x" })).collect();
-    assert_eq!(Rule::review(&json!({"or": different}), &Evaluators::default()).mistakes.len(), 21);
+    assert_eq!(review(&json!({"or": different}), &Evaluators::default()).mistakes.len(), 21);
     let large = json!({"or": vec![json!({"vra": "x"}), json!(vec![1; MAX_NODES]), json!({"in": []})]});
-    let mistakes = Rule::review(&large, &Evaluators::default()).mistakes;
+    let mistakes = review(&large, &Evaluators::default()).mistakes;
     assert!(matches!(mistakes[0].mistake, Mistake::UnknownOperator(_)), "{mistakes:?}");
 }
 
@@ -325,17 +329,17 @@ fn mistakes_are_bounded_and_the_bound_is_one_of_them() {
 #[case::attribute(json!({"fractional": [{"var": "email"}, ["red", 1], ["green", 1]]}), &[])]
 #[case::none(json!({"fractional": [["red", 1], ["green", 1]]}), &[])]
 fn a_constant_bucketing_value_is_a_warning(#[case] logic: Value, #[case] expected: &[&str]) {
-    let review = Rule::review(&logic, &Evaluators::default());
-    assert!(review.rule.is_some() && review.mistakes.is_empty());
-    assert_eq!(review.warnings.iter().map(|warning| warning.path.as_str()).collect::<Vec<_>>(), expected);
-    let shared = shared(json!({ "it": logic }));
+    let reviewed = review(&logic, &Evaluators::default());
+    assert!(reviewed.rule.is_some() && reviewed.mistakes.is_empty());
+    assert_eq!(reviewed.warnings.iter().map(|warning| warning.path.as_str()).collect::<Vec<_>>(), expected);
+    let shared = shared(&json!({ "it": logic }));
     assert_eq!(shared.warnings().count(), expected.len());
 }
 
 /// An error inside of a shared rule is one of that rule, whatever its name, and the places after it are right.
 #[test]
 fn a_mistake_in_a_shared_rule_leaves_the_place_as_it_was() {
-    let evaluators = shared(json!({"a": {"!": {"$ref": "ü"}}, "ü": {"in": ["x"]}, "é": {"$ref": "none"}}));
+    let evaluators = shared(&json!({"a": {"!": {"$ref": "ü"}}, "ü": {"in": ["x"]}, "é": {"$ref": "none"}}));
     for logic in [json!({"$ref": "ü"}), json!({"if": [{"$ref": "a"}, "x"]})] {
         let error = Rule::compile(&logic, &evaluators).unwrap_err();
         assert_eq!(error.to_string(), "$evaluators.ü.in: takes two values, found 1");
@@ -447,7 +451,7 @@ fn depth_and_size_of_a_rule_are_bounded() {
     };
     assert_eq!(compile(&nested(MAX_DEPTH), &Evaluators::default()), Ok(()));
     assert_eq!(compile(&nested(MAX_DEPTH + 1), &Evaluators::default()), Err(Mistake::TooDeep));
-    let half = shared(json!({"half": nested(MAX_DEPTH / 2)}));
+    let half = shared(&json!({"half": nested(MAX_DEPTH / 2)}));
     let on_top = |depth| (0..depth).fold(json!({"$ref": "half"}), |inner, _| json!({"!": inner}));
     assert_eq!(compile(&on_top(MAX_DEPTH / 2 - 1), &half), Ok(()));
     assert_eq!(compile(&on_top(MAX_DEPTH / 2), &half), Err(Mistake::TooDeep));
