@@ -38,7 +38,7 @@ impl PodAdmin {
         let secrets: Api<Secret> = Api::namespaced(testbed.client.clone(), TICKETING);
         let secret = secrets.get(&contract::token_secret_name(kind, workload)).await?;
         let token = secret.data.and_then(|mut data| data.remove(admin::TOKEN_KEYS[0])).unwrap_or_default();
-        Ok(Self { client: testbed.client.clone(), names, token: token.0 })
+        Ok(Self { client: testbed.through.clone(), names, token: token.0 })
     }
 
     async fn ask<T: DeserializeOwned>(

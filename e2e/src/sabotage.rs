@@ -88,7 +88,7 @@ pub async fn replaced_connections(testbed: &Testbed, pod: &str) -> Result<usize,
     let uri = format!("/api/v1/namespaces/{TICKETING}/pods/{pod}:8080/proxy/metrics");
     let request = http::Request::get(uri).body(Vec::new());
     let request = request.map_err(|error| TestbedError::unexpected("a request", &error.to_string()))?;
-    let metrics = testbed.client.request_text(request).await?;
+    let metrics = testbed.through.request_text(request).await?;
     let value = metrics.lines().find_map(|line| line.strip_prefix(METRIC)?.trim().parse().ok());
     value.ok_or_else(|| TestbedError::unexpected(METRIC, "no such metric"))
 }

@@ -22,7 +22,7 @@ async fn ask(
     let expected = || format!("an answer of {service} to {method} {path}");
     let request = Request::builder().method(&method).uri(uri).body(body);
     let request = request.map_err(|error| TestbedError::unexpected(&expected(), &error.to_string()))?;
-    let answer = testbed.client.request_text(request).await?;
+    let answer = testbed.through.request_text(request).await?;
     serde_json::from_str(&answer).map_err(|error| TestbedError::unexpected(&expected(), &error.to_string()))
 }
 

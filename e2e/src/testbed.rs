@@ -22,7 +22,7 @@ use kube::{
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Namespace of the ticketing workloads.
@@ -31,6 +31,8 @@ pub const TICKETING: &str = "ticketing";
 pub const SYSTEM: &str = "resilience-system";
 /// Longest wait for a Helm release to be ready.
 const HELM_TIMEOUT: &str = "180s";
+/// An answer that is on its way when the time is over is waited for so long.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why an operation on the testbed failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,9 @@ pub struct Testbed {
     pub kubectl: Kubectl,
     /// A client of its API server.
     pub client: Client,
+    /// A client for what the API server passes on to pods and Services: their answers are theirs. The other one takes a 429 for the
+    /// API server's own, and waits for as long as `Retry-After` says, which may be the night.
+    pub through: Client,
     helm: PathBuf,
     progress: Progress,
 }
@@ -243,8 +248,11 @@ impl Testbed {
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)?
             }
         };
+        let mut without_retries = config.clone();
+        without_retries.default_retry = false;
+        let through = Client::try_from(without_retries)?;
         let client = Client::try_from(config)?;
-        Ok(Self { cluster, kubectl, client, helm, progress: progress.clone() })
+        Ok(Self { cluster, kubectl, client, through, helm, progress: progress.clone() })
     }
 
     /// Loads the operator's image into the cluster, so that an upgrade that follows does not wait for it.
@@ -464,18 +472,21 @@ pub fn phase(recovery: &Recovery) -> &str {
     recovery.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// Asks again and again until the answer is good. The inner error says what was seen.
+/// Asks again and again until the answer is good. The inner error says what was seen. One that does not answer is not waited for any
+/// longer than that either.
 pub async fn until<T, F, Fut>(limit: Duration, expected: &str, ask: F) -> Result<T, TestbedError>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<Result<T, String>, TestbedError>>,
 {
-    let begin = Instant::now();
+    let begin = tokio::time::Instant::now();
     loop {
-        let seen = match ask().await {
-            Ok(Ok(found)) => return Ok(found),
-            Ok(Err(seen)) => seen,
-            Err(error) => error.to_string(),
+        let left = limit.saturating_sub(begin.elapsed()) + LAST_ANSWER;
+        let seen = match tokio::time::timeout(left, ask()).await {
+            Ok(Ok(Ok(found))) => return Ok(found),
+            Ok(Ok(Err(seen))) => seen,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer for {left:?}"),
         };
         if begin.elapsed() >= limit {
             return Err(TestbedError::Expected { expected: expected.to_owned(), seen, waited: begin.elapsed() });
@@ -518,6 +529,23 @@ mod tests {
         assert_eq!(images.postgres.reference, "docker.io/library/postgres:17");
         let error = Images::named("operator=x:1").err().unwrap().to_string();
         assert!(error.contains("no workloads"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_never_answers_is_waited_for_no_longer_than_what_never_is() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        for (never_answers, expected) in [(true, "no answer for 65s"), (false, "not yet")] {
+            let begin = tokio::time::Instant::now();
+            let waited: Result<(), _> = until(LIMIT, "an answer", || async {
+                if never_answers {
+                    std::future::pending::<()>().await;
+                }
+                Ok(Err("not yet".to_owned()))
+            })
+            .await;
+            assert!(waited.unwrap_err().to_string().contains(expected));
+            assert!((LIMIT..=LIMIT + LAST_ANSWER).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        }
     }
 
     #[test]

@@ -271,8 +271,13 @@ async fn alerts_are_about_metrics_and_runbooks_that_there_are() {
     let rules: Vec<_> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
     for rule in &rules {
         let expression = rule["expr"].as_str().unwrap();
-        let (before, _) = expression.split_once('{').unwrap();
-        let name = before.rsplit('(').next().unwrap();
+        let selected = expression.match_indices('{').map(|(at, _)| {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            expression[..at].rsplit(|c| !is_part(c)).next().unwrap()
+        });
+        let names: BTreeSet<_> = selected.collect();
+        assert_eq!(names.len(), 1, "about one metric: {names:?}");
+        let name = names.into_iter().next().unwrap();
         let (_, page) = rule["annotations"]["runbook_url"].as_str().unwrap().split_once("/blob/main/").unwrap();
         assert!(checkout::root().join(page).exists(), "{page}");
         assert!(expression.contains("namespace=\"home\""), "{expression}");

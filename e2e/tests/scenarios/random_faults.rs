@@ -420,7 +420,7 @@ struct Memory {
 impl Memory {
     fn read(testbed: &Testbed, pod: &str, begin: Instant) -> Self {
         let readings = Arc::<Mutex<Vec<_>>>::default();
-        let (client, kept) = (testbed.client.clone(), Arc::clone(&readings));
+        let (client, kept) = (testbed.through.clone(), Arc::clone(&readings));
         let uri = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:8080/proxy/metrics");
         let task = tokio::spawn(async move {
             loop {

@@ -291,14 +291,15 @@ impl Index {
         }
     }
 
-    /// Notes what the fleet of a policy sets. Says which flag sets have a flag of which something else holds now.
-    fn put_degraded(&mut self, key: &ObjectKey, degraded: Option<&Degraded>) -> Vec<Arc<FlagSet>> {
+    /// Notes what the fleet of a policy sets. Says which flag sets have a flag of which something else holds now, and which workloads
+    /// may have one of a set that nobody can read.
+    fn put_degraded(&mut self, key: &ObjectKey, degraded: Option<&Degraded>) -> (Vec<Arc<FlagSet>>, Vec<WorkloadId>) {
         let before = match degraded {
             Some(degraded) => self.degraded.insert(key.clone(), degraded.clone()),
             None => self.degraded.remove(key),
         };
         if before.as_ref() == degraded {
-            return Vec::new();
+            return Default::default();
         }
         self.flag_sets.note_change(key.namespace.clone());
         self.flag_changes.send_replace(self.flag_sets.changes);
@@ -306,7 +307,10 @@ impl Index {
         let has_one = |set: &&Arc<FlagSet>| {
             set.0.as_ref().is_ok_and(|set| keys.iter().any(|key| set.spec.flag_spec.flags.contains_key(*key)))
         };
-        self.flag_sets.in_namespace(&key.namespace).filter(has_one).cloned().collect()
+        let sets = self.flag_sets.in_namespace(&key.namespace).filter(has_one).cloned().collect();
+        let any_unreadable = self.flag_sets.in_namespace(&key.namespace).any(|set| set.0.is_err());
+        let has_document = |id: &&WorkloadId| any_unreadable && id.namespace == key.namespace;
+        (sets, self.config_maps.keys().filter(has_document).cloned().collect())
     }
 
     fn owned_pods(&self, workload: &WorkloadFacts) -> Vec<Arc<PodFacts>> {
@@ -481,7 +485,8 @@ impl FleetIndex {
             // What it set stays until its end: what it says now nobody knows.
             Err(_) => index.degraded.get(&key).cloned(),
         };
-        let flag_sets = index.put_degraded(&key, degraded.as_ref());
+        let (flag_sets, others) = index.put_degraded(&key, degraded.as_ref());
+        targets.extend(others);
         targets.extend(flag_sets.iter().flat_map(|set| flag_set_targets(set)));
         let sets = flag_sets.iter().map(|set| Affected::FlagSet(ObjectKey::of_meta(set.meta())));
         let own = Affected::Policy(key);
@@ -905,6 +910,33 @@ mod tests {
         assert_eq!(put("dim"), (true, true, true));
         index.remove_policy(&ObjectKey { namespace: "n".into(), name: "p".into() });
         assert!(changes.borrow_and_update().has_changed() && index.degradations_in("n").is_empty());
+    }
+
+    /// Nobody can read which workloads it names, or which flags it has there.
+    #[test]
+    fn what_a_degraded_fleet_says_is_looked_at_where_a_flag_set_cannot_be_read() {
+        let index = FleetIndex::default();
+        let own = |name: &str| (id(Deployment, name), name.into());
+        for name in ["a", "b"] {
+            index.put_workload(workload(Deployment, name, &[1]));
+        }
+        index.put_config_map(ConfigMapFacts { resource_version: "1".into(), owner: own("a"), operator: None });
+        let policy = |variant: &str| {
+            let policy = serde_json::json!({
+                "metadata": {"namespace": "n", "name": "p", "uid": "p", "generation": 1},
+                "spec": {"targetRefs": [], "degradation": {}},
+                "status": {"degradation": {
+                    "stage": "mail", "level": 1, "stages": 1, "loadPercent": 80, "since": "2026-01-01T00:00:00.000000Z",
+                    "until": "2026-01-01T00:10:00.000000Z", "flags": [{"key": "Mail", "variant": variant}],
+                }},
+            });
+            let affected = index.put_policy(serde_json::from_str(&policy.to_string()).unwrap());
+            affected.contains(&Affected::Workload(id(Deployment, "a")))
+        };
+        assert!(!policy("off"));
+        let unreadable = r#"{"metadata": {"namespace": "n", "name": "s", "uid": "s"}, "spec": {"flagSpec": 7}}"#;
+        index.put_flag_set(serde_json::from_str(unreadable).unwrap());
+        assert!(policy("dim") && !policy("dim"));
     }
 
     #[test]

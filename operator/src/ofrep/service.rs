@@ -60,8 +60,10 @@ const MAX_UNREAD_BYTES: usize = 16 * 1024 * 1024;
 const ROOM_UNIT: usize = 1024;
 /// Longest time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for the evaluation of all flags, without that in which others had their turn.
+/// Most work for the evaluation of all flags.
 const BULK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often is looked how much work there was.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Most clients whose rate is remembered.
 const MAX_CLIENTS: usize = 16_384;
 /// Longest name of an event that a client has seen before, in bytes.
@@ -580,32 +582,35 @@ fn ticket(query: &str) -> Option<&str> {
     query.split('&').find_map(|pair| pair.strip_prefix("ticket="))
 }
 
-/// Time that is worked, and not that in which others have their turn.
+/// The work of a long call: neither the time in which others have their turn, nor that in which others have the processor.
 struct WorkTime {
-    slice: Instant,
-    before: Duration,
+    begun: ThreadTime,
+    slice: ThreadTime,
+    looked_at: Instant,
 }
 
 impl WorkTime {
     fn begin() -> Self {
-        Self { slice: Instant::now(), before: Duration::ZERO }
+        Self { begun: ThreadTime::now(), slice: ThreadTime::now(), looked_at: Instant::now() }
     }
 
     /// Whether there is no time left. With a place it gives way to others now and then.
     fn is_over(&mut self, place: Option<&mut Place>) -> bool {
-        let worked = self.slice.elapsed();
-        if self.before + worked >= BULK_TIMEOUT {
-            return true;
+        // To ask how long a thread has worked takes longer than many an evaluation.
+        if self.looked_at.elapsed() < LOOK_EVERY {
+            return false;
         }
-        match place {
-            Some(place) if worked >= SLICE => {
-                self.before += worked;
-                let is_turned_away = place.give_way().is_err();
-                self.slice = Instant::now();
-                is_turned_away
-            }
-            _ => false,
-        }
+        let is_over = self.begun.elapsed() >= BULK_TIMEOUT
+            || self.slice.elapsed() >= SLICE && place.is_some_and(|place| self.give_way(place));
+        self.looked_at = Instant::now();
+        is_over
+    }
+
+    /// Lets others have their turn. Says whether there is none any more for this call.
+    fn give_way(&mut self, place: &mut Place) -> bool {
+        let is_turned_away = place.give_way().is_err();
+        self.slice = ThreadTime::now();
+        is_turned_away
     }
 }
 

@@ -69,7 +69,7 @@ pub fn review(spec: &FeatureFlagSpec) -> Result<Reviewed, Mistakes> {
     let evaluators = found.compile_evaluators(flag_spec.evaluators.as_ref());
     let mut names = Names::default();
     for (key, definition) in &flag_spec.flags {
-        if found.mistakes.is_full() {
+        if found.mistakes.is_full() || !evaluators.is_complete() {
             break;
         }
         let path = member("spec.flagSpec.flags", key);

@@ -13,6 +13,9 @@ const NAMES: usize = 10;
 /// Most remarks of one kind that are kept besides the first mistake of each rule.
 const MOST_REMARKS: usize = 100;
 
+/// After so many rules with mistakes a person is told of, nobody reads on.
+const MOST_WRONG: usize = 200;
+
 /// The shared rules of a set, compiled: those that can be, and why the others cannot.
 #[derive(Debug, Default)]
 pub struct Evaluators {
@@ -23,6 +26,8 @@ pub struct Evaluators {
     open: Vec<String>,
     /// At most [`MOST_REMARKS`] of each kind.
     remarks: Remarks,
+    /// How many have mistakes.
+    wrong: usize,
 }
 
 /// How far a shared rule is.
@@ -55,7 +60,8 @@ struct Visit<'r> {
 impl Evaluators {
     /// Compiles all of `rules`, in an order in which each comes after those that it refers to. Its cost follows from the
     /// size of the document, however often they refer to each other.
-    /// Rules are refused for what a person must have mistaken.
+    /// Rules are refused for what a person must have mistaken; if that are very many, the rest is not looked at
+    /// ([`Evaluators::is_complete`]).
     pub fn compile<'r>(rules: impl IntoIterator<Item = (&'r String, &'r Value)>) -> Self {
         Self { lenient: false, ..Self::default() }.and(rules)
     }
@@ -84,12 +90,21 @@ impl Evaluators {
                 let Remarks { others: kept, warnings: kept_warnings } = &mut all.remarks;
                 kept.extend(others.into_iter().take(MOST_REMARKS.saturating_sub(kept.len())));
                 kept_warnings.extend(warnings.into_iter().take(MOST_REMARKS.saturating_sub(kept_warnings.len())));
+                all.wrong += usize::from(compiled.is_err());
                 all.standing.insert(last.name.to_owned(), Standing::Compiled(compiled));
                 all.open.pop();
                 way.pop();
+                if !all.is_complete() {
+                    return all;
+                }
             }
         }
         all
+    }
+
+    /// Whether all rules were looked at. If not, what else refers to them cannot be judged.
+    pub const fn is_complete(&self) -> bool {
+        self.lenient || self.wrong < MOST_WRONG
     }
 
     fn visit<'r>(&mut self, name: &'r str, rule: &'r Value, way: &mut Vec<Visit<'r>>) {

@@ -323,6 +323,21 @@ fn mistakes_are_bounded_and_the_bound_is_one_of_them() {
     assert!(matches!(mistakes[0].mistake, Mistake::UnknownOperator(_)), "{mistakes:?}");
 }
 
+#[test]
+fn of_very_many_wrong_shared_rules_the_rest_is_not_looked_at() {
+    let rules = |count: usize| {
+        let wrong = (0..count).map(|nth| (format!("r{nth:04}"), json!({"in": [nth]})));
+        Value::Object(wrong.chain([("sound".to_owned(), json!(true))]).collect())
+    };
+    for (count, looked_at) in [(0, 0), (199, 199), (200, 200), (5_000, 200)] {
+        let rules = rules(count);
+        let evaluators = shared(&rules);
+        assert_eq!((evaluators.errors().count(), evaluators.is_complete()), (looked_at, count < 200));
+        let lenient = Evaluators::compile_leniently(rules.as_object().unwrap());
+        assert_eq!((lenient.errors().count(), lenient.is_complete()), (count, true), "a pod takes what there is");
+    }
+}
+
 #[rstest::rstest]
 #[case::text(json!({"fractional": ["email", ["red", 1], ["green", 1]]}), &["targeting.fractional[0]"])]
 #[case::number(json!({"if": [true, {"fractional": [7, ["red", 1]]}]}), &["targeting.if[1].fractional[0]"])]

@@ -987,13 +987,14 @@ fn explore(begin: World, flaw: Flaw, gone_through: &mut Seen) -> Result<(), Stri
 
 fn all(flaw: Flaw, faults: u8, requests: u8) -> Result<Seen, String> {
     let mut seen = Seen::default();
-    explore(World::new(faults, requests), flaw, &mut seen)?;
-    explore(World { may_lie: true, ..World::new(faults - 1, requests) }, flaw, &mut seen)?;
+    // The small ones first.
     for provider in 0..PROVIDERS {
         for fate in 0..6 {
             explore(World::legacy(provider, fate, faults - 1, requests), flaw, &mut seen)?;
         }
     }
+    explore(World { may_lie: true, ..World::new(faults - 1, requests) }, flaw, &mut seen)?;
+    explore(World::new(faults, requests), flaw, &mut seen)?;
     Ok(seen)
 }
 
@@ -1043,12 +1044,12 @@ fn nobody_is_charged_twice_or_for_nothing() {
 #[rstest::rstest]
 #[case::search(Flaw::BelievesSearch, "charged after it was closed")]
 #[case::refusal(Flaw::BelievesRefusal, "charged without a booking or a refund")]
-#[case::refusal_at_once(Flaw::BelievesRefusalAtOnce, "charged after it was closed")]
+#[case::refusal_at_once(Flaw::BelievesRefusalAtOnce, "charged without a booking or a refund")]
 #[case::decline(Flaw::BelievesDecline, "charged without a booking or a refund")]
 #[case::buyer(Flaw::BelievesBuyer, "charged after it was closed")]
 #[case::time(Flaw::BelievesTime, "charged after it was closed")]
-#[case::silence(Flaw::BelievesSilence, "charged after it was closed")]
-#[case::no_cancellation(Flaw::NeverCancels, "charged after it was closed")]
+#[case::silence(Flaw::BelievesSilence, "charged without a booking or a refund")]
+#[case::no_cancellation(Flaw::NeverCancels, "charged twice")]
 #[case::closing(Flaw::ForgetsClosing, "charged after it was closed")]
 #[case::claim(Flaw::WritesWithoutClaim, "charged after it was closed")]
 #[case::refunds(Flaw::NoRefunds, "charged without a booking or a refund")]
@@ -1056,6 +1057,8 @@ fn nobody_is_charged_twice_or_for_nothing() {
 #[case::events(Flaw::BelievesEvents, "charged without a booking or a refund")]
 #[case::surplus(Flaw::BelievesNoEvents, "the charge of a booking goes back")]
 fn the_model_finds_mistakes(#[case] flaw: Flaw, #[case] expected: &str) {
-    let error = all(flaw, 2, 2).err().unwrap();
+    // Most are found where little can go wrong, which is gone through quickly.
+    let error = [(1, 1), (1, 2), (2, 2)].into_iter().find_map(|(faults, requests)| all(flaw, faults, requests).err());
+    let error = error.unwrap();
     assert!(error.lines().next().unwrap().contains(expected), "{error}");
 }
