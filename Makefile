@@ -69,10 +69,10 @@ test-flags: prerequisites ## Our evaluation of flags beside flagd's evaluators f
 	cargo test --workspace --test flag_reference
 
 .PHONY: fuzz
-fuzz: prerequisites ## Fuzz what reads flags, contexts and OFREP bodies; with cargo-fuzz where nightly Rust is: FUZZ_SECONDS=60 TARGET=
+fuzz: prerequisites ## Fuzz what reads flags, contexts, OFREP bodies and sync messages; with cargo-fuzz where nightly Rust is: FUZZ_SECONDS=60 TARGET=
 	if rustup toolchain list 2>/dev/null | grep -q ^nightly; then \
 	  { command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz; } && \
-	  for target in $(or $(TARGET),flag_documents contexts ofrep_bodies); do \
+	  for target in $(or $(TARGET),flag_documents contexts ofrep_bodies sync_messages); do \
 	    found=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/fuzz-found/$$target && mkdir -p "$$found" && \
 	    cargo +nightly fuzz run --fuzz-dir fuzz "$$target" "$$found" "fuzz/corpus/$$target" -- \
 	      -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=16384 -timeout=5 -rss_limit_mb=1024 || exit 1; \

@@ -1,10 +1,17 @@
 //! What has to hold whatever is read: nothing panics, work and answers have bounds, the same question has the same answer, what is
 //! refused is refused with its place, and what is written is read as the same.
 
+use bytes::Bytes;
 use contract::FlagsSettings;
 use crds::{FeatureFlag, FeatureFlagSpec, feature_flag::FlagSpec};
 use flags::targeting::{Evaluators, MAX_STEPS, Request, Rule};
 use flags::{Attribute, Context, EvaluationError, FlagSet, Inputs, Resolution};
+use http_body_util::Full;
+use operator::flag_sync::{
+    message::{Room, framed, read},
+    selector::{Selector, of_call},
+    wire::{SyncFlagsRequest, SyncFlagsResponse},
+};
 use operator::fleet::degradations::Degradations;
 use operator::kubernetes::guard::Guard;
 use operator::ofrep::answer::{bulk, single, spell};
@@ -12,7 +19,11 @@ use operator::ofrep::document::Document;
 use operator::ofrep::request::{EvaluationContext, MAX_ATTRIBUTES, MAX_TARGETING_KEY_BYTES};
 use operator::spec::flags::review;
 use serde_json::{Map, Value, json};
-use std::sync::{Arc, LazyLock};
+use std::{
+    pin::pin,
+    sync::{Arc, LazyLock},
+    task::{Context as Task, Poll, Waker},
+};
 
 const NOW_MS: i64 = 1_790_000_000_123;
 /// Longest error, in bytes.
@@ -24,8 +35,12 @@ const MOST_FLAGS: usize = 20;
 pub type Target = fn(&[u8]);
 
 /// The targets by their names, which are those of the folders of the corpus, too.
-pub const TARGETS: [(&str, Target); 3] =
-    [("flag_documents", flag_documents), ("contexts", contexts), ("ofrep_bodies", ofrep_bodies)];
+pub const TARGETS: [(&str, Target); 4] = [
+    ("flag_documents", flag_documents),
+    ("contexts", contexts),
+    ("ofrep_bodies", ofrep_bodies),
+    ("sync_messages", sync_messages),
+];
 
 /// A flagd document: what the operator makes of it, and what a pod makes of it.
 pub fn flag_documents(data: &[u8]) {
@@ -247,5 +262,42 @@ fn whole(attribute: &Attribute<'_>) -> Value {
     match attribute {
         Attribute::Json(value) => (*value).clone(),
         _ => unreachable!("attributes of a body are JSON"),
+    }
+}
+
+/// What the body of a call of `flagd.sync.v1` has, all of which is there.
+fn message<M: prost::Message + Default + 'static>(data: &[u8]) -> Result<M, String> {
+    let reading = pin!(read(Full::new(Bytes::copy_from_slice(data))));
+    match reading.poll(&mut Task::from_waker(Waker::noop())) {
+        Poll::Ready(read) => read.map_err(|failure| failure.to_string()),
+        Poll::Pending => panic!("it waits for what never comes"),
+    }
+}
+
+/// The body of a call of `flagd.sync.v1`, what it selects, and a document that is sent back.
+pub fn sync_messages(data: &[u8]) {
+    if let Ok(document) = str::from_utf8(data) {
+        let sent = Room::default().message(document.to_owned()).expect("there is room");
+        let received = message::<SyncFlagsResponse>(&sent).expect("what is sent can be read");
+        assert_eq!(received.flag_configuration, document);
+    }
+    let request: SyncFlagsRequest = match message(data) {
+        Ok(request) => request,
+        Err(error) => return assert!((1..=MAX_ERROR).contains(&error.len()), "{error}"),
+    };
+    assert_eq!(message(&framed(&request)).as_ref(), Ok(&request), "what is written is read as the same");
+    match Selector::parse(of_call(None, &request.selector, &request.provider_id)) {
+        Ok(selector) => {
+            let Selector { selected, token } = &selector;
+            for name in [&selected.namespace].into_iter().chain(&selected.workload) {
+                assert!((1..=253).contains(&name.len()) && name.is_ascii(), "{name}");
+            }
+            assert!(token.as_ref().is_none_or(|token| !token.is_empty()));
+            let workload = selected.workload.iter().map(|name| format!(",workload={name}"));
+            let token = token.iter().map(|token| format!(",token={token}"));
+            let again = format!("namespace={}{}", selected.namespace, workload.chain(token).collect::<String>());
+            assert_eq!(Selector::parse(&again), Ok(selector));
+        }
+        Err(error) => assert!((1..=MAX_ERROR).contains(&error.to_string().len()), "{error}"),
     }
 }

@@ -1,6 +1,8 @@
 // Follows flags with the in-process provider of flagd, and evaluates those that it is asked for.
 //
-//   node client.mjs HOST PORT SELECTOR
+//   node client.mjs HOST PORT SELECTOR [CERTIFICATE]
+//
+// With the file of a certificate that it trusts it speaks TLS.
 //
 // Each line of the input is a question, {"type": "boolean", "key": "…", "fallback": false, "context": {}}; each line of the output is
 // an answer, {"details": …}, or something that happened, {"event": "ready", …}.
@@ -9,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { FlagdProvider } from '@openfeature/flagd-provider';
 import { OpenFeature, ProviderEvents } from '@openfeature/server-sdk';
 
-const [host, port, selector] = process.argv.slice(2);
+const [host, port, selector, certPath] = process.argv.slice(2);
 
 function tell(message) {
   process.stdout.write(`${JSON.stringify(message)}\n`);
@@ -23,6 +25,7 @@ const provider = new FlagdProvider({
   host,
   port: Number(port),
   selector,
+  ...(certPath ? { tls: true, certPath } : {}),
   deadlineMs: 10_000,
   // After an error it waits that long before it connects again.
   retryBackoffMs: 250,

@@ -77,7 +77,7 @@ async fn no_field_is_one_that_kubernetes_does_not_know() {
     let of_services = CASES.iter().map(|(set, _)| *set).chain([&[][..], policies, persistent]);
     let ofrep =
         r#"ofrep={"enabled": true, "tokensSecret": "t", "corsOrigins": ["https://a"], "tls": {"secretName": "c"}}"#;
-    let flag_sync = r#"flagSync={"enabled": true, "tokensSecret": "t"}"#;
+    let flag_sync = r#"flagSync={"enabled": true, "tokensSecret": "t", "tls": {"secretName": "c"}}"#;
     let of_operator = [&[][..], &[r#"watchNamespaces=["tickets"]"#], &[ofrep], &[flag_sync], &[ofrep, flag_sync]];
     let sets = of_services.map(|set| ("ticketing", set)).chain(of_operator.map(|set| ("resilience-operator", set)));
     let mut looked_at = 0;

@@ -465,7 +465,7 @@ async fn the_operator_knows_each_setting_and_takes_its_value() {
         r#"logFormat="json""#,
         r#"storm={"actions": 0, "interval": "1m30s", "cooldown": "1h"}"#,
         r#"ofrep={"enabled": true, "port": 9016, "rate": 7, "streams": 5, "corsOrigins": ["https://a", "https://b"], "tokensSecret": "t", "tls": {"secretName": "c"}}"#,
-        r#"flagSync={"enabled": true, "port": 9015, "streams": 7, "tokensSecret": "t"}"#,
+        r#"flagSync={"enabled": true, "port": 9015, "streams": 7, "tokensSecret": "t", "tls": {"secretName": "c"}}"#,
     ];
     for set in [&[][..], &other] {
         let rendered = objects(&charts.render("resilience-operator", set).await.unwrap());
@@ -478,30 +478,39 @@ async fn the_operator_knows_each_setting_and_takes_its_value() {
 
 /// A Secret that is mounted elsewhere than the operator looks for it would be missed silently.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_finds_the_secrets_of_ofrep_where_it_looks_for_them() {
+async fn the_operator_finds_the_secrets_of_flags_where_it_looks_for_them() {
     let charts = Charts::new().await;
-    let found = async |ofrep: &str| {
-        let rendered = objects(&charts.render("resilience-operator", &[ofrep]).await.unwrap());
-        let pod = pods(&rendered).into_values().next().unwrap();
-        let path = |setting: &str| env(&pod).get(setting).map(|one| one["value"].as_str().unwrap().to_owned());
-        let secret = |folder: &str, files: &[&str]| {
-            let source = &mounted(&pod, folder)["secret"];
-            assert!(files.iter().all(|file| key_of(source, file) == *file) && source["optional"] == true, "{source}");
-            source["secretName"].as_str().unwrap().to_owned()
-        };
-        let tokens = path("OFREP_TOKENS").map(|file| secret(file.strip_suffix("/tokens").unwrap(), &["tokens"]));
-        let certificates = path("OFREP_CERTIFICATES").map(|folder| secret(&folder, &["tls.crt", "tls.key"]));
-        let service = rendered.iter().find(|object| object["kind"] == "Service").unwrap();
-        let protocol = service["spec"]["ports"][0]["appProtocol"].as_str().unwrap_or_default().to_owned();
-        (tokens, certificates, protocol)
-    };
     let some = |name: &str| Some(name.to_owned());
-    let both = found(r#"ofrep={"enabled": true, "tokensSecret": "t", "tls": {"secretName": "c"}}"#).await;
-    assert_eq!(both, (some("t"), some("c"), "https".to_owned()));
-    let tls = found(r#"ofrep={"enabled": true, "tls": {"secretName": "c"}}"#).await;
-    assert_eq!(tls, (None, some("c"), "https".to_owned()));
-    let neither = found(r#"ofrep={"enabled": true}"#).await;
-    assert_eq!(neither, (None, None, "http".to_owned()));
+    for (of, setting, plain) in [("ofrep", "OFREP", "http"), ("flagSync", "FLAG_SYNC", "kubernetes.io/h2c")] {
+        let found = async |more: &str| {
+            let set = format!(r#"{of}={{"enabled": true{more}}}"#);
+            let rendered = objects(&charts.render("resilience-operator", &[&set]).await.unwrap());
+            let pod = pods(&rendered).into_values().next().unwrap();
+            let path = |name: &str| {
+                let value = env(&pod).get(format!("{setting}_{name}").as_str()).map(|one| one["value"].clone());
+                value.map(|value| value.as_str().unwrap().to_owned())
+            };
+            let secret = |folder: &str, files: &[&str]| {
+                let source = &mounted(&pod, folder)["secret"];
+                assert!(
+                    files.iter().all(|file| key_of(source, file) == *file) && source["optional"] == true,
+                    "{source}"
+                );
+                source["secretName"].as_str().unwrap().to_owned()
+            };
+            let tokens = path("TOKENS").map(|file| secret(file.strip_suffix("/tokens").unwrap(), &["tokens"]));
+            let certificates = path("CERTIFICATES").map(|folder| secret(&folder, &["tls.crt", "tls.key"]));
+            let service = rendered.iter().find(|object| object["kind"] == "Service").unwrap();
+            let protocol = service["spec"]["ports"][0]["appProtocol"].as_str().unwrap_or_default().to_owned();
+            (tokens, certificates, protocol)
+        };
+        let both = found(r#", "tokensSecret": "t", "tls": {"secretName": "c"}"#).await;
+        assert_eq!(both, (some("t"), some("c"), "https".to_owned()));
+        let tls = found(r#", "tls": {"secretName": "c"}"#).await;
+        assert_eq!(tls, (None, some("c"), "https".to_owned()));
+        let neither = found("").await;
+        assert_eq!(neither, (None, None, plain.to_owned()));
+    }
 }
 
 /// A default that stands twice is the same twice.

@@ -10,12 +10,13 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
@@ -37,10 +38,16 @@ struct Provider {
 
 impl Provider {
     async fn start(listen: &str, selector: &str) -> Self {
+        Self::trusting(listen, selector, None).await
+    }
+
+    /// One that speaks TLS with a server of this certificate, if there is one.
+    async fn trusting(listen: &str, selector: &str, certificate: Option<&Path>) -> Self {
         let folder = installed().await;
         let (host, port) = listen.rsplit_once(':').unwrap();
         let mut process = Command::new("node")
             .args(["client.mjs", host, port, selector])
+            .args(certificate)
             .current_dir(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -220,6 +227,55 @@ async fn the_in_process_provider_gives_what_the_pods_give() {
     while provider.value(switch(), "EnablePdf", &nobody).await != true {
         provider.event("changed").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
+    let (world, listen, folder) = (prepared().await, address(), tempfile::tempdir().unwrap());
+    let files = ["tls.crt", "tls.key"].map(|name| folder.path().join(name));
+    let put = |address: &str| {
+        let signed = rcgen::generate_simple_self_signed([address.to_owned()]).unwrap();
+        let texts = [signed.cert.pem(), signed.signing_key.serialize_pem()];
+        files.iter().zip(texts).for_each(|(file, text)| std::fs::write(file, text).unwrap());
+    };
+    put("127.0.0.1");
+    let arguments = ["--flag-sync-listen", &listen, "--flag-sync-certificates", folder.path().to_str().unwrap()];
+    let operator = Operator::start(&world, &arguments).await;
+    let reads = async |result: &str| {
+        let metric = format!("resilience_operator_flag_sync_certificate_reads_total{{result=\"{result}\"}}");
+        operator.metric(&metric).await
+    };
+    let mut set = flag_set("flags", "booking");
+    world.apply(&set).await;
+    let trusted = folder.path().join("trusted.crt");
+    std::fs::copy(&files[0], &trusted).unwrap();
+    let selector =
+        format!("namespace={},token={}", world.namespace, world.cluster.server.user_token("user-1").unwrap());
+    let mut provider = Provider::trusting(&listen, &selector, Some(&trusted)).await;
+    let nobody = json!({});
+    while provider.value(switch(), "EnablePdf", &nobody).await != true {
+        provider.event("changed").await;
+    }
+    // Of no use for this address: who comes now does not trust it, and who is there goes on.
+    put("192.0.2.1");
+    eventually("the new certificate is read", async || match reads("ok").await {
+        times if times > 1 => Ok(()),
+        _ => Err("not yet".to_owned()),
+    })
+    .await;
+    set["spec"]["overrides"] = json!([{ "key": "EnablePdf", "variant": "off" }]);
+    world.apply(&set).await;
+    while provider.value(("boolean", json!(true)), "EnablePdf", &nobody).await != false {
+        provider.event("changed").await;
+    }
+    assert_eq!(reads("error").await, 0);
+    // Without TLS nobody is told anything.
+    let mut plain = TcpStream::connect(&listen).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said).await;
+    assert_ne!(said.first(), Some(&0), "a frame of HTTP/2: {said:?}");
+    operator.assert_alive().await;
 }
 
 /// What the documentation says works when it is pasted.

@@ -14,6 +14,10 @@ pub struct FlagSyncArgs {
     #[arg(long, env = "FLAG_SYNC_TOKENS", value_name = "FILE")]
     pub flag_sync_tokens: Option<PathBuf>,
 
+    /// Folder with a certificate, `tls.crt`, and its key, `tls.key`, as a mounted Secret of the type `kubernetes.io/tls`: flagd.sync.v1 speaks TLS; both are read again when they change; absent: HTTP/2 without TLS
+    #[arg(long, env = "FLAG_SYNC_CERTIFICATES", value_name = "DIR")]
+    pub flag_sync_certificates: Option<PathBuf>,
+
     /// Streams that each client (one token) may have open at this replica
     #[arg(long, env = "FLAG_SYNC_STREAMS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub flag_sync_streams: u16,

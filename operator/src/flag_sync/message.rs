@@ -1,12 +1,18 @@
-//! A document as it goes over the wire: made once, and shared by all who read it.
+//! Messages as they go over the wire: requests, and documents, which are made once and shared by all who read them.
 
 use super::{
     failure::{Failure, MAX_MESSAGE_BYTES},
     wire::SyncFlagsResponse,
 };
 use bytes::{BufMut, Bytes};
+use http_body::Body;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Streaming;
+use tonic_prost::ProstDecoder;
+
+/// Largest request, in bytes: it may hold a token.
+const MAX_REQUEST_BYTES: usize = 20 * 1024;
 
 /// Bytes around a document: the head of a message of gRPC, and of the member that holds it.
 const HEAD_BYTES: usize = 5;
@@ -58,6 +64,18 @@ pub fn framed(message: &impl prost::Message) -> Vec<u8> {
     // A vector takes whatever is put into it.
     let _ = message.encode(&mut framed);
     framed
+}
+
+/// The message of a request, which has this body.
+pub async fn read<M, B>(body: B) -> Result<M, Failure>
+where
+    M: prost::Message + Default + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    let decoder = ProstDecoder::<M>::default();
+    let mut messages = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
+    let message = messages.message().await.map_err(|status| Failure::Request(status.message().to_owned()))?;
+    message.ok_or_else(|| Failure::Request("the request has no message".to_owned()))
 }
 
 #[cfg(test)]

@@ -21,15 +21,18 @@ use crate::{
     ofrep::{
         access::{Access, reviews::Reviews},
         service::Watched,
+        tls::{self, CertificateFolder},
     },
     supervision::Supervisor,
     telemetry::server::Status,
 };
 use args::FlagSyncArgs;
 use kube::Client;
+use server::Upkeep;
 use service::Service;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tracing::error;
 
 /// Starts to serve from `contexts`.
 pub fn start(
@@ -49,6 +52,13 @@ pub fn start(
         args.flag_sync_streams,
         shutdown.clone(),
     ));
-    supervisor.start("flag sync server", server::serve(listener, Arc::clone(&service), shutdown.clone()));
-    supervisor.start("flag sync upkeep", server::look_after(service, args.flag_sync_tokens.clone(), shutdown));
+    let certificate = args.flag_sync_certificates.clone().map(|folder| CertificateFolder::new("flag sync", folder));
+    let acceptor = match certificate.as_ref().map(|certificate| certificate.acceptor(tls::HTTP_2)).transpose() {
+        Ok(acceptor) => acceptor,
+        // Nobody is served without TLS where TLS is wanted.
+        Err(error) => return error!(%error, "flag sync: TLS cannot be set up; flags are not served"),
+    };
+    let upkeep = Upkeep { service: Arc::clone(&service), tokens: args.flag_sync_tokens.clone(), certificate };
+    supervisor.start("flag sync server", server::serve(listener, acceptor, service, shutdown.clone()));
+    supervisor.start("flag sync upkeep", upkeep.run(shutdown));
 }

@@ -1,7 +1,13 @@
 //! Listening, connections, and what is looked after beside them.
 
 use super::service::{Peer, Service};
-use crate::ofrep::access::token_file::TokenFile;
+use crate::{
+    ofrep::{
+        access::token_file::TokenFile,
+        tls::{self, CertificateFolder},
+    },
+    telemetry::metrics::CertificateLabels,
+};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
@@ -11,6 +17,7 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
@@ -31,7 +38,7 @@ const MAX_IDLE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(8);
 /// Wait after a connection that could not be taken: files may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the file with the tokens is looked at.
+/// How often the files with tokens and certificates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why flags cannot be served.
@@ -47,8 +54,13 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     crate::telemetry::server::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
-/// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: CancellationToken) {
+/// Serves until `shutdown`; with TLS, if there is an acceptor.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+) {
     let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         let (stream, from) = match accepted {
@@ -60,10 +72,18 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: Cance
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
+        let (service, shutdown, acceptor) = (Arc::clone(&service), shutdown.clone(), acceptor.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
-            connection(stream, from, service, shutdown).await;
+            match acceptor {
+                None => connection(stream, from, service, shutdown).await,
+                Some(acceptor) => {
+                    if let Some(Some(stream)) = shutdown.run_until_cancelled(tls::handshake(&acceptor, stream)).await {
+                        // Boxed, so that connections without TLS do not take its room.
+                        Box::pin(connection(stream, from, service, shutdown)).await;
+                    }
+                }
+            }
             drop(place);
         });
     }
@@ -122,17 +142,35 @@ async fn idle(calls: &Arc<()>) {
     }
 }
 
-/// Keeps the static tokens as their file has them, and gives up flags that nobody follows; until `shutdown`.
-pub async fn look_after(service: Arc<Service>, tokens: Option<PathBuf>, shutdown: CancellationToken) {
-    let mut tokens = tokens.map(TokenFile::new);
-    loop {
-        if let Some(tokens) = &mut tokens {
-            tokens.look(&service.access).await;
+/// What is looked after beside the calls.
+pub struct Upkeep {
+    /// Whose.
+    pub service: Arc<Service>,
+    /// The file with the static tokens.
+    pub tokens: Option<PathBuf>,
+    /// The certificate of TLS.
+    pub certificate: Option<CertificateFolder>,
+}
+
+impl Upkeep {
+    /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody follows; until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut tokens = self.tokens.clone().map(TokenFile::new);
+        loop {
+            if let Some(tokens) = &mut tokens {
+                tokens.look(&self.service.access).await;
+            }
+            if let Some(certificate) = &mut self.certificate
+                && let Some(usable) = certificate.look().await
+            {
+                let labels = CertificateLabels::new(usable);
+                self.service.metrics.flag_sync_certificate_reads.get_or_create(&labels).inc();
+            }
+            if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
+                return;
+            }
+            self.service.feeds.scopes.sweep(tokio::time::Instant::now());
         }
-        if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
-            return;
-        }
-        service.feeds.scopes.sweep(tokio::time::Instant::now());
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     body::{Answer, trailers},
     failure::{Failure, result},
     feeds::{Feeds, News, Subscription},
-    message::framed,
+    message::{self, framed},
     places::Places,
     selector::{Selected, Selector, of_call},
     stream::{self, End},
@@ -37,8 +37,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Status, Streaming};
-use tonic_prost::ProstDecoder;
+use tonic::{Code, Status};
 
 /// What every message of gRPC is sent as.
 const GRPC: &str = "application/grpc";
@@ -48,8 +47,6 @@ const SELECTOR: &str = "flagd-selector";
 const API_KEY: &str = "x-api-key";
 /// Metadata of an answer from caches that may be old; it says why.
 const STALE: &str = "x-resilience-stale";
-/// Largest request, in bytes: it may hold a token.
-const MAX_REQUEST_BYTES: usize = 20 * 1024;
 /// Longest time for a request to arrive, in seconds.
 const REQUEST_SECONDS: u64 = 5;
 /// Longest time for a document to be made for the first time.
@@ -66,7 +63,8 @@ pub struct Service {
     contexts: Vec<Watched>,
     /// Every cache has been filled once.
     ready: Arc<AtomicBool>,
-    metrics: Metrics,
+    /// Metrics.
+    pub metrics: Metrics,
     /// Who may read what.
     pub access: Access,
     /// What is followed.
@@ -268,12 +266,8 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 /// Takes a request apart.
 async fn read<M: prost::Message + Default + 'static>(request: Request<Incoming>) -> Result<(HeaderMap, M), Failure> {
     let (head, body) = request.into_parts();
-    let decoder = ProstDecoder::<M>::default();
-    let mut messages = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
-    let message = timeout(Duration::from_secs(REQUEST_SECONDS), messages.message()).await;
-    let message = message.map_err(|_| Failure::SlowRequest(REQUEST_SECONDS))?;
-    let message = message.map_err(|status| Failure::Request(status.message().to_owned()))?;
-    Ok((head.headers, message.ok_or_else(|| Failure::Request("the request has no message".to_owned()))?))
+    let message = timeout(Duration::from_secs(REQUEST_SECONDS), message::read(body)).await;
+    Ok((head.headers, message.map_err(|_| Failure::SlowRequest(REQUEST_SECONDS))??))
 }
 
 /// The headers that say who calls: those that were sent, or else one with the token of the selector.

@@ -41,8 +41,9 @@ use server::{Listening, Upkeep};
 use service::{Parts, Service, Watched};
 use std::sync::Arc;
 use tickets::Tickets;
-use tls::Certificate;
+use tls::CertificateFolder;
 use tokio::net::TcpListener;
+use tracing::error;
 
 /// What clients and their tickets are known by.
 const TICKET_KEY: &str = "ofrep-tickets";
@@ -70,13 +71,14 @@ pub fn start(
         streams,
         shutdown: shutdown.clone(),
     }));
-    let certificate = args.ofrep_certificates.as_ref().map(|_| Arc::<Certificate>::default());
-    let listening = Listening { listener, certificate: certificate.clone(), streams };
-    let upkeep = Upkeep {
-        service: Arc::clone(&service),
-        tokens: args.ofrep_tokens.clone(),
-        certificate: args.ofrep_certificates.clone().zip(certificate),
+    let certificate = args.ofrep_certificates.clone().map(|folder| CertificateFolder::new("OFREP", folder));
+    let acceptor = match certificate.as_ref().map(|certificate| certificate.acceptor(tls::HTTP_1)).transpose() {
+        Ok(acceptor) => acceptor,
+        // Nobody is served without TLS where TLS is wanted.
+        Err(error) => return error!(%error, "OFREP: TLS cannot be set up; flags are not served"),
     };
+    let listening = Listening { listener, acceptor, streams };
+    let upkeep = Upkeep { service: Arc::clone(&service), tokens: args.ofrep_tokens.clone(), certificate };
     supervisor.start("OFREP server", server::serve(listening, service, shutdown.clone()));
     supervisor.start("OFREP upkeep", upkeep.run(shutdown));
 }

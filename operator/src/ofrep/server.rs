@@ -5,16 +5,16 @@ use super::{
     patient::Patient,
     service::Service,
     stream,
-    tls::{self, Certificate, Files},
+    tls::{self, CertificateFolder},
 };
-use crate::telemetry::metrics::OfrepCertificateLabels;
+use crate::telemetry::metrics::CertificateLabels;
 use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::pin,
     sync::{
         Arc,
@@ -30,12 +30,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::warn;
 
 /// Most connections beside those of streams.
 const MAX_CONNECTIONS: usize = 1024;
-/// Longest time for a TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time in which the other side may confirm nothing of what it was sent.
 const UNCONFIRMED_MS: u32 = 60_000;
 /// Longest time for the head of a request to arrive; and for a connection without a request.
@@ -72,23 +70,15 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 pub struct Listening {
     /// The address.
     pub listener: TcpListener,
-    /// The certificate of TLS; none: there is no TLS.
-    pub certificate: Option<Arc<Certificate>>,
+    /// How TLS is spoken; none: there is no TLS.
+    pub acceptor: Option<TlsAcceptor>,
     /// Most streams of changes.
     pub streams: usize,
 }
 
 /// Serves until `shutdown`.
 pub async fn serve(listening: Listening, service: Arc<Service>, shutdown: CancellationToken) {
-    let Listening { listener, certificate, streams } = listening;
-    let acceptor = match certificate.map(tls::acceptor).transpose() {
-        Ok(acceptor) => acceptor,
-        Err(error) => {
-            // Nobody is served without TLS where TLS is wanted.
-            error!(%error, "OFREP: TLS cannot be set up; flags are not served");
-            return shutdown.cancelled().await;
-        }
-    };
+    let Listening { listener, acceptor, streams } = listening;
     let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS + streams)));
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         let (stream, from) = match accepted {
@@ -120,9 +110,7 @@ async fn accept(
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNCONFIRMED_MS);
     let Some(acceptor) = acceptor else { return connection(stream, from, service, shutdown).await };
-    let handshake = shutdown.run_until_cancelled(timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
-    // A client that is too slow, speaks something else, or does not trust the certificate, is told so by TLS alone.
-    if let Some(Ok(Ok(stream))) = handshake.await {
+    if let Some(Some(stream)) = shutdown.run_until_cancelled(tls::handshake(&acceptor, stream)).await {
         // Boxed, so that connections without TLS do not take its room.
         Box::pin(connection(stream, from, service, shutdown)).await;
     }
@@ -175,47 +163,28 @@ pub struct Upkeep {
     pub service: Arc<Service>,
     /// The file with the static tokens.
     pub tokens: Option<PathBuf>,
-    /// The folder with the certificate, and where it goes.
-    pub certificate: Option<(PathBuf, Arc<Certificate>)>,
+    /// The certificate of TLS.
+    pub certificate: Option<CertificateFolder>,
 }
 
 impl Upkeep {
     /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody asks for; until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(mut self, shutdown: CancellationToken) {
         let mut tokens = self.tokens.clone().map(TokenFile::new);
-        let mut last_files = None;
         loop {
             if let Some(tokens) = &mut tokens {
                 tokens.look(self.service.access()).await;
             }
-            if let Some((folder, certificate)) = &self.certificate {
-                let read = Files::read(folder).await;
-                if last_files.as_ref() != Some(&read) {
-                    self.take_in_certificate(folder, certificate, &read);
-                    last_files = Some(read);
-                }
+            if let Some(certificate) = &mut self.certificate
+                && let Some(usable) = certificate.look().await
+            {
+                let labels = CertificateLabels::new(usable);
+                self.service.metrics().ofrep_certificate_reads.get_or_create(&labels).inc();
             }
             if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
                 return;
             }
             self.service.scopes.sweep(Instant::now());
-        }
-    }
-
-    /// A certificate that cannot be used changes nothing.
-    fn take_in_certificate(&self, folder: &Path, certificate: &Certificate, read: &Files) {
-        let taken = certificate.take_in(read);
-        let result = if taken.is_ok() { "ok" } else { "error" };
-        self.service.metrics().ofrep_certificate_reads.get_or_create(&OfrepCertificateLabels { result }).inc();
-        let folder = folder.display();
-        match taken {
-            Ok(()) => info!(%folder, "OFREP: certificate read"),
-            Err(error) if certificate.is_there() => {
-                warn!(%folder, %error, "OFREP: the certificate cannot be used; the one that was read before stays");
-            }
-            Err(error) => {
-                warn!(%folder, %error, "OFREP: the certificate cannot be used; nobody is served until there is one that can");
-            }
         }
     }
 }

@@ -4,6 +4,11 @@ use super::files::{self, FileContent};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -14,12 +19,20 @@ use tokio_rustls::{
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     },
+    server::TlsStream,
 };
+use tracing::{info, warn};
 
 /// Largest file that is read, in bytes.
 const MAX_FILE_BYTES: usize = 64 * 1024;
 /// Most certificates of a chain.
 const MAX_CHAIN: usize = 16;
+/// Longest time for a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is spoken in a connection, as handshakes name it.
+pub const HTTP_1: &[u8] = b"http/1.1";
+/// The same for HTTP/2, and so for gRPC.
+pub const HTTP_2: &[u8] = b"h2";
 
 /// Why a certificate cannot be used. It quotes nothing of the files.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,12 +129,64 @@ fn certified(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, CertificateError>
     CertifiedKey::from_der(chain, key, &provider()).map_err(|error| CertificateError::NoPair(error.to_string()))
 }
 
-/// Accepts connections with TLS 1.2 or later, and HTTP/1.1 in them.
-pub fn acceptor(certificate: Arc<Certificate>) -> Result<TlsAcceptor, Error> {
+/// A certificate that is kept as its folder has it.
+#[derive(Debug)]
+pub struct CertificateFolder {
+    /// Whose it is, in messages.
+    of: &'static str,
+    folder: PathBuf,
+    certificate: Arc<Certificate>,
+    last: Option<Files>,
+}
+
+impl CertificateFolder {
+    /// The one in `folder`, which is not looked at yet.
+    pub fn new(of: &'static str, folder: PathBuf) -> Self {
+        Self { of, folder, certificate: Arc::default(), last: None }
+    }
+
+    /// Accepts connections with it, as [`acceptor`] does.
+    pub fn acceptor(&self, protocol: &[u8]) -> Result<TlsAcceptor, Error> {
+        acceptor(Arc::clone(&self.certificate), protocol)
+    }
+
+    /// Takes in what the folder has, if that is news, and says whether it can be used; one that cannot changes nothing.
+    pub async fn look(&mut self) -> Option<bool> {
+        let read = Files::read(&self.folder).await;
+        if self.last.as_ref() == Some(&read) {
+            return None;
+        }
+        let taken = self.certificate.take_in(&read);
+        self.last = Some(read);
+        let (of, folder) = (self.of, self.folder.display());
+        match &taken {
+            Ok(()) => info!(%folder, "{of}: certificate read"),
+            Err(error) if self.certificate.is_there() => {
+                warn!(%folder, %error, "{of}: the certificate cannot be used; the one that was read before stays");
+            }
+            Err(error) => {
+                warn!(%folder, %error, "{of}: the certificate cannot be used; nobody is served until there is one that can");
+            }
+        }
+        Some(taken.is_ok())
+    }
+}
+
+/// A connection after its handshake; `None`: the client was too slow, spoke something else, or does not trust the certificate. TLS
+/// itself tells it so.
+pub async fn handshake<S>(acceptor: &TlsAcceptor, stream: S) -> Option<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.ok()?.ok()
+}
+
+/// Accepts connections with TLS 1.2 or later, and `protocol` in them.
+pub fn acceptor(certificate: Arc<Certificate>, protocol: &[u8]) -> Result<TlsAcceptor, Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(provider()));
     let mut config =
         builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -147,7 +212,7 @@ mod tests {
     /// What a client says to a server with this certificate.
     async fn handshake(certificate: &Arc<Certificate>, client: Arc<ClientConfig>) -> Result<Vec<u8>, String> {
         let (near, far) = duplex(64 * 1024);
-        let server = acceptor(Arc::clone(certificate)).unwrap();
+        let server = acceptor(Arc::clone(certificate), HTTP_1).unwrap();
         let server = tokio::spawn(async move {
             let Ok(mut stream) = server.accept(far).await else { return };
             stream.write_all(b"hello").await.unwrap();

@@ -68,6 +68,7 @@ metric_names! {
     OfrepStreamEnds = "ofrep_stream_ends": "Streams of changes over OFREP that ended, by reason",
     OfrepEvents = "ofrep_events": "Changes told over OFREP, once for each stream",
     OfrepCertificateReads = "ofrep_certificate_reads": "Certificates of OFREP read, by result",
+    FlagSyncCertificateReads = "flag_sync_certificate_reads": "Certificates of flagd.sync.v1 read, by result",
     FlagSyncCalls = "flag_sync_calls": "Calls of flagd.sync.v1, by call and result",
     FlagSyncStreams = "flag_sync_streams": "Streams of flag documents that are open",
     FlagSyncStreamsEnded = "flag_sync_streams_ended": "Streams of flag documents that have ended, by reason",
@@ -193,9 +194,16 @@ pub struct OfrepStreamEndLabels {
 
 /// How the reading of a certificate ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct OfrepCertificateLabels {
+pub struct CertificateLabels {
     /// `ok` or `error`.
     pub result: &'static str,
+}
+
+impl CertificateLabels {
+    /// Whether the certificate can be used.
+    pub const fn new(usable: bool) -> Self {
+        Self { result: if usable { "ok" } else { "error" } }
+    }
 }
 
 /// Which kind of OFREP request.
@@ -269,7 +277,9 @@ pub struct Metrics {
     /// Changes told over OFREP.
     pub ofrep_events: Counter,
     /// Certificates of OFREP that were read.
-    pub ofrep_certificate_reads: Family<OfrepCertificateLabels, Counter>,
+    pub ofrep_certificate_reads: Family<CertificateLabels, Counter>,
+    /// Certificates of `flagd.sync.v1` that were read.
+    pub flag_sync_certificate_reads: Family<CertificateLabels, Counter>,
     /// Calls of `flagd.sync.v1`.
     pub flag_sync_calls: Family<FlagSyncLabels, Counter>,
     /// Streams of flag documents that are open.
@@ -319,6 +329,7 @@ impl Default for Metrics {
             ofrep_stream_ends: Family::default(),
             ofrep_events: Counter::default(),
             ofrep_certificate_reads: Family::default(),
+            flag_sync_certificate_reads: Family::default(),
             flag_sync_calls: Family::default(),
             flag_sync_streams: Gauge::default(),
             flag_sync_streams_ended: Family::default(),
@@ -363,6 +374,9 @@ impl Metrics {
             MetricName::OfrepStreamEnds => registry.register(name, help, self.ofrep_stream_ends.clone()),
             MetricName::OfrepEvents => registry.register(name, help, self.ofrep_events.clone()),
             MetricName::OfrepCertificateReads => registry.register(name, help, self.ofrep_certificate_reads.clone()),
+            MetricName::FlagSyncCertificateReads => {
+                registry.register(name, help, self.flag_sync_certificate_reads.clone());
+            }
             MetricName::FlagSyncCalls => registry.register(name, help, self.flag_sync_calls.clone()),
             MetricName::FlagSyncStreams => registry.register(name, help, self.flag_sync_streams.clone()),
             MetricName::FlagSyncStreamsEnded => registry.register(name, help, self.flag_sync_streams_ended.clone()),
@@ -483,7 +497,8 @@ mod tests {
         metrics.ofrep_requests.get_or_create(&OfrepLabels { call: "bulk", result: "ok" }).inc();
         metrics.ofrep_request_seconds.get_or_create(&OfrepCallLabels { call: "bulk" }).observe(0.1);
         metrics.ofrep_stream_ends.get_or_create(&OfrepStreamEndLabels { reason: "age" }).inc();
-        metrics.ofrep_certificate_reads.get_or_create(&OfrepCertificateLabels { result: "ok" }).inc();
+        metrics.ofrep_certificate_reads.get_or_create(&CertificateLabels::new(true)).inc();
+        metrics.flag_sync_certificate_reads.get_or_create(&CertificateLabels::new(false)).inc();
         metrics.flag_sync_calls.get_or_create(&FlagSyncLabels { call: "sync", result: "ok" }).inc();
         metrics.flag_sync_streams_ended.get_or_create(&FlagSyncEndLabels { reason: "client" }).inc();
         let action = RecoveryLabels { namespace: "n".into(), policy: "p".into(), action: "a", outcome: "started" };
