@@ -238,7 +238,8 @@ async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
         let texts = [signed.cert.pem(), signed.signing_key.serialize_pem()];
         files.iter().zip(texts).for_each(|(file, text)| std::fs::write(file, text).unwrap());
     };
-    put("127.0.0.1");
+    let (own, _) = listen.rsplit_once(':').unwrap();
+    put(own);
     let arguments = ["--flag-sync-listen", &listen, "--flag-sync-certificates", folder.path().to_str().unwrap()];
     let operator = Operator::start(&world, &arguments).await;
     let reads = async |result: &str| {
