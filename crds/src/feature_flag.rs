@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Largest `flagSpec`, in bytes of JSON.
 pub const MAX_FLAG_SPEC_BYTES: usize = 256 * 1024;
@@ -114,7 +114,7 @@ pub struct FlagDefinition {
     /// Targeting rule as JSON logic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
-    pub targeting: Option<Map<String, Value>>,
+    pub targeting: Option<Arc<Value>>,
     /// Metadata of the flag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]

@@ -128,7 +128,7 @@ impl Ours {
 fn flag_uses_time(document: &Document, key: &str) -> bool {
     let settings = &document.section.settings;
     let mentions = |value: &Value| value.to_string().contains("timestamp");
-    settings.flags[key].targeting.as_ref().is_some_and(mentions) || settings.evaluators.values().any(mentions)
+    settings.flags[key].targeting.as_deref().is_some_and(mentions) || settings.evaluators.values().any(mentions)
 }
 
 fn workload(settings: FlagsSettings) -> Arc<Resilience> {

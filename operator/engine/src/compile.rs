@@ -416,13 +416,18 @@ mod tests {
         let first = || by_vip("first", 1, "a", &json!("first"));
         let own = || by_vip("own", 2, "b", &json!("own"));
         let before = live(&compile(None, &[first(), own()], None).unwrap());
-        assert_eq!(before.flags.settings.flags["b"].targeting, Some(json!({"if": [{"$ref": "own/vip"}, "v"]})));
+        assert_eq!(
+            before.flags.settings.flags["b"].targeting.as_deref(),
+            Some(&json!({"if": [{"$ref": "own/vip"}, "v"]}))
+        );
         let incident = || set("incident", 9, 3, &[("a", false), ("b", false)]);
         let during = live(&compile(None, &[kept(first()), kept(own()), incident()], Some(&before)).unwrap());
         assert_eq!(during.flags.settings.evaluators, BTreeMap::new());
         let after = compile(None, &[kept(first()), kept(own())], Some(&during)).unwrap();
         let rule = |key: &str| {
-            let Some(serde_json::Value::Object(rule)) = &after.flags.settings.flags[key].targeting else { panic!() };
+            let Some(serde_json::Value::Object(rule)) = after.flags.settings.flags[key].targeting.as_deref() else {
+                panic!()
+            };
             let name = rule["if"][0]["$ref"].as_str().unwrap();
             after.flags.settings.evaluators[name].clone()
         };
@@ -453,7 +458,7 @@ mod tests {
     /// A set with one flag by a rule that is shared, `vip`.
     fn by_vip(name: &str, created: i64, key: &str, vip: &serde_json::Value) -> FlagSetInput {
         let mut flag = flag(true);
-        Arc::make_mut(&mut flag).targeting = Some(json!({"if": [{"$ref": "vip"}, "v"]}));
+        Arc::make_mut(&mut flag).targeting = Some(Arc::new(json!({"if": [{"$ref": "vip"}, "v"]})));
         let flags = BTreeMap::from([(key.to_owned(), flag)]);
         let evaluators = BTreeMap::from([("vip".to_owned(), vip.clone())]);
         let settings = Input::Valid(Arc::new(FlagsSettings { flags, evaluators }));

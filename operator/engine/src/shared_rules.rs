@@ -14,7 +14,7 @@ pub type Rules = BTreeMap<String, Value>;
 /// Takes those of `rules` that `flags` need into `published`. A name that another set has there for something else, or that needs
 /// something that is called otherwise there, becomes `<set>/<name>`, in the flags, too.
 pub fn publish(set: &str, flags: &mut BTreeMap<String, Arc<FlagSettings>>, rules: &Rules, published: &mut Rules) {
-    let needed = needed(flags.values().filter_map(|flag| flag.targeting.as_ref()), rules);
+    let needed = needed(flags.values().filter_map(|flag| flag.targeting.as_deref()), rules);
     let is_other = |name: &&str| published.get(*name).is_some_and(|other| *other != rules[*name]);
     let mut names = BTreeMap::new();
     if needed.iter().any(is_other) {
@@ -32,7 +32,7 @@ pub fn publish(set: &str, flags: &mut BTreeMap<String, Arc<FlagSettings>>, rules
     let is_renamed = |flag: &&mut Arc<FlagSettings>| !names.is_empty() && flag.targeting.is_some();
     for flag in flags.values_mut().filter(is_renamed) {
         if let Some(targeting) = &mut Arc::make_mut(flag).targeting {
-            rename(targeting, &names);
+            rename(Arc::make_mut(targeting), &names);
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
         for (set, rule, own) in sets {
             let mut flags = flags(rule);
             publish(set, &mut flags, &rules(own.clone()), &mut all);
-            targeting.push(flags["flag"].targeting.clone().unwrap());
+            targeting.push(flags["flag"].targeting.as_deref().cloned().unwrap());
         }
         (all, targeting)
     }

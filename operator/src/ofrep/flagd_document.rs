@@ -69,7 +69,7 @@ impl<'a> Now<'a> {
             return Self { state: FlagState::Enabled, default_variant: known(variant), targeting: None };
         }
         let state = if flag.state == FlagState::Enabled { FlagState::Enabled } else { FlagState::Disabled };
-        let targeting = flag.targeting.as_ref().filter(|_| compiles);
+        let targeting = flag.targeting.as_deref().filter(|_| compiles);
         Self { state, default_variant: flag.default_variant.as_deref().and_then(known), targeting }
     }
 }

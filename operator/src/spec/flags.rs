@@ -129,7 +129,7 @@ fn flag_settings(definition: &FlagDefinition) -> FlagSettings {
         },
         variants: variants.iter().map(|(name, value)| (name.clone(), typed(value))).collect(),
         default_variant: default_variant_of(definition).cloned(),
-        targeting: targeting.clone().filter(|rule| !rule.is_empty()).map(Value::Object),
+        targeting: targeting.clone().filter(|rule| rule.as_object().is_none_or(|rule| !rule.is_empty())),
         kill_switch: None,
         degraded: None,
     }
@@ -181,7 +181,7 @@ impl Findings {
     /// Reviews the flag at `path`, without its rule.
     fn review_flag(&mut self, definition: &FlagDefinition, path: &str) {
         self.review_metadata(definition.metadata.as_ref(), &format!("{path}.metadata"));
-        for (name, value) in definition.targeting.iter().flatten() {
+        for (name, value) in definition.targeting.as_deref().and_then(Value::as_object).into_iter().flatten() {
             self.validate_depth(value, || member(&format!("{path}.targeting"), name));
         }
         let variants = &definition.variants;
@@ -257,7 +257,11 @@ impl Findings {
         names: &mut Names,
         path: &str,
     ) {
-        let Some(rule) = &definition.targeting else { return };
+        let Some(rule) = definition.targeting.as_deref() else { return };
+        if !rule.is_object() {
+            return self
+                .mistake(format!("{path}.targeting"), format!("is of type {}, and must be an object", kind(rule)));
+        }
         let review = Rule::review(rule, evaluators);
         for error in &review.mistakes {
             self.mistake(rule_path(&error.path, path), error.mistake.to_string());
@@ -491,6 +495,10 @@ mod tests {
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {if: [{iff: [true]}, x]}}}}",
         "spec.flagSpec.flags.a.targeting.if[0].iff: iff is not an operator; use one of var, "
+    )]
+    #[case(
+        "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: [x]}}}",
+        "spec.flagSpec.flags.a.targeting: is of type array, and must be an object"
     )]
     #[case(
         "flagSpec: {flags: {a: {state: ENABLED, variants: {x: 1}, targeting: {$ref: vip}}}}",

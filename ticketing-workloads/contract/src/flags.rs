@@ -30,9 +30,9 @@ pub struct FlagSettings {
     /// Variant without a targeting match; absent: the caller's own default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_variant: Option<String>,
-    /// flagd targeting rule (JSON logic).
+    /// flagd targeting rule (JSON logic). In the operator it is the one that was read, and not a copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub targeting: Option<Value>,
+    pub targeting: Option<Arc<Value>>,
     /// A person's override; it stands above everything else while it lasts.
     #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
     pub kill_switch: Option<FlagOverride>,

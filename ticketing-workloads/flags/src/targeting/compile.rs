@@ -5,7 +5,7 @@ use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order
 use super::{MAX_DEPTH, MAX_NODES, Rule};
 use crate::fractional::MAX_WEIGHT_SUM;
 use crate::semver::{Comparison, Version};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -84,21 +84,10 @@ pub(super) struct Remarks {
 /// Most remarks of one kind about one rule.
 const MOST_REMARKS: usize = 20;
 
-/// A rule as it stands in a document.
-#[derive(Clone, Copy)]
-pub(super) enum Written<'r> {
-    Any(&'r Value),
-    /// It is known to be an object.
-    Object(&'r Map<String, Value>),
-}
-
 /// Compiles the rule of a flag.
-pub(super) fn compile(rule: Written<'_>, evaluators: &Evaluators) -> (Result<Rule, RuleError>, Remarks) {
+pub(super) fn compile(rule: &Value, evaluators: &Evaluators) -> (Result<Rule, RuleError>, Remarks) {
     let mut compiler = Compiler::new(evaluators, Root::Targeting);
-    let root = match rule {
-        Written::Any(value) => compiler.node(value, 0),
-        Written::Object(members) => compiler.part(0).and_then(|()| compiler.object(members, 0)),
-    };
+    let root = compiler.node(rule, 0);
     let Compiler { uses_time, remarks, .. } = compiler;
     (root.map(|root| Rule { root, uses_time }), remarks)
 }
@@ -304,25 +293,22 @@ impl<'r> Compiler<'r> {
             },
             Value::String(text) => Node::Text(text.as_str().into()),
             Value::Array(items) => self.list(items, depth)?.map_or_else(|| Node::Json(value.clone()), Node::List),
-            Value::Object(members) => self.object(members, depth)?,
-        })
-    }
-
-    /// An operation at `depth`, which is counted already.
-    fn object(&mut self, members: &'r Map<String, Value>, depth: usize) -> Compiled {
-        let mut all = members.iter();
-        let (Some((name, argument)), None) = (all.next(), all.next()) else {
-            return self.error(Mistake::NotOneOperation(members.len()));
-        };
-        if name == "$ref" {
-            return self.reference(argument, depth);
-        }
-        self.at(Step::Member(name), |this| {
-            let arguments = Arguments {
-                values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
-                listed: argument.is_array(),
-            };
-            this.operation(name, &arguments, depth + 1)
+            Value::Object(members) => {
+                let mut all = members.iter();
+                let (Some((name, argument)), None) = (all.next(), all.next()) else {
+                    return self.error(Mistake::NotOneOperation(members.len()));
+                };
+                if name == "$ref" {
+                    return self.reference(argument, depth);
+                }
+                self.at(Step::Member(name), |this| {
+                    let arguments = Arguments {
+                        values: argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice),
+                        listed: argument.is_array(),
+                    };
+                    this.operation(name, &arguments, depth + 1)
+                })?
+            }
         })
     }
 

@@ -20,9 +20,8 @@ pub use evaluate::EvaluationError;
 pub use evaluators::Evaluators;
 
 use crate::context::Context;
-use compile::Written;
 use node::Node;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -73,16 +72,15 @@ pub struct Request<'a> {
 impl Rule {
     /// Compiles `rule`, which may refer to `evaluators`. `None`: `{}` and null are no rule.
     pub fn compile(rule: &Value, evaluators: &Evaluators) -> Result<Option<Self>, RuleError> {
-        let is_none = rule.is_null() || rule.as_object().is_some_and(Map::is_empty);
-        if is_none { Ok(None) } else { compile::compile(Written::Any(rule), evaluators).0.map(Some) }
+        if is_none(rule) { Ok(None) } else { compile::compile(rule, evaluators).0.map(Some) }
     }
 
     /// Compiles `rule`, and goes on after the first mistake, to tell its writer of all of them.
-    pub fn review(rule: &Map<String, Value>, evaluators: &Evaluators) -> Review {
-        if rule.is_empty() {
+    pub fn review(rule: &Value, evaluators: &Evaluators) -> Review {
+        if is_none(rule) {
             return Review::default();
         }
-        let (rule, compile::Remarks { mut others, warnings }) = compile::compile(Written::Object(rule), evaluators);
+        let (rule, compile::Remarks { mut others, warnings }) = compile::compile(rule, evaluators);
         match rule {
             Ok(rule) => Review { rule: Some(rule), mistakes: Vec::new(), warnings },
             Err(first) => {
@@ -137,4 +135,9 @@ impl Rule {
             Some(None)
         })
     }
+}
+
+/// Whether this is how a flag says that it has no rule.
+fn is_none(rule: &Value) -> bool {
+    rule.is_null() || rule.as_object().is_some_and(serde_json::Map::is_empty)
 }

@@ -211,10 +211,6 @@ fn shared(rules: &Value) -> Evaluators {
     Evaluators::compile(rules.as_object().unwrap())
 }
 
-fn review(rule: &Value, evaluators: &Evaluators) -> Review {
-    Rule::review(rule.as_object().unwrap(), evaluators)
-}
-
 #[test]
 fn shared_rules_are_resolved_when_compiled() {
     let rule = Rule::compile(&json!({"if": [{"$ref": "vip"}, "red", null]}), &evaluators()).unwrap().unwrap();
@@ -285,7 +281,7 @@ fn a_person_is_told_of_all_mistakes_in_a_rule() {
         {"reduce": [{"in": []}, {"var": "current"}, {"!": []}]},
         {"var": ""},
     ]});
-    let reviewed = review(&logic, &Evaluators::default());
+    let reviewed = Rule::review(&logic, &Evaluators::default());
     let mut paths: Vec<_> = reviewed.mistakes.iter().map(|error| error.path.as_str()).collect();
     assert_eq!(paths[0], Rule::compile(&logic, &Evaluators::default()).unwrap_err().path);
     paths.sort_unstable();
@@ -315,11 +311,11 @@ fn a_person_is_told_of_all_mistakes_in_a_rule() {
 #[test]
 fn mistakes_are_bounded_and_the_bound_is_one_of_them() {
     let many = json!({"or": vec![json!({"$ref": "bad"}); 1_000]});
-    assert_eq!(review(&many, &evaluators()).mistakes.len(), 1, "the same again is nothing new");
+    assert_eq!(Rule::review(&many, &evaluators()).mistakes.len(), 1, "the same again is nothing new");
     let different: Vec<_> = (0..1_000).map(|nth| json!({ format!("v{nth}"): "x" })).collect();
-    assert_eq!(review(&json!({"or": different}), &Evaluators::default()).mistakes.len(), 21);
+    assert_eq!(Rule::review(&json!({"or": different}), &Evaluators::default()).mistakes.len(), 21);
     let large = json!({"or": vec![json!({"vra": "x"}), json!(vec![1; MAX_NODES]), json!({"in": []})]});
-    let mistakes = review(&large, &Evaluators::default()).mistakes;
+    let mistakes = Rule::review(&large, &Evaluators::default()).mistakes;
     assert!(matches!(mistakes[0].mistake, Mistake::UnknownOperator(_)), "{mistakes:?}");
 }
 
@@ -344,7 +340,7 @@ fn of_very_many_wrong_shared_rules_the_rest_is_not_looked_at() {
 #[case::attribute(json!({"fractional": [{"var": "email"}, ["red", 1], ["green", 1]]}), &[])]
 #[case::none(json!({"fractional": [["red", 1], ["green", 1]]}), &[])]
 fn a_constant_bucketing_value_is_a_warning(#[case] logic: Value, #[case] expected: &[&str]) {
-    let reviewed = review(&logic, &Evaluators::default());
+    let reviewed = Rule::review(&logic, &Evaluators::default());
     assert!(reviewed.rule.is_some() && reviewed.mistakes.is_empty());
     assert_eq!(reviewed.warnings.iter().map(|warning| warning.path.as_str()).collect::<Vec<_>>(), expected);
     let shared = shared(&json!({ "it": logic }));
