@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn one_unreadable_object_does_not_hide_the_others() {
         let bottomless = format!("{}1{}", r#"{"if":"#.repeat(10_000), "}".repeat(10_000));
-        for targeting in ["5", bottomless.as_str()] {
+        for targeting in [r#"{},"defaultVariant":5"#, bottomless.as_str()] {
             let list = list(targeting);
             assert!(list[0].0.is_err() && list[0].meta().name.as_deref() == Some("odd"));
             assert!(list[1].0.is_ok());
