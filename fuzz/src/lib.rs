@@ -205,6 +205,7 @@ fn set_of_operators() -> Value {
     more("reduce", json!({"!!": [{"reduce": [a, {"cat": [{"var": "current"}, {"var": "accumulator"}]}, ""]}]}));
     more("computed", json!({"!!": [{"var": a}]}));
     more("fractional", json!({"fractional": [a, ["true", 50], ["false", {"var": "b.c"}], ["true", 1]]}));
+    more("fractional_v2", json!({"fractional_v2": [a, ["true", 50], ["false", {"var": "b.c"}], ["true", 1]]}));
     more("fractional by key", json!({"fractional": [["true", 50], ["false", 50]]}));
     let flag = |rule: Value| json!({"state": "ENABLED", "variants": {"true": 1, "false": 0}, "defaultVariant": "false", "targeting": rule});
     let flags: Map<_, _> = rules.into_iter().map(|(name, rule)| (name, flag(rule))).collect();

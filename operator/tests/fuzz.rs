@@ -56,7 +56,7 @@ fn values() -> Vec<Value> {
 }
 
 /// Operators and members of documents, in place of one another.
-const NAMES: [&str; 44] = [
+const NAMES: [&str; 45] = [
     "var",
     "if",
     "?:",
@@ -92,6 +92,7 @@ const NAMES: [&str; 44] = [
     "!",
     "!!",
     "fractional",
+    "fractional_v2",
     "sem_ver",
     "starts_with",
     "ends_with",

@@ -114,6 +114,8 @@ fn flags() -> Value {
     flags["Killed"] = flags["Country"].clone();
     flags["Split"] = flag(json!({ "red": "red", "green": "green", "blue": "blue" }), "red");
     flags["Split"]["targeting"] = json!({ "fractional": [["red", 50], ["green", 20], ["blue", 30]] });
+    flags["SplitV2"] = flags["Split"].clone();
+    flags["SplitV2"]["targeting"] = json!({ "fractional_v2": [["red", 50], ["green", 20], ["blue", 30]] });
     let in_eu = json!({ "in": [{ "var": "country" }, ["AT", "DE"]] });
     set["spec"]["flagSpec"]["$evaluators"] = json!({
         "eu": in_eu,
@@ -190,10 +192,13 @@ async fn the_in_process_provider_gives_what_the_pods_give() {
             assert_eq!(own, over_ofrep(&world, &ofrep, key, &context).await["value"], "{key} in {country}");
         }
     }
-    // The provider has the second version of `fractional` and our pods the third, so the buckets are others (docs/featureflag.md).
+    // The provider has the second version of `fractional` and our pods the third, so the buckets are others (docs/featureflag.md); they
+    // are the same where the rule names the second one.
     let mut seen = BTreeSet::new();
     for number in 0..60 {
         let context = json!({ "targetingKey": format!("user-{number}") });
+        let own = provider.value(("string", json!("-")), "SplitV2", &context).await;
+        assert_eq!(own, over_ofrep(&world, &ofrep, "SplitV2", &context).await["value"], "user-{number}");
         let details = provider.flag(("string", json!("-")), "Split", &context).await;
         assert_eq!(details["reason"], "TARGETING_MATCH", "{details}");
         assert_eq!(provider.value(("string", json!("-")), "Split", &context).await, details["value"]);

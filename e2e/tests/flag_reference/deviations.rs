@@ -44,6 +44,12 @@ impl Deviation {
 }
 
 impl Situation<'_> {
+    /// Whether the rule, or the context, has a text with other characters than those of ASCII.
+    fn has_more_than_ascii(&self) -> bool {
+        let flag = &self.case.document["flags"][&self.ask.key];
+        [flag, &self.case.document["$evaluators"], &self.ask.context].iter().any(|value| !value.to_string().is_ascii())
+    }
+
     /// Whether the rule has one of these operators, itself or in what it refers to.
     fn has(&self, operators: &[&str]) -> bool {
         let mut open = vec![&self.case.document["flags"][&self.ask.key]["targeting"]];
@@ -72,13 +78,13 @@ const ON_VALUES: &[&str] = &[
 
 pub const DEVIATIONS: &[Deviation] = &[
     Deviation {
-        name: "fractional is the third one",
-        why: "flagd's newest, which buckets by the CBOR of any value; this one hashes texts, as its second version does",
+        name: "the second fractional hashes UTF-8",
+        why: "as flagd's server does; this one hashes what JavaScript keeps of a text, which is the same for ASCII",
         of: &[JavaScript],
-        explains: |found| found.has(&["fractional"]),
-        rule: r#"{"fractional": [["on", 50], ["off", 50]]}"#,
+        explains: |found| found.has(&["fractional"]) && found.has_more_than_ascii(),
+        rule: r#"{"fractional": [{"var": "country"}, ["on", 50], ["off", 50]]}"#,
         shared: "{}",
-        context: r#"{"targetingKey": "user-1"}"#,
+        context: r#"{"targetingKey": "user-1", "country": "ü水"}"#,
     },
     Deviation {
         name: "what is no number is NaN",

@@ -41,7 +41,7 @@ fn compare(reference: Reference) {
     let (mut taken, mut asked, mut the_same) = (0, 0, 0);
     let (mut explained, mut wrong) = (BTreeMap::<_, usize>::new(), Vec::new());
     for (case, answers) in cases.iter().zip(theirs) {
-        let ours = Ours::new(&case.document);
+        let ours = Ours::new(&reference.written_for_us(&case.document));
         taken += usize::from(ours.is_taken());
         for (ask, answer) in case.asks.iter().zip(answers) {
             let (ours, theirs) = (ours.outcome(ask), Outcome::of_reference(&answer));
@@ -76,8 +76,8 @@ fn compare(reference: Reference) {
     assert!(taken * 100 >= DOCUMENTS * OF_USE, "{taken} of {DOCUMENTS} documents");
     // Of a hundred answers.
     let least = match reference {
-        // Its splits are other ones.
-        Reference::JavaScript => 80,
+        // It gives none at all where a text is no number, and hashes other texts than those of ASCII in its own way.
+        Reference::JavaScript => 90,
         Reference::Python => 95,
     };
     assert!(the_same * 100 >= asked * least, "{the_same} of {asked} answers");
@@ -91,7 +91,7 @@ fn each_deviation_is_shown_by_its_document() {
         let cases: Vec<Case> = known.iter().map(|known| known.case()).collect();
         let theirs = reference.answers(&cases);
         for ((known, case), answers) in known.iter().zip(&cases).zip(theirs) {
-            let ours = Ours::new(&case.document).outcome(&case.asks[0]);
+            let ours = Ours::new(&reference.written_for_us(&case.document)).outcome(&case.asks[0]);
             let theirs = Outcome::of_reference(&answers[0]);
             assert_ne!(ours, theirs, "{reference:?}: {} ({}) is none any more", known.name, known.why);
             let situation = deviations::Situation { case, ask: &case.asks[0], theirs: &theirs };

@@ -4,6 +4,7 @@
 use super::document::Document;
 use crate::fleet::set_metadata::FlagMetadata;
 use contract::{FlagSettings, FlagState, FlagsSettings};
+use flags::targeting::FRACTIONAL_V2;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
@@ -129,7 +130,9 @@ impl<'a> SharedRules<'a> {
                 if let Some((name, shared)) = shared {
                     if refer && self.is_kept(name, shared)? { rule.clone() } else { self.resolve(shared, refer)? }
                 } else {
-                    let members = members.iter().map(|(name, value)| Ok((name.clone(), self.resolve(value, refer)?)));
+                    let members = members
+                        .iter()
+                        .map(|(name, value)| Ok((elsewhere(name).to_owned(), self.resolve(value, refer)?)));
                     Value::Object(members.collect::<Result<_, _>>()?)
                 }
             }
@@ -152,6 +155,11 @@ impl<'a> SharedRules<'a> {
         }
         Ok(is_kept)
     }
+}
+
+/// How evaluators of flagd call an operator. Who writes the name of an older version has evaluators that know no newer one.
+fn elsewhere(operator: &str) -> &str {
+    if operator == FRACTIONAL_V2 { "fractional" } else { operator }
 }
 
 /// What an operation refers to, if it is a reference.
@@ -268,6 +276,20 @@ mod tests {
         assert_eq!(read["flags"]["no-default"].get("defaultVariant"), None);
         assert!(at(&document, 0, MANY).unwrap().contains(r#""variants":{"a":1.0}"#), "a float is spelled as one");
         assert_eq!(read.get("$evaluators"), None);
+    }
+
+    /// Evaluators elsewhere do not know older versions by name.
+    #[test]
+    fn an_operator_of_an_older_version_is_written_under_its_own_name() {
+        let split = |operator: &str| json!({ operator: [["on", 1], [{"if": [true, {operator: [["off", 1]]}]}, 1]] });
+        let rule = |operator: &str| json!({"if": [{"$ref": "half"}, split(operator)]});
+        let document = of(&json!({"flagSpec": {
+            "flags": {"f": switch(&json!({"targeting": rule(FRACTIONAL_V2)}))},
+            "$evaluators": {"half": split(FRACTIONAL_V2)},
+        }}));
+        let read = read(&document, 0);
+        assert_eq!(read["flags"]["f"]["targeting"], rule("fractional"));
+        assert_eq!(read["$evaluators"]["half"], split("fractional"));
     }
 
     /// Above the rule and the state, as in the pods, and only until its end.

@@ -1,5 +1,5 @@
 //! The hash behind `fractional`, flagd's third version of it: MurmurHash3 (x86, 32 bits, seed 0) over the canonical CBOR
-//! encoding of the bucketing value.
+//! encoding of the bucketing value. `fractional_v2` is the second one, over texts as they are.
 //!
 //! A key of the wrong type has a place of its own that way (`1` and `"1"` are two keys, `1` and `1.0` are one), and flag
 //! key and targeting key cannot run into each other. The encoding goes straight into the hash: nothing is allocated,
@@ -31,6 +31,21 @@ pub(super) fn hash_pair(first: &str, second: &str) -> u32 {
     put_head(LIST, 2, &mut hash);
     put_text(first, &mut hash);
     put_text(second, &mut hash);
+    hash.finish()
+}
+
+/// Hash of a text in the second version.
+pub(super) fn hash_plain_text(text: &str) -> u32 {
+    let mut hash = Murmur::default();
+    hash.put(text.as_bytes());
+    hash.finish()
+}
+
+/// Hash of two texts that run into each other: flag key and targeting key in the shorthand of the second version.
+pub(super) fn hash_plain_pair(first: &str, second: &str) -> u32 {
+    let mut hash = Murmur::default();
+    hash.put(first.as_bytes());
+    hash.put(second.as_bytes());
     hash.finish()
 }
 

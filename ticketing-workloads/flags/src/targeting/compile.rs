@@ -1,8 +1,8 @@
 //! From a JSON rule to a [`Rule`], once per configuration.
 
 use super::evaluators::{Evaluators, Shared, Standing};
-use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
-use super::{MAX_DEPTH, MAX_NODES, Rule};
+use super::node::{Affix, Arithmetic, Bucket, Each, Fold, Fractional, Hashing, Node, Order, Path, Var, Weight};
+use super::{FRACTIONAL_V2, MAX_DEPTH, MAX_NODES, Rule};
 use crate::fractional::MAX_WEIGHT_SUM;
 use crate::semver::{Comparison, Version};
 use serde_json::Value;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// The operators, for those who mistyped one.
 const OPERATORS: &str = "var, missing, missing_some, if, ?:, ==, ===, !=, !==, !, !!, and, or, <, <=, >, >=, max, min, \
-     +, -, *, /, %, in, cat, substr, map, filter, reduce, all, some, none, merge, fractional, sem_ver, starts_with, \
-     ends_with, $ref";
+     +, -, *, /, %, in, cat, substr, map, filter, reduce, all, some, none, merge, fractional, fractional_v2, sem_ver, \
+     starts_with, ends_with, $ref";
 
 /// Why a rule cannot be used, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -400,7 +400,8 @@ impl<'r> Compiler<'r> {
             "starts_with" => self.affix(Affix::Start, arguments, depth)?,
             "ends_with" => self.affix(Affix::End, arguments, depth)?,
             "sem_ver" => self.sem_ver(arguments, depth)?,
-            "fractional" => self.fractional(arguments, depth)?,
+            "fractional" => self.fractional(Hashing::Canonical, arguments, depth)?,
+            FRACTIONAL_V2 => self.fractional(Hashing::Plain, arguments, depth)?,
             _ => return self.error(Mistake::UnknownOperator(shortened(name))),
         })
     }
@@ -575,7 +576,7 @@ impl<'r> Compiler<'r> {
         Ok(())
     }
 
-    fn fractional(&mut self, arguments: &Arguments<'r>, depth: usize) -> Compiled {
+    fn fractional(&mut self, hashing: Hashing, arguments: &Arguments<'r>, depth: usize) -> Compiled {
         let (bucket_by, first) = match arguments.values.first() {
             Some(Value::Array(_)) | None => (None, 0),
             Some(_) => (Some(self.argument(arguments, 0, depth)), 1),
@@ -607,7 +608,7 @@ impl<'r> Compiler<'r> {
                 Ok(())
             })?;
         }
-        Ok(Node::Fractional(Box::new(Fractional { bucket_by, buckets, total })))
+        Ok(Node::Fractional(Box::new(Fractional { hashing, bucket_by, buckets, total })))
     }
 
     /// A bucket; `None`: it is none, and so the split is null.

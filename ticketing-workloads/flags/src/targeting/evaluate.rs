@@ -1,6 +1,6 @@
 //! From a [`Rule`](super::Rule) and a request to the name of a variant.
 
-use super::node::{Affix, Arithmetic, Each, Fold, Fractional, Node, Order, Path, Var, Weight};
+use super::node::{Affix, Arithmetic, Each, Fold, Fractional, Hashing, Node, Order, Path, Var, Weight};
 use super::value::{LONGEST_NUMBER, Num, OBJECT, Val};
 use super::{MAX_BYTES, MAX_STEPS, Request};
 use crate::context::Attribute;
@@ -638,11 +638,14 @@ impl<'a> Run<'a> {
     fn bucket(&self, split: &'a Fractional, scope: &Scope<'a>) -> Result<Option<Hit<'a>>, EvaluationError> {
         let mut first = None;
         let hash = match &split.bucket_by {
-            None => self.hash_of_key()?,
+            None => self.hash_of_key(split.hashing)?,
             Some(node) => {
                 if let Some(text) = self.text(node, scope) {
                     self.charge(self.look + text.len() / BYTES_PER_STEP)?;
-                    Some(fractional::hash_text(text))
+                    Some(match split.hashing {
+                        Hashing::Canonical => fractional::hash_text(text),
+                        Hashing::Plain => fractional::hash_plain_text(text),
+                    })
                 } else {
                     let value = self.value(node, scope)?;
                     self.weigh(&value)?;
@@ -650,9 +653,9 @@ impl<'a> Run<'a> {
                         // A list in the first place is a bucket, also if it is computed.
                         let Some(bucket) = listed(&value) else { return Ok(None) };
                         first = Some(bucket);
-                        self.hash_of_key()?
+                        self.hash_of_key(split.hashing)?
                     } else {
-                        hash(&value)
+                        hash(&value, split.hashing)
                     }
                 }
             }
@@ -692,12 +695,16 @@ impl<'a> Run<'a> {
     }
 
     /// Hash of flag key and targeting key; `None`: there is no targeting key.
-    fn hash_of_key(&self) -> Result<Option<u32>, EvaluationError> {
+    fn hash_of_key(&self, hashing: Hashing) -> Result<Option<u32>, EvaluationError> {
         match self.request.context.targeting_key() {
             None | Some("") => Ok(None),
             Some(key) => {
                 self.read(key.len())?;
-                Ok(Some(fractional::hash_pair(self.request.flag_key, key)))
+                let flag_key = self.request.flag_key;
+                Ok(Some(match hashing {
+                    Hashing::Canonical => fractional::hash_pair(flag_key, key),
+                    Hashing::Plain => fractional::hash_plain_pair(flag_key, key),
+                }))
             }
         }
     }
@@ -729,8 +736,11 @@ impl<'a> Run<'a> {
 }
 
 /// Hash of a bucketing value; `None`: it is none.
-fn hash(value: &Val<'_>) -> Option<u32> {
+fn hash(value: &Val<'_>, hashing: Hashing) -> Option<u32> {
     match value {
+        Val::Str(text) if hashing == Hashing::Plain => Some(fractional::hash_plain_text(text)),
+        Val::Text(text) if hashing == Hashing::Plain => Some(fractional::hash_plain_text(text)),
+        _ if hashing == Hashing::Plain => None,
         Val::Null | Val::List(_) => None,
         Val::Bool(value) => Some(fractional::hash_bool(*value)),
         Val::Int(value) => Some(fractional::hash_integer(*value)),

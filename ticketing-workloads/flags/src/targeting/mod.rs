@@ -26,6 +26,10 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// The operator `fractional` as flagd's second version has it, for evaluators elsewhere that still have that one. They call it
+/// `fractional`: a document for them has it under that name.
+pub const FRACTIONAL_V2: &str = "fractional_v2";
+
 /// Deepest nesting of a rule, shared rules included.
 pub const MAX_DEPTH: usize = 64;
 

@@ -106,9 +106,19 @@ pub(super) enum Affix {
     End,
 }
 
+/// Which hash a split goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hashing {
+    /// Of the canonical CBOR encoding: flagd's third version.
+    Canonical,
+    /// Of texts as they are: the second one. Nothing else has a hash.
+    Plain,
+}
+
 /// A split by shares.
 #[derive(Clone, Debug)]
 pub(super) struct Fractional {
+    pub hashing: Hashing,
     /// What is hashed; `None`: flag key and targeting key.
     pub bucket_by: Option<Node>,
     pub buckets: Box<[Bucket]>,

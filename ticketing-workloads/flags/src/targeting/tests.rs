@@ -211,6 +211,22 @@ fn shared(rules: &Value) -> Evaluators {
     Evaluators::compile(rules.as_object().unwrap())
 }
 
+/// Of the second version flagd-core 4.0.1 for Node has these answers.
+#[rstest::rstest]
+#[case::shorthand(json!([["red", 50], ["green", 50]]), "user-1", "green")]
+#[case::shorthand_of_another(json!([["red", 50], ["green", 50]]), "user-2", "red")]
+#[case::text(json!([{"var": "email"}, ["red", 50], ["green", 50]]), "user-1", "green")]
+#[case::computed_text(json!([{"cat": [{"var": "email"}, "!"]}, ["red", 50], ["green", 50]]), "user-1", "red")]
+#[case::computed_bucket(json!([{"merge": ["red", 50]}, ["green", 50]]), "user-2", "red")]
+#[case::number(json!([{"var": "number"}, ["red", 50], ["green", 50]]), "user-1", "-")]
+#[case::no_key(json!([["red", 50], ["green", 50]]), "", "-")]
+fn the_second_fractional_is_there_by_name(#[case] split: Value, #[case] key: &str, #[case] expected: &str) {
+    let rule = rule(&json!({ FRACTIONAL_V2: split }));
+    let attributes = [("email", Attribute::Text("alice@example.com")), ("number", Attribute::Integer(7))];
+    let request = Request { flag_key: "flag", now_ms: 0, context: Context::new(&attributes).with_key(key) };
+    assert_eq!(rule.evaluate(&request).unwrap().as_deref().unwrap_or("-"), expected);
+}
+
 #[test]
 fn shared_rules_are_resolved_when_compiled() {
     let rule = Rule::compile(&json!({"if": [{"$ref": "vip"}, "red", null]}), &evaluators()).unwrap().unwrap();
