@@ -245,8 +245,10 @@ fn a_target_holds_for_its_corpus_and_changes_of_it(#[case] nth: usize) {
             pool[at] = input;
         }
     }
-    let is_json = serde_json::from_slice::<Value>(&corpus[0]).is_ok();
-    assert!(!is_json || parsed * 3 > inputs, "{parsed} of {inputs} inputs are JSON: the others test the parser only");
+    assert!(
+        name == "sync_messages" || parsed * 3 > inputs,
+        "{parsed} of {inputs} inputs are JSON: the others test the parser only"
+    );
 }
 
 /// What cargo-fuzz builds is what is tested here.

@@ -3,6 +3,7 @@
 use crate::{
     flag_sync::prepared,
     ofrep::address,
+    ofrep_tls::ask,
     support::{World, cluster::apply, eventually, flag_set, operator::Operator},
 };
 use e2e::{checkout, progress::Progress, sdk_clients};
@@ -237,15 +238,21 @@ async fn the_in_process_provider_gives_what_the_pods_give() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
     let (world, listen, folder) = (prepared().await, address(), tempfile::tempdir().unwrap());
-    let files = ["tls.crt", "tls.key"].map(|name| folder.path().join(name));
-    let put = |address: &str| {
-        let signed = rcgen::generate_simple_self_signed([address.to_owned()]).unwrap();
-        let texts = [signed.cert.pem(), signed.signing_key.serialize_pem()];
-        files.iter().zip(texts).for_each(|(file, text)| std::fs::write(file, text).unwrap());
-    };
     let (own, _) = listen.rsplit_once(':').unwrap();
-    put(own);
-    let arguments = ["--flag-sync-listen", &listen, "--flag-sync-certificates", folder.path().to_str().unwrap()];
+    let mounted = folder.path().join("mounted");
+    // As the kubelet does it: both files are there at once.
+    let put = |name: &str| {
+        let signed = rcgen::generate_simple_self_signed(["flags.example".to_owned(), own.to_owned()]).unwrap();
+        let (place, link) = (folder.path().join(name), folder.path().join("link"));
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("tls.crt"), signed.cert.pem()).unwrap();
+        std::fs::write(place.join("tls.key"), signed.signing_key.serialize_pem()).unwrap();
+        std::os::unix::fs::symlink(&place, &link).unwrap();
+        std::fs::rename(link, &mounted).unwrap();
+        signed.cert.pem()
+    };
+    let first = put("first");
+    let arguments = ["--flag-sync-listen", &listen, "--flag-sync-certificates", mounted.to_str().unwrap()];
     let operator = Operator::start(&world, &arguments).await;
     let reads = async |result: &str| {
         let metric = format!("resilience_operator_flag_sync_certificate_reads_total{{result=\"{result}\"}}");
@@ -253,8 +260,7 @@ async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
     };
     let mut set = flag_set("flags", "booking");
     world.apply(&set).await;
-    let trusted = folder.path().join("trusted.crt");
-    std::fs::copy(&files[0], &trusted).unwrap();
+    let trusted = folder.path().join("first/tls.crt");
     let selector =
         format!("namespace={},token={}", world.namespace, world.cluster.server.user_token("user-1").unwrap());
     let mut provider = Provider::trusting(&listen, &selector, Some(&trusted)).await;
@@ -262,8 +268,8 @@ async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
     while provider.value(switch(), "EnablePdf", &nobody).await != true {
         provider.event("changed").await;
     }
-    // Of no use for this address: who comes now does not trust it, and who is there goes on.
-    put("192.0.2.1");
+    // Who comes now has to trust the new one, and who is there goes on.
+    let second = put("second");
     eventually("the new certificate is read", async || match reads("ok").await {
         times if times > 1 => Ok(()),
         _ => Err("not yet".to_owned()),
@@ -274,7 +280,13 @@ async fn the_provider_follows_over_tls_and_a_new_certificate_ends_nothing() {
     while provider.value(("boolean", json!(true)), "EnablePdf", &nobody).await != false {
         provider.event("changed").await;
     }
-    assert_eq!(reads("error").await, 0);
+    let request = "GET / HTTP/1.1\r\nhost: flags.example\r\n\r\n";
+    // It is no HTTP/1 that is spoken there, but first comes the certificate.
+    let is_refused = async |trusted: &str| {
+        let said = ask(&listen, trusted, request).await;
+        said.is_err_and(|error| error.contains("invalid peer certificate"))
+    };
+    assert_eq!((is_refused(&first).await, is_refused(&second).await), (true, false));
     // Without TLS nobody is told anything.
     let mut plain = TcpStream::connect(&listen).await.unwrap();
     plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();

@@ -30,8 +30,8 @@ fn write(folder: &Path, chain: &str, key: &str) {
     std::fs::write(folder.join("tls.key"), key).unwrap();
 }
 
-/// What `request` is answered, for a client that trusts this certificate alone.
-async fn ask(listen: &str, trusted: &str, request: &str) -> Result<String, String> {
+/// What `request` is answered, for a client that trusts this certificate alone, which is of `flags.example`.
+pub async fn ask(listen: &str, trusted: &str, request: &str) -> Result<String, String> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(trusted.as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));

@@ -43,7 +43,7 @@ pub fn of_namespace(
     let (mut bytes, mut left_out) = (0, Vec::new());
     sets.retain(|set| {
         let size = size(set, before);
-        let fits = bytes + size <= max_bytes;
+        let fits = size <= max_bytes - bytes;
         if fits {
             bytes += size;
         } else {
@@ -60,8 +60,13 @@ fn size(set: &FlagSetInput, before: Option<&Section<FlagsSettings>>) -> usize {
         Input::Valid(_) => set.bytes,
         Input::KeepLive => {
             let Some(before) = before else { return 0 };
-            let keys = before.sources.iter().find(|source| source.uid == set.source.uid).map(|source| &source.keys);
-            keys.into_iter().flatten().filter_map(|key| before.settings.flags.get(key)).map(json_bytes).sum()
+            let live = |key: &String| before.settings.flags.get(key);
+            let source = before.sources.iter().find(|source| source.uid == set.source.uid);
+            let flags: Vec<_> = source.iter().flat_map(|source| &source.keys).filter_map(live).collect();
+            // Nobody knows any more which rules that flags share are of which set.
+            let has_rule = flags.iter().any(|flag| flag.targeting.is_some());
+            let rules = if has_rule { json_bytes(&before.settings.evaluators) } else { 0 };
+            flags.into_iter().map(json_bytes).sum::<usize>() + rules
         }
     }
 }

@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 const SET_ID: &str = "flagSetId";
 
 /// Metadata of one set and its flags.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub struct SetMetadata {
+    /// The uid of the set.
+    pub uid: String,
     /// Namespace and name of the set.
     pub id: String,
     /// Which edit of it.
-    #[serde(skip)]
     pub generation: i64,
     all: Map<String, Value>,
     by_flag: BTreeMap<String, Map<String, Value>>,
@@ -34,6 +35,7 @@ impl SetMetadata {
         let FlagSpec { flags, metadata, .. } = &set.spec.flag_spec;
         let own = flags.iter().map(|(key, flag)| (key.clone(), plain(flag.metadata.as_ref())));
         Self {
+            uid: set.uid().unwrap_or_default(),
             id: format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any()),
             generation: set.metadata.generation.unwrap_or_default(),
             all: plain(metadata.as_ref()),

@@ -28,9 +28,9 @@ impl CompiledFlags {
     pub fn compile(settings: &FlagsSettings, before: Option<&Self>, same_rules: bool) -> Self {
         let evaluators = LazyCell::new(|| Evaluators::compile_leniently(&settings.evaluators));
         let compiled = settings.flags.iter().map(|(key, flag)| {
+            // The very same: of two that are equal one may have -0.0 for 0.0.
             let is_known = |known: &&Arc<CompiledFlag>| {
-                (same_rules || flag.targeting.is_none())
-                    && (Arc::ptr_eq(&known.settings, flag) || known.settings == *flag)
+                (same_rules || flag.targeting.is_none()) && Arc::ptr_eq(&known.settings, flag)
             };
             let known = before.and_then(|before| before.0.find(key)).filter(is_known);
             let compiled = known.cloned().unwrap_or_else(|| Arc::new(CompiledFlag::new(flag, &evaluators)));
@@ -119,10 +119,20 @@ mod tests {
     fn a_flag_is_compiled_again_if_it_is_another_one_or_a_rule_that_it_may_need() {
         let first = settings(true, &json!(true));
         let before = CompiledFlags::compile(&first, None, false);
+        let other = settings(false, &json!(false));
+        let edited = FlagsSettings {
+            flags: first
+                .flags
+                .clone()
+                .into_iter()
+                .chain([("one".to_owned(), Arc::clone(&other.flags["one"]))])
+                .collect(),
+            ..first.clone()
+        };
         let cases = [
-            (settings(true, &json!(true)), true, vec!["one", "two", "vip"]),
-            (settings(false, &json!(true)), true, vec!["two", "vip"]),
-            (settings(true, &json!(false)), false, vec!["one", "two"]),
+            (first.clone(), true, vec!["one", "two", "vip"]),
+            (edited, true, vec!["two", "vip"]),
+            (FlagsSettings { evaluators: other.evaluators, ..first.clone() }, false, vec!["one", "two"]),
         ];
         for (settings, same_rules, expected) in cases {
             let after = CompiledFlags::compile(&settings, Some(&before), same_rules);

@@ -102,8 +102,8 @@ impl Document {
             let own = set.and_then(|set| set.metadata());
             let is_in_force = set.and_then(|set| set.reviewed()).is_some_and(|reviewed| reviewed.is_ok());
             for key in &source.keys {
-                // Of a set that cannot be used any more its last edit that could be.
-                let last = before.and_then(|before| before.metadata.get(key));
+                // Of a set that cannot be used any more its last edit that could be, if that is known.
+                let last = before.and_then(|before| before.metadata.get(key)).filter(|last| last.uid == source.uid);
                 if let Some(known) = if is_in_force { own } else { last.or(own) } {
                     metadata.insert(key.clone(), Arc::clone(known));
                 }

@@ -6,15 +6,16 @@ use super::{
     document::Document,
     etag, flagd_document,
 };
-use crate::fleet::set_metadata::SetMetadata;
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, sync::Arc};
+
+/// Raised when another document, or another answer, is made from the same flags: who has the old one must not keep it.
+const FORMAT: u8 = 1;
 
 /// Why there is no document: it is too large.
 pub type Unwritable = LargeAnswer;
 
-/// Which version of its flags a scope has: a hash of all that answers, and flagd's document, are made from. It is the same on every
-/// replica, and an edit that changes no answer leaves it alone.
+/// Which version of its flags a scope has: a hash of all that answers, and flagd's document, are made from. It is the same on replicas
+/// of one version of the operator that have the same flags, and an edit that changes no answer leaves it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// As an entity tag, in quotes.
@@ -28,10 +29,8 @@ impl Version {
     pub fn of(document: &Document, now_ms: i64) -> Self {
         let settings = &document.section.settings;
         let mut hasher = Sha256::new();
-        // Another version of the operator may write another document.
-        hasher.update(env!("CARGO_PKG_VERSION"));
+        hasher.update([FORMAT]);
         hasher.update(hash_of(&settings.evaluators));
-        let mut of_sets = HashMap::<*const SetMetadata, Hash>::new();
         let text = |hasher: &mut Sha256, text: &str| {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
@@ -40,8 +39,8 @@ impl Version {
             text(&mut hasher, key);
             hasher.update(document.flags.hash(key).unwrap_or(&Hash::default()));
             text(&mut hasher, flag.set_variant(now_ms).unwrap_or_default());
-            if let Some(set) = document.set_of(key) {
-                hasher.update(of_sets.entry(Arc::as_ptr(set)).or_insert_with(|| hash_of(&**set)));
+            if let Some(metadata) = document.metadata(key) {
+                hasher.update(hash_of(&metadata));
             }
         }
         Self { tag: etag::of_hash(&hasher.finalize().into()), until_ms: flagd_document::changes_at(settings, now_ms) }

@@ -60,8 +60,9 @@ const MAX_UNREAD_BYTES: usize = 16 * 1024 * 1024;
 const ROOM_UNIT: usize = 1024;
 /// Longest time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most work for the evaluation of all flags.
+/// Most work for the evaluation of all flags, and the longest time that it may take where processors are scarce.
 const BULK_TIMEOUT: Duration = Duration::from_secs(1);
+const BULK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often is looked how much work there was.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Most clients whose rate is remembered.
@@ -585,13 +586,15 @@ fn ticket(query: &str) -> Option<&str> {
 /// The work of a long call: neither the time in which others have their turn, nor that in which others have the processor.
 struct WorkTime {
     begun: ThreadTime,
+    begun_at: Instant,
     slice: ThreadTime,
     looked_at: Instant,
 }
 
 impl WorkTime {
     fn begin() -> Self {
-        Self { begun: ThreadTime::now(), slice: ThreadTime::now(), looked_at: Instant::now() }
+        let (now, at) = (ThreadTime::now(), Instant::now());
+        Self { begun: now, begun_at: at, slice: now, looked_at: at }
     }
 
     /// Whether there is no time left. With a place it gives way to others now and then.
@@ -601,6 +604,7 @@ impl WorkTime {
             return false;
         }
         let is_over = self.begun.elapsed() >= BULK_TIMEOUT
+            || self.begun_at.elapsed() >= BULK_PATIENCE
             || self.slice.elapsed() >= SLICE && place.is_some_and(|place| self.give_way(place));
         self.looked_at = Instant::now();
         is_over
