@@ -50,7 +50,8 @@ enum Entry {
     Running(Option<Instant>),
 }
 
-impl<K> Default for Queue<K> {
+// The oldest compiler that is supported wants an order of an empty heap, too.
+impl<K: Ord> Default for Queue<K> {
     fn default() -> Self {
         let state = State {
             entries: HashMap::new(),
