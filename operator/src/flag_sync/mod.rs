@@ -22,13 +22,13 @@ use crate::{
         access::{Access, reviews::Reviews},
         service::Watched,
         tls::{self, CertificateFolder},
+        upkeep::Upkeep,
     },
     supervision::Supervisor,
     telemetry::server::Status,
 };
 use args::FlagSyncArgs;
 use kube::Client;
-use server::Upkeep;
 use service::Service;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -58,7 +58,10 @@ pub fn start(
         // Nobody is served without TLS where TLS is wanted.
         Err(error) => return error!(%error, "flag sync: TLS cannot be set up; flags are not served"),
     };
-    let upkeep = Upkeep { service: Arc::clone(&service), tokens: args.flag_sync_tokens.clone(), certificate };
-    supervisor.start("flag sync server", server::serve(listener, acceptor, service, shutdown.clone()));
-    supervisor.start("flag sync upkeep", upkeep.run(shutdown));
+    let upkeep = Upkeep::new(args.flag_sync_tokens.clone(), certificate);
+    supervisor.start("flag sync server", server::serve(listener, acceptor, Arc::clone(&service), shutdown.clone()));
+    supervisor.start("flag sync upkeep", async move {
+        let reads = &service.metrics.flag_sync_certificate_reads;
+        upkeep.run(&service.access, &service.feeds.scopes, reads, shutdown).await;
+    });
 }

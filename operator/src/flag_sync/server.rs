@@ -1,16 +1,10 @@
-//! Listening, connections, and what is looked after beside them.
+//! Listening, and connections.
 
 use super::service::{Peer, Service};
-use crate::{
-    ofrep::{
-        access::token_file::TokenFile,
-        tls::{self, CertificateFolder},
-    },
-    telemetry::metrics::CertificateLabels,
-};
+use crate::ofrep::tls;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -38,8 +32,6 @@ const MAX_IDLE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(8);
 /// Wait after a connection that could not be taken: files may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the files with tokens and certificates are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why flags cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -139,38 +131,6 @@ async fn idle(calls: &Arc<()>) {
             return;
         }
         was_idle = is_idle;
-    }
-}
-
-/// What is looked after beside the calls.
-pub struct Upkeep {
-    /// Whose.
-    pub service: Arc<Service>,
-    /// The file with the static tokens.
-    pub tokens: Option<PathBuf>,
-    /// The certificate of TLS.
-    pub certificate: Option<CertificateFolder>,
-}
-
-impl Upkeep {
-    /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody follows; until `shutdown`.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut tokens = self.tokens.clone().map(TokenFile::new);
-        loop {
-            if let Some(tokens) = &mut tokens {
-                tokens.look(&self.service.access).await;
-            }
-            if let Some(certificate) = &mut self.certificate
-                && let Some(usable) = certificate.look().await
-            {
-                let labels = CertificateLabels::new(usable);
-                self.service.metrics.flag_sync_certificate_reads.get_or_create(&labels).inc();
-            }
-            if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
-                return;
-            }
-            self.service.feeds.scopes.sweep(tokio::time::Instant::now());
-        }
     }
 }
 

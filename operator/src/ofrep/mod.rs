@@ -4,7 +4,7 @@
 //! a namespace or a workload as the engine merges them, [`flagd`] writes them as flagd reads them, and [`scopes`] keeps them until a
 //! set changes; [`access`] says who may read, [`turns`] and [`rate`] how much; [`stream`] tells a client of changes, [`hub`] and
 //! [`teller`] tell its streams, and [`tickets`] open them for browsers; [`service`] puts it together, and [`server`] holds the
-//! connections, with [`tls`].
+//! connections, with [`tls`], and [`upkeep`] looks after their files.
 
 pub mod access;
 pub mod answer;
@@ -31,19 +31,21 @@ pub mod thread_time;
 pub mod tickets;
 pub mod tls;
 pub mod turns;
+pub mod upkeep;
 
 use crate::{pods::tokens::Tokens, supervision::Supervisor, telemetry::server::Status};
 use access::{Access, reviews::Reviews};
 use args::OfrepArgs;
 use cors::Cors;
 use kube::Client;
-use server::{Listening, Upkeep};
+use server::Listening;
 use service::{Parts, Service, Watched};
 use std::sync::Arc;
 use tickets::Tickets;
 use tls::CertificateFolder;
 use tokio::net::TcpListener;
 use tracing::error;
+use upkeep::Upkeep;
 
 /// What clients and their tickets are known by.
 const TICKET_KEY: &str = "ofrep-tickets";
@@ -78,7 +80,10 @@ pub fn start(
         Err(error) => return error!(%error, "OFREP: TLS cannot be set up; flags are not served"),
     };
     let listening = Listening { listener, acceptor, streams };
-    let upkeep = Upkeep { service: Arc::clone(&service), tokens: args.ofrep_tokens.clone(), certificate };
-    supervisor.start("OFREP server", server::serve(listening, service, shutdown.clone()));
-    supervisor.start("OFREP upkeep", upkeep.run(shutdown));
+    let upkeep = Upkeep::new(args.ofrep_tokens.clone(), certificate);
+    supervisor.start("OFREP server", server::serve(listening, Arc::clone(&service), shutdown.clone()));
+    supervisor.start("OFREP upkeep", async move {
+        let reads = &service.metrics().ofrep_certificate_reads;
+        upkeep.run(service.access(), &service.scopes, reads, shutdown).await;
+    });
 }

@@ -1,20 +1,12 @@
-//! Listening, connections, and what is looked after beside them.
+//! Listening, and connections.
 
-use super::{
-    access::token_file::TokenFile,
-    patient::Patient,
-    service::Service,
-    stream,
-    tls::{self, CertificateFolder},
-};
-use crate::telemetry::metrics::CertificateLabels;
+use super::{patient::Patient, service::Service, stream, tls};
 use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    path::PathBuf,
     pin::pin,
     sync::{
         Arc,
@@ -26,7 +18,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -50,8 +42,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const STREAM_END: Duration = stream::MAX_AGE.saturating_mul(2);
 /// Wait after a connection that could not be taken: files may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the files with tokens and certificates are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why flags cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -154,37 +144,5 @@ async fn connection(
     tokio::select! {
         _ = connection => {}
         () = last_answer => {}
-    }
-}
-
-/// What is looked after beside the calls.
-pub struct Upkeep {
-    /// Whose.
-    pub service: Arc<Service>,
-    /// The file with the static tokens.
-    pub tokens: Option<PathBuf>,
-    /// The certificate of TLS.
-    pub certificate: Option<CertificateFolder>,
-}
-
-impl Upkeep {
-    /// Keeps static tokens and certificate as their files have them, and gives up flags that nobody asks for; until `shutdown`.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut tokens = self.tokens.clone().map(TokenFile::new);
-        loop {
-            if let Some(tokens) = &mut tokens {
-                tokens.look(self.service.access()).await;
-            }
-            if let Some(certificate) = &mut self.certificate
-                && let Some(usable) = certificate.look().await
-            {
-                let labels = CertificateLabels::new(usable);
-                self.service.metrics().ofrep_certificate_reads.get_or_create(&labels).inc();
-            }
-            if shutdown.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
-                return;
-            }
-            self.service.scopes.sweep(Instant::now());
-        }
     }
 }
